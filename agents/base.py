@@ -1,0 +1,96 @@
+"""What a proposer is: a request in, one program's source out. Proposers never run the source they write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+RequestKind = Literal["seed", "mutate", "crossover", "repair"]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An evaluated program as a proposer sees it.
+
+    Attributes:
+        source: vFlow source.
+        program: canonical IR as JSON.
+        knobs: `Knobs.to_json()`.
+        ir_hash: identity of the program.
+        metrics: `{name: {value, low, high, unit, how, ...}}`, as evaluators reported them.
+        info: side information of the stages (per-head recall, bottleneck, worst task, ...).
+        name: for people.
+    """
+
+    source: str
+    program: dict[str, Any]
+    knobs: dict[str, Any]
+    ir_hash: str
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class FailedAttempt:
+    """The program to repair, with the error as JSON (`VortexError.to_json`)."""
+
+    source: str
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProposalRequest:
+    """One ask.
+
+    Attributes:
+        kind: `seed` (from nothing), `mutate` (one parent), `crossover` (two), `repair` (a failed attempt).
+        parents: 0-2 parents.
+        failed: set when `kind` is `repair`.
+        seed: makes an offline proposer reproducible.
+        model: name and dimensions of the model served, for the prompt.
+        objective: what is being optimised and the accuracy gate, in words.
+        ledger: hashes of programs already tried, with a reason where they failed.
+    """
+
+    kind: RequestKind
+    seed: int
+    parents: tuple[Parent, ...] = ()
+    failed: FailedAttempt | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: str = ""
+    ledger: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and money of one proposal. `dollars` is None where the price is unknown ("unpriced"), never 0."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float | None = None
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One program's source, what it tries, and what it cost."""
+
+    source: str
+    idea: str
+    proposer: str
+    usage: Usage = field(default_factory=Usage)
+
+
+class Proposer(Protocol):
+    """Writes programs. Implementations hold no campaign state."""
+
+    name: str
+
+    async def propose(self, request: ProposalRequest) -> Proposal:
+        """One program for one request.
+
+        Raises:
+            VortexError: with a code that says whether retrying can help (missing key, refused, rate limit).
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Evaluators: the stages that measure a candidate, from free to expensive."""

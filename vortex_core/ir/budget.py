@@ -1,0 +1,109 @@
+"""Budget expressions: how many tokens a decode step may attend, as a function of length and layer.
+
+A budget is a small arithmetic expression over `length` (tokens in the sequence), `layer` (0-based)
+and `layers` (their number), e.g. `"512"`, `"max(256, length / 16)"` or `"1024 if layer < 4 else 256"`.
+It counts tokens; the engine rounds it up to pages. Pages kept by rule (first, last) count inside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from vortex_core.errors import VortexError
+
+NAMES = ("length", "layer", "layers")
+_BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_COMPARE: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_CALLS: dict[str, Callable[..., float]] = {
+    "min": min,
+    "max": max,
+    "sqrt": math.sqrt,
+    "log2": math.log2,
+    "ceil": math.ceil,
+    "floor": math.floor,
+}
+_MAX_CHARACTERS = 200
+
+
+def budget_error(text: str, why: str) -> VortexError:
+    """`VF060`: the expression is not one a budget may be."""
+    return VortexError(
+        "VF060",
+        f"budget {text!r}: {why}",
+        'write tokens as a number or an expression over length, layer, layers, e.g. "max(256, length / 16)"',
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A parsed budget. Equality is by text."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        self.pages(length=4096, page_size=16, layer=0, layers=1)  # a bad expression fails where it is written
+
+    @cached_property
+    def _tree(self) -> ast.expr:
+        if len(self.text) > _MAX_CHARACTERS:
+            raise budget_error(self.text[:40] + "...", f"longer than {_MAX_CHARACTERS} characters")
+        try:
+            return ast.parse(self.text, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise budget_error(self.text, "not an expression") from error
+
+    def tokens(self, length: int, layer: int = 0, layers: int = 1) -> int:
+        """Tokens one row may attend at a sequence `length`, at least 1.
+
+        Raises:
+            VortexError: `VF060`, if the expression is malformed or not finite there.
+        """
+        names = {"length": float(length), "layer": float(layer), "layers": float(layers)}
+        try:
+            value = self._evaluate(self._tree, names)
+        except (ZeroDivisionError, OverflowError, ValueError) as error:
+            raise budget_error(self.text, f"{error} at length {length}") from error
+        if not math.isfinite(value):
+            raise budget_error(self.text, f"is {value} at length {length}")
+        return max(1, math.ceil(value))
+
+    def pages(self, length: int, page_size: int, layer: int = 0, layers: int = 1) -> int:
+        """The same budget in pages, rounded up."""
+        return -(-self.tokens(length, layer, layers) // page_size)
+
+    def _evaluate(self, node: ast.expr, names: dict[str, float]) -> float:
+        match node:
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+                return float(value)
+            case ast.Name(id=name) if name in names:
+                return names[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -self._evaluate(operand, names)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+                return _BINARY[type(op)](self._evaluate(left, names), self._evaluate(right, names))
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
+                return float(_COMPARE[type(op)](self._evaluate(left, names), self._evaluate(right, names)))
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                return self._evaluate(body if self._evaluate(test, names) else orelse, names)
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _CALLS and args:
+                return float(_CALLS[name](*(self._evaluate(a, names) for a in args)))
+        raise budget_error(self.text, f"{ast.unparse(node)!r} is not allowed; names are {', '.join(NAMES)}")

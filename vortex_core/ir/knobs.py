@@ -1,0 +1,110 @@
+"""Knobs: what travels with a flow besides its program. Flow + knobs = candidate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from vortex_core.errors import VortexError
+from vortex_core.ir.budget import Budget
+
+PAGE_SIZES = (8, 16, 32, 64, 128)
+KV_DTYPES = ("auto", "bf16", "fp8_e4m3", "fp8_e5m2")
+
+
+def knob_error(name: str, value: object, rule: str) -> VortexError:
+    """`VF061`: a knob outside its range."""
+    return VortexError("VF061", f"knob {name}={value!r}: {rule}", f"change {name} so that {rule}")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Tunable settings of a flow.
+
+    Attributes:
+        page_size: tokens per page, the unit of selection; one of 8, 16, 32, 64, 128.
+        budget: tokens a row may attend per step, as an expression (see `Budget`).
+        keep_first: pages at the start of the sequence that are always attended (attention sinks).
+        keep_last: newest pages that are always attended; at least 1, because the last page may be partial
+            and a partial page has no state to be scored by.
+        dense_layers: layers that attend to everything.
+        reuse_steps: a selection is kept for this many decode steps (LServe); new pages join through `keep_last`.
+        reuse_layers: layers in groups of this size share the selection of the group's first layer (Kascade).
+        kv_dtype: storage of K and V; `auto` is the model's own dtype.
+    """
+
+    page_size: int = 16
+    budget: str = "max(256, length / 16)"
+    keep_first: int = 1
+    keep_last: int = 2
+    dense_layers: tuple[int, ...] = ()
+    reuse_steps: int = 1
+    reuse_layers: int = 1
+    kv_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, int | float) and not isinstance(self.budget, bool):
+            object.__setattr__(self, "budget", f"{self.budget:g}")
+        if not isinstance(self.budget, str):
+            raise knob_error("budget", self.budget, "it is a number of tokens or an expression")
+        object.__setattr__(self, "budget", " ".join(self.budget.split()))
+        Budget(self.budget)
+        if self.page_size not in PAGE_SIZES or isinstance(self.page_size, bool):
+            raise knob_error("page_size", self.page_size, f"it is one of {PAGE_SIZES}")
+        for name, low, high in (
+            ("keep_first", 0, 64),
+            ("keep_last", 1, 64),
+            ("reuse_steps", 1, 64),
+            ("reuse_layers", 1, 64),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise knob_error(name, value, f"it is a whole number from {low} to {high}")
+        try:
+            layers = tuple(sorted(set(self.dense_layers)))
+        except TypeError as error:
+            raise knob_error("dense_layers", self.dense_layers, "it is a tuple of layer numbers") from error
+        if any(not isinstance(layer, int) or isinstance(layer, bool) or layer < 0 for layer in layers):
+            raise knob_error("dense_layers", self.dense_layers, "it is a tuple of layer numbers from 0 up")
+        object.__setattr__(self, "dense_layers", layers)
+        if self.kv_dtype not in KV_DTYPES:
+            raise knob_error("kv_dtype", self.kv_dtype, f"it is one of {KV_DTYPES}")
+
+    def pages(self, length: int, layer: int = 0, layers: int = 1) -> int:
+        """Pages a row attends at `length` tokens: the budget, never less than the pages kept by rule,
+        never more than there are."""
+        wanted = Budget(self.budget).pages(length, self.page_size, layer, layers)
+        return min(-(-length // self.page_size), max(wanted, self.keep_first + self.keep_last))
+
+    def with_(self, **changes: Any) -> Knobs:
+        """A copy with some knobs changed.
+
+        Raises:
+            VortexError: `VF061` for an unknown knob or a value outside its range.
+        """
+        known = {f.name for f in fields(self)}
+        for name in changes:
+            if name not in known:
+                raise knob_error(name, changes[name], f"knobs are {', '.join(sorted(known))}")
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, in field order."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Knobs:
+        """Inverse of `to_json`; missing knobs take their defaults, unknown ones are refused."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls().with_(**values)
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that identify the settings."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
