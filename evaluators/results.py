@@ -91,7 +91,9 @@ class StageResult:
             "metrics": {k: m.to_json() for k, m in self.metrics.items()},
             "items": self.items,
             "info": self.info,
-            "failure": None if self.failure is None else {"kind": self.failure.kind, "error": self.failure.error},
+            "failure": None
+            if self.failure is None
+            else {"kind": self.failure.kind, "error": self.failure.error},
             "seconds": self.seconds,
         }
 

@@ -1,0 +1,1 @@
+"""Tasks: seeded generators of evaluation items."""

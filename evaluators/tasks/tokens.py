@@ -1,0 +1,52 @@
+"""Tokenising of prompts: pieces are tokenised apart and joined as ids, so sizes come out exact."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+_MARK = "@@PASSAGE@@"
+
+
+class Tokenizer(Protocol):
+    """What tasks need of a transformers tokenizer."""
+
+    chat_template: Any
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def __hash__(self) -> int: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text."""
+        ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of ids."""
+        ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+        """A conversation as the model was trained to read it."""
+        ...
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text, without special tokens of the tokenizer's own."""
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def frame(tokenizer: Tokenizer, before: str, after: str, answer_start: str) -> tuple[list[int], list[int]]:
+    """Ids around a passage: a user turn `before + passage + after`, then the assistant's `answer_start`.
+
+    Base models without a chat template get the same text with no turns.
+    """
+    if tokenizer.chat_template is None:
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return start + encode(tokenizer, before), encode(tokenizer, f"{after}\n{answer_start}")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": before + _MARK + after}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # read by templates of reasoning models, ignored by the rest
+    )
+    head, _, tail = str(text).partition(_MARK)
+    return encode(tokenizer, head), encode(tokenizer, tail + answer_start)
