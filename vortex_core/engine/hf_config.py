@@ -1,0 +1,174 @@
+"""Between transformers' configurations and `ModelSpec`, in both directions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vortex_core.errors import VortexError
+from vortex_core.specs import DType, MlaSpec, ModelSpec, MoeSpec
+
+_DTYPES: dict[str, DType] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def spec_from_directory(directory: Path, *, name: str) -> ModelSpec:
+    """The dimensions of the model whose `config.json` lies in `directory`.
+
+    Raises:
+        VortexError: `VM006` no readable config; `VM007` an architecture `ModelSpec` does not describe.
+    """
+    from transformers import AutoConfig
+
+    if not (directory / "config.json").is_file():
+        raise VortexError(
+            "VM006", f"{directory} has no config.json", "Give a directory in Hugging Face layout."
+        )
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (ValueError, OSError) as error:  # an unknown model_type, or not JSON
+        first = str(error).strip().splitlines()[0]
+        raise VortexError(
+            "VM006", f"{directory}/config.json: {first}", "Does transformers know this model?"
+        ) from error
+    return spec_from_hf_config(config.get_text_config(), name=name)
+
+
+def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
+    """The dimensions of a transformers `PreTrainedConfig`; parameters are counted on the meta device.
+
+    Raises:
+        VortexError: `VM007` where a layer is not full causal attention or the experts follow no simple
+            pattern: a description would be false.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if kinds or getattr(config, "use_sliding_window", False):
+        found = ", ".join(sorted(kinds)) or "sliding_attention"
+        raise _unsupported(name, f"layers with {found}; only full causal attention is paged here")
+    try:
+        heads, layers = int(config.num_attention_heads), int(config.num_hidden_layers)
+        mla = _mla(config)
+        moe, dense_first = _moe(config, layers, name)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return ModelSpec(
+            name=name,
+            hf_id=name,
+            architecture=config.model_type,
+            layers=layers,
+            hidden=config.hidden_size,
+            q_heads=heads,
+            kv_heads=1 if mla else getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=mla.kv_lora + mla.qk_rope if mla else head_dim,
+            intermediate=config.intermediate_size,
+            vocab=config.vocab_size,
+            max_context=config.max_position_embeddings,
+            rope_theta=config.rope_parameters["rope_theta"],
+            parameters=_count_parameters(config),
+            tie_embeddings=bool(config.tie_word_embeddings),
+            dtype=_dtype(config),
+            mla=mla,
+            moe=moe,
+            dense_first_layers=dense_first,
+        )
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise _unsupported(name, f"model type {config.model_type}: {error}") from error
+
+
+def reference_config(spec: ModelSpec) -> Any:
+    """A transformers config of exactly these shapes, for random weights where only speed is asked.
+
+    Context scaling of the rotary embedding and partial rotary factors are left at the architecture's
+    defaults: they change values, not shapes or time.
+    """
+    from transformers import AutoConfig
+
+    fields: dict[str, Any] = {
+        "num_hidden_layers": spec.layers,
+        "hidden_size": spec.hidden,
+        "num_attention_heads": spec.q_heads,
+        "intermediate_size": spec.intermediate,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.max_context,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "tie_word_embeddings": spec.tie_embeddings,
+    }
+    if spec.mla is not None:
+        fields |= {
+            "num_key_value_heads": spec.q_heads,  # transformers counts heads after up-projection
+            "q_lora_rank": spec.mla.q_lora,
+            "kv_lora_rank": spec.mla.kv_lora,
+            "qk_nope_head_dim": spec.mla.qk_nope,
+            "qk_rope_head_dim": spec.mla.qk_rope,
+            "v_head_dim": spec.mla.v_head,
+        }
+    else:
+        fields |= {"num_key_value_heads": spec.kv_heads, "head_dim": spec.head_dim}
+    if spec.moe is not None:
+        fields["num_experts_per_tok"] = spec.moe.active
+        # One meaning, several spellings: DeepSeek and GLM, MiniMax and Mixtral, Qwen.
+        fields |= dict.fromkeys(("n_routed_experts", "num_local_experts", "num_experts"), spec.moe.experts)
+        fields["moe_intermediate_size"] = spec.moe.intermediate
+        fields["n_shared_experts"] = spec.moe.shared
+        sparse = spec.layers - spec.dense_first_layers
+        fields["mlp_layer_types"] = ["dense"] * spec.dense_first_layers + ["sparse"] * sparse
+    known = vars(AutoConfig.for_model(spec.architecture)).keys()
+    return AutoConfig.for_model(spec.architecture, **{k: v for k, v in fields.items() if k in known})
+
+
+def _mla(config: Any) -> MlaSpec | None:
+    if getattr(config, "kv_lora_rank", None) is None:
+        return None
+    return MlaSpec(
+        q_lora=config.q_lora_rank,
+        kv_lora=config.kv_lora_rank,
+        qk_nope=config.qk_nope_head_dim,
+        qk_rope=config.qk_rope_head_dim,
+        v_head=config.v_head_dim,
+    )
+
+
+def _moe(config: Any, layers: int, name: str) -> tuple[MoeSpec | None, int]:
+    """The experts, and how many leading layers have a dense MLP instead."""
+    spellings = ("n_routed_experts", "num_local_experts", "num_experts")
+    experts = next((n for key in spellings if (n := getattr(config, key, None))), None)
+    if experts is None:
+        return None, 0
+    moe = MoeSpec(
+        experts=experts,
+        active=config.num_experts_per_tok,
+        shared=getattr(config, "n_shared_experts", None) or 0,
+        intermediate=getattr(config, "moe_intermediate_size", None) or config.intermediate_size,
+    )
+    kinds = getattr(config, "mlp_layer_types", None)
+    if kinds is None:
+        if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+            raise _unsupported(name, "dense layers between sparse ones")
+        kinds = [
+            "dense" if i < getattr(config, "first_k_dense_replace", 0) else "sparse" for i in range(layers)
+        ]
+    dense = kinds.count("dense")
+    if "dense" in kinds[dense:]:
+        raise _unsupported(name, "dense layers between sparse ones")
+    return moe, dense
+
+
+def _dtype(config: Any) -> DType:
+    """The dtype of the checkpoint: fp8 where it says it is quantised so, else the config's own."""
+    quantised = getattr(config, "quantization_config", None)
+    if isinstance(quantised, dict) and quantised.get("quant_method") == "fp8":
+        return "fp8"
+    return _DTYPES[str(config.dtype or "float32").removeprefix("torch.")]
+
+
+def _count_parameters(config: Any) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _unsupported(name: str, why: str) -> VortexError:
+    return VortexError(
+        "VM007", f"{name} cannot be described: {why}", "Choose a decoder-only model with full attention."
+    )

