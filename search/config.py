@@ -1,0 +1,283 @@
+"""Campaign and proposer configurations: YAML files under `configs/`, validated strictly, every key read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from search.errors import bad_config, unknown_name
+from vortex_core.errors import VortexError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A frozen record in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Gate(Strict):
+    """A bound that a metric must keep.
+
+    The bound is proven when the whole interval keeps it, unclear when only the value does.
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Gate:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give at_least or at_most, one of the two")
+        return self
+
+
+class Objective(Strict):
+    """What is optimised: two metrics, both to be raised, behind gates.
+
+    Attributes:
+        accuracy: metric of quality, paired with dense.
+        speed: metric of throughput, as a ratio to dense.
+        gates: non-inferiority bounds; a program that fails one cannot win.
+        margin: loss of accuracy, in its own units, that counts as none when two programs are compared.
+    """
+
+    accuracy: str = "accuracy_delta"
+    speed: str = "modelled_speedup_h200"
+    gates: tuple[Gate, ...] = ()
+    margin: float = Field(0.05, ge=0)
+
+
+class Evolve(Strict):
+    """Islands of Pareto fronts; see `search.strategies.evolve`."""
+
+    kind: Literal["evolve"] = "evolve"
+    islands: int = Field(2, ge=1, le=64)
+    fresh: float = Field(0.1, ge=0, le=1)
+    crossover: float = Field(0.25, ge=0, le=1)
+    migrate_every: int = Field(12, ge=1)
+
+
+class BestOfN(Strict):
+    """Independent samples, each from the same starting programs; see `search.strategies.controls`."""
+
+    kind: Literal["best_of_n"] = "best_of_n"
+
+
+class Refine(Strict):
+    """One chain: always change the last improvement; see `search.strategies.refine`."""
+
+    kind: Literal["refine"] = "refine"
+    patience: int = Field(6, ge=1)
+
+
+class RandomGrammar(Strict):
+    """Programs grown at random, without any parent; see `search.strategies.controls`."""
+
+    kind: Literal["random"] = "random"
+
+
+StrategyConfig = Annotated[Evolve | BestOfN | Refine | RandomGrammar, Field(discriminator="kind")]
+
+
+class Arm(Strict):
+    """One strategy with its share of the proposals.
+
+    Attributes:
+        name: for people; unique in the campaign.
+        share: weight against the other arms.
+        control: whether it is there to be compared with, not to win.
+        proposer: overrides the campaign's proposer (a control may need none but the grammar).
+    """
+
+    name: str
+    strategy: StrategyConfig
+    share: float = Field(1.0, gt=0)
+    control: bool = False
+    proposer: str | None = None
+
+
+class Limits(Strict):
+    """When to stop. A limit bounds new proposals; what was paid for is still evaluated.
+
+    Attributes:
+        candidates: distinct programs (by IR hash) to finish, references not counted.
+        seconds: active time of the whole run, finals included.
+        finals_seconds: part of `seconds` kept for the finals.
+        dollars: spending on proposers with a known price; None is no limit.
+    """
+
+    candidates: int = Field(36, ge=0)
+    seconds: float | None = Field(None, gt=0)
+    finals_seconds: float = Field(90, ge=0)
+    dollars: float | None = Field(None, ge=0)
+
+
+class Cluster(Strict):
+    """How stages are executed.
+
+    Attributes:
+        address: an existing Ray cluster (`auto` or host:port), or None to start one on this machine.
+        engines: resident evaluation workers.
+        engine_gpus: GPUs each of them holds.
+        threads: CPU threads of each engine; None is all of its machine's.
+        cpu_tasks: traces and CPU stages that may run at once.
+        lookahead: proposals in flight or waiting for an engine, per engine.
+        retries: times a stage is run again after a worker died under it.
+        deadline: seconds a stage may take before its process group is killed.
+        deadlines: other deadlines, by stage.
+        start_deadline: seconds to load a model and prefill the evaluation prompts.
+    """
+
+    address: str | None = None
+    engines: int = Field(1, ge=1)
+    engine_gpus: float = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    cpu_tasks: int = Field(1, ge=1)
+    lookahead: int = Field(2, ge=1)
+    retries: int = Field(2, ge=0)
+    deadline: float = Field(120, gt=0)
+    deadlines: dict[str, float] = Field(default_factory=dict)
+    start_deadline: float = Field(900, gt=0)
+
+    def deadline_of(self, stage: str) -> float:
+        """Seconds `stage` may take."""
+        return self.deadlines.get(stage, self.deadline)
+
+
+class Finals(Strict):
+    """What happens to the best at the end.
+
+    Attributes:
+        elites: found candidates measured again on fresh seeds, beside the best library flow.
+        holdout: whether the winner and the best library flow meet the sealed set, once.
+        matched: whether the best library flow is also run with the winner's knobs.
+    """
+
+    elites: int = Field(3, ge=0)
+    holdout: bool = True
+    matched: bool = True
+
+
+class Reference(Strict):
+    """A library flow measured beside the candidates; `knobs` changes some of its own."""
+
+    flow: str
+    knobs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"flow": value} if isinstance(value, str) else value
+
+
+class CampaignConfig(Strict):
+    """A campaign file.
+
+    Attributes:
+        model: default model.
+        proposer: default proposer: the name of a file in `configs/proposers` or a specification.
+        evaluation: name of a plan in `configs/evaluation`, or a path.
+        references: library flows measured first.
+        repairs: rounds in which an LLM may mend a program that was refused.
+        proposer_patience: failures in a row after which the campaign pauses.
+    """
+
+    description: str = ""
+    model: str = "smollm2-135m"
+    proposer: str = "grammar"
+    evaluation: str = "default"
+    objective: Objective = Objective()
+    references: tuple[Reference, ...] = (Reference(flow="dense"),)
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    limits: Limits = Limits()
+    cluster: Cluster = Cluster()
+    finals: Finals = Finals()
+    repairs: int = Field(1, ge=0)
+    proposer_patience: int = Field(5, ge=1)
+
+    @model_validator(mode="after")
+    def _arms(self) -> CampaignConfig:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"arm names repeat: {', '.join(names)}")
+        if all(arm.control for arm in self.arms):
+            raise ValueError("every arm is a control")
+        return self
+
+
+class ProposerConfig(Strict):
+    """A proposer file.
+
+    Attributes:
+        spec: what `agents.registry.make_proposer` takes, e.g. `grammar` or `anthropic:MODEL`.
+        options: keyword arguments for it.
+    """
+
+    description: str = ""
+    spec: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _folder(kind: str) -> Path:
+    # The distribution is installed unpacked (ray and torch demand it), so a path always exists.
+    return Path(str(resources.files("configs"))) / kind
+
+
+def names(kind: str) -> list[str]:
+    """Configurations of one kind (`campaigns`, `proposers`), by name."""
+    return sorted(p.stem for p in _folder(kind).glob("*.yaml"))
+
+
+def load_campaign(name: str) -> CampaignConfig:
+    """A campaign by name or path.
+
+    Raises:
+        VortexError: `VS001` if there is none, `VS002` if it does not validate.
+    """
+    return _validate(CampaignConfig, *_read("campaigns", "campaign", name))
+
+
+def load_proposer(name: str) -> ProposerConfig:
+    """A proposer by file name, by path, or by specification (`grammar`, `openai:MODEL`, ...)."""
+    if ":" in name and not name.endswith(".yaml"):
+        return ProposerConfig(spec=name)
+    try:
+        return _validate(ProposerConfig, *_read("proposers", "proposer", name))
+    except VortexError as error:
+        if error.code == "VS001":
+            hint = "; or a specification: anthropic:MODEL, openai:MODEL, openai:MODEL@http://host/v1"
+            raise VortexError(error.code, error.message, error.remedy + hint) from None
+        raise
+
+
+def _read(kind: str, what: str, name: str) -> tuple[str, str]:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _folder(kind) / f"{name}.yaml"
+    try:
+        return str(path), path.read_text(encoding="utf-8")
+    except OSError as error:
+        if path.suffix and str(path) == name:
+            raise bad_config(name, [error.strerror or "unreadable"]) from error
+        raise unknown_name(what, name, names(kind)) from error
+
+
+def _validate(model: type[T], source: str, text: str) -> T:
+    try:
+        return model.model_validate(yaml.safe_load(text) or {})
+    except yaml.YAMLError as error:
+        raise bad_config(source, [f"not YAML: {error}"]) from error
+    except ValidationError as error:
+        raise bad_config(source, _problems(error)) from error
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "file"
+        yield f"{where}: {problem['msg']}"

@@ -1,0 +1,104 @@
+"""Errors of the search layer. Codes `VS...`; each builder states one fact and one remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from vortex_core.errors import VortexError
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> VortexError:
+    """`VS001`: a campaign, proposer, run or other name that does not exist, with the nearest ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return VortexError("VS001", f"unknown {what} {name!r}", f"{meant}known: {', '.join(names) or 'none yet'}")
+
+
+def bad_config(source: str, problems: Iterable[str]) -> VortexError:
+    """`VS002`: a configuration file that does not validate."""
+    return VortexError("VS002", f"{source}: {'; '.join(problems)}", "correct these keys; nothing was run")
+
+
+def run_locked(run: str, pid: str) -> VortexError:
+    """`VS003`: another process writes this run."""
+    return VortexError(
+        "VS003",
+        f"run {run!r} is being written by process {pid}",
+        "wait for it, stop it, or choose another --run",
+    )
+
+
+def other_configuration(run: str, differences: Iterable[str]) -> VortexError:
+    """`VS004`: resuming with settings other than the recorded ones would mix incomparable results."""
+    return VortexError(
+        "VS004",
+        f"run {run!r} was started with other settings: {'; '.join(differences)}",
+        "repeat the original command to resume it, or name a new --run",
+    )
+
+
+def bad_log(path: str, why: str) -> VortexError:
+    """`VS005`: an event log that this version cannot read."""
+    return VortexError("VS005", f"event log {path}: {why}", "read it with the version that wrote it")
+
+
+def no_such_candidate(run: str, wanted: str, known: Iterable[str]) -> VortexError:
+    """`VS006`: no candidate of that number, key or name."""
+    shown = list(known)
+    near = difflib.get_close_matches(wanted, shown, n=3, cutoff=0.4)
+    return VortexError(
+        "VS006",
+        f"run {run!r} has no candidate {wanted!r}",
+        f"did you mean {' or '.join(near)}?" if near else f"list them: vortex-search leaderboard {run}",
+    )
+
+
+def no_such_rank(run: str, rank: int, ranked: int) -> VortexError:
+    """`VS007`: fewer ranked candidates than asked for."""
+    return VortexError(
+        "VS007",
+        f"run {run!r} has {ranked} ranked candidates, none at rank {rank}",
+        f"choose a rank from 1 to {ranked}" if ranked else "let the campaign finish at least one candidate",
+    )
+
+
+def engine_lost(why: str) -> VortexError:
+    """`VS008`: an evaluation worker could not be started or kept alive."""
+    return VortexError(
+        "VS008", f"evaluation worker lost: {why}", "see the worker's log; rerun to resume the campaign"
+    )
+
+
+def proposer_down(failures: int, last: str) -> VortexError:
+    """`VS009`: the proposer keeps failing; the campaign pauses rather than burn its budget."""
+    return VortexError(
+        "VS009",
+        f"the proposer failed {failures} times in a row, last: {last}",
+        "mend the endpoint or key and rerun the same command to resume",
+    )
+
+
+def bad_value(option: str, value: object, rule: str) -> VortexError:
+    """`VS010`: a command-line value outside its range."""
+    return VortexError("VS010", f"{option} {value!r}: {rule}", f"give {option} a value that is {rule}")
+
+
+def folder_in_use(path: str) -> VortexError:
+    """`VS011`: export would overwrite something."""
+    return VortexError("VS011", f"{path} exists and is not empty", "choose another --out or pass --force")
+
+
+def deadline_passed(stage: str, seconds: float) -> VortexError:
+    """`VS012`: a stage ran past its deadline twice, each time on a fresh worker."""
+    return VortexError(
+        "VS012",
+        f"stage {stage} did not finish within {seconds:g} s",
+        "make the program cheaper: fewer states, fewer cross-page operators, larger pages",
+    )
+
+
+def not_an_export(path: str, missing: str) -> VortexError:
+    """`VS013`: a directory that `export` did not write, or an incomplete one."""
+    return VortexError("VS013", f"{path} is not an exported flow: {missing} is missing", "export it again")
