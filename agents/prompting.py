@@ -1,0 +1,178 @@
+"""Requests as prompts. What candidates wrote or printed enters only as marked data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from agents.base import ProposalRequest
+from agents.directions import direction
+from agents.errors import ProposerError
+
+_FOLDER = Path(__file__).parent / "prompts"
+# Controls, formats (bidirectional marks, zero-width, tags), surrogates, private use: invisible to a reader,
+# visible to a model.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co"})
+_FIRST = ("failure", "error", "bottleneck", "bound", "limit", "worst")
+_MAX_OBSERVATIONS = 60
+_MAX_REASONS = 24
+_PARENTS = {"seed": (0, 2), "mutate": (1, 2), "crossover": (2, 2), "repair": (0, 2)}
+
+
+def visible(text: str) -> str:
+    """`text` without hidden characters; newlines and tabs stay."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _HIDDEN)
+
+
+def bounded(text: str, limit: int) -> str:
+    """At most `limit` characters of `text`: its beginning and its end, and how much is left out between."""
+    text = visible(text)
+    if len(text) <= limit:
+        return text
+    tail = limit // 4
+    return f"{text[: limit - tail]}\n[... {len(text) - limit} characters left out ...]\n{text[-tail:]}"
+
+
+def line(text: object, limit: int = 200) -> str:
+    """`text` on one line of at most `limit` characters."""
+    flat = " ".join(visible(str(text)).split())
+    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
+
+
+def data(text: str, label: str, limit: int) -> str:
+    """A marked block of foreign text. Its tag is a hash of the text, so the text cannot hold its own end."""
+    tag = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
+    return f"<<<DATA {tag} {label}\n{bounded(text, limit).rstrip()}\n{tag} DATA>>>"
+
+
+def metrics(values: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a metric: value, interval, unit, direction, and whether it was measured or modelled."""
+    return "\n".join(_metric(name, m) for name, m in sorted(values.items()))
+
+
+def _metric(name: str, m: Mapping[str, Any]) -> str:
+    text = f"{line(name, 60)} = {_number(m.get('value'))}"
+    if m.get("low") is not None and m.get("high") is not None:
+        text += f" [{_number(m['low'])}, {_number(m['high'])}]"
+    if m.get("unit"):
+        text += f" {line(m['unit'], 20)}"
+    notes = [line(m["how"], 20)] if m.get("how") else []
+    if "higher_is_better" in m:
+        notes.append("higher is better" if m["higher_is_better"] else "lower is better")
+    if isinstance(m.get("n"), int) and m["n"] > 1:
+        notes.append(f"n={m['n']}")
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _number(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return line(value, 40)
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def observations(info: Mapping[str, Any]) -> str:
+    """Nested side information as `path: value` lines; failures, bottlenecks and worst cases come first."""
+    lines = list(_flatten(info, ""))
+    lines.sort(key=lambda pair: not any(word in pair[0].lower() for word in _FIRST))
+    shown = [f"{path}: {value}" for path, value in lines[:_MAX_OBSERVATIONS]]
+    if len(lines) > _MAX_OBSERVATIONS:
+        shown.append(f"[... {len(lines) - _MAX_OBSERVATIONS} more ...]")
+    return "\n".join(shown)
+
+
+def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
+    match value:
+        case Mapping():
+            for key, inner in value.items():
+                yield from _flatten(inner, f"{path}.{line(key, 60)}" if path else line(key, 60))
+        case list() | tuple() if all(isinstance(v, int | float | str) for v in value):
+            items = ", ".join(_number(v) for v in value[:16])
+            yield path, items + (f", ... ({len(value)} values)" if len(value) > 16 else "")
+        case list() | tuple():
+            for index, inner in enumerate(value[:8]):
+                yield from _flatten(inner, f"{path}[{index}]")
+        case int() | float():
+            yield path, _number(value)
+        case _:
+            yield path, line(value, 300)
+
+
+def failures(ledger: Mapping[str, str]) -> str:
+    """Failed programs grouped by reason, most frequent first, each with some hashes."""
+    groups: dict[str, list[str]] = {}
+    for ir_hash, reason in ledger.items():
+        if reason:
+            groups.setdefault(line(reason, 160), []).append(line(ir_hash, 16))
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    shown = [f"{len(h)}x {reason} ({', '.join(h[-3:])})" for reason, h in ordered[:_MAX_REASONS]]
+    if len(ordered) > _MAX_REASONS:
+        shown.append(f"[... {len(ordered) - _MAX_REASONS} more reasons ...]")
+    return "\n".join(shown) or "none failed"
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # prompts are not HTML
+    )
+    environment.filters.update(
+        bounded=bounded,
+        line=line,
+        data=data,
+        metrics=metrics,
+        observations=observations,
+        failures=failures,
+        inline_json=lambda value: line(_json(value), 1000),
+        pretty_json=lambda value: _json(value, indent=1),
+    )
+    return environment
+
+
+def system_prompt(language: str) -> str:
+    """The part that is the same in every call of a campaign: role, contract, language, form of the answer."""
+    return _templates().get_template("system.j2").render(language=language)
+
+
+def user_prompt(request: ProposalRequest) -> str:
+    """The part that differs: parents with their measurements, the ledger, or the error to mend.
+
+    Raises:
+        ProposerError: `VA004` if the request lacks what its kind needs.
+    """
+    check(request)
+    template = _templates().get_template(f"{request.kind}.j2")
+    return template.render(request=request, direction=direction(request.kind, request.seed)).strip() + "\n"
+
+
+def check(request: ProposalRequest) -> None:
+    """Refuse a request that lacks what its kind needs (`VA004`)."""
+    if request.kind not in _PARENTS:
+        raise ProposerError(
+            "VA004", f"kind {request.kind!r} is not known", f"use one of {', '.join(sorted(_PARENTS))}"
+        )
+    low, high = _PARENTS[request.kind]
+    if not low <= len(request.parents) <= high:
+        raise ProposerError(
+            "VA004",
+            f"a {request.kind} request has {len(request.parents)} parents",
+            f"give {low}" if low == high else f"give {low} to {high}",
+        )
+    if request.kind == "repair" and request.failed is None:
+        raise ProposerError("VA004", "a repair request has nothing to repair", "set `failed`")

@@ -1,0 +1,1 @@
+"""Clients of language-model servers behind one small protocol."""

@@ -1,0 +1,141 @@
+"""One program out of a model's answer. Nothing here runs the program: it is only parsed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from dataclasses import dataclass
+
+from agents.prompting import line, visible
+
+MAX_SOURCE = 64_000
+_OPEN = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`]*$")
+_FLOW = re.compile(r"^class\s+\w+\s*\([^)]*\bvFlow\b", re.M)
+_PROGRAM_START = re.compile(r"^(from\s|import\s|@|class\s|\"\"\"|'''|#)")
+_IDEA = re.compile(r"^\W*idea\W*:\W*(\w.*)$", re.I | re.M)
+_THOUGHT = re.compile(r"<think>.*?</think>", re.S)
+_MAX_TRAILING_PROSE = 60
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was found in an answer.
+
+    Attributes:
+        source: the program, ending in a newline.
+        idea: one line, possibly empty.
+        complete: False if the block it stood in was never closed, as in an answer that was cut off.
+    """
+
+    source: str
+    idea: str
+    complete: bool
+
+
+@dataclass(frozen=True)
+class _Block:
+    text: str
+    closed: bool
+
+
+def extract(text: str) -> Reply | None:
+    """The program of an answer, or None.
+
+    A program is a block of Python with a flow class. Of several, the last that parses wins, as models revise
+    themselves downwards; one that does not parse is better than none, because its error can be mended.
+    Without fences, the answer itself is searched.
+    """
+    text = visible(_without_thought(text))
+    blocks, prose = _split(text)
+    parsed = [b for b in blocks if _flow_class(b.text) is not None]
+    broken = [b for b in blocks if _FLOW.search(b.text)]
+    found = parsed[-1] if parsed else broken[-1] if broken else _bare(text)
+    if found is None or len(found.text) > MAX_SOURCE:
+        return None
+    return Reply(found.text.strip("\n").rstrip() + "\n", _idea(prose, found.text), found.closed)
+
+
+def _without_thought(text: str) -> str:
+    """Drafts inside a reasoning model's thoughts are not its answer. Some servers omit the opening tag."""
+    text = _THOUGHT.sub("", text)
+    return text.rpartition("</think>")[2]
+
+
+def _split(text: str) -> tuple[list[_Block], str]:
+    """Fenced blocks, and what stands outside them."""
+    lines = text.split("\n")
+    blocks: list[_Block] = []
+    prose: list[str] = []
+    at = 0
+    while at < len(lines):
+        opening = _OPEN.match(lines[at])
+        if opening is None:
+            prose.append(lines[at])
+            at += 1
+            continue
+        end, closed = _closing(lines, at, opening.group(1))
+        blocks.append(_Block("\n".join(lines[at + 1 : end]), closed))
+        at = end + 1
+    return blocks, "\n".join(prose)
+
+
+def _closing(lines: list[str], start: int, fence: str) -> tuple[int, bool]:
+    """Where the block opened at `start` ends: at the first closing fence after which it is valid Python (a
+    docstring may hold fences of its own), else at the first closing fence, else at the end of the answer."""
+    close = re.compile(rf"^ {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*$")
+    ends = [i for i in range(start + 1, len(lines)) if close.match(lines[i])]
+    if not ends:
+        return len(lines), False
+    for end in ends[:8]:
+        if _parse("\n".join(lines[start + 1 : end])) is not None:
+            return end, True
+    return ends[0], True
+
+
+def _bare(text: str) -> _Block | None:
+    """A program without a fence: from its first line that looks like one, less the prose after it."""
+    lines = text.split("\n")
+    start = next((i for i, row in enumerate(lines) if _PROGRAM_START.match(row)), None)
+    if start is None or not _FLOW.search(text) or len(text) > MAX_SOURCE:
+        return None
+    for end in range(len(lines), max(start, len(lines) - _MAX_TRAILING_PROSE), -1):
+        candidate = "\n".join(lines[start:end])
+        if _flow_class(candidate) is not None:
+            return _Block(candidate, True)
+    return _Block("\n".join(lines[start:]), True)
+
+
+def _parse(source: str) -> ast.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as an invalid escape in a docstring
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+
+def _flow_class(source: str) -> ast.ClassDef | None:
+    """The first class that derives from `vFlow`, however it was imported."""
+    tree = _parse(source)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ClassDef) and any(_last_name(base) == "vFlow" for base in node.bases):
+            return node
+    return None
+
+
+def _last_name(node: ast.expr) -> str:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def _idea(prose: str, source: str) -> str:
+    """The line marked IDEA, else the first line of the docstring, else of the prose."""
+    if marked := _IDEA.search(prose):
+        return line(marked.group(1).strip("*_ "))
+    flow = _flow_class(source)
+    if flow is not None and (doc := ast.get_docstring(flow)):
+        return line(doc.split("\n", 1)[0])
+    return line(next((row for row in prose.split("\n") if row.strip()), ""))
