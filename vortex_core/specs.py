@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from functools import cache
 from importlib import resources
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -23,6 +23,9 @@ from pydantic import (
 )
 
 from vortex_core.errors import VortexError
+
+if TYPE_CHECKING:
+    from vortex_core.compiler.interface import Geometry
 
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4"]
 
@@ -144,6 +147,23 @@ class ModelSpec(_Spec):
             return self.parameters
         idle = self.moe.experts - self.moe.active
         return self.parameters - self.sparse_layers * idle * self.expert_parameters
+
+    def geometry(self) -> Geometry:
+        """The shapes that a flow is compiled for.
+
+        The rotary channels of GQA models count as the whole head: programs do not tell partial rotary
+        embeddings (MiniMax) apart. Under MLA they are the last `qk_rope` channels of the latent row.
+        """
+        from vortex_core.compiler.interface import Geometry
+
+        return Geometry(
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            group=self.group,
+            head_dim=self.head_dim,
+            rope_dim=self.head_dim if self.mla is None else self.mla.qk_rope,
+            value_dim=self.value_dim,
+        )
 
     def weight_bytes(self, dtype: DType | None = None) -> int:
         """Bytes of all weights in `dtype` (default: as published).
