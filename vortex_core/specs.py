@@ -202,8 +202,6 @@ class GpuSpec(_Spec):
 
     name: str
     product: str = Field(description="the board these figures hold for")
-    compute_capability: int = Field(description="90 for Hopper, 100 for datacenter Blackwell")
-    sms: PositiveInt
     hbm_bytes: PositiveInt
     hbm_bandwidth: PositiveFloat = Field(description="datasheet, bytes/s")
     measured_copy_bandwidth: PositiveFloat | None = Field(
@@ -211,7 +209,6 @@ class GpuSpec(_Spec):
     )
     bf16_flops: PositiveFloat = Field(description="dense tensor-core FLOP/s")
     fp8_flops: PositiveFloat = Field(description="dense tensor-core FLOP/s")
-    l2_bytes: PositiveInt
     launch_overhead_assumed: PositiveFloat = Field(
         description="seconds a kernel costs inside a CUDA graph; an assumption, not a measurement"
     )
@@ -229,6 +226,14 @@ class GpuSpec(_Spec):
     def bandwidth_is_measured(self) -> bool:
         """Whether `usable_bandwidth` was measured on this GPU."""
         return self.measured_copy_bandwidth is not None
+
+    def kv_capacity_tokens(self, model: ModelSpec, kv_dtype: DType = "bf16") -> int:
+        """Tokens of KV cache that fit beside the model's weights; 0 where the weights alone do not fit.
+
+        An upper bound: activations, graphs and page states of a flow are not subtracted.
+        """
+        free = self.hbm_bytes - model.weight_bytes()
+        return max(0, free // model.kv_bytes_per_token(kv_dtype))
 
     def flops(self, dtype: DType) -> float:
         """Dense tensor-core FLOP/s at this operand width (wider than 16 bits is not modelled)."""

@@ -92,6 +92,15 @@ def test_bandwidth_is_measured_or_says_it_is_not():
     assert load_gpu("h100").flops("fp8") == pytest.approx(2 * load_gpu("h100").flops("bf16"), rel=1e-3)
 
 
+def test_kv_capacity_is_what_the_weights_leave():
+    h100, model = load_gpu("h100"), load_model("qwen3-4b")
+    tokens = h100.kv_capacity_tokens(model)
+    used = model.weight_bytes() + tokens * model.kv_bytes_per_token()
+    assert used <= h100.hbm_bytes < used + model.kv_bytes_per_token()
+    assert h100.kv_capacity_tokens(model, "fp8") >= 2 * tokens
+    assert h100.kv_capacity_tokens(load_model("minimax-m2.7")) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

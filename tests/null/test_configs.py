@@ -1,0 +1,108 @@
+"""Every configuration file validates, and every key it may hold is read by some code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+PACKAGES = ("vortex_core", "agents", "evaluators", "search")
+
+# The pydantic model of each folder's files.
+SCHEMAS = {
+    "models": "vortex_core.specs:ModelSpec",
+    "hardware": "vortex_core.specs:GpuSpec",
+    "evaluation": "evaluators.plan:EvaluationPlan",
+    "campaigns": "search.config:CampaignConfig",
+    "proposers": "search.config:ProposerConfig",
+}
+
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.y*ml"))
+
+
+def _schema(folder: str) -> type[BaseModel]:
+    module, name = SCHEMAS[folder].split(":")
+    schema = getattr(importlib.import_module(module), name)
+    assert issubclass(schema, BaseModel)
+    return schema
+
+
+def _models_within(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):  # list[X], X | None, Annotated[X, ...]
+        yield from _models_within(argument)
+
+
+def keys_of(schema: type[BaseModel], seen: set[type[BaseModel]] | None = None) -> Iterator[tuple[str, str]]:
+    """`(class name, key)` of a configuration model and of all models nested in it."""
+    seen = set() if seen is None else seen
+    if schema in seen:
+        return
+    seen.add(schema)
+    for key, field in schema.model_fields.items():
+        yield schema.__name__, key
+        for nested in _models_within(field.annotation):
+            yield from keys_of(nested, seen)
+
+
+def attributes_read(source: str) -> set[str]:
+    """Names that a text reads as attributes (`x.name`)."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+@pytest.fixture(scope="module")
+def read_somewhere() -> set[str]:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    return set().union(*(attributes_read(file.read_text(encoding="utf-8")) for file in files))
+
+
+def test_there_are_configurations():
+    assert {"models", "hardware"} <= {path.parts[0] for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_it_validates(path: Path):
+    assert path.suffix == ".yaml", "one suffix for all"
+    folder = path.parts[0]
+    assert folder in SCHEMAS, f"no schema is known for configs/{folder}"
+    data = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
+    spec = _schema(folder).model_validate(data)
+    if "name" in type(spec).model_fields:
+        assert spec.name == path.stem  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_misspelt_key_is_an_error(path: Path):
+    data = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
+    with pytest.raises(ValidationError, match="no_such_key"):
+        _schema(path.parts[0]).model_validate(data | {"no_such_key": 1})
+
+
+@pytest.mark.parametrize("folder", sorted({path.parts[0] for path in FILES}))
+def test_every_key_is_read(folder: str, read_somewhere: set[str]):
+    ignored = [f"{owner}.{key}" for owner, key in keys_of(_schema(folder)) if key not in read_somewhere]
+    assert not ignored, "keys that nothing reads"
+
+
+def test_the_scans_see_nested_models_and_only_reads():
+    class Inner(BaseModel):
+        deep: int
+
+    class Outer(BaseModel):
+        many: tuple[Inner, ...] | None
+
+    assert list(keys_of(Outer)) == [("Outer", "many"), ("Inner", "deep")]
+    assert attributes_read("x.written = y.read") == {"read"}
