@@ -1,0 +1,195 @@
+"""The oracle: every program's definition, in fp64, one sequence and one kv head at a time, in plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vortex_core.compiler.evaluate import Evaluator, check_shapes, symbol_sizes
+from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
+from vortex_core.compiler.states import TorchStates
+from vortex_core.compiler.torch_backend import value_rows
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+
+
+class OracleFlow:
+    """One program, evaluated as written. Slow and plain on purpose."""
+
+    dtype = torch.float64
+
+    def __init__(self, program: Program, knobs: Knobs, geometry: Geometry) -> None:
+        check_shapes(program, geometry, knobs.page_size)
+        self.program, self.knobs, self.geometry = program, knobs, geometry
+        sizes = symbol_sizes(geometry, knobs.page_size)
+        self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
+        self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=False)
+        self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=False)
+
+    def new_states(self, pages: int, device: torch.device) -> TorchStates:
+        """States of one layer: the declared storage dtypes, because rounding them is part of the definition."""
+        g = self.geometry
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
+
+    def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
+        """forward_cache, page by page and head by head."""
+        assert isinstance(states, TorchStates)
+        for page in pages.tolist():
+            v = value_rows(kv, torch.tensor([page]), self.geometry, self.dtype)
+            for h in range(self.geometry.kv_heads):
+                values = self._cache.run({"k": kv.k[h, page].to(self.dtype), "v": v[h, 0]})
+                for name, i in self.program.cache.writes:
+                    field = states.fields[name]
+                    field.write(slice(h, h + 1), slice_of(page), values[i].expand(1, 1, *field.shape))
+                for field in states.fields.values():
+                    if field.decl.carried:
+                        start = torch.full((1, 1, *field.shape), field.decl.init, dtype=self.dtype)
+                        field.write(slice(h, h + 1), slice_of(page), start)
+                if states.mass is not None:
+                    states.mass[h, page] = 0.0
+
+    def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
+        """forward_indexer, sequence by sequence."""
+        assert isinstance(states, TorchStates)
+        rows: list[list[list[int]]] = []
+        for b in range(len(q)):
+            rows.append(self._sequence(q[b], states, view, b))
+        heads = len(rows[0])
+        counts = torch.tensor([[len(pages) for pages in row] for row in rows])
+        ids = torch.zeros(len(q), heads, int(counts.max()), dtype=torch.int64)
+        lengths = torch.zeros_like(counts)
+        size = self.knobs.page_size
+        for b, row in enumerate(rows):
+            length = int(view.lengths[b])
+            for r, pages in enumerate(row):
+                ids[b, r] = view.block_table[b, 0]
+                ids[b, r, : len(pages)] = view.block_table[b, pages]
+                lengths[b, r] = sum(min(size, length - p * size) for p in pages)
+        return PageList(ids, counts, lengths)
+
+    def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
+        """As the torch backend's."""
+        assert isinstance(states, TorchStates) and states.mass is not None
+        group = self.geometry.group
+        for b in range(len(mass)):
+            for hq in range(mass.shape[1]):
+                row = hq // group if selected.heads == self.geometry.kv_heads else hq
+                for n in range(int(selected.counts[b, row])):
+                    states.mass[hq // group, selected.page_ids[b, row, n], hq % group] = mass[b, hq, n]
+
+    def scores(self, q: torch.Tensor, states: StateStore, view: BatchView, b: int) -> dict[int, torch.Tensor]:
+        """Score values of sequence `b` by node number, `[kv_head, page(, head)]` in fp64. Reads only."""
+        assert isinstance(states, TorchStates)
+        found: dict[int, list[torch.Tensor]] = {}
+        for h in range(self.geometry.kv_heads):
+            for i, value in self._head(q[b], states, view, b, h).items():
+                found.setdefault(i, []).append(value)
+        wanted = {n.inputs[0] for n in self.program.index.nodes if n.type.kind == "selection" and n.inputs}
+        return {i: torch.stack(v) for i, v in found.items() if i in wanted and self.program.index.nodes[i].type.kind == "float"}
+
+    def _head(self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int, h: int) -> dict[int, torch.Tensor]:
+        length = int(view.lengths[b])
+        complete = length // self.knobs.page_size
+        pages = view.block_table[b, :complete]
+        group = self.geometry.group
+        sources = {
+            "q": q[h * group : (h + 1) * group].to(self.dtype),
+            "position": torch.arange(complete, dtype=self.dtype),
+            "pages": torch.tensor(float(complete), dtype=self.dtype),
+            "length": torch.tensor(float(length), dtype=self.dtype),
+        }
+        for name, field in states.fields.items():
+            sources[f"load:{name}"] = field.read(h, pages, self.dtype)
+        if states.mass is not None:
+            sources["mass"] = states.mass[h, pages].to(self.dtype)
+        return self._index.run(sources)
+
+    def _sequence(self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int) -> list[list[int]]:
+        size, group = self.knobs.page_size, self.geometry.group
+        length = int(view.lengths[b])
+        complete, total = length // size, -(-length // size)
+        forced = {p for p in range(total) if p < self.knobs.keep_first or p >= total - self.knobs.keep_last}
+        per_head: list[dict[int, torch.Tensor]] = []
+        if complete:
+            per_head = [self._head(q, states, view, b, h) for h in range(self.geometry.kv_heads)]
+        graph = self.program.index
+
+        def score_rows(i: int, share: str | None) -> list[list[float]]:
+            if not complete:
+                rows = self.geometry.kv_heads * (group if "head" in graph.nodes[i].type.names else 1)
+                return [[] for _ in range(rows)]
+            stacked = [v[i] for v in per_head]
+            if graph.nodes[i].type.names == ("page", "head"):
+                return [stacked[h][:, j].tolist() for h in range(len(stacked)) for j in range(group)]
+            together = torch.stack(stacked)
+            if share is not None:
+                together = (together.amax(0) if share == "max" else together.mean(0)).expand_as(together)
+            return [row.tolist() for row in together]
+
+        def visit(i: int) -> list[set[int]]:
+            node = graph.nodes[i]
+            if node.op == "everything":
+                return [set(range(total)) for _ in range(self.geometry.kv_heads)]
+            if node.op == "union":
+                left, right = visit(node.inputs[0]), visit(node.inputs[1])
+                if len(left) != len(right):  # a per-kv-head operand stands for all its query heads
+                    raise AssertionError("union of unlike selections")
+                return [x | y for x, y in zip(left, right, strict=True)]
+            room = math.ceil(max(0, int(view.budgets[b]) - len(forced)) * node.attr.get("fraction", 1.0))
+            return [
+                forced | choose(node.op, node.attr, scores, forced, room)
+                for scores in score_rows(node.inputs[0], node.attr.get("share"))
+            ]
+
+        assert graph.result is not None
+        chosen = visit(graph.result)
+        if complete:
+            self._carry(states, per_head, view, b, complete)
+        return [sorted(pages) for pages in chosen]
+
+    def _carry(self, states: TorchStates, per_head: list[dict[int, torch.Tensor]], view: BatchView, b: int, complete: int) -> None:
+        pages = view.block_table[b, :complete]
+        for name, i in self.program.index.writes:
+            field = states.fields[name]
+            for h, values in enumerate(per_head):
+                value = values[i]
+                if "page" not in self.program.index.nodes[i].type.names:
+                    value = value.unsqueeze(0)
+                field.write(slice(h, h + 1), pages, value.expand(complete, *field.shape).unsqueeze(0))
+        if states.mass is not None:
+            states.mass[:, pages] = 0.0
+
+
+def slice_of(page: int) -> torch.Tensor:
+    """One page as an index that keeps the axis."""
+    return torch.tensor([page])
+
+
+def choose(op: str, attrs: dict[str, float], scores: list[float], forced: set[int], room: int) -> set[int]:
+    """The definition of selection: candidates in the total order (score, then lower page), up to `room`."""
+    lowest = -math.inf
+    clean = {p: (lowest if math.isnan(s) else s) for p, s in enumerate(scores) if p not in forced}
+    order = sorted(clean, key=lambda p: (-clean[p], p))
+    if op == "threshold":
+        order = [p for p in order if clean[p] >= attrs["at"]]
+    if op == "topp" and order:
+        top = clean[order[0]]
+        weights = [math.exp(clean[p] - top) if top > lowest else 1.0 for p in order]
+        whole, before, kept = sum(weights), 0.0, []
+        for p, w in zip(order, weights, strict=True):
+            if before < attrs["p"]:
+                kept.append(p)
+            before += w / whole
+        order = kept
+    return set(order[:room])
+
+
+class OracleBackend:
+    """fp64 loops: the definition."""
+
+    name = "oracle"
+
+    def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> OracleFlow:
+        """Evaluates the program as given, not its canonical form, so that canonicalising is itself testable."""
+        return OracleFlow(program, knobs, geometry)

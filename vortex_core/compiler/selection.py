@@ -1,0 +1,96 @@
+"""From scores to page lists, vectorised: total order (score, then lower page), forced pages, budgets, top-p."""
+
+from __future__ import annotations
+
+import torch
+
+from vortex_core.compiler.interface import BatchView, PageList
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Graph, Node
+
+
+def total_pages(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
+    """Pages of each sequence, the partial one included."""
+    return (lengths + page_size - 1) // page_size
+
+
+def forced_mask(total: torch.Tensor, width: int, knobs: Knobs) -> torch.Tensor:
+    """`[batch, width]`: pages kept by rule."""
+    index = torch.arange(width, device=total.device)
+    count = total.unsqueeze(1)
+    return (index < count) & ((index < knobs.keep_first) | (index >= count - knobs.keep_last))
+
+
+def evaluate_selection(
+    graph: Graph,
+    scores: dict[int, torch.Tensor],
+    view: BatchView,
+    knobs: Knobs,
+    complete: torch.Tensor,
+    heads: int,
+) -> torch.Tensor:
+    """The result node as a mask `[batch, rows, pages]` over logical pages, forced pages included.
+
+    Args:
+        graph: the index graph.
+        scores: score values by node number, `[batch, kv_head, page]` or `[batch, kv_head, page, head]`.
+        complete: int64 `[batch]`, scored pages.
+        heads: kv heads.
+    """
+    total = total_pages(view.lengths, knobs.page_size)
+    width = -(-view.max_length // knobs.page_size)
+    forced = forced_mask(total, width, knobs)
+    index = torch.arange(width, device=total.device)
+    candidate = (index < complete.unsqueeze(1)) & ~forced
+    room = (view.budgets - forced.sum(1)).clamp(min=0)
+
+    def visit(i: int) -> torch.Tensor:
+        node = graph.nodes[i]
+        if node.op == "everything":
+            return (index < total.unsqueeze(1)).unsqueeze(1).expand(-1, heads, -1)
+        if node.op == "union":
+            return visit(node.inputs[0]) | visit(node.inputs[1])
+        mask = _choose(node, scores[node.inputs[0]], candidate, room)
+        return mask | forced.unsqueeze(1)
+
+    assert graph.result is not None
+    return visit(graph.result)
+
+
+def _choose(node: Node, score: torch.Tensor, candidate: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    if score.dim() == 4:  # one selection per query head: rows are kv_head x head
+        score = score.permute(0, 1, 3, 2).flatten(1, 2)
+    share = node.attr.get("share")
+    if share is not None:
+        pooled = score.amax(1, keepdim=True) if share == "max" else score.mean(1, keepdim=True)
+        score = pooled.expand_as(score)
+    batch, rows, pages = score.shape
+    width = candidate.shape[1]
+    lowest = torch.finfo(score.dtype).min
+    # NaN and -inf rank last among candidates but above whatever is no candidate.
+    clean = torch.where(torch.isnan(score), lowest, score).clamp(min=lowest)
+    full = clean.new_full((batch, rows, width), -torch.inf)
+    full[..., :pages] = clean
+    full = torch.where(candidate.unsqueeze(1), full, -torch.inf)
+    limit = torch.ceil(room * node.attr.get("fraction", 1.0)).long()
+    limit = torch.minimum(limit, candidate.sum(1))
+    ranked, order = torch.sort(full, dim=-1, descending=True, stable=True)
+    keep = torch.arange(width, device=score.device) < limit.view(-1, 1, 1)
+    if node.op == "threshold":
+        keep = keep & (ranked >= node.attr["at"])
+    if node.op == "topp":
+        probability = torch.softmax(ranked.clamp(min=lowest).masked_fill(ranked == -torch.inf, -torch.inf), -1)
+        probability = torch.nan_to_num(probability)
+        keep = keep & (probability.cumsum(-1) - probability < node.attr["p"])
+    return torch.zeros_like(full, dtype=torch.bool).scatter(-1, order, keep.expand_as(order))
+
+
+def page_list(mask: torch.Tensor, view: BatchView, page_size: int) -> PageList:
+    """Physical pages of a mask `[batch, rows, pages]`, in logical order."""
+    counts = mask.sum(-1)
+    longest = int(counts.max())
+    logical = torch.sort((~mask).to(torch.uint8), dim=-1, stable=True).indices[..., :longest]
+    table = view.block_table[:, : mask.shape[-1]].unsqueeze(1).expand(-1, mask.shape[1], -1)
+    ids = table.gather(-1, logical)
+    last = view.lengths - (total_pages(view.lengths, page_size) - 1) * page_size
+    return PageList(ids, counts, (counts - 1) * page_size + last.unsqueeze(1))

@@ -1,0 +1,147 @@
+"""Storage of page states: dtype by dtype, packed, with exact byte counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vortex_core.ir.opset import torch_dtype
+from vortex_core.ir.program import Program, StateDecl
+
+SCALE_DTYPE = torch.float16
+
+
+@dataclass
+class Field:
+    """One state of one layer.
+
+    Attributes:
+        decl: its declaration.
+        shape: concrete extents of its dims.
+        data: `[kv_head, page, *stored]`; fp8 as uint8, int4 and bits packed along the last dimension.
+        scale: int8 and int4 only, `[kv_head, page, *dims[:-1]]`.
+    """
+
+    decl: StateDecl
+    shape: tuple[int, ...]
+    data: torch.Tensor
+    scale: torch.Tensor | None
+
+    @classmethod
+    def allocate(cls, decl: StateDecl, shape: tuple[int, ...], heads: int, pages: int, device: torch.device) -> Field:
+        """Zeroed storage."""
+        kind, width = storage(decl.dtype, shape)
+        data = torch.zeros((heads, pages, *width), dtype=kind, device=device)
+        scaled = decl.dtype in ("int8", "int4")
+        scale = torch.zeros((heads, pages, *shape[:-1]), dtype=SCALE_DTYPE, device=device) if scaled else None
+        return cls(decl, shape, data, scale)
+
+    def write(self, heads: slice | int, pages: torch.Tensor | int, value: torch.Tensor) -> None:
+        """Store `value` (`heads, pages, *dims`, any float dtype) rounded to the state's dtype."""
+        data, scale = encode(value, self.decl.dtype)
+        self.data[heads, pages] = data
+        if self.scale is not None and scale is not None:
+            self.scale[heads, pages] = scale
+
+    def read(self, heads: slice | int, pages: torch.Tensor | int, dtype: torch.dtype) -> torch.Tensor:
+        """Values of some pages, in a computation dtype."""
+        scale = None if self.scale is None else self.scale[heads, pages]
+        return decode(self.data[heads, pages], scale, self.decl.dtype, self.shape, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+def storage(dtype: str, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Torch dtype and stored shape of one page's value."""
+    if dtype in ("fp32", "bf16", "fp16"):
+        return torch_dtype(torch, dtype), shape
+    if dtype in ("fp8_e4m3", "fp8_e5m2"):
+        return torch.uint8, shape
+    if dtype == "int8":
+        return torch.int8, shape
+    per_byte = 2 if dtype == "int4" else 8
+    last = shape[-1] if shape else 1
+    return torch.uint8, (*shape[:-1], -(-last // per_byte))
+
+
+def bytes_per_page(decl: StateDecl, shape: tuple[int, ...]) -> int:
+    """Bytes of one page's value, scales included."""
+    kind, width = storage(decl.dtype, shape)
+    count = 1
+    for n in width:
+        count *= n
+    rows = 1
+    for n in shape[:-1]:
+        rows *= n
+    return count * kind.itemsize + (rows * SCALE_DTYPE.itemsize if decl.dtype in ("int8", "int4") else 0)
+
+
+def encode(value: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Storage form of `value`; finite values beyond a dtype's range saturate."""
+    if dtype in ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2"):
+        kind = torch_dtype(torch, dtype)
+        top = torch.finfo(kind).max
+        small = value.clamp(-top, top).to(kind)
+        return (small.view(torch.uint8) if kind.itemsize == 1 else small), None
+    if dtype == "bits":
+        flat = value.unsqueeze(-1) if value.dim() == 2 else value
+        return _pack((flat >= 0).to(torch.uint8), 1), None
+    top = 127.0 if dtype == "int8" else 7.0
+    # The scale is rounded first and divided by as stored, so that encoding is exactly reproducible.
+    scale = (value.abs().amax(-1) / top).clamp(max=6.0e4).to(SCALE_DTYPE)
+    wide = scale.to(value.dtype).unsqueeze(-1)
+    steps = torch.where(wide > 0, value / torch.where(wide > 0, wide, 1.0), 0.0).round().clamp(-top, top)
+    if dtype == "int8":
+        return steps.to(torch.int8), scale
+    return _pack((steps + 8).to(torch.uint8), 4), scale
+
+
+def decode(
+    data: torch.Tensor, scale: torch.Tensor | None, dtype: str, shape: tuple[int, ...], out: torch.dtype
+) -> torch.Tensor:
+    """Inverse of `encode`, up to rounding."""
+    if dtype in ("fp8_e4m3", "fp8_e5m2"):
+        return data.view(torch_dtype(torch, dtype)).to(out)
+    if dtype in ("fp32", "bf16", "fp16"):
+        return data.to(out)
+    if dtype == "bits":
+        signs = _unpack(data, 1, shape[-1] if shape else 1).to(out) * 2 - 1
+        return signs if shape else signs.squeeze(-1)
+    assert scale is not None
+    steps = data.to(out) if dtype == "int8" else _unpack(data, 4, shape[-1]).to(out) - 8
+    return steps * scale.to(out).unsqueeze(-1)
+
+
+def _pack(values: torch.Tensor, bits: int) -> torch.Tensor:
+    per_byte = 8 // bits
+    pad = -values.shape[-1] % per_byte
+    grouped = torch.nn.functional.pad(values, (0, pad)).unflatten(-1, (-1, per_byte))
+    shifts = torch.arange(per_byte, dtype=torch.uint8, device=values.device) * bits
+    return (grouped << shifts).sum(-1, dtype=torch.uint8)
+
+
+def _unpack(data: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    per_byte = 8 // bits
+    shifts = torch.arange(per_byte, dtype=torch.uint8, device=data.device) * bits
+    return ((data.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)[..., :count]
+
+
+class TorchStates:
+    """All states of one layer, with the attention mass of the last step where the program reads it."""
+
+    def __init__(self, program: Program, shapes: dict[str, tuple[int, ...]], heads: int, group: int, pages: int, device: torch.device) -> None:
+        self.pages = pages
+        self.fields = {s.name: Field.allocate(s, shapes[s.name], heads, pages, device) for s in program.states}
+        self.mass = torch.zeros((heads, pages, group), device=device) if program.needs_mass else None
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(f.nbytes for f in self.fields.values()) + (0 if self.mass is None else self.mass.nbytes)
+
+    def bytes_per_page(self) -> int:
+        """Bytes of all states of one page, over all kv heads."""
+        return self.nbytes() // max(1, self.pages)

@@ -1,0 +1,150 @@
+"""The vectorised torch backend: the default on CPU, and the reference speed on any device."""
+
+from __future__ import annotations
+
+import torch
+
+from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, symbol_sizes
+from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
+from vortex_core.compiler.selection import evaluate_selection, page_list
+from vortex_core.compiler.states import TorchStates
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+
+
+class TorchFlow:
+    """One program as batched torch code, computing in fp32."""
+
+    dtype = torch.float32
+
+    def __init__(self, program: Program, knobs: Knobs, geometry: Geometry) -> None:
+        check_shapes(program, geometry, knobs.page_size)
+        self.program = program
+        self.knobs = knobs
+        self.geometry = geometry
+        sizes = symbol_sizes(geometry, knobs.page_size)
+        self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
+        self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=True)
+        self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=True)
+        self._scores = sorted({n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1})
+        self._needs_pages = bool(self._scores or program.index.writes)
+
+    def new_states(self, pages: int, device: torch.device) -> TorchStates:
+        """States of one layer for `pages` physical pages."""
+        g = self.geometry
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
+
+    def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
+        """forward_cache for complete physical `pages`, all kv heads at once."""
+        assert isinstance(states, TorchStates)
+        if not len(pages) or not (states.fields or states.mass is not None):
+            return
+        sources = {}
+        used = {n.op for n in self.program.cache.nodes}
+        if "k" in used:
+            sources["k"] = kv.k[:, pages].to(self.dtype)
+        if "v" in used:
+            sources["v"] = value_rows(kv, pages, self.geometry, self.dtype)
+        values = self._cache.run(sources)
+        for name, i in self.program.cache.writes:
+            field = states.fields[name]
+            target = (self.geometry.kv_heads, len(pages), *field.shape)
+            field.write(slice(None), pages, values[i].expand(target))
+        for name, field in states.fields.items():
+            if field.decl.carried:
+                start = torch.full((self.geometry.kv_heads, len(pages), *field.shape), field.decl.init)
+                field.write(slice(None), pages, start.to(field.data.device))
+        if states.mass is not None:
+            states.mass[:, pages] = 0.0
+
+    def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
+        """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`."""
+        assert isinstance(states, TorchStates)
+        g, size = self.geometry, self.knobs.page_size
+        complete = view.lengths // size
+        width = view.max_length // size
+        values: dict[int, torch.Tensor] = {}
+        if self._needs_pages and width:
+            valid = (torch.arange(width, device=q.device) < complete.unsqueeze(1)).unsqueeze(1)
+            values = self._index.run(self._sources(q, states, view, complete, width), valid)
+            self._write(states, values, view, valid, width)
+            for i in self._scores:  # a score that is the same for every row was computed once
+                shape = (width, g.group) if self._per_head(i) else (width,)
+                values[i] = values[i].expand(len(q), g.kv_heads, *shape)
+        elif self._needs_pages:
+            values = self._empty(q)
+        mask = evaluate_selection(self.program.index, values, view, self.knobs, complete, g.kv_heads)
+        return page_list(mask, view, size)
+
+    def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
+        """Keep the attention mass of a step: pages not attended received none."""
+        assert isinstance(states, TorchStates) and states.mass is not None
+        g = self.geometry
+        batch = mass.shape[0]
+        for b in range(batch):  # sequences never share pages here, so each row owns its entries
+            for h in range(g.kv_heads):
+                for j in range(g.group):
+                    row = h if selected.heads == g.kv_heads else h * g.group + j
+                    count = int(selected.counts[b, row])
+                    states.mass[h, selected.page_ids[b, row, :count], j] = mass[b, h * g.group + j, :count]
+
+    def _sources(
+        self, q: torch.Tensor, states: TorchStates, view: BatchView, complete: torch.Tensor, width: int
+    ) -> dict[str, torch.Tensor]:
+        g = self.geometry
+        table = view.block_table[:, :width]
+        sources = {
+            "q": q.to(self.dtype).unflatten(1, (g.kv_heads, g.group)),
+            "position": torch.arange(width, dtype=self.dtype, device=q.device),
+            "pages": complete.to(self.dtype).unsqueeze(1),
+            "length": view.lengths.to(self.dtype).unsqueeze(1),
+        }
+        for name, field in states.fields.items():
+            sources[f"load:{name}"] = field.read(slice(None), table, self.dtype).transpose(0, 1)
+        if states.mass is not None:
+            sources["mass"] = states.mass[:, table].transpose(0, 1)
+        return sources
+
+    def _write(self, states: TorchStates, values: dict[int, torch.Tensor], view: BatchView, valid: torch.Tensor, width: int) -> None:
+        if not self.program.index.writes and states.mass is None:
+            return
+        g = self.geometry
+        real = valid.squeeze(1)
+        pages = view.block_table[:, :width][real]
+        for name, i in self.program.index.writes:
+            field = states.fields[name]
+            names = self.program.index.nodes[i].type.names
+            target = ("page", *(n for n, _ in field.decl.dims))
+            value = align(values[i], names, target)
+            value = value.expand(len(real), g.kv_heads, width, *field.shape)
+            field.write(slice(None), pages, value.transpose(0, 1)[:, real])
+        if states.mass is not None:  # what this step does not attend must read as 0 at the next
+            states.mass[:, pages] = 0.0
+
+    def _empty(self, q: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Scores over no pages at all: every sequence is shorter than one page."""
+        g = self.geometry
+        return {
+            i: q.new_zeros((len(q), g.kv_heads, 0, *([g.group] if self._per_head(i) else [])), dtype=self.dtype)
+            for i in self._scores
+        }
+
+    def _per_head(self, score: int) -> bool:
+        return "head" in self.program.index.nodes[score].type.names
+
+
+def value_rows(kv: LayerKV, pages: torch.Tensor, geometry: Geometry, dtype: torch.dtype) -> torch.Tensor:
+    """`page.v` of some pages, `[kv_head, n, token, dim]`; MLA: padded with zeros to the width of a key."""
+    v = kv.v[:, pages].to(dtype)
+    missing = geometry.head_dim - v.shape[-1]
+    return torch.nn.functional.pad(v, (0, missing)) if missing else v
+
+
+class TorchBackend:
+    """Vectorised torch, fp32."""
+
+    name = "torch"
+
+    def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TorchFlow:
+        """Raises `VF013` / `VF064` where the program does not fit the model."""
+        return TorchFlow(program.canonical(), knobs, geometry)

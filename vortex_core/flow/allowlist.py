@@ -1,0 +1,102 @@
+"""The first wall around untrusted source: only constructs a flow can need parse at all."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from vortex_core.errors import Location
+from vortex_core.ir import mistakes
+
+MAX_CHARACTERS = 100_000
+MODULES = {
+    "vortex_core": {"vFlow", "vTensor", "ops", "register", "Knobs", "Page", "Selection"},
+    "vortex_core.flow": {"vFlow", "vTensor", "ops", "register", "Knobs", "Page", "Selection"},
+    "math": None,
+    "__future__": {"annotations"},
+}
+_REFUSED: dict[type[ast.AST], str] = {
+    ast.Try: "try",
+    ast.TryStar: "try",
+    ast.With: "with",
+    ast.AsyncWith: "async with",
+    ast.AsyncFor: "async for",
+    ast.AsyncFunctionDef: "async def",
+    ast.Await: "await",
+    ast.Yield: "yield",
+    ast.YieldFrom: "yield from",
+    ast.Global: "global",
+    ast.Nonlocal: "nonlocal",
+    ast.Delete: "del",
+    ast.NamedExpr: ":=",
+    ast.Match: "match",
+}
+_NAMES = {
+    "exec", "eval", "compile", "open", "input", "globals", "locals", "vars", "dir", "getattr", "setattr", "delattr",
+    "type", "object", "memoryview", "breakpoint", "help", "exit", "quit", "id", "hash", "callable",
+}  # fmt: skip
+
+
+def parse(source: str, file: str) -> ast.Module:
+    """Parse and check a flow's source.
+
+    Raises:
+        VortexError: `VF001` if it does not parse, `VF002` for the first construct that is not allowed, `VF008`.
+    """
+    if len(source) > MAX_CHARACTERS:
+        raise mistakes.TOO_LARGE.error(count=len(source), what="characters", limit=MAX_CHARACTERS)
+    lines = source.splitlines()
+
+    def at(line: int) -> Location:
+        return Location(file, line, lines[line - 1].strip()[:200] if 1 <= line <= len(lines) else "")
+
+    try:
+        tree = ast.parse(source, file)
+    except SyntaxError as error:
+        raise mistakes.SYNTAX.error(at(error.lineno or 1), why=error.msg) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise mistakes.SYNTAX.error(at(1), why=str(error) or type(error).__name__) from None
+    for node in ast.walk(tree):
+        if (what := _refused(node)) is not None:
+            raise mistakes.FORBIDDEN.error(at(getattr(node, "lineno", 1)), what=what)
+    return tree
+
+
+def _refused(node: ast.AST) -> str | None:
+    if type(node) in _REFUSED:
+        return f"'{_REFUSED[type(node)]}'"
+    match node:
+        case ast.Import(names=names):
+            for alias in names:
+                if alias.name != "math":
+                    return f"import of {alias.name!r}"
+        case ast.ImportFrom(module=module, names=names, level=level):
+            allowed = MODULES.get(module or "", set()) if level == 0 else set()
+            for alias in names:
+                if allowed is not None and alias.name not in allowed:
+                    return f"import of {module}.{alias.name}"
+                if alias.name == "*" or alias.name.startswith("_"):
+                    return f"import of {module}.{alias.name}"
+        case ast.Attribute(attr=attr) if attr.startswith("_"):
+            return f"attribute {attr!r}"
+        case ast.Name(id=name) if name in _NAMES or (name.startswith("__") and name != "__name__"):
+            return f"name {name!r}"
+        case ast.FunctionDef(name=name) if name.startswith("__") and name != "__init__":
+            return f"method {name!r}"
+    return None
+
+
+def safe_builtins(importer: Any) -> dict[str, Any]:
+    """The builtins a flow sees; `importer` stands in for `__import__`."""
+    import builtins
+
+    names = (
+        "abs all any bool dict divmod enumerate filter float frozenset int isinstance issubclass iter len list map max "
+        "min next pow print property range repr reversed round set slice sorted staticmethod classmethod str sum super "
+        "tuple zip ArithmeticError AssertionError Exception IndexError KeyError NotImplementedError RuntimeError "
+        "TypeError ValueError ZeroDivisionError __build_class__"
+    )
+    found = {name: getattr(builtins, name) for name in names.split()}
+    found["print"] = lambda *args, **kwargs: None
+    found["__import__"] = importer
+    return found

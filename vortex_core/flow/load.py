@@ -1,0 +1,95 @@
+"""From source to program. Untrusted source is traced in a jailed subprocess; only verified IR comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from vortex_core.errors import VortexError
+from vortex_core.flow.trace import Traced
+from vortex_core.ir import mistakes
+
+DEADLINE_SECONDS = 10.0
+_MAX_ANSWER = 8 << 20
+_ROOT = str(Path(__file__).resolve().parents[2])
+_START = f"import sys; sys.path.insert(0, {_ROOT!r}); from vortex_core.flow.jail import main; main()"
+
+
+def trace_source(source: str, file: str = "<flow>", *, name: str | None = None, deadline: float = DEADLINE_SECONDS) -> Traced:
+    """Trace untrusted source in the jail.
+
+    Args:
+        source: a module that defines one vFlow class.
+        file: shown in errors.
+        name: overrides the flow's own name.
+        deadline: wall seconds, after which the whole process group is killed.
+
+    Raises:
+        VortexError: a catalogued `VF...` error: the author's mistake, a timeout (`VF006`), too much memory
+            (`VF007`) or a dead tracer (`VF009`).
+    """
+    request = json.dumps({"source": source, "file": file}).encode()
+    # -S: the child needs the standard library only; -I: nothing of the user's environment reaches it.
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", "-c", _START],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={},
+        cwd="/",
+        start_new_session=True,
+    )
+    try:
+        out, err = child.communicate(request, timeout=deadline)
+    except subprocess.TimeoutExpired:
+        raise mistakes.TIMEOUT.error(seconds=deadline) from None
+    finally:
+        _kill_group(child)
+    if child.returncode != 0 or len(out) > _MAX_ANSWER:
+        raise _death(child.returncode, err)
+    try:
+        answer = json.loads(out)
+    except ValueError:
+        raise mistakes.TRACER_DIED.error(why="a malformed answer") from None
+    if "error" in answer:
+        raise VortexError.from_json(answer["error"])
+    traced = Traced.from_json(answer["traced"])
+    return traced if name is None else replace(traced, name=name)
+
+
+def trace_file(path: str | Path, *, name: str | None = None, deadline: float = DEADLINE_SECONDS) -> Traced:
+    """Trace a file's source in the jail.
+
+    Raises:
+        VortexError: `VF000` if it cannot be read, else as `trace_source`.
+    """
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise mistakes.UNREADABLE.error(path=path, why=reason) from None
+    return trace_source(source, str(path), name=name, deadline=deadline)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    child.wait()
+
+
+def _death(code: int, err: bytes) -> VortexError:
+    if code == -signal.SIGXCPU:
+        return mistakes.TIMEOUT.error(seconds=DEADLINE_SECONDS)
+    text = err.decode(errors="replace").strip().splitlines()
+    if "MemoryError" in (text[-1] if text else ""):
+        return mistakes.OUT_OF_MEMORY.error(megabytes=512)
+    if code < 0:
+        return mistakes.TRACER_DIED.error(why=f"signal {signal.Signals(-code).name}")
+    return mistakes.TRACER_DIED.error(why=f"exit status {code}: {text[-1][:200] if text else 'no message'}")

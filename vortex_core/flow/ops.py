@@ -1,0 +1,178 @@
+"""Operators that are functions rather than methods: `from vortex_core import ops`."""
+
+from __future__ import annotations
+
+import difflib
+from contextvars import ContextVar
+from typing import Any
+
+from vortex_core.flow.vtensor import Operand, caller, emit, vTensor
+from vortex_core.ir import mistakes
+from vortex_core.ir.program import GraphBuilder
+from vortex_core.ir.types import Extent
+
+current: ContextVar[GraphBuilder | None] = ContextVar("vortex_builder", default=None)
+
+
+class Selection:
+    """A set of pages: what `forward_indexer` returns. `a | b` is their union."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: vTensor) -> None:
+        self.tensor = tensor
+
+    def __or__(self, other: Selection) -> Selection:
+        return union(self, other)
+
+
+def _builder() -> GraphBuilder:
+    builder = current.get()
+    if builder is None:
+        raise mistakes.WRONG_STAGE.error(caller(), op="this operator", stage="plain Python", legal="a method of a flow being traced")
+    return builder
+
+
+# ---- elementwise --------------------------------------------------------------------------------------------------
+
+
+def maximum(a: Operand, b: Operand) -> vTensor:
+    """The larger of two, elementwise."""
+    return emit("maximum", a, b)
+
+
+def minimum(a: Operand, b: Operand) -> vTensor:
+    """The smaller of two, elementwise."""
+    return emit("minimum", a, b)
+
+
+def where(mask: vTensor, a: Operand, b: Operand) -> vTensor:
+    """`a` where `mask`, else `b`."""
+    return emit("where", mask, a, b)
+
+
+def dot(a: vTensor, b: vTensor, *dims: str) -> vTensor:
+    """Contraction over named dimensions: `(a * b).sum(*dims)`."""
+    return (a * b).sum(*dims)
+
+
+def exp(x: vTensor) -> vTensor:
+    """e^x."""
+    return emit("exp", x)
+
+
+def log(x: vTensor) -> vTensor:
+    """Natural logarithm."""
+    return emit("log", x)
+
+
+def sqrt(x: vTensor) -> vTensor:
+    """Square root."""
+    return emit("sqrt", x)
+
+
+def sigmoid(x: vTensor) -> vTensor:
+    """1 / (1 + e^-x)."""
+    return emit("sigmoid", x)
+
+
+def tanh(x: vTensor) -> vTensor:
+    """Hyperbolic tangent."""
+    return emit("tanh", x)
+
+
+def softmax(x: vTensor, dim: str = "page") -> vTensor:
+    """Softmax along `dim`."""
+    return x.softmax(dim)
+
+
+# ---- sources ------------------------------------------------------------------------------------------------------
+
+
+def position() -> vTensor:
+    """`(page)`: 0, 1, 2, ... from the start of the sequence. forward_indexer only."""
+    return emit("position", builder=_builder())
+
+
+def pages() -> vTensor:
+    """Number of complete pages, a scalar. forward_indexer only."""
+    return emit("pages", builder=_builder())
+
+
+def length() -> vTensor:
+    """Tokens in the sequence, a scalar. forward_indexer only."""
+    return emit("length", builder=_builder())
+
+
+def mass() -> vTensor:
+    """`(page, head)`: attention probability each page received in the previous step. forward_indexer only."""
+    return emit("mass", builder=_builder())
+
+
+def arange(**dim: int | str | Extent) -> vTensor:
+    """`ops.arange(dim="D")`: 0, 1, 2, ... along one named dimension."""
+    if len(dim) != 1:
+        raise mistakes.BAD_ATTRIBUTE.error(caller(), op="arange", name="dim", found=repr(dim), want='one dimension, e.g. dim="D"')
+    ((name, extent),) = dim.items()
+    return emit("iota", builder=_builder(), dim=name, extent=str(Extent.parse(extent)))
+
+
+def size(extent: str | Extent) -> vTensor:
+    """A model extent as a number: `ops.size("D")` channels, `"S"` tokens per page, `"G"` query heads."""
+    return emit("extent", builder=_builder(), extent=str(Extent.parse(extent)))
+
+
+def constant(value: float) -> vTensor:
+    """A number as a vTensor."""
+    return emit("const", builder=_builder(), value=float(value))
+
+
+# ---- selection ----------------------------------------------------------------------------------------------------
+
+
+def _select(op: str, score: object, **attrs: Any) -> Selection:
+    if not isinstance(score, vTensor):
+        raise mistakes.NOT_A_TENSOR.error(caller(), op=op, found=type(score).__name__)
+    return Selection(emit(op, score, **attrs))
+
+
+def topk(score: vTensor, *, fraction: float = 1.0, share: str | None = None, recall: float = 1.0) -> Selection:
+    """The pages with the highest score, within the budget (knobs) and beside the pages always kept.
+
+    Args:
+        score: `(page)`, or `(page, head)` for one selection per query head.
+        fraction: share of the budget this stream may use (for unions).
+        share: `"max"` or `"mean"` of the scores over kv heads gives all of them one selection.
+        recall: below 1, an approximate kernel may miss this share of the exact set.
+    """
+    return _select("topk", score, fraction=fraction, share=share, recall=recall)
+
+
+def topp(score: vTensor, p: float, *, fraction: float = 1.0, share: str | None = None) -> Selection:
+    """The fewest best pages whose softmax mass reaches `p`, at most the budget (Twilight, arXiv 2502.02770)."""
+    return _select("topp", score, p=p, fraction=fraction, share=share)
+
+
+def threshold(score: vTensor, at: float, *, fraction: float = 1.0, share: str | None = None) -> Selection:
+    """Pages with score >= `at`, best first, at most the budget."""
+    return _select("threshold", score, at=at, fraction=fraction, share=share)
+
+
+def union(a: Selection, b: Selection) -> Selection:
+    """Pages in either selection."""
+    if not isinstance(a, Selection) or not isinstance(b, Selection):
+        raise mistakes.NOT_A_TENSOR.error(caller(), op="union", found=f"{type(a).__name__}, {type(b).__name__}")
+    return Selection(emit("union", a.tensor, b.tensor))
+
+
+def everything() -> Selection:
+    """All pages: dense attention."""
+    return Selection(emit("everything", builder=_builder()))
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    known = [n for n, v in globals().items() if callable(v) and not n.startswith("_") and v.__module__ == __name__]
+    near = difflib.get_close_matches(name, known, 3)
+    raise mistakes.UNKNOWN_OP.error(caller(), name=name, near=", ".join(near or sorted(known)))

@@ -1,0 +1,1 @@
+"""The typed IR: nodes over named dimensions, verified, canonical, content-addressed. Imports no torch."""

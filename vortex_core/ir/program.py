@@ -1,0 +1,255 @@
+"""Programs: two small graphs and the states between them.
+
+`cache` runs once for every completed page (`forward_cache`), `index` at every decode step (`forward_indexer`).
+Everything is immutable; passes build new programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from vortex_core.errors import Location, VortexError
+from vortex_core.ir import mistakes
+from vortex_core.ir.opset import OPS, OpSpec
+from vortex_core.ir.types import Dims, Extent, Stage, Type, make_dims
+
+FORMAT = 1
+STATE_DTYPES = ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "bits")
+MAX_NODES = 400
+
+
+@dataclass(frozen=True)
+class StateDecl:
+    """A value kept for every page (per kv head).
+
+    Attributes:
+        name: as in `cache[name]`.
+        dims: named extents, canonical order.
+        dtype: storage. `int8` and `int4` are symmetric with one fp16 scale per row of the last dimension; `bits`
+            keeps the sign and reads back as -1 or 1.
+        carried: updated at every decode step by the index graph; starts at `init` when the page completes.
+        init: initial value of a carried state.
+    """
+
+    name: str
+    dims: Dims
+    dtype: str = "bf16"
+    carried: bool = False
+    init: float = 0.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. `inputs` are positions in the graph's node list; `attrs` are sorted pairs."""
+
+    op: str
+    inputs: tuple[int, ...]
+    attrs: tuple[tuple[str, Any], ...]
+    type: Type
+    location: Location | None = field(default=None, compare=False)
+
+    @cached_property
+    def attr(self) -> dict[str, Any]:
+        """Attributes by name."""
+        return dict(self.attrs)
+
+    @property
+    def spec(self) -> OpSpec:
+        """The operator."""
+        return OPS[self.op]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order, what is written to states, and (index stage) the selection."""
+
+    nodes: tuple[Node, ...] = ()
+    writes: tuple[tuple[str, int], ...] = ()
+    result: int | None = None
+
+
+class GraphBuilder:
+    """Appends typed nodes to one stage's graph."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage: Stage = stage
+        self.nodes: list[Node] = []
+
+    def emit(
+        self, op: str, inputs: Sequence[int] = (), location: Location | None = None, **attrs: Any
+    ) -> int:
+        """Add a node, typed by its operator's rule.
+
+        Raises:
+            VortexError: whatever the rule says, with `location`.
+        """
+        spec = OPS[op]
+        assert len(inputs) == spec.arity, (op, inputs)
+        assert set(attrs) <= set(spec.attrs), (op, attrs)
+        try:
+            if self.stage not in spec.stages:
+                raise mistakes.WRONG_STAGE.error(
+                    op=op, stage=STAGE_METHOD[self.stage], legal=" or ".join(STAGE_METHOD[s] for s in sorted(spec.stages))
+                )
+            if len(self.nodes) >= MAX_NODES:
+                raise mistakes.TOO_LARGE.error(count=len(self.nodes) + 1, what="operations in one method", limit=MAX_NODES)
+            kind = spec.infer(spec, [self.nodes[i].type for i in inputs], attrs)
+        except VortexError as error:
+            if error.location is None:
+                error.location = location
+            raise
+        self.nodes.append(Node(op, tuple(inputs), tuple(sorted(attrs.items())), kind, location))
+        return len(self.nodes) - 1
+
+    def graph(self, writes: dict[str, int], result: int | None = None) -> Graph:
+        """Freeze."""
+        return Graph(tuple(self.nodes), tuple(sorted(writes.items())), result)
+
+
+STATE_METHOD_RULE = "carried states start at init and change in forward_indexer: cache[name] = ..."
+STAGE_METHOD: dict[Stage, str] = {"cache": "forward_cache", "index": "forward_indexer"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A sparse-attention algorithm, without its knobs."""
+
+    states: tuple[StateDecl, ...]
+    cache: Graph
+    index: Graph
+
+    @property
+    def result(self) -> Node:
+        """The selection."""
+        assert self.index.result is not None
+        return self.index.nodes[self.index.result]
+
+    def state(self, name: str) -> StateDecl:
+        """A declaration by name."""
+        return next(s for s in self.states if s.name == name)
+
+    @property
+    def needs_mass(self) -> bool:
+        """Whether attention must report the mass each page received."""
+        return any(n.op == "mass" for n in self.index.nodes)
+
+    @property
+    def is_request_local(self) -> bool:
+        """Whether page states depend on the request, so prefix pages must not be shared."""
+        return self.needs_mass or any(s.carried for s in self.states)
+
+    @property
+    def selects_everything(self) -> bool:
+        """Whether this is dense attention."""
+        return self.result.op == "everything"
+
+    @property
+    def per_query_head(self) -> bool:
+        """Whether every query head selects for itself."""
+        return "head" in self.result.type.names
+
+    @cached_property
+    def _canonical(self) -> Program:
+        from vortex_core.ir.canonical import canonicalise
+
+        return canonicalise(self)
+
+    def canonical(self) -> Program:
+        """The canonical form: equal for programs that must select the same pages."""
+        return self._canonical
+
+    @cached_property
+    def ir_hash(self) -> str:
+        """16 hex digits of the canonical form; the program's identity."""
+        text = json.dumps(self.canonical().to_json(locations=False), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self, locations: bool = True) -> dict[str, Any]:
+        """Plain data, inverse of `from_json`. Types are not stored: they follow from the operators."""
+        return {
+            "format": FORMAT,
+            "states": [
+                {
+                    "name": s.name,
+                    "dims": [[n, str(e)] for n, e in s.dims],
+                    "dtype": s.dtype,
+                    "carried": s.carried,
+                    "init": s.init,
+                }
+                for s in self.states
+            ],
+            "cache": _graph_to_json(self.cache, locations),
+            "index": _graph_to_json(self.index, locations),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Program:
+        """Rebuild, retype and verify.
+
+        Raises:
+            VortexError: `VF090` for malformed data, or what the verifier finds.
+        """
+        from vortex_core.ir.verify import verify
+
+        try:
+            if data["format"] != FORMAT:
+                raise mistakes.BAD_IR.error(why=f"format {data['format']!r}, this version reads {FORMAT}")
+            states = tuple(
+                StateDecl(
+                    str(s["name"]),
+                    make_dims([(str(n), Extent.parse(e)) for n, e in s["dims"]]),
+                    str(s["dtype"]),
+                    bool(s["carried"]),
+                    float(s["init"]),
+                )
+                for s in data["states"]
+            )
+            program = cls(states, _graph_from_json(data["cache"], "cache"), _graph_from_json(data["index"], "index"))
+        except (KeyError, TypeError, ValueError, IndexError, AssertionError) as error:
+            raise mistakes.BAD_IR.error(why=f"{type(error).__name__}: {error}") from error
+        verify(program)
+        return program
+
+
+def _graph_to_json(graph: Graph, locations: bool) -> dict[str, Any]:
+    nodes = []
+    for node in graph.nodes:
+        item: dict[str, Any] = {"op": node.op, "in": list(node.inputs)}
+        if node.attrs:
+            item["attrs"] = {k: _plain(v) for k, v in node.attrs}
+        if locations and node.location is not None:
+            item["at"] = [node.location.file, node.location.line, node.location.text]
+        nodes.append(item)
+    return {"nodes": nodes, "writes": [[n, i] for n, i in graph.writes], "result": graph.result}
+
+
+def _graph_from_json(data: dict[str, Any], stage: Stage) -> Graph:
+    builder = GraphBuilder(stage)
+    for item in data["nodes"]:
+        if item["op"] not in OPS:
+            raise mistakes.BAD_IR.error(why=f"unknown operator {item['op']!r}")
+        at = item.get("at")
+        inputs = [int(i) for i in item["in"]]
+        if any(not 0 <= i < len(builder.nodes) for i in inputs):
+            raise mistakes.BAD_IR.error(why=f"node {len(builder.nodes)} reads a later node")
+        attrs = {str(k): _tuples(v) for k, v in item.get("attrs", {}).items()}
+        builder.emit(item["op"], inputs, Location(*at) if at else None, **attrs)
+    writes = {str(n): int(i) for n, i in data["writes"]}
+    result = data["result"]
+    for i in [*writes.values(), *([] if result is None else [result])]:
+        if not isinstance(i, int) or not 0 <= i < len(builder.nodes):
+            raise mistakes.BAD_IR.error(why=f"no node {i!r}")
+    return builder.graph(writes, result)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

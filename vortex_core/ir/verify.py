@@ -1,0 +1,106 @@
+"""The verifier: which programs are legal. Run on everything that enters, and after every pass in tests."""
+
+from __future__ import annotations
+
+from vortex_core.ir import mistakes
+from vortex_core.ir.opset import OPS, typed_dims
+from vortex_core.ir.program import MAX_NODES, STATE_DTYPES, STATE_METHOD_RULE, Graph, Program, StateDecl
+from vortex_core.ir.types import Stage, Type, check_dim_name
+
+MAX_STATES = 16
+
+
+def verify(program: Program) -> None:
+    """Check a whole program.
+
+    Raises:
+        VortexError: the first rule that is broken, with the user's line where it is known.
+    """
+    names = [s.name for s in program.states]
+    if len(set(names)) != len(names):
+        raise mistakes.BAD_STATE.error(name=names[0], why="declared twice", dtypes=", ".join(STATE_DTYPES))
+    if len(names) > MAX_STATES:
+        raise mistakes.TOO_LARGE.error(count=len(names), what="states", limit=MAX_STATES)
+    for state in program.states:
+        verify_state(state)
+    _verify_graph(program, program.cache, "cache")
+    _verify_graph(program, program.index, "index")
+    _verify_writes(program)
+    if program.cache.result is not None:
+        raise mistakes.BAD_IR.error(why="forward_cache selects nothing")
+    result = program.index.result
+    if result is None or program.index.nodes[result].type.kind != "selection":
+        raise mistakes.NO_SELECTION.error(found="nothing" if result is None else str(program.index.nodes[result].type))
+
+
+def verify_state(state: StateDecl) -> None:
+    """Check one declaration (`VF015`, `VF034`)."""
+    check_dim_name(state.name)
+    why = ""
+    if state.dtype not in STATE_DTYPES:
+        why = f"dtype {state.dtype!r}"
+    for name, _ in state.dims:
+        check_dim_name(name)
+        if name in ("page", "token", "head"):
+            why = f"dimension {name!r}"
+    if len(state.dims) > 3:
+        why = f"{len(state.dims)} dimensions, at most 3"
+    if state.carried and state.dtype in ("int8", "int4", "bits"):
+        why = f"carried with dtype {state.dtype!r}"
+    if not state.dims and state.dtype in ("int8", "int4"):
+        why = f"a scalar with dtype {state.dtype!r}, which scales along a dimension"
+    if state.init and not state.carried:
+        why = "an initial value, but it is not carried"
+    if why:
+        raise mistakes.BAD_STATE.error(name=state.name, why=why, dtypes=", ".join(STATE_DTYPES))
+
+
+def _verify_graph(program: Program, graph: Graph, stage: Stage) -> None:
+    if len(graph.nodes) > MAX_NODES:
+        raise mistakes.TOO_LARGE.error(count=len(graph.nodes), what="operations in one method", limit=MAX_NODES)
+    declared = {s.name: s for s in program.states}
+    for position, node in enumerate(graph.nodes):
+        spec = OPS.get(node.op)
+        if spec is None or stage not in spec.stages or len(node.inputs) != spec.arity:
+            raise mistakes.BAD_IR.error(why=f"node {position} ({node.op}) is not legal in the {stage} stage")
+        if any(not 0 <= i < position for i in node.inputs) or not set(node.attr) <= set(spec.attrs):
+            raise mistakes.BAD_IR.error(why=f"node {position} ({node.op}) is malformed")
+        inferred = spec.infer(spec, [graph.nodes[i].type for i in node.inputs], node.attr)
+        if inferred != node.type:
+            raise mistakes.BAD_IR.error(why=f"node {position} ({node.op}) is {node.type}, its rule says {inferred}")
+        if node.op == "load":
+            state = declared.get(node.attr["name"])
+            if state is None:
+                known = ", ".join(declared) or "none"
+                raise mistakes.UNKNOWN_STATE.error(node.location, name=node.attr["name"], known=known)
+            if typed_dims(node.attr) != state.dims:
+                raise mistakes.BAD_IR.error(why=f"load of {state.name!r} with other dimensions than declared")
+
+
+def _verify_writes(program: Program) -> None:
+    for stage, graph in (("cache", program.cache), ("index", program.index)):
+        for name, position in graph.writes:
+            node = graph.nodes[position]
+            state = next((s for s in program.states if s.name == name), None)
+            if state is None:
+                known = ", ".join(s.name for s in program.states) or "none"
+                raise mistakes.UNKNOWN_STATE.error(node.location, name=name, known=known)
+            if stage == "index" and not state.carried:
+                raise mistakes.CARRIED_ONLY.error(node.location, name=name)
+            if stage == "cache" and state.carried:
+                raise mistakes.STATE_NOT_WRITTEN.error(node.location, name=name, remedy=STATE_METHOD_RULE)
+            check_write(state, node.type, stage == "index")
+    written = {n for n, _ in (*program.cache.writes, *program.index.writes)}
+    for state in program.states:
+        if state.name not in written:
+            where = "assign cache[...] in forward_indexer" if state.carried else "return it from forward_cache"
+            raise mistakes.STATE_NOT_WRITTEN.error(name=state.name, remedy=where)
+
+
+def check_write(state: StateDecl, found: Type, carried: bool) -> None:
+    """A written value has the declared dimensions (`VF032`); values without a page dimension are broadcast
+    over pages in a carried write."""
+    dims = tuple(d for d in found.dims if not (carried and d[0] == "page"))
+    if dims != state.dims or found.kind != "float":
+        want = "(" + ", ".join(f"{n}={e}" for n, e in state.dims) + ")"
+        raise mistakes.STATE_TYPE.error(name=state.name, want=want, found=str(found))
