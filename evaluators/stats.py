@@ -1,7 +1,8 @@
 """Statistics of paired evaluations: candidate and dense answer the same items.
 
 Pure functions of their arguments (the resampling ones take a seed). Binary outcomes get score intervals,
-which stay honest at 0 and n successes where a bootstrap collapses to a point; continuous ones are bootstrapped.
+which stay honest at 0 and n successes where a bootstrap collapses to a point; continuous ones are
+bootstrapped.
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ def sequential_verdict(
 
 
 def _tango_score(gained: int, lost: int, n: int, delta: float) -> float:
-    """Tango's score statistic for a true difference `delta`; the nuisance rate is at its constrained maximum."""
+    """Tango's score statistic for a true difference `delta`, the nuisance rate at its constrained maximum."""
     a = 2.0 * n
     b = -gained - lost + (2 * n - gained + lost) * delta
     c = -lost * delta * (1 - delta)

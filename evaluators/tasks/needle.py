@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evaluators.data import sentences, words
+from evaluators.errors import no_room
 from evaluators.tasks.tokens import Tokenizer, encode, frame
-from vortex_core.errors import VortexError
 
 DIGITS = 7
 _BEFORE = (
@@ -81,11 +81,7 @@ def needle_item(
     ]
     room = context - len(head) - len(tail) - sum(map(len, needles))
     if room < 2 * max(map(len, needles)):
-        raise VortexError(
-            "VV002",
-            f"context {context} leaves {room} tokens of text for a {task} item",
-            "ask for a longer context",
-        )
+        raise no_room(context, room, task)
     depth = ((index + 0.5) * _GOLDEN + random.Random(f"{task}:{context}:{seed}").random()) % 1.0
     depths = [depth, *(rng.random() for _ in range(distractors))]
     passage, start = _hide(_passage(tokenizer, rng, room), needles, depths)

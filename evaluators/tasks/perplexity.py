@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evaluators.data import documents
+from evaluators.errors import held_text_too_short
 from evaluators.tasks.tokens import Tokenizer, encode
-from vortex_core.errors import VortexError
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,7 @@ def perplexity_item(
     size = context + continuation - len(start)
     texts = [ids for ids in _encoded(tokenizer) if len(ids) >= size]
     if not texts or context <= len(start):
-        longest = max(map(len, _encoded(tokenizer)))
-        raise VortexError(
-            "VV002",
-            f"perplexity needs {size} consecutive tokens of held text; the longest speech has {longest}",
-            "ask for a shorter context or continuation",
-        )
+        raise held_text_too_short(size, max(map(len, _encoded(tokenizer))))
     rng = random.Random(f"perplexity:{context}:{seed}:{index}")
     text = texts[(index + seed) % len(texts)]
     at = rng.randrange(len(text) - size + 1)

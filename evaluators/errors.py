@@ -1,0 +1,144 @@
+"""Errors of evaluations, `VV...`: plans and items (0xx), and what stops a candidate (1xx)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vortex_core.errors import VortexError
+
+
+def unknown_plan(name: str, close: Sequence[str], known: Sequence[str]) -> VortexError:
+    """`VV001`: no such plan."""
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return VortexError(
+        "VV001",
+        f"no evaluation plan {name!r}: neither a file nor one of {', '.join(known)}",
+        f"{hint}name a plan of configs/evaluation or give the path of a .yaml file",
+    )
+
+
+def bad_plan(name: str, why: str) -> VortexError:
+    """`VV001`: a plan that does not validate."""
+    return VortexError("VV001", f"evaluation plan {name!r}: {why}", "correct the file")
+
+
+def no_room(context: int, room: int, task: str) -> VortexError:
+    """`VV002`: an item that cannot be built."""
+    return VortexError(
+        "VV002",
+        f"context {context} leaves {room} tokens of text for a {task} item",
+        "ask for a longer context",
+    )
+
+
+def held_text_too_short(size: int, longest: int) -> VortexError:
+    """`VV002`: no held document is long enough."""
+    return VortexError(
+        "VV002",
+        f"perplexity needs {size} consecutive tokens of held text; the longest document has {longest}",
+        "ask for a shorter context or continuation",
+    )
+
+
+def context_too_long(context: int, model: str, limit: int) -> VortexError:
+    """`VV003`: the plan asks for more than the model can read."""
+    return VortexError(
+        "VV003",
+        f"the plan needs {context} tokens of context, {model} was made for {limit}",
+        "take a plan with shorter contexts",
+    )
+
+
+def unknown_stage(name: str, known: Sequence[str]) -> VortexError:
+    """`VV004`: no such stage."""
+    return VortexError("VV004", f"no evaluation stage {name!r}", f"stages are {', '.join(known)}")
+
+
+def stale_reference(why: str) -> VortexError:
+    """`VV005`: dense results of something else."""
+    return VortexError(
+        "VV005", f"these dense reference results are {why}", "measure the reference again: leave it out"
+    )
+
+
+def needs_engine(stage: str) -> VortexError:
+    """`VV006`: an engine stage without an engine."""
+    return VortexError(
+        "VV006",
+        f"stage {stage} runs the model, and there is no engine here",
+        "run it through an EvaluationWorker",
+    )
+
+
+def too_slow(stage: str, seconds: float, done: str) -> VortexError:
+    """`VV010`: the candidate did not finish in time."""
+    return VortexError(
+        "VV010",
+        f"stage {stage} was not done after {seconds:.0f} s ({done})",
+        "attend fewer pages, or score them with less work",
+    )
+
+
+def wrong_identity(claimed: str, found: str) -> VortexError:
+    """`VV100`: the hash does not belong to the program."""
+    return VortexError(
+        "VV100", f"the program hashes to {found}, the candidate claims {claimed}", "trace it again"
+    )
+
+
+def illegal_for_model(what: str, remedy: str) -> VortexError:
+    """`VV101`: knobs or states that this model cannot have."""
+    return VortexError("VV101", what, remedy)
+
+
+def backend_crashed(backend: str, why: str) -> VortexError:
+    """`VV102`: verified IR that a backend cannot run: a bug of the backend."""
+    return VortexError(
+        "VV102",
+        f"the {backend} backend failed on verified IR: {why}",
+        "this is a bug of the backend: report it with the program",
+    )
+
+
+def parity_failed(backend: str, differing: int, rows: int, example: str) -> VortexError:
+    """`VV103`: the fast backend selects other pages than the oracle."""
+    return VortexError(
+        "VV103",
+        f"{backend} and the oracle select different pages in {differing} of {rows} rows, e.g. {example}",
+        "keep scores well scaled: avoid differences of nearly equal numbers, exponentials and divisions by "
+        "small numbers",
+    )
+
+
+def recall_too_low(found: float, wanted: float, worst: str) -> VortexError:
+    """`VV104`: the selection misses too much attention mass."""
+    return VortexError(
+        "VV104",
+        f"selected pages capture {found:.3f} of the dense attention mass, the gate is {wanted:.3f} ({worst})",
+        "raise the budget, keep more pages, or rank pages by something closer to q·k",
+    )
+
+
+def accuracy_too_low(found: float, dense: float, margin: float, detail: str) -> VortexError:
+    """`VV105`: worse than dense by more than the margin, beyond chance."""
+    return VortexError(
+        "VV105",
+        f"accuracy {found:.3f} against {dense:.3f} dense: worse by more than {margin:.2f} ({detail})",
+        "the selection misses pages that hold the answer: raise the budget or sharpen the score",
+    )
+
+
+def perplexity_too_high(ratio: float, limit: float) -> VortexError:
+    """`VV106`: too far from the dense model's predictions."""
+    return VortexError(
+        "VV106",
+        f"perplexity is {ratio:.3f} times that of dense attention, the gate is {limit:.3f}",
+        "raise the budget, or keep more of the first and last pages",
+    )
+
+
+def not_what_ran(claimed: str, ran: str) -> VortexError:
+    """`VV110`: the engine reports another program than the one being evaluated."""
+    return VortexError(
+        "VV110", f"the engine ran {ran}, not {claimed}", "restart the worker and evaluate again"
+    )

@@ -1,0 +1,211 @@
+"""Evaluation plans: which items, contexts, gates and settings. One YAML file each, strictly validated."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from evaluators.errors import bad_plan, unknown_plan
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NeedleTask(_Strict):
+    """Retrieval items of one task at one context."""
+
+    task: Literal["needle_single", "needle_multikey"]
+    context: PositiveInt = Field(description="prompt tokens, exact")
+    items: PositiveInt
+    distractors: int = Field(0, ge=0, description="needles of the same form with other keys")
+
+    @model_validator(mode="after")
+    def _distractors_fit(self) -> NeedleTask:
+        if (self.task == "needle_multikey") != (self.distractors > 0):
+            raise ValueError("needle_multikey has distractors, needle_single has none")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Name of the row: task and context."""
+        return f"{self.task}@{self.context}"
+
+
+class AccuracyPlan(_Strict):
+    """Retrieval accuracy, paired with dense on the same items."""
+
+    tasks: tuple[NeedleTask, ...] = Field(min_length=1)
+    batch: PositiveInt = Field(description="prompts decoded together")
+    gate_items: PositiveInt = Field(description="items of every task that the gate looks at first")
+    gate_margin: float = Field(
+        gt=0, lt=1, description="a candidate surely worse than dense by this much stops"
+    )
+    margin: float = Field(gt=0, lt=1, description="non-inferiority margin of the full run")
+    level: float = Field(0.95, gt=0.5, lt=1, description="confidence of gates and intervals")
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> AccuracyPlan:
+        keys = [task.key for task in self.tasks]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"tasks repeat: {', '.join(keys)}")
+        return self
+
+
+class PerplexityPlan(_Strict):
+    """Perplexity of held text decoded through the sparse path."""
+
+    context: PositiveInt
+    continuation: PositiveInt = Field(description="tokens scored per passage")
+    items: PositiveInt
+    max_ratio: float = Field(gt=1, description="candidate over dense; above it the candidate stops")
+
+
+class RecallPlan(_Strict):
+    """Attention mass captured, on queries recorded while the dense model answered."""
+
+    needle_items: int = Field(
+        ge=0, description="items of the longest retrieval task whose queries are recorded"
+    )
+    perplexity_items: int = Field(ge=0, description="held passages whose queries are recorded")
+    steps: PositiveInt = Field(description="decode steps recorded of each")
+    min_recall: float = Field(ge=0, le=1, description="mean over layers, heads and prompts; below it stops")
+
+    @model_validator(mode="after")
+    def _some(self) -> RecallPlan:
+        if self.needle_items + self.perplexity_items == 0:
+            raise ValueError("recall needs at least one recorded prompt")
+        return self
+
+
+class LatencyPlan(_Strict):
+    """Decode latency, candidate and dense in turn in one process."""
+
+    context: PositiveInt
+    batch: PositiveInt
+    steps: PositiveInt = Field(description="timed steps of each arm per round")
+    warmup: int = Field(1, ge=0, description="steps of each arm per round that are not timed")
+    rounds: PositiveInt = Field(description="times both arms are run, order alternating")
+
+
+class ModelledPlan(_Strict):
+    """Throughput by the cost model; never a measurement."""
+
+    gpus: tuple[str, ...] = Field(min_length=1, description="names in configs/hardware")
+    model: str | None = Field(None, description="name in configs/models; None: the model evaluated")
+    batch: PositiveInt
+    length: PositiveInt = Field(description="tokens of context of each sequence")
+
+
+class ParityPlan(_Strict):
+    """Random ragged batches on which a backend must select what the oracle selects."""
+
+    lengths: tuple[PositiveInt, ...] = Field(min_length=1, description="tokens of each sequence")
+    seeds: tuple[int, ...] = Field(min_length=1)
+    tie_tolerance: float = Field(
+        gt=0, description="scores closer than this share of a row's score range count as tied"
+    )
+
+
+class FreshPlan(_Strict):
+    """Other items than those of the search: fresh measurements of elites, and the sealed hold-out."""
+
+    share: float = Field(gt=0, le=1, description="share of every task's items that are used")
+
+
+class EngineSettings(_Strict):
+    """How the evaluator's engine is set up."""
+
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: PositiveInt | None = Field(None, description="CPU threads; None: torch's choice")
+
+
+class EvaluationPlan(_Strict):
+    """Everything that decides a candidate's numbers, besides the model and the seed."""
+
+    name: str
+    seed: int = Field(0, description="of the items candidates are searched on")
+    engine: EngineSettings = EngineSettings()
+    parity: ParityPlan
+    recall: RecallPlan
+    accuracy: AccuracyPlan
+    perplexity: PerplexityPlan
+    latency: LatencyPlan
+    modelled: ModelledPlan
+    fresh: FreshPlan
+    deadlines: dict[str, float] = Field(
+        default_factory=dict, description="seconds a stage may take before the candidate counts as too slow"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationPlan:
+        longest = max(self.accuracy.tasks, key=lambda t: t.context)
+        if self.recall.needle_items > longest.items:
+            raise ValueError(
+                f"recall.needle_items {self.recall.needle_items} of {longest.items} {longest.key} items"
+            )
+        if self.recall.perplexity_items > self.perplexity.items:
+            raise ValueError(
+                f"recall.perplexity_items {self.recall.perplexity_items} of {self.perplexity.items} passages"
+            )
+        if self.recall.steps > self.perplexity.continuation:
+            raise ValueError(f"recall.steps {self.recall.steps} of {self.perplexity.continuation} tokens")
+        return self
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens of the longest sequence any stage decodes, new tokens of perplexity and latency included."""
+        return max(
+            *(task.context for task in self.accuracy.tasks),
+            self.perplexity.context + self.perplexity.continuation,
+            self.latency.context + self.latency.steps + self.latency.warmup,
+        )
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits; results of different plans are not comparable."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def list_plans() -> tuple[str, ...]:
+    """Names of the plans that ship."""
+    folder = resources.files("configs") / "evaluation"
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_plan(name_or_path: str) -> EvaluationPlan:
+    """A plan by name (`configs/evaluation`) or from a YAML file.
+
+    Raises:
+        VortexError: `VV001` for an unknown name, an unreadable file or one that does not validate.
+    """
+    if name_or_path in list_plans():
+        text = (resources.files("configs") / "evaluation" / f"{name_or_path}.yaml").read_text(
+            encoding="utf-8"
+        )
+    else:
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except OSError:
+            known = list_plans()
+            close = difflib.get_close_matches(name_or_path, known, n=2)
+            raise unknown_plan(name_or_path, close, known) from None
+        except UnicodeDecodeError as error:
+            raise bad_plan(name_or_path, "is not a text file") from error
+    try:
+        return EvaluationPlan.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise bad_plan(name_or_path, f"is not YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise bad_plan(name_or_path, f"{where}: {first['msg']}{more}") from error
