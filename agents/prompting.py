@@ -18,9 +18,9 @@ from agents.directions import direction
 from agents.errors import ProposerError
 
 _FOLDER = Path(__file__).parent / "prompts"
-# Controls, formats (bidirectional marks, zero-width, tags), surrogates, private use: invisible to a reader,
-# visible to a model.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co"})
+# Controls, formats (bidirectional marks, zero-width, tags), surrogates, private use, odd line ends: invisible
+# to a reader, visible to a model.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _FIRST = ("failure", "error", "bottleneck", "bound", "limit", "worst")
 _MAX_OBSERVATIONS = 60
 _MAX_REASONS = 24
@@ -29,6 +29,8 @@ _PARENTS = {"seed": (0, 2), "mutate": (1, 2), "crossover": (2, 2), "repair": (0,
 
 def visible(text: str) -> str:
     """`text` without hidden characters; newlines and tabs stay."""
+    if text.isprintable():
+        return text  # the common case, at the speed of C
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _HIDDEN)
 

@@ -103,6 +103,8 @@ def _bare(text: str) -> _Block | None:
         candidate = "\n".join(lines[start:end])
         if _flow_class(candidate) is not None:
             return _Block(candidate, True)
+        if lines[end - 1][:1].isspace():
+            break  # indented: part of a program that does not parse, not prose after it
     return _Block("\n".join(lines[start:]), True)
 
 
