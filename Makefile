@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= smollm2-135m
 # Options passed through: make search ARGS="--max-candidates 60", make test ARGS="-k quest".
 ARGS   ?=
-# Index to take torch from, e.g. the one with CPU-only builds. Empty: wherever pip is set up to look.
+# A further index to take torch from, e.g. one with CPU-only builds. Empty: wherever pip is set up to look.
 TORCH_INDEX ?=
 # The run that `make report` draws: the newest one.
 RUN    ?= $(notdir $(patsubst %/,%,$(firstword $(shell ls -dt runs/*/ 2>/dev/null))))
@@ -25,13 +25,13 @@ help:  ## this list
 
 setup: $(VENV)/.installed  ## create .venv with the pinned packages (once; again when they change)
 
-# torch goes first and alone, so that its index can be chosen; the second command then finds it installed
-# and pulls no other build.
+# torch goes first and alone: the second command then finds it installed and pulls no other build.
+# (pip ranks 2.13.0+cpu above 2.13.0, so an extra index with CPU builds is enough to get one.)
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
