@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import copy
 import json
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from agents.base import FailedAttempt, Parent, Proposal, ProposalRequest, Proposer, RequestKind
 from vortex_core.errors import VortexError
 
-_BROKEN = '''from vortex_core import ops, register, vFlow
+BROKEN = '''from vortex_core import ops, register, vFlow
 
 
 @register("broken")
@@ -31,18 +31,6 @@ class Broken(vFlow):
     def forward_indexer(self, q, cache):
         return ops.topk((q * cache["mean"]).sum("token"))
 '''
-_ERROR = {
-    "code": "VF012",
-    "message": "sum over 'token': the tensor has dims head, dim",
-    "remedy": "sum over one of head, dim",
-    "location": {
-        "file": "broken.py",
-        "line": 15,
-        "text": 'return ops.topk((q * cache["mean"]).sum("token"))',
-    },
-}
-
-
 ALL_KINDS: tuple[RequestKind, ...] = ("seed", "mutate", "crossover", "repair")
 
 
@@ -91,7 +79,7 @@ class ProposerConformance:
         """A well-formed request of `kind`."""
         first, second = self.parents()
         parents: dict[RequestKind, tuple[Parent, ...]] = {"mutate": (first,), "crossover": (first, second)}
-        failed = FailedAttempt(_BROKEN, copy.deepcopy(_ERROR)) if kind == "repair" else None
+        failed = FailedAttempt(BROKEN, tracer_error(BROKEN)) if kind == "repair" else None
         return ProposalRequest(
             kind=kind,
             seed=seed,
@@ -164,6 +152,22 @@ class ProposerConformance:
         json.dumps(caught.to_json())
         assert caught.code
         assert caught.remedy
+
+
+@cache
+def _refusal(source: str) -> VortexError:
+    from vortex_core.flow.load import trace_source
+
+    try:
+        trace_source(source, "broken.py")
+    except VortexError as error:
+        return error
+    raise AssertionError("the program that should be refused was traced")
+
+
+def tracer_error(source: str) -> dict[str, Any]:
+    """What the tracer says to a program that it refuses, as JSON."""
+    return _refusal(source).to_json()
 
 
 def check_proposal(proposal: Proposal) -> None:

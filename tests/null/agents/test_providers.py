@@ -19,7 +19,7 @@ from agents.providers.base import Endpoint, Message, Patience, Provider, resolve
 from agents.registry import make_proposer
 from agents.testing import FakeModelServer, ProposerConformance, Scripted
 
-from .conftest import ANSWER, FLOW, LANGUAGE, make_parent
+from .conftest import ANSWER, FLOW, LANGUAGE
 
 SECRET = "sk-test-51d0c7f2e9ab"
 SOON = {"retry-after-ms": "5"}
@@ -353,9 +353,6 @@ class _Conformance(ProposerConformance):
         made = make_proposer(f"{self.protocol}:m1@{self.url}", language=LANGUAGE)
         assert isinstance(made, LLMProposer)
         return made
-
-    def parents(self):  # type: ignore[no-untyped-def]
-        return make_parent("quest"), make_parent("block_topk", ir_hash="ffeeddccbbaa0011")
 
 
 class TestOpenAIConformance(_Conformance):
