@@ -90,7 +90,7 @@ def test_unmeasured_parent_is_called_so() -> None:
 
 def test_ledger_groups_failures_and_leaves_out_successes() -> None:
     text = user_prompt(request("mutate"))
-    assert "3 programs have been tried" in text
+    assert "do not propose these again" in text
     assert "2x recall 0.2 is below the gate (aa11, cc33)" in text
     assert "bb22" not in text
 
