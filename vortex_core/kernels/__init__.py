@@ -1,0 +1,44 @@
+"""Hand-written Triton kernels: paged decode attention (GQA and MLA), page selection, KV write.
+
+All launches fit a CUDA graph: grids depend on maxima only, work is planned on the device, callers own the
+scratch. The KV cache is addressed through strides as [page, token, kv_head, dim].
+"""
+
+from __future__ import annotations
+
+from vortex_core.kernels.budget import threshold_budget, top_p_budget
+from vortex_core.kernels.kv_write import write_kv, write_latent
+from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace
+from vortex_core.kernels.paged_decode import (
+    DecodeConfig,
+    decode_config,
+    decode_workers,
+    paged_decode,
+    paged_decode_workspace,
+)
+from vortex_core.kernels.pages import KernelInputError, PageList, rows_page_list, shared_page_list
+from vortex_core.kernels.select import select_pages
+from vortex_core.kernels.split import SplitWorkspace, split_workspace, split_workspace_shapes
+
+__all__ = [
+    "DecodeConfig",
+    "KernelInputError",
+    "PageList",
+    "SplitWorkspace",
+    "decode_config",
+    "decode_workers",
+    "mla_config",
+    "mla_decode",
+    "mla_decode_workspace",
+    "paged_decode",
+    "paged_decode_workspace",
+    "rows_page_list",
+    "select_pages",
+    "shared_page_list",
+    "split_workspace",
+    "split_workspace_shapes",
+    "threshold_budget",
+    "top_p_budget",
+    "write_kv",
+    "write_latent",
+]

@@ -1,0 +1,222 @@
+"""The decode attention kernel shared by grouped-query and latent attention, and the page-mass kernel.
+
+One launch reads each listed byte of the KV cache once: a worker streams tiles of `BLOCK_N` tokens through shared
+memory and keeps the online softmax of FlashAttention (arXiv 2205.14135) for the whole query group, padded
+to the rows of a matrix product. `split.py` says how work is divided and merged.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vortex_core.kernels.split import (
+    find_row,
+    merge_pieces,
+    piece_slot,
+    row_tiles,
+    total_tiles,
+    worker_share,
+)
+
+
+@triton.jit
+def load_rows(
+    base, page, slot, ok, stride_page, stride_token,
+    OFFSET: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Channels [OFFSET, OFFSET + BLOCK) of a tile: page [N] or scalar, slot [N], ok [N] -> [N, BLOCK].
+
+    Rows that are not `ok` come back as zeros, not as what the pool holds: 0 * NaN would poison the sum.
+    """
+    channel = OFFSET + tl.arange(0, BLOCK)
+    rows = page * stride_page + slot * stride_token
+    mask = ok[:, None]
+    if OFFSET + BLOCK > DIM:
+        mask = mask & (channel < DIM)[None, :]
+    return tl.load(base + rows[:, None] + channel[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def paged_decode_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, page_lse_ptr, ids_ptr, lens_ptr,
+    part_out_ptr, part_lse_ptr, finished_ptr,
+    stride_q_b, stride_q_h, stride_k_page, stride_k_token, stride_k_head,
+    stride_v_page, stride_v_token, stride_v_head, stride_out_b, stride_out_h,
+    stride_ids_b, stride_ids_h, stride_lens_b, stride_lens_h, stride_page_lse,
+    score_scale, v_scale, rows, workers,
+    HEADS: tl.constexpr, KV_REPEAT: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr,
+    PAGE: tl.constexpr, DK: tl.constexpr, DK0: tl.constexpr, DK1: tl.constexpr,
+    DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr, OPERAND: tl.constexpr,
+    VALUE_IN_KEY: tl.constexpr, FUSED_MERGE: tl.constexpr, HAS_LSE: tl.constexpr, HAS_PAGE_LSE: tl.constexpr,
+):  # fmt: skip
+    """Grid (workers,). `score_scale` = softmax scale * k_scale * log2(e); `OPERAND` is the type of the dots.
+
+    HEADS lists a request, GROUP query heads a list, KV_REPEAT lists a kv head.
+    """
+    worker = tl.program_id(0)
+    total = total_tiles(lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
+    share = worker_share(total, workers, MIN_TILES)
+    tile = worker * share
+    tile_end = tl.minimum(tile + share, total)
+    row, begin = find_row(tile, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
+
+    group = tl.arange(0, GROUP_PAD)
+    group_ok = group < GROUP
+    token = tl.arange(0, BLOCK_N)
+    dk0 = tl.arange(0, DK0)
+    dv0 = tl.arange(0, DV0)
+    if DK1 > 0:
+        dk1 = DK0 + tl.arange(0, DK1)
+    if DV1 > 0:
+        dv1 = DV0 + tl.arange(0, DV1)
+
+    while tile < tile_end:
+        b = (row // HEADS).to(tl.int64)
+        h = row % HEADS
+        kv_head = (h // KV_REPEAT).to(tl.int64)
+        kv_len = tl.load(lens_ptr + b * stride_lens_b + h * stride_lens_h)
+        tiles = row_tiles(kv_len, BLOCK_N)
+        first = tile - begin
+        last = tl.minimum(tiles, tile_end - begin)
+
+        q_base = q_ptr + b * stride_q_b + (h * GROUP + group)[:, None] * stride_q_h
+        if DK0 > DK:
+            q0 = tl.load(q_base + dk0[None, :], mask=group_ok[:, None] & (dk0 < DK)[None, :], other=0.0).to(
+                OPERAND
+            )
+        else:
+            q0 = tl.load(q_base + dk0[None, :], mask=group_ok[:, None], other=0.0).to(OPERAND)
+        if DK1 > 0:
+            q1 = tl.load(q_base + dk1[None, :], mask=group_ok[:, None], other=0.0).to(OPERAND)
+        k_base = k_ptr + kv_head * stride_k_head
+        v_base = v_ptr + kv_head * stride_v_head
+        ids_base = ids_ptr + b * stride_ids_b + h * stride_ids_h
+
+        # Finite, so that a fully masked tile (an empty row) yields weights of zero and not NaN.
+        top = tl.full([GROUP_PAD], -3.0e38, tl.float32)
+        weight_sum = tl.zeros([GROUP_PAD], tl.float32)
+        acc0 = tl.zeros([GROUP_PAD, DV0], tl.float32)
+        if DV1 > 0:
+            acc1 = tl.zeros([GROUP_PAD, DV1], tl.float32)
+
+        # The page ids of a tile are read one tile ahead: the pipeline of K and V never waits for them.
+        if PAGE >= BLOCK_N:
+            page = tl.load(ids_base + (first * BLOCK_N) // PAGE, mask=kv_len > 0, other=0)
+        else:
+            ahead = first * BLOCK_N + token
+            page = tl.load(ids_base + ahead // PAGE, mask=ahead < kv_len, other=0)
+        for t in range(first, last):
+            position = t * BLOCK_N + token
+            ok = position < kv_len
+            slot = (position % PAGE).to(tl.int64)
+            page64 = page.to(tl.int64)
+            k0 = load_rows(k_base, page64, slot, ok, stride_k_page, stride_k_token, 0, DK0, DK)
+            scores = tl.dot(q0, tl.trans(k0.to(OPERAND)))
+            if DK1 > 0:
+                k1 = load_rows(k_base, page64, slot, ok, stride_k_page, stride_k_token, DK0, DK1, DK)
+                scores = tl.dot(q1, tl.trans(k1.to(OPERAND)), scores)
+            scores = tl.where(ok[None, :], scores * score_scale, float("-inf"))
+
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            decay = tl.exp2(top - new_top)
+            weights = tl.exp2(scores - new_top[:, None])
+            weight_sum = weight_sum * decay + tl.sum(weights, 1)
+            top = new_top
+
+            if VALUE_IN_KEY:
+                v0 = k0  # latent attention: the tile in shared memory serves both products
+            else:
+                v0 = load_rows(v_base, page64, slot, ok, stride_v_page, stride_v_token, 0, DV0, DV)
+            acc0 = tl.dot(weights.to(OPERAND), v0.to(OPERAND), acc0 * decay[:, None])
+            if DV1 > 0:
+                v1 = load_rows(v_base, page64, slot, ok, stride_v_page, stride_v_token, DV0, DV1, DV)
+                acc1 = tl.dot(weights.to(OPERAND), v1.to(OPERAND), acc1 * decay[:, None])
+
+            if HAS_PAGE_LSE:
+                tl.static_assert(BLOCK_N >= PAGE, "page sums need whole pages in a tile")
+                by_page = tl.reshape(scores, [GROUP_PAD, BLOCK_N // PAGE, PAGE])
+                page_top = tl.maximum(tl.max(by_page, 2), -3.0e38)
+                page_lse = page_top + tl.log2(tl.sum(tl.exp2(by_page - page_top[:, :, None]), 2))
+                index = t * (BLOCK_N // PAGE) + tl.arange(0, BLOCK_N // PAGE)
+                page_at = (row.to(tl.int64) * GROUP + group)[:, None] * stride_page_lse + index[None, :]
+                tl.store(
+                    page_lse_ptr + page_at,
+                    page_lse,
+                    mask=group_ok[:, None] & (index * PAGE < kv_len)[None, :],
+                )
+
+            if PAGE >= BLOCK_N:
+                page = tl.load(
+                    ids_base + ((t + 1) * BLOCK_N) // PAGE, mask=(t + 1) * BLOCK_N < kv_len, other=0
+                )
+            else:
+                ahead = position + BLOCK_N
+                page = tl.load(ids_base + ahead // PAGE, mask=ahead < kv_len, other=0)
+
+        seen = weight_sum > 0
+        norm = tl.where(seen, v_scale / weight_sum, 0.0)
+        lse = tl.where(seen, top + tl.log2(weight_sum), float("-inf"))
+        out_rows = out_ptr + b * stride_out_b + (h * GROUP + group)[:, None] * stride_out_h
+        mask0 = group_ok[:, None] & (dv0 < DV)[None, :]
+        if last - first == tiles:
+            tl.store(out_rows + dv0[None, :], (acc0 * norm[:, None]).to(out_ptr.dtype.element_ty), mask=mask0)
+            if DV1 > 0:
+                o1 = (acc1 * norm[:, None]).to(out_ptr.dtype.element_ty)
+                tl.store(out_rows + dv1[None, :], o1, mask=group_ok[:, None])
+            if HAS_LSE:
+                tl.store(lse_ptr + row * GROUP + group, lse * 0.6931471805599453, mask=group_ok)
+        else:
+            first_worker = begin // share
+            part = piece_slot(worker, first_worker, begin, share).to(tl.int64) * GROUP + group
+            part_rows = part_out_ptr + part[:, None] * DV
+            tl.store(part_rows + dv0[None, :], acc0 * norm[:, None], mask=mask0)
+            if DV1 > 0:
+                tl.store(part_rows + dv1[None, :], acc1 * norm[:, None], mask=group_ok[:, None])
+            tl.store(part_lse_ptr + part, lse, mask=group_ok)
+            if FUSED_MERGE:
+                pieces = (begin + tiles - 1) // share - first_worker + 1
+                # All threads' stores come before the count, and the count before the merger's loads.
+                tl.debug_barrier()
+                if tl.atomic_add(finished_ptr + row, 1, sem="acq_rel") == pieces - 1:
+                    tl.store(finished_ptr + row, 0)
+                    merged0, row_lse = merge_pieces(
+                        part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share,
+                        group, group_ok, dv0, dv0 < DV, GROUP, DV, 4,
+                    )  # fmt: skip
+                    tl.store(out_rows + dv0[None, :], merged0.to(out_ptr.dtype.element_ty), mask=mask0)
+                    if DV1 > 0:
+                        merged1, row_lse1 = merge_pieces(
+                            part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share,
+                            group, group_ok, dv1, dv1 < DV, GROUP, DV, 4,
+                        )  # fmt: skip
+                        o1 = merged1.to(out_ptr.dtype.element_ty)
+                        tl.store(out_rows + dv1[None, :], o1, mask=group_ok[:, None])
+                    if HAS_LSE:
+                        tl.store(lse_ptr + row * GROUP + group, row_lse * 0.6931471805599453, mask=group_ok)
+
+        tile = begin + last
+        begin += tiles
+        row += 1
+
+
+@triton.jit
+def page_mass_kernel(
+    page_lse_ptr, lse_ptr, lens_ptr, mass_ptr,
+    stride_page_lse, stride_lens_b, stride_lens_h, stride_mass, max_pages,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (row, page block): attention mass of each listed page, summed over the query heads of the row."""
+    row = tl.program_id(0).to(tl.int64)
+    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    kv_len = tl.load(lens_ptr + (row // HEADS) * stride_lens_b + (row % HEADS) * stride_lens_h)
+    ok = index * PAGE < kv_len
+    mass = tl.zeros([BLOCK], tl.float32)
+    for g in range(GROUP):
+        lse = tl.load(lse_ptr + row * GROUP + g) * 1.4426950408889634
+        page_lse = tl.load(
+            page_lse_ptr + (row * GROUP + g) * stride_page_lse + index, mask=ok, other=float("-inf")
+        )
+        mass += tl.where(ok, tl.exp2(page_lse - lse), 0.0)
+    tl.store(mass_ptr + row * stride_mass + index, mass, mask=index < max_pages)

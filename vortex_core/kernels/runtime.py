@@ -1,0 +1,46 @@
+"""What the kernels need to know about where they run: interpreter or device, and how many multiprocessors."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+
+# Kernels are turned into interpreted functions when they are decorated, so this is fixed at import.
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+
+# Enough programs to exercise splitting without making the interpreter crawl.
+INTERPRETER_MULTIPROCESSORS = 3
+
+
+@lru_cache(maxsize=16)
+def _device_multiprocessors(index: int) -> int:
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of `device`; a small constant under the interpreter."""
+    if device.type != "cuda":
+        return INTERPRETER_MULTIPROCESSORS
+    return _device_multiprocessors(device.index if device.index is not None else torch.cuda.current_device())
+
+
+def next_power_of_2(n: int) -> int:
+    """Smallest power of two that is at least `n` (1 for n <= 1)."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """Cuts a head dimension into at most two power-of-two blocks, `(first, second)`; second may be 0.
+
+    96 = 64 + 32, 192 = 128 + 64, 576 = 512 + 64. A dimension that no two blocks of at least 16 cover
+    exactly is padded to the next power of two and masked: 72 -> (128, 0).
+    """
+    if dim <= 0:
+        raise ValueError(f"head dimension must be positive, got {dim}")
+    low = 1 << (dim.bit_length() - 1)
+    rest = dim - low
+    if rest >= 16 and rest & (rest - 1) == 0 and low >= 16:
+        return low, rest
+    return max(16, next_power_of_2(dim)), 0

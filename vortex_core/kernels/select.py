@@ -1,0 +1,103 @@
+"""Page selection: from scores of logical pages to the physical page list that attention reads, in one launch.
+
+The order is total: pages always kept, then higher scores, NaN last, equal scores by lower page. Selection finds the
+k-th largest key by narrowing a bin of order-preserving integers (radix search), then compacts, so nothing is sorted
+and the chosen pages come out in ascending order. Rows already inside their budget are copied unscored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vortex_core.kernels.pages import PageList, require
+from vortex_core.kernels.runtime import next_power_of_2
+from vortex_core.kernels.select_kernel import select_kernel
+
+# Longest row held in registers (8-16 keys a thread); longer rows go through a histogram.
+MAX_BLOCK = 4096
+SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def row_strides(per_row: Tensor, batch: int, heads: int, name: str) -> tuple[int, int]:
+    """Strides (batch, head) of a value given per row, per request, or once."""
+    n = per_row.numel()
+    require(per_row.is_contiguous(), f"{name} must be contiguous")
+    if n == batch * heads:
+        return heads, 1
+    if n == batch:
+        return 1, 0
+    require(n == 1, f"{name} has {n} values; expected {batch * heads} (rows), {batch} (requests) or 1")
+    return 0, 0
+
+
+def select_pages(
+    scores: Tensor,
+    n_tokens: Tensor,
+    budget: Tensor,
+    block_table: Tensor,
+    *,
+    heads: int,
+    page_size: int,
+    page_ids: Tensor,
+    kv_lens: Tensor,
+    keep_first: int = 0,
+    keep_last: int = 1,
+    tolerance: float = 0.0,
+    seed: int = 0,
+    block: int | None = None,
+    num_warps: int | None = None,
+) -> PageList:
+    """The best pages of every row.
+
+    scores fp32, bf16 or fp16 [batch * heads, max_pages] by logical page; n_tokens int32 [batch]; budget int32 [rows],
+    [batch] or [1], in pages, raised to keep_first + keep_last and capped by the width of `page_ids`;
+    block_table int32 [batch, max_pages], logical to physical.
+    Writes page_ids int32 [rows, capacity] (physical, ascending logical order; what lies beyond a row's list is left
+    alone) and kv_lens int32 [rows], and returns them as a `PageList`.
+
+    tolerance: 0 is exact. Otherwise the search stops once ceil((1 - tolerance) * k) pages are certain, and the rest is
+        taken from the open bin by `seed`: at least a share 1 - tolerance of the chosen pages is in the exact
+        selection. The draw depends on seed, row and length only.
+    Raises KernelInputError.
+    """
+    require(
+        scores.dim() == 2 and scores.stride(1) == 1,
+        f"scores must be [rows, max_pages], got {tuple(scores.shape)}",
+    )
+    require(scores.dtype in SCORE_DTYPES, f"scores have dtype {scores.dtype}", "use fp32, bf16 or fp16")
+    rows, max_pages = scores.shape
+    batch = n_tokens.numel()
+    require(rows == batch * heads, f"{rows} rows of scores for {batch} requests x {heads} heads")
+    require(
+        block_table.dtype == torch.int32 and block_table.shape[0] == batch,
+        "block_table must be int32 [batch, pages]",
+    )
+    require(block_table.stride(1) == 1, "block_table must be contiguous along pages")
+    require(
+        page_ids.shape[0] == rows and page_ids.dtype == torch.int32,
+        f"page_ids must be int32 [{rows}, capacity]",
+    )
+    require(page_ids.stride(1) == 1 and kv_lens.is_contiguous(), "page_ids and kv_lens must be contiguous")
+    require(kv_lens.numel() == rows and kv_lens.dtype == torch.int32, f"kv_lens must be int32 [{rows}]")
+    require(0.0 <= tolerance <= 1.0, f"tolerance {tolerance} is outside [0, 1]")
+    capacity = page_ids.shape[1]
+    require(
+        keep_first + keep_last <= capacity,
+        f"{keep_first} + {keep_last} kept pages exceed capacity {capacity}",
+    )
+    stride_b, stride_h = row_strides(budget, batch, heads, "budget")
+    block = min(MAX_BLOCK, max(16, next_power_of_2(max_pages))) if block is None else block
+    if num_warps is None:
+        num_warps = 4 if block <= 512 else 8 if block <= 2048 else 16
+    if rows:
+        select_kernel[(rows,)](
+            scores, n_tokens, budget, block_table, page_ids, kv_lens,
+            scores.stride(0), stride_b, stride_h, block_table.stride(0), page_ids.stride(0),
+            capacity, keep_first, keep_last, 1.0 - tolerance, seed,
+            HEADS=heads, PAGE=page_size, BLOCK=block, LONG_ROWS=max_pages > block,
+            # Half-precision keys differ in their upper half only. fp16 widens to fp32 with 13 idle bits: left to 0.
+            LAST_SHIFT=16 if scores.dtype == torch.bfloat16 else 0, STOCHASTIC=tolerance > 0.0,
+            num_warps=num_warps,
+        )  # fmt: skip
+    return PageList(page_ids.view(batch, heads, capacity), kv_lens.view(batch, heads))

@@ -1,0 +1,226 @@
+"""Split-KV planned on the device, and the log-sum-exp merge of the parts.
+
+All rows of a step are laid end to end as a sequence of tiles of `BLOCK_N` tokens, and worker `w` of a
+fixed grid takes the tiles `[w * share, (w + 1) * share)`. `share` comes out of the lengths in device memory, so a
+captured graph replays with any lengths, ragged or empty, at an even load, and no plan kernel runs. (The
+idea is Stream-K's, arXiv 2301.03598, applied to the KV axis as FlashDecoding does.)
+
+A worker covers the end of one row, any number of whole rows, and the beginning of another. Whole rows are
+written out directly. A piece goes to one of two slots of its worker: slot 0 if it is the worker's first,
+slot 1 otherwise; both can be recomputed from the lengths, so merging needs no list of pieces. The worker
+that finishes a row last (an atomic count) merges the pieces in row order: the result does not depend
+on timing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PLAN_BLOCK_SMALL = 128
+PLAN_BLOCK = 1024
+
+
+def plan_block(rows: int) -> int:
+    """Rows a worker scans at a time while it plans: few sizes, so few compiled variants."""
+    return PLAN_BLOCK_SMALL if rows <= PLAN_BLOCK_SMALL else PLAN_BLOCK
+
+
+@triton.jit
+def row_tiles(kv_len, BLOCK_N: tl.constexpr):
+    """Tiles of a row; an empty row counts one, so that some worker writes its zeros."""
+    return tl.maximum((kv_len + BLOCK_N - 1) // BLOCK_N, 1)
+
+
+@triton.jit
+def _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS: tl.constexpr, BLOCK_N: tl.constexpr):
+    lens = tl.load(
+        lens_ptr + (index // HEADS) * stride_b + (index % HEADS) * stride_h, mask=index < rows, other=0
+    )
+    return tl.where(index < rows, row_tiles(lens, BLOCK_N), 0)
+
+
+@triton.jit
+def total_tiles(
+    lens_ptr, stride_b, stride_h, rows, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr
+):
+    """Sum of the tiles of all rows."""
+    total = 0
+    for base in range(0, rows, PLAN):
+        total += tl.sum(
+            _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
+        )
+    return total
+
+
+@triton.jit
+def find_row(
+    tile, lens_ptr, stride_b, stride_h, rows, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr
+):
+    """The row that holds tile number `tile`, and the number of that row's first tile."""
+    row = 0
+    begin = 0
+    passed = 0
+    for base in range(0, rows, PLAN):
+        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
+        ends = passed + tl.cumsum(tiles, 0)
+        before = (ends <= tile) & (tiles > 0)
+        row += tl.sum(before.to(tl.int32))
+        begin += tl.sum(tl.where(before, tiles, 0))
+        passed += tl.sum(tiles)
+    return row, begin
+
+
+@triton.jit
+def rows_before(
+    row, lens_ptr, stride_b, stride_h, rows, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr
+):
+    """Tiles of all rows before `row`, and of all rows."""
+    begin = 0
+    total = 0
+    for base in range(0, rows, PLAN):
+        index = base + tl.arange(0, PLAN)
+        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS, BLOCK_N)
+        begin += tl.sum(tl.where(index < row, tiles, 0))
+        total += tl.sum(tiles)
+    return begin, total
+
+
+@triton.jit
+def worker_share(total, workers, MIN_TILES: tl.constexpr):
+    """Tiles each worker takes; at least `MIN_TILES`, below which merging costs more than it gains."""
+    return tl.maximum((total + workers - 1) // workers, MIN_TILES)
+
+
+@triton.jit
+def piece_slot(worker, first_worker, begin, share):
+    """Slot of `worker`'s piece of the row that starts at tile `begin` in `first_worker`."""
+    # Only the row's first piece can follow other work of its worker.
+    second = (worker == first_worker) & (worker * share < begin)
+    return 2 * worker + second.to(tl.int32)
+
+
+@triton.jit
+def merge_pieces(
+    part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share, head, head_ok, dim, dim_ok,
+    GROUP: tl.constexpr, DIM: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Merges a row's pieces in order. head [H], dim [D] -> out [H, D] fp32, lse [H] in base 2."""
+    top = tl.full(head.shape, float("-inf"), tl.float32)
+    for start in range(0, pieces, UNROLL):
+        # Unrolled so that the loads of several pieces are in flight together.
+        for j in tl.static_range(UNROLL):
+            slot = piece_slot(first_worker + start + j, first_worker, begin, share).to(tl.int64)
+            ok = head_ok & (start + j < pieces)
+            lse = tl.load(part_lse_ptr + slot * GROUP + head, mask=ok, other=float("-inf"))
+            top = tl.maximum(top, lse)
+    top = tl.where(head_ok, top, 0.0)
+    total = tl.zeros(head.shape, tl.float32)
+    out = tl.zeros([head.shape[0], dim.shape[0]], tl.float32)
+    for start in range(0, pieces, UNROLL):
+        for j in tl.static_range(UNROLL):
+            slot = piece_slot(first_worker + start + j, first_worker, begin, share).to(tl.int64)
+            ok = head_ok & (start + j < pieces)
+            lse = tl.load(part_lse_ptr + slot * GROUP + head, mask=ok, other=float("-inf"))
+            part = tl.load(
+                part_out_ptr + (slot * GROUP + head)[:, None] * DIM + dim[None, :],
+                mask=ok[:, None] & dim_ok[None, :],
+                other=0.0,
+            )
+            weight = tl.exp2(lse - top)
+            total += weight
+            out += weight[:, None] * part
+    total = tl.where(head_ok, total, 1.0)
+    return out / total[:, None], top + tl.log2(total)
+
+
+@triton.jit
+def merge_kernel(
+    out_ptr, lse_ptr, part_out_ptr, part_lse_ptr, lens_ptr,
+    stride_out_b, stride_out_h, stride_lens_b, stride_lens_h, rows, workers,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr, PIECES: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+):  # fmt: skip
+    """One program per (row, query head): merges the row's pieces, `PIECES` at a time, if it was split at all."""
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    begin, total = rows_before(row, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
+    b = row // HEADS
+    h = row % HEADS
+    tiles = row_tiles(tl.load(lens_ptr + b * stride_lens_b + h * stride_lens_h), BLOCK_N)
+    share = worker_share(total, workers, MIN_TILES)
+    first = begin // share
+    pieces = (begin + tiles - 1) // share - first + 1
+    if pieces > 1:
+        dim = tl.arange(0, DIM_PAD)
+        top = float("-inf")
+        weight_sum = 0.0
+        out = tl.zeros([DIM_PAD], tl.float32)
+        for start in range(0, pieces, PIECES):
+            piece = start + tl.arange(0, PIECES)
+            slot = piece_slot(first + piece, first, begin, share).to(tl.int64) * GROUP + head
+            lse = tl.load(part_lse_ptr + slot, mask=piece < pieces, other=float("-inf"))
+            part = tl.load(
+                part_out_ptr + slot[:, None] * DIM + dim[None, :],
+                mask=(piece < pieces)[:, None] & (dim < DIM)[None, :],
+                other=0.0,
+            )
+            new_top = tl.maximum(top, tl.max(lse, 0))
+            decay = tl.exp2(top - new_top)
+            weight = tl.exp2(lse - new_top)
+            out = out * decay + tl.sum(weight[:, None] * part, 0)
+            weight_sum = weight_sum * decay + tl.sum(weight, 0)
+            top = new_top
+        at = out_ptr + b.to(tl.int64) * stride_out_b + (h * GROUP + head) * stride_out_h
+        tl.store(at + dim, (out / weight_sum).to(out_ptr.dtype.element_ty), mask=dim < DIM)
+        if HAS_LSE:
+            tl.store(lse_ptr + row * GROUP + head, (top + tl.log2(weight_sum)) * 0.6931471805599453)
+
+
+@dataclass(frozen=True)
+class SplitWorkspace:
+    """Scratch of one attention launch; sized by maxima, reused by every layer and every step.
+
+    part_out fp32 [2 * workers, group, dim], part_lse fp32 [2 * workers, group],
+    finished int32 [rows]: pieces done, zero between launches.
+    """
+
+    part_out: Tensor
+    part_lse: Tensor
+    finished: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.part_out, self.part_lse, self.finished))
+
+    def fits(self, rows: int, workers: int, group: int, dim: int) -> bool:
+        """Whether a launch of these maxima may use this workspace."""
+        pieces = 2 * workers * group
+        return (
+            self.part_out.numel() >= pieces * dim
+            and self.part_lse.numel() >= pieces
+            and self.finished.numel() >= rows
+        )
+
+
+def split_workspace_shapes(
+    rows: int, workers: int, group: int, dim: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of a `SplitWorkspace`, for a caller that plans memory itself."""
+    return {
+        "part_out": ((2 * workers, group, dim), torch.float32),
+        "part_lse": ((2 * workers, group), torch.float32),
+        "finished": ((rows,), torch.int32),
+    }
+
+
+def split_workspace(rows: int, workers: int, group: int, dim: int, device: torch.device) -> SplitWorkspace:
+    """Allocates a `SplitWorkspace` for at most `rows` rows of `group` query heads."""
+    shapes = split_workspace_shapes(rows, workers, group, dim)
+    # Zeroed: `finished` must start at zero; the rest is cheap to clear once.
+    return SplitWorkspace(**{name: torch.zeros(s, dtype=t, device=device) for name, (s, t) in shapes.items()})
