@@ -102,3 +102,12 @@ def deadline_passed(stage: str, seconds: float) -> VortexError:
 def not_an_export(path: str, missing: str) -> VortexError:
     """`VS013`: a directory that `export` did not write, or an incomplete one."""
     return VortexError("VS013", f"{path} is not an exported flow: {missing} is missing", "export it again")
+
+
+def worker_killer(stage: str, times: int) -> VortexError:
+    """`VS014`: workers start well without this candidate and die with it, every time."""
+    return VortexError(
+        "VS014",
+        f"the worker died {times} times in stage {stage}, each time a new one",
+        "make the program smaller: it probably exhausts memory",
+    )

@@ -111,11 +111,15 @@ class Proposed(Event):
 @_event("proposal_failed")
 @dataclass(frozen=True)
 class ProposalFailed(Event):
-    """A proposer could not answer. Not a candidate and never counted as one."""
+    """A proposer could not answer: not a candidate and never counted as one, but perhaps paid for."""
 
     proposal: int
     error: dict[str, Any]
     seconds: float
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float | None = None
+    calls: int = 0
 
 
 @_event("rejected")

@@ -109,6 +109,17 @@ class Spending:
     failures: int = 0
     seconds: float = 0.0
 
+    def add(self, e: ev.Proposed | ev.ProposalFailed) -> None:
+        """Count what one call used."""
+        self.calls += e.calls
+        self.input_tokens += e.input_tokens
+        self.output_tokens += e.output_tokens
+        self.seconds += e.seconds
+        if e.dollars is not None:
+            self.dollars += e.dollars
+        else:
+            self.unpriced += e.calls
+
 
 @dataclass
 class StageTime:
@@ -205,9 +216,8 @@ class CampaignState:
                 proposal = self.proposals[e.proposal]
                 proposal.outcome, proposal.error = "failed", e.error
                 self.proposer_failures_in_a_row += 1
-                spent = self.spending.setdefault(proposal.proposer, Spending())
-                spent.failures += 1
-                spent.seconds += e.seconds
+                self.spending.setdefault(proposal.proposer, Spending()).add(e)
+                self.spending[proposal.proposer].failures += 1
             case ev.Rejected() as e:
                 proposal = self.proposals[e.proposal]
                 proposal.outcome, proposal.error = "rejected", e.error
@@ -227,6 +237,9 @@ class CampaignState:
                 candidate.finished[e.purpose] = e.passed
                 if e.purpose == "search":
                     candidate.finished_at = record.time
+                    if not candidate.reference:
+                        # A run that is taken further has new elites to choose from.
+                        self.finalists = self.winner = self.matched = None
             case ev.InfrastructureFailed() as e:
                 self.infrastructure.append(e)
             case ev.FinalistsChosen(keys=keys):
@@ -259,16 +272,8 @@ class CampaignState:
         proposal = self.proposals[e.proposal]
         proposal.source, proposal.idea = e.source, e.idea
         self.proposer_failures_in_a_row = 0
-        spent = self.spending.setdefault(proposal.proposer, Spending())
-        spent.proposals += 1
-        spent.calls += e.calls
-        spent.input_tokens += e.input_tokens
-        spent.output_tokens += e.output_tokens
-        spent.seconds += e.seconds
-        if e.dollars is not None:
-            spent.dollars += e.dollars
-        elif e.calls:
-            spent.unpriced += e.calls
+        self.spending.setdefault(proposal.proposer, Spending()).add(e)
+        self.spending[proposal.proposer].proposals += 1
         self._timed("propose", e.seconds)
 
     def _admitted(self, e: ev.Admitted, when: float) -> None:

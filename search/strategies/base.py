@@ -93,11 +93,9 @@ class Member:
 
     @classmethod
     def of(cls, told: Tell) -> Member | None:
-        """The member a tell stands for, if it was scored."""
-        if told.outcome != "scored":
+        """The member a tell stands for, if it has scores (a duplicate brings those of its first sight)."""
+        if told.accuracy is None or told.speed is None:
             return None
-        assert told.accuracy is not None
-        assert told.speed is not None
         return cls(told.key, told.ir_hash, told.accuracy, told.speed, told.verdict)
 
     def beats(self, other: Member) -> bool:

@@ -1,0 +1,156 @@
+"""The end of a campaign: elites on fresh seeds, a winner, the sealed set once, and an honest statement.
+
+The best of N noisy measurements is inflated by selection alone, so nothing the search measured decides here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from search import events as ev
+from search.archive import Archive, Verdict, score
+from search.comparison import against_control, compare
+from search.config import CampaignConfig
+from search.pipeline import LibraryLoader, Pipeline
+from search.state import CampaignState, Candidate
+
+
+class Finals:
+    """Runs what is left of the finals; every choice is an event, so a resumed run keeps to it."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: CampaignConfig,
+        state: CampaignState,
+        record: Callable[..., None],
+        library: LibraryLoader,
+    ) -> None:
+        self.pipeline = pipeline
+        self.config = config
+        self.state = state
+        self.record = record
+        self.library = library
+        self.main = {arm.name for arm in config.arms if not arm.control}
+        self.control = {arm.name for arm in config.arms if arm.control}
+
+    async def run(self, reason: str) -> None:
+        """From the end of the search to the last event."""
+        if self.state.finalists is None:
+            self.record(ev.FinalistsChosen(tuple(c.key for c in self._finalists())))
+        assert self.state.finalists is not None
+        finalists = [self.state.candidates[key] for key in self.state.finalists]
+        await self._measure(finalists, "fresh")
+        if self.state.winner is None:
+            winner, library = self._winner(finalists), self._library(finalists)
+            if winner is not None:
+                self.record(ev.WinnerChosen(winner.key, library.key if library else None))
+        chosen = self.state.winner
+        if chosen is None:
+            self.record(ev.CampaignFinished(reason, None, self._summary(None, None)))
+            return
+        winner = self.state.candidates[chosen.key]
+        library = self.state.candidates[chosen.library] if chosen.library else None
+        if self.config.finals.matched and library is not None:
+            await self._matched(winner, library)
+        if self.config.finals.holdout:
+            await self._measure([winner] + ([library] if library else []), "holdout")
+        self.record(ev.CampaignFinished(reason, winner.key, self._summary(winner, library)))
+
+    def _finalists(self) -> list[Candidate]:
+        """The best found, the best library flow and the best of the controls, as the search measured them."""
+        archive = Archive(self.state, self.config.objective)
+        found = [
+            e.candidate
+            for e in archive.entries
+            if not e.candidate.reference
+            and e.candidate.arm in self.main
+            and e.score.verdict is not Verdict.FAILED
+        ]
+        # One elite per program: the same program under three budgets is one idea.
+        programs: dict[str, Candidate] = {}
+        for candidate in found:
+            programs.setdefault(candidate.ir_hash, candidate)
+        elites = list(programs.values())[: self.config.finals.elites]
+        if not elites:
+            return []
+        rivals = [archive.best(reference=True), archive.best(reference=False, arms=self.control)]
+        return elites + [entry.candidate for entry in rivals if entry is not None]
+
+    def _winner(self, finalists: list[Candidate]) -> Candidate | None:
+        return self._leader([c for c in finalists if not c.reference and c.arm in self.main])
+
+    def _library(self, finalists: list[Candidate]) -> Candidate | None:
+        return next((c for c in finalists if c.reference), None)
+
+    def _leader(self, candidates: list[Candidate]) -> Candidate | None:
+        scored = [
+            (found, c)
+            for c in candidates
+            if c.status("fresh") == "passed"
+            and (found := score(c, self.config.objective, "fresh")) is not None
+            and found.verdict is not Verdict.FAILED
+        ]
+        if not scored:
+            return None
+        best = min(scored, key=lambda p: (p[0].verdict, -p[0].speed.value, -p[0].accuracy.value, p[1].number))
+        return best[1]
+
+    async def _measure(self, candidates: list[Candidate], purpose: ev.Purpose) -> None:
+        waiting = [c for c in candidates if c.status(purpose) == "waiting"]
+        if waiting:
+            await self.pipeline.dense_reference(purpose)
+        for candidate in waiting:
+            await self.pipeline.evaluate(candidate, purpose)
+
+    async def _matched(self, winner: Candidate, library: Candidate) -> None:
+        """The library's program under the winner's knobs: was it the program or the constants?"""
+        if self.state.matched is None:
+            admission, source = self.library(library.name.split()[0], winner.knobs)
+            if admission.key not in self.state.candidates:
+                self.pipeline.admit(admission, source, None)
+            self.record(ev.MatchedChosen(admission.key, library.key, winner.key))
+        assert self.state.matched is not None
+        await self._measure([self.state.candidates[self.state.matched.key]], "fresh")
+
+    def _summary(self, winner: Candidate | None, library: Candidate | None) -> dict[str, Any]:
+        objective = self.config.objective
+        summary: dict[str, Any] = {
+            "distinct_programs": self.state.distinct_programs,
+            "candidates": len(self.state.found),
+            "control": against_control(self.state, objective, self.main, self.control),
+        }
+        if winner is None:
+            summary["statement"] = "No found program kept the accuracy gates; the library flows stand."
+            return summary
+        found = score(winner, objective, "fresh")
+        assert found is not None
+        summary["winner"] = {"id": winner.label, "name": winner.name, "key": winner.key}
+        summary["verdict"] = found.verdict.name.lower()
+        twin = next(
+            (c for c in self.state.candidates.values() if c.reference and c.ir_hash == winner.ir_hash), None
+        )
+        summary["same_program_as"] = twin.name if twin else None
+        rivals = {
+            "library": library,
+            "matched": self.state.candidates[self.state.matched.key] if self.state.matched else None,
+            "control": next(
+                (self.state.candidates[k] for k in self.state.finalists or () if self._is_control(k)), None
+            ),
+        }
+        for name, rival in rivals.items():
+            comparison = compare(winner, rival, objective, "fresh") if rival else None
+            summary[f"against_{name}"] = comparison.to_json() if comparison else None
+        sealed = compare(winner, library, objective, "holdout") if library else None
+        summary["sealed"] = sealed.to_json() if sealed else None
+        against = summary["against_library"]
+        summary["statement"] = (
+            against["words"]
+            if against
+            else (f"{winner.label} {winner.name} won; no library flow kept the gates to compare it with.")
+        )
+        return summary
+
+    def _is_control(self, key: str) -> bool:
+        return self.state.candidates[key].arm in self.control

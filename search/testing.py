@@ -1,0 +1,289 @@
+"""Public conformance suites of the search layer, and a simulation to run a campaign without any model.
+
+A third party's store or strategy is checked by subclassing a suite and saying how to build one:
+
+    class TestMyStore(StoreConformance):
+        def open(self, tmp_path): return MyStore(tmp_path / "log")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agents.base import Proposal, ProposalRequest, Usage
+from evaluators.results import Candidate, Failure, Metric, StageResult
+from search import events as ev
+from search.archive import Verdict
+from search.executor import Admission, WorkerLostError
+from search.store import EventStore
+from search.strategies.base import Outcome, Strategy, Tell, randomness
+from vortex_core.errors import VortexError
+
+EXAMPLES: tuple[ev.Event, ...] = (
+    ev.CampaignStarted("r", {"seed": 0}, {"items": 3}, {"python": "3"}, {"cpus": 2}),
+    ev.SessionStarted(7, {"limits": {"candidates": 3}}),
+    ev.Asked(1, "main", "mutate", ("a", "b"), 5, "grammar"),
+    ev.ProposalFailed(1, {"code": "VA1", "message": "é·漢"}, 0.5),
+    ev.CampaignPaused("interrupted"),
+)
+
+
+class StoreConformance:
+    """What every `EventStore` must do."""
+
+    def open(self, tmp_path: Path) -> EventStore:
+        """A new empty store, or the one opened before at the same place if it persists."""
+        raise NotImplementedError
+
+    def test_reads_back_what_was_appended_in_order(self, tmp_path: Path) -> None:
+        """Order, numbering and content survive."""
+        store = self.open(tmp_path)
+        first = store.append(*EXAMPLES[:2])
+        second = store.append(*EXAMPLES[2:])
+        records = list(store.read())
+        assert records == first + second
+        assert [r.seq for r in records] == list(range(1, len(EXAMPLES) + 1))
+        assert tuple(r.event for r in records) == EXAMPLES
+        store.close()
+
+    def test_reads_after_a_number(self, tmp_path: Path) -> None:
+        """A reader can follow the log."""
+        store = self.open(tmp_path)
+        store.append(*EXAMPLES)
+        assert [r.seq for r in store.read(after=3)] == [4, 5]
+        assert list(store.read(after=5)) == []
+        store.close()
+
+    def test_an_append_is_all_or_nothing(self, tmp_path: Path) -> None:
+        """An event that cannot be stored takes the others of its append with it."""
+        store = self.open(tmp_path)
+        store.append(EXAMPLES[0])
+        bad = ev.SessionStarted(1, {"not json": object()})
+        try:
+            store.append(EXAMPLES[1], bad)
+        except TypeError:
+            pass
+        else:
+            raise AssertionError("an event that is not JSON was accepted")
+        assert [r.event for r in store.read()] == [EXAMPLES[0]]
+        assert [r.seq for r in store.append(EXAMPLES[1])] == [2]
+        store.close()
+
+    def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:
+        """`close` may be called again."""
+        store = self.open(tmp_path)
+        store.close()
+        store.close()
+
+
+_OUTCOMES: tuple[Outcome, ...] = ("scored", "scored", "stopped", "rejected", "duplicate")
+
+
+class StrategyConformance:
+    """What every `Strategy` must do."""
+
+    def make(self, seed: int) -> Strategy:
+        """A new strategy."""
+        raise NotImplementedError
+
+    def history(self, strategy: Strategy, asks: int, seed: int = 0) -> list[Tell]:
+        """Drive a strategy through plausible outcomes, told out of order; returns the tells."""
+        rng = randomness(seed, -1)
+        told = [
+            Tell(None, "scored", f"ref{i}", f"ir-ref{i}", rng.random() - 1, 1 + rng.random(), Verdict.UNCLEAR)
+            for i in range(2)
+        ]
+        for tell in told:
+            strategy.tell(tell)
+        waiting: list[Tell] = []
+        for n in range(asks):
+            ask = strategy.ask(n)
+            outcome = rng.choice(_OUTCOMES)
+            accuracy, speed = None, None
+            if outcome == "scored":
+                accuracy, speed = rng.uniform(-0.3, 0.1), rng.uniform(0.8, 3.0)
+            key, ir_hash = f"k{n}", f"ir{n % 7}"
+            if outcome == "rejected":
+                key = ir_hash = ""
+            elif outcome == "duplicate":
+                key, ir_hash = "ref0", "ir-ref0"
+            verdict = rng.choice(list(Verdict))
+            waiting.append(Tell(n, outcome, key, ir_hash, accuracy, speed, verdict, ask.parents))
+            if len(waiting) > 2:
+                told.append(waiting.pop(rng.randrange(len(waiting))))
+                strategy.tell(told[-1])
+        return told
+
+    def test_asks_are_well_formed(self) -> None:
+        """Parents are told, scored candidates, as many as the kind needs."""
+        strategy = self.make(1)
+        known: set[str] = set()
+        for tell in self.history(self.make(1), 40):
+            for n in range(3):
+                ask = strategy.ask(n)
+                assert len(ask.parents) == {"seed": 0, "mutate": 1, "crossover": 2}[ask.kind]
+                assert len(set(ask.parents)) == len(ask.parents)
+                assert set(ask.parents) <= known
+                assert ask.seed >= 0
+            strategy.tell(tell)
+            if tell.accuracy is not None:
+                known.add(tell.key)
+
+    def test_asking_changes_nothing(self) -> None:
+        """The same ask twice, in any order, gives the same answer."""
+        strategy = self.make(2)
+        self.history(strategy, 30)
+        forward = [strategy.ask(n) for n in range(20)]
+        backward = [strategy.ask(n) for n in reversed(range(20))]
+        assert forward == backward[::-1]
+
+    def test_replaying_tells_rebuilds_the_state(self) -> None:
+        """A resumed campaign asks what the first one would have asked."""
+        first, second = self.make(3), self.make(3)
+        for tell in self.history(first, 40):
+            second.tell(tell)
+        assert [first.ask(n) for n in range(40, 60)] == [second.ask(n) for n in range(40, 60)]
+
+    def test_proposal_seeds_differ(self) -> None:
+        """Two asks for the same thing must be able to give different programs."""
+        strategy = self.make(4)
+        seeds = Counter(strategy.ask(n).seed for n in range(200))
+        assert len(seeds) == 200
+
+
+_SIMULATED_STAGES: dict[ev.Purpose, tuple[str, ...]] = {
+    "search": ("static", "accuracy", "modelled"),
+    "fresh": ("accuracy", "modelled"),
+    "holdout": ("holdout",),
+}
+
+
+class Crash(BaseException):
+    """Stands for `kill -9`: raised from inside an append, caught by nothing."""
+
+
+class SimulatedProposer:
+    """Writes "programs" that are JSON: a point of the plane that `SimulatedExecutor` measures.
+
+    Args:
+        delay: seconds a proposal takes.
+    """
+
+    def __init__(self, name: str = "simulated", delay: float = 0.0) -> None:
+        self.name = name
+        self.delay = delay
+        self.requests: list[ProposalRequest] = []
+
+    async def propose(self, request: ProposalRequest) -> Proposal:
+        """See `Proposer`: moves a little from the first parent."""
+        self.requests.append(request)
+        await asyncio.sleep(self.delay)
+        rng = randomness(request.seed, 0)
+        if request.failed is not None:
+            program = json.loads(request.failed.source) | {"broken": False}
+        else:
+            x = request.parents[0].program["x"] if request.parents else 0.5
+            broken = rng.random() < 0.1
+            program = {"x": round(min(1.0, max(0.0, x + rng.uniform(-0.2, 0.2))), 2), "broken": broken}
+        usage = Usage(input_tokens=100, output_tokens=10, dollars=0.01, calls=1)
+        return Proposal(json.dumps(program), f"x={program['x']}", self.name, usage)
+
+
+class SimulatedExecutor:
+    """Measures points of the plane: accuracy falls with `x`, speed rises; some points fail a stage.
+
+    Args:
+        fail: called before every stage with (stage, key, attempt); may raise `WorkerLostError`.
+    """
+
+    def __init__(self, fail: Callable[[str, str, int], None] | None = None, delay: float = 0.0) -> None:
+        self.ran: Counter[tuple[str, str, int]] = Counter()
+        self.traced: Counter[str] = Counter()
+        self.fail = fail
+        self.delay = delay
+        self.closed = False
+
+    async def start(self) -> None:
+        """See `Executor`."""
+
+    def stages(self, purpose: ev.Purpose) -> tuple[str, ...]:
+        """See `Executor`."""
+        return _SIMULATED_STAGES[purpose]
+
+    async def trace(self, source: str) -> Admission:
+        """See `Executor`."""
+        self.traced[source] += 1
+        await asyncio.sleep(self.delay)
+        program = json.loads(source)
+        if program.get("broken"):
+            raise VortexError("VF012", "the program is broken", "mend it")
+        return simulated_admission(program["x"])
+
+    async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
+        """See `Executor`."""
+        self.ran[candidate.key, stage, seed] += 1
+        await asyncio.sleep(self.delay)
+        if self.fail is not None:
+            self.fail(stage, candidate.key, self.ran[candidate.key, stage, seed])
+        x = candidate.program["x"]
+        if stage == "static":
+            return StageResult(stage, passed=True, seconds=0.001)
+        if stage == "modelled":
+            return StageResult(
+                stage, True, {"modelled_speedup_h200": Metric(1 + 2 * x, how="modelled")}, seconds=0.001
+            )
+        if round(x * 100) % 13 == 12:
+            error = VortexError("VE900", "recall too low", "keep more pages")
+            metrics = {"recall": Metric(0.1)}
+            return StageResult(stage, False, metrics, failure=Failure.of_candidate(error), seconds=0.01)
+        rng = randomness(seed, round(x * 100))
+        items = [float(rng.random() > 0.3 * x * x) for _ in range(40)]
+        delta = sum(items) / 40 - 1
+        return StageResult(
+            stage,
+            True,
+            {
+                "accuracy": Metric(sum(items) / 40, n=40),
+                "accuracy_delta": Metric(delta, delta - 0.05, delta + 0.05, n=40),
+            },
+            {"needle": items},
+            {"worst_task": "needle"},
+            seconds=0.01,
+        )
+
+    async def reference(self, purpose: ev.Purpose, seed: int) -> dict[str, Any]:
+        """See `Executor`."""
+        return {"purpose": purpose, "seed": seed, "needle": [1.0] * 40}
+
+    async def close(self) -> None:
+        """See `Executor`."""
+        self.closed = True
+
+
+def simulated_admission(x: float, name: str = "") -> Admission:
+    """The admission of a point; a library flow if it is named."""
+    ir_hash = hashlib.sha256(f"{x:.2f}".encode()).hexdigest()[:16]
+    return Admission(name or f"point_{x:.2f}", "", {"x": x}, {"page_size": 16}, ir_hash, f"key{ir_hash[:8]}")
+
+
+def simulated_library(flow: str, knobs: dict[str, Any]) -> tuple[Admission, str]:
+    """A library of named points."""
+    x = {"dense": 0.0, "quest": 0.31, "block_topk": 0.45}[flow]
+    admission = simulated_admission(x, flow)
+    if knobs:
+        admission = dataclasses.replace(
+            admission, name=f"{flow} with knobs", key=f"{admission.key}k", knobs=admission.knobs | knobs
+        )
+    return admission, json.dumps({"x": x})
+
+
+def lost(*, timed_out: bool = False) -> WorkerLostError:
+    """The error of a worker that died."""
+    return WorkerLostError(VortexError("VS008", "killed", ""), timed_out=timed_out)

@@ -1,0 +1,372 @@
+"""The driver against a simulated cluster: limits, repairs, retries, and a crash at every event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.base import Proposal, ProposalRequest, Usage
+from agents.errors import BudgetExceededError, ProposerError
+from search import events as ev
+from search.archive import Archive
+from search.campaign import Campaign
+from search.config import CampaignConfig
+from search.files import ContentStore
+from search.run import Run
+from search.state import CampaignState
+from search.store import MemoryEventStore, Record
+from search.testing import Crash, SimulatedExecutor, SimulatedProposer, lost, simulated_library
+from vortex_core.errors import VortexError
+
+STARTED = ev.CampaignStarted("sim", {}, {}, {}, {})
+SESSION = ev.SessionStarted(1, {})
+
+
+def config(**changes: Any) -> CampaignConfig:
+    base: dict[str, Any] = {
+        "references": ["dense", "quest", "block_topk"],
+        "objective": {"gates": [{"metric": "accuracy_delta", "at_least": -0.25}], "margin": 0.1},
+        "arms": [
+            {"name": "evolve", "strategy": {"kind": "evolve", "islands": 2}, "share": 2},
+            {"name": "random", "strategy": {"kind": "random"}, "control": True},
+        ],
+        "limits": {"candidates": 9},
+    }
+    return CampaignConfig.model_validate(base | changes)
+
+
+class Harness:
+    """A run kept in memory over several sessions."""
+
+    def __init__(self, tmp_path: Path, settings: CampaignConfig | None = None) -> None:
+        self.config = settings or config()
+        self.store = MemoryEventStore(clock=iter(range(10**9)).__next__)
+        self.files = ContentStore(tmp_path / "files")
+        self.executor = SimulatedExecutor()
+        self.proposer: Any = SimulatedProposer()
+
+    def campaign(self, watch: Callable[[Record, CampaignState], None] | None = None) -> Campaign:
+        run = Run("sim", Path("unused"), self.store, self.files)
+        proposers = {arm.name: self.proposer for arm in self.config.arms}
+        return Campaign(
+            run,
+            self.config,
+            self.executor,
+            proposers,
+            seed=1,
+            model={"name": "sim"},
+            library=simulated_library,
+            watch=watch or (lambda record, state: None),
+        )
+
+    def go(self, watch: Callable[[Record, CampaignState], None] | None = None) -> CampaignState:
+        return asyncio.run(self.campaign(watch).run_to_end(STARTED, SESSION))
+
+
+def kinds(store: MemoryEventStore) -> list[str]:
+    return [r.event.kind for r in store.read()]
+
+
+def test_a_campaign_ends_with_a_winner_and_a_statement(tmp_path: Path):
+    harness = Harness(tmp_path)
+    state = harness.go()
+    assert state.distinct_programs == 9
+    assert state.finished is not None
+    assert state.finished.reason == "9 distinct programs"
+    winner = state.candidates[state.finished.winner or ""]
+    assert not winner.reference
+    assert winner.arm == "evolve"
+    assert {"search", "fresh", "holdout"} <= set(winner.results)
+    summary = state.finished.summary
+    assert summary["against_library"]["finding"] in ("better", "inconclusive", "not better")
+    assert summary["against_library"]["purpose"] == "fresh"
+    assert summary["against_library"]["accuracy"]["low"] < summary["against_library"]["accuracy"]["high"]
+    assert summary["against_matched"]["theirs"] != summary["against_library"]["theirs"]
+    assert summary["sealed"]["items"] == 40
+    assert summary["control"]["evaluations"] >= 1
+    assert harness.executor.closed
+
+
+def test_references_come_first_and_are_told_to_every_arm(tmp_path: Path):
+    harness = Harness(tmp_path)
+    harness.go()
+    order = kinds(harness.store)
+    first_ask = order.index("asked")
+    assert order[:first_ask].count("candidate_finished") == 3
+    assert {p.name for r in harness.proposer.requests for p in r.parents} >= {"c002 quest"}
+
+
+def test_the_library_never_competes_as_found(tmp_path: Path):
+    state = Harness(tmp_path).go()
+    assert [c.name for c in state.candidates.values() if c.reference][:3] == ["dense", "quest", "block_topk"]
+    assert all(not c.reference for c in state.found)
+
+
+def test_nothing_is_evaluated_twice_and_duplicates_reuse_results(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 25}))
+    state = harness.go()
+    assert max(harness.executor.ran.values()) == 1
+    assert kinds(harness.store).count("duplicate") > 0
+    assert len(state.candidates) == len(set(state.candidates))
+
+
+def test_crash_at_every_event_loses_and_repeats_nothing(tmp_path: Path):
+    """Kill the driver after each event in turn, over and over, until the campaign is done."""
+    whole = Harness(tmp_path / "whole", config(limits={"candidates": 6}))
+    whole.go()
+
+    harness = Harness(tmp_path / "crashing", whole.config)
+    sessions = 0
+    while "campaign_finished" not in kinds(harness.store):
+        sessions += 1
+        assert sessions < 400
+        seen = {"new": 0}
+
+        def crash_at_second_new_event(
+            record: Record, state: CampaignState, seen: dict[str, int] = seen
+        ) -> None:
+            # The first new event is always `session_started`: with it alone there would be no progress.
+            seen["new"] += 1
+            if seen["new"] == (3 if record.seq <= 3 else 2):
+                raise Crash
+
+        try:
+            harness.go(crash_at_second_new_event)
+        except Crash:
+            continue
+    records = list(harness.store.read())
+    state = CampaignState.fold(records)
+
+    stages = [
+        (r.event.key, r.event.purpose, r.event.stage)
+        for r in records
+        if isinstance(r.event, ev.StageFinished)
+    ]
+    assert len(stages) == len(set(stages)), "a finished stage was recorded again"
+    proposed = [r.event.proposal for r in records if isinstance(r.event, ev.Proposed)]
+    assert len(proposed) == len(set(proposed)), "a proposal was paid for twice"
+    finished = [(r.event.key, r.event.purpose) for r in records if isinstance(r.event, ev.CandidateFinished)]
+    assert len(finished) == len(set(finished))
+    # A journey in flight when the driver died may have run its stage unrecorded; no recorded stage runs again.
+    assert state.distinct_programs >= 6
+    assert state.finished is not None
+    assert state.sessions == sessions
+    replayed = Archive(CampaignState.fold(records), harness.config.objective)
+    assert replayed.rows() == Archive(state, harness.config.objective).rows()
+
+
+@pytest.mark.parametrize("stop_at", range(3, 60, 4))
+def test_one_crash_then_the_same_command(tmp_path: Path, stop_at: int):
+    harness = Harness(tmp_path, config(limits={"candidates": 5}))
+
+    def crash(record: Record, state: CampaignState) -> None:
+        if record.seq == stop_at:
+            raise Crash
+
+    with pytest.raises(Crash):
+        harness.go(crash)
+    before = {
+        (r.event.key, r.event.purpose, r.event.stage): r.event.result
+        for r in harness.store.read()
+        if isinstance(r.event, ev.StageFinished)
+    }
+    ran_before = dict(harness.executor.ran)
+    state = harness.go()
+    assert state.finished is not None
+    for (key, purpose, stage), result in before.items():
+        assert state.candidates[key].results[purpose][stage].to_json() == result
+    recorded = {(key, stage) for key, _, stage in before}
+    for (key, stage, seed), times in harness.executor.ran.items():
+        if (key, stage) in recorded and (key, stage, seed) in ran_before:
+            assert times == ran_before[key, stage, seed], "a recorded stage was run again"
+
+
+def test_a_finished_run_goes_on_when_given_more(tmp_path: Path):
+    harness = Harness(tmp_path)
+    first = harness.go()
+    harness.config = config(limits={"candidates": 14})
+    second = harness.go()
+    assert first.distinct_programs == 9
+    assert second.distinct_programs == 14
+    assert kinds(harness.store).count("finalists_chosen") == 2
+    assert max(harness.executor.ran.values()) == 1
+
+
+def test_a_refused_program_gets_one_repair(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 25}))
+    state = harness.go()
+    rejected = [p for p in state.proposals.values() if p.outcome == "rejected"]
+    repairs = [p for p in state.proposals.values() if p.repairs is not None]
+    assert rejected
+    assert {p.repairs for p in repairs} == {p.id for p in rejected if p.depth == 0}
+    request = next(r for r in harness.proposer.requests if r.kind == "repair")
+    assert request.failed is not None
+    assert request.failed.error["code"] == "VF012"
+
+
+def test_the_grammar_is_not_asked_to_repair(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 25}))
+    harness.proposer = SimulatedProposer("grammar")
+    state = harness.go()
+    assert any(p.outcome == "rejected" for p in state.proposals.values())
+    assert all(p.repairs is None for p in state.proposals.values())
+
+
+def test_a_lost_worker_is_retried_and_not_a_result(tmp_path: Path):
+    harness = Harness(tmp_path)
+
+    def fail(stage: str, key: str, attempt: int) -> None:
+        if stage == "accuracy" and attempt == 1:
+            raise lost()
+
+    harness.executor.fail = fail
+    state = harness.go()
+    assert state.distinct_programs == 9
+    assert len(state.infrastructure) > 9
+    assert all("VS008" not in json.dumps(c.failure.to_json()) for c in state.found if c.failure)
+
+
+def test_two_deadlines_passed_are_the_candidates_fault(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 3}))
+    victims: set[str] = set()
+
+    def fail(stage: str, key: str, attempt: int) -> None:
+        if stage == "accuracy" and len(harness.store._records) > 30 and (not victims or key in victims):
+            victims.add(key)
+            raise lost(timed_out=True)
+
+    harness.executor.fail = fail
+    state = harness.go()
+    (victim,) = victims
+    failure = state.candidates[victim].failure
+    assert failure is not None
+    assert failure.failure is not None
+    assert failure.failure.error["code"] == "VS012"
+    assert harness.executor.ran[victim, "accuracy", 1] == 2
+    assert state.finished is not None
+
+
+def test_who_kills_every_worker_is_stopped(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 3}))
+    victims: set[str] = set()
+
+    def fail(stage: str, key: str, attempt: int) -> None:
+        if stage == "accuracy" and len(harness.store._records) > 30 and (not victims or key in victims):
+            victims.add(key)
+            raise lost()
+
+    harness.executor.fail = fail
+    state = harness.go()
+    failure = state.candidates[victims.pop()].failure
+    assert failure is not None
+    assert failure.failure is not None
+    assert failure.failure.error["code"] == "VS014"
+
+
+class _Broken:
+    name = "broken"
+
+    def __init__(self, error: VortexError) -> None:
+        self.error = error
+        self.calls = 0
+
+    async def propose(self, request: ProposalRequest) -> Proposal:
+        self.calls += 1
+        raise self.error
+
+
+def test_a_dead_endpoint_pauses_the_campaign_instead_of_burning_it(tmp_path: Path):
+    harness = Harness(tmp_path)
+    paid = Usage(input_tokens=5, output_tokens=0, dollars=0.25, calls=1)
+    harness.proposer = _Broken(ProposerError("VA014", "overloaded", "wait", usage=paid))
+    with pytest.raises(VortexError) as error:
+        harness.go()
+    assert error.value.code == "VS009"
+    assert harness.proposer.calls < 10
+    assert kinds(harness.store)[-1] == "campaign_paused"
+    harness.proposer = SimulatedProposer()
+    state = harness.go()
+    assert state.distinct_programs == 9
+    assert state.spending["broken"].dollars == pytest.approx(0.25 * state.spending["broken"].failures)
+
+
+@pytest.mark.parametrize("code", ["VA010", "VA011"])
+def test_a_missing_key_stops_at_once(tmp_path: Path, code: str):
+    harness = Harness(tmp_path)
+    harness.proposer = _Broken(ProposerError(code, "no key", "set it"))
+    with pytest.raises(VortexError) as error:
+        harness.go()
+    assert error.value.code == code
+    assert harness.proposer.calls <= 3
+
+
+def test_a_spent_budget_ends_the_search_and_keeps_what_was_paid(tmp_path: Path):
+    class Spending(SimulatedProposer):
+        async def propose(self, request: ProposalRequest) -> Proposal:
+            if len(self.requests) >= 5:
+                raise BudgetExceededError("VA030", "spent", "raise the cap")
+            return await super().propose(request)
+
+    harness = Harness(tmp_path)
+    harness.proposer = Spending()
+    state = harness.go()
+    assert state.finished is not None
+    assert state.finished.reason == "the proposer's budget"
+    assert all(c.status() != "waiting" for c in state.found)
+
+
+def test_dollars_are_counted_and_bound_the_campaign(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 50, "dollars": 0.1}))
+    state = harness.go()
+    assert state.finished is not None
+    assert state.finished.reason == "budget of $0.1"
+    assert 0.1 <= state.dollars <= 0.1 + 0.01 * 3
+
+
+def test_no_room_for_more_journeys_than_configured(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 20}))
+    harness.proposer = SimulatedProposer(delay=0.001)
+    harness.executor.delay = 0.0005
+    most = 0
+
+    def watch(record: Record, state: CampaignState) -> None:
+        nonlocal most
+        under_way = [p for p in state.proposals.values() if p.outcome == "open"]
+        waiting = [c for c in state.found if c.status() == "waiting"]
+        most = max(most, len(under_way) + len(waiting))
+
+    harness.go(watch)
+    assert 2 <= most <= 3
+
+
+def test_cancelling_is_a_clean_pause(tmp_path: Path):
+    harness = Harness(tmp_path)
+    harness.proposer = SimulatedProposer(delay=0.01)
+
+    async def interrupted() -> None:
+        task = asyncio.create_task(harness.campaign().run_to_end(STARTED, SESSION))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
+    assert kinds(harness.store)[-1] == "campaign_paused"
+    assert harness.executor.closed
+    harness.executor = SimulatedExecutor()
+    assert harness.go().distinct_programs == 9
+
+
+def test_the_ledger_lists_dead_ends(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 40}))
+    state = harness.go()
+    stopped = [c for c in state.found if c.status() == "failed"]
+    assert stopped
+    last = harness.proposer.requests[-1].ledger
+    assert any(c.ir_hash in last for c in stopped)
+    assert all("recall too low" in reason for reason in last.values())

@@ -1,0 +1,115 @@
+"""The event log: conformance of both stores, locking, append-only, versions."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from search import events as ev
+from search.store import EventStore, MemoryEventStore, SqliteEventStore
+from search.testing import EXAMPLES, StoreConformance
+from vortex_core.errors import VortexError
+
+
+class TestMemoryStore(StoreConformance):
+    def open(self, tmp_path: Path) -> EventStore:
+        return MemoryEventStore(clock=lambda: 1.0)
+
+
+class TestSqliteStore(StoreConformance):
+    def open(self, tmp_path: Path) -> EventStore:
+        return SqliteEventStore(tmp_path / "events.sqlite")
+
+    def test_survives_closing(self, tmp_path: Path) -> None:
+        with_events = self.open(tmp_path)
+        with_events.append(*EXAMPLES)
+        with_events.close()
+        again = self.open(tmp_path)
+        assert tuple(r.event for r in again.read()) == EXAMPLES
+        assert again.append(EXAMPLES[0])[0].seq == len(EXAMPLES) + 1
+        again.close()
+
+
+def test_events_can_be_neither_changed_nor_removed(tmp_path: Path):
+    store = SqliteEventStore(tmp_path / "log.sqlite")
+    store.append(*EXAMPLES)
+    store.close()
+    db = sqlite3.connect(tmp_path / "log.sqlite")
+    for sql in ("DELETE FROM events", "UPDATE events SET time = 0"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            db.execute(sql)
+    db.close()
+
+
+def _hold(path: str, ready: Event, done: Event) -> None:
+    store = SqliteEventStore(Path(path))
+    ready.set()
+    done.wait(20)
+    store.close()
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path):
+    path = tmp_path / "run" / "events.sqlite"
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(str(path), ready, done))
+    holder.start()
+    try:
+        assert ready.wait(20)
+        with pytest.raises(VortexError) as error:
+            SqliteEventStore(path)
+        assert error.value.code == "VS003"
+        assert str(holder.pid) in error.value.message
+        reader = SqliteEventStore(path, readonly=True)
+        assert list(reader.read()) == []
+        reader.close()
+    finally:
+        done.set()
+        holder.join(20)
+    SqliteEventStore(path).close()
+
+
+def test_the_lock_dies_with_its_holder(tmp_path: Path):
+    path = tmp_path / "events.sqlite"
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(str(path), ready, done))
+    holder.start()
+    assert ready.wait(20)
+    holder.kill()
+    holder.join(20)
+    SqliteEventStore(path).close()
+
+
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path):
+    path = tmp_path / "events.sqlite"
+    path.write_text("not a database, just text " * 100)
+    with pytest.raises(VortexError) as error:
+        SqliteEventStore(path)
+    assert error.value.code == "VS005"
+    path.unlink()
+    SqliteEventStore(path).close()  # the failed attempt left no lock behind
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "body"),
+    [
+        ("no_such_event", 1, {}),
+        ("campaign_paused", 99, {"reason": "x"}),
+        ("campaign_paused", 1, {"reason": "x", "extra": 1}),
+    ],
+)
+def test_what_this_version_does_not_know_is_refused(kind: str, version: int, body: dict[str, object]):
+    with pytest.raises(VortexError) as error:
+        ev.from_json(kind, version, body)
+    assert error.value.code == "VS005"
+
+
+def test_every_event_comes_back_equal():
+    for event in EXAMPLES:
+        assert ev.from_json(event.kind, event.version, event.to_json()) == event
+    assert len(ev.kinds()) >= 15
