@@ -1,0 +1,146 @@
+"""Attention over the paged pool in plain torch: dense over contiguous runs, sparse over selected pages.
+
+Nothing here expands K and V to the query heads: the query heads of a kv head are rows of one small matrix.
+Softmax runs in float32; K, V and the output keep the pool's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from vortex_core.compiler.interface import LayerKV, PageList
+
+
+def attend_part(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, causal: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to one part of a sequence, with what is needed to merge it with other parts.
+
+    Args:
+        q: `[batch, head, row, dim]`.
+        k, v: `[batch, head, token, dim]`, any strides with `dim` contiguous.
+        causal: row `i` attends tokens `0..i` (as many rows as tokens).
+
+    Returns:
+        Output like `q`, and float32 log-sum-exp of the scores, `[batch, head, row]`.
+    """
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    out = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, True, 0.0, causal, scale=scale
+    )
+    return out[0], out[1][..., : q.shape[2]]  # the kernel pads its rows to a multiple of 32
+
+
+def merge_parts(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Attention to the union of disjoint parts, from `attend_part` of each (as in arXiv 2112.05682)."""
+    if len(parts) == 1:
+        return parts[0][0]
+    weights = torch.softmax(torch.stack([lse for _, lse in parts]), 0)
+    total = sum(weights[i, ..., None] * out for i, (out, _) in enumerate(parts))
+    return total.to(parts[0][0].dtype)
+
+
+def dense_decode(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: Sequence[tuple[int, int]], scale: float
+) -> torch.Tensor:
+    """One sequence's step over all its tokens.
+
+    Args:
+        q: `[kv_head, group, dim]`.
+        k, v: the layer's pool, `[kv_head, slot, dim]`.
+        runs: `(first slot, tokens)` of the sequence's contiguous stretches.
+
+    Returns:
+        `[kv_head, group, value_dim]`.
+    """
+    q = q[None]
+    parts = [
+        attend_part(q, k[None, :, start : start + n], v[None, :, start : start + n], scale)
+        for start, n in runs
+    ]
+    return merge_parts(parts)[0]
+
+
+def causal_prefill(
+    q: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    runs: Sequence[tuple[int, int]],
+    scale: float,
+) -> torch.Tensor:
+    """A chunk of a prompt: causal to itself, full to what precedes it.
+
+    Args:
+        q: `[q_head, chunk, dim]`.
+        k_new, v_new: the chunk's own, `[kv_head, chunk, dim]`.
+        k, v: the layer's pool, `[kv_head, slot, dim]`.
+        runs: the preceding tokens' contiguous stretches, may be empty.
+
+    Returns:
+        `[q_head, chunk, value_dim]`.
+    """
+    kv_heads, chunk = k_new.shape[:2]
+    grouped = q.unflatten(0, (kv_heads, -1))  # [kv_head, group, chunk, dim]
+    group = grouped.shape[1]
+    own = attend_part(
+        grouped,
+        k_new[:, None].expand(-1, group, -1, -1),
+        v_new[:, None].expand(-1, group, -1, -1),
+        scale,
+        causal=True,
+    )
+    parts = [own]
+    rows = grouped.reshape(1, kv_heads, group * chunk, -1)
+    for start, n in runs:
+        out, lse = attend_part(rows, k[None, :, start : start + n], v[None, :, start : start + n], scale)
+        parts.append((out[0].unflatten(1, (group, chunk)), lse[0].unflatten(1, (group, chunk))))
+    return merge_parts(parts).flatten(0, 1)
+
+
+def sparse_decode(
+    q: torch.Tensor, kv: LayerKV, pages: PageList, scale: float, *, want_mass: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One step of a batch over selected pages.
+
+    Args:
+        q: `[batch, q_head, dim]`.
+        kv: `[kv_head, page, token, dim]`, pages contiguous.
+        pages: selected physical pages, per kv head or per query head.
+        want_mass: also return the softmax probability that each selected page received.
+
+    Returns:
+        Output `[batch, q_head, value_dim]` and float32 mass `[batch, q_head, max_selected]` or None.
+    """
+    batch, q_heads, _ = q.shape
+    kv_heads, total, page_size = kv.k.shape[:3]
+    heads, selected = pages.page_ids.shape[1:]
+    # Heads that select: one per kv head, or one per query head (then several read the same kv head).
+    kv_head = torch.arange(heads, device=q.device) // (heads // kv_heads)
+    rows = (pages.page_ids + (kv_head * total)[:, None]).flatten()
+    tokens = selected * page_size
+    k = _gather(kv.k, rows).view(batch, heads, tokens, -1)
+    v = _gather(kv.v, rows).view(batch, heads, tokens, -1)
+    grouped = q.view(batch, heads, q_heads // heads, -1)
+    valid = torch.arange(tokens, device=q.device) < pages.lengths[..., None]  # [batch, head, token]
+    if not want_mass:
+        bias = torch.zeros(valid.shape, dtype=q.dtype, device=q.device).masked_fill_(~valid, float("-inf"))
+        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=bias[:, :, None], scale=scale)
+        return out.reshape(batch, q_heads, -1), None
+    scores = (grouped @ k.transpose(-1, -2)).float() * scale
+    probability = torch.softmax(scores.masked_fill(~valid[:, :, None], float("-inf")), -1)
+    out = probability.to(v.dtype) @ v
+    mass = probability.unflatten(-1, (selected, page_size)).sum(-1)
+    return out.reshape(batch, q_heads, -1), mass.reshape(batch, q_heads, selected)
+
+
+def _gather(pool: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Pages `rows` of `[kv_head * page]`, contiguous. MLA's V is a slice of K: gather it by its own stride."""
+    if pool.is_contiguous():
+        return pool.view(pool.shape[0] * pool.shape[1], -1).index_select(0, rows)
+    return pool.flatten(0, 1)[rows]

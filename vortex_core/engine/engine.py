@@ -1,0 +1,413 @@
+"""The engine: one resident model, prompts prefilled once, flows swapped under them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vortex_core.compiler.interface import CompiledFlow, Geometry, LayerKV
+from vortex_core.engine import seam
+from vortex_core.engine.batch import DecodeBatch, DecodeStep, PrefillStep, Recorder, SequenceState
+from vortex_core.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for, digests_of
+from vortex_core.engine.errors import (
+    bad_call,
+    bad_prompt,
+    out_of_memory,
+    released_prompt,
+    unsupported_kv_dtype,
+    unsupported_model,
+)
+from vortex_core.engine.hf_config import spec_from_hf_config
+from vortex_core.engine.pool import KVPool
+from vortex_core.engine.prompts import Prompt
+from vortex_core.engine.sampling import Sampler, Sampling, token_logprobs
+from vortex_core.engine.selection import LoadedFlow
+from vortex_core.engine.weights import resolve_model
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+from vortex_core.specs import ModelSpec
+
+PREFILL_CHUNK = 1024  # tokens; larger chunks gain nothing on a CPU and hold more activations
+_KV_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What loading a flow cost. `seconds` includes compiling it and rebuilding the states of pinned prompts."""
+
+    seconds: float
+    state_bytes: int
+    ir_hash: str
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """What a decode produced, and proof of what ran.
+
+    Attributes:
+        tokens: produced (or forced) token ids of each prompt, a final stop id included.
+        logprobs: natural-log probability of each of them, from float32 logits at temperature 1.
+        step_seconds: wall time of each batched step.
+        density: pages attended of all pages, over the sparse layers and steps; 1 for dense attention.
+        ir_hash: the program that ran; `dense` where none was loaded.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    step_seconds: list[float]
+    density: float
+    ir_hash: str
+
+
+class Engine:
+    """A resident model. Not thread-safe; one per process.
+
+    Args:
+        model: a transformers causal LM; its attention is redirected to the engine's pool.
+        tokenizer: its tokenizer, or None where only token ids are used.
+        spec: its dimensions; read from its configuration by default.
+        max_tokens: capacity of the KV pool, rounded up to blocks of 128 tokens.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any = None, *, spec: ModelSpec | None = None, max_tokens: int = 32768
+    ) -> None:
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        self.spec = spec or spec_from_hf_config(model.config.get_text_config(), name=name)
+        if self.spec.mla is not None:
+            raise unsupported_model(self.spec.name, "its latent (MLA) attention is not absorbed yet")
+        self.model = model.eval().requires_grad_(False)
+        self.model.set_attn_implementation(seam.IMPLEMENTATION)
+        self.tokenizer = tokenizer
+        s = self.spec
+        self.geometry = Geometry(s.layers, s.kv_heads, s.group, s.head_dim, s.head_dim, s.value_dim)
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.blocks = BlockPool(blocks_for(max_tokens))
+        self.pool = KVPool(self.geometry, self.blocks.total, self.dtype, self.device)
+        self.flow: LoadedFlow | None = None
+        self._prompts: dict[tuple[int, ...], Prompt] = {}
+        self._live: list[SequenceState] = []
+
+    @classmethod
+    def from_model(
+        cls,
+        name_or_path: str,
+        *,
+        max_tokens: int = 32768,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        threads: int | None = None,
+    ) -> Engine:
+        """Load a model by name, directory or hub id.
+
+        Args:
+            dtype: of weights and KV; by default the checkpoint's own.
+            threads: CPU threads of this process; by default torch's choice.
+
+        Raises:
+            VortexError: `VM...` where the weights cannot be had, `VE003` where the engine cannot serve them.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        found = resolve_model(name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(
+            found.directory, dtype=dtype or "auto", attn_implementation=seam.IMPLEMENTATION
+        ).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(found.directory)
+        return cls(model, tokenizer, spec=found.spec, max_tokens=max_tokens)
+
+    # ---- flows
+
+    @property
+    def ir_hash(self) -> str:
+        """The program that decodes run."""
+        return "dense" if self.flow is None else self.flow.compiled.program.ir_hash
+
+    def load_flow(self, program: Program | None, knobs: Knobs | None = None) -> SwapReport:
+        """Swap the flow that decodes use; None is dense. Prefilled prompts stay.
+
+        Raises:
+            VortexError: `VE004` for a KV dtype the pool does not hold; whatever the backend cannot compile.
+        """
+        started = time.perf_counter()
+        compiled = None
+        if program is not None:
+            from vortex_core.compiler import backends
+
+            backend = "torch" if self.device.type == "cpu" else "triton"
+            compiled = backends.get(backend).compile(program, knobs or Knobs(), self.geometry)
+        report = self.load_compiled(compiled)
+        return SwapReport(time.perf_counter() - started, report.state_bytes, report.ir_hash)
+
+    def load_compiled(self, compiled: CompiledFlow | None) -> SwapReport:
+        """The same for a flow that is compiled already."""
+        assert not self._live, "flows are swapped between decodes"
+        started = time.perf_counter()
+        if compiled is not None:
+            wanted = compiled.knobs.kv_dtype
+            if wanted != "auto" and _KV_DTYPES[wanted] != self.dtype:
+                raise unsupported_kv_dtype(wanted, str(self.dtype).removeprefix("torch."))
+        self.flow = None  # free the old states before the new ones are made
+        if compiled is not None:
+            self.flow = LoadedFlow(compiled, self.pool)
+            if not compiled.program.is_request_local:
+                self.flow.cover((p.blocks, p.cached) for p in self._prompts.values())
+        state_bytes = 0 if self.flow is None else self.flow.state_bytes
+        return SwapReport(time.perf_counter() - started, state_bytes, self.ir_hash)
+
+    # ---- prompts
+
+    def prefill(self, token_ids: Sequence[int]) -> Prompt:
+        """Compute and pin the keys and values of a prompt, all but its last token's, with dense attention.
+
+        Content-addressed: a prompt that is pinned already is returned again (and must be released as often), and
+        full blocks whose tokens and whole past are known are shared.
+
+        Raises:
+            VortexError: `VE002` for an empty or too long prompt, `VE001` where the pool has no room.
+        """
+        started = time.perf_counter()
+        ids = tuple(int(token) for token in token_ids)
+        if ids in self._prompts:
+            prompt = self._prompts[ids]
+            prompt.pins += 1
+            return prompt
+        self._check_prompt(ids)
+        prompt = Prompt(ids)
+        digests = digests_of(ids[: prompt.cached])
+        prompt.blocks = self.blocks.find(digests)
+        shared = len(prompt.blocks)
+        self.blocks.share(prompt.blocks)  # before allocating, which could evict them
+        missing = blocks_for(prompt.cached) - shared
+        if missing > self.blocks.available:
+            fits = (shared + self.blocks.available) * BLOCK_TOKENS
+            self.blocks.release(prompt.blocks)
+            raise out_of_memory("prompt", prompt.length, fits + 1)
+        prompt.blocks += self._allocate(missing, prompt.blocks)
+        start = shared * BLOCK_TOKENS
+        with torch.inference_mode():
+            for begin in range(start, prompt.cached, PREFILL_CHUNK):
+                chunk = ids[begin : min(begin + PREFILL_CHUNK, prompt.cached)]
+                step = PrefillStep(prompt.blocks, chunk, begin, self.pool)
+                self.model.base_model(
+                    input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
+                )
+        for block, digest in list(zip(prompt.blocks, digests, strict=False))[shared:]:
+            self.blocks.publish(block, digest)
+        self._prompts[ids] = prompt
+        prompt.prefill_seconds = time.perf_counter() - started
+        return prompt
+
+    def release(self, prompt: Prompt) -> None:
+        """Undo one `prefill`. After the last, the blocks may be taken for other prompts."""
+        self._check_pinned([prompt])
+        prompt.pins -= 1
+        if prompt.pins == 0:
+            del self._prompts[prompt.token_ids]
+            self.blocks.release(prompt.blocks)
+
+    def _check_prompt(self, ids: tuple[int, ...]) -> None:
+        if not ids:
+            raise bad_prompt("is empty", "give at least one token")
+        if len(ids) > self.spec.max_context:
+            raise bad_prompt(
+                f"has {len(ids)} tokens, {self.spec.name} was made for {self.spec.max_context}", "shorten it"
+            )
+        if not 0 <= min(ids) <= max(ids) < self.spec.vocab:
+            bad = next(token for token in ids if not 0 <= token < self.spec.vocab)
+            raise bad_prompt(
+                f"has token id {bad}, the vocabulary has {self.spec.vocab}", "use the model's tokenizer"
+            )
+
+    def _check_pinned(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if self._prompts.get(prompt.token_ids) is not prompt:
+                raise released_prompt(prompt.length)
+
+    def _allocate(self, count: int, before: Sequence[int]) -> list[int]:
+        """Blocks for new content, continuing `before` where possible."""
+        blocks = self.blocks.allocate(count, before[-1] if before else None)
+        if self.flow is not None:
+            self.flow.forget(blocks)
+        return blocks
+
+    # ---- decoding
+
+    def decode(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        forced: Sequence[Sequence[int]] | None = None,
+        stop_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
+        recorder: Recorder | None = None,
+    ) -> DecodeResult:
+        """Decode some prefilled prompts together with the loaded flow. The prompts stay as they were.
+
+        Args:
+            max_new_tokens: at most this many tokens a prompt.
+            forced: score these continuations instead of choosing tokens (teacher forcing).
+            stop_ids: a sequence ends with the first of these it produces.
+            sampling: greedy by default. Prompt `i` draws with seed `sampling.seed + i`.
+            recorder: called for every layer and step with the layer, the rotated queries `[batch, q_head, dim]`, the
+                layer's paged KV and the batch as the selection sees it; with no flow, pages are blocks of 128.
+
+        Raises:
+            VortexError: `VE001` no room for the new tokens, `VE006` a released prompt, `VE007` bad arguments.
+        """
+        if forced is not None and len(forced) != len(prompts):
+            raise bad_call(
+                f"{len(forced)} forced continuations for {len(prompts)} prompts", "give one per prompt"
+            )
+        steps = [max_new_tokens] * len(prompts)
+        if forced is not None:
+            steps = [min(max_new_tokens, len(tokens)) for tokens in forced]
+        if not prompts or min(steps) < 1:
+            raise bad_call(
+                "nothing to decode", "give at least one prompt and at least one new token for each"
+            )
+        self._check_pinned(prompts)
+        sampling = sampling or Sampling()
+        sampler = Sampler([sampling.for_row(i) for i in range(len(prompts))])
+        sequences = self.fork(prompts, steps)
+        seconds: list[float] = []
+        stop = frozenset(stop_ids)
+        try:
+            batch = DecodeBatch(sequences, self.pool, self.flow)
+            active = list(range(len(prompts)))
+            while active:
+                started = time.perf_counter()
+                wanted = None if forced is None else [forced[i][len(sequences[i].tokens)] for i in active]
+                self.step(batch, sampler, wanted, recorder)
+                seconds.append(time.perf_counter() - started)
+                going = [
+                    row
+                    for row, i in enumerate(active)
+                    if len(sequences[i].tokens) < steps[i] and sequences[i].tokens[-1] not in stop
+                ]
+                if len(going) < len(active):
+                    active = [active[row] for row in going]
+                    batch.keep(going)
+                    sampler.keep(going)
+        finally:
+            self.join(sequences)
+        return DecodeResult(
+            [s.tokens for s in sequences],
+            [s.logprobs for s in sequences],
+            seconds,
+            batch.density,
+            self.ir_hash,
+        )
+
+    def step(
+        self,
+        batch: DecodeBatch,
+        sampler: Sampler,
+        forced: Sequence[int] | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """One token for every sequence of a batch, chosen by `sampler` unless `forced`."""
+        with torch.inference_mode():
+            step = DecodeStep(batch, recorder)
+            output = self.model(
+                input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
+            )
+            logits = output.logits[:, -1].float()
+            chosen = sampler(logits) if forced is None else torch.tensor(forced, device=self.device)
+            logprobs = token_logprobs(logits, chosen).tolist()
+        for sequence, token, logprob in zip(batch.sequences, chosen.tolist(), logprobs, strict=True):
+            sequence.age += 1
+            sequence.next_token = token
+            sequence.tokens.append(token)
+            sequence.logprobs.append(logprob)
+
+    def _fork_blocks(self, prompt: Prompt, new_tokens: int, *, lent: bool) -> int:
+        """Blocks that `_fork` takes. `lent`: somebody in the same call has the prompt's partial block."""
+        total = blocks_for(prompt.cached + new_tokens)
+        if self._private:
+            return total
+        full, rest = divmod(prompt.cached, BLOCK_TOKENS)
+        return total - full - bool(rest and not prompt.lent and not lent)
+
+    @property
+    def _private(self) -> bool:
+        """Whether pages must not be shared: their states depend on the request."""
+        return self.flow is not None and self.flow.compiled.program.is_request_local
+
+    def fork(self, prompts: Sequence[Prompt], new_tokens: Sequence[int]) -> list[SequenceState]:
+        """Sequences that continue prompts, with room reserved for their new tokens. End them with `join`.
+
+        Full blocks are shared. The partial last block is lent to one sequence at a time, which writes behind the
+        prompt's tokens; a second one gets a copy. Flows with request-local state get copies of everything.
+
+        Raises:
+            VortexError: `VE001`; then nothing was taken.
+        """
+        needed = 0
+        lent: set[int] = set()
+        for prompt, new in zip(prompts, new_tokens, strict=True):
+            needed += self._fork_blocks(prompt, new, lent=id(prompt) in lent)
+            lent.add(id(prompt))
+        if needed > self.blocks.available:
+            raise out_of_memory(
+                f"decoding {len(prompts)} prompts",
+                needed * BLOCK_TOKENS,
+                self.blocks.available * BLOCK_TOKENS,
+            )
+        sequences = [self._fork(prompt, new) for prompt, new in zip(prompts, new_tokens, strict=True)]
+        if self.flow is not None:
+            self.flow.cover((s.blocks, s.length) for s in sequences)
+        return sequences
+
+    def _fork(self, prompt: Prompt, new: int) -> SequenceState:
+        full, rest = divmod(prompt.cached, BLOCK_TOKENS)
+        lender = None
+        keep = 0 if self._private else full
+        if rest and not self._private and not prompt.lent:
+            prompt.lent = True
+            lender = prompt
+            keep += 1
+        blocks = prompt.blocks[:keep]
+        self.blocks.share(blocks)
+        blocks += self._allocate(blocks_for(prompt.cached + new) - keep, blocks)
+        for i in range(keep, len(prompt.blocks)):
+            self.pool.copy_tokens(
+                prompt.blocks[i], blocks[i], min(BLOCK_TOKENS, prompt.cached - i * BLOCK_TOKENS)
+            )
+        sequence = SequenceState(blocks, prompt.cached, prompt.token_ids[-1], lender=lender)
+        self._live.append(sequence)
+        return sequence
+
+    def join(self, sequences: Sequence[SequenceState]) -> None:
+        """End sequences: give back their blocks."""
+        for sequence in sequences:
+            if sequence.lender is not None:
+                sequence.lender.lent = False
+            self.blocks.release(sequence.blocks)
+            self._live.remove(sequence)
+
+    # ---- looking inside
+
+    def kv(self, layer: int, page_size: int) -> LayerKV:
+        """Keys and values of one layer as pages of any legal size, `[kv_head, page, token, dim]`."""
+        return self.pool.paged(layer, page_size)
+
+    def page_table(self, prompts: Sequence[Prompt], page_size: int) -> torch.Tensor:
+        """Physical pages of each prompt's cached tokens, int64 `[batch, max_pages]`, padded with page 0."""
+        sequences = [SequenceState(p.blocks, p.cached, 0) for p in prompts]
+        batch = DecodeBatch(sequences, self.pool, None)
+        per_block = BLOCK_TOKENS // page_size
+        pages = batch.page_table[:, :, None] * per_block + torch.arange(per_block, device=self.device)
+        return pages.flatten(1)
+
+    def check_integrity(self) -> None:
+        """Assert that every block is accounted for."""
+        owners = [p.blocks for p in self._prompts.values()] + [s.blocks for s in self._live]
+        self.blocks.check_integrity(owners)

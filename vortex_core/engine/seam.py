@@ -1,0 +1,53 @@
+"""The one place where transformers' models meet the engine: their attention function.
+
+A model built with `attn_implementation="vortex"` projects and rotates as always and then calls `_attention`, which
+hands Q, K and V to the step that is running. The step travels as a keyword argument of the model's forward, which
+transformers passes down to attention untouched, so there is no global state and no cache object. No mask function
+is registered under this name, and transformers then builds no mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+IMPLEMENTATION = "vortex"
+
+
+class Step(Protocol):
+    """A forward pass in progress."""
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Store K and V, attend.
+
+        Args:
+            q: `[batch, q_head, row, dim]`, rotated.
+            k, v: `[batch, kv_head, row, dim]`, new tokens only, K rotated.
+
+        Returns:
+            `[batch, row, q_head, value_dim]`.
+        """
+        ...
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    vortex_step: Step,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    assert attention_mask is None, "the engine's steps know what each row may attend"
+    layer: int = module.layer_idx  # type: ignore[assignment]  # nn.Module types every attribute as Tensor | Module
+    return vortex_step.attend(layer, query, key, value, scaling), None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
