@@ -1,4 +1,4 @@
-"""Budgets that depend on the scores: top-p (Twilight, arXiv 2502.02770) and threshold, as page counts for `select_pages`.
+"""Budgets that depend on the scores, as page counts: top-p (Twilight, arXiv 2502.02770) and threshold.
 
 Both write the number of pages a row needs; selection then takes that many in its total order, never more than
 the static capacity of its page list.
@@ -38,7 +38,7 @@ def top_p_kernel(
     stride_scores, stride_mass_b, stride_mass_h, keep_first, keep_last,
     HEADS: tl.constexpr, PAGE: tl.constexpr, LOGITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows,): pages of the shortest prefix of the selection order that holds the wanted share of the weight."""
+    """Grid (rows,): length of the shortest prefix of the selection order that holds the wanted weight."""
     row = tl.program_id(0)
     b = row // HEADS
     n_pages = (tl.load(n_tokens_ptr + b) + PAGE - 1) // PAGE
@@ -80,9 +80,8 @@ def top_p_kernel(
         mass_over += tl.sum(tl.where(key > low, weights, 0.0))
         mass_at += tl.sum(tl.where(key == low, weights, 0.0))
     # Pages of one key weigh the same (the always-kept ones aside, which are all taken anyway).
-    extra = 1
-    if mass_at > 0.0:
-        extra = tl.ceil((wanted - mass_over) * count_at.to(tl.float32) / mass_at).to(tl.int32)
+    each = mass_at / tl.maximum(count_at, 1)
+    extra = tl.ceil((wanted - mass_over) / tl.where(each > 0.0, each, 1.0)).to(tl.int32)
     extra = tl.minimum(tl.maximum(extra, 1), tl.maximum(count_at, 1))
     tl.store(budget_ptr + row, tl.minimum(count_over + extra, n_pages))
 
@@ -134,10 +133,11 @@ def top_p_budget(
     keep_last: int = 1,
     logits: bool = True,
 ) -> Tensor:
-    """Pages each row needs to hold a share `mass` of its weight; written to `budget` int32 [rows] and returned.
+    """Pages each row needs to hold a share `mass` of its weight, written to `budget` int32 [rows].
 
-    scores [rows, max_pages]; the weight of a page is exp(score) if `logits`, else max(score, 0); NaN weighs nothing.
-    mass fp32 [rows], [batch] or [1], in (0, 1]. Always-kept pages come first and count. At least one page.
+    scores [rows, max_pages]; the weight of a page is exp(score) if `logits`, else max(score, 0); NaN weighs
+    nothing. mass fp32 [rows], [batch] or [1], in (0, 1]. Always-kept pages come first and count. At least
+    one page.
     """
     block = _check(scores, n_tokens, heads, budget)
     stride_b, stride_h = row_strides(mass, n_tokens.numel(), heads, "mass")
@@ -160,7 +160,7 @@ def threshold_budget(
     keep_first: int = 0,
     keep_last: int = 1,
 ) -> Tensor:
-    """Pages of each row whose score is at least `threshold` (fp32 [rows], [batch] or [1]); written to `budget`."""
+    """Pages of each row with a score of `threshold` (fp32 [rows], [batch] or [1]) or more, written to `budget`."""
     block = _check(scores, n_tokens, heads, budget)
     stride_b, stride_h = row_strides(threshold, n_tokens.numel(), heads, "threshold")
     if scores.shape[0]:

@@ -1,8 +1,8 @@
 """The decode attention kernel shared by grouped-query and latent attention, and the page-mass kernel.
 
-One launch reads each listed byte of the KV cache once: a worker streams tiles of `BLOCK_N` tokens through shared
-memory and keeps the online softmax of FlashAttention (arXiv 2205.14135) for the whole query group, padded
-to the rows of a matrix product. `split.py` says how work is divided and merged.
+One launch reads each listed byte of the KV cache once: a worker streams tiles of `BLOCK_N` tokens through
+shared memory and keeps the online softmax of FlashAttention (arXiv 2205.14135) for the whole query group,
+padded to the rows of a matrix product. `split.py` says how work is divided and merged.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def paged_decode_kernel(
                     )  # fmt: skip
                     tl.store(out_rows + dv0[None, :], merged0.to(out_ptr.dtype.element_ty), mask=mask0)
                     if DV1 > 0:
-                        merged1, row_lse1 = merge_pieces(
+                        merged1, _ = merge_pieces(
                             part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share,
                             group, group_ok, dv1, dv1 < DV, GROUP, DV, 4,
                         )  # fmt: skip

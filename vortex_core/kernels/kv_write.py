@@ -81,9 +81,9 @@ def write_kv(
 ) -> None:
     """Stores the keys and values of new tokens: cache[slot] = value / scale.
 
-    k, v [token, kv_head, dim]; caches [page, token, kv_head, dim], any strides with dim contiguous; slots int32 or int64
-    [token], page * page_size + offset, negative to skip (padding of a captured batch). fp8 saturates. Without `v`
-    and `v_cache` only keys are written. Raises KernelInputError.
+    k, v [token, kv_head, dim]; caches [page, token, kv_head, dim], any strides with dim contiguous; slots
+    int32 or int64 [token], page * page_size + offset, negative to skip (padding of a captured batch). fp8
+    saturates. Without `v` and `v_cache` only keys are written. Raises KernelInputError.
     """
     _check("k", k, k_cache)
     has_v = v is not None and v_cache is not None

@@ -1,8 +1,8 @@
-"""Absorbed multi-head latent attention over page lists, one pass over the latent (DeepSeek-V2, arXiv 2405.04434).
+"""Absorbed multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) over page lists, in one pass.
 
 The cache of a token is one row of 576 channels shared by all heads: 512 of latent, 64 of rotary key. The key
-is the whole row and the value its first 512 channels, so a tile is read once and serves both products. One kv head,
-any number of query heads up to 128 (GLM-4.7-Flash has 20).
+is the whole row and the value its first 512 channels, so a tile is read once and serves both products. One
+kv head, any number of query heads up to 128 (GLM-4.7-Flash has 20).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vortex_core.kernels.pages import PageList, require, shared_page_list
 from vortex_core.kernels.paged_decode import DecodeConfig, decode_workers, paged_decode
+from vortex_core.kernels.pages import PageList, require, shared_page_list
 from vortex_core.kernels.runtime import INTERPRETED
 from vortex_core.kernels.split import SplitWorkspace, split_workspace
 
@@ -62,10 +62,11 @@ def mla_decode(
 ) -> Tensor:
     """Attention of one absorbed query token a request.
 
-    q [batch, head, 576] (query times the key up-projection, then the rotary part); latent_cache [page, token, 576], bf16 or
-    fp8 with `kv_scale`; page_ids int32 [batch, max_pages]; kv_lens int32 [batch]; out [batch, head, 512], still to be
-    multiplied by the value up-projection; lse fp32 [batch, head]. `sm_scale` is that of the unabsorbed head
-    (1 / sqrt(192) for 128 + 64). page_mass fp32 [batch * rows, max_pages] as in `paged_decode`.
+    q [batch, head, 576] (query times the key up-projection, then the rotary part); latent_cache [page,
+    token, 576], bf16 or fp8 with `kv_scale`; page_ids int32 [batch, max_pages]; kv_lens int32 [batch]; out
+    [batch, head, 512], still to be multiplied by the value up-projection; lse fp32 [batch, head].
+    `sm_scale` is that of the unabsorbed head (1 / sqrt(192) for 128 + 64). page_mass fp32 [batch * rows,
+    max_pages] as in `paged_decode`.
     Raises KernelInputError.
     """
     require(

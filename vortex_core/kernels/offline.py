@@ -1,7 +1,7 @@
 """Compiles Triton kernels for Hopper and Blackwell without a GPU, and reads the machine code.
 
-`compile_kernel` yields a real cubin for sm_90a (H100, H200) or sm_100a (B200) and a `KernelReport` of registers,
-spills, shared memory and the instructions that matter: tensor-core products, asynchronous copies.
+`compile_kernel` yields a real cubin for sm_90a (H100, H200) or sm_100a (B200) and a `KernelReport` of
+registers, spills, shared memory and the instructions that matter: tensor-core products, asynchronous copies.
 
 Triton decides at decoration time whether a kernel is interpreted, so a process started with
 TRITON_INTERPRET=1 cannot compile: use `python -m vortex_core.kernels.variants` in a clean process there.
@@ -53,7 +53,8 @@ class OfflineCompileError(VortexError):
 class KernelReport:
     """What the compiler made of one kernel.
 
-    registers: per thread. stack_bytes: local memory a thread (0 = no spills). shared_bytes: per block, static + dynamic.
+    registers: per thread. stack_bytes: local memory a thread (0 = no spills). shared_bytes: per block,
+    static + dynamic.
     opcodes: counts in the machine code by `INSTRUCTION_GROUPS`. copy_bits: widest asynchronous copy in bits.
     """
 
@@ -126,8 +127,9 @@ def compile_kernel(
 
     signature: argument name -> Triton type ("*bf16", "i32", "fp32", ...) of every run-time argument.
     constexprs: argument name -> value of the others.
-    divisible_by_16: arguments (pointers, strides) that launches will pass as multiples of 16; by default every
-        pointer and every argument named `stride_*`. Without them Triton cannot vectorise and the report misleads.
+    divisible_by_16: arguments (pointers, strides) that launches will pass as multiples of 16; by default
+        every pointer and every argument named `stride_*`. Without them Triton cannot vectorise and the
+        report misleads.
     Raises OfflineCompileError.
     """
     if triton.knobs.runtime.interpret:
@@ -141,7 +143,7 @@ def compile_kernel(
     missing = [n for n in names if n not in signature and n not in constexprs]
     if missing:
         raise OfflineCompileError(f"{fn.__name__}: no type or value for {', '.join(missing)}")
-    full = {n: (signature[n] if n in signature else "constexpr") for n in names}
+    full = {n: signature.get(n, "constexpr") for n in names}
     if divisible_by_16 is None:
         divisible_by_16 = [n for n, t in full.items() if t.startswith("*") or n.startswith("stride_")]
     attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible_by_16 if full[n] != "constexpr"}
@@ -151,7 +153,7 @@ def compile_kernel(
         binary = triton.compile(
             source, target=gpu, options={"num_warps": num_warps, "num_stages": num_stages}
         )
-    except Exception as error:  # noqa: BLE001 - Triton raises many types; all mean "does not compile"
+    except Exception as error:
         raise OfflineCompileError(f"{fn.__name__} does not compile for {target}: {error}") from error
     usage, opcodes = read_cubin(binary.asm["cubin"])
     counts = Counter(opcode.split(".")[0] for opcode in opcodes)

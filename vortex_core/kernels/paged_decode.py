@@ -27,7 +27,8 @@ class DecodeConfig:
 
     block_n: tokens a tile (a power of two that divides or is divided by the page size).
     workers_per_sm: workers of the fixed grid for each multiprocessor.
-    min_tiles: fewest tiles a worker takes. fused_merge: merge in the same launch (few pieces a row) or in a second.
+    min_tiles: fewest tiles a worker takes. fused_merge: merge in the same launch (few pieces a row) or in a
+    second.
     """
 
     block_n: int
@@ -126,14 +127,14 @@ def paged_decode(
 ) -> Tensor:
     """Attention of one query token a request over its listed pages.
 
-    q [batch, q_head, dim]; k_cache, v_cache [page, token, kv_head, dim] (any strides, dim contiguous; bf16, fp16, fp32
-    or fp8 with `k_scale`, `v_scale`: stored value * scale = true value); out [batch, q_head, dim_v] in q's dtype;
-    lse fp32 [batch, q_head], natural log, -inf for an empty row.
+    q [batch, q_head, dim]; k_cache, v_cache [page, token, kv_head, dim] (any strides, dim contiguous; bf16,
+    fp16, fp32 or fp8 with `k_scale`, `v_scale`: stored value * scale = true value); out [batch, q_head,
+    dim_v] in q's dtype; lse fp32 [batch, q_head], natural log, -inf for an empty row.
 
     kv_repeat: lists a kv head, for selections finer than a kv head (query head h reads list
         h // (q_heads / lists), which reads kv head list // kv_repeat).
-    page_mass fp32 [rows, max_pages]: attention mass of each listed page, summed over the row's query heads (needs
-        `lse`, and `page_lse` fp32 [rows, group, max_pages] as scratch). Costs one more launch.
+    page_mass fp32 [rows, max_pages]: attention mass of each listed page, summed over the row's query heads
+        (needs `lse`, and `page_lse` fp32 [rows, group, max_pages] as scratch). Costs one more launch.
     value_in_key: the values are the first channels of the keys (latent attention); v_cache is then not read.
 
     Pass `out` (and `lse`) inside a captured graph. Raises KernelInputError.
@@ -149,7 +150,7 @@ def paged_decode(
     dk0, dk1 = split_dim(dim)
     dv0, dv1 = split_dim(dim_v)
     require(
-        not value_in_key or dv0 == dk0 and dv1 == 0,
+        not value_in_key or (dv0 == dk0 and dv1 == 0),
         f"values of {dim_v} channels are no block of the key's {dim}",
     )
     require(

@@ -73,8 +73,9 @@ def mla_decode_reference(
     latent_dim: int = 512,
     kv_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Absorbed latent attention: q [batch, head, 576], latent_cache [page, token, 576], page_ids [batch, max_pages].
+    """Absorbed latent attention.
 
+    q [batch, head, 576], latent_cache [page, token, 576], page_ids [batch, max_pages], kv_lens [batch].
     Returns float64 out [batch, head, latent_dim] and lse [batch, head].
     """
     cache = latent_cache.unsqueeze(2)
@@ -111,8 +112,9 @@ def select_reference(
     keep_first: int = 0,
     keep_last: int = 1,
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """Exact selection. scores [batch * heads, max_pages], n_tokens [batch], budget [rows], [batch] or [1] in pages.
+    """Exact selection.
 
+    scores [batch * heads, max_pages], n_tokens [batch], budget [rows], [batch] or [1] in pages.
     Returns, a row: the logical pages in ascending order, their physical ids, and the valid tokens along them.
     The budget is raised to the number of always-kept pages.
     """
@@ -155,7 +157,7 @@ def threshold_reference(
 
 
 def write_kv_reference(cache: Tensor, values: Tensor, slots: Tensor, scale: float) -> Tensor:
-    """A copy of `cache` [page, token, head, dim] with `values` [token, head, dim] / scale written at flat `slots`.
+    """A copy of `cache` [page, token, head, dim] with `values` [token, head, dim] / scale in flat `slots`.
 
     fp8 saturates at the largest finite value. Negative slots are skipped.
     """

@@ -1,8 +1,9 @@
 """Page selection: from scores of logical pages to the physical page list that attention reads, in one launch.
 
-The order is total: pages always kept, then higher scores, NaN last, equal scores by lower page. Selection finds the
-k-th largest key by narrowing a bin of order-preserving integers (radix search), then compacts, so nothing is sorted
-and the chosen pages come out in ascending order. Rows already inside their budget are copied unscored.
+The order is total: pages always kept, then higher scores, NaN last, equal scores by lower page. Selection
+finds the k-th largest key by narrowing a bin of order-preserving integers (radix search), then compacts, so
+nothing is sorted and the chosen pages come out in ascending order. Rows already inside their budget are
+copied unscored.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ def select_pages(
 ) -> PageList:
     """The best pages of every row.
 
-    scores fp32, bf16 or fp16 [batch * heads, max_pages] by logical page; n_tokens int32 [batch]; budget int32 [rows],
-    [batch] or [1], in pages, raised to keep_first + keep_last and capped by the width of `page_ids`;
-    block_table int32 [batch, max_pages], logical to physical.
-    Writes page_ids int32 [rows, capacity] (physical, ascending logical order; what lies beyond a row's list is left
-    alone) and kv_lens int32 [rows], and returns them as a `PageList`.
+    scores fp32, bf16 or fp16 [batch * heads, max_pages] by logical page; n_tokens int32 [batch]; budget
+    int32 [rows], [batch] or [1], in pages, raised to keep_first + keep_last and capped by the width of
+    `page_ids`; block_table int32 [batch, max_pages], logical to physical.
+    Writes page_ids int32 [rows, capacity] (physical, ascending logical order; what lies beyond a row's list
+    is left alone) and kv_lens int32 [rows], and returns them as a `PageList`.
 
-    tolerance: 0 is exact. Otherwise the search stops once ceil((1 - tolerance) * k) pages are certain, and the rest is
-        taken from the open bin by `seed`: at least a share 1 - tolerance of the chosen pages is in the exact
-        selection. The draw depends on seed, row and length only.
+    tolerance: 0 is exact. Otherwise the search stops once ceil((1 - tolerance) * k) pages are certain, and
+        the rest is taken from the open bin by `seed`: at least a share 1 - tolerance of the chosen pages is
+        in the exact selection. The draw depends on seed, row and length only.
     Raises KernelInputError.
     """
     require(
@@ -96,7 +97,7 @@ def select_pages(
             scores.stride(0), stride_b, stride_h, block_table.stride(0), page_ids.stride(0),
             capacity, keep_first, keep_last, 1.0 - tolerance, seed,
             HEADS=heads, PAGE=page_size, BLOCK=block, LONG_ROWS=max_pages > block,
-            # Half-precision keys differ in their upper half only. fp16 widens to fp32 with 13 idle bits: left to 0.
+            # bf16 keys differ in their upper half only.
             LAST_SHIFT=16 if scores.dtype == torch.bfloat16 else 0, STOCHASTIC=tolerance > 0.0,
             num_warps=num_warps,
         )  # fmt: skip

@@ -69,7 +69,7 @@ def narrow_in_registers(key, n_pages, k, enough, LAST_SHIFT: tl.constexpr):
 def narrow_in_memory(
     scores_row, n_pages, keep_first, keep_last, k, enough, BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr
 ):
-    """The same bin by an eight-bit radix histogram, for rows longer than a block; reads the row once a digit."""
+    """The same bin by eight-bit radix histograms, for rows longer than a block; one reading a digit."""
     shift = 24
     low = -0x80000000
     high = 0x7FFFFFFF
@@ -106,7 +106,7 @@ def emit_block(
     key, base, n_pages, low, high, above_base, inside_base, need, inside_count, start, table_row, out_row,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes a block's chosen pages in ascending order: all keys above the bin, and `need` of those inside it.
+    """Writes a block's chosen pages in ascending order: all above the bin, and `need` of those inside.
 
     Inside the bin, in page order, the `need` taken begin at rank `start` and wrap around. Returns the running
     counts above and inside, and whether the row's last page was taken.

@@ -1,9 +1,9 @@
 """Split-KV planned on the device, and the log-sum-exp merge of the parts.
 
 All rows of a step are laid end to end as a sequence of tiles of `BLOCK_N` tokens, and worker `w` of a
-fixed grid takes the tiles `[w * share, (w + 1) * share)`. `share` comes out of the lengths in device memory, so a
-captured graph replays with any lengths, ragged or empty, at an even load, and no plan kernel runs. (The
-idea is Stream-K's, arXiv 2301.03598, applied to the KV axis as FlashDecoding does.)
+fixed grid takes the tiles `[w * share, (w + 1) * share)`. `share` comes out of the lengths in device
+memory, so a captured graph replays with any lengths, ragged or empty, at an even load, and no plan kernel
+runs. (The idea is Stream-K's, arXiv 2301.03598, applied to the KV axis as FlashDecoding does.)
 
 A worker covers the end of one row, any number of whole rows, and the beginning of another. Whole rows are
 written out directly. A piece goes to one of two slots of its worker: slot 0 if it is the worker's first,
@@ -146,7 +146,7 @@ def merge_kernel(
     BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr, PIECES: tl.constexpr,
     HAS_LSE: tl.constexpr,
 ):  # fmt: skip
-    """One program per (row, query head): merges the row's pieces, `PIECES` at a time, if it was split at all."""
+    """Grid (row, query head): merges the row's pieces, `PIECES` at a time, if it was split at all."""
     row = tl.program_id(0)
     head = tl.program_id(1)
     begin, total = rows_before(row, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
