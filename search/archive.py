@@ -191,11 +191,12 @@ class Archive:
         return volumes
 
 
-def _order(candidate: Candidate, found: Score) -> tuple[int, float, float, int]:
+def _order(candidate: Candidate, found: Score) -> tuple[bool, bool, int, float, float, int]:
+    """Kept gates first; then what was measured again on fresh items, because only that is free of selection."""
     accuracy, speed = found.point
-    if found.verdict is Verdict.FAILED:
-        return int(found.verdict), -accuracy, -speed, candidate.number
-    return int(found.verdict), -speed, -accuracy, candidate.number
+    broken = found.verdict is Verdict.FAILED
+    first, second = (-accuracy, -speed) if broken else (-speed, -accuracy)
+    return broken, found.purpose != "fresh", int(found.verdict), first, second, candidate.number
 
 
 def row(entry: Entry) -> dict[str, Any]:

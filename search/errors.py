@@ -104,10 +104,10 @@ def not_an_export(path: str, missing: str) -> VortexError:
     return VortexError("VS013", f"{path} is not an exported flow: {missing} is missing", "export it again")
 
 
-def worker_killer(stage: str, times: int) -> VortexError:
-    """`VS014`: workers start well without this candidate and die with it, every time."""
+def worker_killer(stage: str, times: int, last: str) -> VortexError:
+    """`VS014`: workers start well without this candidate and fail with it, every time."""
     return VortexError(
         "VS014",
-        f"the worker died {times} times in stage {stage}, each time a new one",
-        "make the program smaller: it probably exhausts memory",
+        f"the worker failed {times} times in stage {stage}, each time a new one; last: {last}",
+        "make the program smaller: it may exhaust memory",
     )

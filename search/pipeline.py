@@ -132,7 +132,7 @@ class Pipeline:
 
     async def _run(self, stage: str, measured: Measured, purpose: ev.Purpose) -> StageResult:
         """One stage, again after infrastructure failures; who fails on every new worker is to blame."""
-        timeouts = 0
+        timeouts, last = 0, ""
         for attempt in range(self.config.cluster.retries + 1):
             began = time.monotonic()
             try:
@@ -141,7 +141,7 @@ class Pipeline:
                 self.record(
                     ev.InfrastructureFailed(measured.key, purpose, stage, attempt, lost.error.to_json())
                 )
-                timeouts += lost.timed_out
+                timeouts, last = timeouts + lost.timed_out, lost.error.message
                 if timeouts == 2:
                     break
                 continue
@@ -149,11 +149,12 @@ class Pipeline:
                 return result
             if result.failure.kind == "budget":
                 raise VortexError.from_json(result.failure.error)
+            last = str(result.failure.error.get("message", ""))
             self.record(ev.InfrastructureFailed(measured.key, purpose, stage, attempt, result.failure.error))
         error = (
             deadline_passed(stage, self.config.cluster.deadline_of(stage))
             if timeouts == 2
-            else worker_killer(stage, self.config.cluster.retries + 1)
+            else worker_killer(stage, self.config.cluster.retries + 1, last)
         )
         return StageResult(
             stage, passed=False, failure=Failure.of_candidate(error), seconds=time.monotonic() - began

@@ -42,6 +42,7 @@ class Candidate:
         number: 1, 2, 3 ... in order of admission; how people name it.
         results: by purpose, then by stage, in the order they were run.
         finished: by purpose, whether it passed.
+        seeds: by purpose, of the items it was measured on.
     """
 
     number: int
@@ -61,6 +62,7 @@ class Candidate:
     admitted_at: float
     results: dict[ev.Purpose, dict[str, StageResult]] = field(default_factory=dict)
     finished: dict[ev.Purpose, bool] = field(default_factory=dict)
+    seeds: dict[ev.Purpose, int] = field(default_factory=dict)
     finished_at: float | None = None
 
     @property
@@ -230,6 +232,7 @@ class CampaignState:
             case ev.StageFinished() as e:
                 result = StageResult.from_json(e.result)
                 self.candidates[e.key].results.setdefault(e.purpose, {})[e.stage] = result
+                self.candidates[e.key].seeds[e.purpose] = e.seed
                 name = e.stage if e.purpose == "search" else f"{e.stage} ({e.purpose})"
                 self._timed(name, result.seconds, stopped=not result.passed)
             case ev.CandidateFinished() as e:

@@ -1,0 +1,104 @@
+"""Puts the report together. Everything shown comes from the event log; programs' text is escaped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.io
+import plotly.offline
+
+from search.archive import Archive, Entry
+from search.config import CampaignConfig
+from search.files import write_atomic
+from search.report import figures
+from search.run import Run
+from search.state import CampaignState
+from search.tables import metric
+
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+def write_report(run: Run, state: CampaignState, config: CampaignConfig, path: Path) -> Path:
+    """Write the report of a run to `path`; returns it."""
+    write_atomic(path, render(run, state, config))
+    return path
+
+
+def render(run: Run, state: CampaignState, config: CampaignConfig) -> str:
+    """The report as HTML."""
+    assert state.started is not None
+    archive = Archive(state, config.objective)
+    main = [arm.name for arm in config.arms if not arm.control]
+    winner = state.finished.winner if state.finished else None
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["metric"] = metric
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    plots = {
+        "pareto": figures.pareto(archive, main, winner),
+        "progress": figures.progress(archive, main),
+        "lineage": figures.lineage(archive),
+        "stages": figures.stage_times(state),
+    }
+    return template.render(
+        run=run.name,
+        config=config,
+        state=state,
+        started=state.started,
+        when=datetime.fromtimestamp(state.started_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        summary=state.finished.summary if state.finished else {},
+        entries=[_row(entry, run, winner) for entry in archive.entries],
+        stopped=_stopped(state),
+        refused=_refused(state),
+        rate=len(state.found) / max(state.active_seconds / 60, 1e-9),
+        plotly_js=plotly.offline.get_plotlyjs(),
+        plots={name: _html(name, figure) for name, figure in plots.items()},
+    )
+
+
+def _row(entry: Entry, run: Run, winner: str | None) -> dict[str, Any]:
+    candidate = entry.candidate
+    return {
+        "entry": entry,
+        "candidate": candidate,
+        "winner": candidate.key == winner,
+        "metrics": {**candidate.metrics(), **candidate.metrics(entry.score.purpose)},
+        "source": run.files.get(candidate.source, ".py"),
+    }
+
+
+def _stopped(state: CampaignState) -> list[dict[str, Any]]:
+    rows = []
+    for candidate in state.candidates.values():
+        result = candidate.failure
+        if result is not None:
+            error = result.failure.error if result.failure else {}
+            rows.append(
+                {
+                    "candidate": candidate,
+                    "stage": result.stage,
+                    "code": error.get("code", "?"),
+                    "message": error.get("message", ""),
+                }
+            )
+    return rows
+
+
+def _refused(state: CampaignState) -> list[tuple[str, str, int]]:
+    """Refusals of the tracer and unanswered asks by code, with one message each."""
+    errors = [p.error for p in state.proposals.values() if p.outcome in ("rejected", "failed") and p.error]
+    counts = Counter(str(error.get("code")) for error in errors)
+    example = {str(error.get("code")): str(error.get("message")) for error in errors}
+    return [(code, example[code], n) for code, n in counts.most_common()]
+
+
+def _html(name: str, figure: go.Figure) -> str:
+    return str(
+        plotly.io.to_html(
+            figure, full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False}
+        )
+    )

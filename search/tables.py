@@ -1,0 +1,79 @@
+"""Results as text: numbers with their intervals, and the leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from evaluators.results import Metric
+from search.archive import Archive, Entry
+
+_VERDICTS = {
+    "PROVEN": "[green]kept[/]",
+    "UNCLEAR": "[yellow]kept, unproven[/]",
+    "FAILED": "[red]broken[/]",
+}
+
+
+def metric(found: Metric | None, digits: int = 3) -> str:
+    """A metric with its interval and, unless it was measured, how it came about."""
+    if found is None:
+        return "-"
+    text = number(found.value, digits)
+    if found.low is not None and found.high is not None:
+        text += f" [{number(found.low, digits)}, {number(found.high, digits)}]"
+    return text if found.how == "measured" else f"{text} ({found.how})"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number to read: thousands whole, the rest with `digits` decimals."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def leaderboard(archive: Archive, limit: int | None = None) -> Table:
+    """The ranking as a table: found programs beside dense and the library flows.
+
+    Args:
+        limit: found programs to show at most; references are always shown.
+    """
+    objective = archive.objective
+    table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
+    table.add_column("#", justify="right")
+    for column in ("id", "name", "from", "gates"):
+        table.add_column(column, overflow="fold")
+    for column in ("accuracy", objective.accuracy, objective.speed, "decode", "density"):
+        table.add_column(column, justify="right")
+    table.add_column("items")
+    for entry in _shown(archive.entries, limit):
+        table.add_row(*_cells(entry), style="dim" if entry.candidate.reference else "")
+    return table
+
+
+def _shown(entries: Iterable[Entry], limit: int | None) -> Iterable[Entry]:
+    found = 0
+    for entry in entries:
+        found += not entry.candidate.reference
+        if limit is None or entry.candidate.reference or found <= limit:
+            yield entry
+
+
+def _cells(entry: Entry) -> list[str]:
+    c, s = entry.candidate, entry.score
+    metrics = {**c.metrics(), **c.metrics(s.purpose)}
+    star = "*" if entry.front == 0 else ""
+    return [
+        f"{entry.rank}{star}",
+        c.label,
+        escape(c.name),
+        "library" if c.reference else c.arm,
+        _VERDICTS[s.verdict.name],
+        metric(metrics.get("accuracy")),
+        metric(s.accuracy),
+        metric(s.speed),
+        metric(metrics.get("decode_speedup")),
+        metric(metrics.get("density")),
+        s.purpose,
+    ]
