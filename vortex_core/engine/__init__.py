@@ -5,27 +5,27 @@ Names load on first use, so that reading a model's description does not import t
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vortex_core.engine.cache import Prompt
     from vortex_core.engine.engine import DecodeResult, Engine, SwapReport
-    from vortex_core.engine.prompts import Prompt
     from vortex_core.engine.sampling import Sampling
+    from vortex_core.engine.scheduler import Generation, Request, Scheduler
 
-__all__ = ["DecodeResult", "Engine", "Prompt", "Sampling", "SwapReport"]
+__all__ = ["DecodeResult", "Engine", "Generation", "Prompt", "Request", "Sampling", "Scheduler", "SwapReport"]
+
+_HOME = {
+    "Prompt": "cache",
+    "Sampling": "sampling",
+    "Generation": "scheduler",
+    "Request": "scheduler",
+    "Scheduler": "scheduler",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Prompt":
-        from vortex_core.engine import prompts
-
-        return prompts.Prompt
-    if name == "Sampling":
-        from vortex_core.engine import sampling
-
-        return sampling.Sampling
     if name in __all__:
-        from vortex_core.engine import engine
-
-        return getattr(engine, name)
+        return getattr(import_module(f"vortex_core.engine.{_HOME.get(name, 'engine')}"), name)
     raise AttributeError(f"module 'vortex_core.engine' has no attribute {name!r}")

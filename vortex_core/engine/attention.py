@@ -40,7 +40,7 @@ def merge_parts(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Ten
     if len(parts) == 1:
         return parts[0][0]
     weights = torch.softmax(torch.stack([lse for _, lse in parts]), 0)
-    total = sum(weights[i, ..., None] * out for i, (out, _) in enumerate(parts))
+    total = (weights[..., None] * torch.stack([out for out, _ in parts])).sum(0)
     return total.to(parts[0][0].dtype)
 
 
@@ -140,7 +140,7 @@ def sparse_decode(
 
 
 def _gather(pool: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Pages `rows` of `[kv_head * page]`, contiguous. MLA's V is a slice of K: gather it by its own stride."""
+    """Pages `rows` of `[kv_head * page]`, contiguous. MLA's V is a slice of K, with the stride of K."""
     if pool.is_contiguous():
         return pool.view(pool.shape[0] * pool.shape[1], -1).index_select(0, rows)
     return pool.flatten(0, 1)[rows]

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.engine.attention import causal_prefill, dense_decode, sparse_decode
 from vortex_core.engine.blocks import BLOCK_TOKENS, blocks_for, runs_of
+from vortex_core.engine.cache import SequenceState
 from vortex_core.engine.pool import KVPool
-from vortex_core.engine.prompts import Prompt
 from vortex_core.engine.selection import LoadedFlow, Selections
 
 Recorder = Callable[[int, torch.Tensor, LayerKV, BatchView], None]
-
-
-@dataclass(eq=False)
-class SequenceState:
-    """One sequence while it decodes.
-
-    Attributes:
-        blocks: physical blocks, reserved for its whole life.
-        length: tokens with keys and values in the pool.
-        next_token: fed at the next step.
-        age: decode steps done.
-        lender: the prompt whose partial last block this sequence writes to.
-    """
-
-    blocks: list[int]
-    length: int
-    next_token: int
-    age: int = 0
-    lender: Prompt | None = None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
 
 
 class DecodeBatch:
@@ -79,7 +57,7 @@ class DecodeBatch:
 
     @property
     def density(self) -> float:
-        """Pages attended of all pages, over the sparse layers and steps so far; 1 where no layer is sparse."""
+        """Pages attended of all pages, over sparse layers and steps so far; 1 where no layer is sparse."""
         return int(self.attended) / self.attendable if self.attendable else 1.0
 
 

@@ -1,10 +1,10 @@
 """Who owns which block of the KV pool.
 
-A block is 128 tokens, a multiple of every legal page size, so the page table of any flow follows from the block
-table and a flow with another page size needs no KV copied. Pure bookkeeping: no tensors here.
+A block is 128 tokens, a multiple of every legal page size, so the page table of any flow follows from the
+block table and a flow with another page size needs no KV copied. Pure bookkeeping: no tensors here.
 
-A block is in one of three places: *free*; *referenced* by one or more owners; or *idle*, referenced by nobody but
-kept because its content is known (a prefix some later prompt may share) until the space is needed.
+A block is in one of three places: *free*; *referenced* by one or more owners; or *idle*, referenced by nobody
+but kept because its content is known (a prefix some later prompt may share) until the space is needed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def blocks_for(tokens: int) -> int:
 class BlockPool:
     """Reference-counted blocks with a content index.
 
-    Allocation prefers one contiguous run (first fit), and one that continues a given block: a sequence in one run
-    is a plain slice of the pool, which dense attention reads without a gather.
+    Allocation prefers one contiguous run (first fit), and one that continues a given block: a sequence in one
+    run is a plain slice of the pool, which dense attention reads without a gather.
     """
 
     def __init__(self, total: int) -> None:
@@ -69,8 +69,8 @@ class BlockPool:
         return blocks
 
     def _free_run(self, count: int, preferred: int | None) -> tuple[int, int]:
-        """First block and length (at most `count`) of a free run: the one that starts at `preferred`, else the
-        first that is long enough, else the longest."""
+        """First block and length (at most `count`) of a free run: the one that starts at `preferred`, else
+        the first that is long enough, else the longest."""
         if preferred is not None and preferred < self.total and self._free[preferred]:
             end = self._free.find(0, preferred, preferred + count)
             return preferred, (end if end >= 0 else min(preferred + count, self.total)) - preferred
@@ -172,7 +172,7 @@ def runs_of(blocks: Sequence[int], tokens: int) -> list[tuple[int, int]]:
 
 
 def digests_of(token_ids: Sequence[int]) -> list[bytes]:
-    """Digest of every full block's content together with all before it: equal digests, equal keys and values."""
+    """Digest of every full block with all before it: equal digests, equal keys and values."""
     chain: list[bytes] = []
     previous = b""
     for end in range(BLOCK_TOKENS, len(token_ids) + 1, BLOCK_TOKENS):

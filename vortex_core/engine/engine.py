@@ -12,20 +12,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vortex_core.compiler.interface import CompiledFlow, Geometry, LayerKV
 from vortex_core.engine import seam
-from vortex_core.engine.batch import DecodeBatch, DecodeStep, PrefillStep, Recorder, SequenceState
-from vortex_core.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for, digests_of
+from vortex_core.engine.batch import DecodeBatch, DecodeStep, PrefillStep, Recorder
+from vortex_core.engine.blocks import BLOCK_TOKENS
+from vortex_core.engine.cache import KVCache, Prompt, SequenceState
 from vortex_core.engine.errors import (
     bad_call,
     bad_prompt,
-    out_of_memory,
-    released_prompt,
     unsupported_kv_dtype,
     unsupported_model,
 )
 from vortex_core.engine.hf_config import spec_from_hf_config
-from vortex_core.engine.pool import KVPool
-from vortex_core.engine.prompts import Prompt
 from vortex_core.engine.sampling import Sampler, Sampling, token_logprobs
+from vortex_core.engine.scheduler import Generation, Request, Scheduler
 from vortex_core.engine.selection import LoadedFlow
 from vortex_core.engine.weights import resolve_model
 from vortex_core.ir.knobs import Knobs
@@ -38,7 +36,7 @@ _KV_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What loading a flow cost. `seconds` includes compiling it and rebuilding the states of pinned prompts."""
+    """What loading a flow cost. `seconds` includes compiling and rebuilding the states of pinned prompts."""
 
     seconds: float
     state_bytes: int
@@ -88,11 +86,12 @@ class Engine:
         self.geometry = Geometry(s.layers, s.kv_heads, s.group, s.head_dim, s.head_dim, s.value_dim)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.blocks = BlockPool(blocks_for(max_tokens))
-        self.pool = KVPool(self.geometry, self.blocks.total, self.dtype, self.device)
         self.flow: LoadedFlow | None = None
-        self._prompts: dict[tuple[int, ...], Prompt] = {}
-        self._live: list[SequenceState] = []
+        self.cache = KVCache(self.geometry, max_tokens, self.dtype, self.device, self._on_reuse)
+
+    def _on_reuse(self, blocks: Sequence[int]) -> None:
+        if self.flow is not None:
+            self.flow.forget(blocks)
 
     @classmethod
     def from_model(
@@ -147,7 +146,7 @@ class Engine:
 
     def load_compiled(self, compiled: CompiledFlow | None) -> SwapReport:
         """The same for a flow that is compiled already."""
-        assert not self._live, "flows are swapped between decodes"
+        assert not self.cache.sequences, "flows are swapped between decodes"
         started = time.perf_counter()
         if compiled is not None:
             wanted = compiled.knobs.kv_dtype
@@ -155,9 +154,9 @@ class Engine:
                 raise unsupported_kv_dtype(wanted, str(self.dtype).removeprefix("torch."))
         self.flow = None  # free the old states before the new ones are made
         if compiled is not None:
-            self.flow = LoadedFlow(compiled, self.pool)
-            if not compiled.program.is_request_local:
-                self.flow.cover((p.blocks, p.cached) for p in self._prompts.values())
+            self.flow = LoadedFlow(compiled, self.cache.pool)
+            if not self.private_pages:
+                self.flow.cover((p.blocks, p.cached) for p in self.cache.prompts.values())
         state_bytes = 0 if self.flow is None else self.flow.state_bytes
         return SwapReport(time.perf_counter() - started, state_bytes, self.ir_hash)
 
@@ -166,53 +165,44 @@ class Engine:
     def prefill(self, token_ids: Sequence[int]) -> Prompt:
         """Compute and pin the keys and values of a prompt, all but its last token's, with dense attention.
 
-        Content-addressed: a prompt that is pinned already is returned again (and must be released as often), and
-        full blocks whose tokens and whole past are known are shared.
+        Content-addressed: a prompt that is pinned already is returned again (and must be released as often),
+        and full blocks whose tokens and whole past are known are shared.
 
         Raises:
             VortexError: `VE002` for an empty or too long prompt, `VE001` where the pool has no room.
         """
         started = time.perf_counter()
         ids = tuple(int(token) for token in token_ids)
-        if ids in self._prompts:
-            prompt = self._prompts[ids]
+        if ids in self.cache.prompts:
+            prompt = self.cache.prompts[ids]
             prompt.pins += 1
             return prompt
-        self._check_prompt(ids)
-        prompt = Prompt(ids)
-        digests = digests_of(ids[: prompt.cached])
-        prompt.blocks = self.blocks.find(digests)
-        shared = len(prompt.blocks)
-        self.blocks.share(prompt.blocks)  # before allocating, which could evict them
-        missing = blocks_for(prompt.cached) - shared
-        if missing > self.blocks.available:
-            fits = (shared + self.blocks.available) * BLOCK_TOKENS
-            self.blocks.release(prompt.blocks)
-            raise out_of_memory("prompt", prompt.length, fits + 1)
-        prompt.blocks += self._allocate(missing, prompt.blocks)
-        start = shared * BLOCK_TOKENS
-        with torch.inference_mode():
-            for begin in range(start, prompt.cached, PREFILL_CHUNK):
-                chunk = ids[begin : min(begin + PREFILL_CHUNK, prompt.cached)]
-                step = PrefillStep(prompt.blocks, chunk, begin, self.pool)
-                self.model.base_model(
-                    input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
-                )
-        for block, digest in list(zip(prompt.blocks, digests, strict=False))[shared:]:
-            self.blocks.publish(block, digest)
-        self._prompts[ids] = prompt
+        self.check_prompt(ids)
+        prompt, start = self.cache.open(ids)
+        try:
+            with torch.inference_mode():
+                for begin in range(start, prompt.cached, PREFILL_CHUNK):
+                    chunk = ids[begin : min(begin + PREFILL_CHUNK, prompt.cached)]
+                    step = PrefillStep(prompt.blocks, chunk, begin, self.cache.pool)
+                    self.model.base_model(
+                        input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
+                    )
+        except BaseException:
+            self.cache.close(prompt)
+            raise
+        self.cache.seal(prompt)
         prompt.prefill_seconds = time.perf_counter() - started
         return prompt
 
     def release(self, prompt: Prompt) -> None:
         """Undo one `prefill`. After the last, the blocks may be taken for other prompts."""
-        self._check_pinned([prompt])
+        self.cache.check_pinned([prompt])
         prompt.pins -= 1
         if prompt.pins == 0:
-            del self._prompts[prompt.token_ids]
-            self.blocks.release(prompt.blocks)
+            self.cache.close(prompt)
 
-    def _check_prompt(self, ids: tuple[int, ...]) -> None:
+    def check_prompt(self, ids: tuple[int, ...]) -> None:
+        """Raises `VE002` for token ids that cannot be a prompt of this model."""
         if not ids:
             raise bad_prompt("is empty", "give at least one token")
         if len(ids) > self.spec.max_context:
@@ -224,18 +214,6 @@ class Engine:
             raise bad_prompt(
                 f"has token id {bad}, the vocabulary has {self.spec.vocab}", "use the model's tokenizer"
             )
-
-    def _check_pinned(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            if self._prompts.get(prompt.token_ids) is not prompt:
-                raise released_prompt(prompt.length)
-
-    def _allocate(self, count: int, before: Sequence[int]) -> list[int]:
-        """Blocks for new content, continuing `before` where possible."""
-        blocks = self.blocks.allocate(count, before[-1] if before else None)
-        if self.flow is not None:
-            self.flow.forget(blocks)
-        return blocks
 
     # ---- decoding
 
@@ -256,8 +234,9 @@ class Engine:
             forced: score these continuations instead of choosing tokens (teacher forcing).
             stop_ids: a sequence ends with the first of these it produces.
             sampling: greedy by default. Prompt `i` draws with seed `sampling.seed + i`.
-            recorder: called for every layer and step with the layer, the rotated queries `[batch, q_head, dim]`, the
-                layer's paged KV and the batch as the selection sees it; with no flow, pages are blocks of 128.
+            recorder: called for every layer and step, before attention and with the new K and V in place:
+                layer, rotated queries `[batch, q_head, dim]`, the layer's paged KV, and the batch as the
+                selection sees it. With no flow, pages are blocks of 128.
 
         Raises:
             VortexError: `VE001` no room for the new tokens, `VE006` a released prompt, `VE007` bad arguments.
@@ -273,14 +252,14 @@ class Engine:
             raise bad_call(
                 "nothing to decode", "give at least one prompt and at least one new token for each"
             )
-        self._check_pinned(prompts)
+        self.cache.check_pinned(prompts)
         sampling = sampling or Sampling()
         sampler = Sampler([sampling.for_row(i) for i in range(len(prompts))])
         sequences = self.fork(prompts, steps)
         seconds: list[float] = []
         stop = frozenset(stop_ids)
         try:
-            batch = DecodeBatch(sequences, self.pool, self.flow)
+            batch = DecodeBatch(sequences, self.cache.pool, self.flow)
             active = list(range(len(prompts)))
             while active:
                 started = time.perf_counter()
@@ -297,7 +276,7 @@ class Engine:
                     batch.keep(going)
                     sampler.keep(going)
         finally:
-            self.join(sequences)
+            self.cache.join(sequences)
         return DecodeResult(
             [s.tokens for s in sequences],
             [s.logprobs for s in sequences],
@@ -328,86 +307,51 @@ class Engine:
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
 
-    def _fork_blocks(self, prompt: Prompt, new_tokens: int, *, lent: bool) -> int:
-        """Blocks that `_fork` takes. `lent`: somebody in the same call has the prompt's partial block."""
-        total = blocks_for(prompt.cached + new_tokens)
-        if self._private:
-            return total
-        full, rest = divmod(prompt.cached, BLOCK_TOKENS)
-        return total - full - bool(rest and not prompt.lent and not lent)
-
     @property
-    def _private(self) -> bool:
-        """Whether pages must not be shared: their states depend on the request."""
+    def private_pages(self) -> bool:
+        """Whether sequences must not share pages: the loaded flow's states depend on the request."""
         return self.flow is not None and self.flow.compiled.program.is_request_local
 
     def fork(self, prompts: Sequence[Prompt], new_tokens: Sequence[int]) -> list[SequenceState]:
-        """Sequences that continue prompts, with room reserved for their new tokens. End them with `join`.
-
-        Full blocks are shared. The partial last block is lent to one sequence at a time, which writes behind the
-        prompt's tokens; a second one gets a copy. Flows with request-local state get copies of everything.
+        """Sequences that continue prompts, with their page states. End them with `cache.join`.
 
         Raises:
             VortexError: `VE001`; then nothing was taken.
         """
-        needed = 0
-        lent: set[int] = set()
-        for prompt, new in zip(prompts, new_tokens, strict=True):
-            needed += self._fork_blocks(prompt, new, lent=id(prompt) in lent)
-            lent.add(id(prompt))
-        if needed > self.blocks.available:
-            raise out_of_memory(
-                f"decoding {len(prompts)} prompts",
-                needed * BLOCK_TOKENS,
-                self.blocks.available * BLOCK_TOKENS,
-            )
-        sequences = [self._fork(prompt, new) for prompt, new in zip(prompts, new_tokens, strict=True)]
+        sequences = self.cache.fork(prompts, new_tokens, private=self.private_pages)
         if self.flow is not None:
             self.flow.cover((s.blocks, s.length) for s in sequences)
         return sequences
 
-    def _fork(self, prompt: Prompt, new: int) -> SequenceState:
-        full, rest = divmod(prompt.cached, BLOCK_TOKENS)
-        lender = None
-        keep = 0 if self._private else full
-        if rest and not self._private and not prompt.lent:
-            prompt.lent = True
-            lender = prompt
-            keep += 1
-        blocks = prompt.blocks[:keep]
-        self.blocks.share(blocks)
-        blocks += self._allocate(blocks_for(prompt.cached + new) - keep, blocks)
-        for i in range(keep, len(prompt.blocks)):
-            self.pool.copy_tokens(
-                prompt.blocks[i], blocks[i], min(BLOCK_TOKENS, prompt.cached - i * BLOCK_TOKENS)
-            )
-        sequence = SequenceState(blocks, prompt.cached, prompt.token_ids[-1], lender=lender)
-        self._live.append(sequence)
-        return sequence
+    def generate(self, requests: Sequence[Request], *, max_batch: int = 64) -> list[Generation]:
+        """Run requests to their end with continuous batching; results in the order of the requests.
 
-    def join(self, sequences: Sequence[SequenceState]) -> None:
-        """End sequences: give back their blocks."""
-        for sequence in sequences:
-            if sequence.lender is not None:
-                sequence.lender.lent = False
-            self.blocks.release(sequence.blocks)
-            self._live.remove(sequence)
+        Raises:
+            VortexError: `VE001` if one of them could never fit; then none ran.
+        """
+        scheduler = Scheduler(self, max_batch)
+        tickets = [scheduler.submit(request) for request in requests]
+        try:
+            while len(scheduler.finished) < len(tickets):
+                scheduler.step()
+        finally:
+            scheduler.abort()
+        return [scheduler.finished[ticket] for ticket in tickets]
 
     # ---- looking inside
 
     def kv(self, layer: int, page_size: int) -> LayerKV:
         """Keys and values of one layer as pages of any legal size, `[kv_head, page, token, dim]`."""
-        return self.pool.paged(layer, page_size)
+        return self.cache.pool.paged(layer, page_size)
 
     def page_table(self, prompts: Sequence[Prompt], page_size: int) -> torch.Tensor:
         """Physical pages of each prompt's cached tokens, int64 `[batch, max_pages]`, padded with page 0."""
         sequences = [SequenceState(p.blocks, p.cached, 0) for p in prompts]
-        batch = DecodeBatch(sequences, self.pool, None)
+        batch = DecodeBatch(sequences, self.cache.pool, None)
         per_block = BLOCK_TOKENS // page_size
         pages = batch.page_table[:, :, None] * per_block + torch.arange(per_block, device=self.device)
         return pages.flatten(1)
 
     def check_integrity(self) -> None:
         """Assert that every block is accounted for."""
-        owners = [p.blocks for p in self._prompts.values()] + [s.blocks for s in self._live]
-        self.blocks.check_integrity(owners)
+        self.cache.check_integrity()

@@ -14,7 +14,7 @@ from vortex_core.engine.blocks import BLOCK_TOKENS
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros, so that an unwritten slot is finite: masked attention multiplies it by 0, and 0 · NaN is NaN.
 
-    On the CPU through calloc, which takes memory only as pages are touched; `torch.zeros` would take it all now.
+    On the CPU through calloc, which takes memory as pages are touched; `torch.zeros` would take it all now.
     """
     if device.type != "cpu":
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
@@ -25,8 +25,8 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> to
 class KVPool:
     """`k: [layer, kv_head, slot, head_dim]` and `v: [layer, kv_head, slot, value_dim]`.
 
-    Slots are grouped into blocks of 128; a flow sees them as pages of its own size, which is a view. Under MLA
-    `v` is the first `value_dim` channels of `k`.
+    Slots are grouped into blocks of 128; a flow sees them as pages of its own size, which is a view. Under
+    MLA `v` is the first `value_dim` channels of `k`.
     """
 
     def __init__(self, geometry: Geometry, blocks: int, dtype: torch.dtype, device: torch.device) -> None:

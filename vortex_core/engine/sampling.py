@@ -39,6 +39,9 @@ class Sampling:
         return replace(self, seed=self.seed + row)
 
 
+GREEDY = Sampling()
+
+
 class Sampler:
     """Chooses the next token of every row of a batch."""
 
@@ -75,7 +78,7 @@ class Sampler:
         draws = torch.cat([torch.rand(1, generator=g) for g in self._generators]).to(device)
 
         scaled = logits / temperature.clamp_min(1e-6)[:, None]
-        ordered, tokens = scaled.sort(-1, descending=True, stable=True)
+        ordered, tokens = scaled.sort(stable=True, dim=-1, descending=True)
         rank = torch.arange(logits.shape[-1], device=device)
         probability = torch.softmax(ordered.masked_fill(rank >= top_k[:, None], float("-inf")), -1)
         before = probability.cumsum(-1) - probability

@@ -125,7 +125,7 @@ class Selections:
         """The pages that a leader's group attends this step.
 
         Args:
-            ages: decode steps each sequence has done; it selects anew where this is a multiple of `reuse_steps`.
+            ages: decode steps each sequence has done; it selects anew at multiples of `reuse_steps`.
             lengths: `view.lengths`, on the host.
         """
         period = self.flow.knobs.reuse_steps

@@ -1,0 +1,198 @@
+"""The KV cache: which prompts are pinned, which sequences are decoding, and the blocks they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from vortex_core.compiler.interface import Geometry
+from vortex_core.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for, digests_of
+from vortex_core.engine.errors import out_of_memory, released_prompt
+from vortex_core.engine.pool import KVPool
+
+
+@dataclass(eq=False)
+class Prompt:
+    """Keys and values of all tokens but the last, pinned until released.
+
+    The last token is left to the first decode step, so that even the first answer token comes from the flow.
+
+    Attributes:
+        token_ids: the whole prompt.
+        blocks: physical blocks of the first `length - 1` tokens; full ones may be shared with other prompts.
+        pins: calls of `prefill` not yet released.
+        lent: whether a decoding sequence writes to the free end of the last block.
+        prefill_seconds: time spent computing them.
+    """
+
+    token_ids: tuple[int, ...]
+    blocks: list[int] = field(default_factory=list, repr=False)
+    pins: int = 1
+    lent: bool = field(default=False, repr=False)
+    prefill_seconds: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """Tokens, the last one included."""
+        return len(self.token_ids)
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are in the pool."""
+        return len(self.token_ids) - 1
+
+
+@dataclass(eq=False)
+class SequenceState:
+    """One sequence while it decodes.
+
+    Attributes:
+        blocks: physical blocks, reserved for its whole life.
+        length: tokens with keys and values in the pool.
+        next_token: fed at the next step.
+        age: decode steps done.
+        lender: the prompt whose partial last block this sequence writes to.
+        tokens: what it produced.
+        logprobs: of each of them.
+    """
+
+    blocks: list[int]
+    length: int
+    next_token: int
+    age: int = 0
+    lender: Prompt | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class KVCache:
+    """The pool and everyone who owns a part of it.
+
+    Args:
+        on_reuse: called with blocks whose content is about to change.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        max_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        on_reuse: Callable[[Sequence[int]], None],
+    ) -> None:
+        self.blocks = BlockPool(blocks_for(max_tokens))
+        self.pool = KVPool(geometry, self.blocks.total, dtype, device)
+        self.prompts: dict[tuple[int, ...], Prompt] = {}
+        self.sequences: list[SequenceState] = []
+        self._on_reuse = on_reuse
+
+    # ---- prompts
+
+    def open(self, ids: tuple[int, ...]) -> tuple[Prompt, int]:
+        """Blocks for a new prompt, and how many leading tokens they hold. Follow with `seal` or `close`.
+
+        Raises:
+            VortexError: `VE001` where the pool has no room; then nothing was taken.
+        """
+        prompt = Prompt(ids)
+        shared = self.blocks.find(digests_of(ids[: prompt.cached]))
+        self.blocks.share(shared)  # before allocating, which could evict them
+        missing = blocks_for(prompt.cached) - len(shared)
+        if missing > self.blocks.available:
+            fits = (len(shared) + self.blocks.available) * BLOCK_TOKENS + 1
+            self.blocks.release(shared)
+            raise out_of_memory("prompt", prompt.length, fits)
+        prompt.blocks = shared + self._allocate(missing, shared)
+        return prompt, len(shared) * BLOCK_TOKENS
+
+    def seal(self, prompt: Prompt) -> None:
+        """The prompt's keys and values are written: pin it, and let others share its full blocks."""
+        for block, digest in zip(prompt.blocks, digests_of(prompt.token_ids[: prompt.cached]), strict=False):
+            self.blocks.publish(block, digest)
+        self.prompts[prompt.token_ids] = prompt
+
+    def close(self, prompt: Prompt) -> None:
+        """Give back the blocks of an unpinned prompt."""
+        self.prompts.pop(prompt.token_ids, None)
+        self.blocks.release(prompt.blocks)
+
+    def check_pinned(self, prompts: Sequence[Prompt]) -> None:
+        """Raises `VE006` for a prompt that was released."""
+        for prompt in prompts:
+            if self.prompts.get(prompt.token_ids) is not prompt:
+                raise released_prompt(prompt.length)
+
+    @property
+    def unpinned(self) -> int:
+        """Blocks that no pinned prompt holds: what requests can ever get."""
+        return self.blocks.total - len({block for p in self.prompts.values() for block in p.blocks})
+
+    # ---- sequences
+
+    def fork(
+        self, prompts: Sequence[Prompt], new_tokens: Sequence[int], *, private: bool
+    ) -> list[SequenceState]:
+        """Sequences that continue prompts, with room reserved for their new tokens. End them with `join`.
+
+        Full blocks are shared. The partial last block is lent to one sequence at a time, which writes behind
+        the prompt's tokens; a second one gets a copy. Blocks that sequences fill are never shared: their keys
+        and values come from sparse attention, a prefill of the same tokens would give others.
+
+        Args:
+            private: copy everything, because page states depend on the request.
+
+        Raises:
+            VortexError: `VE001`; then nothing was taken.
+        """
+        needed = 0
+        lent: set[int] = set()
+        for prompt, new in zip(prompts, new_tokens, strict=True):
+            needed += blocks_for(prompt.cached + new) - self._inherited(prompt, private, id(prompt) in lent)
+            lent.add(id(prompt))
+        if needed > self.blocks.available:
+            fits = self.blocks.available * BLOCK_TOKENS
+            raise out_of_memory(f"decoding {len(prompts)} prompts", needed * BLOCK_TOKENS, fits)
+        return [self._fork(p, new, private) for p, new in zip(prompts, new_tokens, strict=True)]
+
+    def _inherited(self, prompt: Prompt, private: bool, lent: bool) -> int:
+        """Leading blocks of a prompt that its next sequence uses in place."""
+        if private:
+            return 0
+        full, rest = divmod(prompt.cached, BLOCK_TOKENS)
+        return full + bool(rest and not prompt.lent and not lent)
+
+    def _fork(self, prompt: Prompt, new_tokens: int, private: bool) -> SequenceState:
+        inherited = self._inherited(prompt, private, False)
+        lender = prompt if inherited * BLOCK_TOKENS > prompt.cached else None
+        if lender is not None:
+            lender.lent = True
+        blocks = prompt.blocks[:inherited]
+        self.blocks.share(blocks)
+        blocks += self._allocate(blocks_for(prompt.cached + new_tokens) - inherited, blocks)
+        for i in range(inherited, len(prompt.blocks)):
+            tokens = min(BLOCK_TOKENS, prompt.cached - i * BLOCK_TOKENS)
+            self.pool.copy_tokens(prompt.blocks[i], blocks[i], tokens)
+        sequence = SequenceState(blocks, prompt.cached, prompt.token_ids[-1], lender=lender)
+        self.sequences.append(sequence)
+        return sequence
+
+    def join(self, sequences: Sequence[SequenceState]) -> None:
+        """End sequences: give back their blocks."""
+        for sequence in sequences:
+            if sequence.lender is not None:
+                sequence.lender.lent = False
+            self.blocks.release(sequence.blocks)
+            self.sequences.remove(sequence)
+
+    def _allocate(self, count: int, before: Sequence[int]) -> list[int]:
+        """Blocks for new content, continuing `before` where possible."""
+        blocks = self.blocks.allocate(count, before[-1] if before else None)
+        self._on_reuse(blocks)
+        return blocks
+
+    def check_integrity(self) -> None:
+        """Assert that every block is accounted for."""
+        owners = [p.blocks for p in self.prompts.values()] + [s.blocks for s in self.sequences]
+        self.blocks.check_integrity(owners)
