@@ -51,7 +51,11 @@ def check_shapes(program: Program, geometry: Geometry, page_size: int) -> None:
                 full = graph.nodes[node.inputs[0]].type.extent(node.attr["dim"]).resolve(sizes)
                 if stop > full:
                     raise mistakes.BAD_ATTRIBUTE.error(
-                        node.location, op="slice", name="stop", found=stop, want=f"at most {full} for this model"
+                        node.location,
+                        op="slice",
+                        name="stop",
+                        found=stop,
+                        want=f"at most {full} for this model",
                     )
             try:
                 for name, extent in node.type.dims:
@@ -105,7 +109,9 @@ class Evaluator:
         contract: whether `sum(mul(...))` runs as one contraction instead of materialising the product.
     """
 
-    def __init__(self, graph: Graph, geometry: Geometry, page_size: int, dtype: torch.dtype, contract: bool) -> None:
+    def __init__(
+        self, graph: Graph, geometry: Geometry, page_size: int, dtype: torch.dtype, contract: bool
+    ) -> None:
         self.graph = graph
         self.geometry = geometry
         self.sizes = symbol_sizes(geometry, page_size)
@@ -154,7 +160,9 @@ class Evaluator:
                 ends.setdefault(i, []).append(j)
         return ends
 
-    def run(self, sources: Mapping[str, torch.Tensor], valid: torch.Tensor | None = None) -> dict[int, torch.Tensor]:
+    def run(
+        self, sources: Mapping[str, torch.Tensor], valid: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
         """Evaluate everything but selections.
 
         Args:
@@ -216,7 +224,9 @@ class Evaluator:
             case "const":
                 return torch.tensor(node.attr["value"], dtype=self.dtype)
             case "extent":
-                return torch.tensor(float(Extent.parse(node.attr["extent"]).resolve(self.sizes)), dtype=self.dtype)
+                return torch.tensor(
+                    float(Extent.parse(node.attr["extent"]).resolve(self.sizes)), dtype=self.dtype
+                )
             case "iota":
                 return torch.arange(Extent.parse(node.attr["extent"]).resolve(self.sizes), dtype=self.dtype)
             case "load" | "param":
@@ -241,7 +251,15 @@ class Evaluator:
         return reorder(x, expanded, node.type.names)
 
 
-_FILL = {"amax": -math.inf, "maxpool": -math.inf, "softmax": -math.inf, "amin": math.inf, "sum": 0.0, "cumsum": 0.0, "conv": 0.0}
+_FILL = {
+    "amax": -math.inf,
+    "maxpool": -math.inf,
+    "softmax": -math.inf,
+    "amin": math.inf,
+    "sum": 0.0,
+    "cumsum": 0.0,
+    "conv": 0.0,
+}
 
 
 def mask_pages(node: Node, x: torch.Tensor, names: Names, valid: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,15 @@ class OracleFlow:
             for i, value in self._head(q[b], states, view, b, h).items():
                 found.setdefault(i, []).append(value)
         wanted = {n.inputs[0] for n in self.program.index.nodes if n.type.kind == "selection" and n.inputs}
-        return {i: torch.stack(v) for i, v in found.items() if i in wanted and self.program.index.nodes[i].type.kind == "float"}
+        return {
+            i: torch.stack(v)
+            for i, v in found.items()
+            if i in wanted and self.program.index.nodes[i].type.kind == "float"
+        }
 
-    def _head(self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int, h: int) -> dict[int, torch.Tensor]:
+    def _head(
+        self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int, h: int
+    ) -> dict[int, torch.Tensor]:
         length = int(view.lengths[b])
         complete = length // self.knobs.page_size
         pages = view.block_table[b, :complete]
@@ -148,7 +154,14 @@ class OracleFlow:
             self._carry(states, per_head, view, b, complete)
         return [sorted(pages) for pages in chosen]
 
-    def _carry(self, states: TorchStates, per_head: list[dict[int, torch.Tensor]], view: BatchView, b: int, complete: int) -> None:
+    def _carry(
+        self,
+        states: TorchStates,
+        per_head: list[dict[int, torch.Tensor]],
+        view: BatchView,
+        b: int,
+        complete: int,
+    ) -> None:
         pages = view.block_table[b, :complete]
         for name, i in self.program.index.writes:
             field = states.fields[name]

@@ -79,7 +79,9 @@ def _choose(node: Node, score: torch.Tensor, candidate: torch.Tensor, room: torc
     if node.op == "threshold":
         keep = keep & (ranked >= node.attr["at"])
     if node.op == "topp":
-        probability = torch.softmax(ranked.clamp(min=lowest).masked_fill(ranked == -torch.inf, -torch.inf), -1)
+        probability = torch.softmax(
+            ranked.clamp(min=lowest).masked_fill(ranked == -torch.inf, -torch.inf), -1
+        )
         probability = torch.nan_to_num(probability)
         keep = keep & (probability.cumsum(-1) - probability < node.attr["p"])
     return torch.zeros_like(full, dtype=torch.bool).scatter(-1, order, keep.expand_as(order))

@@ -29,7 +29,9 @@ class Field:
     scale: torch.Tensor | None
 
     @classmethod
-    def allocate(cls, decl: StateDecl, shape: tuple[int, ...], heads: int, pages: int, device: torch.device) -> Field:
+    def allocate(
+        cls, decl: StateDecl, shape: tuple[int, ...], heads: int, pages: int, device: torch.device
+    ) -> Field:
         """Zeroed storage."""
         kind, width = storage(decl.dtype, shape)
         data = torch.zeros((heads, pages, *width), dtype=kind, device=device)
@@ -133,9 +135,19 @@ def _unpack(data: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 class TorchStates:
     """All states of one layer, with the attention mass of the last step where the program reads it."""
 
-    def __init__(self, program: Program, shapes: dict[str, tuple[int, ...]], heads: int, group: int, pages: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        program: Program,
+        shapes: dict[str, tuple[int, ...]],
+        heads: int,
+        group: int,
+        pages: int,
+        device: torch.device,
+    ) -> None:
         self.pages = pages
-        self.fields = {s.name: Field.allocate(s, shapes[s.name], heads, pages, device) for s in program.states}
+        self.fields = {
+            s.name: Field.allocate(s, shapes[s.name], heads, pages, device) for s in program.states
+        }
         self.mass = torch.zeros((heads, pages, group), device=device) if program.needs_mass else None
 
     def nbytes(self) -> int:

@@ -26,7 +26,9 @@ class TorchFlow:
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=True)
         self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=True)
-        self._scores = sorted({n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1})
+        self._scores = sorted(
+            {n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1}
+        )
         self._needs_pages = bool(self._scores or program.index.writes)
 
     def new_states(self, pages: int, device: torch.device) -> TorchStates:
@@ -105,7 +107,14 @@ class TorchFlow:
             sources["mass"] = states.mass[:, table].transpose(0, 1)
         return sources
 
-    def _write(self, states: TorchStates, values: dict[int, torch.Tensor], view: BatchView, valid: torch.Tensor, width: int) -> None:
+    def _write(
+        self,
+        states: TorchStates,
+        values: dict[int, torch.Tensor],
+        view: BatchView,
+        valid: torch.Tensor,
+        width: int,
+    ) -> None:
         if not self.program.index.writes and states.mass is None:
             return
         g = self.geometry
@@ -125,7 +134,9 @@ class TorchFlow:
         """Scores over no pages at all: every sequence is shorter than one page."""
         g = self.geometry
         return {
-            i: q.new_zeros((len(q), g.kv_heads, 0, *([g.group] if self._per_head(i) else [])), dtype=self.dtype)
+            i: q.new_zeros(
+                (len(q), g.kv_heads, 0, *([g.group] if self._per_head(i) else [])), dtype=self.dtype
+            )
             for i in self._scores
         }
 

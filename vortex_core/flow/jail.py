@@ -31,11 +31,63 @@ _MODULE = "flow"
 _ALLOWED = {
     "x86_64": (
         0xC000003E,
-        (0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 25, 28, 39, 60, 131, 186, 202, 228, 229, 231, 318, 24, 219),
+        (
+            0,
+            1,
+            3,
+            5,
+            8,
+            9,
+            10,
+            11,
+            12,
+            13,
+            14,
+            15,
+            25,
+            28,
+            39,
+            60,
+            131,
+            186,
+            202,
+            228,
+            229,
+            231,
+            318,
+            24,
+            219,
+        ),
     ),
     "aarch64": (
         0xC00000B7,
-        (63, 64, 57, 80, 62, 222, 226, 215, 214, 134, 135, 139, 216, 233, 172, 93, 132, 178, 98, 113, 114, 94, 278, 124, 128),
+        (
+            63,
+            64,
+            57,
+            80,
+            62,
+            222,
+            226,
+            215,
+            214,
+            134,
+            135,
+            139,
+            216,
+            233,
+            172,
+            93,
+            132,
+            178,
+            98,
+            113,
+            114,
+            94,
+            278,
+            124,
+            128,
+        ),
     ),
 }
 
@@ -87,7 +139,9 @@ def run(source: str, file: str) -> Traced:
     try:
         exec(compile(tree, file, "exec"), namespace)
         flows = [
-            v for v in namespace.values() if isinstance(v, type) and issubclass(v, vFlow) and v.__module__ == _MODULE
+            v
+            for v in namespace.values()
+            if isinstance(v, type) and issubclass(v, vFlow) and v.__module__ == _MODULE
         ]
         parents = {base for cls in flows for base in cls.__mro__[1:]}
         flows = [cls for cls in dict.fromkeys(flows) if cls not in parents]

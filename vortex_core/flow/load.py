@@ -20,7 +20,9 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _START = f"import sys; sys.path.insert(0, {_ROOT!r}); from vortex_core.flow.jail import main; main()"
 
 
-def trace_source(source: str, file: str = "<flow>", *, name: str | None = None, deadline: float = DEADLINE_SECONDS) -> Traced:
+def trace_source(
+    source: str, file: str = "<flow>", *, name: str | None = None, deadline: float = DEADLINE_SECONDS
+) -> Traced:
     """Trace untrusted source in the jail.
 
     Args:

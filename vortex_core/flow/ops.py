@@ -29,7 +29,9 @@ class Selection:
 def _builder() -> GraphBuilder:
     builder = current.get()
     if builder is None:
-        raise mistakes.WRONG_STAGE.error(caller(), op="this operator", stage="plain Python", legal="a method of a flow being traced")
+        raise mistakes.WRONG_STAGE.error(
+            caller(), op="this operator", stage="plain Python", legal="a method of a flow being traced"
+        )
     return builder
 
 
@@ -112,7 +114,9 @@ def mass() -> vTensor:
 def arange(**dim: int | str | Extent) -> vTensor:
     """`ops.arange(dim="D")`: 0, 1, 2, ... along one named dimension."""
     if len(dim) != 1:
-        raise mistakes.BAD_ATTRIBUTE.error(caller(), op="arange", name="dim", found=repr(dim), want='one dimension, e.g. dim="D"')
+        raise mistakes.BAD_ATTRIBUTE.error(
+            caller(), op="arange", name="dim", found=repr(dim), want='one dimension, e.g. dim="D"'
+        )
     ((name, extent),) = dim.items()
     return emit("iota", builder=_builder(), dim=name, extent=str(Extent.parse(extent)))
 
@@ -136,7 +140,9 @@ def _select(op: str, score: object, **attrs: Any) -> Selection:
     return Selection(emit(op, score, **attrs))
 
 
-def topk(score: vTensor, *, fraction: float = 1.0, share: str | None = None, recall: float = 1.0) -> Selection:
+def topk(
+    score: vTensor, *, fraction: float = 1.0, share: str | None = None, recall: float = 1.0
+) -> Selection:
     """The pages with the highest score, within the budget (knobs) and beside the pages always kept.
 
     Args:
@@ -161,7 +167,9 @@ def threshold(score: vTensor, at: float, *, fraction: float = 1.0, share: str | 
 def union(a: Selection, b: Selection) -> Selection:
     """Pages in either selection."""
     if not isinstance(a, Selection) or not isinstance(b, Selection):
-        raise mistakes.NOT_A_TENSOR.error(caller(), op="union", found=f"{type(a).__name__}, {type(b).__name__}")
+        raise mistakes.NOT_A_TENSOR.error(
+            caller(), op="union", found=f"{type(a).__name__}, {type(b).__name__}"
+        )
     return Selection(emit("union", a.tensor, b.tensor))
 
 
@@ -173,6 +181,8 @@ def everything() -> Selection:
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    known = [n for n, v in globals().items() if callable(v) and not n.startswith("_") and v.__module__ == __name__]
+    known = [
+        n for n, v in globals().items() if callable(v) and not n.startswith("_") and v.__module__ == __name__
+    ]
     near = difflib.get_close_matches(name, known, 3)
     raise mistakes.UNKNOWN_OP.error(caller(), name=name, near=", ".join(near or sorted(known)))

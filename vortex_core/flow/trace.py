@@ -74,7 +74,15 @@ class Traced:
         original = Program.from_json(data["original"])
         knobs = Knobs.from_json(data["knobs"])
         found = tuple(data["warnings"])
-        return cls(str(data["name"]), str(data["doc"]), str(data["source"]), original, original.canonical(), knobs, found)
+        return cls(
+            str(data["name"]),
+            str(data["doc"]),
+            str(data["source"]),
+            original,
+            original.canonical(),
+            knobs,
+            found,
+        )
 
 
 def candidate_key(program: Program, knobs: Knobs) -> str:
@@ -113,11 +121,15 @@ def _trace(cls: type[vFlow]) -> tuple[Program, Knobs]:
 
     specs = flow.create_cache(Page())
     if not isinstance(specs, dict):
-        raise mistakes.BAD_STATE.error(name="?", why=f"create_cache returned {type(specs).__name__}", dtypes=", ".join(STATE_DTYPES))
+        raise mistakes.BAD_STATE.error(
+            name="?", why=f"create_cache returned {type(specs).__name__}", dtypes=", ".join(STATE_DTYPES)
+        )
     states: dict[str, StateDecl] = {}
     for name, spec in specs.items():
         if not isinstance(spec, StateSpec):
-            raise mistakes.BAD_STATE.error(name=name, why=f"declared as {type(spec).__name__}", dtypes=", ".join(STATE_DTYPES))
+            raise mistakes.BAD_STATE.error(
+                name=name, why=f"declared as {type(spec).__name__}", dtypes=", ".join(STATE_DTYPES)
+            )
         states[name] = spec.named(name)
         verify_state(states[name])
 
@@ -138,7 +150,10 @@ def _trace(cls: type[vFlow]) -> tuple[Program, Knobs]:
 
 def _cache_graph(builder: GraphBuilder, states: dict[str, StateDecl], values: object) -> Graph:
     if not isinstance(values, dict):
-        raise mistakes.STATE_NOT_WRITTEN.error(name=", ".join(states) or "?", remedy=f"forward_cache returned {type(values).__name__}; return a dict of states")
+        raise mistakes.STATE_NOT_WRITTEN.error(
+            name=", ".join(states) or "?",
+            remedy=f"forward_cache returned {type(values).__name__}; return a dict of states",
+        )
     writes: dict[str, int] = {}
     for name, value in values.items():
         if name not in states:
@@ -172,5 +187,3 @@ def _with_text(program: Program, lines: list[str]) -> Program:
         return replace(g, nodes=tuple(replace(n, location=_text(n.location, lines)) for n in g.nodes))
 
     return replace(program, cache=graph(program.cache), index=graph(program.index))
-
-

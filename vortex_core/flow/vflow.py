@@ -61,10 +61,14 @@ class Page:
 
     def _source(self, name: str) -> vTensor:
         if self._builder is None:
-            raise mistakes.WRONG_STAGE.error(caller(), op=f"page.{name}", stage="create_cache", legal="forward_cache")
+            raise mistakes.WRONG_STAGE.error(
+                caller(), op=f"page.{name}", stage="create_cache", legal="forward_cache"
+            )
         return emit(name, builder=self._builder)
 
-    def state(self, *, dtype: str = "bf16", carried: bool = False, init: float = 0.0, **dims: int | str | Extent) -> StateSpec:
+    def state(
+        self, *, dtype: str = "bf16", carried: bool = False, init: float = 0.0, **dims: int | str | Extent
+    ) -> StateSpec:
         """Declare a value kept for every page: `page.state(dim=page.head_dim, dtype="fp8_e4m3")`.
 
         Args:
@@ -75,7 +79,9 @@ class Page:
         """
         at = caller()
         if dtype not in STATE_DTYPES:
-            raise mistakes.BAD_STATE.error(at, name="?", why=f"dtype {dtype!r}", dtypes=", ".join(STATE_DTYPES))
+            raise mistakes.BAD_STATE.error(
+                at, name="?", why=f"dtype {dtype!r}", dtypes=", ".join(STATE_DTYPES)
+            )
         if not isinstance(init, int | float) or isinstance(init, bool) or abs(init) > 1e30 or init != init:
             raise mistakes.BAD_CONST.error(at, found=repr(init))
         try:
@@ -102,6 +108,8 @@ class Cache:
 
     def __getitem__(self, name: str) -> vTensor:
         state = self._state(name)
+        if name in self.writes:  # as in Python: after an assignment, the new value
+            return self.writes[name]
         if name not in self._loads:
             dims = tuple((n, str(e)) for n, e in state.dims)
             self._loads[name] = emit("load", builder=self._builder, name=name, dims=dims)
@@ -158,7 +166,9 @@ class vFlow:  # noqa: N801  the language's name
 
     def forward_indexer(self, q: vTensor, cache: Cache) -> Selection:
         """Choose pages for one decode step. `q`: `(head, dim)`, one kv head of one sequence."""
-        raise mistakes.MISSING_METHOD.error(cls=type(self).__name__, method="forward_indexer", signature="forward_indexer(self, q, cache)")
+        raise mistakes.MISSING_METHOD.error(
+            cls=type(self).__name__, method="forward_indexer", signature="forward_indexer(self, q, cache)"
+        )
 
 
 F = TypeVar("F", bound=type[vFlow])
@@ -176,5 +186,3 @@ def register(name: str) -> Callable[[F], F]:
         return cls
 
     return wrap
-
-

@@ -95,7 +95,9 @@ class vTensor:  # noqa: N801  the language's name
 
     def __pow__(self, power: int) -> vTensor:
         if not isinstance(power, int) or isinstance(power, bool) or not 1 <= power <= 8:
-            raise mistakes.BAD_ATTRIBUTE.error(caller(), op="**", name="power", found=repr(power), want="a whole number from 1 to 8")
+            raise mistakes.BAD_ATTRIBUTE.error(
+                caller(), op="**", name="power", found=repr(power), want="a whole number from 1 to 8"
+            )
         result = self
         for _ in range(power - 1):
             result = result * self
@@ -235,7 +237,9 @@ class vTensor:  # noqa: N801  the language's name
 
     def conv(self, weights: Sequence[float], dim: str = "page") -> vTensor:
         """Centred convolution along `dim` with an odd number of weights, zero outside."""
-        return emit("conv", self, dim=dim, weights=tuple(weights) if isinstance(weights, list | tuple) else weights)
+        return emit(
+            "conv", self, dim=dim, weights=tuple(weights) if isinstance(weights, list | tuple) else weights
+        )
 
     def maxpool(self, size: int, dim: str = "page") -> vTensor:
         """Centred maximum over an odd number of neighbours along `dim`."""
@@ -259,7 +263,9 @@ class vTensor:  # noqa: N801  the language's name
     def split(self, dim: str, **into: int) -> vTensor:
         """`x.split("token", row=4)`: 4 consecutive groups, numbered by the new dimension `row`."""
         if len(into) != 1:
-            raise mistakes.BAD_ATTRIBUTE.error(caller(), op="split", name="into", found=repr(into), want="one new dimension, e.g. row=4")
+            raise mistakes.BAD_ATTRIBUTE.error(
+                caller(), op="split", name="into", found=repr(into), want="one new dimension, e.g. row=4"
+            )
         ((name, parts),) = into.items()
         return emit("split", self, dim=dim, into=name, parts=parts)
 
@@ -288,7 +294,13 @@ class vTensor:  # noqa: N801  the language's name
         raise mistakes.DATA_DEPENDENT.error(caller(), what="the elements")
 
     def __getitem__(self, key: object) -> NoReturn:
-        raise mistakes.BAD_ATTRIBUTE.error(caller(), op="indexing", name="x[...]", found=repr(key)[:40], want="x.slice(dim, start, stop) or x.channels(group)")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            caller(),
+            op="indexing",
+            name="x[...]",
+            found=repr(key)[:40],
+            want="x.slice(dim, start, stop) or x.channels(group)",
+        )
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

@@ -67,7 +67,8 @@ def _state_digests(program: Program) -> dict[str, str]:
     cache = _expressions(program.cache, algebra)
     written = {name: cache[i].digest for name, i in program.cache.writes}
     digests = {
-        s.name: _digest(_shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name)) for s in program.states
+        s.name: _digest(_shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name))
+        for s in program.states
     }
     carried = [s.name for s in program.states if s.carried]
     for _ in range(len(carried) + 1 if carried else 0):
@@ -107,7 +108,11 @@ def _selection(algebra: Algebra, op: str, score: Expr, attrs: dict[str, Any]) ->
 def _without_shift(algebra: Algebra, score: Expr) -> Expr:
     """Drop terms that are the same for every page of a row."""
     terms = [t for t in algebra.terms(score) if t.has("page")]
-    return algebra.total(terms) if terms and set(algebra.total(terms).type.names) == set(score.type.names) else score
+    return (
+        algebra.total(terms)
+        if terms and set(algebra.total(terms).type.names) == set(score.type.names)
+        else score
+    )
 
 
 def _strip(algebra: Algebra, score: Expr, share: str | None) -> Expr:
@@ -124,8 +129,6 @@ def _strip(algebra: Algebra, score: Expr, share: str | None) -> Expr:
         if share != "mean" and _is_increasing(algebra, score):
             score = score.args[0]
         elif share is None and score.op == "softmax" and score.attr["dim"] == "page":
-            score = score.args[0]
-        elif score.op == "div" and _droppable(algebra, score.args[1], share):
             score = score.args[0]
         else:
             score = _drop_factors(algebra, score, share)
@@ -155,10 +158,7 @@ def _drop_factors(algebra: Algebra, score: Expr, share: str | None) -> Expr:
     keep = [f for f in rest if not _droppable(algebra, f, share)]
     if not keep or value == 0.0:
         return score
-    flat = [*keep, algebra.const(-1.0)] if value < 0 else keep
-    # a quotient by something positive and equal for all pages orders like its numerator
-    flat = [f.args[0] if f.op == "div" and _droppable(algebra, f.args[1], share) else f for f in flat]
-    return algebra.product(flat)
+    return algebra.product([*keep, algebra.const(-1.0)] if value < 0 else keep)
 
 
 def _loads(root: Expr) -> set[str]:
@@ -175,7 +175,9 @@ def _loads(root: Expr) -> set[str]:
     return found
 
 
-def _rebuild(stage: Stage, result: Expr | None, writes: Sequence[tuple[str, Expr]], rename: dict[str, str]) -> Graph:
+def _rebuild(
+    stage: Stage, result: Expr | None, writes: Sequence[tuple[str, Expr]], rename: dict[str, str]
+) -> Graph:
     builder = GraphBuilder(stage)
     placed: dict[str, int] = {}
 

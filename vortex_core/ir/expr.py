@@ -180,7 +180,9 @@ class Algebra:
             value *= v
             rest += r
         if not math.isfinite(value) or not rest:
-            return self.const(value) if math.isfinite(value) and abs(value) < 1e30 else self._chain("mul", args)
+            return (
+                self.const(value) if math.isfinite(value) and abs(value) < 1e30 else self._chain("mul", args)
+            )
         body = self._chain("mul", rest)
         if value == 1.0:
             return body
@@ -205,20 +207,25 @@ class Algebra:
         kept = [d for d in weights if weights[d] != 0.0]
         names = {n for d in kept for n in bodies[d].type.names}
         kept += [d for d in weights if weights[d] == 0.0 and not set(bodies[d].type.names) <= names]
-        parts = [bodies[d] if weights[d] == 1.0 else self.raw("mul", [self.const(weights[d]), bodies[d]]) for d in kept]
+        parts = [
+            bodies[d] if weights[d] == 1.0 else self.raw("mul", [self.const(weights[d]), bodies[d]])
+            for d in kept
+        ]
         if number != 0.0 or not parts:
             parts.append(self.const(number))
         return self._chain("add", parts)
 
     def _quotient(self, a: Expr, b: Expr) -> Expr:
+        """a / b as a * (1 / b), so that every division has the numerator 1."""
         value, rest = self.split_constant(b)
         if value == 0.0:
             return self.raw("div", [a, b])
-        if not rest:
-            return self.product([a, self.const(1.0 / value)])
-        top, others = self.split_constant(a)
-        body = self._chain("mul", others) if others else self.const(1.0)
-        return self.product([self.const(top / value), self.raw("div", [body, self._chain("mul", rest)])])
+        return self.product([a, self.const(1.0 / value), *(self._reciprocal(f) for f in rest)])
+
+    def _reciprocal(self, e: Expr) -> Expr:
+        if e.op == "div" and e.args[0].value == 1.0:
+            return e.args[1]
+        return self.raw("div", [self.const(1.0), e])
 
     def _extreme(self, op: str, args: Sequence[Expr]) -> Expr:
         flat: dict[str, Expr] = {}
@@ -238,7 +245,9 @@ class Algebra:
         scale = split[0][0]
         if scale != 1.0 and scale != 0.0 and all(v == scale and rest for v, rest in split):
             inner = op if scale > 0 else {"maximum": "minimum", "minimum": "maximum"}[op]
-            return self.product([self.const(scale), self._extreme(inner, [self._chain("mul", r) for _, r in split])])
+            return self.product(
+                [self.const(scale), self._extreme(inner, [self._chain("mul", r) for _, r in split])]
+            )
         return self._chain(op, parts)
 
     def _abs(self, a: Expr) -> Expr:
@@ -246,7 +255,9 @@ class Algebra:
         if not rest:
             return self.const(abs(value))
         body = self._chain("mul", rest)
-        return self.product([self.const(abs(value)), body if self.nonnegative(body) else self.raw("abs", [body])])
+        return self.product(
+            [self.const(abs(value)), body if self.nonnegative(body) else self.raw("abs", [body])]
+        )
 
     # ---- reductions -----------------------------------------------------------------------------------------
 
@@ -309,7 +320,9 @@ class Algebra:
             carried = {n for f in keep for n in f.type.names}
             if keep and (out or value not in (1.0, 0.0)) and value != 0.0 and gone <= carried:
                 inner = op if value > 0 else {"amax": "amin", "amin": "amax"}[op]
-                return self.product([self.const(value), *out, self._bound(inner, self._chain("mul", keep), dims)])
+                return self.product(
+                    [self.const(value), *out, self._bound(inner, self._chain("mul", keep), dims)]
+                )
         return self.raw(op, [a], dims=tuple(sorted(gone)))
 
     # ---- facts ----------------------------------------------------------------------------------------------
@@ -319,7 +332,19 @@ class Algebra:
         match e.op:
             case "const":
                 return (e.value or 0.0) >= 0
-            case "exp" | "sqrt" | "abs" | "sigmoid" | "softmax" | "extent" | "pages" | "length" | "position" | "mass" | "iota":
+            case (
+                "exp"
+                | "sqrt"
+                | "abs"
+                | "sigmoid"
+                | "softmax"
+                | "extent"
+                | "pages"
+                | "length"
+                | "position"
+                | "mass"
+                | "iota"
+            ):
                 return True
             case "add" | "minimum" | "div" | "sum" | "amax" | "amin" | "maxpool" | "floor" | "mean":
                 return all(self.nonnegative(a) for a in e.args)

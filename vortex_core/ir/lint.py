@@ -33,7 +33,9 @@ def lint(original: Program, canonical: Program, knobs: Knobs) -> list[VortexErro
             found.append(mistakes.STATIC_SCORE.error(location))
     if original.result.op == "topk":
         score = original.index.nodes[original.result.inputs[0]]
-        if score.op in ("exp", "sigmoid", "tanh") or (score.op == "softmax" and score.attr["dim"] == "page" and not original.per_query_head):
+        if score.op in ("exp", "sigmoid", "tanh") or (
+            score.op == "softmax" and score.attr["dim"] == "page" and not original.per_query_head
+        ):
             found.append(mistakes.NO_EFFECT.error(score.location or location, what=score.op))
     read = {n.attr["name"] for n in original.index.nodes if n.op == "load"}
     for state in original.states:

@@ -45,50 +45,286 @@ def _mistake(code: str, title: str, message: str, rule: str, remedy: str) -> Mis
 
 
 # --- source: what may be written at all -------------------------------------------------------------------------
-UNREADABLE = _mistake("VF000", "unreadable file", "cannot read {path}: {why}", "a flow is a readable UTF-8 file", "check the path; vortex-search flows lists the library")
-SYNTAX = _mistake("VF001", "not Python", "the source does not parse: {why}", "a flow is a Python module", "mend the syntax at the line shown")
-FORBIDDEN = _mistake("VF002", "forbidden construct", "{what} is not allowed in a flow", "a flow only defines a vFlow class; it may import vortex_core and math, and use no files, processes, network, dunder names or reflection", "remove {what}")
-NO_FLOW = _mistake("VF003", "no flow class", "found {count} vFlow classes", "a flow file defines exactly one subclass of vFlow", "define one class that derives from vFlow")
-MISSING_METHOD = _mistake("VF004", "missing method", "class {cls} has no {method}", "a flow that declares states has create_cache and forward_cache; every flow has forward_indexer", "write def {signature}")
-USER_EXCEPTION = _mistake("VF005", "the flow raised", "{kind}: {why}", "the methods run once on symbolic tensors and must return", "mend the line shown; vTensors have no values while tracing")
-TIMEOUT = _mistake("VF006", "tracing took too long", "no result after {seconds:g} s", "tracing ends within its deadline", "remove unbounded loops; page and token dimensions are symbolic, so no loop over them is needed")
-OUT_OF_MEMORY = _mistake("VF007", "tracing used too much memory", "more than {megabytes} MiB", "tracing stays within its memory limit", "do not build large Python objects; use vTensor operators")
-TOO_LARGE = _mistake("VF008", "program too large", "{count} {what}, at most {limit}", "a program stays small enough to compile", "write a smaller program")
-TRACER_DIED = _mistake("VF009", "the tracer died", "the jailed tracer ended with {why}", "tracing returns a program or an error", "remove what ends the process")
+UNREADABLE = _mistake(
+    "VF000",
+    "unreadable file",
+    "cannot read {path}: {why}",
+    "a flow is a readable UTF-8 file",
+    "check the path; vortex-search flows lists the library",
+)
+SYNTAX = _mistake(
+    "VF001",
+    "not Python",
+    "the source does not parse: {why}",
+    "a flow is a Python module",
+    "mend the syntax at the line shown",
+)
+FORBIDDEN = _mistake(
+    "VF002",
+    "forbidden construct",
+    "{what} is not allowed in a flow",
+    "a flow only defines a vFlow class; it may import vortex_core and math, and use no files, processes, network, dunder names or reflection",
+    "remove {what}",
+)
+NO_FLOW = _mistake(
+    "VF003",
+    "no flow class",
+    "found {count} vFlow classes",
+    "a flow file defines exactly one subclass of vFlow",
+    "define one class that derives from vFlow",
+)
+MISSING_METHOD = _mistake(
+    "VF004",
+    "missing method",
+    "class {cls} has no {method}",
+    "a flow that declares states has create_cache and forward_cache; every flow has forward_indexer",
+    "write def {signature}",
+)
+USER_EXCEPTION = _mistake(
+    "VF005",
+    "the flow raised",
+    "{kind}: {why}",
+    "the methods run once on symbolic tensors and must return",
+    "mend the line shown; vTensors have no values while tracing",
+)
+TIMEOUT = _mistake(
+    "VF006",
+    "tracing took too long",
+    "no result after {seconds:g} s",
+    "tracing ends within its deadline",
+    "remove unbounded loops; page and token dimensions are symbolic, so no loop over them is needed",
+)
+OUT_OF_MEMORY = _mistake(
+    "VF007",
+    "tracing used too much memory",
+    "more than {megabytes} MiB",
+    "tracing stays within its memory limit",
+    "do not build large Python objects; use vTensor operators",
+)
+TOO_LARGE = _mistake(
+    "VF008",
+    "program too large",
+    "{count} {what}, at most {limit}",
+    "a program stays small enough to compile",
+    "write a smaller program",
+)
+TRACER_DIED = _mistake(
+    "VF009",
+    "the tracer died",
+    "the jailed tracer ended with {why}",
+    "tracing returns a program or an error",
+    "remove what ends the process",
+)
 # --- dimensions and types ---------------------------------------------------------------------------------------
-UNKNOWN_DIM = _mistake("VF010", "no such dimension", "{op} over {dim!r}, but the tensor is {found}", "the dimension exists on the tensor", "use one of: {known}")
-DIM_MISMATCH = _mistake("VF011", "one name, two extents", "{op}: dimension {dim!r} is {a} and {b} in {found}", "a dimension has one extent in an expression", "reduce, slice or rename one of them")
-NOT_BOOL = _mistake("VF012", "wrong kind", "{op} needs {want}, found {found}", "masks are bool, arithmetic is on floats", "{remedy}")
-NOT_DIVISIBLE = _mistake("VF013", "extent is not whole", "extent {extent} is {value} for {sizes}", "every extent is a whole number of at least 1 for the model and page size", "choose a divisor of the extent")
-BAD_EXTENT = _mistake("VF014", "bad extent", "{found} is not an extent", 'an extent is a whole number from 1, page.head_dim, page.size, or text such as "D/2"', "write e.g. row=4 or dim=page.head_dim")
-BAD_DIM_NAME = _mistake("VF015", "bad name", "{found} is not a dimension or state name", "names are lower-case identifiers of at most 24 characters", "rename it")
-BAD_ATTRIBUTE = _mistake("VF016", "bad argument", "{op}: {name}={found}", "{name} is {want}", "pass {name} as {want}")
-DIM_EXISTS = _mistake("VF017", "dimension exists", "{op}: {dim!r} is already a dimension of {found}", "a new dimension has a new name", "choose another name than {dim!r}")
-WRONG_STAGE = _mistake("VF018", "operator not available here", "{op} in {stage}", "{op} is legal in {legal}", "move it to {legal}")
-NOT_A_TENSOR = _mistake("VF019", "not a vTensor", "{op} got {found}", "operands are vTensors or numbers", "pass a vTensor or a number")
-DATA_DEPENDENT = _mistake("VF020", "value needed while tracing", "{what} of a vTensor", "vTensors have no values while tracing, so Python control flow cannot depend on them", "use ops.where or comparison operators")
-BAD_CONST = _mistake("VF021", "bad constant", "{found} is not a finite number", "constants are finite", "use a large finite number instead of infinity")
-CROSS_STAGE = _mistake("VF022", "tensor of another method", "{op} got a tensor made in {other}", "tensors live in the method that made them; states carry values from forward_cache to forward_indexer", "store it as a state and read it with cache[...]")
-UNKNOWN_METHOD = _mistake("VF023", "no such method", "vTensor has no {name!r}", "vTensors have the methods of docs/language.md", "use: {near}")
-UNKNOWN_OP = _mistake("VF024", "no such operator", "ops has no {name!r}", "operators are those of docs/operators.md", "use: {near}")
+UNKNOWN_DIM = _mistake(
+    "VF010",
+    "no such dimension",
+    "{op} over {dim!r}, but the tensor is {found}",
+    "the dimension exists on the tensor",
+    "use one of: {known}",
+)
+DIM_MISMATCH = _mistake(
+    "VF011",
+    "one name, two extents",
+    "{op}: dimension {dim!r} is {a} and {b} in {found}",
+    "a dimension has one extent in an expression",
+    "reduce, slice or rename one of them",
+)
+NOT_BOOL = _mistake(
+    "VF012",
+    "wrong kind",
+    "{op} needs {want}, found {found}",
+    "masks are bool, arithmetic is on floats",
+    "{remedy}",
+)
+NOT_DIVISIBLE = _mistake(
+    "VF013",
+    "extent is not whole",
+    "extent {extent} is {value} for {sizes}",
+    "every extent is a whole number of at least 1 for the model and page size",
+    "choose a divisor of the extent",
+)
+BAD_EXTENT = _mistake(
+    "VF014",
+    "bad extent",
+    "{found} is not an extent",
+    'an extent is a whole number from 1, page.head_dim, page.size, or text such as "D/2"',
+    "write e.g. row=4 or dim=page.head_dim",
+)
+BAD_DIM_NAME = _mistake(
+    "VF015",
+    "bad name",
+    "{found} is not a dimension or state name",
+    "names are lower-case identifiers of at most 24 characters",
+    "rename it",
+)
+BAD_ATTRIBUTE = _mistake(
+    "VF016", "bad argument", "{op}: {name}={found}", "{name} is {want}", "pass {name} as {want}"
+)
+DIM_EXISTS = _mistake(
+    "VF017",
+    "dimension exists",
+    "{op}: {dim!r} is already a dimension of {found}",
+    "a new dimension has a new name",
+    "choose another name than {dim!r}",
+)
+WRONG_STAGE = _mistake(
+    "VF018",
+    "operator not available here",
+    "{op} in {stage}",
+    "{op} is legal in {legal}",
+    "move it to {legal}",
+)
+NOT_A_TENSOR = _mistake(
+    "VF019",
+    "not a vTensor",
+    "{op} got {found}",
+    "operands are vTensors or numbers",
+    "pass a vTensor or a number",
+)
+DATA_DEPENDENT = _mistake(
+    "VF020",
+    "value needed while tracing",
+    "{what} of a vTensor",
+    "vTensors have no values while tracing, so Python control flow cannot depend on them",
+    "use ops.where or comparison operators",
+)
+BAD_CONST = _mistake(
+    "VF021",
+    "bad constant",
+    "{found} is not a finite number",
+    "constants are finite",
+    "use a large finite number instead of infinity",
+)
+CROSS_STAGE = _mistake(
+    "VF022",
+    "tensor of another method",
+    "{op} got a tensor made in {other}",
+    "tensors live in the method that made them; states carry values from forward_cache to forward_indexer",
+    "store it as a state and read it with cache[...]",
+)
+UNKNOWN_METHOD = _mistake(
+    "VF023",
+    "no such method",
+    "vTensor has no {name!r}",
+    "vTensors have the methods of docs/language.md",
+    "use: {near}",
+)
+UNKNOWN_OP = _mistake(
+    "VF024",
+    "no such operator",
+    "ops has no {name!r}",
+    "operators are those of docs/operators.md",
+    "use: {near}",
+)
 # --- states ------------------------------------------------------------------------------------------------------
-UNKNOWN_STATE = _mistake("VF030", "no such state", "state {name!r} is not declared", "create_cache declares every state", "declare it in create_cache; declared: {known}")
-STATE_NOT_WRITTEN = _mistake("VF031", "state without a writer", "state {name!r} is never written", "forward_cache returns every state that is not carried; forward_indexer assigns every carried one", "{remedy}")
-STATE_TYPE = _mistake("VF032", "state written with other dimensions", "state {name!r} is {want} but the value is {found}", "the value's dimensions are the declared ones", "reduce or declare the dimensions to match")
-CARRIED_ONLY = _mistake("VF033", "assignment to a derived state", "cache[{name!r}] = ... for a state that is not carried", "only carried states change during decode", "declare it with page.state(..., carried=True)")
-BAD_STATE = _mistake("VF034", "bad state declaration", "state {name!r}: {why}", "a state is page.state(...) with named extents, a dtype of {dtypes}, and no page or token dimension", "write e.g. page.state(dim=page.head_dim)")
-STATE_UNUSED = _mistake("VF035", "state without a reader", "state {name!r} is never read by what selects pages", "every state is read in forward_indexer, or it only costs memory", "read it or drop it")
-DOUBLE_WRITE = _mistake("VF036", "state written twice", "cache[{name!r}] is assigned twice", "a carried state is assigned once per step", "combine the two values first")
+UNKNOWN_STATE = _mistake(
+    "VF030",
+    "no such state",
+    "state {name!r} is not declared",
+    "create_cache declares every state",
+    "declare it in create_cache; declared: {known}",
+)
+STATE_NOT_WRITTEN = _mistake(
+    "VF031",
+    "state without a writer",
+    "state {name!r} is never written",
+    "forward_cache returns every state that is not carried; forward_indexer assigns every carried one",
+    "{remedy}",
+)
+STATE_TYPE = _mistake(
+    "VF032",
+    "state written with other dimensions",
+    "state {name!r} is {want} but the value is {found}",
+    "the value's dimensions are the declared ones",
+    "reduce or declare the dimensions to match",
+)
+CARRIED_ONLY = _mistake(
+    "VF033",
+    "assignment to a derived state",
+    "cache[{name!r}] = ... for a state that is not carried",
+    "only carried states change during decode",
+    "declare it with page.state(..., carried=True)",
+)
+BAD_STATE = _mistake(
+    "VF034",
+    "bad state declaration",
+    "state {name!r}: {why}",
+    "a state is page.state(...) with named extents, a dtype of {dtypes}, and no page or token dimension",
+    "write e.g. page.state(dim=page.head_dim)",
+)
+STATE_UNUSED = _mistake(
+    "VF035",
+    "state without a reader",
+    "state {name!r} is never read by what selects pages",
+    "every state is read in forward_indexer, or it only costs memory",
+    "read it or drop it",
+)
+DOUBLE_WRITE = _mistake(
+    "VF036",
+    "state written twice",
+    "cache[{name!r}] is assigned twice",
+    "a carried state is assigned once per step",
+    "combine the two values first",
+)
 # --- the selection -----------------------------------------------------------------------------------------------
-NO_SELECTION = _mistake("VF040", "no selection returned", "forward_indexer returned {found}", "forward_indexer returns ops.topk(...), ops.topp(...), ops.threshold(...), ops.union(...) or ops.everything()", "end with return ops.topk(score)")
-BAD_SCORE = _mistake("VF041", "score has the wrong dimensions", "{op} got {found}", "a score has the dimension page, and head only where each query head selects for itself", "{remedy}")
-SCORE_CONSTANT = _mistake("VF042", "score does not depend on the page", "every page gets the same score", "a score differs between pages", "use the page states or ops.position() in the score")
-BAD_UNION = _mistake("VF043", "union of unlike selections", "union of {a} and {b}", "both selections are per kv head, or both per query head", "reduce the head dimension of both scores, or of neither")
-STATIC_SCORE = _mistake("VF044", "score does not depend on the query", "the score never reads q", "a score usually depends on the query; a static pattern is legal", "use q, or ignore this if the pattern is meant to be static")
-NO_EFFECT = _mistake("VF045", "order-preserving work", "{what} of the score cannot change which pages are selected", "topk keeps only the order of scores", "drop it, or use topp or threshold if the value matters")
+NO_SELECTION = _mistake(
+    "VF040",
+    "no selection returned",
+    "forward_indexer returned {found}",
+    "forward_indexer returns ops.topk(...), ops.topp(...), ops.threshold(...), ops.union(...) or ops.everything()",
+    "end with return ops.topk(score)",
+)
+BAD_SCORE = _mistake(
+    "VF041",
+    "score has the wrong dimensions",
+    "{op} got {found}",
+    "a score has the dimension page, and head only where each query head selects for itself",
+    "{remedy}",
+)
+SCORE_CONSTANT = _mistake(
+    "VF042",
+    "score does not depend on the page",
+    "every page gets the same score",
+    "a score differs between pages",
+    "use the page states or ops.position() in the score",
+)
+BAD_UNION = _mistake(
+    "VF043",
+    "union of unlike selections",
+    "union of {a} and {b}",
+    "both selections are per kv head, or both per query head",
+    "reduce the head dimension of both scores, or of neither",
+)
+STATIC_SCORE = _mistake(
+    "VF044",
+    "score does not depend on the query",
+    "the score never reads q",
+    "a score usually depends on the query; a static pattern is legal",
+    "use q, or ignore this if the pattern is meant to be static",
+)
+NO_EFFECT = _mistake(
+    "VF045",
+    "order-preserving work",
+    "{what} of the score cannot change which pages are selected",
+    "topk keeps only the order of scores",
+    "drop it, or use topp or threshold if the value matters",
+)
 # --- knobs --------------------------------------------------------------------------------------------------------
 BAD_KNOBS = _mistake("VF062", "bad knobs", "{why}", "knobs = Knobs(...) with known names", "see Knobs")
-BUDGET_BELOW_KEPT = _mistake("VF063", "budget below the kept pages", "the budget is {pages} pages at length {length}, but {kept} pages are always kept", "the budget covers at least the pages kept by rule", "raise budget or lower keep_first / keep_last")
-NO_CHANNELS = _mistake("VF064", "no such channels in this model", "channels({group!r}) of a model with {count} such channels", "nope channels exist only in models with partial rotation (MLA)", 'use channels("rope") or all channels')
+BUDGET_BELOW_KEPT = _mistake(
+    "VF063",
+    "budget below the kept pages",
+    "the budget is {pages} pages at length {length}, but {kept} pages are always kept",
+    "the budget covers at least the pages kept by rule",
+    "raise budget or lower keep_first / keep_last",
+)
+NO_CHANNELS = _mistake(
+    "VF064",
+    "no such channels in this model",
+    "channels({group!r}) of a model with {count} such channels",
+    "nope channels exist only in models with partial rotation (MLA)",
+    'use channels("rope") or all channels',
+)
 # --- IR files -----------------------------------------------------------------------------------------------------
 BAD_IR = _mistake("VF090", "malformed IR", "{why}", "IR is what the tracer wrote", "trace the source again")

@@ -119,7 +119,9 @@ def _where(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
 def known_dim(op: str, t: Type, dim: object) -> str:
     """`dim` as a dimension of `t`, or `VF010`."""
     if not isinstance(dim, str) or dim not in t.names:
-        raise mistakes.UNKNOWN_DIM.error(op=op, dim=dim, found=str(t), known=", ".join(t.names) or "none: it is a scalar")
+        raise mistakes.UNKNOWN_DIM.error(
+            op=op, dim=dim, found=str(t), known=", ".join(t.names) or "none: it is a scalar"
+        )
     return dim
 
 
@@ -128,7 +130,9 @@ def _reduce(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     (t,) = types
     gone = {known_dim(spec.name, t, d) for d in attrs["dims"]}
     if not gone or len(gone) != len(attrs["dims"]):
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="dims", found=attrs["dims"], want="one or more different dimension names")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="dims", found=attrs["dims"], want="one or more different dimension names"
+        )
     dims: Dims = tuple(d for d in t.dims if d[0] not in gone)
     return Type(dims, "float", join_domain(types, dims))
 
@@ -157,20 +161,29 @@ def number(op: str, name: str, value: object, low: float, high: float, whole: bo
 def _check_conv(spec: OpSpec, t: Type, attrs: Attrs) -> None:
     weights = attrs["weights"]
     if not isinstance(weights, tuple) or len(weights) % 2 == 0 or len(weights) > 31:
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="weights", found=repr(weights), want="an odd number of weights, at most 31")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="weights", found=repr(weights), want="an odd number of weights, at most 31"
+        )
     for w in weights:
         number(spec.name, "weights", w, -1e6, 1e6)
 
 
 def _check_pool(spec: OpSpec, t: Type, attrs: Attrs) -> None:
     if number(spec.name, "size", attrs["size"], 1, 31, whole=True) % 2 == 0:
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="size", found=attrs["size"], want="an odd whole number from 1 to 31")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="size", found=attrs["size"], want="an odd whole number from 1 to 31"
+        )
 
 
 def _check_largest(spec: OpSpec, t: Type, attrs: Attrs) -> None:
     number(spec.name, "k", attrs["k"], 1, 4096, whole=True)
     if attrs["dim"] == "page":
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="dim", found="page", want="a dimension other than page (pages are chosen with ops.topk)")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name,
+            name="dim",
+            found="page",
+            want="a dimension other than page (pages are chosen with ops.topk)",
+        )
 
 
 def _slice(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
@@ -178,14 +191,24 @@ def _slice(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     (t,) = types
     dim = known_dim(spec.name, t, attrs["dim"])
     if dim == "page":
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="dim", found="page", want="a dimension other than page (mask with ops.position() instead)")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name,
+            name="dim",
+            found="page",
+            want="a dimension other than page (mask with ops.position() instead)",
+        )
     start, stop = attrs["start"], attrs["stop"]
     first = Extent("", _fraction(0)) if start == 0 else Extent.parse(start)
     last = Extent.parse(stop)
     full = t.extent(dim)
     size = _difference(first, last)
     if size is None or _exceeds(last, full):
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="range", found=f"{start}:{stop} of {dim}={full}", want=f"an increasing range inside {dim}={full}, both ends numbers or multiples of one symbol")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name,
+            name="range",
+            found=f"{start}:{stop} of {dim}={full}",
+            want=f"an increasing range inside {dim}={full}, both ends numbers or multiples of one symbol",
+        )
     return Type(make_dims([(n, size if n == dim else e) for n, e in t.dims]), "float", t.domain)
 
 
@@ -213,9 +236,13 @@ def _channels(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     (t,) = types
     known_dim(spec.name, t, "dim")
     if attrs["group"] not in ("nope", "rope"):
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="group", found=repr(attrs["group"]), want='"nope" or "rope"')
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="group", found=repr(attrs["group"]), want='"nope" or "rope"'
+        )
     if str(t.extent("dim")) != "D":
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="x", found=str(t), want="a tensor with all channels, dim=D")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="x", found=str(t), want="a tensor with all channels, dim=D"
+        )
     size = Extent.parse("N" if attrs["group"] == "nope" else "R")
     return Type(make_dims([(n, size if n == "dim" else e) for n, e in t.dims]), "float", t.domain)
 
@@ -230,7 +257,9 @@ def _split(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     parts = int(number(spec.name, "parts", attrs["parts"], 1, 1024, whole=True))
     inner = t.extent(dim) // parts
     if not inner.symbol and inner.factor.denominator != 1:
-        raise mistakes.NOT_DIVISIBLE.error(extent=str(t.extent(dim)), value=str(inner.factor), sizes=f"{parts} parts")
+        raise mistakes.NOT_DIVISIBLE.error(
+            extent=str(t.extent(dim)), value=str(inner.factor), sizes=f"{parts} parts"
+        )
     dims = [(n, inner if n == dim else e) for n, e in t.dims] + [(into, Extent.parse(parts))]
     return Type(make_dims(dims), "float", t.domain)
 
@@ -247,7 +276,9 @@ def _rename(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
 def _cast(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     _want(spec, types, "float")
     if attrs["dtype"] not in ROUND_DTYPES:
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="dtype", found=repr(attrs["dtype"]), want=f"one of {', '.join(ROUND_DTYPES)}")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="dtype", found=repr(attrs["dtype"]), want=f"one of {', '.join(ROUND_DTYPES)}"
+        )
     return types[0]
 
 
@@ -271,14 +302,18 @@ def _const(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
 
 def _extent(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     if Extent.parse(attrs["extent"]).symbol == "P":
-        raise mistakes.BAD_ATTRIBUTE.error(op="size", name="extent", found="P", want="a model extent (the number of pages is ops.pages())")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op="size", name="extent", found="P", want="a model extent (the number of pages is ops.pages())"
+        )
     return Type((), "float", "const")
 
 
 def _iota(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     name = check_dim_name(attrs["dim"])
     if name == "page":
-        raise mistakes.BAD_ATTRIBUTE.error(op="arange", name="dim", found="page", want="a dimension other than page (use ops.position())")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op="arange", name="dim", found="page", want="a dimension other than page (use ops.position())"
+        )
     return Type(((name, Extent.parse(attrs["extent"])),), "float", "const")
 
 
@@ -300,14 +335,22 @@ def _score(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     _want(spec, types, "float")
     if "page" not in t.names or not set(t.names) <= {"page", "head"}:
         extra = [n for n in t.names if n not in ("page", "head")]
-        remedy = f"reduce {', '.join(extra)}, e.g. .max({extra[0]!r})" if extra else "read a page state: cache[...]"
+        remedy = (
+            f"reduce {', '.join(extra)}, e.g. .max({extra[0]!r})"
+            if extra
+            else "read a page state: cache[...]"
+        )
         raise mistakes.BAD_SCORE.error(op=spec.name, found=str(t), remedy=remedy)
     number(spec.name, "fraction", attrs.get("fraction", 1.0), 1e-6, 1.0)
     share = attrs.get("share")
     if share not in (None, "max", "mean"):
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="share", found=repr(share), want='None, "max" or "mean"')
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="share", found=repr(share), want='None, "max" or "mean"'
+        )
     if share is not None and "head" in t.names:
-        raise mistakes.BAD_ATTRIBUTE.error(op=spec.name, name="share", found=repr(share), want="used with a score without the head dimension")
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="share", found=repr(share), want="used with a score without the head dimension"
+        )
     if spec.name == "topk":
         number(spec.name, "recall", attrs.get("recall", 1.0), 0.5, 1.0)
     if spec.name == "topp":
@@ -366,7 +409,13 @@ def _largest_math(t: Any, args: Sequence[Any], axes: Axes, attrs: Attrs) -> Any:
 
 def torch_dtype(t: Any, name: str) -> Any:
     """Torch dtype of a storage dtype name."""
-    return {"fp32": t.float32, "bf16": t.bfloat16, "fp16": t.float16, "fp8_e4m3": t.float8_e4m3fn, "fp8_e5m2": t.float8_e5m2}[name]
+    return {
+        "fp32": t.float32,
+        "bf16": t.bfloat16,
+        "fp16": t.float16,
+        "fp8_e4m3": t.float8_e4m3fn,
+        "fp8_e5m2": t.float8_e5m2,
+    }[name]
 
 
 def _cast_math(t: Any, args: Sequence[Any], axes: Axes, attrs: Attrs) -> Any:
@@ -396,10 +445,51 @@ for _name, _dims, _domain, _stages, _formula, _doc in (
 ):  # fmt: skip
     _op(_name, "source", 0, _source(_dims, _domain), None, _formula, _doc, stages=_stages, flops=0)
 _op("const", "source", 0, _const, None, "c", "A number.", attrs=("value",), flops=0)
-_op("extent", "source", 0, _extent, None, "|dim|", "The size of a model dimension, as a number.", attrs=("extent",), flops=0)
-_op("iota", "source", 0, _iota, None, "0, 1, 2, ...", "Counts along a new dimension.", attrs=("dim", "extent"), flops=0)
-_op("load", "source", 0, _load, None, "state[page, ...]", "A page state, for every complete page of the sequence.", attrs=("name", "dims"), stages=INDEX, flops=0)
-_op("param", "source", 0, _param, None, "W[...]", "A learned constant, supplied with the flow.", attrs=("name", "dims"), flops=0)
+_op(
+    "extent",
+    "source",
+    0,
+    _extent,
+    None,
+    "|dim|",
+    "The size of a model dimension, as a number.",
+    attrs=("extent",),
+    flops=0,
+)
+_op(
+    "iota",
+    "source",
+    0,
+    _iota,
+    None,
+    "0, 1, 2, ...",
+    "Counts along a new dimension.",
+    attrs=("dim", "extent"),
+    flops=0,
+)
+_op(
+    "load",
+    "source",
+    0,
+    _load,
+    None,
+    "state[page, ...]",
+    "A page state, for every complete page of the sequence.",
+    attrs=("name", "dims"),
+    stages=INDEX,
+    flops=0,
+)
+_op(
+    "param",
+    "source",
+    0,
+    _param,
+    None,
+    "W[...]",
+    "A learned constant, supplied with the flow.",
+    attrs=("name", "dims"),
+    flops=0,
+)
 
 for _name, _fn, _formula, _doc, _flops in (
     ("neg", lambda t, x: -x, "-x", "Negation.", 1),
@@ -412,7 +502,16 @@ for _name, _fn, _formula, _doc, _flops in (
     ("sign", lambda t, x: t.where(x < 0, -t.ones_like(x), t.ones_like(x)), "-1 if x < 0 else 1", "Sign bit: zero counts as positive.", 1),
     ("floor", lambda t, x: t.floor(x), "floor x", "Largest whole number not above x.", 1),
 ):  # fmt: skip
-    _op(_name, "unary", 1, _f, (lambda fn: lambda t, args, axes, attrs: fn(t, args[0]))(_fn), _formula, _doc, flops=_flops)
+    _op(
+        _name,
+        "unary",
+        1,
+        _f,
+        (lambda fn: lambda t, args, axes, attrs: fn(t, args[0]))(_fn),
+        _formula,
+        _doc,
+        flops=_flops,
+    )
 for _name, _fn2, _formula, _doc, _commutes in (
     ("add", lambda t, x, y: x + y, "x + y", "Sum.", True),
     ("sub", lambda t, x, y: x - y, "x - y", "Difference.", False),
@@ -421,38 +520,222 @@ for _name, _fn2, _formula, _doc, _commutes in (
     ("maximum", lambda t, x, y: t.maximum(x, y), "max(x, y)", "The larger.", True),
     ("minimum", lambda t, x, y: t.minimum(x, y), "min(x, y)", "The smaller.", True),
 ):
-    _op(_name, "binary", 2, _f, (lambda fn: lambda t, args, axes, attrs: fn(t, args[0], args[1]))(_fn2), _formula, _doc, commutes=_commutes)
+    _op(
+        _name,
+        "binary",
+        2,
+        _f,
+        (lambda fn: lambda t, args, axes, attrs: fn(t, args[0], args[1]))(_fn2),
+        _formula,
+        _doc,
+        commutes=_commutes,
+    )
 _op("lt", "compare", 2, _b, lambda t, a, axes, attrs: a[0] < a[1], "x < y", "Strictly less.")
 _op("le", "compare", 2, _b, lambda t, a, axes, attrs: a[0] <= a[1], "x <= y", "Less or equal.")
 _op("eq", "compare", 2, _b, lambda t, a, axes, attrs: a[0] == a[1], "x = y", "Equal.", commutes=True)
 _op("not", "logic", 1, _l, lambda t, a, axes, attrs: ~a[0], "not m", "Negated mask.")
 _op("and", "logic", 2, _l, lambda t, a, axes, attrs: a[0] & a[1], "m and n", "Both.", commutes=True)
 _op("or", "logic", 2, _l, lambda t, a, axes, attrs: a[0] | a[1], "m or n", "Either.", commutes=True)
-_op("where", "logic", 3, _where, lambda t, a, axes, attrs: t.where(a[0], a[1], a[2]), "x where m else y", "Choice by mask.")
+_op(
+    "where",
+    "logic",
+    3,
+    _where,
+    lambda t, a, axes, attrs: t.where(a[0], a[1], a[2]),
+    "x where m else y",
+    "Choice by mask.",
+)
 
-_op("sum", "reduce", 1, _reduce, lambda t, a, axes, attrs: a[0].sum(_axes_of(axes, attrs["dims"])), "sum over dims", "Sum over dimensions.", attrs=("dims",))
-_op("mean", "reduce", 1, _reduce, lambda t, a, axes, attrs: a[0].mean(_axes_of(axes, attrs["dims"])), "sum over dims / count", "Mean over dimensions.", attrs=("dims",))
-_op("amax", "reduce", 1, _reduce, lambda t, a, axes, attrs: t.amax(a[0], _axes_of(axes, attrs["dims"])), "max over dims", "Maximum over dimensions.", attrs=("dims",))
-_op("amin", "reduce", 1, _reduce, lambda t, a, axes, attrs: t.amin(a[0], _axes_of(axes, attrs["dims"])), "min over dims", "Minimum over dimensions.", attrs=("dims",))
-_op("softmax", "scan", 1, _along(), lambda t, a, axes, attrs: t.softmax(a[0], axes[attrs["dim"]]), "e^x / sum e^x", "Softmax along a dimension.", attrs=("dim",), flops=8)
-_op("cumsum", "scan", 1, _along(), lambda t, a, axes, attrs: t.cumsum(a[0], axes[attrs["dim"]]), "running sum", "Running sum along a dimension, itself included.", attrs=("dim",))
-_op("conv", "scan", 1, _along(_check_conv), _conv_math, "y[i] = sum_j w[j] x[i + j - half]", "Centred convolution along a dimension, zero outside.", attrs=("dim", "weights"), flops=6)
-_op("maxpool", "scan", 1, _along(_check_pool), _pool_math, "y[i] = max |j - i| <= half of x[j]", "Centred maximum along a dimension.", attrs=("dim", "size"), flops=3)
-_op("largest", "scan", 1, _along(_check_largest, "bool"), _largest_math, "mask of the k largest", "Mask of the k largest along a dimension (ties: the lower index).", attrs=("dim", "k"), flops=10)
+_op(
+    "sum",
+    "reduce",
+    1,
+    _reduce,
+    lambda t, a, axes, attrs: a[0].sum(_axes_of(axes, attrs["dims"])),
+    "sum over dims",
+    "Sum over dimensions.",
+    attrs=("dims",),
+)
+_op(
+    "mean",
+    "reduce",
+    1,
+    _reduce,
+    lambda t, a, axes, attrs: a[0].mean(_axes_of(axes, attrs["dims"])),
+    "sum over dims / count",
+    "Mean over dimensions.",
+    attrs=("dims",),
+)
+_op(
+    "amax",
+    "reduce",
+    1,
+    _reduce,
+    lambda t, a, axes, attrs: t.amax(a[0], _axes_of(axes, attrs["dims"])),
+    "max over dims",
+    "Maximum over dimensions.",
+    attrs=("dims",),
+)
+_op(
+    "amin",
+    "reduce",
+    1,
+    _reduce,
+    lambda t, a, axes, attrs: t.amin(a[0], _axes_of(axes, attrs["dims"])),
+    "min over dims",
+    "Minimum over dimensions.",
+    attrs=("dims",),
+)
+_op(
+    "softmax",
+    "scan",
+    1,
+    _along(),
+    lambda t, a, axes, attrs: t.softmax(a[0], axes[attrs["dim"]]),
+    "e^x / sum e^x",
+    "Softmax along a dimension.",
+    attrs=("dim",),
+    flops=8,
+)
+_op(
+    "cumsum",
+    "scan",
+    1,
+    _along(),
+    lambda t, a, axes, attrs: t.cumsum(a[0], axes[attrs["dim"]]),
+    "running sum",
+    "Running sum along a dimension, itself included.",
+    attrs=("dim",),
+)
+_op(
+    "conv",
+    "scan",
+    1,
+    _along(_check_conv),
+    _conv_math,
+    "y[i] = sum_j w[j] x[i + j - half]",
+    "Centred convolution along a dimension, zero outside.",
+    attrs=("dim", "weights"),
+    flops=6,
+)
+_op(
+    "maxpool",
+    "scan",
+    1,
+    _along(_check_pool),
+    _pool_math,
+    "y[i] = max |j - i| <= half of x[j]",
+    "Centred maximum along a dimension.",
+    attrs=("dim", "size"),
+    flops=3,
+)
+_op(
+    "largest",
+    "scan",
+    1,
+    _along(_check_largest, "bool"),
+    _largest_math,
+    "mask of the k largest",
+    "Mask of the k largest along a dimension (ties: the lower index).",
+    attrs=("dim", "k"),
+    flops=10,
+)
 
 
 def _narrow(t: Any, args: Sequence[Any], axes: Axes, attrs: Attrs) -> Any:
     return args[0].narrow(axes[attrs["dim"]], attrs["start_"], attrs["stop_"] - attrs["start_"])
 
 
-_op("slice", "shape", 1, _slice, _narrow, "x[start:stop]", "A range of a dimension.", attrs=("dim", "start", "stop"), flops=0)
-_op("channels", "shape", 1, _channels, _narrow, "x[group]", "The rotary or the unrotated channels.", attrs=("group",), flops=0)
-_op("split", "shape", 1, _split, None, "x[i * inner + j] -> x[i, j]", "Splits a dimension into `parts` consecutive groups, numbered by a new dimension.", attrs=("dim", "into", "parts"), flops=0)
-_op("rename", "shape", 1, _rename, None, "x[old] -> x[new]", "The same values under another dimension name (for outer products).", attrs=("dim", "to"), flops=0)
-_op("cast", "unary", 1, _cast, _cast_math, "round(x)", "Rounds to a storage dtype; saturates beyond its range.", attrs=("dtype",))
+_op(
+    "slice",
+    "shape",
+    1,
+    _slice,
+    _narrow,
+    "x[start:stop]",
+    "A range of a dimension.",
+    attrs=("dim", "start", "stop"),
+    flops=0,
+)
+_op(
+    "channels",
+    "shape",
+    1,
+    _channels,
+    _narrow,
+    "x[group]",
+    "The rotary or the unrotated channels.",
+    attrs=("group",),
+    flops=0,
+)
+_op(
+    "split",
+    "shape",
+    1,
+    _split,
+    None,
+    "x[i * inner + j] -> x[i, j]",
+    "Splits a dimension into `parts` consecutive groups, numbered by a new dimension.",
+    attrs=("dim", "into", "parts"),
+    flops=0,
+)
+_op(
+    "rename",
+    "shape",
+    1,
+    _rename,
+    None,
+    "x[old] -> x[new]",
+    "The same values under another dimension name (for outer products).",
+    attrs=("dim", "to"),
+    flops=0,
+)
+_op(
+    "cast",
+    "unary",
+    1,
+    _cast,
+    _cast_math,
+    "round(x)",
+    "Rounds to a storage dtype; saturates beyond its range.",
+    attrs=("dtype",),
+)
 
-_op("topk", "select", 1, _score, None, "the k pages with the highest score", "The best pages within the budget (ties: the lower page). `recall` below 1 allows an approximate kernel; `share` gives all kv heads one selection by the max or mean of their scores.", attrs=("fraction", "share", "recall"), stages=INDEX, flops=10)
-_op("topp", "select", 1, _score, None, "the fewest pages whose softmax mass reaches p", "Adaptive count: best pages until their softmax mass reaches p, at most the budget.", attrs=("p", "fraction", "share"), stages=INDEX, flops=20)
-_op("threshold", "select", 1, _score, None, "pages with score >= at", "Pages at or above a score, at most the budget, best first.", attrs=("at", "fraction", "share"), stages=INDEX, flops=10)
+_op(
+    "topk",
+    "select",
+    1,
+    _score,
+    None,
+    "the k pages with the highest score",
+    "The best pages within the budget (ties: the lower page). `recall` below 1 allows an approximate kernel; `share` gives all kv heads one selection by the max or mean of their scores.",
+    attrs=("fraction", "share", "recall"),
+    stages=INDEX,
+    flops=10,
+)
+_op(
+    "topp",
+    "select",
+    1,
+    _score,
+    None,
+    "the fewest pages whose softmax mass reaches p",
+    "Adaptive count: best pages until their softmax mass reaches p, at most the budget.",
+    attrs=("p", "fraction", "share"),
+    stages=INDEX,
+    flops=20,
+)
+_op(
+    "threshold",
+    "select",
+    1,
+    _score,
+    None,
+    "pages with score >= at",
+    "Pages at or above a score, at most the budget, best first.",
+    attrs=("at", "fraction", "share"),
+    stages=INDEX,
+    flops=10,
+)
 _op("union", "select", 2, _union, None, "A or B", "Pages in either selection.", stages=INDEX, commutes=True)
 _op("everything", "select", 0, _everything, None, "all pages", "Dense attention.", stages=INDEX, flops=0)

@@ -94,10 +94,14 @@ class GraphBuilder:
         try:
             if self.stage not in spec.stages:
                 raise mistakes.WRONG_STAGE.error(
-                    op=op, stage=STAGE_METHOD[self.stage], legal=" or ".join(STAGE_METHOD[s] for s in sorted(spec.stages))
+                    op=op,
+                    stage=STAGE_METHOD[self.stage],
+                    legal=" or ".join(STAGE_METHOD[s] for s in sorted(spec.stages)),
                 )
             if len(self.nodes) >= MAX_NODES:
-                raise mistakes.TOO_LARGE.error(count=len(self.nodes) + 1, what="operations in one method", limit=MAX_NODES)
+                raise mistakes.TOO_LARGE.error(
+                    count=len(self.nodes) + 1, what="operations in one method", limit=MAX_NODES
+                )
             kind = spec.infer(spec, [self.nodes[i].type for i in inputs], attrs)
         except VortexError as error:
             if error.location is None:
@@ -209,7 +213,9 @@ class Program:
                 )
                 for s in data["states"]
             )
-            program = cls(states, _graph_from_json(data["cache"], "cache"), _graph_from_json(data["index"], "index"))
+            program = cls(
+                states, _graph_from_json(data["cache"], "cache"), _graph_from_json(data["index"], "index")
+            )
         except (KeyError, TypeError, ValueError, IndexError, AssertionError) as error:
             raise mistakes.BAD_IR.error(why=f"{type(error).__name__}: {error}") from error
         verify(program)

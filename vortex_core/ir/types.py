@@ -170,6 +170,10 @@ def unify(op: str, types: Iterable[Type]) -> Dims:
         for name, extent in t.dims:
             if found.setdefault(name, extent) != extent:
                 raise mistakes.DIM_MISMATCH.error(
-                    op=op, dim=name, a=str(found[name]), b=str(extent), found=" and ".join(str(t) for t in types)
+                    op=op,
+                    dim=name,
+                    a=str(found[name]),
+                    b=str(extent),
+                    found=" and ".join(str(t) for t in types),
                 )
     return make_dims(found.items())

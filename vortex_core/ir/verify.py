@@ -30,7 +30,9 @@ def verify(program: Program) -> None:
         raise mistakes.BAD_IR.error(why="forward_cache selects nothing")
     result = program.index.result
     if result is None or program.index.nodes[result].type.kind != "selection":
-        raise mistakes.NO_SELECTION.error(found="nothing" if result is None else str(program.index.nodes[result].type))
+        raise mistakes.NO_SELECTION.error(
+            found="nothing" if result is None else str(program.index.nodes[result].type)
+        )
 
 
 def verify_state(state: StateDecl) -> None:
@@ -57,7 +59,9 @@ def verify_state(state: StateDecl) -> None:
 
 def _verify_graph(program: Program, graph: Graph, stage: Stage) -> None:
     if len(graph.nodes) > MAX_NODES:
-        raise mistakes.TOO_LARGE.error(count=len(graph.nodes), what="operations in one method", limit=MAX_NODES)
+        raise mistakes.TOO_LARGE.error(
+            count=len(graph.nodes), what="operations in one method", limit=MAX_NODES
+        )
     declared = {s.name: s for s in program.states}
     for position, node in enumerate(graph.nodes):
         spec = OPS.get(node.op)
@@ -67,7 +71,9 @@ def _verify_graph(program: Program, graph: Graph, stage: Stage) -> None:
             raise mistakes.BAD_IR.error(why=f"node {position} ({node.op}) is malformed")
         inferred = spec.infer(spec, [graph.nodes[i].type for i in node.inputs], node.attr)
         if inferred != node.type:
-            raise mistakes.BAD_IR.error(why=f"node {position} ({node.op}) is {node.type}, its rule says {inferred}")
+            raise mistakes.BAD_IR.error(
+                why=f"node {position} ({node.op}) is {node.type}, its rule says {inferred}"
+            )
         if node.op == "load":
             state = declared.get(node.attr["name"])
             if state is None:
@@ -93,7 +99,9 @@ def _verify_writes(program: Program) -> None:
     written = {n for n, _ in (*program.cache.writes, *program.index.writes)}
     for state in program.states:
         if state.name not in written:
-            where = "assign cache[...] in forward_indexer" if state.carried else "return it from forward_cache"
+            where = (
+                "assign cache[...] in forward_indexer" if state.carried else "return it from forward_cache"
+            )
             raise mistakes.STATE_NOT_WRITTEN.error(name=state.name, remedy=where)
 
 

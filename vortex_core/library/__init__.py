@@ -55,4 +55,6 @@ def resolve(flow: str) -> Traced:
 def _unknown(name: str) -> VortexError:
     near = difflib.get_close_matches(name, names(), 3)
     hint = f"did you mean {', '.join(near)}?" if near else f"library flows: {', '.join(names())}"
-    return VortexError("VF070", f"no flow named {name!r}", f"{hint} A file is given by its path, e.g. ./my_flow.py")
+    return VortexError(
+        "VF070", f"no flow named {name!r}", f"{hint} A file is given by its path, e.g. ./my_flow.py"
+    )

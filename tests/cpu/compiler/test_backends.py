@@ -1,0 +1,109 @@
+"""The torch backend selects what the oracle selects: ragged batches, permuted pages, every sample flow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests import sample_flows
+from vortex_core.compiler import backends
+from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, PageList
+from vortex_core.errors import VortexError
+from vortex_core.flow.trace import Traced
+
+SIZE = 8
+LENGTHS = [1, 7, 8, 9, 40, 64, 65, 130]
+
+
+def inputs(seed: int, group: int, kv_heads: int, dim: int) -> tuple[LayerKV, torch.Tensor, torch.Tensor, int]:
+    g = torch.Generator().manual_seed(seed)
+    width = -(-max(LENGTHS) // SIZE)
+    pages = len(LENGTHS) * width + 3
+    table = torch.randperm(pages, generator=g)[: len(LENGTHS) * width].view(len(LENGTHS), width)
+    k = torch.randn(kv_heads, pages, SIZE, dim, generator=g)
+    v = torch.randn(kv_heads, pages, SIZE, dim, generator=g)
+    q = torch.randn(len(LENGTHS), kv_heads * group, dim, generator=g)
+    return LayerKV(k, v), table, q, pages
+
+
+def steps(
+    flow: CompiledFlow, kv: LayerKV, table: torch.Tensor, q: torch.Tensor, pages: int
+) -> list[PageList]:
+    """Three decode steps over the same pages, with attention mass fed back."""
+    states = flow.new_states(pages, torch.device("cpu"))
+    complete = torch.cat([table[b, : n // SIZE] for b, n in enumerate(LENGTHS)])
+    flow.update(states, kv, complete, 0)
+    budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])
+    view = BatchView(table, torch.tensor(LENGTHS), budgets, max(LENGTHS))
+    found = []
+    for step in range(3):
+        g = torch.Generator().manual_seed(step)
+        chosen = flow.select(q + 0.3 * step, states, view, 0)
+        if flow.program.needs_mass:
+            flow.observe(states, chosen, torch.rand(*q.shape[:2], chosen.page_ids.shape[-1], generator=g), 0)
+        found.append(chosen)
+    return found
+
+
+def rows(found: PageList) -> list[list[int]]:
+    return [
+        found.page_ids[b, r, : int(found.counts[b, r])].tolist()
+        for b in range(len(LENGTHS))
+        for r in range(found.heads)
+    ]
+
+
+def small(traced: Traced) -> Traced:
+    return traced if traced.knobs.page_size == SIZE else traced.with_knobs(page_size=SIZE, budget="40")
+
+
+@pytest.mark.parametrize("name", sample_flows.names())
+@pytest.mark.parametrize(("group", "kv_heads", "dim"), [(3, 2, 16), (1, 1, 16), (7, 2, 24), (16, 1, 8)])
+def test_torch_selects_what_the_oracle_selects(name: str, group: int, kv_heads: int, dim: int) -> None:
+    traced = small(sample_flows.load(name))
+    geometry = Geometry(1, kv_heads, group, dim, dim, dim)
+    data = inputs(group * 100 + dim, group, kv_heads, dim)
+    oracle = steps(backends.get("oracle").compile(traced.original, traced.knobs, geometry), *data)
+    torch_ = steps(backends.get("torch").compile(traced.program, traced.knobs, geometry), *data)
+    for a, b in zip(oracle, torch_, strict=True):
+        assert a.heads == b.heads
+        assert rows(a) == rows(b)
+        assert torch.equal(a.counts, b.counts)
+        assert torch.equal(a.lengths, b.lengths)
+
+
+@pytest.mark.parametrize("name", sample_flows.names())
+def test_selection_keeps_the_rules(name: str) -> None:
+    """Within budget, last page last, lengths right, kept pages present."""
+    traced = small(sample_flows.load(name))
+    kv, table, q, pages = inputs(5, 3, 2, 16)
+    flow = backends.get("torch").compile(traced.program, traced.knobs, Geometry(1, 2, 3, 16, 16, 16))
+    (first, *_) = steps(flow, kv, table, q, pages)
+    for b, length in enumerate(LENGTHS):
+        total = -(-length // SIZE)
+        budget = total if traced.program.selects_everything else traced.knobs.pages(length)
+        if traced.program.result.op == "union":
+            budget = 2 * budget
+        for r in range(first.heads):
+            chosen = first.page_ids[b, r, : int(first.counts[b, r])].tolist()
+            logical = [table[b].tolist().index(p) for p in chosen]
+            assert logical == sorted(set(logical))
+            assert logical[-1] == total - 1
+            assert len(chosen) <= budget
+            kept = {
+                p for p in range(total) if p < traced.knobs.keep_first or p >= total - traced.knobs.keep_last
+            }
+            assert kept <= set(logical)
+            assert int(first.lengths[b, r]) == (len(chosen) - 1) * SIZE + length - (total - 1) * SIZE
+
+
+def test_a_program_that_does_not_fit_the_model_says_so() -> None:
+    traced = sample_flows.load("dtypes_and_union")
+    with pytest.raises(VortexError) as caught:
+        backends.get("torch").compile(traced.program, traced.knobs, Geometry(1, 1, 2, 15, 15, 15))
+    assert caught.value.code == "VF013"
+
+
+def test_unknown_backend_lists_the_known() -> None:
+    with pytest.raises(VortexError, match="VE001"):
+        backends.get("cuda")

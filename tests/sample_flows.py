@@ -1,0 +1,86 @@
+"""Flows that between them use most of the language. Shared by the tests of several layers."""
+
+from __future__ import annotations
+
+from vortex_core import library
+from vortex_core.flow.jail import run
+from vortex_core.flow.trace import Traced
+
+HEADER = "from vortex_core import Knobs, ops, vFlow\n\nclass W(vFlow):\n"
+
+SOURCES = {
+    "carried": """
+    knobs = Knobs(page_size=8, budget="32")
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim, dtype="int4"), "r": page.state(carried=True, dtype="fp32", init=0.5)}
+    def forward_cache(self, page):
+        return {"c": page.k.mean("token")}
+    def forward_indexer(self, q, cache):
+        s = (q * cache["c"]).sum("dim").softmax("page").max("head")
+        cache["r"] = 0.9 * cache["r"] + s
+        return ops.topk(cache["r"] + s)
+""",
+    "dtypes_and_union": """
+    knobs = Knobs(page_size=8, budget="48")
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim, row=2, dtype="fp8_e4m3"), "b": page.state(dim=page.head_dim, dtype="bits"),
+                "n": page.state(), "i8": page.state(dim="D/2", dtype="int8")}
+    def forward_cache(self, page):
+        return {"c": page.k.split("token", row=2).mean("token"), "b": page.k.mean("token"),
+                "n": page.v.norm("dim").mean("token"), "i8": page.k.slice("dim", 0, "D/2").max("token")}
+    def forward_indexer(self, q, cache):
+        s = (q * cache["c"]).sum("dim").max("row", "head") * cache["n"]
+        t = (q.sign() * cache["b"]).sum("dim").mean("head").conv([0.25, 0.5, 0.25]) + 0.1 * cache["n"]
+        u = (q.slice("dim", 0, "D/2") * cache["i8"]).sum("dim").max("head")
+        return ops.topk(s + 0.1 * t + u, fraction=0.5) | ops.topp(t.maxpool(3), 0.6)
+""",
+    "per_query_head": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim)}
+    def forward_cache(self, page):
+        return {"c": page.k.mean("token")}
+    def forward_indexer(self, q, cache):
+        s = (q * cache["c"]).sum("dim")
+        return ops.topk(s - 2 * s.mean("page") + ops.where(s > 0, s, 0.5 * s))
+""",
+    "mass": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"a": page.state(carried=True, dtype="fp32")}
+    def forward_indexer(self, q, cache):
+        cache["a"] = cache["a"] + ops.mass().sum("head")
+        return ops.topk(cache["a"] + 0.001 * ops.position())
+""",
+    "shared": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim, dtype="fp16"), "d": page.state(dtype="fp32")}
+    def forward_cache(self, page):
+        return {"c": page.k.max("token") - page.k.min("token"), "d": page.k.norm("dim").max("token")}
+    def forward_indexer(self, q, cache):
+        mask = q.abs().largest(4, "dim")
+        s = ops.where(mask, q, 0.0).dot(cache["c"], "dim").mean("head") + cache["d"].cumsum("page") / ops.pages()
+        return ops.topk((0.02 * s).tanh(), share="max")
+""",
+    "threshold": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim)}
+    def forward_cache(self, page):
+        return {"c": page.k.mean("token")}
+    def forward_indexer(self, q, cache):
+        s = (q * cache["c"]).sum("dim").normalize("page").max("head")
+        return ops.threshold(s, 0.3)
+""",
+}
+
+
+def load(name: str) -> Traced:
+    """One flow of `SOURCES`, or of the library."""
+    return run(HEADER + SOURCES[name], f"{name}.py") if name in SOURCES else library.load(name)
+
+
+def names() -> list[str]:
+    """All of them."""
+    return [*library.names(), *SOURCES]

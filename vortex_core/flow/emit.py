@@ -1,0 +1,387 @@
+"""From IR back to readable vFlow source that traces to the same hash."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Graph, Node, Program, StateDecl
+from vortex_core.ir.types import Stage
+
+_ATOM, _POWER, _UNARY, _TERM, _SUM, _AND, _OR, _COMPARE = 9, 8, 7, 6, 5, 4, 3, 2
+_METHODS = {
+    "exp": "exp", "log": "log", "sqrt": "sqrt", "abs": "abs", "sigmoid": "sigmoid", "tanh": "tanh", "sign": "sign",
+    "floor": "floor", "sum": "sum", "mean": "mean", "amax": "max", "amin": "min",
+}  # fmt: skip
+_SHARED_LIMIT = 24  # a longer expression than this gets a name, for the reader's sake
+
+
+def emit(program: Program, knobs: Knobs, name: str, doc: str) -> str:
+    """Source of a flow.
+
+    Args:
+        program: canonical or not.
+        knobs: settings; only those that differ from the defaults are written.
+        name: registered name.
+        doc: docstring, one line or more.
+    """
+    labels = state_labels(program)
+    out = [
+        "from vortex_core import Knobs, ops, register, vFlow",
+        "",
+        "",
+        f"@register({name!r})".replace("'", '"'),
+    ]
+    out += [f"class {class_name(name)}(vFlow):", *_docstring(doc), ""]
+    changed = [f for f in fields(Knobs) if getattr(knobs, f.name) != f.default]
+    if changed:
+        inside = ", ".join(f"{f.name}={_literal(getattr(knobs, f.name))}" for f in changed)
+        out += [f"    knobs = Knobs({inside})", ""]
+    if program.states:
+        out += ["    def create_cache(self, page):", "        return {"]
+        out += [f'            "{labels[s.name]}": {_state(s)},' for s in program.states]
+        out += ["        }", ""]
+    if program.cache.writes:
+        writer = _Writer(program.cache, "cache", labels)
+        roots = [(labels[n], i) for n, i in program.cache.writes]
+        body = [f'            "{label}": {writer.text(i)},' for label, i in roots]
+        out += [
+            "    def forward_cache(self, page):",
+            *writer.lines(),
+            "        return {",
+            *body,
+            "        }",
+            "",
+        ]
+    writer = _Writer(program.index, "index", labels)
+    writer.keep_loads({n for n, _ in program.index.writes})
+    updates = [f'        cache["{labels[n]}"] = {writer.text(i)}' for n, i in program.index.writes]
+    assert program.index.result is not None
+    last = f"        return {writer.text(program.index.result)}"  # before lines(): it may name more values
+    out += ["    def forward_indexer(self, q, cache):", *writer.lines(), *updates, last, ""]
+    return "\n".join(out)
+
+
+def class_name(name: str) -> str:
+    """A Python class name for a flow's name."""
+    parts = [p for p in re.split(r"[^A-Za-z0-9]+", name) if p]
+    text = "".join(p[:1].upper() + p[1:] for p in parts) or "Flow"
+    return text if text[0].isalpha() else f"Flow{text}"
+
+
+def state_labels(program: Program) -> dict[str, str]:
+    """Names for states that say what they hold, e.g. `k_max`; unique."""
+    writers = {n: program.cache.nodes[i] for n, i in program.cache.writes}
+    used: dict[str, str] = {}
+    for s in program.states:
+        base = "carried" if s.carried else _describe(program.cache, writers[s.name])
+        label, n = base, 2
+        while label in used.values():
+            label, n = f"{base}{n}", n + 1
+        used[s.name] = label
+    return used
+
+
+def _describe(graph: Graph, node: Node) -> str:
+    seen: list[str] = []
+    stack = [node]
+    while stack:
+        n = stack.pop(0)
+        word = {"amax": "max", "amin": "min", "sum": "sum", "k": "k", "v": "v", "sqrt": "norm"}.get(n.op)
+        if word and word not in seen:
+            seen.append(word)
+        stack += [graph.nodes[i] for i in n.inputs]
+    source = "kv" if {"k", "v"} <= set(seen) else next((w for w in seen if w in ("k", "v")), "c")
+    what = next((w for w in seen if w in ("norm", "max", "min", "sum")), "state")
+    if what == "sum" and any(n.op == "extent" for n in graph.nodes):
+        what = "mean"
+    return f"{source}_{what}"
+
+
+def _docstring(doc: str) -> list[str]:
+    text = doc.replace("\\", "\\\\").replace('"""', "'''").strip() or "A found flow."
+    lines = text.splitlines()
+    if len(lines) == 1:
+        return [f'    """{lines[0]}"""' if not lines[0].endswith('"') else f'    """{lines[0]} """']
+    return [f'    """{lines[0]}', *(f"    {line}".rstrip() for line in lines[1:]), '    """']
+
+
+def _state(s: StateDecl) -> str:
+    args = [f"{n}={_extent(str(e))}" for n, e in s.dims]
+    if s.dtype != "bf16":
+        args.append(f'dtype="{s.dtype}"')
+    if s.carried:
+        args.append("carried=True")
+    if s.init:
+        args.append(f"init={_number(s.init)}")
+    return f"page.state({', '.join(args)})"
+
+
+def _extent(text: str) -> str:
+    return {"D": "page.head_dim", "S": "page.size"}.get(text) or (text if text.isdigit() else f'"{text}"')
+
+
+def _literal(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e6 else repr(value)
+
+
+@dataclass
+class _Text:
+    text: str
+    level: int
+    literal: bool = False
+
+    def at(self, level: int) -> str:
+        return self.text if self.level >= level else f"({self.text})"
+
+    def receiver(self) -> str:
+        return f"ops.constant({self.text})" if self.literal else self.at(_ATOM)
+
+    def tensor(self, level: int) -> str:
+        return f"ops.constant({self.text})" if self.literal else self.at(level)
+
+
+@dataclass
+class _Writer:
+    """Writes one graph's expressions; values used more than once get a local name."""
+
+    graph: Graph
+    stage: Stage
+    labels: dict[str, str]
+    assigned: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.uses = [0] * len(self.graph.nodes)
+        for node in self.graph.nodes:
+            for i in node.inputs:
+                self.uses[i] += 1
+        for _, i in self.graph.writes:
+            self.uses[i] += 1
+
+    def keep_loads(self, states: set[str]) -> None:
+        """Name the old values of states that are assigned, because reading them later gives the new ones."""
+        for i, node in enumerate(self.graph.nodes):
+            if node.op == "load" and node.attr["name"] in states:
+                label = self.labels[node.attr["name"]]
+                self.names[i] = f"{label}_before"
+                self.assigned.append(f'{self.names[i]} = cache["{label}"]')
+
+    def lines(self) -> list[str]:
+        return [f"        {line}" for line in self.assigned]
+
+    def text(self, i: int) -> str:
+        return self._expr(i).text
+
+    def _expr(self, i: int) -> _Text:
+        if i in self.names:
+            return _Text(self.names[i], _ATOM)
+        node = self.graph.nodes[i]
+        made = self._make(node)
+        shared = self.uses[i] > 1 and node.spec.group != "source"
+        long = len(made.text) > 4 * _SHARED_LIMIT and node.type.kind != "selection"
+        if (shared or long) and not made.literal:
+            self.names[i] = f"x{len(self.names) + 1}"
+            self.assigned.append(f"{self.names[i]} = {made.text}")
+            return _Text(self.names[i], _ATOM)
+        return made
+
+    def _args(self, node: Node) -> list[_Text]:
+        return [self._expr(i) for i in node.inputs]
+
+    def _make(self, node: Node) -> _Text:
+        a = node.attr
+        match node.op:
+            case "q":
+                return _Text("q", _ATOM)
+            case "k" | "v":
+                return _Text(f"page.{node.op}", _ATOM)
+            case "load":
+                return _Text(f'cache["{self.labels[a["name"]]}"]', _ATOM)
+            case "position" | "pages" | "length" | "mass" | "everything":
+                return _Text(f"ops.{node.op}()", _ATOM)
+            case "const":
+                text = _number(a["value"])
+                return _Text(text, _UNARY if text.startswith("-") else _ATOM, literal=True)
+            case "extent":
+                return _Text(f'ops.size("{a["extent"]}")', _ATOM)
+            case "iota":
+                return _Text(
+                    f"ops.arange({a['dim']}={_extent(a['extent']) if self.stage == 'cache' else _quoted(a['extent'])})",
+                    _ATOM,
+                )
+            case "mul":
+                return self._product(node)
+            case "add":
+                return self._sum(node)
+            case "sub" | "div" | "lt" | "le" | "eq" | "and" | "or":
+                return self._infix(node)
+            case "neg":
+                return _Text(f"-{self._args(node)[0].tensor(_UNARY)}", _UNARY)
+            case "not":
+                return _Text(f"~{self._args(node)[0].at(_UNARY)}", _UNARY)
+            case "maximum" | "minimum" | "where":
+                args = self._args(node)
+                if node.op != "where" and all(x.literal for x in args):
+                    args[0] = _Text(args[0].receiver(), _ATOM)
+                return _Text(f"ops.{node.op}({', '.join(x.text for x in args)})", _ATOM)
+            case "union":
+                left, right = self._args(node)
+                return _Text(f"{left.at(_OR)} | {right.at(_OR + 1)}", _OR)
+            case "topk" | "topp" | "threshold":
+                extra = [f"{k}={_literal(v)}" for k, v in node.attrs if v is not None]
+                (score,) = self._args(node)
+                return _Text(f"ops.{node.op}({', '.join([score.tensor(0), *extra])})", _ATOM)
+        return self._method(node)
+
+    def _method(self, node: Node) -> _Text:
+        a = node.attr
+        receiver = self._args(node)[0].receiver()
+        match node.op:
+            case "sum" | "mean" | "amax" | "amin":
+                call = f"{_METHODS[node.op]}({_dims(a['dims'])})"
+            case "softmax" | "cumsum":
+                call = f'{node.op}("{a["dim"]}")'
+            case "conv":
+                weights = ", ".join(_number(w) for w in a["weights"])
+                call = f'conv([{weights}], "{a["dim"]}")'
+            case "maxpool":
+                call = f'maxpool({a["size"]}, "{a["dim"]}")'
+            case "largest":
+                call = f'largest({a["k"]}, "{a["dim"]}")'
+            case "slice":
+                call = f'slice("{a["dim"]}", {_quoted(a["start"])}, {_quoted(a["stop"])})'
+            case "channels":
+                call = f'channels("{a["group"]}")'
+            case "split":
+                call = f'split("{a["dim"]}", {a["into"]}={a["parts"]})'
+            case "rename":
+                call = f'rename({a["dim"]}="{a["to"]}")'
+            case "cast":
+                call = f'to("{a["dtype"]}")'
+            case _:
+                call = f"{_METHODS[node.op]}()"
+        return _Text(f"{receiver}.{call}", _ATOM)
+
+    def _infix(self, node: Node) -> _Text:
+        symbol, level = {
+            "sub": ("-", _SUM), "div": ("/", _TERM), "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "eq": ("==", _COMPARE),
+            "and": ("&", _AND), "or": ("|", _OR),
+        }[node.op]  # fmt: skip
+        left, right = self._args(node)
+        if left.literal and right.literal:
+            left = _Text(left.receiver(), _ATOM)
+        return _Text(f"{left.at(level)} {symbol} {right.at(level + 1)}", level)
+
+    def _chain(self, node: Node) -> list[int]:
+        """Operands of a chain of the same operator, flattened where the inner links are used once."""
+        found: list[int] = []
+        for i in node.inputs:
+            inner = self.graph.nodes[i]
+            if inner.op == node.op and self.uses[i] == 1 and i not in self.names:
+                found += self._chain(inner)
+            else:
+                found.append(i)
+        return found
+
+    def _sum(self, node: Node) -> _Text:
+        positive, negative = [], []
+        for i in self._chain(node):
+            term = self._expr(i)
+            if term.text.startswith("-") and term.level <= _UNARY and not term.literal:
+                negative.append(_Text(term.text[1:], _TERM if term.level == _TERM else _UNARY))
+            elif term.literal and term.text.startswith("-"):
+                negative.append(_Text(term.text[1:], _ATOM, literal=True))
+            else:
+                positive.append(term)
+        if not positive:
+            first = negative.pop(0)
+            positive = [_Text(f"-{first.at(_UNARY)}", _UNARY)]
+        positive.sort(key=lambda t: t.literal)  # a number first would need no tensor on its left
+        if len(positive) + len(negative) > 1 and all(t.literal for t in (*positive, *negative)):
+            positive[0] = _Text(positive[0].receiver(), _ATOM)
+        text = " + ".join(t.at(_SUM) for t in positive) + "".join(f" - {t.at(_SUM + 1)}" for t in negative)
+        return _Text(text, _SUM if len(positive) + len(negative) > 1 else positive[0].level)
+
+    def _product(self, node: Node) -> _Text:
+        parts = self._chain(node)
+        value = 1.0
+        over: list[int] = []  # what divides
+        rest: list[int] = []
+        for i in parts:
+            inner = self.graph.nodes[i]
+            if inner.op == "const":
+                value *= inner.attr["value"]
+            elif inner.op == "div" and self._is_one(inner.inputs[0]) and self.uses[i] == 1:
+                over.append(inner.inputs[1])
+            else:
+                rest.append(i)
+        factors = []
+        for i in rest:
+            inner = self.graph.nodes[i]
+            if (
+                inner.op == "sum"
+                and over
+                and self.uses[i] == 1
+                and (left := self._mean_counts(inner, over)) is not None
+            ):
+                over = left
+                factors.append(
+                    _Text(
+                        f"{self._expr(inner.inputs[0]).receiver()}.mean({_dims(inner.attr['dims'])})", _ATOM
+                    )
+                )
+            else:
+                factors.append(self._expr(i))
+        if not factors and over:
+            factors = [_Text("ops.constant(1)", _ATOM)]
+        text = " * ".join(f.at(_TERM if n == 0 else _TERM + 1) for n, f in enumerate(factors))
+        text += "".join(f" / {self._expr(i).at(_TERM + 1)}" for i in over)
+        level = _TERM if len(factors) + len(over) > 1 else factors[0].level if factors else _ATOM
+        if value == 1.0:
+            return _Text(text, level)
+        if value == -1.0:
+            return _Text(f"-{text if level >= _TERM else f'({text})'}", _TERM if level == _TERM else _UNARY)
+        shown = text if level >= _TERM else f"({text})"
+        return _Text(f"{_number(value)} * {shown}", _TERM)
+
+    def _is_one(self, i: int) -> bool:
+        node = self.graph.nodes[i]
+        return node.op == "const" and node.attr["value"] == 1.0
+
+    def _mean_counts(self, node: Node, over: list[int]) -> list[int] | None:
+        """What is left of `over` when this sum becomes a mean, or None if its counts are not all there."""
+        source = self.graph.nodes[node.inputs[0]].type
+        left = list(over)
+        for dim in node.attr["dims"]:
+            extent = str(source.extent(dim))
+            match_ = next(
+                (
+                    i
+                    for i in left
+                    if (n := self.graph.nodes[i]).op == "pages"
+                    and dim == "page"
+                    or n.op == "extent"
+                    and dim != "page"
+                    and n.attr["extent"] == extent
+                ),
+                None,
+            )
+            if match_ is None:
+                return None
+            left.remove(match_)
+        return left
+
+
+def _dims(dims: tuple[str, ...]) -> str:
+    return ", ".join(f'"{d}"' for d in dims)
+
+
+def _quoted(value: int | str) -> str:
+    text = str(value)
+    return text if text.isdigit() else f'"{text}"'
