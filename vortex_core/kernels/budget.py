@@ -160,7 +160,7 @@ def threshold_budget(
     keep_first: int = 0,
     keep_last: int = 1,
 ) -> Tensor:
-    """Pages of each row with a score of `threshold` (fp32 [rows], [batch] or [1]) or more, written to `budget`."""
+    """Pages of each row that score `threshold` (fp32 [rows], [batch] or [1]) or more, into `budget`."""
     block = _check(scores, n_tokens, heads, budget)
     stride_b, stride_h = row_strides(threshold, n_tokens.numel(), heads, "threshold")
     if scores.shape[0]:

@@ -10,34 +10,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vortex_core.kernels.split import (
-    find_row,
-    merge_pieces,
-    piece_slot,
-    row_tiles,
-    total_tiles,
-    worker_share,
-)
+from vortex_core.kernels.split import merge_pieces, piece_slot, plan_worker, row_tiles
 
 
 @triton.jit
 def load_rows(
-    base, page, slot, ok, stride_page, stride_token,
-    OFFSET: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    """Channels [OFFSET, OFFSET + BLOCK) of a tile: page [N] or scalar, slot [N], ok [N] -> [N, BLOCK].
+    page_base, slot, ok, stride_token, OFFSET: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr
+):
+    """Channels [OFFSET, OFFSET + BLOCK) of a tile [N, BLOCK].
 
+    page_base: pointer to the page(s), scalar or [N]; slot [N]: token within the page; ok [N].
     Rows that are not `ok` come back as zeros, not as what the pool holds: 0 * NaN would poison the sum.
     """
     channel = OFFSET + tl.arange(0, BLOCK)
-    rows = page * stride_page + slot * stride_token
+    rows = page_base + slot * stride_token
     mask = ok[:, None]
     if OFFSET + BLOCK > DIM:
         mask = mask & (channel < DIM)[None, :]
-    return tl.load(base + rows[:, None] + channel[None, :], mask=mask, other=0.0)
+    return tl.load(rows[:, None] + channel[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
+# Not specialised on: batch sizes and list strides vary between captured graphs, one binary serves them all.
+@triton.jit(
+    do_not_specialize=[
+        "rows", "workers", "stride_ids_b", "stride_ids_h", "stride_lens_b", "stride_lens_h",
+        "stride_page_lse",
+    ]
+)  # fmt: skip
 def paged_decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, page_lse_ptr, ids_ptr, lens_ptr,
     part_out_ptr, part_lse_ptr, finished_ptr,
@@ -48,7 +47,8 @@ def paged_decode_kernel(
     HEADS: tl.constexpr, KV_REPEAT: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr,
     PAGE: tl.constexpr, DK: tl.constexpr, DK0: tl.constexpr, DK1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
-    BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK_N: tl.constexpr, PLAN: tl.constexpr, ONE_BLOCK: tl.constexpr, SCALAR_PAGE: tl.constexpr,
+    MIN_TILES: tl.constexpr, OPERAND: tl.constexpr,
     VALUE_IN_KEY: tl.constexpr, FUSED_MERGE: tl.constexpr, HAS_LSE: tl.constexpr, HAS_PAGE_LSE: tl.constexpr,
 ):  # fmt: skip
     """Grid (workers,). `score_scale` = softmax scale * k_scale * log2(e); `OPERAND` is the type of the dots.
@@ -56,11 +56,19 @@ def paged_decode_kernel(
     HEADS lists a request, GROUP query heads a list, KV_REPEAT lists a kv head.
     """
     worker = tl.program_id(0)
-    total = total_tiles(lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
-    share = worker_share(total, workers, MIN_TILES)
-    tile = worker * share
-    tile_end = tl.minimum(tile + share, total)
-    row, begin = find_row(tile, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
+    tile, tile_end, row, begin, share = plan_worker(
+        worker,
+        workers,
+        lens_ptr,
+        stride_lens_b,
+        stride_lens_h,
+        rows,
+        HEADS,
+        BLOCK_N,
+        PLAN,
+        ONE_BLOCK,
+        MIN_TILES,
+    )
 
     group = tl.arange(0, GROUP_PAD)
     group_ok = group < GROUP
@@ -102,7 +110,7 @@ def paged_decode_kernel(
             acc1 = tl.zeros([GROUP_PAD, DV1], tl.float32)
 
         # The page ids of a tile are read one tile ahead: the pipeline of K and V never waits for them.
-        if PAGE >= BLOCK_N:
+        if SCALAR_PAGE:
             page = tl.load(ids_base + (first * BLOCK_N) // PAGE, mask=kv_len > 0, other=0)
         else:
             ahead = first * BLOCK_N + token
@@ -110,12 +118,12 @@ def paged_decode_kernel(
         for t in range(first, last):
             position = t * BLOCK_N + token
             ok = position < kv_len
-            slot = (position % PAGE).to(tl.int64)
-            page64 = page.to(tl.int64)
-            k0 = load_rows(k_base, page64, slot, ok, stride_k_page, stride_k_token, 0, DK0, DK)
+            slot = position % PAGE
+            k_page = k_base + page.to(tl.int64) * stride_k_page
+            k0 = load_rows(k_page, slot, ok, stride_k_token, 0, DK0, DK)
             scores = tl.dot(q0, tl.trans(k0.to(OPERAND)))
             if DK1 > 0:
-                k1 = load_rows(k_base, page64, slot, ok, stride_k_page, stride_k_token, DK0, DK1, DK)
+                k1 = load_rows(k_page, slot, ok, stride_k_token, DK0, DK1, DK)
                 scores = tl.dot(q1, tl.trans(k1.to(OPERAND)), scores)
             scores = tl.where(ok[None, :], scores * score_scale, float("-inf"))
 
@@ -128,10 +136,11 @@ def paged_decode_kernel(
             if VALUE_IN_KEY:
                 v0 = k0  # latent attention: the tile in shared memory serves both products
             else:
-                v0 = load_rows(v_base, page64, slot, ok, stride_v_page, stride_v_token, 0, DV0, DV)
+                v_page = v_base + page.to(tl.int64) * stride_v_page
+                v0 = load_rows(v_page, slot, ok, stride_v_token, 0, DV0, DV)
             acc0 = tl.dot(weights.to(OPERAND), v0.to(OPERAND), acc0 * decay[:, None])
             if DV1 > 0:
-                v1 = load_rows(v_base, page64, slot, ok, stride_v_page, stride_v_token, DV0, DV1, DV)
+                v1 = load_rows(v_page, slot, ok, stride_v_token, DV0, DV1, DV)
                 acc1 = tl.dot(weights.to(OPERAND), v1.to(OPERAND), acc1 * decay[:, None])
 
             if HAS_PAGE_LSE:
@@ -147,7 +156,7 @@ def paged_decode_kernel(
                     mask=group_ok[:, None] & (index * PAGE < kv_len)[None, :],
                 )
 
-            if PAGE >= BLOCK_N:
+            if SCALAR_PAGE:
                 page = tl.load(
                     ids_base + ((t + 1) * BLOCK_N) // PAGE, mask=(t + 1) * BLOCK_N < kv_len, other=0
                 )

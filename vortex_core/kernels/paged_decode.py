@@ -28,7 +28,7 @@ class DecodeConfig:
     block_n: tokens a tile (a power of two that divides or is divided by the page size).
     workers_per_sm: workers of the fixed grid for each multiprocessor.
     min_tiles: fewest tiles a worker takes. fused_merge: merge in the same launch (few pieces a row) or in a
-    second.
+    second. group_pad: rows of the products, 0 for the least that holds the group.
     """
 
     block_n: int
@@ -37,6 +37,7 @@ class DecodeConfig:
     workers_per_sm: int
     min_tiles: int = 1
     fused_merge: bool = True
+    group_pad: int = 0
 
 
 def decode_config(
@@ -173,7 +174,7 @@ def paged_decode(
         return out
     scale = dim**-0.5 if sm_scale is None else sm_scale
     # Sixteen rows are the least a matrix product takes; more heads fill 32, 64, ...
-    group_pad = max(16, next_power_of_2(group))
+    group_pad = config.group_pad or max(16, next_power_of_2(group))
     ids, lens = pages.page_ids, pages.kv_lens
     plan = plan_block(rows)
     paged_decode_kernel[(workers,)](
@@ -185,16 +186,20 @@ def paged_decode(
         scale * k_scale * LOG2_E, v_scale, rows, workers,
         HEADS=heads, KV_REPEAT=kv_repeat, GROUP=group, GROUP_PAD=group_pad,
         PAGE=page_size, DK=dim, DK0=dk0, DK1=dk1, DV=dim_v, DV0=dv0, DV1=dv1,
-        BLOCK_N=block_n, PLAN=plan, MIN_TILES=config.min_tiles, OPERAND=operand_dtype(k_cache.dtype),
+        BLOCK_N=block_n, PLAN=plan, ONE_BLOCK=rows <= plan,
+        # One page id a tile costs least, but its address arithmetic spills beside the latent's accumulator.
+        SCALAR_PAGE=page_size >= block_n and not value_in_key,
+        MIN_TILES=config.min_tiles, OPERAND=operand_dtype(k_cache.dtype),
         VALUE_IN_KEY=value_in_key, FUSED_MERGE=config.fused_merge, HAS_LSE=lse is not None,
         HAS_PAGE_LSE=page_mass is not None,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if not config.fused_merge:
-        merge_kernel[(rows, group)](
+        dim_block = min(128, next_power_of_2(dim_v))
+        merge_kernel[(rows, group, triton.cdiv(dim_v, dim_block))](
             out, lse, workspace.part_out, workspace.part_lse, lens,
             out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
-            HEADS=heads, GROUP=group, DIM=dim_v, DIM_PAD=next_power_of_2(dim_v), BLOCK_N=block_n, PLAN=plan,
+            HEADS=heads, GROUP=group, DIM=dim_v, DIM_BLOCK=dim_block, BLOCK_N=block_n, PLAN=plan,
             MIN_TILES=config.min_tiles, PIECES=4 if INTERPRETED else 16, HAS_LSE=lse is not None,
             num_warps=4,
         )  # fmt: skip

@@ -48,8 +48,11 @@ def narrow_in_registers(key, n_pages, k, enough, LAST_SHIFT: tl.constexpr):
         t1 = low + step
         t2 = t1 + step
         t3 = t2 + step
-        votes = (key >= t1).to(tl.int64) + ((key >= t2).to(tl.int64) << 21) + ((key >= t3).to(tl.int64) << 42)
-        packed = tl.sum(votes)
+        # Eight keys vote into ten-bit fields of one word before the wide sum.
+        votes = (key >= t1).to(tl.int32) + ((key >= t2).to(tl.int32) << 10) + ((key >= t3).to(tl.int32) << 20)
+        votes = tl.sum(tl.reshape(votes, [key.shape[0] // 8, 8]), 1)
+        wide = (votes & 0x3FF).to(tl.int64) + ((votes & 0xFFC00).to(tl.int64) << 11)
+        packed = tl.sum(wide + ((votes >> 20).to(tl.int64) << 42))
         c1 = (packed & 0x1FFFFF).to(tl.int32)
         c2 = ((packed >> 21) & 0x1FFFFF).to(tl.int32)
         c3 = (packed >> 42).to(tl.int32)
@@ -131,7 +134,12 @@ def emit_block(
     return above_base + (total_over & 0xFFFF), inside_base + (total_over >> 16), last_taken
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "stride_budget_b", "stride_budget_h", "stride_table_b", "stride_out", "capacity", "keep_first",
+        "keep_last", "seed",
+    ]
+)  # fmt: skip
 def select_kernel(
     scores_ptr, n_tokens_ptr, budget_ptr, table_ptr, out_ptr, lens_ptr,
     stride_scores, stride_budget_b, stride_budget_h, stride_table_b, stride_out,

@@ -21,13 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PLAN_BLOCK_SMALL = 128
-PLAN_BLOCK = 1024
+PLAN_BLOCKS = (32, 128, 1024)
 
 
 def plan_block(rows: int) -> int:
     """Rows a worker scans at a time while it plans: few sizes, so few compiled variants."""
-    return PLAN_BLOCK_SMALL if rows <= PLAN_BLOCK_SMALL else PLAN_BLOCK
+    return next((block for block in PLAN_BLOCKS if rows <= block), PLAN_BLOCKS[-1])
 
 
 @triton.jit
@@ -45,34 +44,36 @@ def _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS: tl.constexpr, BL
 
 
 @triton.jit
-def total_tiles(
-    lens_ptr, stride_b, stride_h, rows, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr
-):
-    """Sum of the tiles of all rows."""
-    total = 0
-    for base in range(0, rows, PLAN):
-        total += tl.sum(
-            _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
-        )
-    return total
+def plan_worker(
+    worker, workers, lens_ptr, stride_b, stride_h, rows,
+    HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr, ONE_BLOCK: tl.constexpr,
+    MIN_TILES: tl.constexpr,
+):  # fmt: skip
+    """A worker's first and end tile, the row that holds the first, that row's first tile, and the share.
 
-
-@triton.jit
-def find_row(
-    tile, lens_ptr, stride_b, stride_h, rows, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr
-):
-    """The row that holds tile number `tile`, and the number of that row's first tile."""
-    row = 0
-    begin = 0
-    passed = 0
-    for base in range(0, rows, PLAN):
-        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
-        ends = passed + tl.cumsum(tiles, 0)
-        before = (ends <= tile) & (tiles > 0)
-        row += tl.sum(before.to(tl.int32))
-        begin += tl.sum(tl.where(before, tiles, 0))
-        passed += tl.sum(tiles)
-    return row, begin
+    ONE_BLOCK says that all rows fit one scan of `PLAN`: then the lengths are read once.
+    """
+    index = tl.arange(0, PLAN)
+    tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS, BLOCK_N)
+    total = tl.sum(tiles)
+    if not ONE_BLOCK:
+        for base in range(PLAN, rows, PLAN):
+            total += tl.sum(_tiles_of(lens_ptr, stride_b, stride_h, rows, base + index, HEADS, BLOCK_N))
+    share = worker_share(total, workers, MIN_TILES)
+    tile = worker * share
+    # Rows that end at or before `tile`: their number and their tiles, in the halves of one 64-bit sum.
+    before = (tl.cumsum(tiles, 0) <= tile) & (tiles > 0)
+    packed = tl.sum(tl.where(before, tiles.to(tl.int64) + (1 << 32), 0))
+    if not ONE_BLOCK:
+        passed = tl.sum(tiles)
+        for base in range(PLAN, rows, PLAN):
+            tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, base + index, HEADS, BLOCK_N)
+            before = (passed + tl.cumsum(tiles, 0) <= tile) & (tiles > 0)
+            packed += tl.sum(tl.where(before, tiles.to(tl.int64) + (1 << 32), 0))
+            passed += tl.sum(tiles)
+    row = (packed >> 32).to(tl.int32)
+    begin = (packed & 0xFFFFFFFF).to(tl.int32)
+    return tile, tl.minimum(tile + share, total), row, begin, share
 
 
 @triton.jit
@@ -80,14 +81,12 @@ def rows_before(
     row, lens_ptr, stride_b, stride_h, rows, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr
 ):
     """Tiles of all rows before `row`, and of all rows."""
-    begin = 0
-    total = 0
+    packed = tl.zeros([], tl.int64)
     for base in range(0, rows, PLAN):
         index = base + tl.arange(0, PLAN)
-        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS, BLOCK_N)
-        begin += tl.sum(tl.where(index < row, tiles, 0))
-        total += tl.sum(tiles)
-    return begin, total
+        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS, BLOCK_N).to(tl.int64)
+        packed += tl.sum((tl.where(index < row, tiles, 0) << 32) + tiles)
+    return (packed >> 32).to(tl.int32), (packed & 0xFFFFFFFF).to(tl.int32)
 
 
 @triton.jit
@@ -110,18 +109,11 @@ def merge_pieces(
     GROUP: tl.constexpr, DIM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Merges a row's pieces in order. head [H], dim [D] -> out [H, D] fp32, lse [H] in base 2."""
-    top = tl.full(head.shape, float("-inf"), tl.float32)
-    for start in range(0, pieces, UNROLL):
-        # Unrolled so that the loads of several pieces are in flight together.
-        for j in tl.static_range(UNROLL):
-            slot = piece_slot(first_worker + start + j, first_worker, begin, share).to(tl.int64)
-            ok = head_ok & (start + j < pieces)
-            lse = tl.load(part_lse_ptr + slot * GROUP + head, mask=ok, other=float("-inf"))
-            top = tl.maximum(top, lse)
-    top = tl.where(head_ok, top, 0.0)
-    total = tl.zeros(head.shape, tl.float32)
+    top = tl.where(head_ok, float("-inf"), 0.0)
+    total = tl.where(head_ok, 0.0, 1.0)
     out = tl.zeros([head.shape[0], dim.shape[0]], tl.float32)
     for start in range(0, pieces, UNROLL):
+        # Unrolled so that the loads of several pieces are in flight together.
         for j in tl.static_range(UNROLL):
             slot = piece_slot(first_worker + start + j, first_worker, begin, share).to(tl.int64)
             ok = head_ok & (start + j < pieces)
@@ -131,22 +123,24 @@ def merge_pieces(
                 mask=ok[:, None] & dim_ok[None, :],
                 other=0.0,
             )
-            weight = tl.exp2(lse - top)
-            total += weight
-            out += weight[:, None] * part
-    total = tl.where(head_ok, total, 1.0)
+            new_top = tl.maximum(top, lse)
+            decay = tl.exp2(top - new_top)
+            weight = tl.exp2(lse - new_top)
+            out = out * decay[:, None] + weight[:, None] * part
+            total = total * decay + weight
+            top = new_top
     return out / total[:, None], top + tl.log2(total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "workers", "stride_lens_b", "stride_lens_h"])
 def merge_kernel(
     out_ptr, lse_ptr, part_out_ptr, part_lse_ptr, lens_ptr,
     stride_out_b, stride_out_h, stride_lens_b, stride_lens_h, rows, workers,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr, PIECES: tl.constexpr,
     HAS_LSE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row, query head): merges the row's pieces, `PIECES` at a time, if it was split at all."""
+    """Grid (row, query head, channel block): merges the row's pieces, `PIECES` at a time, if it was split."""
     row = tl.program_id(0)
     head = tl.program_id(1)
     begin, total = rows_before(row, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
@@ -157,10 +151,10 @@ def merge_kernel(
     first = begin // share
     pieces = (begin + tiles - 1) // share - first + 1
     if pieces > 1:
-        dim = tl.arange(0, DIM_PAD)
+        dim = tl.program_id(2) * DIM_BLOCK + tl.arange(0, DIM_BLOCK)
         top = float("-inf")
         weight_sum = 0.0
-        out = tl.zeros([DIM_PAD], tl.float32)
+        out = tl.zeros([DIM_BLOCK], tl.float32)
         for start in range(0, pieces, PIECES):
             piece = start + tl.arange(0, PIECES)
             slot = piece_slot(first + piece, first, begin, share).to(tl.int64) * GROUP + head

@@ -1,0 +1,119 @@
+"""Timing and tables for the kernel benchmarks: CUDA graphs, medians, and a measured bandwidth to compare with."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Launch = Callable[[], object]
+
+
+def graph_time(launches: Sequence[Launch], *, replays: int = 15, replay_ms: float = 3.0) -> float:
+    """Median microseconds of one launch, from replays of a CUDA graph that runs all `launches` in turn.
+
+    Give several launches over different pages when one launch's bytes fit in the L2, so that it is flushed by
+    the others. The graph repeats them until a replay lasts about `replay_ms`.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            for launch in launches:
+                launch()
+    torch.cuda.synchronize()
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for launch in launches:
+        launch()
+    stop.record()
+    torch.cuda.synchronize()
+    inner = max(1, min(50, int(replay_ms / max(start.elapsed_time(stop), 1e-3)) + 1))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(inner):
+            for launch in launches:
+                launch()
+    for _ in range(3):
+        graph.replay()
+    times = []
+    for _ in range(replays):
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop))
+    return statistics.median(times) * 1e3 / (inner * len(launches))
+
+
+def copy_bandwidth() -> float:
+    """Best bytes/s of a large device-to-device copy, read plus written."""
+    from triton.testing import do_bench
+
+    source = torch.randn(2 * 2**30 // 2, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() * source.element_size()
+    best = 0.0
+    # `copy_` and an elementwise kernel take different paths; the better one is the ceiling.
+    for move in (lambda: target.copy_(source), lambda: torch.neg(source, out=target)):
+        milliseconds = float(do_bench(move, warmup=50, rep=200, return_mode="median"))
+        best = max(best, moved / milliseconds * 1e3)
+    return best
+
+
+def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
+    """||out - reference|| / ||reference|| in float64; NaN stays NaN."""
+    difference = (out.double() - reference.double()).norm()
+    return float(difference / reference.double().norm().clamp_min(1e-300))
+
+
+@dataclass
+class Report:
+    """Rows of measurements with the machine they were taken on; written as JSON and as a Markdown table."""
+
+    gpu: str
+    versions: dict[str, str]
+    copy_bytes_per_s: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, section: str, **values: Any) -> None:
+        row = {"section": section, **values}
+        self.rows.append(row)
+        print("ROW", json.dumps(row), flush=True)
+
+    def floor_us(self, nbytes: float) -> float:
+        """Microseconds in which `nbytes` pass at the measured copy bandwidth."""
+        return nbytes / self.copy_bytes_per_s * 1e6
+
+    def write(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (folder / f"{name}.md").write_text(self.markdown())
+
+    def markdown(self) -> str:
+        versions = ", ".join(f"{k} {v}" for k, v in self.versions.items())
+        lines = [
+            "# Kernel benchmarks",
+            "",
+            f"{self.gpu}; {versions}; best copy {self.copy_bytes_per_s / 1e12:.3f} TB/s (read + written). Medians of CUDA"
+            " graph replays. The floor is the bytes that must be read over that bandwidth.",
+        ]
+        for section in dict.fromkeys(row["section"] for row in self.rows):
+            rows = [row for row in self.rows if row["section"] == section]
+            columns = [c for c in dict.fromkeys(k for row in rows for k in row) if c != "section"]
+            lines += ["", f"## {section}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+            lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+        return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+    return str(value)
