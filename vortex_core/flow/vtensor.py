@@ -210,15 +210,15 @@ class vTensor:  # noqa: N801  the language's name
         return emit("amin", self, dims=_dims(dims))
 
     def norm(self, *dims: str) -> vTensor:
-        """Euclidean norm over the named dimensions."""
+        """Euclidean norm over named dimensions."""
         return (self * self).sum(*dims).sqrt()
 
     def var(self, *dims: str) -> vTensor:
-        """Variance (biased) over the named dimensions."""
+        """Biased variance."""
         return ((self - self.mean(*dims)).square()).mean(*dims)
 
     def dot(self, other: vTensor, *dims: str) -> vTensor:
-        """Contraction: the sum of products over the named dimensions."""
+        """(x * y).sum(dims): a contraction."""
         return (self * other).sum(*dims)
 
     # ---- along a dimension ------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class vTensor:  # noqa: N801  the language's name
         return emit("softmax", self, dim=dim)
 
     def normalize(self, dim: str) -> vTensor:
-        """x / (euclidean norm along `dim` + 1e-6)."""
+        """x / (norm along `dim` + 1e-6)."""
         return self / (self.norm(dim) + 1e-6)
 
     def cumsum(self, dim: str) -> vTensor:

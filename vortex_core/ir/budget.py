@@ -33,7 +33,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_CALLS: dict[str, Callable[..., float]] = {
+CALLS: dict[str, Callable[..., float]] = {
     "min": min,
     "max": max,
     "sqrt": math.sqrt,
@@ -104,6 +104,6 @@ class Budget:
                 return float(_COMPARE[type(op)](self._evaluate(left, names), self._evaluate(right, names)))
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 return self._evaluate(body if self._evaluate(test, names) else orelse, names)
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _CALLS and args:
-                return float(_CALLS[name](*(self._evaluate(a, names) for a in args)))
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in CALLS and args:
+                return float(CALLS[name](*(self._evaluate(a, names) for a in args)))
         raise budget_error(self.text, f"{ast.unparse(node)!r} is not allowed; names are {', '.join(NAMES)}")

@@ -25,13 +25,13 @@ class Knobs:
 
     Attributes:
         page_size: tokens per page, the unit of selection; one of 8, 16, 32, 64, 128.
-        budget: tokens a row may attend per step, as an expression (see `Budget`).
+        budget: tokens a row may attend per step, a number or an expression.
         keep_first: pages at the start of the sequence that are always attended (attention sinks).
-        keep_last: newest pages that are always attended; at least 1, because the last page may be partial
-            and a partial page has no state to be scored by.
+        keep_last: newest pages that are always attended; at least 1: a partial page has no state
+            to be scored by.
         dense_layers: layers that attend to everything.
         reuse_steps: a selection is kept for this many decode steps (LServe); new pages join through `keep_last`.
-        reuse_layers: layers in groups of this size share the selection of the group's first layer (Kascade).
+        reuse_layers: layers in groups of this size share the first one's selection (Kascade).
         kv_dtype: storage of K and V; `auto` is the model's own dtype.
     """
 

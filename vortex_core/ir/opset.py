@@ -441,7 +441,7 @@ for _name, _dims, _domain, _stages, _formula, _doc in (
     ("position", "page=P", "page", INDEX, "position[page] = 0, 1, 2, ...", "Logical page number, from the start of the sequence."),
     ("pages", "", "query", INDEX, "P", "Number of complete pages of the sequence."),
     ("length", "", "query", INDEX, "L", "Tokens in the sequence, the current one included."),
-    ("mass", "page=P head=G", "page", INDEX, "mass[page, head]", "Attention probability each page received in the previous step (0 if it was not attended, or at the first step)."),
+    ("mass", "page=P head=G", "page", INDEX, "mass[page, head]", "Attention probability each page received in the previous step (0 if not attended)."),
 ):  # fmt: skip
     _op(_name, "source", 0, _source(_dims, _domain), None, _formula, _doc, stages=_stages, flops=0)
 _op("const", "source", 0, _const, None, "c", "A number.", attrs=("value",), flops=0)
@@ -675,7 +675,7 @@ _op(
     _split,
     None,
     "x[i * inner + j] -> x[i, j]",
-    "Splits a dimension into `parts` consecutive groups, numbered by a new dimension.",
+    "Consecutive groups of a dimension, numbered by a new one.",
     attrs=("dim", "into", "parts"),
     flops=0,
 )
@@ -686,7 +686,7 @@ _op(
     _rename,
     None,
     "x[old] -> x[new]",
-    "The same values under another dimension name (for outer products).",
+    "Another dimension name (for outer products).",
     attrs=("dim", "to"),
     flops=0,
 )
@@ -708,7 +708,8 @@ _op(
     _score,
     None,
     "the k pages with the highest score",
-    "The best pages within the budget (ties: the lower page). `recall` below 1 allows an approximate kernel; `share` gives all kv heads one selection by the max or mean of their scores.",
+    'The best pages within the budget. recall=0.95 allows an approximate kernel; share="max" or "mean" '
+    "over kv heads gives them one selection; fraction=0.5 of the budget, for unions.",
     attrs=("fraction", "share", "recall"),
     stages=INDEX,
     flops=10,

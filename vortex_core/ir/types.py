@@ -17,7 +17,7 @@ from vortex_core.ir import mistakes
 SYMBOLS: Mapping[str, str] = {
     "G": "query heads per kv head",
     "D": "channels of a key (MLA: latent + rotary)",
-    "N": "channels without rotation (MLA: the latent; empty for plain RoPE models)",
+    "N": "unrotated channels (MLA: the latent)",
     "R": "rotary channels",
     "S": "tokens per page",
     "P": "complete pages of the sequence",
