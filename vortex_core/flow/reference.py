@@ -1,0 +1,238 @@
+"""The language described from its own definitions: what agents read, and the generated pages under docs/.
+
+python -m vortex_core.flow.reference --write docs
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from vortex_core.flow import ops
+from vortex_core.flow.vtensor import vTensor
+from vortex_core.ir import mistakes
+from vortex_core.ir.budget import CALLS, NAMES
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.opset import OPS, OpSpec
+from vortex_core.ir.program import MAX_NODES, STATE_DTYPES
+from vortex_core.ir.types import SYMBOLS
+from vortex_core.ir.verify import MAX_STATES
+
+EXAMPLES = ("quest", "block_topk", "streaming")
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How authors write an operator.
+
+    Attributes:
+        text: as shown; also Python that traces, for `x` and `y` floats, `m` and `n` masks, `s` and `t` scores, `a` and
+            `b` selections (a test runs every one).
+        op: the IR operator it records, or the name of the vTensor method whose docstring describes it.
+    """
+
+    text: str
+    op: str
+
+
+# One line per IR operator, in the order of the opset. A test checks that none is missing and that each traces.
+SPELLINGS: tuple[Spelling, ...] = (
+    Spelling("q", "q"),
+    Spelling("page.k", "k"),
+    Spelling("page.v", "v"),
+    Spelling('cache["name"]', "load"),
+    Spelling("ops.position()", "position"),
+    Spelling("ops.pages()", "pages"),
+    Spelling("ops.length()", "length"),
+    Spelling("ops.mass()", "mass"),
+    Spelling("2.5", "const"),
+    Spelling('ops.size("D")', "extent"),
+    Spelling('ops.arange(dim="D")', "iota"),
+    Spelling("-x", "neg"),
+    Spelling("x.exp()", "exp"),
+    Spelling("x.log()", "log"),
+    Spelling("x.sqrt()", "sqrt"),
+    Spelling("x.abs()", "abs"),
+    Spelling("x.sigmoid()", "sigmoid"),
+    Spelling("x.tanh()", "tanh"),
+    Spelling("x.sign()", "sign"),
+    Spelling("x.floor()", "floor"),
+    Spelling('x.to("bf16")', "cast"),
+    Spelling("x + y", "add"),
+    Spelling("x - y", "sub"),
+    Spelling("x * y", "mul"),
+    Spelling("x / y", "div"),
+    Spelling("ops.maximum(x, y)", "maximum"),
+    Spelling("ops.minimum(x, y)", "minimum"),
+    Spelling("x < y", "lt"),
+    Spelling("x <= y", "le"),
+    Spelling("x == y", "eq"),
+    Spelling("~m", "not"),
+    Spelling("m & n", "and"),
+    Spelling("m | n", "or"),
+    Spelling("ops.where(m, x, y)", "where"),
+    Spelling('x.sum("dim")', "sum"),
+    Spelling('x.mean("dim")', "mean"),
+    Spelling('x.max("head", "dim")', "amax"),
+    Spelling('x.min("dim")', "amin"),
+    Spelling('x.softmax("dim")', "softmax"),
+    Spelling('x.cumsum("page")', "cumsum"),
+    Spelling('x.conv([0.25, 0.5, 0.25], "page")', "conv"),
+    Spelling('x.maxpool(3, "page")', "maxpool"),
+    Spelling('x.largest(8, "dim")', "largest"),
+    Spelling('x.slice("dim", 0, "D/2")', "slice"),
+    Spelling('x.channels("rope")', "channels"),
+    Spelling('x.split("dim", part=4)', "split"),
+    Spelling('x.rename(dim="other")', "rename"),
+    Spelling("ops.topk(s)", "topk"),
+    Spelling("ops.topp(s, 0.9)", "topp"),
+    Spelling("ops.threshold(s, 0.0)", "threshold"),
+    Spelling("a | b", "union"),
+    Spelling("ops.everything()", "everything"),
+)
+# Written in terms of the operators above.
+SHORTHANDS: tuple[Spelling, ...] = (
+    Spelling('x.dot(y, "dim")', "dot"),
+    Spelling('x.norm("dim")', "norm"),
+    Spelling('x.var("dim")', "var"),
+    Spelling('x.normalize("page")', "normalize"),
+    Spelling("x.square()", "square"),
+    Spelling("x.relu()", "relu"),
+    Spelling("x.silu()", "silu"),
+    Spelling("x.clamp(0.0, 1.0)", "clamp"),
+)
+
+
+_NOT_AUTHORS = ("VF000", "VF006", "VF007", "VF009", "VF090")  # nothing in the source to learn from
+_EXPLAINED = ("log", "sign", "cast", "where")  # pointwise operators whose name does not say everything
+
+
+def compact(examples: Iterable[str] = EXAMPLES) -> str:
+    """The language on two pages, for agents: contract, operators, states, knobs, error codes, example flows.
+
+    Args:
+        examples: names of library flows appended as examples.
+    """
+    from vortex_core import library
+
+    parts = [_CONTRACT, _symbols(), _states(), _operators(), _RULES, _knobs(), _errors()]
+    shown = [f"```python\n{library.source(name).strip()}\n```" for name in examples]
+    return "\n".join([*parts, "## Examples", *shown])
+
+
+_CONTRACT = """\
+A flow is one Python file with one class; the three methods run once, on symbolic tensors (vTensors) of *named*
+dimensions, for one sequence and one kv head. There is no batch dimension and no positional axis.
+
+from vortex_core import Knobs, ops, register, vFlow       # also allowed: import math
+@register("name")
+class Name(vFlow):
+    \"\"\"What it does, the formula, the paper.\"\"\"
+    knobs = Knobs(budget="512")                           # optional
+    def create_cache(self, page):                         # optional: declare page states
+        return {"c": page.state(dim=page.head_dim, dtype="bf16")}
+    def forward_cache(self, page):                        # once per completed page; must return every state
+        return {"c": page.k.mean("token")}
+    def forward_indexer(self, q, cache):                  # every decode step; returns the selection
+        return ops.topk((q * cache["c"]).sum("dim").max("head"))
+"""
+
+_RULES = f"""\
+## Rules
+- Tensors broadcast by dimension name; a name has one extent in an expression. `x.max("head")`, never `x.max(1)`.
+- A score has dims (page), or (page, head) to let each query head select for itself. Reduce everything else.
+- topk keeps only the order of scores: exp, sigmoid, scaling or shifting the whole score changes nothing.
+- Plain Python (loops over ranges, helper methods) runs while tracing; control flow cannot depend on tensors.
+- page.k, page.v: forward_cache only. q, cache, ops.position/pages/length/mass: forward_indexer only.
+- A carried state, page.state(carried=True, init=0.0), is read as cache["r"] and assigned once a step:
+  cache["r"] = ... It, and ops.mass(), make the flow request-local: prefix pages are not shared.
+- Only complete pages have states and are scored. The partial last page is always attended, as are the
+  keep_first and keep_last pages; they count inside the budget and are never candidates.
+- Equal scores go to the lower page; NaN ranks last.
+- MLA: page.k is the latent, q the absorbed query; .channels("nope"), .channels("rope") pick channels.
+- Forbidden: try, with, del, global, async, yield, match, :=, dunder names, files, other imports.
+- At most {MAX_NODES} operations per method and {MAX_STATES} states."""
+
+
+def _symbols() -> str:
+    names = "; ".join(f"{s} = {what}" for s, what in SYMBOLS.items() if s != "P")
+    return (
+        f"Extents are numbers or text over symbols: {names}.\n"
+        'E.g. dim="D/2", row=4; page.head_dim is "D", page.size is "S"; x.size("dim") works in arithmetic.\n'
+    )
+
+
+def _states() -> str:
+    return (
+        f"## States\npage.state(**dims, dtype=...): {', '.join(STATE_DTYPES)}; default bf16. Without dims: one number per\n"
+        "page. At most 3 dims, none named page, token or head. int8 and int4 keep one scale per row of the last dim;\n"
+        'bits keeps signs and reads back -1 or 1. Sub-page rows: page.k.split("token", row=4).mean("token") is (row, dim).\n'
+    )
+
+
+def _operators() -> str:
+    brief: dict[str, list[str]] = {g: [] for g in ("unary", "binary", "compare", "logic", "reduce")}
+    lines = ["## Operators"]
+    for spelling in SPELLINGS:
+        spec = OPS[spelling.op]
+        if spec.group in brief and spelling.op not in _EXPLAINED:
+            brief[spec.group].append(spelling.text)
+        elif spec.group == "source" and not spec.attrs:
+            lines.append(f"{spelling.text} {signature(spec)}: {_first(spec.doc)}")
+        elif spelling.op != "const":
+            lines.append(f"{spelling.text}: {_first(spec.doc)}")
+    lines.insert(1, "Over named dims: " + ", ".join(brief.pop("reduce")))
+    lines.insert(1, "Pointwise: " + "; ".join(", ".join(found) for found in brief.values()))
+    short = (f"{s.text} = {_first(getattr(vTensor, s.op).__doc__)}" for s in SHORTHANDS)
+    lines.append("Shorthands: " + "; ".join(short))
+    lines.append(f"Also x ** 2, x > y, x >= y, x != y; as functions ops.{', ops.'.join(_function_forms())}.")
+    return "\n".join(lines) + "\n"
+
+
+def _function_forms() -> list[str]:
+    methods = {name for name, _ in inspect.getmembers(vTensor, inspect.isfunction)}
+    own = {n for n, f in inspect.getmembers(ops, inspect.isfunction) if f.__module__ == ops.__name__}
+    return sorted(n for n in methods & own if not n.startswith("_") and n != "size")
+
+
+def signature(spec: OpSpec) -> str:
+    """Dims of a source without attributes, e.g. `(head=G, dim=D)`."""
+    return str(spec.infer(spec, [], {}))
+
+
+def _knobs() -> str:
+    found = attributes(Knobs)
+    lines = [f"- {f.name} = {f.default!r}: {found[f.name]}" for f in fields(Knobs)]
+    words = (
+        f"A budget is an expression over {', '.join(NAMES)} with + - * / // %, comparisons, a if c else b, "
+    )
+    return "\n## Knobs\n" + "\n".join(lines) + f"\n{words}{', '.join(CALLS)}.\n"
+
+
+def attributes(cls: type) -> dict[str, str]:
+    """The `Attributes:` section of a class's docstring, by name."""
+    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    for item in re.split(r"\n(?=\S)", textwrap.dedent(section)):
+        name, _, text = item.partition(":")
+        found[name.strip()] = " ".join(text.split())
+    return found
+
+
+def _errors() -> str:
+    shown = "; ".join(
+        f"{m.code} {m.title}" for m in mistakes.CATALOGUE.values() if m.code not in _NOT_AUTHORS
+    )
+    return f"## Error codes\nEach names your line, what was found, the rule and a remedy. {shown}.\n"
+
+
+def _first(doc: str | None) -> str:
+    return " ".join((doc or "").split()).rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(compact())
