@@ -209,6 +209,7 @@ class GpuSpec(_Spec):
     )
     bf16_flops: PositiveFloat = Field(description="dense tensor-core FLOP/s")
     fp8_flops: PositiveFloat = Field(description="dense tensor-core FLOP/s")
+    fp32_flops: PositiveFloat = Field(description="FLOP/s of the vector units, outside tensor cores")
     launch_overhead_assumed: PositiveFloat = Field(
         description="seconds a kernel costs inside a CUDA graph; an assumption, not a measurement"
     )

@@ -70,18 +70,6 @@ def storage(dtype: str, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[int,
     return torch.uint8, (*shape[:-1], -(-last // per_byte))
 
 
-def bytes_per_page(decl: StateDecl, shape: tuple[int, ...]) -> int:
-    """Bytes of one page's value, scales included."""
-    kind, width = storage(decl.dtype, shape)
-    count = 1
-    for n in width:
-        count *= n
-    rows = 1
-    for n in shape[:-1]:
-        rows *= n
-    return count * kind.itemsize + (rows * SCALE_DTYPE.itemsize if decl.dtype in ("int8", "int4") else 0)
-
-
 def encode(value: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Storage form of `value`; finite values beyond a dtype's range saturate."""
     if dtype in ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2"):
