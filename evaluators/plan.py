@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from evaluators.errors import bad_plan, unknown_plan
 
@@ -107,7 +115,7 @@ class ModelledPlan(_Strict):
 class ParityPlan(_Strict):
     """Random ragged batches on which a backend must select what the oracle selects."""
 
-    lengths: tuple[PositiveInt, ...] = Field(min_length=1, description="tokens of each sequence")
+    pages: tuple[PositiveFloat, ...] = Field(min_length=1, description="length of each sequence, in pages")
     seeds: tuple[int, ...] = Field(min_length=1)
     tie_tolerance: float = Field(
         gt=0, description="scores closer than this share of a row's score range count as tied"

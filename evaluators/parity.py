@@ -1,0 +1,261 @@
+"""Parity: a backend must select the pages that the oracle selects, on random ragged batches.
+
+States are compared first, each within the rounding of its storage dtype; then both backends select from the
+same states, so that a value that rounds to the other side of a quantum is not taken for a wrong selection.
+Selected sets must be equal up to ties: a page may be exchanged for one whose oracle score is as good.
+Rows may attend half of their pages whatever the budget says, so that every cut is exercised.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from vortex_core.compiler import backends
+from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList
+from vortex_core.compiler.oracle import OracleFlow
+from vortex_core.compiler.states import TorchStates
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+
+STEPS = 2  # decode steps per seed: carried states are read back at the second
+
+# Largest difference of two correctly rounded results, as a share of the row's largest magnitude. `bits` keeps
+# signs, of which those of values near zero may flip; see `_states_differ`.
+_ROUNDING = {
+    "fp32": 1e-4,
+    "bf16": 2e-2,
+    "fp16": 2e-3,
+    "fp8_e4m3": 0.15,
+    "fp8_e5m2": 0.3,
+    "int8": 0.02,
+    "int4": 0.35,
+}
+_FLIPPED_BITS = 0.02
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison found.
+
+    Attributes:
+        rows: selections compared (sequence x head x step x seed).
+        differing: rows whose sets differ beyond ties.
+        tied: rows whose sets differ by ties only.
+        states: names of states that differ beyond rounding.
+        example: the first difference, in words.
+        nonfinite: scores of the oracle that were NaN or infinite.
+    """
+
+    rows: int
+    differing: int
+    tied: int
+    states: tuple[str, ...]
+    example: str
+    nonfinite: int
+
+    @property
+    def holds(self) -> bool:
+        """No difference beyond rounding and ties."""
+        return self.differing == 0 and not self.states
+
+
+def compare(
+    program: Program,
+    knobs: Knobs,
+    geometry: Geometry,
+    *,
+    backend: str,
+    pages: tuple[float, ...],
+    seeds: tuple[int, ...],
+    tie_tolerance: float,
+) -> Parity:
+    """Compare a backend with the oracle on one layer of a model's geometry.
+
+    Args:
+        pages: length of each sequence at the first step, in pages; rounded up to tokens.
+        tie_tolerance: scores closer than this share of a row's score range count as tied.
+
+    Raises:
+        VortexError: where the program does not fit the geometry.
+    """
+    ours = backends.get(backend).compile(program, knobs, geometry)
+    oracle = backends.get("oracle").compile(program, knobs, geometry)
+    assert isinstance(oracle, OracleFlow)
+    lengths = tuple(max(1, math.ceil(n * knobs.page_size)) for n in pages)
+    rows = differing = tied = nonfinite = 0
+    wrong_states: set[str] = set()
+    example = ""
+    for seed in seeds:
+        batch = _RaggedBatch(knobs, geometry, lengths, seed)
+        mine, theirs = (f.new_states(batch.pages, torch.device("cpu")) for f in (ours, oracle))
+        assert isinstance(mine, TorchStates) and isinstance(theirs, TorchStates)
+        for step in range(STEPS):
+            complete = batch.completed(step)
+            ours.update(mine, batch.kv, complete, 0)
+            oracle.update(theirs, batch.kv, complete, 0)
+            wrong_states |= _states_differ(mine, theirs)
+            _copy_states(theirs, mine)
+            view, q = batch.view(step), batch.query(step)
+            scores = [oracle.scores(q, theirs, view, b) for b in range(len(lengths))]
+            nonfinite += sum(int((~torch.isfinite(s)).sum()) for found in scores for s in found.values())
+            chosen, expected = ours.select(q, mine, view, 0), oracle.select(q, theirs, view, 0)
+            for b in range(len(lengths)):
+                for row in range(expected.heads):
+                    rows += 1
+                    a, e = _logical(chosen, view, b, row), _logical(expected, view, b, row)
+                    if a == e:
+                        continue
+                    if _is_tie(program, scores[b], a, e, row, tie_tolerance):
+                        tied += 1
+                    else:
+                        differing += 1
+                        where = f"length {int(view.lengths[b])}, row {row}"
+                        example = example or f"{where}: {sorted(a - e)} instead of {sorted(e - a)}"
+            if program.needs_mass:
+                mass = batch.mass(expected, step)
+                ours.observe(mine, expected, mass, 0)
+                oracle.observe(theirs, expected, mass, 0)
+    return Parity(rows, differing, tied, tuple(sorted(wrong_states)), example, nonfinite)
+
+
+class _RaggedBatch:
+    """Random keys, values and queries; physical pages in random order; one token more at every step."""
+
+    def __init__(self, knobs: Knobs, geometry: Geometry, lengths: tuple[int, ...], seed: int) -> None:
+        self.knobs, self.geometry, self.lengths = knobs, geometry, lengths
+        self.random = torch.Generator().manual_seed(seed)
+        size = knobs.page_size
+        per = [-(-(n + STEPS) // size) for n in lengths]
+        self.pages = sum(per) + 3  # a few that belong to nobody
+        order = torch.randperm(self.pages, generator=self.random)[: sum(per)].split(per)
+        width = max(per)
+        self.table = torch.stack([torch.nn.functional.pad(pages, (0, width - len(pages))) for pages in order])
+        g = geometry
+        k = self._normal(g.kv_heads, self.pages, size, g.head_dim)
+        # Keys of real models have a few large channels; they also spread the scores.
+        k[..., :: max(1, g.head_dim // 4)] *= 4.0
+        v = k[..., : g.value_dim] if g.is_mla else self._normal(g.kv_heads, self.pages, size, g.value_dim)
+        self.kv = LayerKV(k, v)
+        self.queries = [self._normal(len(lengths), g.kv_heads * g.group, g.head_dim) for _ in range(STEPS)]
+
+    def _normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.random)
+
+    def completed(self, step: int) -> torch.Tensor:
+        """Physical pages that are complete at a step and were not before."""
+        size = self.knobs.page_size
+        pages = []
+        for b, n in enumerate(self.lengths):
+            before = (n + step - 1) // size if step else 0
+            pages += [int(self.table[b, p]) for p in range(before, (n + step) // size)]
+        return torch.tensor(pages, dtype=torch.int64)
+
+    def view(self, step: int) -> BatchView:
+        """The batch at a step."""
+        lengths = [n + step for n in self.lengths]
+        longest = max(lengths)
+        budgets = torch.tensor([-(-n // self.knobs.page_size) // 2 for n in lengths]).clamp_min(1)
+        width = -(-longest // self.knobs.page_size)
+        return BatchView(self.table[:, :width], torch.tensor(lengths), budgets, longest)
+
+    def query(self, step: int) -> torch.Tensor:
+        """`[batch, q_head, dim]`."""
+        return self.queries[step]
+
+    def mass(self, selected: PageList, step: int) -> torch.Tensor:
+        """Random attention mass on the selected pages, `[batch, q_head, max_selected]`."""
+        batch, heads, width = selected.page_ids.shape
+        q_heads = self.geometry.kv_heads * self.geometry.group
+        real = torch.arange(width) < selected.counts[..., None]
+        random = torch.rand(batch, q_heads, width, generator=self.random)
+        random = random * real.repeat_interleave(q_heads // heads, 1)
+        return random / random.sum(-1, keepdim=True).clamp_min(1e-9)
+
+
+def _logical(pages: PageList, view: BatchView, b: int, row: int) -> set[int]:
+    where = {int(p): i for i, p in reversed(list(enumerate(view.block_table[b].tolist())))}
+    return {where[p] for p in pages.page_ids[b, row, : int(pages.counts[b, row])].tolist()}
+
+
+def _states_differ(mine: TorchStates, theirs: TorchStates) -> set[str]:
+    wrong = set()
+    for name, field in theirs.fields.items():
+        every = torch.arange(theirs.pages)
+        a = mine.fields[name].read(slice(None), every, torch.float64)
+        e = field.read(slice(None), every, torch.float64)
+        if field.decl.dtype == "bits":
+            differ = float((a != e).double().mean()) > _FLIPPED_BITS
+        else:
+            scale = e.abs().flatten(2).amax(-1, keepdim=True) if e.dim() > 2 else e.abs()
+            gap = (a - e).abs().flatten(2) if e.dim() > 2 else (a - e).abs()
+            same = (gap <= _ROUNDING[field.decl.dtype] * scale + 1e-6) | (a == e).view_as(gap)
+            both_nan = (torch.isnan(a) & torch.isnan(e)).view_as(gap)
+            differ = not bool((same | both_nan).all())
+        if differ:
+            wrong.add(name)
+    return wrong
+
+
+def _copy_states(source: TorchStates, target: TorchStates) -> None:
+    for name, field in source.fields.items():
+        target.fields[name].data.copy_(field.data)
+        if field.scale is not None:
+            scale = target.fields[name].scale
+            assert scale is not None
+            scale.copy_(field.scale)
+    if source.mass is not None:
+        assert target.mass is not None
+        target.mass.copy_(source.mass)
+
+
+def _is_tie(
+    program: Program,
+    scores: dict[int, torch.Tensor],
+    ours: set[int],
+    oracle: set[int],
+    row: int,
+    tolerance: float,
+) -> bool:
+    """Whether every exchanged page has, in some score, a neighbour across the oracle's cut that is as good.
+
+    A top-p cut follows a cumulative sum, which may round either way for the page it passes through: there one
+    page more or less is a tie as well.
+    """
+    selecting = [
+        n for n in program.index.nodes if n.type.kind == "selection" and n.inputs and n.op != "union"
+    ]
+    if any(n.op == "topp" for n in selecting) and len(ours ^ oracle) == 1:
+        return True
+    columns = [
+        (_row_scores(scores[n.inputs[0]], n.attr.get("share"), row), n.attr.get("at")) for n in selecting
+    ]
+
+    def excused(page: int) -> bool:
+        for values, at in columns:
+            if page >= len(values):
+                continue
+            finite = values[torch.isfinite(values)]
+            if not len(finite):
+                return True
+            slack = tolerance * float(finite.max() - finite.min()) + 1e-12
+            if at is not None and abs(float(values[page]) - at) <= slack:
+                return True
+            others = [p for p in range(len(values)) if (p in oracle) != (page in oracle)]
+            gaps = (values[others] - values[page]).abs()
+            if bool((gaps <= slack).any()) or not bool(torch.isfinite(values[page])):
+                return True
+        return False
+
+    return all(excused(page) for page in ours ^ oracle)
+
+
+def _row_scores(scores: torch.Tensor, share: str | None, row: int) -> torch.Tensor:
+    """Scores of one selecting row, `[page]`; `scores`: `[kv_head, page(, head)]`."""
+    if scores.dim() == 3:
+        scores = scores.transpose(1, 2).flatten(0, 1)
+    if share is not None:
+        scores = (scores.amax(0) if share == "max" else scores.mean(0))[None]
+    return scores[row if share is None else 0]

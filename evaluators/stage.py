@@ -1,0 +1,135 @@
+"""What a stage is, what it gets, and how its failures are typed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from evaluators.errors import needs_engine, too_slow, wrong_identity
+from evaluators.plan import EvaluationPlan
+from evaluators.results import Candidate, Failure, FailureKind, StageResult
+from vortex_core.errors import VortexError
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+
+if TYPE_CHECKING:
+    from evaluators.bench import Bench
+    from vortex_core.specs import ModelSpec
+
+Needs = Literal["cpu", "engine"]
+
+# A candidate answers for its program (VF) and for what a stage measured (VV1xx); VE004 is its kv_dtype knob.
+# Backend crashes and a worker that ran something else are ours.
+_CANDIDATE_PREFIXES = ("VF", "VV1", "VV010", "VE004")
+_INFRASTRUCTURE = ("VV102", "VV110")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A candidate rebuilt from its JSON."""
+
+    candidate: Candidate
+    program: Program
+    knobs: Knobs
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> Subject:
+        """Verify and rebuild.
+
+        Raises:
+            VortexError: what the verifier finds, or `VV100` if the hash is not the program's.
+        """
+        program = Program.from_json(candidate.program)
+        if program.ir_hash != candidate.ir_hash:
+            raise wrong_identity(candidate.ir_hash, program.ir_hash)
+        return cls(candidate, program, Knobs.from_json(candidate.knobs))
+
+
+@dataclass
+class Deadline:
+    """A stage's time limit, checked between pieces of work: it ends slow candidates, not hung ones.
+
+    Whoever runs the worker's process must also be able to kill it.
+    """
+
+    stage: str
+    seconds: float | None
+    started: float = field(default_factory=time.perf_counter)
+
+    def check(self, done: str) -> None:
+        """Raise `VV010` if the time is up; `done` says how far it came."""
+        passed = time.perf_counter() - self.started
+        if self.seconds is not None and passed > self.seconds:
+            raise too_slow(self.stage, passed, done)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stages run against.
+
+    Attributes:
+        plan: settings and gates.
+        model: the model evaluated.
+        bench: its engine with prefilled prompts; None where there is no engine.
+    """
+
+    plan: EvaluationPlan
+    model: ModelSpec
+    bench: Bench | None = None
+
+    def engine_bench(self, stage: str) -> Bench:
+        """The bench, for stages that need it.
+
+        Raises:
+            VortexError: `VV006` if there is none.
+        """
+        if self.bench is None:
+            raise needs_engine(stage)
+        return self.bench
+
+
+class Stage(Protocol):
+    """One step of an evaluation.
+
+    Attributes:
+        name: as in plans, events and the command line.
+        needs: `cpu` stages run anywhere; `engine` stages need a resident model.
+    """
+
+    name: str
+    needs: Needs
+
+    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+        """Measure. A gate that fails returns `passed=False` with a candidate failure.
+
+        Raises:
+            VortexError: what went wrong; `run_stage` types it.
+        """
+        ...
+
+
+def failed(
+    stage: str, error: VortexError, result: StageResult | None = None, kind: FailureKind = "candidate"
+) -> StageResult:
+    """A result that stops the candidate, with what was measured before."""
+    base = result or StageResult(stage, passed=False)
+    return replace(base, passed=False, failure=Failure(kind, error.to_json()))
+
+
+def kind_of(error: VortexError) -> FailureKind:
+    """Whose fault an error is."""
+    code = error.code
+    if code.startswith(_CANDIDATE_PREFIXES) and code not in _INFRASTRUCTURE:
+        return "candidate"
+    return "infrastructure"
+
+
+def run_stage(stage: Stage, candidate: Candidate, context: Context, seed: int) -> StageResult:
+    """Run one stage; typed errors become typed failures. Others (bugs, out of memory) propagate."""
+    deadline = Deadline(stage.name, context.plan.deadlines.get(stage.name))
+    try:
+        result = stage.run(Subject.of(candidate), context, seed, deadline)
+    except VortexError as error:
+        result = failed(stage.name, error, kind=kind_of(error))
+    return replace(result, seconds=time.perf_counter() - deadline.started)

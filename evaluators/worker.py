@@ -1,0 +1,145 @@
+"""The evaluation worker: a resident engine that runs stages. One per process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from evaluators.bench import Bench, capacity
+from evaluators.items import check_context
+from evaluators.plan import EvaluationPlan
+from evaluators.reference import DenseReference
+from evaluators.results import Candidate, StageResult
+from evaluators.stage import Context, run_stage
+from evaluators.stages import SEARCH, get_stage
+from vortex_core.engine import Engine
+from vortex_core.specs import ModelSpec
+
+_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class EvaluationWorker:
+    """Loads a model once and answers for candidate after candidate.
+
+    Args:
+        model: name, directory or hub id.
+        plan: what to measure.
+        seed: of the items candidates are searched on; the plan's by default.
+        device: of the engine.
+        threads: CPU threads; the plan's by default.
+        references: dense results measured earlier with this plan and model (`reference().to_json()`).
+
+    Raises:
+        VortexError: weights that cannot be had, a plan the model cannot run, results of another plan.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        plan: EvaluationPlan,
+        *,
+        seed: int | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        references: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        engine = Engine.from_model(
+            model,
+            max_tokens=capacity(plan),
+            device=device,
+            dtype=_DTYPES[plan.engine.dtype],
+            threads=threads or plan.engine.threads,
+        )
+        check_context(plan, engine.spec)
+        self._set_up(engine, plan, seed, references)
+
+    @classmethod
+    def of_engine(
+        cls,
+        engine: Engine,
+        plan: EvaluationPlan,
+        *,
+        seed: int | None = None,
+        references: Iterable[dict[str, Any]] = (),
+    ) -> EvaluationWorker:
+        """A worker over an engine that exists already, with room for `bench.capacity(plan)` tokens."""
+        worker = cls.__new__(cls)
+        worker._set_up(engine, plan, seed, references)
+        return worker
+
+    def _set_up(
+        self, engine: Engine, plan: EvaluationPlan, seed: int | None, references: Iterable[dict[str, Any]]
+    ) -> None:
+        self.plan = plan
+        self.bench = Bench(engine, plan, plan.seed if seed is None else seed)
+        self.context = Context(plan, engine.spec, self.bench)
+        for data in references:
+            self.bench.adopt(DenseReference.from_json(data))
+
+    @property
+    def model(self) -> ModelSpec:
+        """Dimensions of the model."""
+        return self.bench.engine.spec
+
+    def prepare(self, seed: int | None = None) -> float:
+        """Prefill a seed's prompts (the search's by default), answer them densely, record attention.
+
+        Returns:
+            Seconds spent prefilling.
+        """
+        seed = self.bench.seed if seed is None else seed
+        self.bench.reference(seed)
+        prompts = self.bench.prompts(seed)
+        if seed == self.bench.seed:
+            _ = self.bench.recording
+        return prompts.prefill_seconds
+
+    def reference(self, seed: int | None = None) -> dict[str, Any]:
+        """Dense results of a seed as JSON, measured if they are not known yet."""
+        return self.bench.reference(self.bench.seed if seed is None else seed).to_json()
+
+    def run(self, stage: str, candidate: Candidate, seed: int | None = None) -> StageResult:
+        """Run one stage.
+
+        Raises:
+            VortexError: `VV004` for an unknown stage. What goes wrong inside comes back as a typed failure.
+        """
+        chosen = get_stage(stage)
+        seed = self.bench.seed if seed is None else seed
+        if chosen.needs == "engine":
+            self.prepare(seed)  # one-time work, not the candidate's time
+        return run_stage(chosen, candidate, self.context, seed)
+
+
+def run_cpu_stage(stage: str, candidate: Candidate, plan: EvaluationPlan, model: ModelSpec) -> StageResult:
+    """Run a stage that needs no engine, anywhere."""
+    return run_stage(get_stage(stage), candidate, Context(plan, model), plan.seed)
+
+
+def evaluate(
+    candidate: Candidate,
+    worker: EvaluationWorker,
+    plan: EvaluationPlan,
+    *,
+    stages: Sequence[str] = SEARCH,
+    seed: int | None = None,
+    on_stage: Callable[[StageResult], None] | None = None,
+) -> list[StageResult]:
+    """Take a candidate through stages in order; the first that does not pass is the last.
+
+    Args:
+        plan: must be the worker's.
+        on_stage: called with every result as it comes.
+    """
+    assert plan.digest == worker.plan.digest, "the worker was built for another plan"
+    results: list[StageResult] = []
+    for name in stages:
+        result = worker.run(name, candidate, seed)
+        results.append(result)
+        if on_stage is not None:
+            on_stage(result)
+        if not result.passed:
+            break
+    return results
