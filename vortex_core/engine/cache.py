@@ -94,7 +94,7 @@ class KVCache:
         """Blocks for a new prompt, and how many leading tokens they hold. Follow with `seal` or `close`.
 
         Raises:
-            VortexError: `VE001` where the pool has no room; then nothing was taken.
+            VortexError: `VE010` where the pool has no room; then nothing was taken.
         """
         prompt = Prompt(ids)
         shared = self.blocks.find(digests_of(ids[: prompt.cached]))
@@ -119,7 +119,7 @@ class KVCache:
         self.blocks.release(prompt.blocks)
 
     def check_pinned(self, prompts: Sequence[Prompt]) -> None:
-        """Raises `VE006` for a prompt that was released."""
+        """Raises `VE015` for a prompt that was released."""
         for prompt in prompts:
             if self.prompts.get(prompt.token_ids) is not prompt:
                 raise released_prompt(prompt.length)
@@ -144,7 +144,7 @@ class KVCache:
             private: copy everything, because page states depend on the request.
 
         Raises:
-            VortexError: `VE001`; then nothing was taken.
+            VortexError: `VE010`; then nothing was taken.
         """
         needed = 0
         lent: set[int] = set()

@@ -110,7 +110,7 @@ class Engine:
             threads: CPU threads of this process; by default torch's choice.
 
         Raises:
-            VortexError: `VM...` where the weights cannot be had, `VE003` where the engine cannot serve them.
+            VortexError: `VM...` where the weights cannot be had, `VE012` where the engine cannot serve them.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -132,7 +132,7 @@ class Engine:
         """Swap the flow that decodes use; None is dense. Prefilled prompts stay.
 
         Raises:
-            VortexError: `VE004` for a KV dtype the pool does not hold; whatever the backend cannot compile.
+            VortexError: `VE013` for a KV dtype the pool does not hold; whatever the backend cannot compile.
         """
         started = time.perf_counter()
         compiled = None
@@ -169,7 +169,7 @@ class Engine:
         and full blocks whose tokens and whole past are known are shared.
 
         Raises:
-            VortexError: `VE002` for an empty or too long prompt, `VE001` where the pool has no room.
+            VortexError: `VE011` for an empty or too long prompt, `VE010` where the pool has no room.
         """
         started = time.perf_counter()
         ids = tuple(int(token) for token in token_ids)
@@ -202,7 +202,7 @@ class Engine:
             self.cache.close(prompt)
 
     def check_prompt(self, ids: tuple[int, ...]) -> None:
-        """Raises `VE002` for token ids that cannot be a prompt of this model."""
+        """Raises `VE011` for token ids that cannot be a prompt of this model."""
         if not ids:
             raise bad_prompt("is empty", "give at least one token")
         if len(ids) > self.spec.max_context:
@@ -239,7 +239,7 @@ class Engine:
                 selection sees it. With no flow, pages are blocks of 128.
 
         Raises:
-            VortexError: `VE001` no room for the new tokens, `VE006` a released prompt, `VE007` bad arguments.
+            VortexError: `VE010` no room for the new tokens, `VE015` a released prompt, `VE016` bad arguments.
         """
         if forced is not None and len(forced) != len(prompts):
             raise bad_call(
@@ -316,7 +316,7 @@ class Engine:
         """Sequences that continue prompts, with their page states. End them with `cache.join`.
 
         Raises:
-            VortexError: `VE001`; then nothing was taken.
+            VortexError: `VE010`; then nothing was taken.
         """
         sequences = self.cache.fork(prompts, new_tokens, private=self.private_pages)
         if self.flow is not None:
@@ -327,7 +327,7 @@ class Engine:
         """Run requests to their end with continuous batching; results in the order of the requests.
 
         Raises:
-            VortexError: `VE001` if one of them could never fit; then none ran.
+            VortexError: `VE010` if one of them could never fit; then none ran.
         """
         scheduler = Scheduler(self, max_batch)
         tickets = [scheduler.submit(request) for request in requests]

@@ -79,8 +79,8 @@ class Scheduler:
         """Queue a request; returns the key of its result in `finished`.
 
         Raises:
-            VortexError: `VE001` if it would not fit an otherwise idle engine, `VE002` for a bad prompt,
-                `VE007` for no new tokens.
+            VortexError: `VE010` if it would not fit an otherwise idle engine, `VE011` for a bad prompt,
+                `VE016` for no new tokens.
         """
         if request.max_new_tokens < 1:
             raise bad_call(f"max_new_tokens is {request.max_new_tokens}", "ask for at least one new token")

@@ -1,0 +1,115 @@
+"""Continuous batching: random arrivals with conservation of blocks, equal results, admission, refusal."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vortex_core import library
+from vortex_core.engine.sampling import Sampling
+from vortex_core.engine.scheduler import Request, Scheduler
+from vortex_core.errors import VortexError
+from vortex_core.ir.knobs import Knobs
+
+Make = Callable[..., Any]
+
+
+def _request(rng: random.Random, ids: Make, number: int) -> Request:
+    common = ids(140, 99)[: rng.choice([0, 0, 130, 140])]
+    return Request(
+        [*common, *ids(rng.randint(1, 200), number)],
+        max_new_tokens=rng.randint(1, 25),
+        stop_ids=tuple(rng.sample(range(2, 128), 4)),
+        sampling=Sampling(temperature=rng.choice([0.0, 1.0]), top_p=0.9, seed=number),
+    )
+
+
+@pytest.mark.parametrize("flow", [None, "quest"])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_arrivals_finish_as_if_alone(
+    make_engine: Make, ids: Make, seed: int, flow: str | None
+) -> None:
+    rng = random.Random(seed)
+    engine = make_engine(max_tokens=12 * 128)  # room for about four requests: most have to wait
+    if flow:
+        engine.load_flow(library.load(flow).program, Knobs(page_size=8, budget="64", reuse_steps=2))
+    requests = [_request(rng, ids, i) for i in range(18)]
+    scheduler = Scheduler(engine, max_batch=6)
+    arriving = list(requests)
+    waited = most = 0
+    while len(scheduler.finished) < len(requests):
+        for _ in range(rng.randint(0, 3)):
+            if arriving:
+                scheduler.submit(arriving.pop(0))
+        scheduler.step()
+        engine.check_integrity()
+        waited += bool(scheduler.waiting)
+        most = max(most, len(scheduler.running))
+    assert waited, "the pool was never full"
+    assert most > 1, "nothing ever ran together"
+    assert engine.cache.blocks.available == engine.cache.blocks.total
+    for ticket, request in enumerate(requests):
+        got = scheduler.finished[ticket]
+        (alone,) = engine.generate([request])
+        assert (got.tokens, got.finish) == (alone.tokens, alone.finish)
+        assert 0 < got.first_token_seconds <= got.seconds
+        stopped = got.tokens[-1] in request.stop_ids
+        assert got.finish == ("stop" if stopped else "length")
+        assert stopped or len(got.tokens) == request.max_new_tokens
+
+
+def test_results_come_in_the_order_of_requests_and_match_decode(make_engine: Make, ids: Make) -> None:
+    engine = make_engine()
+    requests = [Request(ids(n, n), max_new_tokens=m) for n, m in ((300, 3), (20, 9), (150, 6))]
+    done = engine.generate(requests)
+    assert [len(g.tokens) for g in done] == [3, 9, 6]
+    for request, generation in zip(requests, done, strict=True):
+        prompt = engine.prefill(request.token_ids)
+        assert engine.decode([prompt], max_new_tokens=request.max_new_tokens).tokens == [generation.tokens]
+
+
+def test_requests_beyond_the_batch_or_the_memory_wait(make_engine: Make, ids: Make) -> None:
+    engine = make_engine(max_tokens=6 * 128)
+    scheduler = Scheduler(engine, max_batch=2)
+    for i in range(3):
+        scheduler.submit(Request(ids(10, i), max_new_tokens=5))
+    scheduler.step()
+    assert (len(scheduler.running), len(scheduler.waiting)) == (2, 1), "max_batch"
+    while len(scheduler.finished) < 3:
+        scheduler.step()
+    for i in range(2):
+        scheduler.submit(Request(ids(300, i), max_new_tokens=5))  # 3 blocks and 1 in reserve each
+    scheduler.step()
+    assert (len(scheduler.running), len(scheduler.waiting)) == (1, 1), "memory"
+
+
+def test_an_impossible_request_is_refused_before_any_runs(make_engine: Make, ids: Make) -> None:
+    engine = make_engine(max_tokens=4 * 128)
+    with pytest.raises(VortexError, match="needs 640 tokens of KV cache, 512 would fit") as caught:
+        engine.generate([Request(ids(10, 0), 5), Request(ids(400, 1), 50)])
+    assert caught.value.code == "VE010"
+    pinned = engine.prefill(ids(129, 2))
+    with pytest.raises(VortexError, match="384 would fit"):
+        engine.generate([Request(ids(300, 1), 200)])
+    with pytest.raises(VortexError, match="max_new_tokens is 0"):
+        engine.generate([Request(ids(300, 1), 0)])
+    engine.release(pinned)
+    engine.check_integrity()
+    assert engine.cache.blocks.available == 4
+
+
+def test_abort_gives_everything_back(make_engine: Make, ids: Make) -> None:
+    engine = make_engine(max_tokens=8 * 128)
+    scheduler = Scheduler(engine)
+    for i in range(4):
+        scheduler.submit(Request(ids(200, i), max_new_tokens=30))
+    scheduler.step()
+    assert scheduler.running
+    scheduler.abort()
+    engine.check_integrity()
+    assert engine.cache.blocks.available == 8
+    assert not scheduler.running
+    assert not scheduler.waiting
