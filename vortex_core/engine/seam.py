@@ -2,8 +2,8 @@
 
 A model built with `attn_implementation="vortex"` projects and rotates as always and then calls `_attention`,
 which hands Q, K and V to the step that is running. The step travels as a keyword argument of the model's
-forward, which transformers passes down to attention untouched, so there is no global state and no cache object.
-No mask function is registered under this name, and transformers then builds no mask.
+forward, which transformers passes down to attention untouched, so there is no global state and no cache
+object. No mask function is registered under this name, and transformers then builds no mask.
 """
 
 from __future__ import annotations

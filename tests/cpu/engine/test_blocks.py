@@ -96,7 +96,7 @@ def test_digests_depend_on_everything_before() -> None:
     b = [7, *a[1:]]
     assert digests_of(a)[0] != digests_of(b)[0]
     assert digests_of(a)[1] != digests_of(b)[1], "equal second blocks with another past are not equal"
-    assert digests_of(a + [1])[:2] == digests_of(a)
+    assert digests_of([*a, 1])[:2] == digests_of(a)
 
 
 def test_runs_join_neighbours_and_stop_at_the_length() -> None:

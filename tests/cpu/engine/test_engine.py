@@ -20,9 +20,13 @@ Make = Callable[..., Any]
 
 def _transformers_greedy(model: Any, prompt: list[int], n: int) -> list[int]:
     out = model.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=n, do_sample=False,
-        eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt)),
+        max_new_tokens=n,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     return out[0, len(prompt) :].tolist()
 
 
@@ -30,7 +34,9 @@ def _transformers_greedy(model: Any, prompt: list[int], n: int) -> list[int]:
     ("architecture", "kv_heads", "group"),
     [("llama", 2, 3), ("llama", 1, 1), ("qwen3", 2, 4), ("qwen2", 3, 1)],
 )
-def test_greedy_tokens_equal_transformers(make_engine: Make, make_model: Make, ids: Make, architecture: str, kv_heads: int, group: int) -> None:  # fmt: skip
+def test_greedy_tokens_equal_transformers(
+    make_engine: Make, make_model: Make, ids: Make, architecture: str, kv_heads: int, group: int
+) -> None:
     options = {"architecture": architecture, "kv_heads": kv_heads, "group": group}
     engine, model = make_engine(**options), make_model(**options)
     prompts = [ids(n, seed) for seed, n in enumerate((1, 2, 127, 128, 129, 130, 300, 1500))]
@@ -58,7 +64,9 @@ def test_a_batch_decodes_as_its_members_do_alone(make_engine: Make, ids: Make) -
     for i, prompt in enumerate(prompts):
         alone = engine.decode([prompt], max_new_tokens=10)
         assert alone.tokens[0] == together.tokens[i]
-        torch.testing.assert_close(torch.tensor(alone.logprobs[0]), torch.tensor(together.logprobs[i]), atol=1e-4, rtol=1e-4)  # fmt: skip
+        torch.testing.assert_close(
+            torch.tensor(alone.logprobs[0]), torch.tensor(together.logprobs[i]), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_prompt_forked_many_times_stays_as_it_was(make_engine: Make, ids: Make) -> None:

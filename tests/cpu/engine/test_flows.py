@@ -28,7 +28,7 @@ class Remember(vFlow):
     """Prefers pages that once had much attention; the others by similarity."""
 
     def create_cache(self, page):
-        return {"c": page.state(dim=page.head_dim, dtype="fp32"), "peak": page.state(dtype="fp32", carried=True)}
+        return {"c": page.state(dim=page.head_dim), "peak": page.state(dtype="fp32", carried=True)}
 
     def forward_cache(self, page):
         return {"c": page.k.mean("token")}
@@ -113,7 +113,9 @@ def test_backends_decode_the_same(make_engine: Make, ids: Make, flow: str) -> No
         results.append(engine.decode(prompts, max_new_tokens=18))
     assert results[0].tokens == results[1].tokens
     assert results[0].density == results[1].density < 0.6
-    torch.testing.assert_close(torch.tensor(results[0].logprobs), torch.tensor(results[1].logprobs), atol=1e-3, rtol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        torch.tensor(results[0].logprobs), torch.tensor(results[1].logprobs), atol=1e-3, rtol=1e-3
+    )
     engine.check_integrity()
 
 
