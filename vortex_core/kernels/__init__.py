@@ -17,13 +17,14 @@ from vortex_core.kernels.paged_decode import (
     paged_decode_workspace,
 )
 from vortex_core.kernels.pages import KernelInputError, PageList, rows_page_list, shared_page_list
-from vortex_core.kernels.select import select_pages
+from vortex_core.kernels.select import SelectWorkspace, select_pages, select_workspace
 from vortex_core.kernels.split import SplitWorkspace, split_workspace, split_workspace_shapes
 
 __all__ = [
     "DecodeConfig",
     "KernelInputError",
     "PageList",
+    "SelectWorkspace",
     "SplitWorkspace",
     "decode_config",
     "decode_workers",
@@ -34,6 +35,7 @@ __all__ = [
     "paged_decode_workspace",
     "rows_page_list",
     "select_pages",
+    "select_workspace",
     "shared_page_list",
     "split_workspace",
     "split_workspace_shapes",

@@ -15,15 +15,16 @@ from vortex_core.kernels.split import merge_pieces, piece_slot, plan_worker, row
 
 @triton.jit
 def load_rows(
-    page_base, slot, ok, stride_token, OFFSET: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr
+    base, slot, ok, STRIDE_TOKEN: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr
 ):
     """Channels [OFFSET, OFFSET + BLOCK) of a tile [N, BLOCK].
 
-    page_base: pointer to the page(s), scalar or [N]; slot [N]: token within the page; ok [N].
+    base: pointer, scalar or [N]; slot [N]: tokens past the base; ok [N]. The stride is a constant so that the
+    offsets of a tile are, too: they cost neither registers nor instructions.
     Rows that are not `ok` come back as zeros, not as what the pool holds: 0 * NaN would poison the sum.
     """
     channel = OFFSET + tl.arange(0, BLOCK)
-    rows = page_base + slot * stride_token
+    rows = base + slot * STRIDE_TOKEN
     mask = ok[:, None]
     if OFFSET + BLOCK > DIM:
         mask = mask & (channel < DIM)[None, :]
@@ -40,10 +41,11 @@ def load_rows(
 def paged_decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, page_lse_ptr, ids_ptr, lens_ptr,
     part_out_ptr, part_lse_ptr, finished_ptr,
-    stride_q_b, stride_q_h, stride_k_page, stride_k_token, stride_k_head,
-    stride_v_page, stride_v_token, stride_v_head, stride_out_b, stride_out_h,
+    stride_q_b, stride_q_h, stride_k_page, stride_k_head,
+    stride_v_page, stride_v_head, stride_out_b, stride_out_h,
     stride_ids_b, stride_ids_h, stride_lens_b, stride_lens_h, stride_page_lse,
     score_scale, v_scale, rows, workers,
+    STRIDE_K_TOKEN: tl.constexpr, STRIDE_V_TOKEN: tl.constexpr,
     HEADS: tl.constexpr, KV_REPEAT: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr,
     PAGE: tl.constexpr, DK: tl.constexpr, DK0: tl.constexpr, DK1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
@@ -57,18 +59,9 @@ def paged_decode_kernel(
     """
     worker = tl.program_id(0)
     tile, tile_end, row, begin, share = plan_worker(
-        worker,
-        workers,
-        lens_ptr,
-        stride_lens_b,
-        stride_lens_h,
-        rows,
-        HEADS,
-        BLOCK_N,
-        PLAN,
-        ONE_BLOCK,
+        worker, workers, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN, ONE_BLOCK,
         MIN_TILES,
-    )
+    )  # fmt: skip
 
     group = tl.arange(0, GROUP_PAD)
     group_ok = group < GROUP
@@ -118,12 +111,17 @@ def paged_decode_kernel(
         for t in range(first, last):
             position = t * BLOCK_N + token
             ok = position < kv_len
-            slot = position % PAGE
-            k_page = k_base + page.to(tl.int64) * stride_k_page
-            k0 = load_rows(k_page, slot, ok, stride_k_token, 0, DK0, DK)
+            if SCALAR_PAGE:
+                skip = (t * BLOCK_N) % PAGE
+                slot = token
+            else:
+                skip = 0
+                slot = position % PAGE
+            k_page = k_base + page.to(tl.int64) * stride_k_page + skip * STRIDE_K_TOKEN
+            k0 = load_rows(k_page, slot, ok, STRIDE_K_TOKEN, 0, DK0, DK)
             scores = tl.dot(q0, tl.trans(k0.to(OPERAND)))
             if DK1 > 0:
-                k1 = load_rows(k_page, slot, ok, stride_k_token, DK0, DK1, DK)
+                k1 = load_rows(k_page, slot, ok, STRIDE_K_TOKEN, DK0, DK1, DK)
                 scores = tl.dot(q1, tl.trans(k1.to(OPERAND)), scores)
             scores = tl.where(ok[None, :], scores * score_scale, float("-inf"))
 
@@ -136,11 +134,11 @@ def paged_decode_kernel(
             if VALUE_IN_KEY:
                 v0 = k0  # latent attention: the tile in shared memory serves both products
             else:
-                v_page = v_base + page.to(tl.int64) * stride_v_page
-                v0 = load_rows(v_page, slot, ok, stride_v_token, 0, DV0, DV)
+                v_page = v_base + page.to(tl.int64) * stride_v_page + skip * STRIDE_V_TOKEN
+                v0 = load_rows(v_page, slot, ok, STRIDE_V_TOKEN, 0, DV0, DV)
             acc0 = tl.dot(weights.to(OPERAND), v0.to(OPERAND), acc0 * decay[:, None])
             if DV1 > 0:
-                v1 = load_rows(v_page, slot, ok, stride_v_token, DV0, DV1, DV)
+                v1 = load_rows(v_page, slot, ok, STRIDE_V_TOKEN, DV0, DV1, DV)
                 acc1 = tl.dot(weights.to(OPERAND), v1.to(OPERAND), acc1 * decay[:, None])
 
             if HAS_PAGE_LSE:

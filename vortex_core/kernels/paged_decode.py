@@ -180,27 +180,30 @@ def paged_decode(
     paged_decode_kernel[(workers,)](
         q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
         workspace.part_out, workspace.part_lse, workspace.finished,
-        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), out.stride(0), out.stride(1),
+        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
         ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
         scale * k_scale * LOG2_E, v_scale, rows, workers,
+        STRIDE_K_TOKEN=k_cache.stride(1), STRIDE_V_TOKEN=v_cache.stride(1),
         HEADS=heads, KV_REPEAT=kv_repeat, GROUP=group, GROUP_PAD=group_pad,
         PAGE=page_size, DK=dim, DK0=dk0, DK1=dk1, DV=dim_v, DV0=dv0, DV1=dv1,
         BLOCK_N=block_n, PLAN=plan, ONE_BLOCK=rows <= plan,
-        # One page id a tile costs least, but its address arithmetic spills beside the latent's accumulator.
-        SCALAR_PAGE=page_size >= block_n and not value_in_key,
+        SCALAR_PAGE=page_size >= block_n,
         MIN_TILES=config.min_tiles, OPERAND=operand_dtype(k_cache.dtype),
         VALUE_IN_KEY=value_in_key, FUSED_MERGE=config.fused_merge, HAS_LSE=lse is not None,
         HAS_PAGE_LSE=page_mass is not None,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if not config.fused_merge:
-        dim_block = min(128, next_power_of_2(dim_v))
+        # Few rows: spread their channels over more programs. Many: fewer programs, and as many pieces at
+        # once as a row is cut into when all rows are alike.
+        dim_block = next_power_of_2(dim_v) if rows * group >= 512 else min(128, next_power_of_2(dim_v))
+        pieces = min(4096 // dim_block, max(4, next_power_of_2(workers // rows + 1)))
         merge_kernel[(rows, group, triton.cdiv(dim_v, dim_block))](
             out, lse, workspace.part_out, workspace.part_lse, lens,
             out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
             HEADS=heads, GROUP=group, DIM=dim_v, DIM_BLOCK=dim_block, BLOCK_N=block_n, PLAN=plan,
-            MIN_TILES=config.min_tiles, PIECES=4 if INTERPRETED else 16, HAS_LSE=lse is not None,
+            MIN_TILES=config.min_tiles, PIECES=pieces, HAS_LSE=lse is not None,
             num_warps=4,
         )  # fmt: skip
     if page_mass is not None:

@@ -8,6 +8,8 @@ copied unscored.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,60 @@ from vortex_core.kernels.pages import PageList, require
 from vortex_core.kernels.runtime import next_power_of_2
 from vortex_core.kernels.select_kernel import select_kernel
 
-# Longest row held in registers (8-16 keys a thread); longer rows go through a histogram.
+# Longest row that one program holds in registers, and the length of the segments of longer rows.
 MAX_BLOCK = 4096
+SEGMENT = 2048
+# Most candidates of a long row that its last program holds in registers.
+MAX_FINAL_BLOCK = 4096
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class SelectPlan:
+    """How rows of at most `max_pages` pages are searched: a function of maxima only."""
+
+    block: int
+    segments: int
+    candidates: int
+    final_block: int
+    num_warps: int
+
+
+def select_plan(
+    max_pages: int, capacity: int, max_block: int = MAX_BLOCK, segment: int = SEGMENT
+) -> SelectPlan:
+    """Rows within `max_block` take one program; longer ones a program for each `segment` pages."""
+    block = max(16, next_power_of_2(max_pages))
+    if block > max_block:
+        block = segment
+    segments = -(-max_pages // block) if max_pages > block else 1
+    candidates = segments * min(capacity, block) if segments > 1 else 0
+    final_block = min(MAX_FINAL_BLOCK, max(16, next_power_of_2(candidates)))
+    return SelectPlan(block, segments, candidates, final_block, 4 if max(block, final_block) <= 512 else 8)
+
+
+@dataclass(frozen=True)
+class SelectWorkspace:
+    """Scratch of `select_pages` for long rows: candidates int32 [rows, n], finished int32 [rows], zero."""
+
+    keys: Tensor
+    pages: Tensor
+    finished: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.keys, self.pages, self.finished))
+
+
+def select_workspace(rows: int, max_pages: int, capacity: int, device: torch.device) -> SelectWorkspace:
+    """Allocates scratch for at most `rows` rows; empty where `max_pages` fits one program a row."""
+    plan = select_plan(max_pages, capacity)
+    shape = (rows, plan.candidates)
+    return SelectWorkspace(
+        torch.empty(shape, dtype=torch.int32, device=device),
+        torch.empty(shape, dtype=torch.int32, device=device),
+        torch.zeros(rows if plan.segments > 1 else 0, dtype=torch.int32, device=device),
+    )
 
 
 def row_strides(per_row: Tensor, batch: int, heads: int, name: str) -> tuple[int, int]:
@@ -46,8 +99,8 @@ def select_pages(
     keep_last: int = 1,
     tolerance: float = 0.0,
     seed: int = 0,
-    block: int | None = None,
-    num_warps: int | None = None,
+    workspace: SelectWorkspace | None = None,
+    plan: SelectPlan | None = None,
 ) -> PageList:
     """The best pages of every row.
 
@@ -60,6 +113,7 @@ def select_pages(
     tolerance: 0 is exact. Otherwise the search stops once ceil((1 - tolerance) * k) pages are certain, and
         the rest is taken from the open bin by `seed`: at least a share 1 - tolerance of the chosen pages is
         in the exact selection. The draw depends on seed, row and length only.
+    workspace: from `select_workspace`, needed for rows of more than MAX_BLOCK pages.
     Raises KernelInputError.
     """
     require(
@@ -88,17 +142,28 @@ def select_pages(
         f"{keep_first} + {keep_last} kept pages exceed capacity {capacity}",
     )
     stride_b, stride_h = row_strides(budget, batch, heads, "budget")
-    block = min(MAX_BLOCK, max(16, next_power_of_2(max_pages))) if block is None else block
-    if num_warps is None:
-        num_warps = 4 if block <= 512 else 8 if block <= 2048 else 16
+    plan = select_plan(max_pages, capacity) if plan is None else plan
+    keys = pages = finished = None
+    if plan.segments > 1:
+        require(
+            workspace is not None
+            and workspace.keys.shape[0] >= rows
+            and workspace.keys.shape[1] >= plan.candidates,
+            f"rows of {max_pages} pages need scratch for {rows} x {plan.candidates} candidates",
+            "pass select_workspace(rows, max_pages, capacity, device)",
+        )
+        assert workspace is not None
+        keys, pages, finished = workspace.keys, workspace.pages, workspace.finished
     if rows:
-        select_kernel[(rows,)](
-            scores, n_tokens, budget, block_table, page_ids, kv_lens,
+        select_kernel[(rows, plan.segments)](
+            scores, n_tokens, budget, block_table, page_ids, kv_lens, keys, pages, finished,
             scores.stride(0), stride_b, stride_h, block_table.stride(0), page_ids.stride(0),
+            0 if keys is None else keys.stride(0),
             capacity, keep_first, keep_last, 1.0 - tolerance, seed,
-            HEADS=heads, PAGE=page_size, BLOCK=block, LONG_ROWS=max_pages > block,
+            HEADS=heads, PAGE=page_size, BLOCK=plan.block, SEGMENTS=plan.segments,
+            FINAL_BLOCK=plan.final_block,
             # bf16 keys differ in their upper half only.
             LAST_SHIFT=16 if scores.dtype == torch.bfloat16 else 0, STOCHASTIC=tolerance > 0.0,
-            num_warps=num_warps,
+            num_warps=plan.num_warps,
         )  # fmt: skip
     return PageList(page_ids.view(batch, heads, capacity), kv_lens.view(batch, heads))
