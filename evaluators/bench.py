@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from evaluators.errors import not_what_ran
-from evaluators.items import ItemSet, build_items, check_context
+from evaluators.items import FRESH_SEEDS, ItemSet, build_items, check_context
 from evaluators.plan import EvaluationPlan
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
 from evaluators.stage import Deadline, Subject
 from evaluators.tasks.needle import needle_item
 from evaluators.tasks.tokens import encode
-from vortex_core.engine import DecodeResult, Engine, Prompt
+
+if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
+    from vortex_core.engine import DecodeResult, Engine, Prompt
 
 Place = tuple[str, int]
 
@@ -44,22 +47,19 @@ class Answers:
 class Bench:
     """One engine and the prompts every candidate is measured on.
 
-    The prompts of `seed`, the search's, stay for good; those of one other seed (fresh measurements, hold-out)
-    at a time stay beside them.
+    The prompts of one search seed and of one fresh seed (see `items.FRESH_SEEDS`) are kept at a time.
 
     Args:
         engine: with room for the prompts (see `capacity`).
-        seed: of the items candidates are searched on; these are complete, other seeds get `plan.fresh.share`.
     """
 
-    def __init__(self, engine: Engine, plan: EvaluationPlan, seed: int) -> None:
+    def __init__(self, engine: Engine, plan: EvaluationPlan) -> None:
         check_context(plan, engine.spec)
         self.engine = engine
         self.plan = plan
-        self.seed = seed
         self._sets: dict[int, PromptSet] = {}
         self._references: dict[int, DenseReference] = {}
-        self._recording: Recording | None = None
+        self._recordings: dict[int, Recording] = {}
         self._answers: Answers | None = None
         self._loaded = ""
         self.swap_seconds = 0.0
@@ -79,10 +79,9 @@ class Bench:
             VortexError: `VV002` for items that cannot be built, `VE001` where the engine has no room.
         """
         if seed not in self._sets:
-            for other in [s for s in self._sets if s != self.seed]:
+            for other in [s for s in self._sets if (s >= FRESH_SEEDS) == (seed >= FRESH_SEEDS)]:
                 self._release(other)
-            share = 1.0 if seed == self.seed else self.plan.fresh.share
-            items = build_items(self.plan, self.engine.tokenizer, seed, share=share)
+            items = build_items(self.plan, self.engine.tokenizer, seed)
             began = time.perf_counter()
             needles = {
                 (key, i): self.engine.prefill(item.prompt)
@@ -95,6 +94,7 @@ class Bench:
 
     def _release(self, seed: int) -> None:
         gone = self._sets.pop(seed)
+        self._recordings.pop(seed, None)
         for prompt in [*gone.needles.values(), *gone.passages]:
             self.engine.release(prompt)
 
@@ -213,8 +213,7 @@ class Bench:
         Raises:
             VortexError: `VV005` if they belong to another plan, model or set of items.
         """
-        share = 1.0 if reference.seed == self.seed else self.plan.fresh.share
-        items = build_items(self.plan, self.engine.tokenizer, reference.seed, share=share)
+        items = build_items(self.plan, self.engine.tokenizer, reference.seed)
         reference.check(self.plan.digest, self.engine.spec.name, items)
         self._references[reference.seed] = reference
 
@@ -238,19 +237,19 @@ class Bench:
             )
         return self._references[seed]
 
-    @property
-    def recording(self) -> Recording:
-        """Dense attention of some of the search's prompts; recorded the first time."""
-        if self._recording is None:
-            plan, prompts = self.plan.recall, self.prompts(self.seed)
+    def recording(self, seed: int) -> Recording:
+        """Dense attention of some of a seed's prompts; recorded the first time."""
+        if seed not in self._recordings:
+            plan, prompts = self.plan.recall, self.prompts(seed)
             longest = max(self.plan.accuracy.tasks, key=lambda task: task.context)
-            chosen = [prompts.needles[longest.key, i] for i in range(plan.needle_items)]
+            available = len(prompts.items.needles[longest.key])  # fresh seeds have fewer
+            chosen = [prompts.needles[longest.key, i] for i in range(min(plan.needle_items, available))]
             chosen += prompts.passages[: plan.perplexity_items]
             recorder = Recorder(self.engine.geometry, plan.steps, attention_scale(self.engine))
             # Greedy continuations, so that needle queries are those of the answer.
             self.decode(None, chosen, max_new_tokens=plan.steps, recorder=recorder)
-            self._recording = recorder.finish()
-        return self._recording
+            self._recordings[seed] = recorder.finish()
+        return self._recordings[seed]
 
 
 def attention_scale(engine: Engine) -> float:

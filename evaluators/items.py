@@ -12,6 +12,9 @@ from evaluators.tasks.perplexity import PerplexityItem, perplexity_item
 from evaluators.tasks.tokens import Tokenizer
 from vortex_core.specs import ModelSpec
 
+# Seeds from here up are for fresh measurements and hold-outs: they get the plan's `fresh.share` of the items.
+FRESH_SEEDS = 1_000_000
+
 
 @dataclass(frozen=True)
 class ItemSet:
@@ -48,12 +51,13 @@ class ItemSet:
         )
 
 
-def build_items(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int, *, share: float = 1.0) -> ItemSet:
-    """The items of a plan for one seed. `share` keeps that part of every task's items, at least one.
+def build_items(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int) -> ItemSet:
+    """The items of a plan for one seed; fresh seeds keep a share of every task's items, at least one.
 
     Raises:
         VortexError: `VV002` where an item cannot be built at its size.
     """
+    share = plan.fresh.share if seed >= FRESH_SEEDS else 1.0
     needles = {
         task.key: tuple(
             needle_item(

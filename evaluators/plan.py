@@ -123,7 +123,7 @@ class ParityPlan(_Strict):
 
 
 class FreshPlan(_Strict):
-    """Other items than those of the search: fresh measurements of elites, and the sealed hold-out."""
+    """Items of fresh seeds (`items.FRESH_SEEDS`): elites measured again, and the sealed hold-out."""
 
     share: float = Field(gt=0, le=1, description="share of every task's items that are used")
 

@@ -16,10 +16,10 @@ class RecallStage:
     needs: Needs = "engine"
 
     def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
-        """Always on the search's own prompts, whatever the seed. The interval is the range over prompts."""
+        """The interval is the range over prompts."""
         bench, plan = context.engine_bench(self.name), context.plan.recall
         compiled = backends.get("torch").compile(subject.program, subject.knobs, bench.engine.geometry)
-        score = measure_recall(compiled, bench.recording)
+        score = measure_recall(compiled, bench.recording(seed))
         recall = float(score.recall.mean())
         per_prompt = score.recall.mean((0, 1))
         per_layer = score.recall.mean((1, 2))

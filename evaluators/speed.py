@@ -22,7 +22,7 @@ class LatencyStage:
         steps = plan.warmup + plan.steps
         times: dict[str, list[float]] = {"candidate": [], "dense": []}
         density = 1.0
-        with bench.long_prompts(plan.context, plan.batch, bench.seed) as prompts:
+        with bench.long_prompts(plan.context, plan.batch, seed) as prompts:
             for index in range(plan.rounds):
                 deadline.check(f"{index} of {plan.rounds} rounds")
                 arms = ["candidate", "dense"] if index % 2 == 0 else ["dense", "candidate"]

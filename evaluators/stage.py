@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 Needs = Literal["cpu", "engine"]
 
-# A candidate answers for its program (VF) and for what a stage measured (VV1xx); VE004 is its kv_dtype knob.
-# Backend crashes and a worker that ran something else are ours.
-_CANDIDATE_PREFIXES = ("VF", "VV1", "VV010", "VE004")
+# A candidate answers for its program (VF), what a stage measured (VV1xx), its time (VV010), and for a
+# kv_dtype the engine does not hold (VE013). Backend crashes and workers that ran something else are ours.
+_CANDIDATE_PREFIXES = ("VF", "VV1", "VV010", "VE013")
 _INFRASTRUCTURE = ("VV102", "VV110")
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from evaluators.bench import Bench, capacity
-from evaluators.items import check_context
+from evaluators.items import FRESH_SEEDS, check_context
 from evaluators.plan import EvaluationPlan
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, StageResult
 from evaluators.stage import Context, run_stage
 from evaluators.stages import SEARCH, get_stage
-from vortex_core.engine import Engine
-from vortex_core.specs import ModelSpec
+from vortex_core.engine.weights import resolve_model
+from vortex_core.specs import ModelSpec, list_models, load_model
+
+if TYPE_CHECKING:
+    from vortex_core.engine import Engine
 
 _DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -26,7 +29,6 @@ class EvaluationWorker:
     Args:
         model: name, directory or hub id.
         plan: what to measure.
-        seed: of the items candidates are searched on; the plan's by default.
         device: of the engine.
         threads: CPU threads; the plan's by default.
         references: dense results measured earlier with this plan and model (`reference().to_json()`).
@@ -40,11 +42,12 @@ class EvaluationWorker:
         model: str,
         plan: EvaluationPlan,
         *,
-        seed: int | None = None,
         device: str = "cpu",
         threads: int | None = None,
         references: Iterable[dict[str, Any]] = (),
     ) -> None:
+        from vortex_core.engine import Engine
+
         engine = Engine.from_model(
             model,
             max_tokens=capacity(plan),
@@ -53,7 +56,7 @@ class EvaluationWorker:
             threads=threads or plan.engine.threads,
         )
         check_context(plan, engine.spec)
-        self._set_up(engine, plan, seed, references)
+        self._set_up(engine, plan, references)
 
     @classmethod
     def of_engine(
@@ -61,19 +64,16 @@ class EvaluationWorker:
         engine: Engine,
         plan: EvaluationPlan,
         *,
-        seed: int | None = None,
         references: Iterable[dict[str, Any]] = (),
     ) -> EvaluationWorker:
         """A worker over an engine that exists already, with room for `bench.capacity(plan)` tokens."""
         worker = cls.__new__(cls)
-        worker._set_up(engine, plan, seed, references)
+        worker._set_up(engine, plan, references)
         return worker
 
-    def _set_up(
-        self, engine: Engine, plan: EvaluationPlan, seed: int | None, references: Iterable[dict[str, Any]]
-    ) -> None:
+    def _set_up(self, engine: Engine, plan: EvaluationPlan, references: Iterable[dict[str, Any]]) -> None:
         self.plan = plan
-        self.bench = Bench(engine, plan, plan.seed if seed is None else seed)
+        self.bench = Bench(engine, plan)
         self.context = Context(plan, engine.spec, self.bench)
         for data in references:
             self.bench.adopt(DenseReference.from_json(data))
@@ -84,21 +84,21 @@ class EvaluationWorker:
         return self.bench.engine.spec
 
     def prepare(self, seed: int | None = None) -> float:
-        """Prefill a seed's prompts (the search's by default), answer them densely, record attention.
+        """Prefill a seed's prompts (the plan's seed by default), answer them densely, record attention.
 
         Returns:
             Seconds spent prefilling.
         """
-        seed = self.bench.seed if seed is None else seed
-        self.bench.reference(seed)
+        seed = self.plan.seed if seed is None else seed
         prompts = self.bench.prompts(seed)
-        if seed == self.bench.seed:
-            _ = self.bench.recording
+        self.bench.reference(seed)
+        if seed < FRESH_SEEDS:
+            self.bench.recording(seed)
         return prompts.prefill_seconds
 
     def reference(self, seed: int | None = None) -> dict[str, Any]:
         """Dense results of a seed as JSON, measured if they are not known yet."""
-        return self.bench.reference(self.bench.seed if seed is None else seed).to_json()
+        return self.bench.reference(self.plan.seed if seed is None else seed).to_json()
 
     def run(self, stage: str, candidate: Candidate, seed: int | None = None) -> StageResult:
         """Run one stage.
@@ -107,15 +107,19 @@ class EvaluationWorker:
             VortexError: `VV004` for an unknown stage. What goes wrong inside comes back as a typed failure.
         """
         chosen = get_stage(stage)
-        seed = self.bench.seed if seed is None else seed
+        seed = self.plan.seed if seed is None else seed
         if chosen.needs == "engine":
             self.prepare(seed)  # one-time work, not the candidate's time
         return run_stage(chosen, candidate, self.context, seed)
 
 
-def run_cpu_stage(stage: str, candidate: Candidate, plan: EvaluationPlan, model: ModelSpec) -> StageResult:
-    """Run a stage that needs no engine, anywhere."""
-    return run_stage(get_stage(stage), candidate, Context(plan, model), plan.seed)
+def run_cpu_stage(
+    stage: str, candidate: Candidate, model: str | ModelSpec, plan: EvaluationPlan, seed: int | None = None
+) -> StageResult:
+    """Run a stage that needs no engine, anywhere. `model`: dimensions, or a name or directory of them."""
+    if isinstance(model, str):
+        model = load_model(model) if model in list_models() else resolve_model(model).spec
+    return run_stage(get_stage(stage), candidate, Context(plan, model), plan.seed if seed is None else seed)
 
 
 def evaluate(
