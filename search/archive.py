@@ -192,7 +192,7 @@ class Archive:
 
 
 def _order(candidate: Candidate, found: Score) -> tuple[bool, bool, int, float, float, int]:
-    """Kept gates first; then what was measured again on fresh items, because only that is free of selection."""
+    """Kept gates first, then what was measured on fresh items: only that is free of selection."""
     accuracy, speed = found.point
     broken = found.verdict is Verdict.FAILED
     first, second = (-accuracy, -speed) if broken else (-speed, -accuracy)

@@ -148,7 +148,8 @@ class Campaign:
                 self.pipeline.admit(admission, source, None)
             keys.append(admission.key)
         waiting = [c for c in map(self.state.candidates.__getitem__, keys) if c.status() == "waiting"]
-        if waiting:
+        unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
+        if unfinished or self._limit(0) is None:
             await self.pipeline.dense_reference("search")
         for candidate in waiting:
             await self.pipeline.evaluate(candidate, "search")

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class RayExecutor:
         config: Cluster,
         model: str,
         plan: dict[str, Any],
-        stages: dict[Purpose, Sequence[tuple[str, bool]]],
+        stages: Mapping[Purpose, Sequence[tuple[str, bool]]],
     ) -> None:
         self.config = config
         self.model = model
@@ -66,6 +66,7 @@ class RayExecutor:
         self._free: asyncio.Queue[_Engine] = asyncio.Queue()
         self._engines: list[_Engine] = []
         self._cpu = asyncio.Semaphore(config.cpu_tasks)
+        self._seen: dict[int, dict[str, Any] | None] = {}
         self._started = False
 
     async def start(self) -> None:
@@ -94,25 +95,35 @@ class RayExecutor:
         if not self._on_engine[stage]:
             answer = await self._on_cpu(stage, _cpu_stage.remote, stage, given, self.model, self.plan, seed)
             return StageResult.from_json(answer)
-        deadline = self.config.deadline_of(stage) + _GRACE
+        deadline = self._deadline(stage)
         return StageResult.from_json(
             await self._on_an_engine(stage, deadline, lambda actor: actor.run.remote(stage, given, seed))
         )
 
-    async def reference(self, purpose: Purpose, seed: int) -> dict[str, Any]:
-        """Prefill on every engine; they agree, so the first one's results stand for all."""
-        deadline = self.config.start_deadline
+    async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
+        """See `Executor`. Every engine prefills; they agree, so the first one's results stand for all."""
+        self._seen[seed] = known
         engines = [await self._free.get() for _ in self._engines]
         try:
-            answers = await asyncio.gather(
-                *(self._within(deadline, e.actor.reference.remote(purpose, seed)) for e in engines)
-            )
-        except (WorkerLostError, TimeoutError) as error:
-            raise engine_lost(f"the dense reference was not done: {error}") from error
+            answers = await asyncio.gather(*(self._prepare(engine, seed) for engine in engines))
         finally:
             for engine in engines:
                 self._free.put_nowait(engine)
+        self._seen[seed] = answers[0]
         return answers[0]
+
+    async def _prepare(self, engine: _Engine, seed: int) -> dict[str, Any]:
+        """Have an engine prefill a seed's prompts."""
+        deadline = self.config.start_deadline
+        try:
+            answer: dict[str, Any] = await self._within(
+                deadline, engine.actor.reference.remote(seed, self._seen[seed])
+            )
+        except TimeoutError as error:
+            raise engine_lost(f"prefill was not done in {deadline:g} s") from error
+        except WorkerLostError as lost:
+            raise lost.error from lost
+        return answer
 
     async def close(self) -> None:
         """Kill the engines and, if it was started here, the cluster."""
@@ -124,12 +135,17 @@ class RayExecutor:
         self._engines.clear()
         await asyncio.to_thread(ray.shutdown)
 
+    def _deadline(self, stage: str) -> float:
+        """Later than the gentler deadline that the plan may set and the stage itself keeps."""
+        gentle = float(self.plan.get("deadlines", {}).get(stage, 0.0))
+        return max(self.config.deadline_of(stage), gentle + _GRACE if gentle else 0.0)
+
     # -- workers -----------------------------------------------------------------------------------------
 
     async def _on_cpu(self, stage: str, remote: Any, *arguments: Any) -> Any:
         async with self._cpu:
             reference = remote(*arguments)
-            deadline = self.config.deadline_of(stage)
+            deadline = self._deadline(stage)
             try:
                 return await self._within(deadline, reference)
             except TimeoutError as error:
@@ -145,7 +161,11 @@ class RayExecutor:
             self._kill(engine)
             if not isinstance(error, TimeoutError | WorkerLostError):
                 raise
-            self._free.put_nowait(await self._new_engine())
+            replacement = await self._new_engine()
+            # A stage's deadline is for the stage: the new engine prefills before it is given one.
+            for seed in self._seen:
+                await self._prepare(replacement, seed)
+            self._free.put_nowait(replacement)
             raise (_overran(stage, deadline) if isinstance(error, TimeoutError) else error) from error
         self._free.put_nowait(engine)
         return answer

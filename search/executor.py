@@ -77,8 +77,12 @@ class Executor(Protocol):
         """
         ...
 
-    async def reference(self, purpose: Purpose, seed: int) -> dict[str, Any]:
-        """Prefill the prompts of a purpose and answer them densely; the results as JSON."""
+    async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
+        """Prefill the prompts of a purpose and answer them densely; the results as JSON.
+
+        Args:
+            known: results of an earlier session, which are taken over instead of measured again.
+        """
         ...
 
     async def close(self) -> None:

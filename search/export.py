@@ -31,7 +31,7 @@ _ON = {
 _VERIFY = '''\
 """Checks this directory: flow.py still means the recorded program, and measures as recorded.
 
-    python verify.py            trace, hash, parity with the oracle, cost model, accuracy on the recorded items
+    python verify.py            trace, hash, parity with the oracle, cost model, accuracy again
     python verify.py --quick    the same without loading the model
 
 Needs vortex-search. Exit status 0: everything agrees; 1: something does not; 2: it could not be checked.

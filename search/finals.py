@@ -112,7 +112,11 @@ class Finals:
                 self.pipeline.admit(admission, source, None)
             self.record(ev.MatchedChosen(admission.key, library.key, winner.key))
         assert self.state.matched is not None
-        await self._measure([self.state.candidates[self.state.matched.key]], "fresh")
+        twin = self.state.candidates[self.state.matched.key]
+        if twin.status() == "waiting":
+            await self._measure([twin], "search")
+        if twin.status() == "passed":
+            await self._measure([twin], "fresh")
 
     def _summary(self, winner: Candidate | None, library: Candidate | None) -> dict[str, Any]:
         objective = self.config.objective

@@ -11,12 +11,11 @@ from evaluators.results import Failure, StageResult
 from search import events as ev
 from search.config import CampaignConfig
 from search.errors import deadline_passed, engine_lost, worker_killer
+from search.evaluation import evaluation_seed
 from search.executor import Admission, Executor, WorkerLostError
 from search.run import Run
 from search.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
-
-_SEEDS: dict[ev.Purpose, int] = {"search": 0, "fresh": 1_000_003, "holdout": 2_000_003}
 
 
 class LibraryLoader(Protocol):
@@ -56,7 +55,7 @@ class Pipeline:
 
     def seed(self, purpose: ev.Purpose) -> int:
         """The evaluation seed of a purpose: other items for fresh measurements, others again when sealed."""
-        return self._seed + _SEEDS[purpose]
+        return evaluation_seed(self._seed, purpose)
 
     async def trace(self, proposal: Proposal) -> Candidate | None:
         """Trace a proposal; returns the candidate if it is a new one."""
@@ -101,11 +100,13 @@ class Pipeline:
         return self.state.candidates[admission.key]
 
     async def dense_reference(self, purpose: ev.Purpose) -> None:
-        """Prefill a purpose's prompts and record the dense answers, once per run."""
+        """Have the engines prefill a purpose's prompts; the dense answers are recorded once per run."""
         seed = self.seed(purpose)
+        recorded = self.state.references.get((purpose, seed))
+        known = None if recorded is None else self.run.files.get_json(recorded)
         began = time.monotonic()
-        results = await self.executor.reference(purpose, seed)
-        if (purpose, seed) not in self.state.references:
+        results = await self.executor.reference(purpose, seed, known)
+        if recorded is None:
             name = self.run.files.put_json(results)
             self.record(ev.ReferenceMeasured(purpose, seed, name, time.monotonic() - began))
 

@@ -158,9 +158,9 @@ def _knob_words(traced: Any, changed: Any) -> str:
 
 
 def _language() -> str:
-    from vortex_core.flow import reference
+    from vortex_core.flow.reference import compact
 
-    return reference.compact()
+    return compact()
 
 
 def _settings(config: CampaignConfig, seed: int, specs: Mapping[str, str]) -> dict[str, Any]:

@@ -206,6 +206,7 @@ class SimulatedExecutor:
     def __init__(self, fail: Callable[[str, str, int], None] | None = None, delay: float = 0.0) -> None:
         self.ran: Counter[tuple[str, str, int]] = Counter()
         self.traced: Counter[str] = Counter()
+        self.references: Counter[str] = Counter()
         self.fail = fail
         self.delay = delay
         self.closed = False
@@ -258,8 +259,11 @@ class SimulatedExecutor:
             seconds=0.01,
         )
 
-    async def reference(self, purpose: ev.Purpose, seed: int) -> dict[str, Any]:
+    async def reference(self, purpose: ev.Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """See `Executor`."""
+        if known is not None:
+            return known
+        self.references[purpose] += 1
         return {"purpose": purpose, "seed": seed, "needle": [1.0] * 40}
 
     async def close(self) -> None:

@@ -51,9 +51,9 @@ def run_cpu_stage(
 ) -> dict[str, Any]:
     """Run a stage that needs no engine; the value is the `StageResult` as JSON."""
     import torch
-    from evaluators.worker import run_cpu_stage as run
 
     from evaluators.plan import EvaluationPlan
+    from evaluators.worker import run_cpu_stage as run
 
     yield_to_the_engine()
     torch.set_num_threads(1)
@@ -89,24 +89,32 @@ class EngineWorker:
         """Load the model; the value is this process's group, to be killed if a stage hangs."""
         group = become_group_leader()
         import torch
-        from evaluators.worker import EvaluationWorker
 
         from evaluators.plan import EvaluationPlan
+        from evaluators.worker import EvaluationWorker
 
         torch.set_num_threads(self._threads or os.cpu_count() or 1)
         return _answer(lambda: self._load(EvaluationWorker, EvaluationPlan.model_validate(self._plan), group))
 
     def _load(self, worker: Any, plan: Any, group: int) -> int:
-        self._worker = worker(self._model, plan)
+        self._worker = worker(self._model, plan, threads=self._threads or os.cpu_count())
         return group
 
     def run(self, stage: str, candidate: dict[str, Any], seed: int) -> dict[str, Any]:
         """One stage; the value is the `StageResult` as JSON."""
         return _answer(lambda: self._worker.run(stage, Candidate(**candidate), seed).to_json())
 
-    def reference(self, purpose: str, seed: int) -> dict[str, Any]:
-        """Prefill the prompts of a purpose and answer them densely."""
-        return _answer(lambda: self._worker.reference(seed))
+    def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
+        """Prefill a seed's prompts; the value is the dense results, `known` ones taken over."""
+        return _answer(lambda: self._reference(seed, known))
+
+    def _reference(self, seed: int, known: dict[str, Any] | None) -> Any:
+        if known is not None:
+            from evaluators.reference import DenseReference
+
+            self._worker.bench.adopt(DenseReference.from_json(known))
+        self._worker.prepare(seed)
+        return self._worker.reference(seed)
 
 
 def _answer(work: Callable[[], Any]) -> dict[str, Any]:

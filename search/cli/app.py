@@ -1,0 +1,97 @@
+"""The root command, which runs a campaign, and the entry point."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from search.cli import flows, machine, runs
+from search.cli.console import Json, duration, fail
+from vortex_core.errors import VortexError
+
+app = typer.Typer(
+    name="vortex-search",
+    no_args_is_help=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+)
+flows.add_to(app)
+runs.add_to(app)
+machine.add_to(app)
+
+
+@app.callback(invoke_without_command=True)
+def campaign(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Model by name, directory or hub id.")] = None,
+    campaign: Annotated[str, typer.Option(help="Campaign: a name in configs/campaigns, or a .yaml file.")] = (
+        "default"
+    ),
+    proposer: Annotated[
+        str | None,
+        typer.Option(help="Who writes programs: grammar, anthropic:MODEL, openai:MODEL[@http://host/v1]."),
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run; the same name resumes it.")] = None,
+    max_candidates: Annotated[
+        int | None, typer.Option(min=0, help="Distinct programs to evaluate, references not counted.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of proposals and evaluation items.")] = 0,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Working time of the whole run: 90s, 10m, 1.5h.")
+    ] = None,
+    max_dollars: Annotated[float | None, typer.Option(min=0, help="Cap on what proposers may cost.")] = None,
+    address: Annotated[str | None, typer.Option(help="Existing Ray cluster: auto or host:port.")] = None,
+    engines: Annotated[int | None, typer.Option(min=1, help="Resident evaluation workers.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Discover a sparse-attention algorithm: propose programs, measure them, feed the best back.
+
+    Without a command this runs a campaign. The same command line resumes it after Ctrl-C or a crash and
+    repeats nothing that was finished. It ends with a leaderboard, a report and an exported winner in
+    runs/NAME/.
+
+    Examples:
+
+        vortex-search
+
+        vortex-search --model smollm2-135m --max-candidates 60 --run long
+
+        vortex-search --proposer anthropic:claude-sonnet-4-5 --max-dollars 5
+
+        vortex-search leaderboard long
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from search.session import Options
+
+    runs.run_and_conclude(
+        Options(
+            campaign=campaign,
+            model=model,
+            proposer=proposer,
+            run=run,
+            seed=seed,
+            max_candidates=max_candidates,
+            seconds=None if time_budget is None else duration(time_budget),
+            dollars=max_dollars,
+            address=address,
+            engines=engines,
+        ),
+        as_json=as_json,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in given
+    try:
+        app(args=given, prog_name="vortex-search")
+    except VortexError as error:
+        fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

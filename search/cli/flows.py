@@ -1,0 +1,177 @@
+"""Commands on single flows: check, explain, evaluate, flows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from search.cli.console import Json, emit, err, out
+from search.tables import metric
+from vortex_core.errors import VortexError
+from vortex_core.flow.trace import Traced
+
+Flow = Annotated[str, typer.Argument(help="A library flow by name, or the path of a .py file.")]
+Model = Annotated[str, typer.Option(help="Model by name, directory or hub id.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (check, explain, evaluate, flows):
+        app.command()(command)
+
+
+def check(flow: Flow, as_json: Json = False) -> None:
+    """Trace a flow in the jail and verify it. Nothing of it runs outside.
+
+    Errors name the line, the rule and one remedy. Exit status 0 if the flow is legal.
+
+    Examples:
+
+        vortex-search check quest
+
+        vortex-search check ./my_flow.py --json
+    """
+    from vortex_core import library
+
+    traced = library.resolve(flow)
+    if as_json:
+        emit({**_identity(traced), "program": traced.program.to_json()})
+        return
+    out.print(f"[green]ok[/] {escape(traced.name)}  IR {traced.ir_hash}, with knobs {traced.key}")
+    states = ", ".join(f"{s.name} {s.dtype}" for s in traced.program.states) or "none"
+    out.print(f"page states: {states}")
+    out.print("knobs: " + ", ".join(f"{k}={v}" for k, v in traced.knobs.to_json().items()), soft_wrap=True)
+    for warning in traced.warnings:
+        out.print(f"[yellow]{escape(str(VortexError.from_json(warning)))}[/]", soft_wrap=True)
+
+
+def _identity(traced: Traced) -> dict[str, Any]:
+    return {
+        "name": traced.name,
+        "doc": traced.doc,
+        "ir_hash": traced.ir_hash,
+        "key": traced.key,
+        "knobs": traced.knobs.to_json(),
+        "warnings": list(traced.warnings),
+    }
+
+
+def explain(
+    flow: Flow,
+    model: Model = "smollm2-135m",
+    gpu: Annotated[str, typer.Option(help="GPU by name (configs/hardware).")] = "h200",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 32768,
+    as_json: Json = False,
+) -> None:
+    """Say what one decode step of a flow costs: launches, bytes by source, FLOPs, roofline time.
+
+    Everything here is modelled from the program and the true dimensions of the model; no weights, no GPU.
+
+    Example:
+
+        vortex-search explain quest --model qwen3-8b --gpu h200 --length 65536
+    """
+    from search.explain import explanation, rows, sentences
+    from vortex_core import library
+    from vortex_core.specs import load_gpu
+
+    traced = library.resolve(flow)
+    found = explanation(traced, model, load_gpu(gpu), batch=batch, length=length)
+    if as_json:
+        emit(found)
+        return
+    out.print(
+        f"[bold]{escape(traced.name)}[/] on {model}, {gpu}, batch {batch}, {length:,} tokens (modelled)"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("one decode step, one layer")
+    table.add_column("", justify="right")
+    for name, value in rows(found):
+        table.add_row(name, value)
+    out.print(table)
+    for words in sentences(found):
+        out.print(words, soft_wrap=True)
+
+
+def evaluate(
+    flow: Flow,
+    model: Model = "smollm2-135m",
+    plan: Annotated[
+        str, typer.Option(help="Plan: a name in configs/evaluation, or a .yaml file.")
+    ] = "default",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the items.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure one flow as a campaign would, in this process.
+
+    Exit status 0 if every stage passed, 1 if one stopped the flow; the reason is part of the result.
+
+    Example:
+
+        vortex-search evaluate ./my_flow.py --model smollm2-135m
+    """
+    from search.evaluation import evaluate_once
+    from vortex_core import library
+
+    traced = library.resolve(flow)
+    with err.status("loading the model and answering densely") as status:
+
+        def on_stage(name: str) -> None:
+            status.update(f"stage {name}")
+
+        results = evaluate_once(traced, model, plan, seed, on_stage)
+    passed = all(result.passed for result in results)
+    if as_json:
+        emit(
+            {**_identity(traced), "model": model, "passed": passed, "stages": [r.to_json() for r in results]}
+        )
+    else:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("stage", "seconds", "metric", "value and 95% interval", "unit"):
+            table.add_column(column)
+        for result in results:
+            first = [result.stage, f"{result.seconds:.2f}"]
+            for name, value in result.metrics.items():
+                table.add_row(*first, name, metric(value), value.unit)
+                first = ["", ""]
+            if not result.metrics:
+                table.add_row(*first, "passed" if result.passed else "[yellow]stopped[/]", "", "")
+        out.print(table)
+        for result in results:
+            if result.failure is not None:
+                out.print(f"[yellow]stopped at {result.stage}[/]")
+                out.print(escape(str(VortexError.from_json(result.failure.error))), soft_wrap=True)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def flows(as_json: Json = False) -> None:
+    """List the published algorithms that come with the project.
+
+    Example:
+
+        vortex-search flows
+
+        vortex-search check quest
+    """
+    from vortex_core import library
+
+    found = [library.load(name) for name in library.names()]
+    if as_json:
+        emit([_identity(traced) for traced in found])
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("flow", "what it is", "states", "page", "budget"):
+        table.add_column(column)
+    for traced in found:
+        states = ", ".join(s.name for s in traced.program.states) or "none"
+        words = traced.doc.strip().partition("\n")[0]
+        table.add_row(traced.name, escape(words), states, str(traced.knobs.page_size), traced.knobs.budget)
+    out.print(table)
+    out.print(f"sources: {Path(library.__file__).parent}", soft_wrap=True)

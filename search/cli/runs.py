@@ -1,0 +1,304 @@
+"""Commands on runs: the campaign itself, leaderboard, show, report, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.syntax import Syntax
+
+from search.archive import Archive, Entry, score
+from search.cli.console import Json, emit, err, out
+from search.config import CampaignConfig
+from search.errors import no_such_rank
+from search.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
+from search.session import Options, resolve, run_campaign
+from search.state import CampaignState, Candidate
+from search.tables import leaderboard as leaderboard_table
+from search.tables import metric
+
+RunName = Annotated[str, typer.Argument(help="Name of a run, as listed in runs/.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (leaderboard, show, report, export):
+        app.command()(command)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    run: Run
+    state: CampaignState
+    config: CampaignConfig
+    archive: Archive
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[_Opened]:
+    """A run for reading."""
+    with open_run(name, readonly=True) as run:
+        state = read_state(run)
+        if state.started is None:
+            from search.errors import unknown_name
+
+            raise unknown_name("run", name, [n for n in run_names() if n != name])
+        config = campaign_of(state)
+        yield _Opened(run, state, config, Archive(state, config.objective))
+
+
+def run_and_conclude(options: Options, *, as_json: bool) -> None:
+    """Run a campaign, then write report and winner and print the leaderboard."""
+    from search.progress import Progress
+
+    name = options.run_name(resolve(options))
+    try:
+        run_campaign(options, lambda config, title: Progress(err, config, title))
+    except KeyboardInterrupt:
+        err.print(
+            f"\nPaused; every finished evaluation is in {runs_root() / name}. The same command goes on."
+        )
+        raise
+    _conclude(name, as_json=as_json)
+
+
+def _conclude(name: str, *, as_json: bool) -> None:
+    from search.export import export as write_export
+    from search.report import write_report
+
+    with _opened(name) as it:
+        page = write_report(it.run, it.state, it.config, it.run.folder / "report.html")
+        entry = _to_export(it)
+        winner = None
+        if entry is not None:
+            winner = write_export(it.run, it.state, it.config, entry, it.run.folder / "winner", force=True)
+        summary = it.state.finished.summary if it.state.finished else {}
+        if as_json:
+            exported = str(winner) if winner else None
+            emit({**_overview(it), "summary": summary, "report": str(page), "exported": exported})
+            return
+        _print_overview(it, limit=15)
+        out.print(f"[bold]{escape(summary.get('statement', ''))}[/]", soft_wrap=True)
+        for key in ("against_matched", "against_control", "sealed"):
+            if summary.get(key):
+                out.print(f"{key.replace('_', ' ')}: {escape(summary[key]['words'])}", soft_wrap=True)
+        if summary.get("control"):
+            out.print(f"control: {escape(summary['control']['words'])}", soft_wrap=True)
+        out.print(f"report: {page}", soft_wrap=True)
+        if winner is not None and entry is not None:
+            out.print(f"exported: {winner} ({entry.candidate.label}, rank {entry.rank})", soft_wrap=True)
+
+
+def _to_export(it: _Opened) -> Entry | None:
+    """The winner; else the best found program, gates broken or not: its card says so."""
+    key = it.state.finished.winner if it.state.finished else None
+    for entry in it.archive.entries:
+        if entry.candidate.key == key:
+            return entry
+    return next((e for e in it.archive.entries if not e.candidate.reference), None)
+
+
+def leaderboard(
+    run: RunName,
+    limit: Annotated[int | None, typer.Option(min=1, help="Found programs to show at most.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank everything a run has measured, beside dense and the library flows.
+
+    Gates first, then speed; programs measured again on fresh items lead, because only those numbers are
+    free of selection. A star marks the Pareto front. Reading never disturbs a run that is under way.
+
+    Example:
+
+        vortex-search leaderboard default-smollm2-135m-grammar-s0 --limit 10
+    """
+    with _opened(run) as it:
+        if as_json:
+            emit({**_overview(it), "rows": it.archive.rows()})
+            return
+        _print_overview(it, limit)
+
+
+def _overview(it: _Opened) -> dict[str, Any]:
+    state = it.state
+    return {
+        "run": it.run.name,
+        "model": it.config.model,
+        "finished": state.finished.reason if state.finished else None,
+        "winner": state.candidates[state.finished.winner].label
+        if state.finished and state.finished.winner
+        else None,
+        "candidates": len(state.found),
+        "distinct_programs": state.distinct_programs,
+        "proposals": len(state.proposals),
+        "active_seconds": round(state.active_seconds, 1),
+        "dollars": round(state.dollars, 6),
+        "stage_seconds": {name: round(spent.seconds, 2) for name, spent in state.stage_time.items()},
+        "proposers": {name: vars(spent) for name, spent in state.spending.items()},
+    }
+
+
+def _print_overview(it: _Opened, limit: int | None) -> None:
+    state = it.state
+    out.print(leaderboard_table(it.archive, limit))
+    stopped = sum(1 for c in state.found if c.status() == "failed")
+    minutes = max(state.active_seconds / 60, 1e-9)
+    out.print(
+        f"{it.run.name}: {state.distinct_programs} distinct programs in {len(state.found)} candidates "
+        f"({stopped} stopped by a stage), {state.active_seconds:.0f} s of work, "
+        f"{len(state.found) / minutes:.1f} candidates a minute"
+        + (f", ${state.dollars:.4f}" if state.dollars else ""),
+        soft_wrap=True,
+    )
+    longest = sorted(state.stage_time.items(), key=lambda item: -item[1].seconds)
+    out.print(
+        "time: " + ", ".join(f"{name} {spent.seconds:.0f} s" for name, spent in longest), soft_wrap=True
+    )
+    if state.finished is None:
+        out.print(f"not finished; resume it with its own command line, or read on: show {it.run.name} ID")
+
+
+def show(
+    run: RunName,
+    wanted: Annotated[
+        str, typer.Argument(metavar="ID", help="c012, 12, a key (or 6 digits of it), or a name.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show one candidate: source, measurements, where it came from, why it stopped.
+
+    Example:
+
+        vortex-search show default-smollm2-135m-grammar-s0 c012
+    """
+    with _opened(run) as it:
+        candidate = find_candidate(it.run, it.state, wanted)
+        source = it.run.files.get(candidate.source, ".py")
+        if as_json:
+            emit(_candidate_json(it, candidate, source))
+            return
+        out.print(f"[bold]{candidate.label} {escape(candidate.name)}[/]  {candidate.status()}")
+        for title, text in (
+            ("idea", candidate.idea or candidate.doc),
+            ("from", f"{candidate.arm} by {candidate.proposer}"),
+            ("parents", ", ".join(_labels(it, candidate.parents)) or "none"),
+            ("children", ", ".join(_children(it, candidate)) or "none"),
+            ("identity", f"IR {candidate.ir_hash}, with knobs {candidate.key}"),
+            ("knobs", ", ".join(f"{k}={v}" for k, v in candidate.knobs.items())),
+        ):
+            out.print(f"{title}: {escape(text)}", soft_wrap=True)
+        found = score(candidate, it.config.objective)
+        if found is not None:
+            out.print(f"gates: {found.verdict.name.lower()}")
+            for words in found.broken:
+                out.print(f"  {escape(words)}")
+        for purpose, results in candidate.results.items():
+            for result in results.values():
+                state = "" if result.passed else "  [yellow]stopped here[/]"
+                out.print(f"[bold]{result.stage}[/] ({purpose}, {result.seconds:.2f} s){state}")
+                for name, value in result.metrics.items():
+                    out.print(f"  {name}: {metric(value)} {value.unit}", soft_wrap=True)
+                if result.failure is not None:
+                    error = result.failure.error
+                    out.print(f"  {error.get('code')}: {escape(str(error.get('message')))}", soft_wrap=True)
+        out.print(Syntax(source, "python", background_color="default"))
+
+
+def _candidate_json(it: _Opened, candidate: Candidate, source: str) -> dict[str, Any]:
+    found = score(candidate, it.config.objective)
+    return {
+        "id": candidate.label,
+        "name": candidate.name,
+        "status": candidate.status(),
+        "reference": candidate.reference,
+        "idea": candidate.idea,
+        "doc": candidate.doc,
+        "arm": candidate.arm,
+        "proposer": candidate.proposer,
+        "parents": list(_labels(it, candidate.parents)),
+        "children": _children(it, candidate),
+        "ir_hash": candidate.ir_hash,
+        "key": candidate.key,
+        "knobs": candidate.knobs,
+        "verdict": found.verdict.name.lower() if found else None,
+        "gates": list(found.broken) if found else [],
+        "results": {
+            purpose: [result.to_json() for result in results.values()]
+            for purpose, results in candidate.results.items()
+        },
+        "source": source,
+        "program": it.run.files.get_json(candidate.program),
+    }
+
+
+def _labels(it: _Opened, keys: tuple[str, ...]) -> Iterator[str]:
+    for key in keys:
+        if key in it.state.candidates:
+            parent = it.state.candidates[key]
+            yield f"{parent.label} {parent.name}"
+
+
+def _children(it: _Opened, candidate: Candidate) -> list[str]:
+    return [f"{c.label} {c.name}" for c in it.state.candidates.values() if candidate.key in c.parents]
+
+
+def report(
+    run: RunName,
+    out_file: Annotated[Path | None, typer.Option("--out", help="File to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a run as one self-contained HTML file.
+
+    Pareto plot with error bars, leaderboard with sources, progress of each arm, lineage, time by stage,
+    proposer costs, and what did not work. It loads nothing from a network.
+
+    Example:
+
+        vortex-search report default-smollm2-135m-grammar-s0 --out report.html
+    """
+    from search.report import write_report
+
+    with _opened(run) as it:
+        page = write_report(it.run, it.state, it.config, out_file or it.run.folder / "report.html")
+    if as_json:
+        emit({"run": run, "report": str(page), "bytes": page.stat().st_size})
+    else:
+        out.print(str(page), soft_wrap=True)
+
+
+def export(
+    run: RunName,
+    rank: Annotated[int, typer.Option(min=1, help="Rank on the leaderboard.")] = 1,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace the folder if it exists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Export a program with its measurements and a script that checks them.
+
+    Writes flow.py, knobs.json, program.json, card.json, card.md, README.md and verify.py.
+
+    Example:
+
+        vortex-search export default-smollm2-135m-grammar-s0 --rank 1 --out winner
+
+        python winner/verify.py
+    """
+    from search.export import export as write_export
+
+    with _opened(run) as it:
+        ranked = len(it.archive.entries)
+        if rank > ranked:
+            raise no_such_rank(run, rank, ranked)
+        entry = it.archive.entries[rank - 1]
+        folder = out_folder or Path(f"{run}-rank{rank}")
+        write_export(it.run, it.state, it.config, entry, folder, force=force)
+        candidate = entry.candidate
+    if as_json:
+        emit({"run": run, "rank": rank, "id": candidate.label, "name": candidate.name, "out": str(folder)})
+    else:
+        out.print(f"{candidate.label} {escape(candidate.name)} written to {folder}", soft_wrap=True)

@@ -1,0 +1,111 @@
+"""`vortex-search explain`: the cost model's account of a flow, as plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vortex_core.flow.trace import Traced
+from vortex_core.ir.cost import (
+    kv_row_bytes,
+    modelled_decode,
+    roofline_seconds,
+    state_bytes_per_token,
+    step_cost,
+)
+from vortex_core.specs import GpuSpec, ModelSpec, list_models, load_model
+
+
+def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length: int) -> dict[str, Any]:
+    """One decode step of a flow: a sparse layer in detail, the whole model in sum. All of it modelled.
+
+    Args:
+        model: a described model, or a directory or hub id whose configuration gives the dimensions.
+        batch: sequences decoded together.
+        length: tokens in each.
+
+    Raises:
+        VortexError: unknown model, or one whose dimensions cannot be read.
+    """
+    spec = _dimensions(model)
+    geometry, program, knobs = spec.geometry(), traced.program, traced.knobs
+    kv_bytes = 1.0 if knobs.kv_dtype.startswith("fp8") else 2.0
+    cost = step_cost(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
+    state = state_bytes_per_token(program, knobs, geometry)
+    share = state / kv_row_bytes(geometry, kv_bytes)
+    whole = modelled_decode(program, knobs, spec, gpu, batch, length)
+    layer = {
+        "launches": cost.launches,
+        "bytes: queries and outputs": cost.query_bytes,
+        "bytes: page states": cost.state_bytes,
+        "bytes: scores and page lists": cost.index_bytes,
+        "bytes: keys and values": cost.kv_bytes,
+        "bytes: state updates": cost.update_bytes,
+        "bytes in all": cost.bytes,
+        "FLOPs: contractions and attention": cost.tensor_flops,
+        "FLOPs: the rest": cost.vector_flops,
+        "attended share of tokens": cost.density,
+        "state bytes per token": state,
+        "state bytes per token, share of KV": share,
+        "roofline seconds": roofline_seconds(cost, gpu),
+    }
+    return {
+        "flow": traced.name,
+        "ir_hash": traced.ir_hash,
+        "model": spec.name,
+        "gpu": gpu.name,
+        "batch": batch,
+        "length": length,
+        "how": "modelled",
+        "layer": layer,
+        "step": {
+            "seconds": whole.seconds_per_step,
+            "seconds_by_part": dict(whole.parts),
+            "bound_by": whole.bound_by,
+            "tokens_per_second": whole.tokens_per_second,
+            "dense_tokens_per_second": whole.dense_tokens_per_second,
+            "speedup": whole.speedup,
+            "density": whole.density,
+        },
+    }
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The layer's account as (what, value) with units."""
+    return [(name, _worded(name, value)) for name, value in found["layer"].items()]
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """The whole model's account in words."""
+    step = found["step"]
+    parts = ", ".join(f"{name} {seconds * 1e3:.3f} ms" for name, seconds in step["seconds_by_part"].items())
+    speed = (
+        f"{step['tokens_per_second']:,.0f} tokens/s against {step['dense_tokens_per_second']:,.0f} dense: "
+        f"x{step['speedup']:.2f}, bound by {step['bound_by']}"
+    )
+    return [
+        f"whole model: {step['seconds'] * 1e3:.3f} ms a step ({parts})",
+        speed,
+        f"page states add {found['layer']['state bytes per token, share of KV']:.1%} to the KV cache",
+        "modelled from bytes, FLOPs and launches on the usable bandwidth; nothing was run",
+    ]
+
+
+def _worded(name: str, value: float) -> str:
+    if name.startswith("bytes"):
+        return f"{value / 2**20:,.3f} MiB"
+    if name.startswith("FLOPs"):
+        return f"{value / 1e9:,.3f} G"
+    if "share" in name:
+        return f"{value:.2%}"
+    if name == "roofline seconds":
+        return f"{value * 1e6:,.1f} us"
+    return f"{value:,.1f}"
+
+
+def _dimensions(model: str) -> ModelSpec:
+    """Dimensions need no weights."""
+    if model in list_models():
+        return load_model(model)
+    from vortex_core.engine.weights import resolve_model
+
+    return resolve_model(model, fetch=False, check_memory=False).spec

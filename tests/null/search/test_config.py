@@ -1,0 +1,85 @@
+"""Campaign files: strict, and their errors name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.cli.console import duration
+from search.config import load_campaign, load_proposer, names
+from vortex_core.errors import VortexError
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "campaign.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+ARM = "arms: [{name: a, strategy: {kind: evolve}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (ARM + "limts: {}\n", "limts"),
+        (ARM + "limits: {candidates: -1}\n", "limits.candidates"),
+        ("arms: []\n", "arms"),
+        ("arms: [{name: a, strategy: {kind: evolv}}]\n", "evolv"),
+        ("arms: [{name: a, strategy: {kind: random}, control: true}]\n", "control"),
+        ("arms: [{name: a, strategy: {kind: random}}, {name: a, strategy: {kind: random}}]\n", "repeat"),
+        (ARM + "objective: {gates: [{metric: m}]}\n", "at_least or at_most"),
+        (ARM + "references: [{flow: quest, knbs: {}}]\n", "knbs"),
+        ("arms: [", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_by_key(tmp_path: Path, text: str, words: str):
+    with pytest.raises(VortexError) as error:
+        load_campaign(write(tmp_path, text))
+    assert error.value.code == "VS002"
+    assert words in error.value.message
+
+
+def test_references_may_be_names_or_carry_knobs(tmp_path: Path):
+    found = load_campaign(
+        write(tmp_path, ARM + "references: [dense, {flow: quest, knobs: {budget: '512'}}]\n")
+    )
+    assert [(r.flow, r.knobs) for r in found.references] == [("dense", {}), ("quest", {"budget": "512"})]
+
+
+@pytest.mark.parametrize("kind", ["campaign", "proposer"])
+def test_unknown_names_get_near_matches(kind: str):
+    load = load_campaign if kind == "campaign" else load_proposer
+    wrong = "defualt" if kind == "campaign" else "gramar"
+    right = "default" if kind == "campaign" else "grammar"
+    with pytest.raises(VortexError) as error:
+        load(wrong)
+    assert error.value.code == "VS001"
+    assert right in error.value.remedy
+
+
+def test_every_shipped_file_loads():
+    for name in names("campaigns"):
+        campaign = load_campaign(name)
+        load_proposer(campaign.proposer)
+        assert campaign.description
+    for name in names("proposers"):
+        assert load_proposer(name).description
+    assert {"default", "quick"} <= set(names("campaigns"))
+
+
+def test_a_specification_is_a_proposer():
+    assert load_proposer("openai:m@http://localhost:1/v1").spec == "openai:m@http://localhost:1/v1"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_durations(text: str, seconds: float):
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "10d", "0"])
+def test_bad_durations(text: str):
+    with pytest.raises(VortexError) as error:
+        duration(text)
+    assert error.value.code == "VS010"
