@@ -1,4 +1,9 @@
-"""Published algorithms, one small file each. They obey the same rules as anyone's flow."""
+"""Published algorithms, one small file each. They obey the same rules as anyone's flow.
+
+Three shelves: this folder holds flows for every model, `mla/` those that tell latent from rotary channels, and
+`needs_weights/` those whose learned weights must be supplied before they mean anything. `docs/library.md` lists all,
+and the methods that cannot be written as a selection of pages.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,18 @@ _HERE = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Names of all library flows, dense first."""
-    found = sorted(p.stem for p in _HERE.glob("*.py") if not p.stem.startswith("_"))
-    return sorted(found, key=lambda n: (n != "dense", n))
+    """Names of the flows for every model, dense first."""
+    return sorted(_shelf(""), key=lambda n: (n != "dense", n))
+
+
+def mla_names() -> list[str]:
+    """Names of the flows that need an MLA model."""
+    return sorted(_shelf("mla"))
+
+
+def untrained_names() -> list[str]:
+    """Names of the flows that need learned or calibrated weights."""
+    return sorted(_shelf("needs_weights"))
 
 
 def source(name: str) -> str:
@@ -24,9 +38,7 @@ def source(name: str) -> str:
     Raises:
         VortexError: `VF070` for an unknown name.
     """
-    if name not in names():
-        raise _unknown(name)
-    return (_HERE / f"{name}.py").read_text(encoding="utf-8")
+    return _path(name).read_text(encoding="utf-8")
 
 
 @lru_cache
@@ -43,7 +55,7 @@ def resolve(flow: str) -> Traced:
     Raises:
         VortexError: `VF070` for an unknown name, else whatever is wrong with the file.
     """
-    if flow in names():
+    if flow in _all():
         return load(flow)
     if flow.endswith(".py") or "/" in flow:
         from vortex_core.flow.load import trace_file
@@ -52,9 +64,25 @@ def resolve(flow: str) -> Traced:
     raise _unknown(flow)
 
 
+def _shelf(folder: str) -> dict[str, Path]:
+    return {p.stem: p for p in (_HERE / folder).glob("*.py") if not p.stem.startswith("_")}
+
+
+def _all() -> dict[str, Path]:
+    return {**_shelf(""), **_shelf("mla"), **_shelf("needs_weights")}
+
+
+def _path(name: str) -> Path:
+    found = _all()
+    if name not in found:
+        raise _unknown(name)
+    return found[name]
+
+
 def _unknown(name: str) -> VortexError:
-    near = difflib.get_close_matches(name, names(), 3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"library flows: {', '.join(names())}"
+    known = list(_all())
+    near = difflib.get_close_matches(name, known, 3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"library flows: {', '.join(names())}."
     return VortexError(
         "VF070", f"no flow named {name!r}", f"{hint} A file is given by its path, e.g. ./my_flow.py"
     )

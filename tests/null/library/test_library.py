@@ -1,0 +1,89 @@
+"""Every library flow reads, says what it computes and where it comes from, and is the program it claims to be."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from vortex_core import library
+from vortex_core.errors import VortexError
+from vortex_core.flow.emit import emit
+from vortex_core.flow.jail import run
+from vortex_core.flow.load import trace_source
+from vortex_core.ir.verify import verify
+
+EVERY_MODEL = library.names()
+MLA = library.mla_names()
+UNTRAINED = library.untrained_names()
+ALL = [*EVERY_MODEL, *MLA, *UNTRAINED]
+
+
+def test_shelves_are_disjoint_and_dense_is_first() -> None:
+    assert EVERY_MODEL[0] == "dense"
+    assert len(set(ALL)) == len(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_flow_traces_verifies_and_carries_its_name(name: str) -> None:
+    traced = library.load(name)
+    verify(traced.original)
+    verify(traced.program)
+    assert traced.name == name
+    assert library.resolve(name).ir_hash == traced.ir_hash
+    # A static pattern is the point of streaming; nothing else may be doubtful.
+    assert [w["code"] for w in traced.warnings] == (["VF044"] if name == "streaming" else [])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_docstring_gives_the_formula_and_the_paper(name: str) -> None:
+    doc = library.load(name).doc
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|\(.*NeurIPS 2024; not on arXiv\)", doc)
+    if name != "dense":
+        assert re.search(r"^(score|votes|a|r)\(page.*=|<-", doc, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_emitted_source_is_the_same_program(name: str) -> None:
+    traced = library.load(name)
+    again = run(emit(traced.program, traced.knobs, traced.name, traced.doc), "emitted.py")
+    assert again.ir_hash == traced.ir_hash
+
+
+@pytest.mark.parametrize("name", ["quest", "h2o", "rope_weighted_block_topk"])
+def test_the_jail_reads_what_trusted_code_reads(name: str) -> None:
+    assert trace_source(library.source(name), f"{name}.py").key == library.load(name).key
+
+
+def test_only_stated_equals_are_equal() -> None:
+    """Centring is a no-op before top-k, and nothing else in the library is another flow in disguise."""
+    seen: dict[str, str] = {}
+    equal = {(seen.setdefault(library.load(n).ir_hash, n), n) for n in ALL}
+    assert {pair for pair in equal if pair[0] != pair[1]} == {("block_topk", "centered_block_topk")}
+
+
+def test_quest_stays_under_ten_lines() -> None:
+    assert lines_of_code(library.source("quest")) < 10
+
+
+def lines_of_code(source: str) -> int:
+    """Lines inside the class that are neither blank nor docstring nor decorator."""
+    (cls,) = (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef))
+    body = cls.body[1:] if ast.get_docstring(cls) else cls.body
+    text = source.splitlines()
+    used = {i for n in body for i in range(n.lineno, (n.end_lineno or n.lineno) + 1) if text[i - 1].strip()}
+    return len(used)
+
+
+def test_unknown_name_suggests_near_ones() -> None:
+    with pytest.raises(VortexError, match="VF070"):
+        library.load("qest")
+    with pytest.raises(VortexError) as caught:
+        library.resolve("lserv")
+    assert "lserve" in caught.value.remedy
+
+
+def test_page_relaxed_flows_say_so() -> None:
+    for name in ("h2o", "tova", "snapkv", "infllm", "sparq", "twilight", "kascade"):
+        assert "page-relaxed" in library.load(name).doc
