@@ -1,8 +1,8 @@
 """Published algorithms, one small file each. They obey the same rules as anyone's flow.
 
-Three shelves: this folder holds flows for every model, `mla/` those that tell latent from rotary channels, and
-`needs_weights/` those whose learned weights must be supplied before they mean anything. `docs/library.md` lists all,
-and the methods that cannot be written as a selection of pages.
+Three shelves: this folder holds flows for every model, `mla/` those that tell latent from rotary channels,
+and `needs_weights/` those whose learned weights must be supplied before they mean anything.
+`docs/library.md` lists all, and the methods that cannot be written as a selection of pages.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ from vortex_core import ops, register, vFlow
 
 @register("arkvale")
 class ArkVale(vFlow):
-    """ArkVale (Chen et al., NeurIPS 2024; not on arXiv): bounds q . k over a page by a ball around its mean key. Its
-    offloading is left out; its other digest, the bounding box, gives Quest's score.
+    """ArkVale (Chen et al., NeurIPS 2024; not on arXiv): bounds q . k over a page by a ball around its mean
+    key. Its offloading is left out; its other digest, the bounding box, gives Quest's score.
 
     score(page) = max_h q_h . c + |q_h| r, c = mean_t k_t, r = max_t |k_t - c|
     """

@@ -3,7 +3,8 @@ from vortex_core import ops, register, vFlow
 
 @register("block_topk")
 class BlockTopK(vFlow):
-    """Block top-k: the query against the mean key of each page (MoBA, arXiv 2502.13189; InfLLM-style centroids).
+    """Block top-k: the query against the mean key of each page (MoBA, arXiv 2502.13189; InfLLM-style
+    centroids).
 
     score(page) = mean_h q_h . mean_t k_t
     """

@@ -3,11 +3,13 @@ from vortex_core import ops, register, vFlow
 
 @register("h2o")
 class H2O(vFlow):
-    """H2O (Zhang et al., arXiv 2306.14048), page-relaxed: keep the pages that have received the most attention so far.
-    The original evicts single tokens for good and starts from the prompt's own attention; here pages are dropped, they
-    stay in memory, and what a page received before it was first measured is estimated from its mean key.
+    """H2O (Zhang et al., arXiv 2306.14048), page-relaxed: keep the pages that have received the most
+    attention so far. The original evicts single tokens for good and starts from the prompt's own attention;
+    here pages are dropped, they stay in memory, and what a page received before it was first measured is
+    estimated from its mean key.
 
-    a(page) <- a(page) + sum_h mass_h(page), score = a; at first sum_h softmax_page(q_h . mean_t k_t / sqrt(D))
+    a(page) <- a(page) + sum_h mass_h(page), score = a; at first sum_h softmax_page(q_h . mean_t k_t /
+    sqrt(D))
     """
 
     def create_cache(self, page):

@@ -3,9 +3,9 @@ from vortex_core import Knobs, ops, register, vFlow
 
 @register("kascade")
 class Kascade(vFlow):
-    """Kascade (arXiv 2512.16391), page-relaxed: anchor layers choose, the three layers after each reuse the choice. The
-    original scores tokens exactly in anchor layers, picks these by calibration and maps heads between layers; here pages
-    are scored by their mean key and every fourth layer is an anchor.
+    """Kascade (arXiv 2512.16391), page-relaxed: anchor layers choose, the three layers after each reuse the
+    choice. The original scores tokens exactly in anchor layers, picks these by calibration and maps heads
+    between layers; here pages are scored by their mean key and every fourth layer is an anchor.
 
     score(page) = mean_h softmax_page(q_h . mean_t k_t / sqrt(D)), reused over 4 layers
     """

@@ -3,8 +3,9 @@ from vortex_core import Knobs, ops, register, vFlow
 
 @register("lserve")
 class LServe(vFlow):
-    """LServe (Yang et al., arXiv 2502.14866): Quest's bound on logical sub-pages, the best one stands for the page; a
-    selection is reused for 4 steps. Its streaming heads and quantised KV are the engine's business and left out.
+    """LServe (Yang et al., arXiv 2502.14866): Quest's bound on logical sub-pages, the best one stands for
+    the page; a selection is reused for 4 steps. Its streaming heads and quantised KV are the engine's
+    business and left out.
 
     score(page) = max_h max_row sum_d max(q_hd kmax_row,d, q_hd kmin_row,d)
     """

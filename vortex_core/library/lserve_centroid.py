@@ -3,8 +3,9 @@ from vortex_core import Knobs, ops, register, vFlow
 
 @register("lserve_centroid")
 class LServeCentroid(vFlow):
-    """Block top-k at sub-page resolution: the best of four sub-page means (LServe's hierarchy, arXiv 2502.14866, with
-    centroids, as bundled with vortex_torch, arXiv 2606.06453). On an MLA model this is its lserve_centroid_mla.
+    """Block top-k at sub-page resolution: the best of four sub-page means (LServe's hierarchy, arXiv
+    2502.14866, with centroids, as bundled with vortex_torch, arXiv 2606.06453). On an MLA model this is its
+    lserve_centroid_mla.
 
     score(page) = max_row mean_h q_h . mean_{t in row} k_t
     """

@@ -3,8 +3,8 @@ from vortex_core import ops, register, vFlow
 
 @register("masked_quest")
 class MaskedQuest(vFlow):
-    """Quest (arXiv 2406.10774) without the first 8 channels, the fastest rotating ones (bundled with vortex_torch,
-    arXiv 2606.06453).
+    """Quest (arXiv 2406.10774) without the first 8 channels, the fastest rotating ones (bundled with
+    vortex_torch, arXiv 2606.06453).
 
     score(page) = max_h sum_{d >= 8} max(q_hd kmax_d, q_hd kmin_d)
     """

@@ -3,8 +3,9 @@ from vortex_core import Knobs, ops, register, vFlow
 
 @register("moba")
 class MoBA(vFlow):
-    """MoBA (Lu et al., arXiv 2502.13189): every query head routes to blocks by their mean key; the current block is always
-    attended. MoBA trains with this routing; here it is applied to a model trained with dense attention.
+    """MoBA (Lu et al., arXiv 2502.13189): every query head routes to blocks by their mean key; the current
+    block is always attended. MoBA trains with this routing; here it is applied to a model trained with
+    dense attention.
 
     score(page, h) = q_h . mean_t k_t
     """

@@ -3,9 +3,10 @@ from vortex_core import Knobs, ops, register, vFlow
 
 @register("nsa")
 class NSA(vFlow):
-    """Native Sparse Attention's selection branch (Yuan et al., arXiv 2502.11089): attention over compressed blocks, summed
-    over the blocks of a page and over the group's heads. Its learned compression is replaced by the mean, its blocks
-    do not overlap (l = d = l'/4), and the compressed and sliding branches, which add to the output, are left out.
+    """Native Sparse Attention's selection branch (Yuan et al., arXiv 2502.11089): attention over compressed
+    blocks, summed over the blocks of a page and over the group's heads. Its learned compression is replaced
+    by the mean, its blocks do not overlap (l = d = l'/4), and the compressed and sliding branches, which
+    add to the output, are left out.
 
     score(page) = sum_h sum_row softmax_row(q_h . mean_{t in row} k_t / sqrt(D))
     """

@@ -3,8 +3,9 @@ from vortex_core import ops, register, vFlow
 
 @register("rocketkv")
 class RocketKV(vFlow):
-    """RocketKV's second stage (Behnam et al., arXiv 2502.14051): Quest's bound on the 16 channels where the group's queries
-    are largest. The first stage evicts most of the prompt for good, by SnapKV's rule: see snapkv.
+    """RocketKV's second stage (Behnam et al., arXiv 2502.14051): Quest's bound on the 16 channels where the
+    group's queries are largest. The first stage evicts most of the prompt for good, by SnapKV's rule: see
+    snapkv.
 
     score(page) = sum_h sum_{d in top} max(q_hd kmax_d, q_hd kmin_d), top = largest sum_h |q_hd|
     """

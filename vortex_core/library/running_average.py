@@ -3,8 +3,8 @@ from vortex_core import ops, register, vFlow
 
 @register("running_average")
 class RunningAverage(vFlow):
-    """Block top-k on a decaying sum of past scores (bundled with vortex_torch, arXiv 2606.06453). The sum is state of the
-    request, so prefix pages cannot be shared.
+    """Block top-k on a decaying sum of past scores (bundled with vortex_torch, arXiv 2606.06453). The sum
+    is state of the request, so prefix pages cannot be shared.
 
     r(page) <- 0.9 r(page) + mean_h q_h . mean_t k_t, score = r
     """

@@ -3,11 +3,12 @@ from vortex_core import Knobs, ops, register, vFlow
 
 @register("shadowkv")
 class ShadowKV(vFlow):
-    """ShadowKV's selection (Sun et al., arXiv 2410.21465): chunks by their mean key, the landmark, and always the outlier
-    chunks that a landmark describes badly. Its low-rank keys and value offloading change attention itself and cannot
-    be written as a selection.
+    """ShadowKV's selection (Sun et al., arXiv 2410.21465): chunks by their mean key, the landmark, and
+    always the outlier chunks that a landmark describes badly. Its low-rank keys and value offloading change
+    attention itself and cannot be written as a selection.
 
-    score(page) = max_h softmax_page(q_h . c / sqrt(D)); outliers: smallest min_t cos(k_t, c), c = mean_t k_t
+    score(page) = max_h softmax_page(q_h . c / sqrt(D)); outliers: smallest min_t cos(k_t, c), c = mean_t
+    k_t
     """
 
     knobs = Knobs(page_size=8)

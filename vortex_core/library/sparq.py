@@ -3,11 +3,12 @@ from vortex_core import ops, register, vFlow
 
 @register("sparq")
 class SparQ(vFlow):
-    """SparQ (Ribar et al., arXiv 2312.04985), page-relaxed: approximate attention from the 16 query channels of largest
-    magnitude, at token resolution, summed per page. Like the original it keeps keys a second time; the blend with the
-    mean value changes the output and cannot be written as a selection.
+    """SparQ (Ribar et al., arXiv 2312.04985), page-relaxed: approximate attention from the 16 query
+    channels of largest magnitude, at token resolution, summed per page. Like the original it keeps keys a
+    second time; the blend with the mean value changes the output and cannot be written as a selection.
 
-    score(page) = mean_h sum_t softmax_t(q~_h . k_t / sqrt(D |q~_h|_1 / |q_h|_1)), q~ = q on its top channels
+    score(page) = mean_h sum_t softmax_t(q~_h . k_t / sqrt(D |q~_h|_1 / |q_h|_1)), q~ = q on its top
+    channels
     """
 
     def create_cache(self, page):

@@ -3,11 +3,13 @@ from vortex_core import ops, register, vFlow
 
 @register("tova")
 class TOVA(vFlow):
-    """TOVA (Oren et al., arXiv 2401.06104), page-relaxed: keep the pages that the previous token attended to most. A page
-    that was dropped has received nothing and so stays out, as in the original, which drops one token per step; the
-    first choice is estimated from mean keys, where the original has the prompt's attention.
+    """TOVA (Oren et al., arXiv 2401.06104), page-relaxed: keep the pages that the previous token attended
+    to most. A page that was dropped has received nothing and so stays out, as in the original, which drops
+    one token per step; the first choice is estimated from mean keys, where the original has the prompt's
+    attention.
 
-    score(page) = mean_h mass_h(page) of the previous step; at first mean_h softmax_page(q_h . mean_t k_t / sqrt(D))
+    score(page) = mean_h mass_h(page) of the previous step; at first mean_h softmax_page(q_h . mean_t k_t /
+    sqrt(D))
     """
 
     def create_cache(self, page):

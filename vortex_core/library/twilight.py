@@ -3,9 +3,9 @@ from vortex_core import Knobs, ops, register, vFlow
 
 @register("twilight")
 class Twilight(vFlow):
-    """Twilight (Lin et al., arXiv 2502.02770), page-relaxed: estimate attention from 4-bit keys and take the fewest pages
-    whose mass reaches p = 0.95. The original prunes tokens inside the candidates of another selector; here the
-    candidates are all pages and the budget is the cap.
+    """Twilight (Lin et al., arXiv 2502.02770), page-relaxed: estimate attention from 4-bit keys and take
+    the fewest pages whose mass reaches p = 0.95. The original prunes tokens inside the candidates of
+    another selector; here the candidates are all pages and the budget is the cap.
 
     score(page) = ln mean_h sum_t softmax_t(q_h . k4_t / sqrt(D))
     """

@@ -1,4 +1,4 @@
-"""Every library flow selects the same pages in the torch backend as by the oracle's definition, on ragged batches."""
+"""Every library flow selects the same pages in the torch backend as by the oracle's definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every library flow reads, says what it computes and where it comes from, and is the program it claims to be."""
+"""Every library flow reads, says what it computes and where it comes from, and is what it claims."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@ from vortex_core import ops, register, vFlow
 
 @register("rope_unaware_block_topk")
 class RopeUnawareBlockTopK(vFlow):
-    """Block top-k on the latent alone, rotary channels ignored (bundled with vortex_torch, arXiv 2606.06453). MLA models
-    only. With the rotary channels it is block_topk, the rope_aware_block_sparse_mla of that system.
+    """Block top-k on the latent alone, rotary channels ignored (bundled with vortex_torch, arXiv
+    2606.06453). MLA models only. With the rotary channels it is block_topk, the rope_aware_block_sparse_mla
+    of that system.
 
     score(page) = mean_h q_h,nope . mean_t c_t
     """

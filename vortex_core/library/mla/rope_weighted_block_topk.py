@@ -3,8 +3,8 @@ from vortex_core import ops, register, vFlow
 
 @register("rope_weighted_block_topk")
 class RopeWeightedBlockTopK(vFlow):
-    """Block top-k with the latent and rotary parts of the logit weighted apart, a + b = 1 (bundled with vortex_torch,
-    arXiv 2606.06453, for several b). MLA models only; b = 0.5 is block_topk.
+    """Block top-k with the latent and rotary parts of the logit weighted apart, a + b = 1 (bundled with
+    vortex_torch, arXiv 2606.06453, for several b). MLA models only; b = 0.5 is block_topk.
 
     score(page) = a mean_h q_h,nope . c_nope + b mean_h q_h,rope . c_rope, c = mean_t latent_t, b = 0.25
     """
