@@ -1,0 +1,1 @@
+"""The Triton backend: programs lowered to a few fused kernels. See `lower.py`, `codegen.py` and `flow.py`."""

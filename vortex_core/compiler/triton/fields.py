@@ -1,0 +1,129 @@
+"""How kernels read and write page states: one text template a storage dtype.
+
+The layout is that of `compiler.states`: `[kv_head, page, *stored]`, fp8 as bytes, int4 two and bits eight a byte along the
+last dimension, one fp16 scale a row for int8 and int4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from vortex_core.compiler.triton.tiles import Axis, Tile, order, rounded
+from vortex_core.ir.program import StateDecl
+
+_PER_BYTE = {"int4": 2, "bits": 8}
+
+
+def stored_shape(state: StateDecl, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Concrete stored extents of one page's value."""
+    shape = tuple(e.resolve(sizes) for _, e in state.dims)
+    per = _PER_BYTE.get(state.dtype)
+    if per is None:
+        return shape
+    return (*shape[:-1], -(-shape[-1] // per)) if shape else (1,)
+
+
+def _offset(indices: Sequence[Tile], shape: Sequence[int], axes: Sequence[Axis]) -> str:
+    """Row-major offset of an element."""
+    strides = [math.prod(shape[n + 1 :]) for n in range(len(shape))]
+    parts = [f"({t.to(axes)}) * {s}" if s != 1 else f"({t.to(axes)})" for t, s in zip(indices, strides, strict=True)]
+    return " + ".join(parts) or "0"
+
+
+def load_text(name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile, indices: Sequence[Tile], mask: str | None) -> tuple[str, tuple[Axis, ...]]:
+    """Expression that reads a state as fp32.
+
+    Args:
+        name: pointer argument (`NAME_ptr`, `NAME_scale_ptr`).
+        row: index of the page's row, `kv_head * pages + page`, as a tile.
+        indices: one tile a dimension of the state.
+        mask: condition text over the result's axes, made by `mask_text`.
+    """
+    shape = tuple(e.resolve(sizes) for _, e in state.dims)
+    stored = stored_shape(state, sizes)
+    axes = order([*row.axes, *(a for t in indices for a in t.axes)])
+    width = math.prod(stored)
+    base = f"{name}_ptr + ({row.to(axes)}) * {width}"
+    guard = "" if mask is None else f", mask={mask}, other=0"
+    if state.dtype in _PER_BYTE:
+        per = _PER_BYTE[state.dtype]
+        bits = 8 // per
+        last = indices[-1] if indices else Tile("0")
+        packed = [*indices[:-1], Tile(f"({last.text}) // {per}", last.axes)]
+        byte = f"tl.load({base} + {_offset(packed, stored, axes)}{guard}).to(tl.int32)"
+        value = f"(({byte} >> ((({last.to(axes)}) % {per}) * {bits})) & {2**bits - 1}).to(tl.float32)"
+        if state.dtype == "bits":
+            return f"({value} * 2.0 - 1.0)", axes
+        scale = f"tl.load({name}_scale_ptr + ({row.to(axes)}) * {math.prod(shape[:-1])} + {_offset(indices[:-1], shape[:-1], axes)}{guard})"
+        return f"(({value} - 8.0) * {scale}.to(tl.float32))", axes
+    text = f"tl.load({base} + {_offset(indices, stored, axes)}{guard})"
+    if state.dtype.startswith("fp8"):
+        kind = "tl.float8e4nv" if state.dtype == "fp8_e4m3" else "tl.float8e5"
+        return f"{text}.to({kind}, bitcast=True).to(tl.float32)", axes
+    if state.dtype == "int8":
+        scale = f"tl.load({name}_scale_ptr + ({row.to(axes)}) * {math.prod(shape[:-1])} + {_offset(indices[:-1], shape[:-1], axes)}{guard})"
+        return f"({text}.to(tl.float32) * {scale}.to(tl.float32))", axes
+    return (text if state.dtype == "fp32" else f"{text}.to(tl.float32)"), axes
+
+
+def store_lines(name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile, indices: Sequence[Tile], value: Tile, mask: str | None) -> list[str]:
+    """Statements that write a float or fp8 state. Scaled and packed dtypes need whole rows: see `store_row_lines`."""
+    stored = stored_shape(state, sizes)
+    axes = order([*row.axes, *(a for t in indices for a in t.axes)])
+    pointer = f"{name}_ptr + ({row.to(axes)}) * {math.prod(stored)} + {_offset(indices, stored, axes)}"
+    text = rounded(f"({value.to(axes)})", state.dtype)
+    if state.dtype.startswith("fp8"):
+        text = f"{text}.to(tl.uint8, bitcast=True)"
+    guard = "" if mask is None else f", mask={mask}"
+    return [f"tl.store({pointer}, {text}{guard})"]
+
+
+def store_row_lines(name: str, state: StateDecl, sizes: Mapping[str, int], row: str, others: Sequence[Tile], groups: Sequence[Tile], lane: Axis, mask: str | None) -> list[str]:
+    """Statements that write one page's int8, int4 or bits state.
+
+    Args:
+        row: text of the page's row (a scalar).
+        others: indices of all dimensions but the last.
+        groups: the value at packed position `p` and sub-position `n` along the last dimension, for each `n`
+            (one entry for int8); a tile over `others` and `lane`.
+        lane: axis over packed positions.
+        mask: condition on real lanes.
+    """
+    shape = tuple(e.resolve(sizes) for _, e in state.dims)
+    stored = stored_shape(state, sizes)
+    axes = groups[0].axes
+    at = axes.index(lane)
+    outer = tuple(a for a in axes if a != lane)
+    lines: list[str] = []
+    guard = "" if mask is None else f", mask={mask}"
+    pointer = f"{name}_ptr + ({row}) * {math.prod(stored)} + {_offset([*others, Tile(lane.index, (lane,))], stored, axes)}"
+    if state.dtype == "bits":
+        packed = " + ".join(f"(({g.text}) >= 0).to(tl.int32) * {1 << n}" for n, g in enumerate(groups))
+        return [f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})"]
+    top = 127 if state.dtype == "int8" else 7
+    biggest = f"tl.abs({groups[0].text})"
+    for g in groups[1:]:
+        biggest = f"tl.maximum({biggest}, tl.abs({g.text}))"
+    lines.append(f"{name}_big = tl.max({biggest}, axis={at})")
+    lines.append(f"{name}_s = tl.minimum({name}_big / {top}.0, 6.0e4).to(tl.float16)")
+    wide = Tile(f"{name}_w", outer)
+    lines.append(f"{name}_w = {name}_s.to(tl.float32)")
+    steps = []
+    for g in groups:
+        ratio = f"tl.where({wide.to(axes)} > 0, {g.text} / tl.where({wide.to(axes)} > 0, {wide.to(axes)}, 1.0), 0.0)"
+        # Round half to even, as torch does: floor(x + 0.5), less one on odd ties.
+        lines.append(f"{name}_x = {ratio}")
+        lines.append(f"{name}_r = tl.floor({name}_x + 0.5)")
+        lines.append(f"{name}_r = tl.where(({name}_r - {name}_x == 0.5) & ({name}_r - 2.0 * tl.floor({name}_r * 0.5) == 1.0), {name}_r - 1.0, {name}_r)")
+        steps.append(f"{name}_q{len(steps)}")
+        lines.append(f"{steps[-1]} = tl.minimum(tl.maximum({name}_r, -{top}.0), {top}.0).to(tl.int32)")
+    if state.dtype == "int8":
+        lines.append(f"tl.store({pointer}, {steps[0]}.to(tl.int8){guard})")
+    else:
+        packed = " + ".join(f"({s} + 8) * {1 << (4 * n)}" for n, s in enumerate(steps))
+        lines.append(f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})")
+    scale_mask = " & ".join(f"({Tile(f'({a.mask})', (a,)).to(outer)})" for a in outer if a.mask)
+    offset = _offset(others, shape[:-1], outer)
+    lines.append(f"tl.store({name}_scale_ptr + ({row}) * {math.prod(shape[:-1])} + {offset}, {name}_s{f', mask={scale_mask}' if scale_mask else ''})")
+    return lines
