@@ -119,10 +119,10 @@ def paged_decode_kernel(
                 slot = position % PAGE
             k_page = k_base + page.to(tl.int64) * stride_k_page + skip * STRIDE_K_TOKEN
             k0 = load_rows(k_page, slot, ok, STRIDE_K_TOKEN, 0, DK0, DK)
-            scores = tl.dot(q0, tl.trans(k0.to(OPERAND)))
+            scores = tl.dot(q0, tl.trans(k0.to(OPERAND)), input_precision="ieee")
             if DK1 > 0:
                 k1 = load_rows(k_page, slot, ok, STRIDE_K_TOKEN, DK0, DK1, DK)
-                scores = tl.dot(q1, tl.trans(k1.to(OPERAND)), scores)
+                scores = tl.dot(q1, tl.trans(k1.to(OPERAND)), scores, input_precision="ieee")
             scores = tl.where(ok[None, :], scores * score_scale, float("-inf"))
 
             new_top = tl.maximum(top, tl.max(scores, 1))
@@ -136,10 +136,12 @@ def paged_decode_kernel(
             else:
                 v_page = v_base + page.to(tl.int64) * stride_v_page + skip * STRIDE_V_TOKEN
                 v0 = load_rows(v_page, slot, ok, STRIDE_V_TOKEN, 0, DV0, DV)
-            acc0 = tl.dot(weights.to(OPERAND), v0.to(OPERAND), acc0 * decay[:, None])
+            acc0 = tl.dot(weights.to(OPERAND), v0.to(OPERAND), acc0 * decay[:, None], input_precision="ieee")
             if DV1 > 0:
                 v1 = load_rows(v_page, slot, ok, STRIDE_V_TOKEN, DV0, DV1, DV)
-                acc1 = tl.dot(weights.to(OPERAND), v1.to(OPERAND), acc1 * decay[:, None])
+                acc1 = tl.dot(
+                    weights.to(OPERAND), v1.to(OPERAND), acc1 * decay[:, None], input_precision="ieee"
+                )
 
             if HAS_PAGE_LSE:
                 tl.static_assert(BLOCK_N >= PAGE, "page sums need whole pages in a tile")

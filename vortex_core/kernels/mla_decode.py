@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vortex_core.kernels.paged_decode import DecodeConfig, decode_workers, paged_decode
+from vortex_core.kernels.paged_decode import FP8_DTYPES, DecodeConfig, decode_workers, paged_decode
 from vortex_core.kernels.pages import PageList, require, shared_page_list
 from vortex_core.kernels.runtime import INTERPRETED
 from vortex_core.kernels.split import SplitWorkspace, split_workspace
@@ -31,8 +31,8 @@ def mla_config(heads: int, kv_dtype: torch.dtype, page_size: int) -> DecodeConfi
     if INTERPRETED:
         return DecodeConfig(16, 4, 1, 1, 1, fused_merge=False)
     group = heads // mla_rows(heads)
-    if group <= 16:
-        return DecodeConfig(32, 4, 3, 2, 1, fused_merge=False)
+    if group <= 32 and kv_dtype not in FP8_DTYPES:
+        return DecodeConfig(64, 4 if group <= 16 else 8, 3, 1, 1, fused_merge=False)
     return DecodeConfig(32, 8, 3, 1, 1, fused_merge=False)
 
 

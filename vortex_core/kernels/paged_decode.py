@@ -47,10 +47,11 @@ def decode_config(
     if INTERPRETED:
         return DecodeConfig(16, 4, 1, 1, 1, rows >= 4)
     element = 1 if kv_dtype in FP8_DTYPES else 2 if kv_dtype != torch.float32 else 4
-    # About 32 KiB of K and V a tile: two tiles in flight in each of three blocks cover the latency of HBM.
-    block_n = 64 if head_dim * element <= 256 and group <= 16 else 32
-    # A row spread over many workers merges faster with a block per head than in its last worker.
-    return DecodeConfig(block_n, 4, 3, 3, 2, rows >= 64)
+    # Measured on an H100: two blocks an SM with two 32 KiB tiles of K and V in flight each reach the
+    # bandwidth of HBM; wider heads take shorter tiles, for registers as much as for shared memory.
+    block_n = 64 if head_dim * element <= 256 and head_dim <= 192 and group <= 16 else 32
+    # A row cut over many workers merges faster with a block a head than in its last worker.
+    return DecodeConfig(block_n, 4, 3, 2, 1, fused_merge=rows >= 32)
 
 
 def decode_workers(device: torch.device, config: DecodeConfig) -> int:
@@ -78,6 +79,59 @@ def operand_dtype(kv_dtype: torch.dtype) -> Any:
     if INTERPRETED or kv_dtype == torch.float32:
         return tl.float32  # the interpreter's bf16 product is wrong
     return tl.bfloat16 if kv_dtype == torch.bfloat16 else tl.float16
+
+
+def decode_constants(
+    *,
+    heads: int,
+    kv_repeat: int,
+    group: int,
+    page_size: int,
+    dim: int,
+    dim_v: int,
+    kv_dtype: torch.dtype,
+    stride_k_token: int,
+    stride_v_token: int,
+    config: DecodeConfig,
+    rows: int,
+    value_in_key: bool,
+    has_lse: bool,
+    has_page_lse: bool,
+) -> dict[str, Any]:
+    """Compile-time constants of `paged_decode_kernel` for a launch."""
+    block_n = max(config.block_n, page_size) if has_page_lse else config.block_n
+    dk0, dk1 = split_dim(dim)
+    dv0, dv1 = split_dim(dim_v)
+    plan = plan_block(rows)
+    # A page id a tile is cheaper than one a token, but beside the largest accumulators ptxas spills with it.
+    narrow = dim <= 192 or (value_in_key and group <= 32 and kv_dtype not in FP8_DTYPES)
+    scalar_page = page_size >= block_n and narrow
+    return {
+        "STRIDE_K_TOKEN": stride_k_token,
+        "STRIDE_V_TOKEN": stride_v_token,
+        "HEADS": heads,
+        "KV_REPEAT": kv_repeat,
+        "GROUP": group,
+        # Sixteen rows are the least a matrix product takes; more heads fill 32, 64, ...
+        "GROUP_PAD": config.group_pad or max(16, next_power_of_2(group)),
+        "PAGE": page_size,
+        "DK": dim,
+        "DK0": dk0,
+        "DK1": dk1,
+        "DV": dim_v,
+        "DV0": dv0,
+        "DV1": dv1,
+        "BLOCK_N": block_n,
+        "PLAN": plan,
+        "ONE_BLOCK": rows <= plan,
+        "SCALAR_PAGE": scalar_page,
+        "MIN_TILES": config.min_tiles,
+        "OPERAND": operand_dtype(kv_dtype),
+        "VALUE_IN_KEY": value_in_key,
+        "FUSED_MERGE": config.fused_merge,
+        "HAS_LSE": has_lse,
+        "HAS_PAGE_LSE": has_page_lse,
+    }
 
 
 def check_decode_inputs(q: Tensor, k_cache: Tensor, v_cache: Tensor, pages: PageList, kv_repeat: int) -> None:
@@ -147,11 +201,24 @@ def paged_decode(
     page_size, dim_v = k_cache.shape[1], v_cache.shape[3]
     rows = batch * heads
     workers = decode_workers(q.device, config)
-    block_n = max(config.block_n, page_size) if page_mass is not None else config.block_n
-    dk0, dk1 = split_dim(dim)
-    dv0, dv1 = split_dim(dim_v)
+    constants = decode_constants(
+        heads=heads,
+        kv_repeat=kv_repeat,
+        group=group,
+        page_size=page_size,
+        dim=dim,
+        dim_v=dim_v,
+        kv_dtype=k_cache.dtype,
+        stride_k_token=k_cache.stride(1),
+        stride_v_token=v_cache.stride(1),
+        config=config,
+        rows=rows,
+        value_in_key=value_in_key,
+        has_lse=lse is not None,
+        has_page_lse=page_mass is not None,
+    )
     require(
-        not value_in_key or (dv0 == dk0 and dv1 == 0),
+        not value_in_key or (constants["DV0"] == constants["DK0"] and constants["DV1"] == 0),
         f"values of {dim_v} channels are no block of the key's {dim}",
     )
     require(
@@ -173,10 +240,7 @@ def paged_decode(
     if rows == 0:
         return out
     scale = dim**-0.5 if sm_scale is None else sm_scale
-    # Sixteen rows are the least a matrix product takes; more heads fill 32, 64, ...
-    group_pad = config.group_pad or max(16, next_power_of_2(group))
     ids, lens = pages.page_ids, pages.kv_lens
-    plan = plan_block(rows)
     paged_decode_kernel[(workers,)](
         q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
         workspace.part_out, workspace.part_lse, workspace.finished,
@@ -184,14 +248,7 @@ def paged_decode(
         v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
         ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
         scale * k_scale * LOG2_E, v_scale, rows, workers,
-        STRIDE_K_TOKEN=k_cache.stride(1), STRIDE_V_TOKEN=v_cache.stride(1),
-        HEADS=heads, KV_REPEAT=kv_repeat, GROUP=group, GROUP_PAD=group_pad,
-        PAGE=page_size, DK=dim, DK0=dk0, DK1=dk1, DV=dim_v, DV0=dv0, DV1=dv1,
-        BLOCK_N=block_n, PLAN=plan, ONE_BLOCK=rows <= plan,
-        SCALAR_PAGE=page_size >= block_n,
-        MIN_TILES=config.min_tiles, OPERAND=operand_dtype(k_cache.dtype),
-        VALUE_IN_KEY=value_in_key, FUSED_MERGE=config.fused_merge, HAS_LSE=lse is not None,
-        HAS_PAGE_LSE=page_mass is not None,
+        **constants,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if not config.fused_merge:
@@ -202,7 +259,8 @@ def paged_decode(
         merge_kernel[(rows, group, triton.cdiv(dim_v, dim_block))](
             out, lse, workspace.part_out, workspace.part_lse, lens,
             out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
-            HEADS=heads, GROUP=group, DIM=dim_v, DIM_BLOCK=dim_block, BLOCK_N=block_n, PLAN=plan,
+            HEADS=heads, GROUP=group, DIM=dim_v, DIM_BLOCK=dim_block,
+            BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"],
             MIN_TILES=config.min_tiles, PIECES=pieces, HAS_LSE=lse is not None,
             num_warps=4,
         )  # fmt: skip

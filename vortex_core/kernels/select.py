@@ -19,7 +19,7 @@ from vortex_core.kernels.select_kernel import select_kernel
 
 # Longest row that one program holds in registers, and the length of the segments of longer rows.
 MAX_BLOCK = 4096
-SEGMENT = 2048
+SEGMENT = 4096
 # Most candidates of a long row that its last program holds in registers.
 MAX_FINAL_BLOCK = 4096
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

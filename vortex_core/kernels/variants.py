@@ -1,0 +1,246 @@
+"""Representative compilations of every kernel here, for the offline check.
+
+`python -m vortex_core.kernels.variants [--target sm_90a] [NAME ...]` prints one JSON report a line. Run in a process of its own: a process that interprets kernels cannot compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vortex_core.kernels.budget import threshold_kernel, top_p_kernel
+from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
+from vortex_core.kernels.kv_write import kv_write_kernel
+from vortex_core.kernels.mla_decode import mla_config
+from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
+from vortex_core.kernels.paged_decode import decode_config, decode_constants
+from vortex_core.kernels.select import select_plan
+from vortex_core.kernels.select_kernel import select_kernel
+from vortex_core.kernels.split import merge_kernel
+
+TRITON_TYPES: dict[torch.dtype, str] = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
+    torch.int32: "i32",
+}
+
+FLOAT_SCALARS = frozenset(
+    {"score_scale", "v_scale", "keep_share", "k_inverse", "v_inverse", "k_limit", "v_limit"}
+)
+
+
+def signature(fn: Any, constants: dict[str, Any], pointers: dict[str, torch.dtype]) -> dict[str, str]:
+    """Triton types of `fn`'s run-time arguments: pointers as given (int32 by default), scalars by name."""
+    types = {}
+    for name in fn.arg_names:
+        if name in constants:
+            continue
+        if name.endswith("_ptr"):
+            types[name] = "*" + TRITON_TYPES[pointers.get(name, torch.int32)]
+        else:
+            types[name] = "fp32" if name in FLOAT_SCALARS else "i32"
+    return types
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named compilation. streams: reads the KV cache, so tensor cores and asynchronous copies are due."""
+
+    name: str
+    compile: Callable[[str], KernelReport]
+    streams: bool = False
+
+
+def _variant(
+    name: str,
+    fn: Any,
+    constants: dict[str, Any],
+    pointers: dict[str, torch.dtype],
+    *,
+    num_warps: int,
+    num_stages: int = 3,
+    streams: bool = False,
+) -> Variant:
+    def build(target: str) -> KernelReport:
+        return compile_kernel(
+            fn,
+            signature(fn, constants, pointers),
+            constants,
+            target=target,
+            num_warps=num_warps,
+            num_stages=num_stages,
+        )
+
+    return Variant(name, build, streams)
+
+
+_FLOATS = dict.fromkeys(
+    ("lse_ptr", "page_lse_ptr", "part_out_ptr", "part_lse_ptr", "mass_ptr"), torch.float32
+)
+
+
+def decode_variant(
+    head_dim: int, group: int, kv_dtype: torch.dtype, page_size: int, rows: int, *, mass: bool = False
+) -> Variant:
+    """GQA decode as `paged_decode` launches it with its default configuration."""
+    heads = 8
+    config = decode_config(head_dim, group, kv_dtype, page_size, rows)
+    constants = decode_constants(
+        heads=heads,
+        kv_repeat=1,
+        group=group,
+        page_size=page_size,
+        dim=head_dim,
+        dim_v=head_dim,
+        kv_dtype=kv_dtype,
+        stride_k_token=heads * head_dim,
+        stride_v_token=heads * head_dim,
+        config=config,
+        rows=rows,
+        value_in_key=False,
+        has_lse=mass,
+        has_page_lse=mass,
+    )
+    pointers = {
+        **_FLOATS,
+        "q_ptr": torch.bfloat16,
+        "out_ptr": torch.bfloat16,
+        "k_ptr": kv_dtype,
+        "v_ptr": kv_dtype,
+    }
+    name = (
+        f"decode-d{head_dim}-g{group}-{TRITON_TYPES[kv_dtype]}-p{page_size}-r{rows}{'-mass' if mass else ''}"
+    )
+    return _variant(
+        name,
+        paged_decode_kernel,
+        constants,
+        pointers,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        streams=True,
+    )
+
+
+def mla_variant(heads: int, kv_dtype: torch.dtype, page_size: int) -> Variant:
+    """Latent decode as `mla_decode` launches it."""
+    config = mla_config(heads, kv_dtype, page_size)
+    constants = decode_constants(
+        heads=1,
+        kv_repeat=1,
+        group=heads,
+        page_size=page_size,
+        dim=576,
+        dim_v=512,
+        kv_dtype=kv_dtype,
+        stride_k_token=576,
+        stride_v_token=576,
+        config=config,
+        rows=32,
+        value_in_key=True,
+        has_lse=False,
+        has_page_lse=False,
+    )
+    pointers = {
+        **_FLOATS,
+        "q_ptr": torch.bfloat16,
+        "out_ptr": torch.bfloat16,
+        "k_ptr": kv_dtype,
+        "v_ptr": kv_dtype,
+    }
+    return _variant(
+        f"mla-g{heads}-{TRITON_TYPES[kv_dtype]}-p{page_size}",
+        paged_decode_kernel,
+        constants,
+        pointers,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        streams=True,
+    )
+
+
+def select_variant(max_pages: int, capacity: int, dtype: torch.dtype, *, stochastic: bool = False) -> Variant:
+    """Selection as `select_pages` launches it."""
+    plan = select_plan(max_pages, capacity)
+    constants = {
+        "HEADS": 8,
+        "PAGE": 16,
+        "BLOCK": plan.block,
+        "SEGMENTS": plan.segments,
+        "FINAL_BLOCK": plan.final_block,
+        "LAST_SHIFT": 16 if dtype == torch.bfloat16 else 0,
+        "STOCHASTIC": stochastic,
+    }
+    name = f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}{'-stochastic' if stochastic else ''}"
+    return _variant(name, select_kernel, constants, {"scores_ptr": dtype}, num_warps=plan.num_warps)
+
+
+def variants() -> Iterator[Variant]:
+    """The compilations that continuous integration checks."""
+    bf16, e4m3, e5m2, fp32 = torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float32
+    yield decode_variant(128, 4, bf16, 16, 128)
+    yield decode_variant(128, 4, bf16, 64, 8)
+    yield decode_variant(128, 7, bf16, 8, 2048, mass=True)
+    yield decode_variant(64, 3, bf16, 16, 128)
+    yield decode_variant(96, 5, bf16, 32, 128)
+    yield decode_variant(192, 16, bf16, 16, 128)
+    yield decode_variant(256, 2, bf16, 128, 128)
+    yield decode_variant(128, 4, e4m3, 16, 128)
+    yield decode_variant(128, 2, e5m2, 64, 128)
+    yield mla_variant(16, bf16, 64)
+    yield mla_variant(20, bf16, 64)
+    yield mla_variant(20, bf16, 16)
+    yield mla_variant(64, bf16, 64)
+    yield mla_variant(20, e4m3, 64)
+    yield select_variant(2048, 128, fp32)
+    yield select_variant(2048, 128, bf16, stochastic=True)
+    yield select_variant(4096, 256, fp32)
+    yield select_variant(65536, 128, fp32)
+    per_row = {"HEADS": 8, "PAGE": 16, "BLOCK": 2048}
+    rows = {"scores_ptr": fp32, "mass_ptr": fp32, "threshold_ptr": fp32}
+    yield _variant("top-p", top_p_kernel, {**per_row, "LOGITS": True}, rows, num_warps=8)
+    yield _variant("threshold", threshold_kernel, per_row, rows, num_warps=8)
+    merge = {"HEADS": 8, "GROUP": 4, "DIM": 128, "DIM_BLOCK": 128, "BLOCK_N": 64, "PLAN": 128, "MIN_TILES": 1}
+    merge_pointers = {**_FLOATS, "out_ptr": bf16}
+    constants = {**merge, "PIECES": 32, "HAS_LSE": True}
+    yield _variant("merge", merge_kernel, constants, merge_pointers, num_warps=4)
+    mass = {"HEADS": 8, "GROUP": 4, "PAGE": 16, "BLOCK": 1024}
+    yield _variant("page-mass", page_mass_kernel, mass, _FLOATS, num_warps=4)
+    write = {"PAGE": 16, "DK": 128, "DK_PAD": 128, "DV": 128, "DV_PAD": 128, "HAS_V": True}
+    pool = {"k_ptr": bf16, "v_ptr": bf16, "k_cache_ptr": e4m3, "v_cache_ptr": e4m3}
+    yield _variant("write-decode", kv_write_kernel, {**write, "BLOCK_T": 1}, pool, num_warps=1)
+    yield _variant("write-prefill", kv_write_kernel, {**write, "BLOCK_T": 16}, pool, num_warps=4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="default: every target")
+    parser.add_argument("names", nargs="*", help="variants to compile; default: all")
+    options = parser.parse_args()
+    known = {variant.name: variant for variant in variants()}
+    unknown = sorted(set(options.names) - known.keys())
+    if unknown:
+        parser.error(f"unknown variants {', '.join(unknown)}; known: {', '.join(known)}")
+    for name in options.names or known:
+        for target in options.target or TARGETS:
+            report = known[name].compile(target)
+            row = asdict(report) | {
+                "variant": name,
+                "streams": known[name].streams,
+                "spills": report.spills,
+                "tensor_cores": report.uses_tensor_cores,
+                "async_copy": report.uses_async_copy,
+            }
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
