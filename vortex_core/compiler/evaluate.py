@@ -1,7 +1,7 @@
 """Evaluation of IR nodes on torch tensors with any number of leading batch axes.
 
-A value's tensor has shape `batch axes + dims`, the dims in the type's canonical order. Values in the `const` domain
-may lack the batch axes; they broadcast.
+A value's tensor has shape `batch axes + dims`, the dims in the type's canonical order. Values in the `const`
+domain may lack the batch axes; they broadcast.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vortex_core.compiler.interface import Geometry
+from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import Graph, Node, Program
@@ -61,7 +62,7 @@ def check_shapes(program: Program, geometry: Geometry, page_size: int) -> None:
                 for name, extent in node.type.dims:
                     if name != "page":
                         extent.resolve(sizes)
-            except mistakes.VortexError as error:
+            except VortexError as error:
                 error.location = error.location or node.location
                 raise
 

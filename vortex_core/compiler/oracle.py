@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 
@@ -28,7 +29,8 @@ class OracleFlow:
         self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=False)
 
     def new_states(self, pages: int, device: torch.device) -> TorchStates:
-        """States of one layer: the declared storage dtypes, because rounding them is part of the definition."""
+        """States of one layer: the declared storage dtypes, because rounding them is part of the
+        definition."""
         g = self.geometry
         return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
 
@@ -142,7 +144,10 @@ class OracleFlow:
                 if len(left) != len(right):  # a per-kv-head operand stands for all its query heads
                     raise AssertionError("union of unlike selections")
                 return [x | y for x, y in zip(left, right, strict=True)]
-            room = math.ceil(max(0, int(view.budgets[b]) - len(forced)) * node.attr.get("fraction", 1.0))
+            parts = round(
+                node.attr.get("fraction", 1.0) * 10_000
+            )  # a whole number: 0.55 of 100 is 55, not 56
+            room = -(-max(0, int(view.budgets[b]) - len(forced)) * parts // 10_000)
             return [
                 forced | choose(node.op, node.attr, scores, forced, room)
                 for scores in score_rows(node.inputs[0], node.attr.get("share"))
@@ -181,14 +186,15 @@ def slice_of(page: int) -> torch.Tensor:
 
 def choose(op: str, attrs: dict[str, float], scores: list[float], forced: set[int], room: int) -> set[int]:
     """The definition of selection: candidates in the total order (score, then lower page), up to `room`."""
-    lowest = -math.inf
-    clean = {p: (lowest if math.isnan(s) else s) for p, s in enumerate(scores) if p not in forced}
+    top = sys.float_info.max
+    clean = {
+        p: -top if math.isnan(s) else min(max(s, -top), top) for p, s in enumerate(scores) if p not in forced
+    }
     order = sorted(clean, key=lambda p: (-clean[p], p))
     if op == "threshold":
         order = [p for p in order if clean[p] >= attrs["at"]]
     if op == "topp" and order:
-        top = clean[order[0]]
-        weights = [math.exp(clean[p] - top) if top > lowest else 1.0 for p in order]
+        weights = [math.exp(clean[p] - clean[order[0]]) for p in order]
         whole, before, kept = sum(weights), 0.0, []
         for p, w in zip(order, weights, strict=True):
             if before < attrs["p"]:
@@ -204,5 +210,6 @@ class OracleBackend:
     name = "oracle"
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> OracleFlow:
-        """Evaluates the program as given, not its canonical form, so that canonicalising is itself testable."""
+        """Evaluates the program as given, not its canonical form, so that canonicalising is itself
+        testable."""
         return OracleFlow(program, knobs, geometry)

@@ -1,4 +1,5 @@
-"""From scores to page lists, vectorised: total order (score, then lower page), forced pages, budgets, top-p."""
+"""From scores to page lists, vectorised: total order (score, then lower page), forced pages, budgets,
+top-p."""
 
 from __future__ import annotations
 
@@ -19,6 +20,12 @@ def forced_mask(total: torch.Tensor, width: int, knobs: Knobs) -> torch.Tensor:
     index = torch.arange(width, device=total.device)
     count = total.unsqueeze(1)
     return (index < count) & ((index < knobs.keep_first) | (index >= count - knobs.keep_last))
+
+
+def share_of(room: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Pages of a budget's free `room` that a stream may use, rounded up. In whole ten-thousandths, so that every
+    backend agrees: 0.55 of 100 is 55, not 56."""
+    return (room * round(fraction * 10_000) + 9_999) // 10_000
 
 
 def evaluate_selection(
@@ -67,13 +74,12 @@ def _choose(node: Node, score: torch.Tensor, candidate: torch.Tensor, room: torc
     batch, rows, pages = score.shape
     width = candidate.shape[1]
     lowest = torch.finfo(score.dtype).min
-    # NaN and -inf rank last among candidates but above whatever is no candidate.
-    clean = torch.where(torch.isnan(score), lowest, score).clamp(min=lowest)
+    # NaN and -inf rank last among candidates but above whatever is no candidate; inf is the largest number.
+    clean = torch.where(torch.isnan(score), lowest, score).clamp(min=lowest, max=-lowest)
     full = clean.new_full((batch, rows, width), -torch.inf)
     full[..., :pages] = clean
     full = torch.where(candidate.unsqueeze(1), full, -torch.inf)
-    limit = torch.ceil(room * node.attr.get("fraction", 1.0)).long()
-    limit = torch.minimum(limit, candidate.sum(1))
+    limit = torch.minimum(share_of(room, node.attr.get("fraction", 1.0)), candidate.sum(1))
     ranked, order = torch.sort(full, dim=-1, descending=True, stable=True)
     keep = torch.arange(width, device=score.device) < limit.view(-1, 1, 1)
     if node.op == "threshold":

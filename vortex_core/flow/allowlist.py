@@ -41,7 +41,8 @@ def parse(source: str, file: str) -> ast.Module:
     """Parse and check a flow's source.
 
     Raises:
-        VortexError: `VF001` if it does not parse, `VF002` for the first construct that is not allowed, `VF008`.
+        VortexError: `VF001` if it does not parse, `VF002` for the first construct that is not allowed,
+        `VF008`.
     """
     if len(source) > MAX_CHARACTERS:
         raise mistakes.TOO_LARGE.error(count=len(source), what="characters", limit=MAX_CHARACTERS)

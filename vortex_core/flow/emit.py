@@ -11,9 +11,9 @@ from vortex_core.ir.types import Stage
 
 _ATOM, _POWER, _UNARY, _TERM, _SUM, _AND, _OR, _COMPARE = 9, 8, 7, 6, 5, 4, 3, 2
 _METHODS = {
-    "exp": "exp", "log": "log", "sqrt": "sqrt", "abs": "abs", "sigmoid": "sigmoid", "tanh": "tanh", "sign": "sign",
-    "floor": "floor", "sum": "sum", "mean": "mean", "amax": "max", "amin": "min",
-}  # fmt: skip
+    name: name for name in ["exp", "log", "sqrt", "abs", "sigmoid", "tanh", "sign", "floor", "sum", "mean"]
+}
+_METHODS |= {"amax": "max", "amin": "min"}
 _SHARED_LIMIT = 24  # a longer expression than this gets a name, for the reader's sake
 
 
@@ -211,10 +211,8 @@ class _Writer:
             case "extent":
                 return _Text(f'ops.size("{a["extent"]}")', _ATOM)
             case "iota":
-                return _Text(
-                    f"ops.arange({a['dim']}={_extent(a['extent']) if self.stage == 'cache' else _quoted(a['extent'])})",
-                    _ATOM,
-                )
+                size = _extent(a["extent"]) if self.stage == "cache" else _quoted(a["extent"])
+                return _Text(f"ops.arange({a['dim']}={size})", _ATOM)
             case "mul":
                 return self._product(node)
             case "add":
@@ -270,8 +268,8 @@ class _Writer:
 
     def _infix(self, node: Node) -> _Text:
         symbol, level = {
-            "sub": ("-", _SUM), "div": ("/", _TERM), "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "eq": ("==", _COMPARE),
-            "and": ("&", _AND), "or": ("|", _OR),
+            "sub": ("-", _SUM), "div": ("/", _TERM), "and": ("&", _AND), "or": ("|", _OR),
+            "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "eq": ("==", _COMPARE),
         }[node.op]  # fmt: skip
         left, right = self._args(node)
         if left.literal and right.literal:
@@ -364,11 +362,8 @@ class _Writer:
                 (
                     i
                     for i in left
-                    if (n := self.graph.nodes[i]).op == "pages"
-                    and dim == "page"
-                    or n.op == "extent"
-                    and dim != "page"
-                    and n.attr["extent"] == extent
+                    if ((n := self.graph.nodes[i]).op == "pages" and dim == "page")
+                    or (n.op == "extent" and dim != "page" and n.attr["extent"] == extent)
                 ),
                 None,
             )

@@ -1,8 +1,9 @@
 """The jailed tracer: the only place where untrusted Python runs.
 
-Started by `load.py` as a fresh interpreter in its own process group, with an empty environment. Before it looks
-at the source it gives up, for good, everything but computing and answering on its pipe: resource limits, and on
-Linux a seccomp filter that refuses every system call outside a short list (no files, sockets, processes, signals).
+Started by `load.py` as a fresh interpreter in its own process group, with an empty environment. Before it
+looks at the source it gives up, for good, everything but computing and answering on its pipe: resource
+limits, and on Linux a seccomp filter that refuses every system call outside a short list (no files, sockets,
+processes, signals).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ MAX_MEMORY = 512 << 20
 MAX_CPU_SECONDS = 20
 _MODULE = "flow"
 
-# read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn mremap madvise
-# getpid exit sigaltstack gettid futex clock_gettime clock_getres exit_group getrandom sched_yield restart_syscall
+# read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn mremap
+# madvise getpid exit sigaltstack gettid futex clock_gettime clock_getres exit_group getrandom sched_yield
+# restart_syscall
 _ALLOWED = {
     "x86_64": (
         0xC000003E,

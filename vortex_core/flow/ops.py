@@ -35,7 +35,7 @@ def _builder() -> GraphBuilder:
     return builder
 
 
-# ---- elementwise --------------------------------------------------------------------------------------------------
+# ---- elementwise ------------------------------------------------------------------------------------------
 
 
 def maximum(a: Operand, b: Operand) -> vTensor:
@@ -88,7 +88,7 @@ def softmax(x: vTensor, dim: str = "page") -> vTensor:
     return x.softmax(dim)
 
 
-# ---- sources ------------------------------------------------------------------------------------------------------
+# ---- sources ----------------------------------------------------------------------------------------------
 
 
 def position() -> vTensor:
@@ -131,7 +131,7 @@ def constant(value: float) -> vTensor:
     return emit("const", builder=_builder(), value=float(value))
 
 
-# ---- selection ----------------------------------------------------------------------------------------------------
+# ---- selection --------------------------------------------------------------------------------------------
 
 
 def _select(op: str, score: object, **attrs: Any) -> Selection:
@@ -155,7 +155,8 @@ def topk(
 
 
 def topp(score: vTensor, p: float, *, fraction: float = 1.0, share: str | None = None) -> Selection:
-    """The fewest best pages whose softmax mass reaches `p`, at most the budget (Twilight, arXiv 2502.02770)."""
+    """The fewest best pages whose softmax mass reaches `p`, at most the budget (Twilight, arXiv
+    2502.02770)."""
     return _select("topp", score, p=p, fraction=fraction, share=share)
 
 

@@ -30,7 +30,8 @@ class Spelling:
     """How authors write an operator.
 
     Attributes:
-        text: as shown; also Python that traces, for `x` and `y` floats, `m` and `n` masks, `s` and `t` scores, `a` and
+        text: as shown; also Python that traces, for `x` and `y` floats, `m` and `n` masks, `s` and `t`
+            scores, `a` and
             `b` selections (a test runs every one).
         op: the IR operator it records, or the name of the vTensor method whose docstring describes it.
     """
@@ -39,7 +40,8 @@ class Spelling:
     op: str
 
 
-# One line per IR operator, in the order of the opset. A test checks that none is missing and that each traces.
+# One line per IR operator, in the order of the opset. A test checks that none is missing and that each
+# traces.
 SPELLINGS: tuple[Spelling, ...] = (
     Spelling("q", "q"),
     Spelling("page.k", "k"),
@@ -125,8 +127,8 @@ def compact(examples: Iterable[str] = EXAMPLES) -> str:
 
 
 _CONTRACT = """\
-A flow is one Python file with one class; the three methods run once, on symbolic tensors (vTensors) of *named*
-dimensions, for one sequence and one kv head. There is no batch dimension and no positional axis.
+A flow is one Python file with one class; the three methods run once, on symbolic tensors (vTensors) of
+*named* dimensions, for one sequence and one kv head. There is no batch dimension and no positional axis.
 
 from vortex_core import Knobs, ops, register, vFlow       # also allowed: import math
 @register("name")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from vortex_core.errors import VortexError
 from vortex_core.flow.ops import Selection
 from vortex_core.flow.vtensor import caller, emit, vTensor
 from vortex_core.ir import mistakes
@@ -86,7 +87,7 @@ class Page:
             raise mistakes.BAD_CONST.error(at, found=repr(init))
         try:
             pairs = make_dims([(name, Extent.parse(extent)) for name, extent in dims.items()])
-        except mistakes.VortexError as error:
+        except VortexError as error:
             error.location = error.location or at
             raise
         return StateSpec(pairs, dtype, bool(carried), float(init))
@@ -124,7 +125,7 @@ class Cache:
         tensor = as_tensor(value, self._builder, "cache[...]")
         try:
             check_write(state, tensor.type, carried=True)
-        except mistakes.VortexError as error:
+        except VortexError as error:
             error.location = caller()
             raise
         self.writes[name] = tensor
@@ -147,7 +148,7 @@ def as_tensor(value: object, builder: GraphBuilder, op: str) -> vTensor:
     raise mistakes.NOT_A_TENSOR.error(caller(), op=op, found=type(value).__name__)
 
 
-class vFlow:  # noqa: N801  the language's name
+class vFlow:
     """Base class of every flow. Subclass it and write up to three methods, each traced once.
 
     Attributes:

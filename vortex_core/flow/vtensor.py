@@ -35,7 +35,7 @@ def caller() -> Location | None:
     return None
 
 
-class vTensor:  # noqa: N801  the language's name
+class vTensor:
     """A value of the program being traced. Made by the tracer and by operators, never by authors."""
 
     __slots__ = ("_builder", "_id", "type")
@@ -47,7 +47,7 @@ class vTensor:  # noqa: N801  the language's name
         self._id = node
         self.type: Type = builder.nodes[node].type
 
-    # ---- description ------------------------------------------------------------------------------------------
+    # ---- description --------------------------------------------------------------------------------------
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class vTensor:  # noqa: N801  the language's name
     def __repr__(self) -> str:
         return f"vTensor{self.type}"
 
-    # ---- arithmetic -------------------------------------------------------------------------------------------
+    # ---- arithmetic ---------------------------------------------------------------------------------------
 
     def __add__(self, other: Operand) -> vTensor:
         return emit("add", self, other)
@@ -103,7 +103,7 @@ class vTensor:  # noqa: N801  the language's name
             result = result * self
         return result
 
-    # ---- comparison -------------------------------------------------------------------------------------------
+    # ---- comparison ---------------------------------------------------------------------------------------
 
     def __lt__(self, other: Operand) -> vTensor:
         return emit("lt", self, other)
@@ -132,7 +132,7 @@ class vTensor:  # noqa: N801  the language's name
     def __invert__(self) -> vTensor:
         return emit("not", self)
 
-    # ---- functions --------------------------------------------------------------------------------------------
+    # ---- functions ----------------------------------------------------------------------------------------
 
     def abs(self) -> vTensor:
         """|x|."""
@@ -191,7 +191,7 @@ class vTensor:  # noqa: N801  the language's name
         """Rounded to a storage dtype: fp32, bf16, fp16, fp8_e4m3, fp8_e5m2."""
         return emit("cast", self, dtype=dtype)
 
-    # ---- reductions -------------------------------------------------------------------------------------------
+    # ---- reductions ---------------------------------------------------------------------------------------
 
     def sum(self, *dims: str) -> vTensor:
         """Sum over the named dimensions."""
@@ -221,7 +221,7 @@ class vTensor:  # noqa: N801  the language's name
         """(x * y).sum(dims): a contraction."""
         return (self * other).sum(*dims)
 
-    # ---- along a dimension ------------------------------------------------------------------------------------
+    # ---- along a dimension --------------------------------------------------------------------------------
 
     def softmax(self, dim: str) -> vTensor:
         """Softmax along `dim` (over `page`: the complete pages of the sequence)."""
@@ -249,7 +249,7 @@ class vTensor:  # noqa: N801  the language's name
         """Mask of the `k` largest along `dim`."""
         return emit("largest", self, dim=dim, k=k)
 
-    # ---- shape ------------------------------------------------------------------------------------------------
+    # ---- shape --------------------------------------------------------------------------------------------
 
     def slice(self, dim: str, start: int | str | Extent, stop: int | str | Extent) -> vTensor:
         """The range [start, stop) of `dim`; ends are numbers or extents such as `"D/2"`."""
@@ -276,7 +276,7 @@ class vTensor:  # noqa: N801  the language's name
             result = emit("rename", result, dim=old, to=new)
         return result
 
-    # ---- what tracing cannot give -----------------------------------------------------------------------------
+    # ---- what tracing cannot give -------------------------------------------------------------------------
 
     def __bool__(self) -> NoReturn:
         raise mistakes.DATA_DEPENDENT.error(caller(), what="the truth value")

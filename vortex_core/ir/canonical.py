@@ -1,6 +1,6 @@
 """The canonical form: programs that must select the same pages become the same program.
 
-Besides the algebra of `expr.py`: whatever cannot change the order of scores before a top-k is removed, equal
+Besides the rules of `algebra.py`: whatever cannot change the order of scores before a top-k is removed, equal
 states are merged, dead states and dead code vanish, states are named by content.
 """
 
@@ -10,15 +10,38 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from vortex_core.ir.expr import Algebra, Expr
-from vortex_core.ir.program import Graph, GraphBuilder, Program, StateDecl
+from vortex_core.errors import VortexError
+from vortex_core.ir import mistakes
+from vortex_core.ir.algebra import Algebra
+from vortex_core.ir.expr import MAX_WIDTH, Expr
+from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder, Program, StateDecl
 from vortex_core.ir.types import Dims, Stage
 
 
 def canonicalise(program: Program) -> Program:
-    """The canonical form of a verified program. Idempotent; never changes which pages are selected."""
-    digests = _state_digests(program)
-    algebra = Algebra(digests)
+    """The canonical form of a verified program. Idempotent; never changes which pages are selected.
+
+    Raises:
+        VortexError: `VF008`, if the program is too large even unsimplified.
+    """
+    while (
+        True
+    ):  # a state found dead, or two found equal, can reveal more: usually the second pass changes nothing
+        try:
+            found = _once(program, MAX_WIDTH)
+        except VortexError as error:
+            if error.code != mistakes.TOO_LARGE.code:
+                raise
+            found = _once(program, 1)  # flattened sums repeat what the author shared: keep them as written
+        if found == program:
+            return found
+        program = found
+
+
+def _once(program: Program, width: int) -> Program:
+    finite = _finite_states(program, width)
+    digests = _state_digests(program, finite, width)
+    algebra = Algebra(digests, finite, width=width)
     cache = _expressions(program.cache, algebra)
     index = _expressions(program.index, algebra)
     assert program.index.result is not None
@@ -52,6 +75,22 @@ def canonicalise(program: Program) -> Program:
     )
 
 
+def _finite_states(program: Program, width: int) -> frozenset[str]:
+    """States that certainly hold finite numbers: the largest set in which every write is finite if all of it
+    is."""
+    names = {s.name: s.name for s in program.states}
+    finite = {s.name for s in program.states}
+    cache = _expressions(program.cache, Algebra(names, (), width=width))
+    finite -= {n for n, i in program.cache.writes if not cache[i].facts.finite}
+    while program.index.writes:
+        index = _expressions(program.index, Algebra(names, finite, width=width))
+        gone = {n for n, i in program.index.writes if n in finite and not index[i].facts.finite}
+        if not gone:
+            break
+        finite -= gone
+    return frozenset(finite)
+
+
 def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
@@ -60,11 +99,11 @@ def _shape(dims: Dims) -> list[tuple[str, str]]:
     return [(n, str(e)) for n, e in dims]
 
 
-def _state_digests(program: Program) -> dict[str, str]:
-    """Identity of each state by content. Derived states: what computes them. Carried states may read themselves
-    and each other, so their digests are refined by colouring until they have seen every other one."""
-    algebra = Algebra({})
-    cache = _expressions(program.cache, algebra)
+def _state_digests(program: Program, finite: frozenset[str], width: int) -> dict[str, str]:
+    """Identity of each state by content. Derived states: what computes them. Carried states may read
+    themselves and each other, so their digests are refined by colouring until they have seen every other
+    one."""
+    cache = _expressions(program.cache, Algebra({}, width=width))
     written = {name: cache[i].digest for name, i in program.cache.writes}
     digests = {
         s.name: _digest(_shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name))
@@ -72,8 +111,7 @@ def _state_digests(program: Program) -> dict[str, str]:
     }
     carried = [s.name for s in program.states if s.carried]
     for _ in range(len(carried) + 1 if carried else 0):
-        step = Algebra(digests)
-        index = _expressions(program.index, step)
+        index = _expressions(program.index, Algebra(digests, finite, width=width))
         updates = {name: index[i].digest for name, i in program.index.writes}
         digests = {n: _digest(d, updates.get(n)) if n in carried else d for n, d in digests.items()}
     return digests
@@ -83,10 +121,8 @@ def _expressions(graph: Graph, algebra: Algebra) -> list[Expr]:
     done: list[Expr] = []
     for node in graph.nodes:
         args = [done[i] for i in node.inputs]
-        if node.spec.group == "select" and node.op != "everything" and node.op != "union":
+        if node.op in ("topk", "topp", "threshold"):
             done.append(_selection(algebra, node.op, args[0], node.attr))
-        elif node.op == "const":
-            done.append(algebra.const(node.attr["value"]))
         else:
             done.append(algebra.make(node.op, args, node.attr))
     return done
@@ -96,69 +132,69 @@ _DEFAULTS: dict[str, Any] = {"fraction": 1.0, "recall": 1.0, "share": None}
 
 
 def _selection(algebra: Algebra, op: str, score: Expr, attrs: dict[str, Any]) -> Expr:
+    attrs = {k: float(v) + 0.0 if isinstance(v, int | float) else v for k, v in attrs.items()}
     attrs = {k: v for k, v in attrs.items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
     share = attrs.get("share")
     if op == "topk":
         score = _strip(algebra, score, share)
     elif op == "topp" and share is None:
-        score = _without_shift(algebra, score)
+        score = algebra.without_shift(score, "page")
     return algebra.raw(op, [score], **attrs)
-
-
-def _without_shift(algebra: Algebra, score: Expr) -> Expr:
-    """Drop terms that are the same for every page of a row."""
-    terms = [t for t in algebra.terms(score) if t.has("page")]
-    return (
-        algebra.total(terms)
-        if terms and set(algebra.total(terms).type.names) == set(score.type.names)
-        else score
-    )
 
 
 def _strip(algebra: Algebra, score: Expr, share: str | None) -> Expr:
     """Remove order-preserving work before a top-k. Across kv heads (`share`) only what is the same for all kv
     heads may go, and curved functions only under a maximum."""
     while True:
-        before = score
-        names = score.type.names
-        if share is None:
-            score = _without_shift(algebra, score)
-        else:
-            terms = [t for t in algebra.terms(score) if t.type.domain != "const"]
-            score = algebra.total(terms) if terms else score
-        if share != "mean" and _is_increasing(algebra, score):
-            score = score.args[0]
-        elif share is None and score.op == "softmax" and score.attr["dim"] == "page":
-            score = score.args[0]
-        else:
-            score = _drop_factors(algebra, score, share)
-        if score.type.names != names:
-            return before
-        if score is before:
+        shorter = _stripped(algebra, score, share)
+        if shorter is score or shorter.type.names != score.type.names:
             return score
+        score = shorter
 
 
-def _is_increasing(algebra: Algebra, e: Expr) -> bool:
-    if e.op in ("exp", "sigmoid", "tanh"):
-        return True
-    return e.op in ("sqrt", "log") and algebra.nonnegative(e.args[0])
+def _stripped(algebra: Algebra, score: Expr, share: str | None) -> Expr:
+    if score.op == "add":
+        if share is None:
+            shorter = algebra.without_shift(score, "page")
+        else:
+            shorter = algebra.total(
+                [t for t in algebra.terms(score) if not (_constant(t) and t.facts.finite)]
+            )
+        if shorter is not score and shorter.type.names == score.type.names:
+            return shorter
+    # Without finite arguments, exp would raise -inf above NaN.
+    if score.args and score.args[0].facts.finite:
+        if share != "mean" and _is_increasing(score):
+            return score.args[0]
+        if share is None and score.op == "softmax" and score.attr["dim"] == "page":
+            return score.args[0]
+    return _drop_factors(algebra, score, share)
 
 
-def _droppable(algebra: Algebra, factor: Expr, share: str | None) -> bool:
-    same = not factor.has("page") if share is None else factor.type.domain == "const"
-    return same and algebra.positive(factor)
+def _constant(e: Expr) -> bool:
+    """Whether it is the same for all kv heads."""
+    return e.type.domain == "const"
+
+
+def _is_increasing(e: Expr) -> bool:
+    return e.op in ("exp", "sigmoid", "tanh") or (e.op in ("sqrt", "log") and e.args[0].facts.nonneg)
 
 
 def _drop_factors(algebra: Algebra, score: Expr, share: str | None) -> Expr:
     terms = algebra.terms(score)
-    if len(terms) > 1:  # one positive scale for the whole sum: the first term's weight becomes 1 or -1
-        weight = abs(next((v for v, rest in map(algebra.split_constant, terms) if rest and v), 1.0))
-        return score if weight == 1.0 else algebra.product([algebra.const(1.0 / weight), score])
+    if len(terms) > 1:  # one positive scale for the whole sum: the weight of one term becomes 1 or -1
+        split = [algebra.split_constant(t) for t in terms]
+        first = min((algebra.product(rest).digest, abs(value)) for value, rest in split if rest and value)
+        return score if first[1] == 1 else algebra.product([algebra.const(1 / first[1]), score])
     value, rest = algebra.split_constant(score)
-    keep = [f for f in rest if not _droppable(algebra, f, share)]
-    if not keep or value == 0.0:
+    keep = [
+        f for f in rest if not (f.facts.positive and (not f.has("page") if share is None else _constant(f)))
+    ]
+    if not keep or value == 0:
         return score
-    return algebra.product([*keep, algebra.const(-1.0)] if value < 0 else keep)
+    if len(keep) == len(rest) and abs(value) == 1:
+        return score
+    return algebra.product([*keep, algebra.const(-1)] if value < 0 else keep)
 
 
 def _loads(root: Expr) -> set[str]:
@@ -178,7 +214,7 @@ def _loads(root: Expr) -> set[str]:
 def _rebuild(
     stage: Stage, result: Expr | None, writes: Sequence[tuple[str, Expr]], rename: dict[str, str]
 ) -> Graph:
-    builder = GraphBuilder(stage)
+    builder = GraphBuilder(stage, MAX_CANONICAL)
     placed: dict[str, int] = {}
 
     def place(root: Expr) -> int:
@@ -194,6 +230,8 @@ def _rebuild(
             attrs = e.attr
             if e.op == "load":
                 attrs["name"] = rename[attrs["name"]]
+            if e.op == "const":
+                attrs["value"] = float(attrs["value"])
             placed[e.digest] = builder.emit(e.op, [placed[a.digest] for a in e.args], **attrs)
         return placed[root.digest]
 

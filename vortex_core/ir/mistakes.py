@@ -44,7 +44,7 @@ def _mistake(code: str, title: str, message: str, rule: str, remedy: str) -> Mis
     return CATALOGUE[code]
 
 
-# --- source: what may be written at all -------------------------------------------------------------------------
+# --- source: what may be written at all --------------------------------------------------------------------
 UNREADABLE = _mistake(
     "VF000",
     "unreadable file",
@@ -63,7 +63,8 @@ FORBIDDEN = _mistake(
     "VF002",
     "forbidden construct",
     "{what} is not allowed in a flow",
-    "a flow only defines a vFlow class; it may import vortex_core and math, and use no files, processes, network, dunder names or reflection",
+    "a flow only defines a vFlow class; it may import vortex_core and math, and use no files, processes, network, "
+    "dunder names or reflection",
     "remove {what}",
 )
 NO_FLOW = _mistake(
@@ -115,7 +116,7 @@ TRACER_DIED = _mistake(
     "tracing returns a program or an error",
     "remove what ends the process",
 )
-# --- dimensions and types ---------------------------------------------------------------------------------------
+# --- dimensions and types ----------------------------------------------------------------------------------
 UNKNOWN_DIM = _mistake(
     "VF010",
     "no such dimension",
@@ -217,7 +218,7 @@ UNKNOWN_OP = _mistake(
     "operators are those of docs/operators.md",
     "use: {near}",
 )
-# --- states ------------------------------------------------------------------------------------------------------
+# --- states ------------------------------------------------------------------------------------------------
 UNKNOWN_STATE = _mistake(
     "VF030",
     "no such state",
@@ -267,12 +268,12 @@ DOUBLE_WRITE = _mistake(
     "a carried state is assigned once per step",
     "combine the two values first",
 )
-# --- the selection -----------------------------------------------------------------------------------------------
+# --- the selection -----------------------------------------------------------------------------------------
 NO_SELECTION = _mistake(
     "VF040",
     "no selection returned",
     "forward_indexer returned {found}",
-    "forward_indexer returns ops.topk(...), ops.topp(...), ops.threshold(...), ops.union(...) or ops.everything()",
+    "forward_indexer returns ops.topk(...), ops.topp(...), ops.threshold(...), a union a | b or ops.everything()",
     "end with return ops.topk(score)",
 )
 BAD_SCORE = _mistake(
@@ -310,7 +311,7 @@ NO_EFFECT = _mistake(
     "topk keeps only the order of scores",
     "drop it, or use topp or threshold if the value matters",
 )
-# --- knobs --------------------------------------------------------------------------------------------------------
+# --- knobs -------------------------------------------------------------------------------------------------
 BAD_KNOBS = _mistake("VF062", "bad knobs", "{why}", "knobs = Knobs(...) with known names", "see Knobs")
 BUDGET_BELOW_KEPT = _mistake(
     "VF063",
@@ -326,5 +327,12 @@ NO_CHANNELS = _mistake(
     "nope channels exist only in models with partial rotation (MLA)",
     'use channels("rope") or all channels',
 )
-# --- IR files -----------------------------------------------------------------------------------------------------
+BAD_PARAM = _mistake(
+    "VF065",
+    "bad learned parameters",
+    "parameter {name!r}: {why}",
+    "values are finite numbers, their axes those of ops.param(...) in the order written, their sizes the model's",
+    'give params = {{"w": [[...], ...]}} in the class, or a .npz or .safetensors file beside the flow',
+)
+# --- IR files ----------------------------------------------------------------------------------------------
 BAD_IR = _mistake("VF090", "malformed IR", "{why}", "IR is what the tracer wrote", "trace the source again")

@@ -1,7 +1,7 @@
 """Programs: two small graphs and the states between them.
 
-`cache` runs once for every completed page (`forward_cache`), `index` at every decode step (`forward_indexer`).
-Everything is immutable; passes build new programs.
+`cache` runs once for every completed page (`forward_cache`), `index` at every decode step
+(`forward_indexer`). Everything is immutable; passes build new programs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from vortex_core.ir.types import Dims, Extent, Stage, Type, make_dims
 
 FORMAT = 1
 STATE_DTYPES = ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "bits")
-MAX_NODES = 400
+MAX_NODES = 400  # as written
+MAX_CANONICAL = 2 * MAX_NODES  # the canonical form may repeat what the author shared
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class StateDecl:
     Attributes:
         name: as in `cache[name]`.
         dims: named extents, canonical order.
-        dtype: storage. `int8` and `int4` are symmetric with one fp16 scale per row of the last dimension; `bits`
+        dtype: storage. `int8` and `int4` are symmetric with one fp16 scale per row of the last dimension;
+            `bits`
             keeps the sign and reads back as -1 or 1.
         carried: updated at every decode step by the index graph; starts at `init` when the page completes.
         init: initial value of a carried state.
@@ -76,8 +78,9 @@ class Graph:
 class GraphBuilder:
     """Appends typed nodes to one stage's graph."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, limit: int = MAX_NODES) -> None:
         self.stage: Stage = stage
+        self.limit = limit
         self.nodes: list[Node] = []
 
     def emit(
@@ -98,9 +101,9 @@ class GraphBuilder:
                     stage=STAGE_METHOD[self.stage],
                     legal=" or ".join(STAGE_METHOD[s] for s in sorted(spec.stages)),
                 )
-            if len(self.nodes) >= MAX_NODES:
+            if len(self.nodes) >= self.limit:
                 raise mistakes.TOO_LARGE.error(
-                    count=len(self.nodes) + 1, what="operations in one method", limit=MAX_NODES
+                    count=len(self.nodes) + 1, what="operations in one method", limit=self.limit
                 )
             kind = spec.infer(spec, [self.nodes[i].type for i in inputs], attrs)
         except VortexError as error:
@@ -235,7 +238,7 @@ def _graph_to_json(graph: Graph, locations: bool) -> dict[str, Any]:
 
 
 def _graph_from_json(data: dict[str, Any], stage: Stage) -> Graph:
-    builder = GraphBuilder(stage)
+    builder = GraphBuilder(stage, MAX_CANONICAL)
     for item in data["nodes"]:
         if item["op"] not in OPS:
             raise mistakes.BAD_IR.error(why=f"unknown operator {item['op']!r}")

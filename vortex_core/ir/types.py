@@ -1,7 +1,7 @@
 """Types of the IR: symbolic extents, named dimensions, domains.
 
-A value's type is a tuple of *named* dimensions plus a kind. Dimensions are unified by name, never by position,
-and always stand in one canonical order, so two types are equal when they mean the same thing.
+A value's type is a tuple of *named* dimensions plus a kind. Dimensions are unified by name, never by
+position, and always stand in one canonical order, so two types are equal when they mean the same thing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ Stage = Literal["cache", "index"]
 Kind = Literal["float", "bool", "selection"]
 Domain = Literal["const", "query", "page", "state"]
 
+PARAM_AXES = ("layer", "kv_head")  # reserved: learned values may have one per layer, and per kv head
+
 _FIRST = ("page", "head")
 _LAST = ("token", "dim")
-_EXTENT = re.compile(r"(?:(\d+)\*)?([GDNRSP])?(?:/(\d+))?|(\d+)")
+_EXTENT = re.compile(r"(?:([1-9]\d{0,8})\*)?([GDNRSP])?(?:/([1-9]\d{0,8}))?|([1-9]\d{0,8})", re.ASCII)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 
 
@@ -47,9 +49,17 @@ class Extent:
         return f"{head}{self.symbol}{tail}"
 
     def __mul__(self, other: int) -> Extent:
+        if not isinstance(other, int) or isinstance(other, bool):
+            return NotImplemented  # times a vTensor: the vTensor's affair
+        if not 1 <= other < 10**9:
+            raise mistakes.BAD_EXTENT.error(found=f"{self} * {str(other)[:20]}")
         return Extent(self.symbol, self.factor * other)
 
     def __floordiv__(self, other: int) -> Extent:
+        if not isinstance(other, int) or isinstance(other, bool):
+            return NotImplemented
+        if not 1 <= other < 10**9:
+            raise mistakes.BAD_EXTENT.error(found=f"{self} // {str(other)[:20]}")
         return Extent(self.symbol, self.factor / other)
 
     def resolve(self, sizes: Mapping[str, int]) -> int:
@@ -74,17 +84,15 @@ class Extent:
         """
         if isinstance(value, Extent):
             return value
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 10**9:
             return cls("", Fraction(value))
         if isinstance(value, str) and value and (match := _EXTENT.fullmatch(value.replace(" ", ""))):
             times, symbol, over, number = match.groups()
-            if number and int(number) >= 1:
+            if number:
                 return cls("", Fraction(int(number)))
-            if symbol and times != "0" and over != "0":
+            if symbol:
                 return cls(symbol, Fraction(int(times or 1), int(over or 1)))
-            if times and not symbol:
-                raise mistakes.BAD_EXTENT.error(found=repr(value))
-        raise mistakes.BAD_EXTENT.error(found=repr(value))
+        raise mistakes.BAD_EXTENT.error(found=repr(value)[:60])
 
 
 def dim_order(name: str) -> tuple[int, str]:
@@ -118,7 +126,8 @@ class Type:
     Attributes:
         dims: `((name, extent), ...)` in canonical order.
         kind: `float` (computed in fp32), `bool`, or `selection` (a set of pages).
-        domain: `const` (the same everywhere), `query` (one row per request and kv head), `page` (one per logical
+        domain: `const` (the same everywhere), `query` (one row per request and kv head), `page` (one per
+            logical
             page as well), `state` (one per physical page; cache stage only).
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS, typed_dims
-from vortex_core.ir.program import MAX_NODES, STATE_DTYPES, STATE_METHOD_RULE, Graph, Program, StateDecl
+from vortex_core.ir.program import MAX_CANONICAL, STATE_DTYPES, STATE_METHOD_RULE, Graph, Program, StateDecl
 from vortex_core.ir.types import Stage, Type, check_dim_name
 
 MAX_STATES = 16
@@ -58,9 +58,9 @@ def verify_state(state: StateDecl) -> None:
 
 
 def _verify_graph(program: Program, graph: Graph, stage: Stage) -> None:
-    if len(graph.nodes) > MAX_NODES:
+    if len(graph.nodes) > MAX_CANONICAL:
         raise mistakes.TOO_LARGE.error(
-            count=len(graph.nodes), what="operations in one method", limit=MAX_NODES
+            count=len(graph.nodes), what="operations in one method", limit=MAX_CANONICAL
         )
     declared = {s.name: s for s in program.states}
     for position, node in enumerate(graph.nodes):

@@ -1,0 +1,256 @@
+"""The normal form of every operator: what lets equal programs meet.
+
+Constants are folded exactly, constant factors and terms float outwards through reductions, and equal
+subexpressions are shared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from vortex_core.ir.expr import Expr, Sums, in_range
+from vortex_core.ir.types import Type
+
+_MIRROR = {"maximum": "minimum", "minimum": "maximum", "amax": "amin", "amin": "amax"}
+_INCREASING = ("exp", "sigmoid", "tanh")
+_LINEAR = ("cumsum", "conv", "slice", "channels", "split", "rename")  # commute with any constant factor
+_FOLD = {
+    "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
+    "tanh": math.tanh,
+    "floor": math.floor,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "sign": lambda x: -1.0 if x < 0 else 1.0,
+}
+
+
+class Algebra(Sums):
+    """Builds normal-form expressions."""
+
+    def make(self, op: str, args: Sequence[Expr], attrs: dict[str, Any]) -> Expr:
+        """The normal form of one operation on normal-form arguments."""
+        match op:
+            case "const":
+                return self.const(attrs["value"])
+            case "neg":
+                return self.product([self.const(-1), args[0]])
+            case "sub":
+                return self.total([args[0], self.product([self.const(-1), args[1]])])
+            case "add":
+                return self.total(args)
+            case "mul":
+                return self.product(args)
+            case "div":
+                return self._quotient(args[0], args[1])
+            case "maximum" | "minimum":
+                return self._extreme(op, args)
+            case "sum":
+                return self._sum(args[0], tuple(sorted(attrs["dims"])))
+            case "mean":
+                return self._mean(args[0], tuple(sorted(attrs["dims"])))
+            case "amax" | "amin":
+                return self._bound(op, args[0], tuple(sorted(attrs["dims"])))
+            case "abs":
+                return self._abs(args[0])
+            case "softmax":
+                return self.raw(op, [self.without_shift(args[0], attrs["dim"])], **attrs)
+            case "eq":
+                return self.raw(op, sorted(args, key=lambda e: e.digest))
+            case "and" | "or" | "union":
+                return self._joined(op, args)
+            case "not" if args[0].op == "not":
+                return args[0].args[0]
+            case "where":
+                return self._where(*args)
+            case "cast" if attrs["dtype"] == "fp32":
+                return args[0]
+            case "maxpool":
+                return self._pool(args[0], attrs)
+        if op in _LINEAR or op in ("sign", "largest"):
+            return self._scaled(op, args[0], attrs)
+        folded = self._fold(op, args)
+        return folded if folded is not None else self.raw(op, args, **attrs)
+
+    def _fold(self, op: str, args: Sequence[Expr]) -> Expr | None:
+        if op not in _FOLD or len(args) != 1 or args[0].value is None:
+            return None
+        try:
+            result = float(_FOLD[op](float(args[0].value)))
+        except (ValueError, OverflowError, ZeroDivisionError):
+            return None
+        return self.const(result) if math.isfinite(result) and in_range(Fraction(result)) else None
+
+    def _joined(self, op: str, args: Sequence[Expr]) -> Expr:
+        flat: dict[str, Expr] = {}
+        stack = list(args)
+        while stack and len(flat) < self.width:
+            a = stack.pop()
+            if a.op == op and self.width > 1:
+                stack += a.args
+            else:
+                flat[a.digest] = a
+        flat.update((a.digest, a) for a in stack)
+        if op == "union" and any(a.op == "everything" for a in flat.values()):
+            return self.raw("everything")
+        return self.chain(op, flat.values())
+
+    def _where(self, mask: Expr, a: Expr, b: Expr) -> Expr:
+        if mask.op == "not":
+            return self._where(mask.args[0], b, a)
+        if a is b and set(mask.type.names) <= set(a.type.names):
+            return a
+        return self.raw("where", [mask, a, b])
+
+    def _pool(self, a: Expr, attrs: dict[str, Any]) -> Expr:
+        if attrs["size"] == 1:
+            return a
+        value, rest = self.split_constant(a)
+        if value <= 0 or not rest:
+            return self.raw("maxpool", [a], **attrs)
+        return self.product([self.const(value), self.raw("maxpool", [self.chain("mul", rest)], **attrs)])
+
+    def _scaled(self, op: str, a: Expr, attrs: dict[str, Any]) -> Expr:
+        """Operators that let a constant factor through (linear) or do not see a positive one."""
+        if op == "conv":
+            weights = [float(w) + 0.0 for w in attrs["weights"]]
+            while len(weights) > 1 and weights[0] == weights[-1] == 0.0 and a.facts.finite:
+                weights = weights[1:-1]
+            attrs = {**attrs, "weights": tuple(weights)}
+            if weights == [1.0]:
+                return a
+        folded = self._fold(op, [a])
+        if folded is not None:
+            return folded
+        value, rest = self.split_constant(a)
+        if value == 1 or value == 0 or not rest or (value < 0 and op not in _LINEAR):
+            return self.raw(op, [a], **attrs)
+        body = self.raw(op, [self.chain("mul", rest)], **attrs)
+        return self.product([self.const(value), body]) if op in _LINEAR else body
+
+    def _quotient(self, a: Expr, b: Expr) -> Expr:
+        """a / b as a * (1 / b). What leaves the reciprocal is positive: 1 / (-x) is not -(1 / x) where x is
+        0."""
+        value, rest = self.split_constant(b)
+        if value == 0 or not in_range(1 / value) or len(rest) > self.width:
+            return self.raw("div", [a, b])
+        free = [f for f in rest if f.facts.positive]
+        bound = [f for f in rest if not f.facts.positive]
+        scale = abs(value)
+        if value < 0 and all(f.facts.nonzero for f in bound):
+            scale = value
+        elif value < 0:
+            bound = [*bound, self.const(-1)]
+        parts = [a, self.const(1 / scale), *(self._reciprocal(f) for f in free)]
+        if bound:
+            parts.append(self._reciprocal(self.product(bound)))
+        return self.product(parts)
+
+    def _reciprocal(self, e: Expr) -> Expr:
+        if e.op == "div" and e.args[0].value == 1 and e.args[1].facts.finite:
+            return e.args[1]
+        return self.raw("div", [self.const(1), e])
+
+    def _extreme(self, op: str, args: Sequence[Expr]) -> Expr:
+        flat: dict[str, Expr] = {}
+        numbers: list[Fraction] = []
+        stack = list(args)
+        while stack:
+            a = stack.pop()
+            number = a.value
+            if a.op == op and len(flat) < self.width and self.width > 1:
+                stack += a.args
+            elif number is not None:
+                numbers.append(number)
+            else:
+                flat[a.digest] = a
+        if numbers:
+            number = max(numbers) if op == "maximum" else min(numbers)
+            flat["number"] = self.const(number)
+        parts = list(flat.values())
+        if len(parts) == 1:
+            return parts[0]
+        split = [self.split_constant(p) for p in parts]
+        scale = split[0][0]
+        if scale not in (0, 1) and all(v == scale and rest for v, rest in split):
+            inner = op if scale > 0 else _MIRROR[op]
+            return self.product(
+                [self.const(scale), self._extreme(inner, [self.chain("mul", r) for _, r in split])]
+            )
+        return self.chain(op, parts)
+
+    def _abs(self, a: Expr) -> Expr:
+        value, rest = self.split_constant(a)
+        if not rest:
+            return self.const(abs(value))
+        body = self.chain("mul", rest)
+        return self.product([self.const(abs(value)), body if body.facts.nonneg else self.raw("abs", [body])])
+
+    # ---- reductions ---------------------------------------------------------------------------------------
+
+    def _sum(self, a: Expr, dims: tuple[str, ...]) -> Expr:
+        if a.op == "sum":
+            return self._sum(a.args[0], tuple(sorted({*dims, *a.attr["dims"]})))
+        left = set(dims)
+        outside: list[Expr] = []
+        inside = self.factors(a)
+        # A finite factor without any summed dimension floats out; a dimension that only one factor has is
+        # summed there. (inf * (1 - 1) is not inf - inf: what is left outside a sum must be finite.)
+        changed = True
+        while changed and left:
+            changed = False
+            for f in list(inside):
+                if len(inside) > 1 and not left & set(f.type.names) and f.facts.finite:
+                    inside.remove(f)
+                    outside.append(f)
+                    changed = True
+            for d in sorted(left):
+                owners = [f for f in inside if f.has(d)]
+                others = [f for f in inside if not f.has(d)]
+                if len(owners) == 1 and others and all(f.facts.finite for f in others):
+                    inside = [*others, self._sum(owners[0], (d,))]
+                    left.discard(d)
+                    changed = True
+        body = self.chain("mul", inside)
+        if left:
+            body = self.raw("sum", [body], dims=tuple(sorted(left)))
+        return self.product([*outside, body])
+
+    def _mean(self, a: Expr, dims: tuple[str, ...]) -> Expr:
+        parts = [self._sum(a, dims)]
+        for d in dims:
+            count = self.raw("pages") if d == "page" else self.size(a.type, d)
+            parts.append(self._quotient(self.const(1), count))
+        return self.product(parts)
+
+    def size(self, t: Type, dim: str) -> Expr:
+        """The extent of a dimension as an expression."""
+        extent = t.extent(dim)
+        return self.raw("extent", extent=str(extent)) if extent.symbol else self.const(extent.factor)
+
+    def _bound(self, op: str, a: Expr, dims: tuple[str, ...]) -> Expr:
+        if a.op == op:
+            return self._bound(op, a.args[0], tuple(sorted({*dims, *a.attr["dims"]})))
+        gone = set(dims)
+        if a.op in _INCREASING:
+            return self.raw(a.op, [self._bound(op, a.args[0], dims)])
+        terms = self.terms(a)
+        free = [t for t in terms if not gone & set(t.type.names) and t.facts.finite]
+        bound = [t for t in terms if t not in free]
+        if free and gone <= {n for t in bound for n in t.type.names}:
+            return self.total([*free, self._bound(op, self.total(bound), dims)])
+        value, rest = self.split_constant(a)
+        apart = [f for f in rest if not gone & set(f.type.names) and f.facts.finite and f.facts.nonneg]
+        keep = [f for f in rest if f not in apart]
+        # 0 * inf is NaN: a factor that may be 0 leaves only where the rest is finite.
+        if not all(f.facts.finite for f in keep):
+            apart = [f for f in apart if f.facts.positive]
+            keep = [f for f in rest if f not in apart]
+        if keep and value != 0 and (apart or value != 1) and gone <= {n for f in keep for n in f.type.names}:
+            inner = op if value > 0 else _MIRROR[op]
+            bounded = self._bound(inner, self.chain("mul", keep), dims)
+            return self.product([self.const(value), *apart, bounded])
+        return self.raw(op, [a], dims=tuple(sorted(gone)))
