@@ -7,7 +7,7 @@ import difflib
 from vortex_core.compiler.interface import Backend
 from vortex_core.errors import VortexError
 
-NAMES = ("oracle", "torch")
+NAMES = ("oracle", "torch", "triton")
 
 
 def get(name: str) -> Backend:
@@ -24,5 +24,9 @@ def get(name: str) -> Backend:
         from vortex_core.compiler.torch_backend import TorchBackend
 
         return TorchBackend()
+    if name == "triton":
+        from vortex_core.compiler.triton.flow import TritonBackend
+
+        return TritonBackend()
     near = difflib.get_close_matches(name, NAMES)
     raise VortexError("VE001", f"no backend {name!r}", f"use one of: {', '.join(near or NAMES)}")

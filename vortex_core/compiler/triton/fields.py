@@ -27,11 +27,21 @@ def stored_shape(state: StateDecl, sizes: Mapping[str, int]) -> tuple[int, ...]:
 def _offset(indices: Sequence[Tile], shape: Sequence[int], axes: Sequence[Axis]) -> str:
     """Row-major offset of an element."""
     strides = [math.prod(shape[n + 1 :]) for n in range(len(shape))]
-    parts = [f"({t.to(axes)}) * {s}" if s != 1 else f"({t.to(axes)})" for t, s in zip(indices, strides, strict=True)]
+    parts = [
+        f"({t.to(axes)}) * {s}" if s != 1 else f"({t.to(axes)})"
+        for t, s in zip(indices, strides, strict=True)
+    ]
     return " + ".join(parts) or "0"
 
 
-def load_text(name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile, indices: Sequence[Tile], mask: str | None) -> tuple[str, tuple[Axis, ...]]:
+def load_text(
+    name: str,
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: Tile,
+    indices: Sequence[Tile],
+    mask: str | None,
+) -> tuple[str, tuple[Axis, ...]]:
     """Expression that reads a state as fp32.
 
     Args:
@@ -67,7 +77,15 @@ def load_text(name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile, 
     return (text if state.dtype == "fp32" else f"{text}.to(tl.float32)"), axes
 
 
-def store_lines(name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile, indices: Sequence[Tile], value: Tile, mask: str | None) -> list[str]:
+def store_lines(
+    name: str,
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: Tile,
+    indices: Sequence[Tile],
+    value: Tile,
+    mask: str | None,
+) -> list[str]:
     """Statements that write a float or fp8 state. Scaled and packed dtypes need whole rows: see `store_row_lines`."""
     stored = stored_shape(state, sizes)
     axes = order([*row.axes, *(a for t in indices for a in t.axes)])
@@ -79,7 +97,16 @@ def store_lines(name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile
     return [f"tl.store({pointer}, {text}{guard})"]
 
 
-def store_row_lines(name: str, state: StateDecl, sizes: Mapping[str, int], row: str, others: Sequence[Tile], groups: Sequence[Tile], lane: Axis, mask: str | None) -> list[str]:
+def store_row_lines(
+    name: str,
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: str,
+    others: Sequence[Tile],
+    groups: Sequence[Tile],
+    lane: Axis,
+    mask: str | None,
+) -> list[str]:
     """Statements that write one page's int8, int4 or bits state.
 
     Args:
@@ -115,7 +142,9 @@ def store_row_lines(name: str, state: StateDecl, sizes: Mapping[str, int], row: 
         # Round half to even, as torch does: floor(x + 0.5), less one on odd ties.
         lines.append(f"{name}_x = {ratio}")
         lines.append(f"{name}_r = tl.floor({name}_x + 0.5)")
-        lines.append(f"{name}_r = tl.where(({name}_r - {name}_x == 0.5) & ({name}_r - 2.0 * tl.floor({name}_r * 0.5) == 1.0), {name}_r - 1.0, {name}_r)")
+        lines.append(
+            f"{name}_r = tl.where(({name}_r - {name}_x == 0.5) & ({name}_r - 2.0 * tl.floor({name}_r * 0.5) == 1.0), {name}_r - 1.0, {name}_r)"
+        )
         steps.append(f"{name}_q{len(steps)}")
         lines.append(f"{steps[-1]} = tl.minimum(tl.maximum({name}_r, -{top}.0), {top}.0).to(tl.int32)")
     if state.dtype == "int8":
@@ -125,5 +154,7 @@ def store_row_lines(name: str, state: StateDecl, sizes: Mapping[str, int], row: 
         lines.append(f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})")
     scale_mask = " & ".join(f"({Tile(f'({a.mask})', (a,)).to(outer)})" for a in outer if a.mask)
     offset = _offset(others, shape[:-1], outer)
-    lines.append(f"tl.store({name}_scale_ptr + ({row}) * {math.prod(shape[:-1])} + {offset}, {name}_s{f', mask={scale_mask}' if scale_mask else ''})")
+    lines.append(
+        f"tl.store({name}_scale_ptr + ({row}) * {math.prod(shape[:-1])} + {offset}, {name}_s{f', mask={scale_mask}' if scale_mask else ''})"
+    )
     return lines

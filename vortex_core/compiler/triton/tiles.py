@@ -112,14 +112,16 @@ REDUCE = {
     "amax": ("tl.max({0}, axis={1})", '-float("inf")', "tl.maximum({0}, {1})"),
     "amin": ("tl.min({0}, axis={1})", 'float("inf")', "tl.minimum({0}, {1})"),
 }
-_FLOATS = {"bf16": "tl.bfloat16", "fp16": "tl.float16", "fp8_e4m3": "tl.float8e4nv", "fp8_e5m2": "tl.float8e5"}
-_TOP = {"bf16": 3.3895313892515355e38, "fp16": 65504.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
+_FLOATS = {"fp16": "tl.float16", "fp8_e4m3": "tl.float8e4nv", "fp8_e5m2": "tl.float8e5"}
+_TOP = {"fp16": 65504.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
 
 
 def rounded(text: str, dtype: str) -> str:
     """`text` saturated and converted to a float storage dtype."""
     if dtype == "fp32":
         return text
+    if dtype == "bf16":
+        return f"to_bf16({text})"
     return f"tl.minimum(tl.maximum({text}, -{_TOP[dtype]!r}), {_TOP[dtype]!r}).to({_FLOATS[dtype]})"
 
 
@@ -223,7 +225,9 @@ class Emitter:
                 start = 0 if a["start"] == 0 else Extent.parse(a["start"]).resolve(self.sizes)
                 return self._sub(node.inputs[0], {**env, a["dim"]: self._shift(env[a["dim"]], start)})
             case "channels":
-                return self._sub(node.inputs[0], {**env, "dim": self._shift(env["dim"], self.channel_start(node))})
+                return self._sub(
+                    node.inputs[0], {**env, "dim": self._shift(env["dim"], self.channel_start(node))}
+                )
             case "split":
                 inner = node.type.extent(a["dim"]).resolve(self.sizes)
                 axes = order([*env[a["into"]].axes, *env[a["dim"]].axes])
@@ -235,10 +239,16 @@ class Emitter:
                 return self._along(node, env, inside)
             case "cast":
                 x = self._sub(node.inputs[0], env)
-                return self.bind(f"{rounded(x.text, a['dtype'])}.to(tl.float32)", x.axes, inside) if a["dtype"] != "fp32" else x
+                return (
+                    self.bind(f"{rounded(x.text, a['dtype'])}.to(tl.float32)", x.axes, inside)
+                    if a["dtype"] != "fp32"
+                    else x
+                )
         args = [self._sub(j, env) for j in node.inputs]
         axes = order([x for t in args for x in t.axes])
-        text = _UNARY[node.op].format(*(_atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args))
+        text = _UNARY[node.op].format(
+            *(_atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
+        )
         if not axes and all(not t.text.startswith("v") for t in args):
             text = f"tl.full([], 0.0, tl.float32) + ({text})" if node.type.kind == "float" else text
         return self.bind(text, axes, inside)
@@ -284,7 +294,11 @@ class Emitter:
         for start in range(0, real, chunk):
             piece = self._sub(i, {**inner, name: self._shift(Tile(axis.index, (axis,)), start)})
             part = self.fold(node.op, piece, names, inside)
-            total = part if total is None else self.bind(REDUCE[node.op][2].format(total.text, part.text), part.axes, inside)
+            total = (
+                part
+                if total is None
+                else self.bind(REDUCE[node.op][2].format(total.text, part.text), part.axes, inside)
+            )
         assert total is not None
         return total
 
@@ -293,7 +307,9 @@ class Emitter:
         real = node.type.extent(dim).resolve(self.sizes)
         axis = self.axis(dim, real)
         if env[dim].text != axis.index:
-            raise unsupported(node, f"a part of its result along {dim!r} is taken; slice or split its input instead")
+            raise unsupported(
+                node, f"a part of its result along {dim!r} is taken; slice or split its input instead"
+            )
         return self._sub(node.inputs[0], env), axis
 
     def _along(self, node: Node, env: Env, inside: bool) -> Tile:
@@ -324,5 +340,8 @@ class Emitter:
             text = f'tl.where({near}, {y.to(axes)}, -float("inf"))'
             return self.bind(f"tl.max({text}, axis={axes.index(other)})", x.axes, inside)
         half = len(node.attr["weights"]) // 2
-        terms = [f"tl.where(({j} - {i} == {n - half}){real}, {w!r} * {y.to(axes)}, 0.0)" for n, w in enumerate(node.attr["weights"])]
+        terms = [
+            f"tl.where(({j} - {i} == {n - half}){real}, {w!r} * {y.to(axes)}, 0.0)"
+            for n, w in enumerate(node.attr["weights"])
+        ]
         return self.bind(f"tl.sum({' + '.join(terms)}, axis={axes.index(other)})", x.axes, inside)

@@ -1,0 +1,46 @@
+"""Generated kernels select what the oracle selects, under the Triton interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import sample_flows
+
+CHECK = """
+import sys, torch
+from tests.cpu.compiler import test_backends as shared
+from tests import sample_flows
+from vortex_core.compiler import backends
+from vortex_core.compiler.interface import Geometry
+shared.LENGTHS[:] = [1, 7, 8, 9, 40, 65]
+for name in sys.argv[1:]:
+    traced = shared.small(sample_flows.load(name))
+    for group, kv_heads, dim in ((3, 2, 16), (1, 1, 24)):
+        geometry = Geometry(1, kv_heads, group, dim, dim, dim)
+        data = shared.inputs(group, group, kv_heads, dim)
+        want = shared.steps(backends.get("oracle").compile(traced.original, traced.knobs, geometry), *data)
+        got = shared.steps(backends.get("triton").compile(traced.program, traced.knobs, geometry), *data)
+        for a, b in zip(want, got):
+            assert a.counts.tolist() == b.counts.tolist(), (name, group, a.counts, b.counts)
+            assert a.lengths.tolist() == b.lengths.tolist(), (name, group)
+            assert shared.rows(a) == shared.rows(b), (name, group)
+    print("same", name, flush=True)
+"""
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_triton_selects_what_the_oracle_selects(part: int) -> None:
+    """In a subprocess, because kernels are interpreted or compiled for a whole process."""
+    names = (
+        sorted(sample_flows.SOURCES)[part::4] + ["block_topk", "quest", "streaming", "dense"][part : part + 1]
+    )
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, *names], capture_output=True, text=True, env=env, timeout=170
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [w for n in names for w in ("same", n)]

@@ -1,0 +1,326 @@
+"""The Triton backend behind the common interface: launches generated kernels, then selection.
+
+All buffers belong to a workspace sized once for a batch and a number of pages; a step launches kernels on device
+lengths and budgets only, so it can be captured in a CUDA graph and replayed for other lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from vortex_core.compiler.evaluate import check_shapes, symbol_sizes
+from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
+from vortex_core.compiler.states import TorchStates
+from vortex_core.compiler.triton.cache import load_module
+from vortex_core.compiler.triton.codegen import Module, generate
+from vortex_core.errors import VortexError
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Node, Program
+from vortex_core.kernels.budget import threshold_budget, top_p_budget
+from vortex_core.kernels.select import select_pages
+
+WARPS = 4
+
+
+@dataclass
+class Workspace:
+    """Buffers of one decode step for up to `batch` sequences of up to `width` pages; contents are scratch.
+
+    Attributes:
+        scratch: fp32 `[rows * width * elements]` by scratch value.
+        scores: fp32 `[rows, width]` by score node.
+        page_ids: int32 `[rows, capacity]` by selection node.
+        kv_lens: int32 `[rows]` by selection node.
+    """
+
+    batch: int
+    width: int
+    capacity: int
+    scratch: dict[int, torch.Tensor] = field(default_factory=dict)
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)
+    page_ids: dict[int, torch.Tensor] = field(default_factory=dict)
+    kv_lens: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        groups = (self.scratch, self.scores, self.page_ids, self.kv_lens)
+        return sum(t.nbytes for g in groups for t in g.values())
+
+
+class TritonFlow:
+    """One program as generated kernels."""
+
+    def __init__(self, program: Program, knobs: Knobs, geometry: Geometry) -> None:
+        check_shapes(program, geometry, knobs.page_size)
+        self.program, self.knobs, self.geometry = program, knobs, geometry
+        sizes = symbol_sizes(geometry, knobs.page_size)
+        self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
+        self.code: Module = generate(program, geometry, knobs.page_size)
+        self._kernels = load_module(self.code.text)
+        self._graph = program.index
+        self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
+        self._workspaces: dict[tuple[int, int, str], Workspace] = {}
+        self._capacities: dict[int, int] = {}
+
+    # ---- states --------------------------------------------------------------------------------------------
+
+    def new_states(self, pages: int, device: torch.device) -> TorchStates:
+        """States of one layer for `pages` physical pages."""
+        g = self.geometry
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
+
+    def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
+        """forward_cache for complete physical `pages` (any integer dtype), one launch."""
+        if self.code.update and len(pages):
+            self._update(states, kv, len(pages), pages, pages, 0, pages, decode=False)
+
+    def update_decode(self, states: StateStore, kv: LayerKV, view: BatchView, layer: int) -> None:
+        """forward_cache for whichever sequences' newest token completed a page, decided on the device."""
+        if self.code.update:
+            table = view.block_table
+            self._update(
+                states, kv, len(view.lengths), table, table, table.stride(0), view.lengths, decode=True
+            )
+
+    def _update(
+        self,
+        states: StateStore,
+        kv: LayerKV,
+        items: int,
+        pages: torch.Tensor,
+        table: torch.Tensor,
+        table_stride: int,
+        lengths: torch.Tensor,
+        *,
+        decode: bool,
+    ) -> None:
+        assert isinstance(states, TorchStates)
+        k, v = kv.k, kv.v
+        assert k.stride(3) == 1 and v.stride(3) == 1, "channels must be contiguous"
+        self._kernels.update_kernel[(items, self.geometry.kv_heads)](
+            k, v, k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
+            pages, table, table_stride, lengths, states.pages, *self._state_args(states),
+            DECODE=decode, num_warps=WARPS,
+        )  # fmt: skip
+
+    def _state_args(self, states: TorchStates) -> list[torch.Tensor]:
+        found = []
+        for s in self.program.states:
+            stored = states.fields[s.name]
+            found.append(stored.data)
+            if stored.scale is not None:
+                found.append(stored.scale)
+        return [*found, *([] if states.mass is None else [states.mass])]
+
+    # ---- selection -----------------------------------------------------------------------------------------
+
+    def capacity(self, width: int) -> int:
+        """The most pages a list can hold for sequences of up to `width` pages, over all layers."""
+        if width not in self._capacities:
+            g, size = self.geometry, self.knobs.page_size
+            layers = range(g.layers) if "layer" in self.knobs.budget.replace("layers", "") else range(1)
+            probes = {
+                min(width, p) * size for p in (*range(1, min(width, 64) + 1), *range(64, width + 64, 64))
+            }
+            self._capacities[width] = max(
+                self.knobs.pages(n, layer, g.layers) for n in probes for layer in layers
+            )
+        return self._capacities[width]
+
+    def workspace(self, batch: int, width: int, device: torch.device) -> Workspace:
+        """The buffers for a batch and a number of pages; the same ones at every call, as a graph needs."""
+        key = (batch, width, str(device))
+        if key not in self._workspaces:
+            g = self.geometry
+            rows = batch * g.kv_heads
+            made = Workspace(batch, width, min(width, self.capacity(width) * (2 if self._has_union() else 1)))
+            for i, elements in self.code.scratch.items():
+                made.scratch[i] = torch.empty(rows * width * elements, device=device)
+            for i in self.code.schedule.scores:
+                made.scores[i] = torch.empty(batch * self._heads, width, device=device)
+            for i, node in enumerate(self._graph.nodes):
+                if node.type.kind == "selection":
+                    made.page_ids[i] = torch.zeros(
+                        batch * self._heads, made.capacity, dtype=torch.int32, device=device
+                    )
+                    made.kv_lens[i] = torch.zeros(batch * self._heads, dtype=torch.int32, device=device)
+            self._workspaces[key] = made
+        return self._workspaces[key]
+
+    def _has_union(self) -> bool:
+        return any(n.op == "union" for n in self._graph.nodes)
+
+    def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
+        """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`. The list is the caller's to keep."""
+        ids, lens = self.select_in_place(q, states, view)
+        shape = (len(q), self._heads if not self.program.selects_everything else self.geometry.kv_heads)
+        ids, lens = ids.reshape(*shape, -1).clone(), lens.reshape(shape).clone()
+        return PageList(ids, (lens + self.knobs.page_size - 1) // self.knobs.page_size, lens)
+
+    def select_in_place(
+        self, q: torch.Tensor, states: StateStore, view: BatchView
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `select`, as int32 page ids and token counts in the workspace, which the next call overwrites."""
+        assert isinstance(states, TorchStates)
+        size = self.knobs.page_size
+        width = max(1, -(-view.max_length // size))
+        table = view.block_table.to(torch.int32)
+        lengths = view.lengths.to(torch.int32)
+        budgets = view.budgets.to(torch.int32)
+        work = self.workspace(len(q), width, q.device)
+        self.launch_scores(q, states, table, lengths, budgets, work)
+        assert self._graph.result is not None
+        return self._selection(self._graph.result, table, lengths, budgets, work)
+
+    def launch_scores(
+        self,
+        q: torch.Tensor,
+        states: TorchStates,
+        table: torch.Tensor,
+        lengths: torch.Tensor,
+        budgets: torch.Tensor,
+        work: Workspace,
+    ) -> None:
+        """The scoring launches: page-parallel, then one program a row where the program looks across pages."""
+        assert q.stride(2) == 1, "channels must be contiguous"
+        args = [
+            q, q.stride(0), q.stride(1), table, table.stride(0), lengths, budgets, states.pages, work.width,
+            *self._state_args(states), *(work.scratch[i] for i in sorted(work.scratch)),
+            *(work.scores[i] for i in self.code.schedule.scores),
+        ]  # fmt: skip
+        rows = len(q) * self.geometry.kv_heads
+        if self.code.score:
+            self._kernels.score_kernel[(-(-work.width // self.code.block), rows)](*args, num_warps=WARPS)
+        if self.code.rows:
+            self._kernels.row_kernel[(rows,)](*args, num_warps=WARPS)
+
+    def _selection(
+        self, i: int, table: torch.Tensor, lengths: torch.Tensor, budgets: torch.Tensor, work: Workspace
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        node = self._graph.nodes[i]
+        batch, size = len(lengths), self.knobs.page_size
+        if node.op == "everything":
+            heads = self.geometry.kv_heads
+            ids = table[:, : work.width].unsqueeze(1).expand(batch, heads, work.width)
+            return ids, lengths.unsqueeze(1).expand(batch, heads)
+        if node.op == "union":
+            return self._union(node, i, table, lengths, budgets, work)
+        scores = work.scores[node.inputs[0]]
+        share = node.attr.get("share")
+        if share is not None:
+            stacked = scores.view(batch, self._heads, work.width)
+            pooled = stacked.amax(1, keepdim=True) if share == "max" else stacked.mean(1, keepdim=True)
+            scores = pooled.expand_as(stacked).reshape_as(scores)
+        limit = self._limit(node, scores, lengths, budgets)
+        select_pages(
+            scores, lengths, limit, table, heads=self._heads, page_size=size,
+            page_ids=work.page_ids[i], kv_lens=work.kv_lens[i],
+            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last,
+            tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
+        )  # fmt: skip
+        return work.page_ids[i], work.kv_lens[i]
+
+    def _limit(
+        self, node: Node, scores: torch.Tensor, lengths: torch.Tensor, budgets: torch.Tensor
+    ) -> torch.Tensor:
+        """Pages each row may take: `[batch]`, or `[rows]` where it depends on the scores."""
+        fraction = node.attr.get("fraction", 1.0)
+        if node.op == "topk" and fraction == 1.0:
+            return budgets
+        size, knobs, heads = self.knobs.page_size, self.knobs, self._heads
+        total = (lengths + size - 1) // size
+        kept = torch.minimum(total, torch.full_like(total, knobs.keep_first + knobs.keep_last))
+        room = torch.ceil((budgets - kept).clamp(min=0) * fraction).to(torch.int32)
+        if node.op == "topk":
+            return kept + room
+        # Pages kept by rule are no candidates: NaN weighs nothing and passes no threshold.
+        index = torch.arange(scores.shape[1], device=scores.device, dtype=torch.int32)
+        tops = total.unsqueeze(1)
+        scored = (
+            (index < (lengths // size).unsqueeze(1))
+            & (index >= knobs.keep_first)
+            & (index < tops - knobs.keep_last)
+        )
+        rows = scored.repeat_interleave(heads, 0)
+        clean = torch.where(rows, scores, torch.nan)
+        wanted = torch.empty(len(scores), dtype=torch.int32, device=scores.device)
+        if node.op == "topp":
+            share = torch.full((1,), node.attr["p"], device=scores.device)
+            top_p_budget(
+                clean, lengths, share, heads=heads, page_size=size, budget=wanted, keep_first=0, keep_last=0
+            )
+        else:
+            at = torch.full((1,), node.attr["at"], device=scores.device)
+            threshold_budget(
+                clean, lengths, at, heads=heads, page_size=size, budget=wanted, keep_first=0, keep_last=0
+            )
+        wanted = torch.minimum(wanted, rows.sum(1, dtype=torch.int32))
+        limit = torch.minimum(wanted.view(-1, heads), room.unsqueeze(1)) + kept.unsqueeze(1)
+        return limit.flatten().contiguous()
+
+    def _union(
+        self,
+        node: Node,
+        i: int,
+        table: torch.Tensor,
+        lengths: torch.Tensor,
+        budgets: torch.Tensor,
+        work: Workspace,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both selections as marks on logical pages, then one selection of all that is marked."""
+        size = self.knobs.page_size
+        logical = (
+            torch.arange(work.width, dtype=torch.int32, device=table.device)
+            .expand(len(table), -1)
+            .contiguous()
+        )
+        marks = torch.zeros(len(lengths) * self._heads, work.width, device=table.device)
+        for j in node.inputs:
+            ids, lens = self._selection(j, logical, lengths, budgets, work)
+            count = (lens + size - 1) // size
+            real = torch.arange(ids.shape[1], device=ids.device) < count.unsqueeze(1)
+            marks.scatter_reduce_(1, ids.clamp(0, work.width - 1).long(), real.to(marks.dtype), "amax")
+        limit = marks.sum(1).to(torch.int32)
+        select_pages(
+            marks, lengths, limit, table, heads=self._heads, page_size=size,
+            page_ids=work.page_ids[i], kv_lens=work.kv_lens[i],
+            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last,
+        )  # fmt: skip
+        return work.page_ids[i], work.kv_lens[i]
+
+    def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
+        """Keep the attention mass of a step, `[batch, q_head, max_selected]`."""
+        assert isinstance(states, TorchStates) and states.mass is not None
+        g = self.geometry
+        batch, _, longest = mass.shape
+        ids = selected.page_ids[..., :longest].long()
+        counts = selected.counts
+        if selected.heads == g.kv_heads:
+            ids = ids.repeat_interleave(g.group, 1)
+            counts = counts.repeat_interleave(g.group, 1)
+        real = torch.arange(longest, device=mass.device) < counts.unsqueeze(-1)
+        head = torch.arange(mass.shape[1], device=mass.device).view(1, -1, 1)
+        where = ((head // g.group) * states.pages + ids) * g.group + head % g.group
+        flat = states.mass.view(-1)
+        # Padding entries go to the row's own last page with its own value, so that no index is written twice.
+        last = (counts - 1).clamp(min=0).unsqueeze(-1)
+        where = torch.where(real, where, where.gather(-1, last.expand(batch, mass.shape[1], 1)))
+        value = torch.where(real, mass, mass.gather(-1, last.expand(batch, mass.shape[1], 1)))
+        flat.scatter_(0, where.flatten(), value.flatten().to(flat.dtype))
+
+
+class TritonBackend:
+    """Generated Triton kernels."""
+
+    name = "triton"
+
+    def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
+        """Raises `VE010` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
+        if any(n.op == "param" for g in (program.cache, program.index) for n in g.nodes):
+            raise VortexError(
+                "VE010", "the triton backend has no learned parameters yet", "use the torch backend"
+            )
+        return TritonFlow(program.canonical(), knobs, geometry)
