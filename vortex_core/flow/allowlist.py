@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from vortex_core.errors import Location
@@ -15,6 +17,32 @@ MODULES = {
     "math": None,
     "__future__": {"annotations"},
 }
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a source may import and name.
+
+    Attributes:
+        modules: `from module import name`: the names allowed, None for all.
+        package: a package of which every submodule may be imported from, or empty.
+        imports: plain `import module`.
+        private: whether `self._name`, `super().__init__()` and the import of `_REGISTRY` are allowed.
+    """
+
+    modules: Mapping[str, set[str] | None]
+    package: str = ""
+    imports: frozenset[str] = frozenset({"math"})
+    private: bool = False
+
+    def names(self, module: str) -> set[str] | None:
+        """Names importable from `module`, None for all."""
+        if self.package and (module == self.package or module.startswith(self.package + ".")):
+            return None
+        return self.modules.get(module, set())
+
+
+FLOW = Rules(MODULES)
 _REFUSED: dict[type[ast.AST], str] = {
     ast.Try: "try",
     ast.TryStar: "try",
@@ -37,7 +65,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-def parse(source: str, file: str) -> ast.Module:
+def parse(source: str, file: str, rules: Rules = FLOW) -> ast.Module:
     """Parse and check a flow's source.
 
     Raises:
@@ -58,26 +86,35 @@ def parse(source: str, file: str) -> ast.Module:
     except (ValueError, RecursionError, MemoryError) as error:
         raise mistakes.SYNTAX.error(at(1), why=str(error) or type(error).__name__) from None
     for node in ast.walk(tree):
-        if (what := _refused(node)) is not None:
+        if (what := _refused(node, rules)) is not None:
             raise mistakes.FORBIDDEN.error(at(getattr(node, "lineno", 1)), what=what)
     return tree
 
 
-def _refused(node: ast.AST) -> str | None:
+def _refused(node: ast.AST, rules: Rules) -> str | None:
     if type(node) in _REFUSED:
         return f"'{_REFUSED[type(node)]}'"
     match node:
         case ast.Import(names=names):
             for alias in names:
-                if alias.name != "math":
+                if alias.name not in rules.imports:
                     return f"import of {alias.name!r}"
         case ast.ImportFrom(module=module, names=names, level=level):
-            allowed = MODULES.get(module or "", set()) if level == 0 else set()
+            allowed = rules.names(module or "") if level == 0 else set()
             for alias in names:
                 if allowed is not None and alias.name not in allowed:
                     return f"import of {module}.{alias.name}"
-                if alias.name == "*" or alias.name.startswith("_"):
+                hidden = alias.name.startswith("_") and not (rules.private and alias.name == "_REGISTRY")
+                if alias.name == "*" or hidden:
                     return f"import of {module}.{alias.name}"
+        case ast.Attribute(
+            attr="__init__", value=ast.Call(func=ast.Name(id="super"), args=[], keywords=[])
+        ) if rules.private:
+            return None
+        case ast.Attribute(attr=attr, value=ast.Name(id="self")) if rules.private and not attr.startswith(
+            "__"
+        ):
+            return None
         case ast.Attribute(attr=attr) if attr.startswith("_"):
             return f"attribute {attr!r}"
         case ast.Name(id=name) if name in _NAMES or (name.startswith("__") and name != "__name__"):

@@ -17,6 +17,7 @@ import struct
 import sys
 from typing import Any
 
+from vortex_core import dialects
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow import allowlist
 from vortex_core.flow.trace import Traced, trace
@@ -129,17 +130,29 @@ def lock_down() -> None:
         raise OSError(ctypes.get_errno(), "seccomp filter refused by the kernel")
 
 
-def run(source: str, file: str) -> Traced:
+def run(source: str, file: str, options: dict[str, Any] | None = None) -> Traced:
     """Check, execute and trace one flow's source in this process (jailed or trusted).
+
+    Args:
+        source: a vFlow module, or a program in one of `vortex_core.dialects`.
+        file: shown in errors.
+        options: settings that go with a dialect's program.
 
     Raises:
         VortexError: every way it can be wrong.
     """
-    tree = allowlist.parse(source, file)
-    namespace: dict[str, Any] = {"__name__": _MODULE, "__builtins__": allowlist.safe_builtins(_import)}
+    name = dialects.detect(source)
+    dialect = None if name is None else dialects.load(name)
+    tree = allowlist.parse(source, file, allowlist.FLOW if dialect is None else dialect.RULES)
+    registry: dict[str, type] = {}
+    importer = _import if dialect is None else dialect.importer(registry)
+    namespace: dict[str, Any] = {"__name__": _MODULE, "__builtins__": allowlist.safe_builtins(importer)}
     lines = source.splitlines()
     try:
         exec(compile(tree, file, "exec"), namespace)
+        if dialect is not None:
+            foreign: Traced = dialect.read(namespace, registry, options, _MODULE)
+            return foreign
         flows = [
             v
             for v in namespace.values()
@@ -195,13 +208,16 @@ class W(vFlow):
 
 
 def main() -> None:
-    """Child process: `{source, file}` on standard input, `{traced}` or `{error}` on standard output."""
+    """Child process: `{source, file, options}` on standard input, `{traced}` or `{error}` on standard output."""
     request = json.load(sys.stdin)
     run(_WARM_UP, "<warm-up>")  # every lazy import happens before the door closes
+    if (name := dialects.detect(request["source"])) is not None:
+        dialect = dialects.load(name)
+        run(dialect.WARM_UP, "<warm-up>")
     _answer_error(mistakes.TRACER_DIED.error(why="?"))
     lock_down()
     try:
-        answer = {"traced": run(request["source"], request["file"]).to_json()}
+        answer = {"traced": run(request["source"], request["file"], request.get("options")).to_json()}
     except VortexError as error:
         answer = _answer_error(error)
     except (RecursionError, MemoryError):

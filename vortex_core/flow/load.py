@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vortex_core.errors import VortexError
 from vortex_core.flow.trace import Traced
@@ -21,21 +22,27 @@ _START = f"import sys; sys.path.insert(0, {_ROOT!r}); from vortex_core.flow.jail
 
 
 def trace_source(
-    source: str, file: str = "<flow>", *, name: str | None = None, deadline: float = DEADLINE_SECONDS
+    source: str,
+    file: str = "<flow>",
+    *,
+    name: str | None = None,
+    deadline: float = DEADLINE_SECONDS,
+    options: dict[str, Any] | None = None,
 ) -> Traced:
     """Trace untrusted source in the jail.
 
     Args:
-        source: a module that defines one vFlow class.
+        source: a module that defines one vFlow class, or a program in one of `vortex_core.dialects`.
         file: shown in errors.
         name: overrides the flow's own name.
         deadline: wall seconds, after which the whole process group is killed.
+        options: settings that go with a dialect's program.
 
     Raises:
         VortexError: a catalogued `VF...` error: the author's mistake, a timeout (`VF006`), too much memory
             (`VF007`) or a dead tracer (`VF009`).
     """
-    request = json.dumps({"source": source, "file": file}).encode()
+    request = json.dumps({"source": source, "file": file, "options": options}).encode()
     # -S: the child needs the standard library only; -I: nothing of the user's environment reaches it.
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", "-c", _START],

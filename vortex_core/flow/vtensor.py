@@ -19,6 +19,8 @@ from vortex_core.ir.program import STAGE_METHOD, GraphBuilder
 from vortex_core.ir.types import Extent, Type
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+# Frames that are never the author's: this package, and the stand-ins of foreign languages.
+_OURS = (_HERE, os.path.join(os.path.dirname(_HERE), "dialects"), "<frozen")
 Operand = Union["vTensor", Extent, int, float]
 
 
@@ -27,7 +29,7 @@ def caller() -> Location | None:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_HERE) and not file.startswith("<frozen"):
+        if not file.startswith(_OURS):
             return Location(os.path.basename(file) if os.path.isabs(file) else file, frame.f_lineno)
         if frame.f_back is None:
             return None

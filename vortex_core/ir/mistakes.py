@@ -334,5 +334,64 @@ BAD_PARAM = _mistake(
     "values are finite numbers, their axes those of ops.param(...) in the order written, their sizes the model's",
     'give params = {{"w": [[...], ...]}} in the class, or a .npz or .safetensors file beside the flow',
 )
+# --- programs of other systems -----------------------------------------------------------------------------
+DIALECT_IMPORT = _mistake(
+    "VF080",
+    "unknown foreign name",
+    "{module} has no {name}",
+    "a vortex_torch program imports what that package has",
+    "use: {known}",
+)
+DIALECT_NO_EQUIVALENT = _mistake("VF081", "no equivalent", "{what} cannot be converted", "{why}", "{remedy}")
+DIALECT_SHAPE = _mistake("VF082", "foreign shapes do not fit", "{op}: {found}", "{why}", "{remedy}")
+DIALECT_CALL = _mistake(
+    "VF083",
+    "bad foreign call",
+    "{op}: {why}",
+    "operators are built with numbers and called with tensors, ctx=ctx, and loc=loc in forward_cache",
+    "{remedy}",
+)
+DIALECT_REUSED = _mistake(
+    "VF084",
+    "operator instance used twice",
+    "this {op} was already called",
+    "an instance holds the buffer of one call site",
+    "create a second {op}() in __init__",
+)
+DIALECT_FIELD = _mistake(
+    "VF085",
+    "bad foreign field",
+    "field {name!r}: {why}",
+    "create_cache declares a field, forward_cache writes or fills it once, forward_indexer reads it",
+    "{remedy}",
+)
+DIALECT_OUTPUT = _mistake(
+    "VF086",
+    "no output operator",
+    "forward_indexer has {found}",
+    "forward_indexer ends with exactly one topK, approxTopK or Union that writes o",
+    "end with self.output_func(score, o, ctx=ctx)",
+)
+DIALECT_KNOB = _mistake(
+    "VF087",
+    "bad foreign setting",
+    "{name}={value!r}: {why}",
+    "settings are those of VortexConfig, with or without the vortex_ prefix",
+    "correct {name}",
+)
+DIALECT_TORCH = _mistake(
+    "VF088",
+    "torch used on a foreign tensor",
+    "{what}",
+    "the three methods compute with operator instances only",
+    "use an operator of vortex_torch.indexer or vortex_torch.cache",
+)
+DIALECT_CLASS = _mistake(
+    "VF089",
+    "which foreign flow",
+    "the file registers {found}{wanted}",
+    "a file has one registered flow, or vortex_module_name names one",
+    "set vortex_module_name to one of the registered names",
+)
 # --- IR files ----------------------------------------------------------------------------------------------
 BAD_IR = _mistake("VF090", "malformed IR", "{why}", "IR is what the tracer wrote", "trace the source again")

@@ -1,0 +1,100 @@
+"""Programs written for other systems, read in as flows.
+
+A dialect is a package with `RULES` (what its source may import), `importer(registry)` (stand-ins for those imports)
+and `read(namespace, registry, options, module) -> Traced`. The jail calls them; nothing else runs foreign source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vortex_core.flow.trace import Traced
+
+_IMPORTS = re.compile(r"^[ \t]*(?:from|import)[ \t]+(vortex_torch)\b", re.MULTILINE)
+
+
+def detect(source: str) -> str | None:
+    """The dialect a source is written in, None for vFlow."""
+    found = _IMPORTS.search(source)
+    return found[1] if found else None
+
+
+def load(name: str) -> Any:
+    """A dialect's package."""
+    assert name == "vortex_torch", name
+    from vortex_core.dialects import vortex_torch
+
+    return vortex_torch
+
+
+def convert(source: str, knobs: Mapping[str, Any] | None = None, file: str = "<program>") -> Traced:
+    """Read a foreign program in the jail.
+
+    Args:
+        source: the program.
+        knobs: the JSON object that goes with it (`vortex_*` settings).
+        file: shown in errors.
+
+    Returns:
+        The traced flow; its `source` is the equivalent vFlow source.
+
+    Raises:
+        VortexError: `VF080` ... `VF089`, or whatever is wrong with the program itself.
+    """
+    from vortex_core.flow.load import trace_source
+    from vortex_core.ir import mistakes
+
+    if detect(source) is None:
+        raise mistakes.DIALECT_IMPORT.error(
+            module=file,
+            name="import of vortex_torch",
+            known="vortex_torch.flow, vortex_torch.indexer, vortex_torch.cache",
+        )
+    return trace_source(source, file, options=None if knobs is None else dict(knobs))
+
+
+def convert_file(path: str | Path, knobs: str | Path | Mapping[str, Any] | None = None) -> Traced:
+    """Read a foreign program's file.
+
+    Args:
+        path: the `.py` file.
+        knobs: its JSON, as a path or an object; by default the `.json` file of the same name beside it, if any.
+
+    Raises:
+        VortexError: `VF000` if a file cannot be read, `VF087` for malformed JSON, else as `convert`.
+    """
+    import json
+    from pathlib import Path
+
+    from vortex_core.ir import mistakes
+
+    path = Path(path)
+    source = _text(path)
+    if knobs is None and path.with_suffix(".json").is_file():
+        knobs = path.with_suffix(".json")
+    if isinstance(knobs, str | Path):
+        where, text = Path(knobs), _text(Path(knobs))
+        try:
+            knobs = json.loads(text)
+        except ValueError as error:
+            raise mistakes.DIALECT_KNOB.error(
+                name="settings", value=where.name, why=f"no JSON: {error}"
+            ) from None
+        if not isinstance(knobs, dict):
+            raise mistakes.DIALECT_KNOB.error(name="settings", value=where.name, why="it is a JSON object")
+    return convert(source, knobs, str(path))
+
+
+def _text(path: Path) -> str:
+    from vortex_core.ir import mistakes
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise mistakes.UNREADABLE.error(path=path, why=reason) from None
