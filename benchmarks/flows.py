@@ -1,0 +1,242 @@
+"""Whole sparse decode steps on a GPU: score, select, attend, under a CUDA graph, against dense attention.
+
+    python -m benchmarks.flows --out benchmarks/results
+
+Every shape is checked before it is timed: selected pages against fp64 scores, attention against fp64 over the
+selected pages. Then the step, its parts, our dense attention and (where importable) FlashInfer's are timed in the
+same run. The floor is the bytes a step must read over the measured copy bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks.kernels_timing import Report, copy_bandwidth, graph_time, relative_error
+from vortex_core import library
+from vortex_core.compiler import backends
+from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.triton.flow import TritonFlow
+from vortex_core.ir.cost import step_cost
+from vortex_core.kernels.paged_decode import decode_config, paged_decode, paged_decode_workspace
+from vortex_core.kernels.pages import PageList
+
+FLOWS = ("block_topk", "quest", "gqa_block_topk", "lserve")
+BUDGET = 2048
+
+
+class Case:
+    """One shape with several layers' worth of KV, so that a layer's bytes are not in the L2 when it runs again."""
+
+    def __init__(
+        self,
+        flow: str,
+        batch: int,
+        length: int,
+        q_heads: int,
+        kv_heads: int,
+        dim: int,
+        page: int,
+        layers: int,
+    ) -> None:
+        self.traced = library.load(flow).with_knobs(page_size=page, budget=str(BUDGET))
+        self.geometry = Geometry(1, kv_heads, q_heads // kv_heads, dim, dim, dim)
+        self.batch, self.length, self.page, self.layers = batch, length, page, layers
+        self.pages = batch * length // page
+        shape = (self.pages, page, kv_heads, dim)
+        self.k = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(layers)]
+        self.v = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(layers)]
+        self.q = torch.randn(batch, q_heads, dim, device="cuda", dtype=torch.bfloat16)
+        order = torch.randperm(self.pages, device="cuda", dtype=torch.int64).view(batch, -1)
+        self.table = order.to(torch.int32)
+        lengths = torch.full((batch,), length, dtype=torch.int32, device="cuda")
+        budgets = torch.full((batch,), self.traced.knobs.pages(length), dtype=torch.int32, device="cuda")
+        self.view = BatchView(self.table, lengths, budgets, length)
+        flow_ = backends.get("triton").compile(self.traced.program, self.traced.knobs, self.geometry)
+        assert isinstance(flow_, TritonFlow)
+        self.flow = flow_
+        self.states = [flow_.new_states(self.pages, torch.device("cuda")) for _ in range(layers)]
+        every = torch.arange(self.pages, device="cuda", dtype=torch.int32)
+        for k, v, s in zip(self.k, self.v, self.states, strict=True):
+            flow_.update(s, self.kv(k, v), every, 0)
+        self.work = flow_.workspace(batch, length // page, torch.device("cuda"))
+        self.config = decode_config(dim, self.geometry.group, torch.bfloat16, page, batch * kv_heads)
+        self.space = paged_decode_workspace(
+            batch, kv_heads, self.geometry.group, dim, torch.device("cuda"), self.config
+        )
+        self.out = torch.empty_like(self.q)
+
+    @staticmethod
+    def kv(k: torch.Tensor, v: torch.Tensor) -> LayerKV:
+        """`[page, token, head, dim]` storage as the interface's `[head, page, token, dim]`."""
+        return LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3))
+
+    def score(self, layer: int) -> None:
+        """The scoring launches."""
+        self.flow.launch_scores(
+            self.q, self.states[layer], self.table, self.view.lengths, self.view.budgets, self.work
+        )
+
+    def select(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores to page lists."""
+        assert self.flow.program.index.result is not None
+        return self.flow._selection(
+            self.flow.program.index.result, self.table, self.view.lengths, self.view.budgets, self.work
+        )
+
+    def attend(self, layer: int, ids: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
+        """Attention over the lists."""
+        shape = (self.batch, self.geometry.kv_heads)
+        pages = PageList(ids.view(*shape, -1), lens.view(shape))
+        return paged_decode(
+            self.q,
+            self.k[layer],
+            self.v[layer],
+            pages,
+            workspace=self.space,
+            config=self.config,
+            out=self.out,
+        )
+
+    def step(self, layer: int) -> None:
+        """One sparse layer."""
+        self.score(layer)
+        self.attend(layer, *self.select(layer))
+
+    def dense(self, layer: int) -> torch.Tensor:
+        """Our kernel over all pages."""
+        heads = self.geometry.kv_heads
+        table = self.table.unsqueeze(1).expand(-1, heads, -1)
+        lens = self.view.lengths.unsqueeze(1).expand(-1, heads)
+        return paged_decode(
+            self.q,
+            self.k[layer],
+            self.v[layer],
+            PageList(table, lens),
+            workspace=self.space,
+            config=self.config,
+            out=self.out,
+        )
+
+    def check(self) -> dict[str, float]:
+        """Worst selection gap in units of the score spread, and the attention error, on the last sequence."""
+        self.score(0)
+        ids, lens = self.select(0)
+        out = self.attend(0, ids, lens).clone()
+        torch.cuda.synchronize()
+        b, g = self.batch - 1, self.geometry
+        oracle = backends.get("oracle").compile(self.traced.program, self.traced.knobs, g)
+        states = oracle.new_states(self.pages, torch.device("cpu"))  # type: ignore[attr-defined]
+        for name, field in self.states[0].fields.items():
+            states.fields[name].data = field.data.cpu()
+            states.fields[name].scale = None if field.scale is None else field.scale.cpu()
+        view = BatchView(
+            self.table.cpu().long(),
+            self.view.lengths.cpu().long(),
+            self.view.budgets.cpu().long(),
+            self.length,
+        )
+        (scores,) = oracle.scores(self.q.cpu(), states, view, b).values()  # type: ignore[attr-defined]
+        ids = ids.view(self.batch, g.kv_heads, -1)[b].cpu()
+        logical = {int(p): n for n, p in enumerate(self.table[b].tolist())}
+        gap = error = 0.0
+        knobs = self.traced.knobs
+        for h in range(g.kv_heads):
+            chosen = sorted(logical[int(p)] for p in ids[h])
+            assert len(set(chosen)) == knobs.pages(self.length), "page count"
+            row = scores[h]
+            kept = {n for n in range(len(row)) if n < knobs.keep_first or n >= len(row) - knobs.keep_last}
+            inside = [n for n in chosen if n not in kept]
+            outside = [n for n in range(len(row)) if n not in kept and n not in set(chosen)]
+            gap = max(gap, float(row[outside].max() - row[inside].min()) / float(row.std()))
+            physical = self.table[b, chosen].long()
+            k = self.k[0][physical, :, h].reshape(-1, g.head_dim).double()
+            v = self.v[0][physical, :, h].reshape(-1, g.head_dim).double()
+            q = self.q[b, h * g.group : (h + 1) * g.group].double()
+            want = torch.softmax(q @ k.T / g.head_dim**0.5, -1) @ v
+            error = max(error, relative_error(out[b, h * g.group : (h + 1) * g.group], want))
+        return {"selection_gap": max(0.0, gap), "attention_error": error}
+
+
+def flashinfer_dense(case: Case) -> float | None:
+    """Microseconds of FlashInfer's best dense decode on the same KV, None where it is not installed."""
+    try:
+        import flashinfer
+    except ImportError:
+        return None
+    heads, dim, page = case.geometry.kv_heads, case.geometry.head_dim, case.page
+    space = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    best = None
+    for tensor_cores in (False, True):
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(space, "NHD", use_tensor_cores=tensor_cores)
+        per = case.length // page
+        indptr = torch.arange(case.batch + 1, dtype=torch.int32, device="cuda") * per
+        last = torch.full((case.batch,), page, dtype=torch.int32, device="cuda")
+        wrapper.plan(
+            indptr, case.table.flatten(), last, case.q.shape[1], heads, dim, page,
+            q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16,
+        )  # fmt: skip
+        out = torch.empty_like(case.q)
+        launches = [
+            lambda n=n: wrapper.run(case.q, (case.k[n], case.v[n]), out=out) for n in range(case.layers)
+        ]
+        us = graph_time(launches)
+        best = us if best is None else min(best, us)
+    return best
+
+
+def main() -> None:
+    """Check and time every case; write `flows.json` and `flows.md`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--flows", default=",".join(FLOWS))
+    parser.add_argument(
+        "--shapes",
+        default="16x32768x32x8,16x32768x16x8,1x32768x32x8,8x8192x32x8",
+        help="batch x length x q heads x kv heads",
+    )
+    parser.add_argument("--pages", default="16,64")
+    args = parser.parse_args()
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+    report = Report(torch.cuda.get_device_name(), versions, copy_bandwidth())
+    for shape in args.shapes.split(","):
+        batch, length, q_heads, kv_heads = map(int, shape.split("x"))
+        for page in map(int, args.pages.split(",")):
+            peer: dict[str, Any] = {}
+            for flow in args.flows.split(","):
+                case = Case(flow, batch, length, q_heads, kv_heads, 128, page, 3)
+                checked = case.check()
+                layers = range(case.layers)
+                ids, lens = case.select(0)
+                if not peer:
+                    peer["dense"] = graph_time([lambda n=n: case.dense(n) for n in layers])
+                    peer["flashinfer"] = flashinfer_dense(case)
+                cost = step_cost(
+                    case.traced.program, case.traced.knobs, case.geometry, batch=batch, length=length
+                )
+                floor = report.floor_us(cost.bytes - cost.update_bytes)
+                step = graph_time([lambda n=n: case.step(n) for n in layers])
+                report.add(
+                    "sparse step",
+                    flow=flow, batch=batch, context=length, heads=f"{q_heads}/{kv_heads}", page=page,
+                    step_us=step, floor_us=floor, over_floor=step / floor,
+                    score_us=graph_time([lambda n=n: case.score(n) for n in layers]),
+                    select_us=graph_time([lambda n=n: case.select(n) for n in layers]),
+                    attend_us=graph_time([lambda n=n: case.attend(n, ids, lens) for n in layers]),
+                    dense_us=peer["dense"], flashinfer_us=peer["flashinfer"],
+                    speedup=(peer["flashinfer"] or peer["dense"]) / step,
+                    launches=cost.launches, **checked,
+                )  # fmt: skip
+                del case
+                torch.cuda.empty_cache()
+    report.write(args.out, "flows")
+    print(report.markdown())
+
+
+if __name__ == "__main__":
+    main()
