@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from agents.grammar.fuzz import random_program
+from agents.grammar.proposer import GrammarProposer
 
-__all__ = ["random_program"]
+__all__ = ["GrammarProposer", "random_program"]

@@ -1,0 +1,186 @@
+"""The proposer that needs no model, no key and no network."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from agents.base import Parent, Proposal, ProposalRequest
+from agents.errors import ProposerError
+from agents.grammar.crossover import cross
+from agents.grammar.mutation import Subject, change_a_knob, mutate
+from agents.grammar.settings import random_knobs
+from agents.grammar.signals import Growth
+from agents.grammar.term import from_program, to_program
+from agents.prompting import check
+from vortex_core.errors import VortexError
+from vortex_core.flow.emit import emit, state_labels
+from vortex_core.flow.trace import candidate_key
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.lint import lint
+from vortex_core.ir.program import Program
+from vortex_core.ir.verify import verify
+
+_DEFAULT_LAYERS = 32
+_IDEA_LENGTH = 240
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A program before it is known to be new. `program` is canonical."""
+
+    program: Program
+    knobs: Knobs
+    idea: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A parent, read."""
+
+    program: Program
+    knobs: Knobs
+    name: str
+
+    @classmethod
+    def read(cls, parent: Parent) -> _Source:
+        name = parent.name or parent.ir_hash
+        return cls(Program.from_json(parent.program), Knobs.from_json(parent.knobs), name)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether only its knobs can be changed: learned values belong to the expressions around them."""
+        return any(n.op == "param" for n in (*self.program.cache.nodes, *self.program.index.nodes))
+
+
+class GrammarProposer:
+    """Grows programs from a typed grammar, changes them and crosses them, on the IR itself.
+
+    Equal requests give equal proposals. A proposal takes a few milliseconds and is in neither the request's
+    ledger nor its parents.
+
+    Args:
+        max_nodes: operations of a canonical program, both methods together.
+            Children of larger parents may be as large as those; so for states.
+        max_states: page states of a program.
+        tries: drafts before it gives up.
+    """
+
+    name = "grammar"
+
+    def __init__(self, *, max_nodes: int = 64, max_states: int = 4, tries: int = 80) -> None:
+        for option, value in (("max_nodes", max_nodes), ("max_states", max_states), ("tries", tries)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ProposerError("VA002", f"{option} is {value!r}", "give a whole number from 1")
+        self.max_nodes = max_nodes
+        self.max_states = max_states
+        self.tries = tries
+
+    async def propose(self, request: ProposalRequest) -> Proposal:
+        """One program for one request.
+
+        Raises:
+            ProposerError: `VA004` for a request that lacks something or asks for a repair, `VA023` if nothing
+                new was found.
+        """
+        check(request)
+        if request.kind == "repair":
+            raise ProposerError(
+                "VA004",
+                "the grammar repairs nothing: it changes programs that are legal",
+                "ask a language model for repairs, e.g. --proposer anthropic:MODEL",
+            )
+        draft = self.draft(request)
+        source = emit(draft.program, draft.knobs, flow_name(draft), draft.idea)
+        return Proposal(source=source, idea=draft.idea, proposer=self.name)
+
+    def draft(self, request: ProposalRequest) -> Draft:
+        """The program of `propose`, before it is written down.
+
+        Raises:
+            ProposerError: `VA023` if nothing new was found.
+        """
+        rng = random.Random(f"{request.kind}/{request.seed}")
+        sources = [_Source.read(p) for p in request.parents]
+        known = {candidate_key(s.program, s.knobs) for s in sources}
+        parents = {s.program.ir_hash for s in sources}
+        limit = max([self.max_nodes, *(size(s.program) for s in sources)])
+        most = max([self.max_states, *(len(s.program.states) for s in sources)])
+        for attempt in range(self.tries):
+            # What cannot be varied any further is left alone in the end: a fresh program is always new.
+            grow = attempt >= self.tries // 2 or not sources
+            draft = _grown(rng, request.model) if grow else _varied(rng, request.model, sources)
+            if draft is None or size(draft.program) > limit or len(draft.program.states) > most:
+                continue
+            ir_hash = draft.program.ir_hash
+            if ir_hash in request.ledger or candidate_key(draft.program, draft.knobs) in known:
+                continue
+            if ir_hash not in parents and not sensible(draft):
+                continue
+            return draft
+        raise ProposerError("VA023", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
+
+
+def _grown(rng: random.Random, model: dict[str, Any]) -> Draft:
+    growth = Growth(rng, mla=model.get("mla") is not None)
+    program = to_program(growth.flow()).canonical()
+    return Draft(program, random_knobs(rng, _layers(model)), _line(f"grown: {', '.join(growth.notes)}"))
+
+
+def _varied(rng: random.Random, model: dict[str, Any], sources: list[_Source]) -> Draft | None:
+    first = sources[0]
+    if first.program.selects_everything:
+        return _grown(rng, model)
+    subject = Subject(
+        from_program(first.program), first.knobs, rng, _layers(model), model.get("mla") is not None
+    )
+    if first.fixed:
+        change_a_knob(subject)
+        return Draft(first.program, subject.knobs, _line(f"{first.name}: {', '.join(subject.done)}"))
+    if len(sources) > 1 and not (sources[1].fixed or sources[1].program.selects_everything):
+        cross(subject, from_program(sources[1].program), sources[1].knobs)
+        what = f"{first.name} x {sources[1].name}"
+    else:
+        mutate(subject)
+        what = first.name
+    if not subject.done:
+        return None
+    program = to_program(subject.flow).canonical()
+    return Draft(program, subject.knobs, _line(f"{what}: {', '.join(subject.done)}"))
+
+
+def _layers(model: dict[str, Any]) -> int:
+    layers = model.get("layers")
+    return layers if isinstance(layers, int) and layers > 0 else _DEFAULT_LAYERS
+
+
+def _line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _IDEA_LENGTH else f"{text[: _IDEA_LENGTH - 3]}..."
+
+
+def size(program: Program) -> int:
+    """Operations of both methods."""
+    return len(program.cache.nodes) + len(program.index.nodes)
+
+
+def sensible(draft: Draft) -> bool:
+    """Whether it is worth measuring: it reads the query and chooses some pages, by a score that differs."""
+    verify(draft.program)
+    if draft.program.selects_everything or not any(n.op == "q" for n in draft.program.index.nodes):
+        return False
+    try:
+        lint(draft.program, draft.program, draft.knobs)
+    except VortexError:  # a score that cancelled out, or a budget below what is kept
+        return False
+    return True
+
+
+def flow_name(draft: Draft) -> str:
+    """A name that says what a page keeps and how pages are chosen, with a piece of the candidate's key."""
+    program = draft.program
+    parts = sorted({label.rstrip("0123456789") for label in state_labels(program).values()})[:3]
+    if program.result.op != "topk":
+        parts.append(program.result.op)
+    return "_".join([*(parts or ["pages"]), candidate_key(program, draft.knobs)[:6]])
