@@ -22,6 +22,7 @@ from vortex_core.engine.errors import (
     unsupported_model,
 )
 from vortex_core.engine.hf_config import spec_from_hf_config
+from vortex_core.engine.packing import pack_linears
 from vortex_core.engine.sampling import Sampler, Sampling, token_logprobs
 from vortex_core.engine.scheduler import Generation, Request, Scheduler
 from vortex_core.engine.selection import LoadedFlow
@@ -81,6 +82,7 @@ class Engine:
             raise unsupported_model(self.spec.name, "its latent (MLA) attention is not absorbed yet")
         self.model = model.eval().requires_grad_(False)
         self.model.set_attn_implementation(seam.IMPLEMENTATION)
+        pack_linears(self.model)
         self.tokenizer = tokenizer
         s = self.spec
         self.geometry = Geometry(s.layers, s.kv_heads, s.group, s.head_dim, s.head_dim, s.value_dim)
