@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from evaluators.errors import not_what_ran
 from evaluators.items import FRESH_SEEDS, ItemSet, build_items, check_context
 from evaluators.plan import EvaluationPlan
+from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
 from evaluators.stage import Deadline, Subject
@@ -51,12 +52,14 @@ class Bench:
 
     Args:
         engine: with room for the prompts (see `capacity`).
+        store: where prefilled prompts and dense answers are kept between processes, if anywhere.
     """
 
-    def __init__(self, engine: Engine, plan: EvaluationPlan) -> None:
+    def __init__(self, engine: Engine, plan: EvaluationPlan, store: PromptStore | None = None) -> None:
         check_context(plan, engine.spec)
         self.engine = engine
         self.plan = plan
+        self.store = store
         self._sets: dict[int, PromptSet] = {}
         self._references: dict[int, DenseReference] = {}
         self._recordings: dict[int, Recording] = {}
@@ -84,13 +87,18 @@ class Bench:
             items = build_items(self.plan, self.engine.tokenizer, seed)
             began = time.perf_counter()
             needles = {
-                (key, i): self.engine.prefill(item.prompt)
+                (key, i): self._prefill(item.prompt)
                 for key, found in items.needles.items()
                 for i, item in enumerate(found)
             }
-            passages = [self.engine.prefill(item.prompt) for item in items.passages]
+            passages = [self._prefill(item.prompt) for item in items.passages]
             self._sets[seed] = PromptSet(items, needles, passages, time.perf_counter() - began)
         return self._sets[seed]
+
+    def _prefill(self, token_ids: Sequence[int]) -> Prompt:
+        if self.store is None:
+            return self.engine.prefill(token_ids)
+        return self.store.prefill(self.engine, token_ids)
 
     def _release(self, seed: int) -> None:
         gone = self._sets.pop(seed)
@@ -105,7 +113,7 @@ class Bench:
             needle_item(self.engine.tokenizer, task="needle_single", context=context, seed=seed, index=i)
             for i in range(count)
         ]
-        prompts = [self.engine.prefill(item.prompt) for item in items]
+        prompts = [self._prefill(item.prompt) for item in items]
         try:
             yield prompts
         finally:
@@ -126,6 +134,10 @@ class Bench:
             report = self.engine.load_flow(subject.program, subject.knobs)
         self._loaded = key
         self.swap_seconds = report.seconds
+
+    def forget_loaded(self) -> None:
+        """Load the next subject anew, whatever the engine seems to hold."""
+        self._loaded = ""
 
     @contextmanager
     def flow_aside(self) -> Iterator[None]:
@@ -219,6 +231,10 @@ class Bench:
 
     def reference(self, seed: int) -> DenseReference:
         """Dense results of a seed, measured where they are not known."""
+        name = f"dense-{self.plan.digest}-{seed}"
+        stored = self.store.read_json(name) if self.store and seed not in self._references else None
+        if stored is not None:
+            self.adopt(DenseReference.from_json(stored))
         if seed not in self._references:
             prompts = self.prompts(seed)
             began = time.perf_counter()
@@ -235,6 +251,8 @@ class Bench:
                 prefill_seconds=prompts.prefill_seconds,
                 answer_seconds=time.perf_counter() - began,
             )
+            if self.store is not None:
+                self.store.write_json(name, self._references[seed].to_json())
         return self._references[seed]
 
     def recording(self, seed: int) -> Recording:

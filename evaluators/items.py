@@ -82,5 +82,8 @@ def build_items(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int) -> ItemSe
 
 def check_context(plan: EvaluationPlan, model: ModelSpec) -> None:
     """Raise `VV003` if the plan's longest sequence is more than the model can read."""
-    if plan.longest_context > model.max_context:
-        raise context_too_long(plan.longest_context, model.name, model.max_context)
+    longest = plan.longest_context
+    if plan.modelled.model is None:
+        longest = max(longest, plan.modelled.length)
+    if longest > model.max_context:
+        raise context_too_long(longest, model.name, model.max_context)

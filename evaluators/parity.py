@@ -99,7 +99,11 @@ def compare(
             wrong_states |= _states_differ(mine, theirs)
             _copy_states(theirs, mine)
             view, q = batch.view(step), batch.query(step)
-            scores = [oracle.scores(q, theirs, view, b) for b in range(len(lengths))]
+            # A sequence shorter than a page has nothing that could be scored.
+            scores = [
+                oracle.scores(q, theirs, view, b) if n + step >= knobs.page_size else {}
+                for b, n in enumerate(lengths)
+            ]
             nonfinite += sum(int((~torch.isfinite(s)).sum()) for found in scores for s in found.values())
             chosen, expected = ours.select(q, mine, view, 0), oracle.select(q, theirs, view, 0)
             for b in range(len(lengths)):

@@ -133,6 +133,9 @@ class EngineSettings(_Strict):
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     threads: PositiveInt | None = Field(None, description="CPU threads; None: torch's choice")
+    keep_prefill_gib: float = Field(
+        4, ge=0, description="disk for prefilled prompts, so that a restart need not compute them; 0: none"
+    )
 
 
 class EvaluationPlan(_Strict):

@@ -10,11 +10,12 @@ import torch
 from evaluators.bench import Bench, capacity
 from evaluators.items import FRESH_SEEDS, check_context
 from evaluators.plan import EvaluationPlan
+from evaluators.prompt_store import PromptStore, weights_identity
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, StageResult
 from evaluators.stage import Context, run_stage
 from evaluators.stages import SEARCH, get_stage
-from vortex_core.engine.weights import resolve_model
+from vortex_core.engine.weights import cache_dir, resolve_model
 from vortex_core.specs import ModelSpec, list_models, load_model
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ class EvaluationWorker:
             threads=threads or plan.engine.threads,
         )
         check_context(plan, engine.spec)
-        self._set_up(engine, plan, references)
+        store = None
+        if plan.engine.keep_prefill_gib > 0:
+            weights = weights_identity(resolve_model(model).directory)
+            store = PromptStore(cache_dir() / "prefill", weights, int(plan.engine.keep_prefill_gib * 2**30))
+        self._set_up(engine, plan, store, references)
 
     @classmethod
     def of_engine(
@@ -64,16 +69,23 @@ class EvaluationWorker:
         engine: Engine,
         plan: EvaluationPlan,
         *,
+        store: PromptStore | None = None,
         references: Iterable[dict[str, Any]] = (),
     ) -> EvaluationWorker:
         """A worker over an engine that exists already, with room for `bench.capacity(plan)` tokens."""
         worker = cls.__new__(cls)
-        worker._set_up(engine, plan, references)
+        worker._set_up(engine, plan, store, references)
         return worker
 
-    def _set_up(self, engine: Engine, plan: EvaluationPlan, references: Iterable[dict[str, Any]]) -> None:
+    def _set_up(
+        self,
+        engine: Engine,
+        plan: EvaluationPlan,
+        store: PromptStore | None,
+        references: Iterable[dict[str, Any]],
+    ) -> None:
         self.plan = plan
-        self.bench = Bench(engine, plan)
+        self.bench = Bench(engine, plan, store)
         self.context = Context(plan, engine.spec, self.bench)
         for data in references:
             self.bench.adopt(DenseReference.from_json(data))

@@ -1,0 +1,159 @@
+"""Pairing, gates and early stopping, on a bench whose answers are given by a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from evaluators.accuracy import AccuracyStage, GateStage, HoldoutStage
+from evaluators.bench import Answers
+from evaluators.items import ItemSet
+from evaluators.plan import EvaluationPlan, load_plan
+from evaluators.reference import DenseReference
+from evaluators.results import Candidate, StageResult
+from evaluators.stage import Context, Deadline, run_stage
+from evaluators.tasks.needle import NeedleItem
+from vortex_core import library
+from vortex_core.engine import DecodeResult
+from vortex_core.specs import load_model
+
+TRACED = library.load("quest")
+CANDIDATE = Candidate(TRACED.program.to_json(), TRACED.knobs.to_json(), TRACED.ir_hash, TRACED.key)
+ITEMS = 16
+
+
+def item(key: str, index: int) -> NeedleItem:
+    task, context = key.split("@")
+    return NeedleItem(task, int(context), index, (0,) * 4, "amber-anvil", "1234567", 0.5, 1, 2, 9)
+
+
+class TableBench:
+    """Answers from `{task key: [0 or 1, ...]}`; counts what is asked."""
+
+    def __init__(
+        self,
+        plan: EvaluationPlan,
+        dense: dict[str, list[int]],
+        ours: dict[str, list[int]],
+        worse: float = 0.0,
+    ) -> None:
+        self.plan, self.ours, self.worse = plan, ours, worse
+        self.items = ItemSet(0, {key: tuple(item(key, i) for i in range(ITEMS)) for key in dense}, ())
+        self.dense = DenseReference(
+            plan.digest,
+            "m",
+            0,
+            {key: [float(s) for s in scores] for key, scores in dense.items()},
+            {key: ["1234567"] * ITEMS for key in dense},
+            [[-2.0, -3.0], [-1.0, -2.5]],
+        )
+        self.asked: list[tuple[str, int]] = []
+        self.swap_seconds = 0.0
+
+    def reference(self, seed: int) -> DenseReference:
+        return self.dense
+
+    def prompts(self, seed: int) -> Any:
+        return self  # has .items
+
+    def answer(
+        self, subject: Any, seed: int, places: Sequence[tuple[str, int]], deadline: Deadline
+    ) -> Answers:
+        self.asked += places
+        found = Answers("x", seed, density=[0.25])
+        for key, i in self.asked:
+            found.scores[key, i] = float(self.ours[key][i])
+            found.texts[key, i] = " 1234567." if self.ours[key][i] else " 7654321."
+        return found
+
+    def continuation(self, subject: Any, seed: int) -> DecodeResult:
+        logprobs = [[value - self.worse for value in row] for row in self.dense.logprobs]
+        return DecodeResult([], logprobs, [], 0.25, TRACED.ir_hash)
+
+
+@pytest.fixture(scope="module")
+def plan() -> EvaluationPlan:
+    data = load_plan("quick").model_dump(mode="json")
+    data["accuracy"] |= {"batch": 8, "gate_items": 4, "gate_margin": 0.3, "margin": 0.1}
+    return EvaluationPlan.model_validate(data)
+
+
+ONES, ZEROS = [1] * ITEMS, [0] * ITEMS
+A, B = "needle_single@100", "needle_multikey@100"
+
+
+def run(stage: Any, bench: TableBench) -> StageResult:
+    context = Context(bench.plan, load_model("smollm2-135m"), bench)  # type: ignore[arg-type]
+    return run_stage(stage, CANDIDATE, context, 0)
+
+
+def test_equal_answers_pass_with_an_honest_interval(plan: EvaluationPlan) -> None:
+    mixed = [1, 0] * (ITEMS // 2)
+    result = run(AccuracyStage(), TableBench(plan, {A: ONES, B: mixed}, {A: ONES, B: mixed}))
+    assert result.passed
+    delta = result.metrics["accuracy_delta"]
+    assert (delta.value, delta.n) == (0, 2 * ITEMS)
+    assert delta.low is not None
+    assert -0.2 < delta.low < 0
+    assert result.metrics["accuracy"].value == 0.75
+    assert result.metrics["needle_multikey"].value == 0.5
+    assert result.items == {A: [1.0] * ITEMS, B: [float(x) for x in mixed]}
+    assert result.info["noninferior"] is (delta.low > -plan.accuracy.margin)
+
+
+def test_a_candidate_that_fails_every_item_stops_early(plan: EvaluationPlan) -> None:
+    bench = TableBench(plan, {A: ONES, B: ONES}, {A: ZEROS, B: ZEROS})
+    result = run(AccuracyStage(), bench)
+    assert not result.passed
+    assert result.failure is not None
+    assert (result.failure.kind, result.failure.error["code"]) == ("candidate", "VV105")
+    assert result.info["stopped_early"]
+    assert len(bench.asked) == plan.accuracy.batch
+    assert result.info["lost_items"][0]["said"] == "7654321."
+
+
+def test_early_items_that_fail_by_chance_do_not_stop_it(plan: EvaluationPlan) -> None:
+    unlucky = [0, 0, *[1] * (ITEMS - 2)]
+    bench = TableBench(plan, {A: ONES, B: ONES}, {A: unlucky, B: ONES})
+    result = run(AccuracyStage(), bench)
+    assert result.passed
+    assert len(bench.asked) == 2 * ITEMS
+    assert (result.info["lost"], result.info["gained"]) == (2, 0)
+
+
+def test_the_worst_task_is_named(plan: EvaluationPlan) -> None:
+    half = [1, 0] * (ITEMS // 2)
+    result = run(GateStage(), TableBench(plan, {A: ONES, B: ONES}, {A: ONES, B: half}))
+    assert result.info["worst_task"] == B
+    assert result.info["tasks"][B] == {"accuracy": 0.5, "dense": 1.0, "n": plan.accuracy.gate_items}
+
+
+def test_the_gate_asks_few_items_and_stops_the_hopeless_only(plan: EvaluationPlan) -> None:
+    hopeless = TableBench(plan, {A: ONES, B: ONES}, {A: ZEROS, B: ZEROS})
+    result = run(GateStage(), hopeless)
+    assert not result.passed
+    assert len(hopeless.asked) == 2 * plan.accuracy.gate_items
+    one_lost = TableBench(plan, {A: ONES, B: ONES}, {A: [0, *ONES[1:]], B: ONES})
+    assert run(GateStage(), one_lost).passed
+
+
+def test_gains_are_reported_as_gains(plan: EvaluationPlan) -> None:
+    result = run(AccuracyStage(), TableBench(plan, {A: ZEROS, B: ZEROS}, {A: ONES, B: ONES}))
+    assert result.passed
+    assert result.metrics["accuracy_delta"].value == 1
+    assert result.info["noninferior"] is True
+    assert result.info["mcnemar_p"] < 1e-4
+
+
+def test_the_holdout_asks_everything_and_joins_both_gates(plan: EvaluationPlan) -> None:
+    bench = TableBench(plan, {A: ONES, B: ONES}, {A: ZEROS, B: ZEROS}, worse=0.5)
+    result = run(HoldoutStage(), bench)
+    assert len(bench.asked) == 2 * ITEMS
+    assert result.failure is not None
+    assert result.failure.error["code"] == "VV105"
+    ratio = result.metrics["perplexity_ratio"]
+    assert ratio.value == pytest.approx(2.718281828**0.5)
+    assert ratio.low == pytest.approx(ratio.value)  # the same shift everywhere
+    assert not ratio.higher_is_better

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evaluators.items import FRESH_SEEDS, build_items, check_context
+from evaluators.plan import EvaluationPlan, list_plans, load_plan
+from vortex_core.errors import VortexError
+from vortex_core.specs import load_model
+
+
+def default() -> dict[str, Any]:
+    return load_plan("default").model_dump(mode="json")
+
+
+def test_shipped_plans_load_and_suit_the_default_model() -> None:
+    assert {"default", "quick"} <= set(list_plans())
+    for name in list_plans():
+        plan = load_plan(name)
+        assert plan.name == name
+        check_context(plan, load_model("smollm2-135m"))
+
+
+def test_a_plan_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(default() | {"name": "mine"}))
+    assert load_plan(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"extra": 1}, "extra"),
+        ({"accuracy": default()["accuracy"] | {"batch": 0}}, "accuracy.batch"),
+        ({"accuracy": default()["accuracy"] | {"tasks": []}}, "accuracy.tasks"),
+        (
+            {"accuracy": default()["accuracy"] | {"tasks": 2 * default()["accuracy"]["tasks"][:1]}},
+            "tasks repeat",
+        ),
+        ({"recall": default()["recall"] | {"needle_items": 1000}}, "needle_items"),
+        ({"recall": default()["recall"] | {"steps": 1000}}, "steps"),
+        ({"recall": default()["recall"] | {"needle_items": 0, "perplexity_items": 0}}, "at least one"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(default() | change))
+    with pytest.raises(VortexError, match=said) as caught:
+        load_plan(str(path))
+    assert caught.value.code == "VV001"
+
+
+def test_unknown_plans_get_near_names() -> None:
+    with pytest.raises(VortexError) as caught:
+        load_plan("defalt")
+    assert caught.value.code == "VV001"
+    assert "default" in caught.value.remedy
+
+
+def test_files_that_are_no_yaml_or_no_text(tmp_path: Path) -> None:
+    for content in (b"a: [", b"\xff\xfe\x00"):
+        (tmp_path / "x.yaml").write_bytes(content)
+        with pytest.raises(VortexError) as caught:
+            load_plan(str(tmp_path / "x.yaml"))
+        assert caught.value.code == "VV001"
+
+
+def test_distractors_belong_to_multikey_alone() -> None:
+    task = {"task": "needle_single", "context": 512, "items": 1, "distractors": 2}
+    with pytest.raises(ValueError, match="distractors"):
+        EvaluationPlan.model_validate(default() | {"accuracy": default()["accuracy"] | {"tasks": [task]}})
+
+
+def test_the_digest_follows_every_setting() -> None:
+    plan = load_plan("default")
+    assert plan.digest == load_plan("default").digest
+    other = EvaluationPlan.model_validate(default() | {"seed": 1})
+    assert other.digest != plan.digest
+
+
+def test_a_plan_longer_than_the_model_is_refused() -> None:
+    data = default()
+    data["latency"]["context"] = 9000
+    with pytest.raises(VortexError) as caught:
+        check_context(EvaluationPlan.model_validate(data), load_model("smollm2-135m"))
+    assert caught.value.code == "VV003"
+    data = default()
+    data["modelled"]["length"] = 9000
+    with pytest.raises(VortexError):
+        check_context(EvaluationPlan.model_validate(data), load_model("smollm2-135m"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("task_tests", Path(__file__).with_name("test_tasks.py"))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TOKENIZER
+
+
+@pytest.fixture(scope="module")
+def plan() -> EvaluationPlan:
+    return load_plan("quick")
+
+
+def test_all_items_are_asked_once_the_gate_first(tokenizer: Any, plan: EvaluationPlan) -> None:
+    items = build_items(plan, tokenizer, 0)
+    order = items.in_order(plan.accuracy.gate_items)
+    everything = {(key, i) for key, found in items.needles.items() for i in range(len(found))}
+    assert len(order) == len(set(order)) and set(order) == everything
+    gate = plan.accuracy.gate_items * len(items.needles)
+    assert all(i < plan.accuracy.gate_items for _, i in order[:gate])
+    batches = items.batches(order, 3)
+    assert [place for batch in batches for place in sorted(batch)] != []
+    assert sorted(place for batch in batches for place in batch) == sorted(order)
+    assert max(map(len, batches)) == 3
+
+
+def test_fresh_seeds_get_their_share(tokenizer: Any, plan: EvaluationPlan) -> None:
+    search, fresh = (build_items(plan, tokenizer, seed) for seed in (3, FRESH_SEEDS + 3))
+    for task in plan.accuracy.tasks:
+        assert len(search.needles[task.key]) == task.items
+        assert len(fresh.needles[task.key]) == -(-task.items // 2)
+    assert search.tokens > fresh.tokens
+    assert not {i.answer for v in search.needles.values() for i in v} & {
+        i.answer for v in fresh.needles.values() for i in v
+    }
