@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import triton.language as tl
 
 from vortex_core.compiler.evaluate import check_shapes, symbol_sizes
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
@@ -19,6 +20,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Node, Program
 from vortex_core.kernels.budget import threshold_budget, top_p_budget
+from vortex_core.kernels.runtime import INTERPRETED
 from vortex_core.kernels.select import select_pages
 
 WARPS = 4
@@ -193,7 +195,8 @@ class TritonFlow:
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads
         if self.code.score:
-            self._kernels.score_kernel[(-(-work.width // self.code.block), rows)](*args, num_warps=WARPS)
+            grid = (-(-work.width // self.code.block), rows)
+            self._kernels.score_kernel[grid](*args, OPERAND=operand(q), num_warps=WARPS)
         if self.code.rows:
             self._kernels.row_kernel[(rows,)](*args, num_warps=WARPS)
 
@@ -310,6 +313,12 @@ class TritonFlow:
         where = torch.where(real, where, where.gather(-1, last.expand(batch, mass.shape[1], 1)))
         value = torch.where(real, mass, mass.gather(-1, last.expand(batch, mass.shape[1], 1)))
         flat.scatter_(0, where.flatten(), value.flatten().to(flat.dtype))
+
+
+def operand(q: torch.Tensor) -> tl.dtype:
+    """Type in which matrix products run: bf16 holds their operands exactly if the query is bf16. The interpreter's
+    bf16 product is wrong, so it computes in fp32."""
+    return tl.bfloat16 if q.dtype == torch.bfloat16 and not INTERPRETED else tl.float32
 
 
 class TritonBackend:

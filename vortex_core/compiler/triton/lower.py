@@ -8,7 +8,7 @@ looping over the row's pages once per barrier. However many barriers there are, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from vortex_core.ir.cost import crosses_pages
@@ -92,8 +92,13 @@ def per_page(node: Node, sizes: Mapping[str, int]) -> int:
     return math.prod(e.resolve(sizes) for n, e in node.type.dims if n != "page")
 
 
-def pages_per_program(graph: Graph, sizes: Mapping[str, int]) -> int:
-    """Pages a scoring program handles, so that its largest tile stays in registers."""
-    largest = max((per_page(n, sizes) for n in graph.nodes if "page" in n.type.names), default=1)
+def pages_per_program(graph: Graph, sizes: Mapping[str, int], absorbed: Collection[int] = ()) -> int:
+    """Pages a scoring program handles, so that its largest tile stays in registers.
+
+    Args:
+        absorbed: nodes that are computed inside matrix products and have no tile.
+    """
+    tiles = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and i not in absorbed]
+    largest = max((per_page(n, sizes) for n in tiles), default=1)
     pages = max(1, min(MAX_PAGES_PER_PROGRAM, MAX_TILE // max(1, largest)))
     return 1 << (pages.bit_length() - 1)

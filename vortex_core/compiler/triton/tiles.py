@@ -8,9 +8,11 @@ or a store would see them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vortex_core.compiler.triton.contract import Contraction
 from vortex_core.errors import VortexError
 from vortex_core.ir.program import Graph, Node
 from vortex_core.ir.types import Extent, dim_order
@@ -25,15 +27,16 @@ def pow2(n: int) -> int:
 
 @dataclass(frozen=True)
 class Axis:
-    """A tile axis: `size` lanes of dimension `name`, `real` of them meaningful."""
+    """A tile axis: `size` lanes of dimension `name`, `real` of them meaningful, at least `least` in all."""
 
     name: str
     real: int
+    least: int = 1
 
     @property
     def size(self) -> int:
         """Lanes."""
-        return pow2(self.real)
+        return max(self.least, pow2(self.real))
 
     @property
     def index(self) -> str:
@@ -135,6 +138,7 @@ class Emitter:
         source: text of a source node under an environment; how the kernel loads.
         channel_start: first channel of a `channels` node.
         page: the page axis, or None (cache stage: one page a program).
+        contractions: sums that run as matrix products; their head axis has at least 16 lanes.
     """
 
     graph: Graph
@@ -142,6 +146,7 @@ class Emitter:
     source: Callable[[Emitter, Node, Env], Tile]
     channel_start: Callable[[Node], int]
     page: Axis | None
+    contractions: Mapping[int, Contraction] = field(default_factory=dict)
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
     axes: dict[str, Axis] = field(default_factory=dict)
@@ -164,7 +169,7 @@ class Emitter:
 
     def axis(self, name: str, real: int) -> Axis:
         """An axis; its index variable is defined at the top of the kernel."""
-        made = Axis(name, real)
+        made = Axis(name, real, 16 if name == "head" and self.contractions else 1)
         if name != "page":
             self.axes[made.index] = made
         return made
@@ -196,6 +201,8 @@ class Emitter:
         key = (i, repr(sorted((n, t.text) for n, t in env.items())))
         if key not in memo:
             found = self.page_value(i, env) if paged and self.page_value is not None else None
+            if found is None and i in self.contractions:
+                found = self._matrix_product(node, self.contractions[i], env)
             memo[key] = found if found is not None else self._node(node, env, paged)
         return memo[key]
 
@@ -271,6 +278,53 @@ class Emitter:
             text = template.format(self.masked(x, axis, fill), x.axes.index(axis))
             x = self.bind(text, [ax for ax in x.axes if ax != axis], inside)
         return x
+
+    def _matrix_product(self, node: Node, c: Contraction, env: Env) -> Tile | None:
+        """A contraction over channels on tensor cores, or None where a shape does not suit them."""
+        real = self.graph.nodes[c.query].type.extent("dim").resolve(self.sizes)
+        chunk = real if pow2(real) == real and real <= 256 else min(128, real & -real)
+        if chunk < 16:
+            return None
+        group = self.graph.nodes[c.query].type.extent("head").resolve(self.sizes)
+        head = self.axis("head", group)
+        if not c.over_heads and env["head"].text != head.index:
+            return None
+        lanes = self.axis("dim", chunk)
+        total: str | None = None
+        axes: tuple[Axis, ...] = ()
+        for start in range(0, real, chunk):
+            at = {"dim": self._shift(Tile(lanes.index, (lanes,)), start)}
+            q = self._sub(c.query, {"head": Tile(head.index, (head,)), **at})
+            pages = [self._sub(i, {**env, **at}) for i in c.page]
+            for left, right in self._operands(c, q, pages):
+                assert left.axes[-1] == lanes and right.axes == (head, lanes), (left, right)
+                axes = left.axes[:-1]
+                rows = math.prod(a.size for a in axes)
+                if rows < 16:
+                    return None
+                a = f"tl.reshape({left.text}.to(OPERAND), [{rows}, {chunk}])"
+                b = f"tl.trans({right.text}.to(OPERAND))"
+                extra = "" if total is None else f", {total}"
+                total = self.bind(f'tl.dot({a}, {b}{extra}, input_precision="ieee")', axes, True).text
+        shape = [a.size for a in axes] + [head.size]
+        full = self.bind(f"tl.reshape({total}, {shape})", (*axes, head), True)
+        target = order(full.axes)
+        if target != full.axes:
+            moved = tuple(full.axes.index(a) for a in target)
+            full = self.bind(f"tl.permute({full.text}, {moved})", target, True)
+        return self.fold("sum", full, ("head",), True) if c.over_heads else full
+
+    def _operands(self, c: Contraction, q: Tile, pages: Sequence[Tile]) -> list[tuple[Tile, Tile]]:
+        """(page side, query side) pairs whose products add up to the contraction."""
+        if c.bound is None:
+            return [(pages[0], q)]
+        axes = order([a for p in pages for a in p.axes])
+        sides = [p.to(axes) for p in pages]
+        high = self.bind(f"tl.maximum({sides[0]}, {sides[1]})", axes, True)
+        low = self.bind(f"tl.minimum({sides[0]}, {sides[1]})", axes, True)
+        up = self.bind(f"tl.maximum({q.text}, 0.0)", q.axes, False)
+        down = self.bind(f"tl.minimum({q.text}, 0.0)", q.axes, False)
+        return [(high, up), (low, down)] if c.bound == "maximum" else [(low, up), (high, down)]
 
     def _reduce(self, node: Node, env: Env, inside: bool) -> Tile:
         (i,) = node.inputs

@@ -1,0 +1,135 @@
+"""Contractions over channels that may run on tensor cores without losing anything.
+
+Tensor cores multiply bf16 exactly and add in fp32. So a contraction qualifies when both operands are values that
+bf16 holds exactly: the query, bf16, fp8 and bit states, and what selections among them (max, min, abs, where) give.
+Three forms are found:
+
+- `sum_d q[h,d] c[p,d]`;
+- `sum_d (sum_h q[h,d]) c[p,d]`, run as the former and summed over heads afterwards, because `sum_h q` is not exact;
+- `sum_d max(q a, q b)` (Quest's bound), as `sum_d relu(q) max(a,b) + sum_d min(q,0) min(a,b)`, which is equal for
+  any a and b: where q >= 0 the larger product is the one with the larger factor, elsewhere the one with the smaller.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vortex_core.ir.program import Graph, Node, StateDecl
+
+EXACT_STATES = ("bf16", "fp8_e4m3", "fp8_e5m2", "bits")
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A `sum` node's operands.
+
+    Attributes:
+        query: node of the query-side operand, with dims head and dim.
+        page: nodes of the page-side operand: one, or the two of a bound.
+        bound: None, `maximum` or `minimum`.
+        over_heads: whether the result is summed over heads afterwards.
+        absorbed: nodes that need no value of their own.
+    """
+
+    query: int
+    page: tuple[int, ...]
+    bound: str | None
+    over_heads: bool
+    absorbed: tuple[int, ...]
+
+
+def find_contractions(graph: Graph, states: Mapping[str, StateDecl]) -> dict[int, Contraction]:
+    """Qualifying `sum` nodes of an index graph."""
+    found = {}
+    for i, node in enumerate(graph.nodes):
+        if node.op == "sum" and node.attr["dims"] == ("dim",):
+            made = _match(graph, states, node.inputs[0])
+            if made is not None:
+                found[i] = made
+    return found
+
+
+def _match(graph: Graph, states: Mapping[str, StateDecl], i: int) -> Contraction | None:
+    node = graph.nodes[i]
+    if node.op == "mul":
+        pair = _sides(graph, node)
+        if pair is None or not exact(graph, states, pair[1]):
+            return None
+        query, over_heads, extra = _query(graph, states, pair[0])
+        return None if query is None else Contraction(query, (pair[1],), None, over_heads, (i, *extra))
+    if node.op in ("maximum", "minimum"):
+        inner = [graph.nodes[j] for j in node.inputs]
+        if any(n.op != "mul" for n in inner):
+            return None
+        sides = [_sides(graph, n) for n in inner]
+        if sides[0] is None or sides[1] is None or sides[0][0] != sides[1][0]:
+            return None
+        query, over_heads, _ = _query(graph, states, sides[0][0])
+        if query is None or over_heads or not all(exact(graph, states, s[1]) for s in sides if s is not None):
+            return None
+        return Contraction(query, (sides[0][1], sides[1][1]), node.op, False, (i, *node.inputs))
+    return None
+
+
+def _sides(graph: Graph, node: Node) -> tuple[int, int] | None:
+    """(query side, page side) of a product, both with channels."""
+    a, b = node.inputs
+    names = [graph.nodes[j].type.names for j in (a, b)]
+    if any("dim" not in n for n in names):
+        return None
+    if "page" in names[0] and "page" not in names[1] and "head" not in names[0]:
+        return b, a
+    if "page" in names[1] and "page" not in names[0] and "head" not in names[1]:
+        return a, b
+    return None
+
+
+def _query(graph: Graph, states: Mapping[str, StateDecl], i: int) -> tuple[int | None, bool, tuple[int, ...]]:
+    """The exact operand with a head dimension, whether heads are summed afterwards, and what that absorbs."""
+    node = graph.nodes[i]
+    if node.op == "sum" and node.attr["dims"] == ("head",):
+        inner = node.inputs[0]
+        if graph.nodes[inner].type.names == ("head", "dim") and exact(graph, states, inner):
+            return inner, True, (i,)
+        return None, False, ()
+    return (
+        (i, False, ())
+        if node.type.names == ("head", "dim") and exact(graph, states, i)
+        else (None, False, ())
+    )
+
+
+def exact(graph: Graph, states: Mapping[str, StateDecl], i: int) -> bool:
+    """Whether bf16 holds every value of node `i` exactly, given a bf16 query."""
+    node = graph.nodes[i]
+    match node.op:
+        case "q":
+            return True
+        case "load":
+            return states[node.attr["name"]].dtype in EXACT_STATES
+        case "const":
+            (bits,) = struct.unpack("<I", struct.pack("<f", node.attr["value"]))
+            same = struct.unpack("<f", struct.pack("<I", bits))[0] == node.attr["value"]
+            return bool(same and bits & 0xFFFF == 0)
+        case "neg" | "abs" | "maximum" | "minimum" | "slice" | "channels" | "split" | "rename":
+            return all(exact(graph, states, j) for j in node.inputs)
+        case "where":
+            return all(exact(graph, states, j) for j in node.inputs[1:])
+    return False
+
+
+def absorbed_nodes(graph: Graph, contractions: Mapping[int, Contraction]) -> set[int]:
+    """Nodes whose only uses are inside contractions."""
+    users: dict[int, set[int]] = {}
+    for i, node in enumerate(graph.nodes):
+        for j in node.inputs:
+            users.setdefault(j, set()).add(i)
+    inside = {j for c in contractions.values() for j in c.absorbed}
+    roots = {i for _, i in graph.writes}
+    gone: set[int] = set()
+    for j in sorted(inside, reverse=True):
+        if j not in roots and all(u in contractions or u in gone for u in users.get(j, set())):
+            gone.add(j)
+    return gone
