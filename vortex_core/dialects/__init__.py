@@ -1,7 +1,8 @@
 """Programs written for other systems, read in as flows.
 
-A dialect is a package with `RULES` (what its source may import), `importer(registry)` (stand-ins for those imports)
-and `read(namespace, registry, options, module) -> Traced`. The jail calls them; nothing else runs foreign source.
+A dialect is a package with `RULES` (what its source may import), `importer(registry)` (stand-ins for those
+imports), `read(namespace, registry, options, module) -> Traced` and a `WARM_UP` program. The jail calls them;
+nothing else runs foreign source.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def convert_file(path: str | Path, knobs: str | Path | Mapping[str, Any] | None 
 
     Args:
         path: the `.py` file.
-        knobs: its JSON, as a path or an object; by default the `.json` file of the same name beside it, if any.
+        knobs: its JSON, as a path or an object; by default the `.json` file of the same name beside it.
 
     Raises:
         VortexError: `VF000` if a file cannot be read, `VF087` for malformed JSON, else as `convert`.

@@ -16,6 +16,6 @@ class MaskedQuest(vFlow):
         return {"kmax": page.k.max("token"), "kmin": page.k.min("token")}
 
     def forward_indexer(self, q, cache):
-        q = ops.where(ops.arange(dim="D") >= 8, q, 0.0)
+        q = q * ops.where(ops.arange(dim="D") < 8, 0.0, 1.0)
         bound = ops.maximum(q * cache["kmax"], q * cache["kmin"]).sum("dim")
         return ops.topk(bound.max("head"))

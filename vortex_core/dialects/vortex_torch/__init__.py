@@ -1,7 +1,8 @@
 """Programs written for vortex_torch (arXiv 2606.06453), read in unchanged.
 
-A stand-in for every operator records into our graph, in the same jail as any other source. Shapes `[lead, D0, D1]` are
-checked for one concrete model; the program that comes out is symbolic and fits every model its sizes divide.
+A stand-in for every operator records into our graph, in the same jail as any other source. Shapes
+`[lead, D0, D1]` are checked for one concrete model; the program that comes out is symbolic and fits every
+model its sizes divide.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _choose(
     if not found:  # nothing is registered: the class that no other one derives from
         own = [
             c
-            for c in dict.fromkeys(namespace.values())
+            for c in namespace.values()
             if isinstance(c, type) and issubclass(c, modules.vFlow) and c.__module__ == module
         ]
         parents = {base for c in own for base in c.__mro__[1:]}
@@ -143,7 +144,8 @@ from vortex_torch.cache import MeanInterleave
 class WarmUp(vFlow):
     def __init__(self):
         super().__init__()
-        self.mean, self.gemm, self.fold, self.mean2, self.top = Mean(dim=1), GeMM(), MeanInterleave(1, 8), Mean(dim=1), topK()
+        self.mean, self.gemm, self.fold = Mean(dim=1), GeMM(), MeanInterleave(1, 8)
+        self.mean2, self.top = Mean(dim=1), topK()
     def create_cache(self, block_size, head_dim):
         return {"c": (block_size // 8, head_dim)}
     def forward_cache(self, cache, loc, ctx):

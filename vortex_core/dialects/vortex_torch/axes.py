@@ -1,8 +1,8 @@
 """Positional axes over named dimensions.
 
-vortex_torch tensors are `[lead, D0, D1]`; ours have names and no order. An axis is therefore a row-major list of named
-dimensions, empty for size 1, so that Kronecker products, reshapes and transposes only regroup names. Sizes are checked
-for one concrete model (`Sizes`), the program keeps the symbolic extents.
+vortex_torch tensors are `[lead, D0, D1]`; ours have names and no order. An axis is therefore a row-major list
+of named dimensions, empty for size 1, so that Kronecker products, reshapes and transposes only regroup names.
+Sizes are checked for one concrete model (`Sizes`), the program keeps the symbolic extents.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def shape_error(op: str, found: object, rule: str, remedy: str) -> mistakes.Vort
 def cut(
     op: str, t: vTensor, axis: Axis, minor: int, sizes: Sizes, taken: set[str]
 ) -> tuple[vTensor, Axis, Axis]:
-    """Split an axis into major and minor parts, the minor one with `minor` elements (which divide the axis)."""
+    """Split an axis into major and minor parts, the minor one with `minor` elements."""
     left, right, have = list(axis), list[Dim](), 1
     while have < minor:
         name, extent = left.pop()
@@ -163,7 +163,7 @@ def pair(
 
 
 def reduce(kind: str, t: vTensor, axis: Axis) -> vTensor:
-    """Reduce an axis. Dimensions along which the tensor is constant are not materialised but accounted for."""
+    """Reduce an axis. Dimensions the tensor is constant along are accounted for, not materialised."""
     present = [name for name, _ in axis if name in t.dims]
     missing = [extent for name, extent in axis if name not in t.dims]
     match kind:

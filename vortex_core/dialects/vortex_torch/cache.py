@@ -88,4 +88,5 @@ OPERATORS: dict[str, type[Operator]] = namespace(
     },
     allowed=(1, 2),
 )
-MISSING = dict.fromkeys(("Sum", "Softmax", "Normalize", "Conv1d", "Transpose", "Kron", "Load", "Save", "topK"), "vortex_torch has it in the indexer only")
+_INDEXER_ONLY = "Sum Softmax Normalize Conv1d Transpose Kron Load Save topK"
+MISSING = dict.fromkeys(_INDEXER_ONLY.split(), "vortex_torch has it in the indexer only")

@@ -161,7 +161,7 @@ class Load(Operator):
     """The value a field has at the start of the step."""
 
     def __call__(self, *args: Any, ctx: Any = None, **others: Any) -> Any:
-        session = self._session(ctx)
+        self._session(ctx)
         if len(args) != 1 or others or not isinstance(args[0], FieldRef):
             raise call_error(self, "its argument is no field", "write Load()(cache[name], ctx=ctx)")
         return value(self, args[0])
@@ -177,7 +177,7 @@ class Save(Operator):
         session.save(args[1].name, value(self, args[0]))
 
 
-# ---- what ends forward_indexer ----------------------------------------------------------------------------------------
+# ---- what ends forward_indexer ----------------------------------------------------------------------
 
 
 class _Output(Operator):
@@ -272,8 +272,8 @@ class Union(_Output):
 
 
 def _share(k: int, total: int) -> float:
-    """A fraction of the budget that comes to exactly k pages when rounded up, also in 32-bit arithmetic."""
-    return round(k / total - 2e-6, 6)
+    """The fraction of the budget that is exactly k pages; backends count ten-thousandths, rounded up."""
+    return (10_000 * k // total) / 10_000
 
 
 OPERATORS: dict[str, type[Operator]] = namespace(
@@ -299,9 +299,10 @@ OPERATORS: dict[str, type[Operator]] = namespace(
         "Union": Union,
     },
 )
+_LEARNED = "its values come from a checkpoint, which the program's source does not contain"
 MISSING = {
-    "Parameter": "its values are tensors loaded from a checkpoint, which a flow's source does not contain",
-    "LearnedQuery": "its weights are tensors loaded from a checkpoint, which a flow's source does not contain",
+    "Parameter": _LEARNED,
+    "LearnedQuery": _LEARNED,
     "Context": "it is the engine's, not the program's",
     "get_ctx": "it is the engine's, not the program's",
 }

@@ -91,8 +91,8 @@ class Module:
 
 _DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8", "int32", "int64", "bool")
 _TYPING = (
-    "Any", "Callable", "ClassVar", "Dict", "Final", "Iterable", "List", "Mapping", "Optional", "Sequence", "Set", "Tuple",
-    "Union",
+    "Any", "Callable", "ClassVar", "Dict", "Final", "Iterable", "List", "Mapping", "Optional", "Sequence",
+    "Set", "Tuple", "Union",
 )  # fmt: skip
 
 

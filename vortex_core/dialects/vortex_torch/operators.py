@@ -1,7 +1,7 @@
 """The operators both halves of vortex_torch share, as stand-ins that record into our graph.
 
-Formulas are those of its operator classes and kernels (Infini-AI-Lab/vortex_torch): see docs/library.md for the two
-places where its tutorial says otherwise.
+Formulas are those of its operator classes and kernels (Infini-AI-Lab/vortex_torch); docs/library.md names the
+two places where its tutorial says otherwise.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Operator:
             raise call_error(
                 self,
                 f"called in {METHODS[session.stage]}",
-                "import the other half's operator: vortex_torch.indexer in forward_indexer, vortex_torch.cache in forward_cache",
+                f"import it from vortex_torch.{'indexer' if session.stage == 'index' else 'cache'}",
             )
         if ctx is not session.context:
             raise call_error(self, "ctx is missing", "pass ctx=ctx")
@@ -110,7 +110,7 @@ def check_number(op: str, name: str, found: object) -> float:
     return float(found)
 
 
-# ---- elementwise ----------------------------------------------------------------------------------------------------
+# ---- elementwise ------------------------------------------------------------------------------------
 
 
 class Unary(Operator):
@@ -217,7 +217,7 @@ BINARY = {
 }
 
 
-# ---- reductions, products, shapes -------------------------------------------------------------------------------------
+# ---- reductions, products, shapes -------------------------------------------------------------------
 
 
 class Reduce(Operator):

@@ -83,8 +83,8 @@ class Session:
         fields: by declared name.
         builder: the graph of the current stage.
         result: the selection, once an output operator was called.
-        in_place: operators (by order of call) whose result an earlier tracing found unused although their input
-            was used afterwards: early programs call Softmax and Normalize for their effect on the argument.
+        in_place: operators (by order of call) whose result an earlier tracing found unused although their
+            input was used afterwards: early programs call Softmax and Normalize for their effect.
         scans: `(order of call, input, reads of the input at the call, result)` of each such operator.
         streams: block counts of `TopK(k)` calls.
     """
@@ -114,7 +114,7 @@ class Session:
         """A new value."""
         return View(t, axes, self.settings.sizes, paged)
 
-    # ---- declarations -----------------------------------------------------------------------------------------
+    # ---- declarations --------------------------------------------------------------------------------
 
     def declare(self, shapes: object) -> None:
         """Take what create_cache returned.
@@ -159,7 +159,7 @@ class Session:
             )
         return self.fields[name]
 
-    # ---- fields as arguments ----------------------------------------------------------------------------------
+    # ---- fields as arguments -------------------------------------------------------------------------
 
     def read(self, name: str) -> View:
         """`cache[name]` as an input."""
@@ -248,7 +248,7 @@ class Session:
                 remedy="declare the shape that is written",
             )
 
-    # ---- results ----------------------------------------------------------------------------------------------
+    # ---- results -------------------------------------------------------------------------------------
 
     def dims(self, found: Field) -> tuple[ax.Dim, ...]:
         """Dimensions of a field's state."""
@@ -282,7 +282,7 @@ class Session:
         return (("row" if axis == 0 else "col", Extent.parse(size)),)
 
     def constants(self) -> dict[str, int]:
-        """Fields that were filled and never saved: their value, written in the cache graph (which is current)."""
+        """Fields that were filled and never saved: their value, in the cache graph (which is current)."""
         return {
             f.state: ax.materialise(ops.constant(f.fill), *f.axes)._id
             for f in self.fields.values()

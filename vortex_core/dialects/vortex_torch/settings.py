@@ -25,9 +25,11 @@ _OURS: dict[str, Any] = {
     "module_name": None,
 }
 _ALIASES = {"page_reserved_bos": "block_reserved_bos", "page_reserved_eos": "block_reserved_eos"}
-_ENGINE = {  # how that engine runs, not what is selected
-    "max_topk_val", "max_seq_lens", "workload_chunk_size", "module_path", "compilation_cache_dir", "attention_backend",
-    "impl_backend", "use_tensor_core", "host_kv_gb", "host_kv_pool_blocks", "host_kv_policy", "topk_type", "sparsity",
+# How that engine runs, not what is selected.
+_ENGINE = {
+    "max_topk_val", "max_seq_lens", "workload_chunk_size", "module_path", "compilation_cache_dir",
+    "attention_backend", "impl_backend", "use_tensor_core", "host_kv_gb", "host_kv_pool_blocks",
+    "host_kv_policy", "topk_type", "sparsity",
 }  # fmt: skip
 _DTYPES = {
     "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2",
@@ -69,8 +71,8 @@ class Settings:
     def read(cls, options: Mapping[str, Any] | None, is_mla: bool) -> Settings:
         """From the JSON object, with or without the `vortex_` prefix; `None` is its defaults.
 
-        `head_dim` and `group` (query heads per kv head) say which model the shapes are checked for; they default to
-        128 and 5, for MLA to 512 + 64 and 20.
+        `head_dim` and `group` (query heads per kv head) say which model the shapes are checked for; they
+        default to 128 and 5, for MLA (`kv_lora_rank`, `qk_rope_head_dim`) to 512 + 64 and 20.
 
         Raises:
             VortexError: `VF087`.
@@ -166,7 +168,7 @@ def _error(name: str, value: object, why: str) -> mistakes.VortexError:
     return mistakes.DIALECT_KNOB.error(name=name, value=value, why=why)
 
 
-# ---- schedule_policy --------------------------------------------------------------------------------------------------
+# ---- schedule_policy --------------------------------------------------------------------------------
 
 _STATEMENT = re.compile(
     r"\s*(?:(?:const\s+)?(?:int|float|double|auto|int32_t)\s+(?:const\s+)?(\w+)\s*=|(return)\b)"

@@ -63,9 +63,10 @@ def _refuse(symbol: str) -> Any:
     return method
 
 
-for _name, _symbol in (
-    ("add", "+"), ("radd", "+"), ("sub", "-"), ("rsub", "-"), ("mul", "*"), ("rmul", "*"), ("truediv", "/"),
-    ("rtruediv", "/"), ("neg", "-"), ("matmul", "@"), ("pow", "**"), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="),
-    ("bool", "truth"), ("float", "float()"), ("getitem", "[...]"), ("iter", "iteration"), ("len", "len()"),
-):  # fmt: skip
+_SYMBOLS = {
+    "add": "+", "radd": "+", "sub": "-", "rsub": "-", "mul": "*", "rmul": "*", "truediv": "/",
+    "rtruediv": "/", "neg": "-", "matmul": "@", "pow": "**", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+    "bool": "truth", "float": "float()", "getitem": "[...]", "iter": "iteration", "len": "len()",
+}  # fmt: skip
+for _name, _symbol in _SYMBOLS.items():
     setattr(View, f"__{_name}__", _refuse(_symbol))
