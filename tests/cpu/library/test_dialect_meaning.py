@@ -6,19 +6,15 @@ The reference below is written from the formulas, knows nothing of named dimensi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.null.dialects import programs
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
 from vortex_core.flow.jail import run
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "null" / "dialects"))
-import programs
 
 H, D, BLOCK, PAGES = 4, 16, 8, 6
 OPTIONS = {"block_size": BLOCK, "head_dim": D, "group": H, "dtype": "float32"}

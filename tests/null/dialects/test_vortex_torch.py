@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.null.dialects.programs import BUNDLED, centroid, program
 from vortex_core import dialects, library
 from vortex_core.errors import VortexError
 from vortex_core.flow.jail import run
 from vortex_core.flow.load import trace_file
 from vortex_core.ir.mistakes import CATALOGUE
-
-sys.path.insert(0, str(Path(__file__).parent))
-from programs import BUNDLED, centroid, program
 
 GOOD = BUNDLED["block_topk"]
 

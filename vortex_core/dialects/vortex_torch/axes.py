@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vortex_core.errors import VortexError
 from vortex_core.flow import ops
 from vortex_core.flow.vtensor import vTensor
 from vortex_core.ir import mistakes
@@ -41,7 +42,7 @@ def fresh(taken: set[str]) -> str:
     return found
 
 
-def shape_error(op: str, found: object, rule: str, remedy: str) -> mistakes.VortexError:
+def shape_error(op: str, found: object, rule: str, remedy: str) -> VortexError:
     """`VF082`."""
     return mistakes.DIALECT_SHAPE.error(op=op, found=found, why=rule, remedy=remedy)
 

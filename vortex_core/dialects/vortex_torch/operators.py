@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from vortex_core.dialects.vortex_torch import axes as ax
 from vortex_core.dialects.vortex_torch.session import METHODS, FieldRef, Session, current
 from vortex_core.dialects.vortex_torch.view import View
+from vortex_core.errors import VortexError
 from vortex_core.flow import ops
 from vortex_core.flow.vtensor import vTensor
 from vortex_core.ir import mistakes
@@ -40,7 +41,7 @@ class Operator:
         if self.stage == "index" and (loc is not None or output is not None):
             raise call_error(self, "an output or loc was passed", "indexer operators return their result")
         if self.stage == "cache" and len(args) == self.inputs + 1 and output is None:
-            *args, output = args
+            args, output = args[:-1], args[-1]
         if len(args) != self.inputs:
             raise call_error(self, f"got {len(args)} tensors", f"pass {self.inputs}")
         result = self.apply(session, *(value(self, a) for a in args))
@@ -76,7 +77,7 @@ class Operator:
         return session
 
 
-def call_error(op: Operator, why: str, remedy: str) -> mistakes.VortexError:
+def call_error(op: Operator, why: str, remedy: str) -> VortexError:
     """`VF083`."""
     return mistakes.DIALECT_CALL.error(op=type(op).__name__, why=why, remedy=remedy)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import KV_DTYPES, Knobs
 
@@ -164,7 +165,7 @@ def _whole(found: Mapping[str, Any], name: str, default: int, least: int) -> int
     return value
 
 
-def _error(name: str, value: object, why: str) -> mistakes.VortexError:
+def _error(name: str, value: object, why: str) -> VortexError:
     return mistakes.DIALECT_KNOB.error(name=name, value=value, why=why)
 
 
