@@ -166,9 +166,14 @@ class Archive:
             return entry
         return None
 
+    @property
+    def stopped_references(self) -> list[Candidate]:
+        """Library flows that a stage stopped: they belong beside the ranking, or it would flatter."""
+        return [c for c in self.state.candidates.values() if c.reference and c.status() == "failed"]
+
     def rows(self) -> list[dict[str, Any]]:
-        """The leaderboard as plain values, best first; stopped and waiting candidates are not on it."""
-        return [row(entry) for entry in self.entries]
+        """The leaderboard as plain values, best first; stopped references last, without rank."""
+        return [row(entry) for entry in self.entries] + [stopped_row(c) for c in self.stopped_references]
 
     def hypervolume_by_evaluation(self, arms: set[str] | None = None) -> list[float]:
         """Hypervolume of what keeps the gates, after each finished found candidate, in order of finishing.
@@ -219,4 +224,24 @@ def row(entry: Entry) -> dict[str, Any]:
         "metrics": {name: m.to_json() for name, m in {**c.metrics("search"), **c.metrics(s.purpose)}.items()},
         "knobs": c.knobs,
         "parents": list(c.parents),
+    }
+
+
+def stopped_row(candidate: Candidate) -> dict[str, Any]:
+    """The line of a reference that a stage stopped."""
+    result = candidate.failure
+    assert result is not None
+    return {
+        "rank": None,
+        "id": candidate.label,
+        "name": candidate.name,
+        "key": candidate.key,
+        "ir_hash": candidate.ir_hash,
+        "reference": True,
+        "arm": candidate.arm,
+        "verdict": f"stopped at {result.stage}",
+        "gates": [str(result.failure.error.get("message"))] if result.failure else [],
+        "metrics": {name: m.to_json() for name, m in candidate.metrics().items()},
+        "knobs": candidate.knobs,
+        "parents": [],
     }

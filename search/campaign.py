@@ -8,6 +8,8 @@ folds the log, goes on with the open journeys and asks what the old one would ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -126,6 +128,7 @@ class Campaign:
         self.record(*([started] if self.state.started is None else []), session)
         try:
             await self.executor.start()
+            _pause_when_terminated()
             await self._references()
             reason = await self._search()
             finals = Finals(self.pipeline, self.config, self.state, self.record, self.library)
@@ -284,3 +287,11 @@ class Campaign:
     def archive(self) -> Archive:
         """The ranking as of now."""
         return Archive(self.state, self.config.objective)
+
+
+def _pause_when_terminated() -> None:
+    """Take SIGTERM as Ctrl-C is taken. After Ray's start, because Ray installs a handler that aborts."""
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread: tests
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

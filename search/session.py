@@ -115,7 +115,10 @@ def run_campaign(
                 library=load_library,
                 watch=progress.watch,
             )
-            asyncio.run(campaign.run_to_end(started, session))
+            try:
+                asyncio.run(campaign.run_to_end(started, session))
+            except asyncio.CancelledError:  # SIGTERM; Ctrl-C arrives as KeyboardInterrupt by itself
+                raise KeyboardInterrupt from None
         return name, campaign.state
 
 
@@ -133,7 +136,8 @@ def make_proposers(
     made: dict[str, Proposer] = {}
     for spec in sorted(set(specs.values())):
         found = load_proposer(spec)
-        made[spec] = make_proposer(found.spec, language=_language(), limit=limit, **found.options)
+        language = "" if found.spec == "grammar" else _language()
+        made[spec] = make_proposer(found.spec, language=language, limit=limit, **found.options)
     return {arm: made[spec] for arm, spec in specs.items()}
 
 

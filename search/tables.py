@@ -49,6 +49,19 @@ def leaderboard(archive: Archive, limit: int | None = None) -> Table:
     table.add_column("items")
     for entry in _shown(archive.entries, limit):
         table.add_row(*_cells(entry), style="dim" if entry.candidate.reference else "")
+    for candidate in archive.stopped_references:
+        metrics, result = candidate.metrics(), candidate.failure
+        shown = ("accuracy", objective.accuracy, objective.speed, "decode_speedup", "density")
+        table.add_row(
+            "-",
+            candidate.label,
+            escape(candidate.name),
+            "library",
+            f"[red]stopped at {result.stage if result else '?'}[/]",
+            *(metric(metrics.get(name)) for name in shown),
+            "search",
+            style="dim",
+        )
     return table
 
 

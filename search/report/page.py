@@ -50,6 +50,7 @@ def render(run: Run, state: CampaignState, config: CampaignConfig) -> str:
         state=state,
         started=state.started,
         when=datetime.fromtimestamp(state.started_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        archive=archive,
         summary=state.finished.summary if state.finished else {},
         entries=[_row(entry, run, winner) for entry in archive.entries],
         stopped=_stopped(state),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,7 +116,7 @@ def test_ranking_is_total_and_gates_come_first(rows: list[tuple[float, float, fl
     entries = found.entries
     assert [e.rank for e in entries] == list(range(1, len(rows) + 1))
     assert [e.score.verdict for e in entries] == sorted(e.score.verdict for e in entries)
-    for a, b in zip(entries, entries[1:], strict=False):
+    for a, b in pairwise(entries):
         if a.score.verdict is b.score.verdict and a.score.verdict is not Verdict.FAILED:
             assert a.score.speed.value >= b.score.speed.value
     front = found.front()

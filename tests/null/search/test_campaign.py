@@ -152,7 +152,7 @@ def test_crash_at_every_event_loses_and_repeats_nothing(tmp_path: Path):
     assert len(proposed) == len(set(proposed)), "a proposal was paid for twice"
     finished = [(r.event.key, r.event.purpose) for r in records if isinstance(r.event, ev.CandidateFinished)]
     assert len(finished) == len(set(finished))
-    # A journey in flight when the driver died may have run its stage unrecorded; no recorded stage runs again.
+    # A journey in flight when the driver died may have run a stage unrecorded; none that is recorded.
     assert state.distinct_programs >= 6
     assert state.finished is not None
     assert state.sessions == sessions

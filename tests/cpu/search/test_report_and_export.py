@@ -1,0 +1,160 @@
+"""Report, export and verification of a simulated run: complete, self-contained, escaped, honest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import events as ev
+from search.archive import Archive
+from search.campaign import Campaign
+from search.config import CampaignConfig
+from search.export import export
+from search.report.page import render
+from search.run import find_candidate, open_run, read_state
+from search.state import CampaignState
+from search.testing import SimulatedExecutor, SimulatedProposer, simulated_library
+from vortex_core.errors import VortexError
+
+CONFIG = CampaignConfig.model_validate(
+    {
+        "description": "<script>alert(1)</script>",
+        "references": ["dense", "quest", "block_topk"],
+        "objective": {"gates": [{"metric": "accuracy_delta", "at_least": -0.25}], "margin": 0.1},
+        "arms": [
+            {"name": "evolve", "strategy": {"kind": "evolve"}, "share": 2},
+            {"name": "random", "strategy": {"kind": "random"}, "control": True},
+        ],
+        "limits": {"candidates": 8},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one finished simulation."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = {"campaign": CONFIG.model_dump(mode="json"), "model": "sim", "seed": 0, "proposers": {}}
+    started = ev.CampaignStarted("sim", settings, {"digest": "d"}, {"python": "3"}, {"processor": "p"})
+    session = ev.SessionStarted(1, {"limits": CONFIG.limits.model_dump()})
+    with open_run("sim", readonly=False, root=root) as run:
+        campaign = Campaign(
+            run,
+            CONFIG,
+            SimulatedExecutor(),
+            {"evolve": SimulatedProposer("<b>llm</b>"), "random": SimulatedProposer("grammar")},
+            seed=0,
+            model={},
+            library=simulated_library,
+        )
+        asyncio.run(campaign.run_to_end(started, session))
+    return root
+
+
+def test_the_report_is_one_file_that_needs_nothing_else(finished: Path):
+    with open_run("sim", readonly=True, root=finished) as run:
+        html = render(run, read_state(run), CONFIG)
+    markup = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["']""", markup), "it loads something"
+    for part in ("pareto", "progress", "lineage", "stages"):
+        assert f'id="{part}"' in html
+    assert "error_y" in html
+    assert "Leaderboard" in html
+    assert html.count("<details>") >= 9
+
+
+def test_text_from_outside_is_escaped_in_the_report(finished: Path):
+    with open_run("sim", readonly=True, root=finished) as run:
+        html = render(run, read_state(run), CONFIG)
+    assert "<script>alert(1)" not in html
+    assert "&lt;b&gt;llm&lt;/b&gt;" in html
+
+
+def test_the_report_states_the_comparisons(finished: Path):
+    with open_run("sim", readonly=True, root=finished) as run:
+        state = read_state(run)
+        html = render(run, state, CONFIG)
+    assert state.finished is not None
+    assert state.finished.summary["control"]["words"].split(" by ")[0] in html
+    assert "sealed items" in html
+
+
+def test_an_unfinished_run_claims_nothing(finished: Path, tmp_path: Path):
+    with open_run("sim", readonly=True, root=finished) as run:
+        records = list(run.store.read())[:40]
+        html = render(run, CampaignState.fold(records), CONFIG)
+    assert "no program has been shown to win" in html
+
+
+def _export(finished: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
+    with open_run("sim", readonly=True, root=finished) as run:
+        state = read_state(run)
+        export(run, state, CONFIG, Archive(state, CONFIG.objective).entries[0], out, force=force)
+    card: dict[str, Any] = json.loads((out / "card.json").read_text())
+    return card
+
+
+def test_an_export_holds_what_its_readme_lists(finished: Path, tmp_path: Path):
+    card = _export(finished, tmp_path / "out")
+    listed = set(re.findall(r"`(\w+\.\w+)`", (tmp_path / "out" / "README.md").read_text()))
+    present = {p.name for p in (tmp_path / "out").iterdir()}
+    assert listed | {"README.md"} == present
+    assert {"search", "fresh"} <= set(card["metrics"])
+    delta = card["metrics"]["fresh"]["accuracy_delta"]
+    assert delta["low"] < delta["value"] < delta["high"]
+    assert card["seeds"]["search"] != card["seeds"]["fresh"]
+    assert len(card["items"]["fresh"]["needle"]) == 40
+    text = (tmp_path / "out" / "card.md").read_text()
+    assert "| modelled_speedup_h200 |" in text
+    assert "| modelled |" in text
+
+
+def test_an_export_overwrites_only_when_told(finished: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("x")
+    with pytest.raises(VortexError) as error:
+        _export(finished, out)
+    assert error.value.code == "VS011"
+    assert (out / "precious.txt").exists()
+    _export(finished, out, force=True)
+    assert not (out / "precious.txt").exists()
+
+
+def test_candidates_are_found_by_label_number_key_and_name(finished: Path):
+    with open_run("sim", readonly=True, root=finished) as run:
+        state = read_state(run)
+        third = next(c for c in state.candidates.values() if c.number == 3)
+        for wanted in ("c003", "3", third.key, third.key[:8], "block_topk"):
+            assert find_candidate(run, state, wanted) is third
+        with pytest.raises(VortexError) as error:
+            find_candidate(run, state, "block_topc")
+    assert error.value.code == "VS006"
+    assert "block_topk" in error.value.remedy
+
+
+def test_reading_a_run_changes_nothing(finished: Path):
+    folder = finished / "sim"
+    before = {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and "sqlite-" not in p.name}
+    with open_run("sim", readonly=True, root=finished) as run:
+        render(run, read_state(run), CONFIG)
+    after = {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and "sqlite-" not in p.name}
+    assert before == after
+
+
+def test_unknown_runs_are_named_with_near_ones(finished: Path):
+    with pytest.raises(VortexError) as error, open_run("sin", readonly=True, root=finished):
+        pass
+    assert error.value.code == "VS001"
+    assert "sim" in error.value.remedy
+
+
+def test_a_run_name_cannot_leave_its_folder():
+    with pytest.raises(VortexError) as error, open_run("../evil", readonly=False, root=Path("nowhere")):
+        pass
+    assert error.value.code == "VS010"
