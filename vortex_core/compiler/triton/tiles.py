@@ -279,11 +279,22 @@ class Emitter:
             x = self.bind(text, [ax for ax in x.axes if ax != axis], inside)
         return x
 
+    def _needs_whole(self, i: int, dim: str) -> bool:
+        """Whether computing node `i` compares lanes along `dim`, so that it cannot be computed piece by piece."""
+        node = self.graph.nodes[i]
+        if dim not in node.type.names:
+            return False
+        if node.spec.group == "scan" and node.attr["dim"] == dim:
+            return True
+        return any(self._needs_whole(j, dim) for j in node.inputs)
+
     def _matrix_product(self, node: Node, c: Contraction, env: Env) -> Tile | None:
         """A contraction over channels on tensor cores, or None where a shape does not suit them."""
         real = self.graph.nodes[c.query].type.extent("dim").resolve(self.sizes)
         chunk = real if pow2(real) == real and real <= 256 else min(128, real & -real)
-        if chunk < 16:
+        if any(self._needs_whole(i, "dim") for i in (c.query, *c.page)):
+            chunk = real
+        if pow2(chunk) < 16:  # the least a matrix product takes
             return None
         group = self.graph.nodes[c.query].type.extent("head").resolve(self.sizes)
         head = self.axis("head", group)
@@ -302,8 +313,8 @@ class Emitter:
                 rows = math.prod(a.size for a in axes)
                 if rows < 16:
                     return None
-                a = f"tl.reshape({left.text}.to(OPERAND), [{rows}, {chunk}])"
-                b = f"tl.trans({right.text}.to(OPERAND))"
+                a = f"tl.reshape({left.text}.to(OPERAND), [{rows}, {lanes.size}])"
+                b = f"tl.trans({self.masked(right, lanes, '0.0')}.to(OPERAND))"
                 extra = "" if total is None else f", {total}"
                 total = self.bind(f'tl.dot({a}, {b}{extra}, input_precision="ieee")', axes, True).text
         shape = [a.size for a in axes] + [head.size]
@@ -335,7 +346,8 @@ class Emitter:
         for name in names:
             real = source.extent(name).resolve(self.sizes)
             chunk = real & -real
-            if pow2(real) > MAX_PADDING * real and chunk >= 16 and chunked is None and name != "page":
+            padded = pow2(real) > MAX_PADDING * real and chunk >= 16 and name != "page"
+            if padded and chunked is None and not self._needs_whole(i, name):
                 chunked = (name, real, chunk)
             else:
                 axis = self.axis(name, real)
