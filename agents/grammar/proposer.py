@@ -28,11 +28,21 @@ _IDEA_LENGTH = 240
 
 @dataclass(frozen=True)
 class Draft:
-    """A program before it is known to be new. `program` is canonical."""
+    """A program before it is known to be new."""
 
-    program: Program
+    written: Program
     knobs: Knobs
     idea: str
+
+    @property
+    def program(self) -> Program:
+        """The canonical program, which is computed once: asking it for its own hash would do that again."""
+        return self.written.canonical()
+
+    @property
+    def key(self) -> str:
+        """Identity of program and knobs."""
+        return candidate_key(self.written, self.knobs)
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,13 @@ class _Source:
 
     program: Program
     knobs: Knobs
+    ir_hash: str
     name: str
 
     @classmethod
     def read(cls, parent: Parent) -> _Source:
-        name = parent.name or parent.ir_hash
-        return cls(Program.from_json(parent.program), Knobs.from_json(parent.knobs), name)
+        program, knobs = Program.from_json(parent.program), Knobs.from_json(parent.knobs)
+        return cls(program, knobs, parent.ir_hash, parent.name or parent.ir_hash)
 
     @property
     def fixed(self) -> bool:
@@ -91,7 +102,10 @@ class GrammarProposer:
                 "the grammar repairs nothing: it changes programs that are legal",
                 "ask a language model for repairs, e.g. --proposer anthropic:MODEL",
             )
-        draft = self.draft(request)
+        return self.write(self.draft(request))
+
+    def write(self, draft: Draft) -> Proposal:
+        """A draft as source."""
         source = emit(draft.program, draft.knobs, flow_name(draft), draft.idea)
         return Proposal(source=source, idea=draft.idea, proposer=self.name)
 
@@ -103,28 +117,30 @@ class GrammarProposer:
         """
         rng = random.Random(f"{request.kind}/{request.seed}")
         sources = [_Source.read(p) for p in request.parents]
-        known = {candidate_key(s.program, s.knobs) for s in sources}
-        parents = {s.program.ir_hash for s in sources}
+        parents = {s.ir_hash for s in sources}
         limit = max([self.max_nodes, *(size(s.program) for s in sources)])
         most = max([self.max_states, *(len(s.program.states) for s in sources)])
         for attempt in range(self.tries):
             # What cannot be varied any further is left alone in the end: a fresh program is always new.
             grow = attempt >= self.tries // 2 or not sources
             draft = _grown(rng, request.model) if grow else _varied(rng, request.model, sources)
-            if draft is None or size(draft.program) > limit or len(draft.program.states) > most:
+            if draft is None or size(draft.written) > 2 * limit:  # told before canonicalising, which costs
                 continue
-            ir_hash = draft.program.ir_hash
-            if ir_hash in request.ledger or candidate_key(draft.program, draft.knobs) in known:
+            if size(draft.program) > limit or len(draft.program.states) > most:
                 continue
-            if ir_hash not in parents and not sensible(draft):
+            ir_hash = draft.written.ir_hash
+            if ir_hash in request.ledger or any(
+                (ir_hash, draft.knobs) == (s.ir_hash, s.knobs) for s in sources
+            ):
                 continue
-            return draft
+            if ir_hash in parents or sensible(draft):
+                return draft
         raise ProposerError("VA023", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
 
 
 def _grown(rng: random.Random, model: dict[str, Any]) -> Draft:
     growth = Growth(rng, mla=model.get("mla") is not None)
-    program = to_program(growth.flow()).canonical()
+    program = to_program(growth.flow())
     return Draft(program, random_knobs(rng, _layers(model)), _line(f"grown: {', '.join(growth.notes)}"))
 
 
@@ -146,7 +162,7 @@ def _varied(rng: random.Random, model: dict[str, Any], sources: list[_Source]) -
         what = first.name
     if not subject.done:
         return None
-    program = to_program(subject.flow).canonical()
+    program = to_program(subject.flow)
     return Draft(program, subject.knobs, _line(f"{what}: {', '.join(subject.done)}"))
 
 
@@ -183,4 +199,4 @@ def flow_name(draft: Draft) -> str:
     parts = sorted({label.rstrip("0123456789") for label in state_labels(program).values()})[:3]
     if program.result.op != "topk":
         parts.append(program.result.op)
-    return "_".join([*(parts or ["pages"]), candidate_key(program, draft.knobs)[:6]])
+    return "_".join([*(parts or ["pages"]), draft.key[:6]])

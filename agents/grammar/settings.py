@@ -61,8 +61,12 @@ def random_knobs(rng: Rng, layers: int) -> Knobs:
 
 
 def _legal(knobs: Knobs) -> Knobs:
-    """The budget covers what is kept by rule, at any length."""
-    return knobs if covers(knobs) else knobs.with_(keep_first=1, keep_last=1)
+    """The budget covers what is kept by rule: fewer pages are kept, and those are smaller, until it does."""
+    if not covers(knobs):
+        knobs = knobs.with_(keep_first=1, keep_last=1)
+    while not covers(knobs):
+        knobs = knobs.with_(page_size=knobs.page_size // 2)
+    return knobs
 
 
 def covers(knobs: Knobs) -> bool:

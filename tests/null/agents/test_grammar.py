@@ -1,0 +1,237 @@
+"""The grammar proposer: legal, new, small, reproducible programs that trace back to what was meant."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from agents.base import Parent, Proposal, ProposalRequest, RequestKind
+from agents.errors import ProposerError
+from agents.grammar import GrammarProposer
+from agents.grammar.proposer import Draft, size
+from agents.registry import make_proposer
+from agents.testing import ProposerConformance
+from vortex_core import library
+from vortex_core.flow.jail import run
+from vortex_core.flow.load import trace_source
+from vortex_core.flow.trace import Traced, candidate_key
+from vortex_core.ir.program import Program
+from vortex_core.ir.verify import verify
+
+MODEL = {"name": "test-model", "layers": 30, "kv_heads": 3, "head_dim": 64, "mla": None}
+SEEDS = 1000
+
+
+class TestConformance(ProposerConformance):
+    deterministic = True
+    kinds = ("seed", "mutate", "crossover")
+
+    def make_proposer(self) -> GrammarProposer:
+        return GrammarProposer()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A proposal, what the proposer meant, and what the tracer read."""
+
+    request: ProposalRequest
+    draft: Draft
+    proposal: Proposal
+    traced: Traced
+
+    @property
+    def ir_hash(self) -> str:
+        return self.traced.original.ir_hash  # of the traced source; kept by the program, unlike its key
+
+    @property
+    def key(self) -> str:
+        return candidate_key(self.traced.original, self.traced.knobs)
+
+    @property
+    def parents(self) -> set[str]:
+        return {p.ir_hash for p in self.request.parents}
+
+
+def parent(traced: Traced, name: str = "") -> Parent:
+    program = traced.program.to_json()
+    ir_hash = traced.original.ir_hash
+    return Parent(traced.source, program, traced.knobs.to_json(), ir_hash, name=name or traced.name)
+
+
+@cache
+def lineage() -> tuple[Made, ...]:
+    """A thousand proposals: a growing population whose parents are the library and earlier proposals."""
+    rng, proposer = random.Random(0), GrammarProposer()
+    population = [parent(library.load(name)) for name in library.names()]
+    made = []
+    for seed in range(SEEDS):
+        kind: RequestKind = rng.choice(("seed", "mutate", "mutate", "crossover"))
+        parents = rng.sample(population, {"seed": 0, "mutate": 1, "crossover": 2}[kind])
+        request = ProposalRequest(kind, seed, tuple(parents), model=MODEL)
+        draft = proposer.draft(request)
+        proposal = proposer.write(draft)
+        traced = run(proposal.source, "proposal.py")  # refused source raises here
+        made.append(Made(request, draft, proposal, traced))
+        population.append(parent(traced, f"c{seed}"))
+    return tuple(made)
+
+
+def propose(request: ProposalRequest, proposer: GrammarProposer | None = None) -> Proposal:
+    return asyncio.run((proposer or GrammarProposer()).propose(request))
+
+
+def traced_proposal(request: ProposalRequest) -> Traced:
+    return run(propose(request).source, "proposal.py")
+
+
+def test_a_thousand_proposals_trace_to_the_program_that_was_meant() -> None:
+    for made in lineage():
+        verify(made.traced.original)
+        verify(made.traced.program)
+        assert (made.ir_hash, made.key) == (made.draft.written.ir_hash, made.draft.key), made.request.seed
+
+
+def test_nearly_all_proposals_differ() -> None:
+    assert len({made.key for made in lineage()}) >= 0.97 * SEEDS
+    assert len({made.ir_hash for made in lineage()}) >= 0.85 * SEEDS
+
+
+def test_no_proposal_is_its_parent_and_few_change_only_knobs() -> None:
+    for made in lineage():
+        settings = made.traced.knobs.to_json()
+        assert (made.ir_hash, settings) not in [(p.ir_hash, p.knobs) for p in made.request.parents]
+    assert 0 < sum(made.ir_hash in made.parents for made in lineage()) < 0.2 * SEEDS
+
+
+def test_proposals_are_worth_measuring() -> None:
+    for made in lineage():
+        program = made.traced.program
+        limit = max([64, *(size(Program.from_json(p.program)) for p in made.request.parents)])
+        assert size(program) <= limit
+        assert not program.selects_everything
+        assert made.ir_hash in made.parents or any(n.op == "q" for n in program.index.nodes)
+        assert made.traced.doc.replace("\n", " ") == made.proposal.idea
+        assert made.proposal.idea.isprintable()
+
+
+def test_proposals_reach_the_motifs_of_the_field() -> None:
+    ops = {n.op for m in lineage() for g in (m.traced.program.cache, m.traced.program.index) for n in g.nodes}
+    motifs = {
+        "conv",
+        "maxpool",
+        "softmax",
+        "largest",
+        "slice",
+        "split",
+        "mass",
+        "position",
+        "topp",
+        "threshold",
+        "union",
+    }
+    assert motifs <= ops
+    states = [s for m in lineage() for s in m.traced.program.states]
+    assert {"bf16", "fp8_e4m3", "int8", "int4", "bits"} <= {s.dtype for s in states}
+    assert any(s.carried for s in states)
+    knobs = [m.traced.knobs for m in lineage()]
+    assert any("layer" in k.budget for k in knobs) and any("length" in k.budget for k in knobs)
+    for name in ("page_size", "keep_first", "keep_last", "dense_layers", "reuse_steps", "reuse_layers"):
+        assert len({getattr(k, name) for k in knobs}) > 1, name
+
+
+def test_the_jail_agrees() -> None:
+    made = lineage()[7]
+    assert trace_source(made.proposal.source).key == made.key
+
+
+def test_programs_in_the_ledger_are_not_proposed_again() -> None:
+    quest = parent(library.load("quest"))
+    ledger: dict[str, str] = {}
+    for _ in range(5):
+        found = traced_proposal(ProposalRequest("mutate", 3, (quest,), model=MODEL, ledger=ledger))
+        assert found.ir_hash not in ledger
+        ledger[found.ir_hash] = "recall too low"
+    assert len(ledger) == 5
+
+
+def test_a_dense_parent_has_sparse_children() -> None:
+    dense = parent(library.load("dense"))
+    for seed in range(5):
+        found = traced_proposal(ProposalRequest("mutate", seed, (dense,), model=MODEL))
+        assert not found.program.selects_everything
+
+
+def test_unrotated_channels_are_read_only_where_the_model_has_them() -> None:
+    def groups(model: dict[str, object]) -> set[str]:
+        requests = [ProposalRequest("seed", seed, model=model) for seed in range(150)]
+        graphs = [
+            g for r in requests for p in [GrammarProposer().draft(r).written] for g in (p.cache, p.index)
+        ]
+        return {n.attr["group"] for g in graphs for n in g.nodes if n.op == "channels"}
+
+    assert groups(MODEL) == set()
+    assert groups({**MODEL, "mla": {"kv_lora": 512, "qk_rope": 64}}) == {"rope", "nope"}
+
+
+def test_dense_layers_exist_in_the_model() -> None:
+    for seed in range(60):
+        draft = GrammarProposer().draft(ProposalRequest("seed", seed, model={"layers": 2}))
+        assert all(layer < 2 for layer in draft.knobs.dense_layers)
+
+
+def test_limits_hold_and_failing_them_is_a_typed_error() -> None:
+    small = GrammarProposer(max_nodes=20, max_states=1)
+    for seed in range(30):
+        program = small.draft(ProposalRequest("seed", seed, model=MODEL)).program
+        assert size(program) <= 20 and len(program.states) <= 1
+    with pytest.raises(ProposerError) as nothing:
+        propose(ProposalRequest("seed", 1, model=MODEL), GrammarProposer(max_nodes=1, tries=3))
+    assert (nothing.value.code, nothing.value.retryable) == ("VA023", True)
+
+
+@pytest.mark.parametrize("option", ["max_nodes", "max_states", "tries"])
+@pytest.mark.parametrize("value", [0, 2.5, True])
+def test_bad_options_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ProposerError) as refused:
+        make_proposer("grammar", **{option: value})
+    assert refused.value.code == "VA002"
+
+
+def test_repairs_are_refused() -> None:
+    request = TestConformance().request("repair")
+    with pytest.raises(ProposerError) as refused:
+        propose(request)
+    assert refused.value.code == "VA004"
+
+
+_SCRIPT = """
+import asyncio, hashlib, sys
+from agents.grammar import GrammarProposer
+from agents.base import ProposalRequest, Parent
+from vortex_core import library
+assert "torch" not in sys.modules, "torch was imported"
+parents = [Parent(t.source, t.program.to_json(), t.knobs.to_json(), t.ir_hash)
+           for t in map(library.load, ("quest", "running_average"))]
+digest = hashlib.sha256()
+for seed in range(12):
+    for kind, n in (("seed", 0), ("mutate", 1), ("crossover", 2)):
+        request = ProposalRequest(kind, seed, tuple(parents[:n]))
+        digest.update(asyncio.run(GrammarProposer().propose(request)).source.encode())
+print(digest.hexdigest())
+"""
+
+
+def test_the_same_in_every_process_and_without_torch(root: Path) -> None:
+    def digest(hash_seed: str) -> str:
+        command = [sys.executable, "-c", _SCRIPT]
+        env = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
+        return subprocess.run(command, env=env, cwd=root, check=True, capture_output=True, text=True).stdout
+
+    assert digest("1") == digest("2") != ""
