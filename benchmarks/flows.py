@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import platform
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
@@ -190,9 +190,46 @@ def flashinfer_dense(case: Case) -> float | None:
     return best
 
 
+def measure(report: Report, case: Case, flow: str, peer: dict[str, float | None]) -> None:
+    """Check one case, time the step, its parts and (once a shape) the dense peers, and add the row."""
+    checked = case.check()
+    layers = range(case.layers)
+    ids, lens = (x.clone() for x in case.select(0))
+    if not peer:
+        peer["dense"] = graph_time([partial(case.dense, n) for n in layers])
+        peer["flashinfer"] = flashinfer_dense(case)
+    cost = step_cost(
+        case.traced.program, case.traced.knobs, case.geometry, batch=case.batch, length=case.length
+    )
+    floor = report.floor_us(cost.bytes - cost.update_bytes)
+    step = graph_time([partial(case.step, n) for n in layers])
+    best = min(us for us in peer.values() if us is not None)
+    report.add(
+        "sparse step",
+        flow=flow,
+        batch=case.batch,
+        context=case.length,
+        heads=f"{case.q.shape[1]}/{case.geometry.kv_heads}",
+        page=case.page,
+        step_us=step,
+        floor_us=floor,
+        over_floor=step / floor,
+        score_us=graph_time([partial(case.score, n) for n in layers]),
+        select_us=graph_time([partial(case.select, n) for n in layers]),
+        attend_us=graph_time([partial(case.attend, n, ids, lens) for n in layers]),
+        dense_us=peer["dense"],
+        flashinfer_us=peer["flashinfer"],
+        speedup=best / step,
+        launches=cost.launches,
+        **checked,
+    )
+
+
 def main() -> None:
     """Check and time every case; write `flows.json` and `flows.md`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--flows", default=",".join(FLOWS))
     parser.add_argument(
@@ -202,37 +239,16 @@ def main() -> None:
     )
     parser.add_argument("--pages", default="16,64")
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, "benchmarks.flows needs a CUDA GPU; there is none here\n")
     versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
     report = Report(torch.cuda.get_device_name(), versions, copy_bandwidth())
     for shape in args.shapes.split(","):
         batch, length, q_heads, kv_heads = map(int, shape.split("x"))
         for page in map(int, args.pages.split(",")):
-            peer: dict[str, Any] = {}
+            peer: dict[str, float | None] = {}
             for flow in args.flows.split(","):
-                case = Case(flow, batch, length, q_heads, kv_heads, 128, page, 3)
-                checked = case.check()
-                layers = range(case.layers)
-                ids, lens = case.select(0)
-                if not peer:
-                    peer["dense"] = graph_time([lambda n=n: case.dense(n) for n in layers])
-                    peer["flashinfer"] = flashinfer_dense(case)
-                cost = step_cost(
-                    case.traced.program, case.traced.knobs, case.geometry, batch=batch, length=length
-                )
-                floor = report.floor_us(cost.bytes - cost.update_bytes)
-                step = graph_time([lambda n=n: case.step(n) for n in layers])
-                report.add(
-                    "sparse step",
-                    flow=flow, batch=batch, context=length, heads=f"{q_heads}/{kv_heads}", page=page,
-                    step_us=step, floor_us=floor, over_floor=step / floor,
-                    score_us=graph_time([lambda n=n: case.score(n) for n in layers]),
-                    select_us=graph_time([lambda n=n: case.select(n) for n in layers]),
-                    attend_us=graph_time([lambda n=n: case.attend(n, ids, lens) for n in layers]),
-                    dense_us=peer["dense"], flashinfer_us=peer["flashinfer"],
-                    speedup=(peer["flashinfer"] or peer["dense"]) / step,
-                    launches=cost.launches, **checked,
-                )  # fmt: skip
-                del case
+                measure(report, Case(flow, batch, length, q_heads, kv_heads, 128, page, 3), flow, peer)
                 torch.cuda.empty_cache()
     report.write(args.out, "flows")
     print(report.markdown())

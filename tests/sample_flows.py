@@ -23,7 +23,8 @@ SOURCES = {
     "dtypes_and_union": """
     knobs = Knobs(page_size=8, budget="48")
     def create_cache(self, page):
-        return {"c": page.state(dim=page.head_dim, row=2, dtype="fp8_e4m3"), "b": page.state(dim=page.head_dim, dtype="bits"),
+        return {"c": page.state(dim=page.head_dim, row=2, dtype="fp8_e4m3"),
+                "b": page.state(dim=page.head_dim, dtype="bits"),
                 "n": page.state(), "i8": page.state(dim="D/2", dtype="int8")}
     def forward_cache(self, page):
         return {"c": page.k.split("token", row=2).mean("token"), "b": page.k.mean("token"),

@@ -47,7 +47,7 @@ SAME = [
     (f"return ops.topk({DOT_A}.max('head'))", f"return ops.topk({DOT_A}.max('head').softmax('page'))"),
     (f"return ops.topk({DOT_A}.mean('head'))", "return ops.topk((q.sum('head') * cache['a']).sum('dim'))"),
     (f"return ops.topk({DOT_A}.mean('head'))", f"s = {DOT_A}.mean('head'); return ops.topk(s - s.mean('page'))"),
-    (f"return ops.topk({DOT_A}.mean('head'))", f"s = {DOT_A}.sum('head'); return ops.topk(s / (q.norm('head', 'dim') + 1))"),
+    (f"return ops.topk({DOT_A}.mean('head'))", f"return ops.topk({DOT_A}.sum('head') / (q.norm('head', 'dim') + 1))"),
     (
         f"return ops.topk(({DOT_A} + {DOT_B}).max('head'))",
         f"return ops.topk(2 * ({DOT_B} - -1 * {DOT_A}).max('head'))",

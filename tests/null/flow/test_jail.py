@@ -70,7 +70,10 @@ def test_endless_allocation_is_stopped() -> None:
      "__import__('subprocess').run(['true'])", "__import__('os').kill(1, 0)"],
 )  # fmt: skip
 def test_the_system_call_filter_holds_even_without_the_allow_list(attempt: str) -> None:
-    code = f"import socket, os, subprocess\nfrom vortex_core.flow.jail import lock_down\nlock_down()\ntry:\n    {attempt}\nexcept OSError as e:\n    print('refused', e.errno)"
+    code = (
+        "import socket, os, subprocess\nfrom vortex_core.flow.jail import lock_down\nlock_down()\n"
+        f"try:\n    {attempt}\nexcept OSError as e:\n    print('refused', e.errno)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("refused"), (done.stdout, done.stderr)
 

@@ -136,7 +136,7 @@ def store_row_lines(
     lines.append(f"{name}_s = tl.minimum({name}_big / {top}.0, 6.0e4).to(tl.float16)")
     wide = Tile(f"{name}_w", outer)
     lines.append(f"{name}_w = {name}_s.to(tl.float32)")
-    steps = []
+    steps: list[str] = []
     for g in groups:
         ratio = f"tl.where({wide.to(axes)} > 0, {g.text} / tl.where({wide.to(axes)} > 0, {wide.to(axes)}, 1.0), 0.0)"
         # Round half to even, as torch does: floor(x + 0.5), less one on odd ties.

@@ -1,0 +1,77 @@
+"""Compile a flow's generated kernels for a GPU that is not there, and report on the machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import triton.language as tl
+
+from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.triton.cache import load_module
+from vortex_core.compiler.triton.codegen import generate
+from vortex_core.compiler.triton.flow import WARPS
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+from vortex_core.kernels.offline import KernelReport, compile_kernel
+
+KERNELS = ("update_kernel", "score_kernel", "row_kernel")
+_STORED = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "int8": "*i8"}
+_POINTERS = {
+    "q": "*bf16",
+    "k": "*bf16",
+    "v": "*bf16",
+    "table": "*i32",
+    "lengths": "*i32",
+    "budgets": "*i32",
+    "pages": "*i32",
+}
+_ALIGNED = (
+    "q_batch",
+    "q_head",
+    "k_head",
+    "k_page",
+    "k_token",
+    "v_head",
+    "v_page",
+    "v_token",
+    "table_stride",
+    "max_pages",
+)
+
+
+def compile_flow(
+    program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a"
+) -> dict[str, KernelReport]:
+    """Machine-code reports of a program's kernels by name, for bf16 KV.
+
+    Raises:
+        VortexError: `VE010` for what cannot be lowered; OfflineCompileError for what does not compile.
+    """
+    program = program.canonical()
+    module = load_module(generate(program, geometry, knobs.page_size).text)
+    dtypes = {s.name: s.dtype for s in program.states}
+    reports = {}
+    for name in KERNELS:
+        kernel = getattr(module, name, None)
+        if kernel is None:
+            continue
+        constants = {"DECODE": True} if name == "update_kernel" else {"OPERAND": tl.bfloat16}
+        constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
+        signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
+        aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
+        reports[name] = compile_kernel(
+            kernel, signature, constants, target=target, num_warps=WARPS, divisible_by_16=aligned
+        )
+    return reports
+
+
+def argument_type(name: str, dtypes: Mapping[str, str]) -> str:
+    """Triton type of a generated kernel's argument."""
+    if not name.endswith("_ptr"):
+        return "i32"
+    base = name.removesuffix("_ptr")
+    if base in _POINTERS:
+        return _POINTERS[base]
+    if base.endswith("_scale"):
+        return "*fp16"
+    return _STORED.get(dtypes[base], "*u8") if base in dtypes else "*fp32"
