@@ -49,6 +49,7 @@ class RayExecutor:
         model: name or path of the model evaluated.
         plan: evaluation plan as JSON.
         stages: for each purpose, (name, whether it needs the engine).
+        engine: what an engine actor runs; has the methods of `search.workers.EngineWorker`.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class RayExecutor:
         model: str,
         plan: dict[str, Any],
         stages: Mapping[Purpose, Sequence[tuple[str, bool]]],
+        engine: type[workers.EngineWorker] = workers.EngineWorker,
     ) -> None:
         self.config = config
         self.model = model
         self.plan = plan
+        self._engine = engine
         self._stages = {purpose: tuple(name for name, _ in listed) for purpose, listed in stages.items()}
         self._on_engine = {name: engine for listed in stages.values() for name, engine in listed}
         self._free: asyncio.Queue[_Engine] = asyncio.Queue()
@@ -156,19 +159,26 @@ class RayExecutor:
         engine = await self._free.get()
         try:
             answer = await self._within(deadline, call(engine.actor))
-        except BaseException as error:
-            # Cancelled or failed, this engine's state is unknown. Another takes its place, or nothing does.
-            self._kill(engine)
-            if not isinstance(error, TimeoutError | WorkerLostError):
-                raise
-            replacement = await self._new_engine()
-            # A stage's deadline is for the stage: the new engine prefills before it is given one.
-            for seed in self._seen:
-                await self._prepare(replacement, seed)
-            self._free.put_nowait(replacement)
+        except VortexError:  # an answer like any other: the engine is well
+            self._free.put_nowait(engine)
+            raise
+        except (TimeoutError, WorkerLostError) as error:
+            await self._replace(engine)
             raise (_overran(stage, deadline) if isinstance(error, TimeoutError) else error) from error
+        except BaseException:  # cancelled in the middle of a stage: its state is unknown
+            self._kill(engine)
+            raise
         self._free.put_nowait(engine)
         return answer
+
+    async def _replace(self, engine: _Engine) -> None:
+        """Kill an engine and put a new one, prefilled like the others, in its place."""
+        self._kill(engine)
+        replacement = await self._new_engine()
+        # A stage's deadline is for the stage: the new engine prefills before it is given one.
+        for seed in self._seen:
+            await self._prepare(replacement, seed)
+        self._free.put_nowait(replacement)
 
     async def _within(self, deadline: float, reference: Any) -> Any:
         """The value of an answer (`search.workers`).
@@ -188,7 +198,7 @@ class RayExecutor:
         return answer["value"]
 
     async def _new_engine(self) -> _Engine:
-        actor = _actor(self.config).remote(self.model, self.plan, self.config.threads)
+        actor = _actor(self.config, self._engine).remote(self.model, self.plan, self.config.threads)
         try:
             group, node = await self._within(self.config.start_deadline, actor.locate.remote())
         except TimeoutError as error:
@@ -232,19 +242,20 @@ class RayExecutor:
             raise engine_lost(f"Ray did not start: {_last_line(str(error))}") from error
 
 
-def _actor(config: Cluster) -> Any:
+def _actor(config: Cluster, engine: type[workers.EngineWorker]) -> Any:
     # max_restarts=0: a replacement is our decision, recorded as an event.
     options = {"num_cpus": 1, "num_gpus": config.engine_gpus, "max_restarts": 0, "max_task_retries": 0}
-    return ray.remote(**options)(_LocatedEngine)
 
+    class Located(engine):  # type: ignore[misc, valid-type]  # a class made of an argument
+        def locate(self) -> dict[str, Any]:
+            """Start; the value is (process group, node)."""
+            started: dict[str, Any] = self.start()
+            if "value" in started:
+                started["value"] = (started["value"], ray.get_runtime_context().get_node_id())
+            return started
 
-class _LocatedEngine(workers.EngineWorker):
-    def locate(self) -> dict[str, Any]:
-        """Start; the value is (process group, node)."""
-        started = self.start()
-        if "value" in started:
-            started["value"] = (started["value"], ray.get_runtime_context().get_node_id())
-        return started
+    Located.__name__ = Located.__qualname__ = engine.__name__
+    return ray.remote(**options)(Located)
 
 
 _trace = ray.remote(num_cpus=1, max_retries=0)(workers.trace)

@@ -1,0 +1,7 @@
+"""`python -m search.cli` is `vortex-search`."""
+
+from __future__ import annotations
+
+from search.cli import main
+
+main()
