@@ -154,7 +154,8 @@ class Evaluator:
         for i, node in enumerate(self.graph.nodes):
             for j in self.contractions.get(i, node.inputs):
                 last[j] = i
-        keep = {i for _, i in self.graph.writes} | {self.graph.result}
+        keep = {i for _, i in self.graph.writes}
+        keep |= {j for n in self.graph.nodes if n.type.kind == "selection" for j in n.inputs}
         ends: dict[int, list[int]] = {}
         for j, i in last.items():
             if j not in keep:

@@ -109,6 +109,8 @@ class Algebra(Sums):
         if attrs["size"] == 1:
             return a
         value, rest = self.split_constant(a)
+        if value == 0 and a.facts.finite:
+            return a
         if value <= 0 or not rest:
             return self.raw("maxpool", [a], **attrs)
         return self.product([self.const(value), self.raw("maxpool", [self.chain("mul", rest)], **attrs)])
@@ -126,6 +128,8 @@ class Algebra(Sums):
         if folded is not None:
             return folded
         value, rest = self.split_constant(a)
+        if value == 0 and op in _LINEAR and rest and a.facts.finite:
+            return self.zero(self.raw(op, [a], **attrs).type.dims)
         if value == 1 or value == 0 or not rest or (value < 0 and op not in _LINEAR):
             return self.raw(op, [a], **attrs)
         body = self.raw(op, [self.chain("mul", rest)], **attrs)
@@ -173,14 +177,17 @@ class Algebra(Sums):
         parts = list(flat.values())
         if len(parts) == 1:
             return parts[0]
-        split = [self.split_constant(p) for p in parts]
-        scale = split[0][0]
-        if scale not in (0, 1) and all(v == scale and rest for v, rest in split):
-            inner = op if scale > 0 else _MIRROR[op]
-            return self.product(
-                [self.const(scale), self._extreme(inner, [self.chain("mul", r) for _, r in split])]
-            )
-        return self.chain(op, parts)
+        # As for sums, the scale is that of the part whose digest is least: max(2 x, y) is 2 max(x, y / 2).
+        # Of max(-x, x) it is 1: the larger of one part's two.
+        split = [
+            (self.chain("mul", rest).digest, -v) for v, rest in map(self.split_constant, parts) if rest and v
+        ]
+        scale = -min(split, default=("", Fraction(-1)))[1]
+        if scale == 1 or not in_range(1 / scale):
+            return self.chain(op, parts)
+        inner = op if scale > 0 else _MIRROR[op]
+        scaled = [self.product([self.const(1 / scale), p]) for p in parts]
+        return self.product([self.const(scale), self.chain(inner, scaled)])
 
     def _abs(self, a: Expr) -> Expr:
         value, rest = self.split_constant(a)
@@ -196,7 +203,9 @@ class Algebra(Sums):
             return self._sum(a.args[0], tuple(sorted({*dims, *a.attr["dims"]})))
         left = set(dims)
         outside: list[Expr] = []
-        inside = self.factors(a)
+        value, inside = self.split_constant(a)
+        if not inside:
+            value, inside = Fraction(1), [a]
         # A finite factor without any summed dimension floats out; a dimension that only one factor has is
         # summed there. (inf * (1 - 1) is not inf - inf: what is left outside a sum must be finite.)
         changed = True
@@ -217,7 +226,7 @@ class Algebra(Sums):
         body = self.chain("mul", inside)
         if left:
             body = self.raw("sum", [body], dims=tuple(sorted(left)))
-        return self.product([*outside, body])
+        return self.product([self.const(value), *outside, body])
 
     def _mean(self, a: Expr, dims: tuple[str, ...]) -> Expr:
         parts = [self._sum(a, dims)]
@@ -238,11 +247,20 @@ class Algebra(Sums):
         if a.op in _INCREASING:
             return self.raw(a.op, [self._bound(op, a.args[0], dims)])
         terms = self.terms(a)
+        for d in sorted(gone):  # a dimension that only one term has is bounded there
+            owners = [t for t in terms if t.has(d)]
+            others = [t for t in terms if not t.has(d)]
+            if len(owners) == 1 and others and all(t.facts.finite for t in others):
+                inner = self.total([*others, self._bound(op, owners[0], (d,))])
+                left = tuple(sorted(gone - {d}))
+                return self._bound(op, inner, left) if left else inner
         free = [t for t in terms if not gone & set(t.type.names) and t.facts.finite]
         bound = [t for t in terms if t not in free]
         if free and gone <= {n for t in bound for n in t.type.names}:
             return self.total([*free, self._bound(op, self.total(bound), dims)])
         value, rest = self.split_constant(a)
+        if value == 0 and rest and all(f.facts.finite for f in rest):
+            return self.zero(tuple(d for d in a.type.dims if d[0] not in gone))
         apart = [f for f in rest if not gone & set(f.type.names) and f.facts.finite and f.facts.nonneg]
         keep = [f for f in rest if f not in apart]
         # 0 * inf is NaN: a factor that may be 0 leaves only where the rest is finite.

@@ -17,6 +17,8 @@ from vortex_core.ir.expr import MAX_WIDTH, Expr
 from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder, Program, StateDecl
 from vortex_core.ir.types import Dims, Stage
 
+MAX_PASSES = 8  # a state found dead, or two found equal, can reveal more; usually the second changes nothing
+
 
 def canonicalise(program: Program) -> Program:
     """The canonical form of a verified program. Idempotent; never changes which pages are selected.
@@ -24,9 +26,7 @@ def canonicalise(program: Program) -> Program:
     Raises:
         VortexError: `VF008`, if the program is too large even unsimplified.
     """
-    while (
-        True
-    ):  # a state found dead, or two found equal, can reveal more: usually the second pass changes nothing
+    for _ in range(MAX_PASSES):
         try:
             found = _once(program, MAX_WIDTH)
         except VortexError as error:
@@ -34,8 +34,9 @@ def canonicalise(program: Program) -> Program:
                 raise
             found = _once(program, 1)  # flattened sums repeat what the author shared: keep them as written
         if found == program:
-            return found
+            break
         program = found
+    return program
 
 
 def _once(program: Program, width: int) -> Program:
@@ -154,13 +155,10 @@ def _strip(algebra: Algebra, score: Expr, share: str | None) -> Expr:
 
 def _stripped(algebra: Algebra, score: Expr, share: str | None) -> Expr:
     if score.op == "add":
-        if share is None:
-            shorter = algebra.without_shift(score, "page")
-        else:
-            shorter = algebra.total(
-                [t for t in algebra.terms(score) if not (_constant(t) and t.facts.finite)]
-            )
-        if shorter is not score and shorter.type.names == score.type.names:
+        shorter = (
+            algebra.without_shift(score, "page") if share is None else _without_constants(algebra, score)
+        )
+        if shorter is not score:
             return shorter
     # Without finite arguments, exp would raise -inf above NaN.
     if score.args and score.args[0].facts.finite:
@@ -169,6 +167,12 @@ def _stripped(algebra: Algebra, score: Expr, share: str | None) -> Expr:
         if share is None and score.op == "softmax" and score.attr["dim"] == "page":
             return score.args[0]
     return _drop_factors(algebra, score, share)
+
+
+def _without_constants(algebra: Algebra, score: Expr) -> Expr:
+    terms = algebra.terms(score)
+    rest = [t for t in terms if t.value is None]
+    return score if len(rest) == len(terms) else algebra.total(rest)
 
 
 def _constant(e: Expr) -> bool:
@@ -181,11 +185,6 @@ def _is_increasing(e: Expr) -> bool:
 
 
 def _drop_factors(algebra: Algebra, score: Expr, share: str | None) -> Expr:
-    terms = algebra.terms(score)
-    if len(terms) > 1:  # one positive scale for the whole sum: the weight of one term becomes 1 or -1
-        split = [algebra.split_constant(t) for t in terms]
-        first = min((algebra.product(rest).digest, abs(value)) for value, rest in split if rest and value)
-        return score if first[1] == 1 else algebra.product([algebra.const(1 / first[1]), score])
     value, rest = algebra.split_constant(score)
     keep = [
         f for f in rest if not (f.facts.positive and (not f.has("page") if share is None else _constant(f)))

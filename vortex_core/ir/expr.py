@@ -15,7 +15,7 @@ from typing import Any
 
 from vortex_core.ir.facts import Facts, facts
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.types import Type
+from vortex_core.ir.types import Dims, Type, make_dims
 
 MAX_WIDTH = (
     64  # sums and products of more parts are not flattened further: x * x, squared again and again, is 2^n x
@@ -81,6 +81,7 @@ class Sums:
         self.param_digest = param_digest or {}
         self.width = width
         self._known: dict[str, Expr] = {}
+        self._primitives: dict[str, tuple[Fraction, Expr]] = {}
 
     # ---- construction -------------------------------------------------------------------------------------
 
@@ -136,15 +137,36 @@ class Sums:
         return self._flat("mul", e)
 
     def split_constant(self, e: Expr) -> tuple[Fraction, list[Expr]]:
-        """`e` as number times other factors."""
+        """`e` as number times other factors. Of a sum, the number is the weight of one term, that of the least
+        digest, so that 2 a - 2 b, a - b and b - a differ by a number only."""
         value, rest = Fraction(1), []
         for f in self.factors(e):
             number = f.value
-            if number is None:
-                rest.append(f)
-            else:
+            if number is not None:
                 value *= number
+            elif f.op == "add" and f.width > 1:
+                weight, primitive = self._primitive(f)
+                value *= weight
+                rest.append(primitive)
+            else:
+                rest.append(f)
         return value, rest
+
+    def _primitive(self, e: Expr) -> tuple[Fraction, Expr]:
+        found = self._primitives.get(e.digest)
+        if found is None:
+            split = [self.split_constant(t) for t in self.terms(e)]
+            # Undefined values do not collect: x may occur with a positive and a negative weight.
+            weights = [(self.chain("mul", rest).digest, -v) for v, rest in split if rest and v]
+            weight = -min(weights, default=("", Fraction(-1)))[1]
+            found = Fraction(1), e
+            if weight != 1 and in_range(1 / weight):
+                scaled = [self.product([self.const(1 / weight), t]) for t in self.terms(e)]
+                primitive = self.total(scaled)
+                if primitive.op == "add" and primitive.width == e.width:
+                    found = weight, primitive
+            self._primitives[e.digest] = found
+        return found
 
     def chain(self, op: str, args: Iterable[Expr]) -> Expr:
         ordered = sorted(args, key=lambda e: e.digest)
@@ -168,6 +190,8 @@ class Sums:
         body = self.chain("mul", rest)
         if value == 1:
             return body
+        if value == 0 and body.facts.finite:
+            return self.zero(body.type.dims)
         if body.op == "add" and body.width > 1:
             return self.total([self.product([self.const(value), t]) for t in self.terms(body)])
         return self.raw("mul", [self.const(value), body])
@@ -193,28 +217,31 @@ class Sums:
             bodies[key] = body
         if not in_range(number) or not all(map(in_range, weights.values())):
             return self.chain("add", terms)
-        vanished = sorted(k for k, w in weights.items() if w == 0 and bodies[k].facts.finite)
-        kept = [k for k in weights if k not in vanished]
-        # A term that cancels is kept as 0 * x where it alone carries a dimension: types must not change.
+        kept = [k for k, w in weights.items() if w != 0 or not bodies[k].facts.finite]
+        # Where only cancelled terms carried a dimension, a zero carries it on: types must not change.
         names = {n for k in kept for n in bodies[k].type.names}
-        for k in vanished:
-            if not set(bodies[k].type.names) <= names:
-                kept.append(k)
-                names |= set(bodies[k].type.names)
+        missing = {d: e for b in bodies.values() for d, e in b.type.dims if d not in names}
         parts = [
             bodies[k] if weights[k] == 1 else self.raw("mul", [self.const(weights[k]), bodies[k]])
             for k in kept
         ]
+        if missing:
+            parts.append(self.zero(make_dims(missing.items())))
         if number != 0 or not parts:
             parts.append(self.const(number))
         return self.chain("add", parts)
 
+    def zero(self, dims: Dims) -> Expr:
+        """Zero, with these dimensions."""
+        carriers = [
+            self.raw("position") if d == "page" else self.raw("iota", dim=d, extent=str(e)) for d, e in dims
+        ]
+        return self.raw("mul", [self.const(0), self.chain("mul", carriers)]) if carriers else self.const(0)
+
     def without_shift(self, e: Expr, dim: str) -> Expr:
-        """`e` without the finite terms that are the same all along `dim`, unless that would change its
-        type."""
+        """`e` without the finite terms that are the same all along `dim`; its type stays."""
         terms = self.terms(e)
         rest = [t for t in terms if t.has(dim) or not t.facts.finite]
         if not rest or len(rest) == len(terms):
             return e
-        shorter = self.total(rest)
-        return shorter if shorter.type.names == e.type.names else e
+        return self.total([*rest, self.zero(e.type.dims)])
