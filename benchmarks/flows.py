@@ -13,11 +13,12 @@ import argparse
 import platform
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 
-from benchmarks.kernels_timing import Report, copy_bandwidth, graph_time, relative_error
+from benchmarks.kernels_timing import Launch, Report, copy_bandwidth, graph_time, relative_error
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
@@ -171,7 +172,11 @@ def flashinfer_dense(case: Case) -> float | None:
         return None
     heads, dim, page = case.geometry.kv_heads, case.geometry.head_dim, case.page
     space = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    best = None
+
+    def runs(wrapper: Any, out: torch.Tensor) -> list[Launch]:
+        return [partial(wrapper.run, case.q, pair, out=out) for pair in zip(case.k, case.v, strict=True)]
+
+    times = []
     for tensor_cores in (False, True):
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(space, "NHD", use_tensor_cores=tensor_cores)
         per = case.length // page
@@ -181,13 +186,8 @@ def flashinfer_dense(case: Case) -> float | None:
             indptr, case.table.flatten(), last, case.q.shape[1], heads, dim, page,
             q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16,
         )  # fmt: skip
-        out = torch.empty_like(case.q)
-        launches = [
-            lambda n=n: wrapper.run(case.q, (case.k[n], case.v[n]), out=out) for n in range(case.layers)
-        ]
-        us = graph_time(launches)
-        best = us if best is None else min(best, us)
-    return best
+        times.append(graph_time(runs(wrapper, torch.empty_like(case.q))))
+    return min(times)
 
 
 def measure(report: Report, case: Case, flow: str, peer: dict[str, float | None]) -> None:

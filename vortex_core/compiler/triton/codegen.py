@@ -466,9 +466,8 @@ class _RowLoops:
         node = self.graph.nodes[i]
         if i in self.stored:
             pointer, axes = self.g._scratch_pointer(i, env)
-            return self.e.bind(
-                f"tl.load({pointer}, mask={self.g.mask_text(axes, True)}, other=0.0)", axes, True
-            )
+            text = f"tl.load({pointer}, mask={self.g.mask_text(axes, True)}, other=0.0)"
+            return self.e.bind(f"{text} != 0" if node.type.kind == "bool" else text, axes, True)
         if node.attr.get("dim") != "page":
             return None
         if i in self.softmax:
