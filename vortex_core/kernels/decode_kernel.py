@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vortex_core.kernels.split import merge_pieces, piece_slot, plan_worker, row_tiles
+from vortex_core.kernels.split import load_plan, merge_pieces, piece_slot, plan_worker, row_tiles
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def load_rows(
 )  # fmt: skip
 def paged_decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, page_lse_ptr, ids_ptr, lens_ptr,
-    part_out_ptr, part_lse_ptr, finished_ptr,
+    part_out_ptr, part_lse_ptr, finished_ptr, plan_ptr,
     stride_q_b, stride_q_h, stride_k_page, stride_k_head,
     stride_v_page, stride_v_head, stride_out_b, stride_out_h,
     stride_ids_b, stride_ids_h, stride_lens_b, stride_lens_h, stride_page_lse,
@@ -58,10 +58,12 @@ def paged_decode_kernel(
     HEADS lists a request, GROUP query heads a list, KV_REPEAT lists a kv head.
     """
     worker = tl.program_id(0)
-    tile, tile_end, row, begin, share = plan_worker(
-        worker, workers, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN, ONE_BLOCK,
-        MIN_TILES,
-    )  # fmt: skip
+    if ONE_BLOCK:
+        tile, tile_end, row, begin, share = plan_worker(
+            worker, workers, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN, MIN_TILES
+        )
+    else:
+        tile, tile_end, row, begin, share = load_plan(plan_ptr, worker)
 
     group = tl.arange(0, GROUP_PAD)
     group_ok = group < GROUP

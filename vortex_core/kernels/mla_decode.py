@@ -15,12 +15,13 @@ from vortex_core.kernels.pages import PageList, require, shared_page_list
 from vortex_core.kernels.runtime import INTERPRETED
 from vortex_core.kernels.split import SplitWorkspace, split_workspace
 
-# Query heads a worker holds: their accumulator of 512 channels must stay in registers.
-MAX_HEADS_PER_ROW = 64
+# Query heads a worker holds: their accumulator of 512 channels must stay in registers. With 64, Hopper spills
+# and Blackwell runs out of shared memory; more heads become more rows, which read the latent again.
+MAX_HEADS_PER_ROW = 32
 
 
 def mla_rows(heads: int) -> int:
-    """Rows a request is cut into so that each holds at most 64 heads."""
+    """Rows a request is cut into so that each holds at most 32 heads."""
     rows = -(-heads // MAX_HEADS_PER_ROW)
     require(heads % rows == 0, f"{heads} heads do not divide into {rows} equal rows")
     return rows
@@ -31,9 +32,10 @@ def mla_config(heads: int, kv_dtype: torch.dtype, page_size: int) -> DecodeConfi
     if INTERPRETED:
         return DecodeConfig(16, 4, 1, 1, 1, fused_merge=False)
     group = heads // mla_rows(heads)
-    if group <= 32 and kv_dtype not in FP8_DTYPES:
-        return DecodeConfig(64, 4 if group <= 16 else 8, 3, 1, 1, fused_merge=False)
-    return DecodeConfig(32, 8, 3, 1, 1, fused_merge=False)
+    if kv_dtype in FP8_DTYPES:
+        # The converted tile feeds both products from registers and is not pipelined: shorter tiles fit.
+        return DecodeConfig(32, 8, 3, 1, 1, fused_merge=False)
+    return DecodeConfig(64, 4 if group <= 16 else 8, 3, 1, 1, fused_merge=False)
 
 
 def mla_decode_workspace(

@@ -14,7 +14,7 @@ from torch import Tensor
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
 from vortex_core.kernels.pages import PageList, require
 from vortex_core.kernels.runtime import INTERPRETED, multiprocessors, next_power_of_2, split_dim
-from vortex_core.kernels.split import SplitWorkspace, merge_kernel, plan_block, split_workspace
+from vortex_core.kernels.split import SplitWorkspace, merge_kernel, plan_block, plan_kernel, split_workspace
 
 LOG2_E = math.log2(math.e)
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -104,7 +104,7 @@ def decode_constants(
     dv0, dv1 = split_dim(dim_v)
     plan = plan_block(rows)
     # A page id a tile is cheaper than one a token, but beside the largest accumulators ptxas spills with it.
-    narrow = dim <= 192 or (value_in_key and group <= 32 and kv_dtype not in FP8_DTYPES)
+    narrow = dim <= 192 or (value_in_key and kv_dtype not in FP8_DTYPES)
     scalar_page = page_size >= block_n and narrow
     return {
         "STRIDE_K_TOKEN": stride_k_token,
@@ -241,9 +241,15 @@ def paged_decode(
         return out
     scale = dim**-0.5 if sm_scale is None else sm_scale
     ids, lens = pages.page_ids, pages.kv_lens
+    if not constants["ONE_BLOCK"]:
+        plan_kernel[(workers,)](
+            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers,
+            HEADS=heads, BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"], MIN_TILES=config.min_tiles,
+            num_warps=4,
+        )  # fmt: skip
     paged_decode_kernel[(workers,)](
         q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
-        workspace.part_out, workspace.part_lse, workspace.finished,
+        workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
         q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
         v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
         ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,

@@ -44,36 +44,67 @@ def _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS: tl.constexpr, BL
 
 
 @triton.jit
+def _find_row(tiles, passed, tile):
+    """Rows of a scan that end at or before `tile`: number in the upper half, their tiles in the lower."""
+    before = (passed + tl.cumsum(tiles, 0) <= tile) & (tiles > 0)
+    return tl.sum(tl.where(before, tiles.to(tl.int64) + (1 << 32), 0))
+
+
+@triton.jit
 def plan_worker(
     worker, workers, lens_ptr, stride_b, stride_h, rows,
-    HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    MIN_TILES: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr,
 ):  # fmt: skip
     """A worker's first and end tile, the row that holds the first, that row's first tile, and the share.
 
-    ONE_BLOCK says that all rows fit one scan of `PLAN`: then the lengths are read once.
+    All rows must fit one scan of `PLAN`; the lengths are read once.
     """
-    index = tl.arange(0, PLAN)
-    tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS, BLOCK_N)
+    tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, tl.arange(0, PLAN), HEADS, BLOCK_N)
     total = tl.sum(tiles)
-    if not ONE_BLOCK:
-        for base in range(PLAN, rows, PLAN):
-            total += tl.sum(_tiles_of(lens_ptr, stride_b, stride_h, rows, base + index, HEADS, BLOCK_N))
     share = worker_share(total, workers, MIN_TILES)
     tile = worker * share
-    # Rows that end at or before `tile`: their number and their tiles, in the halves of one 64-bit sum.
-    before = (tl.cumsum(tiles, 0) <= tile) & (tiles > 0)
-    packed = tl.sum(tl.where(before, tiles.to(tl.int64) + (1 << 32), 0))
-    if not ONE_BLOCK:
-        passed = tl.sum(tiles)
-        for base in range(PLAN, rows, PLAN):
-            tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, base + index, HEADS, BLOCK_N)
-            before = (passed + tl.cumsum(tiles, 0) <= tile) & (tiles > 0)
-            packed += tl.sum(tl.where(before, tiles.to(tl.int64) + (1 << 32), 0))
-            passed += tl.sum(tiles)
+    packed = _find_row(tiles, 0, tile)
     row = (packed >> 32).to(tl.int32)
     begin = (packed & 0xFFFFFFFF).to(tl.int32)
     return tile, tl.minimum(tile + share, total), row, begin, share
+
+
+@triton.jit(do_not_specialize=["rows", "workers", "stride_b", "stride_h"])
+def plan_kernel(
+    lens_ptr, plan_ptr, stride_b, stride_h, rows, workers,
+    HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr,
+):  # fmt: skip
+    """Grid (workers,): `plan_worker` for more rows than one scan holds, written to plan [worker, 5].
+
+    A launch of its own: scans in a loop before the attention loop keep Triton 3.7 from vectorising its loads.
+    """
+    worker = tl.program_id(0)
+    total = 0
+    for base in range(0, rows, PLAN):
+        total += tl.sum(
+            _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
+        )
+    share = worker_share(total, workers, MIN_TILES)
+    tile = worker * share
+    packed = tl.zeros([], tl.int64)
+    passed = 0
+    for base in range(0, rows, PLAN):
+        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
+        packed += _find_row(tiles, passed, tile)
+        passed += tl.sum(tiles)
+    at = plan_ptr + worker * 5
+    tl.store(at, tile)
+    tl.store(at + 1, tl.minimum(tile + share, total))
+    tl.store(at + 2, (packed >> 32).to(tl.int32))
+    tl.store(at + 3, (packed & 0xFFFFFFFF).to(tl.int32))
+    tl.store(at + 4, share)
+
+
+@triton.jit
+def load_plan(plan_ptr, worker):
+    """What `plan_kernel` wrote for a worker."""
+    at = plan_ptr + worker * 5
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4)
 
 
 @triton.jit
@@ -181,16 +212,19 @@ class SplitWorkspace:
     """Scratch of one attention launch; sized by maxima, reused by every layer and every step.
 
     part_out fp32 [2 * workers, group, dim], part_lse fp32 [2 * workers, group],
-    finished int32 [rows]: pieces done, zero between launches.
+    finished int32 [rows]: pieces done, zero between launches; plan int32 [workers, 5].
     """
 
     part_out: Tensor
     part_lse: Tensor
     finished: Tensor
+    plan: Tensor
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.part_out, self.part_lse, self.finished))
+        return sum(
+            t.numel() * t.element_size() for t in (self.part_out, self.part_lse, self.finished, self.plan)
+        )
 
     def fits(self, rows: int, workers: int, group: int, dim: int) -> bool:
         """Whether a launch of these maxima may use this workspace."""
@@ -199,6 +233,7 @@ class SplitWorkspace:
             self.part_out.numel() >= pieces * dim
             and self.part_lse.numel() >= pieces
             and self.finished.numel() >= rows
+            and self.plan.shape[0] >= workers
         )
 
 
@@ -210,6 +245,7 @@ def split_workspace_shapes(
         "part_out": ((2 * workers, group, dim), torch.float32),
         "part_lse": ((2 * workers, group), torch.float32),
         "finished": ((rows,), torch.int32),
+        "plan": ((workers, 5), torch.int32),
     }
 
 

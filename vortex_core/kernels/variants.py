@@ -1,6 +1,7 @@
 """Representative compilations of every kernel here, for the offline check.
 
-`python -m vortex_core.kernels.variants [--target sm_90a] [NAME ...]` prints one JSON report a line. Run in a process of its own: a process that interprets kernels cannot compile.
+`python -m vortex_core.kernels.variants [--target sm_90a] [NAME ...]` prints one JSON report a line. Run it in
+a process of its own: a process that interprets kernels cannot compile.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from vortex_core.kernels.budget import threshold_kernel, top_p_kernel
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
 from vortex_core.kernels.kv_write import kv_write_kernel
-from vortex_core.kernels.mla_decode import mla_config
+from vortex_core.kernels.mla_decode import mla_config, mla_rows
 from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
 from vortex_core.kernels.paged_decode import decode_config, decode_constants
 from vortex_core.kernels.select import select_plan
 from vortex_core.kernels.select_kernel import select_kernel
-from vortex_core.kernels.split import merge_kernel
+from vortex_core.kernels.split import merge_kernel, plan_kernel
 
 TRITON_TYPES: dict[torch.dtype, str] = {
     torch.bfloat16: "bf16",
@@ -87,6 +88,17 @@ _FLOATS = dict.fromkeys(
 )
 
 
+def attention_pointers(kv_dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Pointer types of `paged_decode_kernel` for bf16 queries."""
+    return {
+        **_FLOATS,
+        "q_ptr": torch.bfloat16,
+        "out_ptr": torch.bfloat16,
+        "k_ptr": kv_dtype,
+        "v_ptr": kv_dtype,
+    }
+
+
 def decode_variant(
     head_dim: int, group: int, kv_dtype: torch.dtype, page_size: int, rows: int, *, mass: bool = False
 ) -> Variant:
@@ -109,16 +121,9 @@ def decode_variant(
         has_lse=mass,
         has_page_lse=mass,
     )
-    pointers = {
-        **_FLOATS,
-        "q_ptr": torch.bfloat16,
-        "out_ptr": torch.bfloat16,
-        "k_ptr": kv_dtype,
-        "v_ptr": kv_dtype,
-    }
-    name = (
-        f"decode-d{head_dim}-g{group}-{TRITON_TYPES[kv_dtype]}-p{page_size}-r{rows}{'-mass' if mass else ''}"
-    )
+    pointers = attention_pointers(kv_dtype)
+    name = f"decode-d{head_dim}-g{group}-{TRITON_TYPES[kv_dtype]}-p{page_size}-r{rows}"
+    name += "-mass" if mass else ""
     return _variant(
         name,
         paged_decode_kernel,
@@ -133,10 +138,11 @@ def decode_variant(
 def mla_variant(heads: int, kv_dtype: torch.dtype, page_size: int) -> Variant:
     """Latent decode as `mla_decode` launches it."""
     config = mla_config(heads, kv_dtype, page_size)
+    rows = mla_rows(heads)
     constants = decode_constants(
-        heads=1,
-        kv_repeat=1,
-        group=heads,
+        heads=rows,
+        kv_repeat=rows,
+        group=heads // rows,
         page_size=page_size,
         dim=576,
         dim_v=512,
@@ -149,13 +155,7 @@ def mla_variant(heads: int, kv_dtype: torch.dtype, page_size: int) -> Variant:
         has_lse=False,
         has_page_lse=False,
     )
-    pointers = {
-        **_FLOATS,
-        "q_ptr": torch.bfloat16,
-        "out_ptr": torch.bfloat16,
-        "k_ptr": kv_dtype,
-        "v_ptr": kv_dtype,
-    }
+    pointers = attention_pointers(kv_dtype)
     return _variant(
         f"mla-g{heads}-{TRITON_TYPES[kv_dtype]}-p{page_size}",
         paged_decode_kernel,
@@ -212,6 +212,8 @@ def variants() -> Iterator[Variant]:
     merge_pointers = {**_FLOATS, "out_ptr": bf16}
     constants = {**merge, "PIECES": 32, "HAS_LSE": True}
     yield _variant("merge", merge_kernel, constants, merge_pointers, num_warps=4)
+    plan = {"HEADS": 8, "BLOCK_N": 64, "PLAN": 1024, "MIN_TILES": 1}
+    yield _variant("plan", plan_kernel, plan, {}, num_warps=4)
     mass = {"HEADS": 8, "GROUP": 4, "PAGE": 16, "BLOCK": 1024}
     yield _variant("page-mass", page_mass_kernel, mass, _FLOATS, num_warps=4)
     write = {"PAGE": 16, "DK": 128, "DK_PAD": 128, "DV": 128, "DV_PAD": 128, "HAS_V": True}
