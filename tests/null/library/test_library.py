@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,12 @@ def test_unknown_name_suggests_near_ones() -> None:
 def test_page_relaxed_flows_say_so() -> None:
     for name in ("h2o", "tova", "snapkv", "infllm", "sparq", "twilight", "kascade"):
         assert "page-relaxed" in library.load(name).doc
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_documentation_lists_every_flow_with_its_paper(name: str, root: Path) -> None:
+    page = (root / "docs" / "library.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    papers = set(re.findall(r"\d{4}\.\d{5}", row))
+    assert papers <= set(re.findall(r"\d{4}\.\d{5}", library.load(name).doc))
+    assert papers or "NeurIPS 2024" in row

@@ -8,6 +8,7 @@ model its sizes divide.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,6 +65,7 @@ def read(
     knobs = settings.knobs(done.streams)
     warnings = lint(program, canonical, knobs)
     doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:64].strip("_") or "converted"
     source = write_source(canonical, knobs, name, doc)
     return Traced(name, doc, source, program, canonical, knobs, tuple(w.to_json() for w in warnings))
 
