@@ -97,11 +97,12 @@ class Report:
 
     def markdown(self) -> str:
         versions = ", ".join(f"{k} {v}" for k, v in self.versions.items())
+        copy = f"{self.copy_bytes_per_s / 1e12:.3f} TB/s"
         lines = [
             "# Kernel benchmarks",
             "",
-            f"{self.gpu}; {versions}; best copy {self.copy_bytes_per_s / 1e12:.3f} TB/s (read + written). Medians of CUDA"
-            " graph replays. The floor is the bytes that must be read over that bandwidth.",
+            f"{self.gpu}; {versions}; best copy {copy} (read + written).",
+            "Medians of CUDA graph replays. The floor is the bytes that must be read over that bandwidth.",
         ]
         for section in dict.fromkeys(row["section"] for row in self.rows):
             rows = [row for row in self.rows if row["section"] == section]

@@ -76,18 +76,18 @@ def test_streams_through_tensor_cores_and_wide_asynchronous_copies(name: str, ta
 
 
 def test_a_spilling_kernel_is_reported() -> None:
-    """The check itself can fail: a kernel told to keep too much in registers shows its spills."""
+    """The check itself can fail: one warp for a wide head shows its spills."""
     source = (
         "import torch\n"
         "from vortex_core.kernels import variants as v\n"
         "from vortex_core.kernels.decode_kernel import paged_decode_kernel as kernel\n"
         "from vortex_core.kernels.paged_decode import DecodeConfig, decode_constants\n"
         "bf16 = torch.bfloat16\n"
-        "c = decode_constants(heads=1, kv_repeat=1, group=64, page_size=64, dim=576, dim_v=512,\n"
-        "    kv_dtype=bf16, stride_k_token=576, stride_v_token=576, config=DecodeConfig(32, 4, 3, 1), rows=32,\n"
-        "    value_in_key=True, has_lse=False, has_page_lse=False)\n"
+        "c = decode_constants(heads=1, kv_repeat=1, group=4, page_size=64, dim=256, dim_v=256,\n"
+        "    kv_dtype=bf16, stride_k_token=256, stride_v_token=256, config=DecodeConfig(16, 1, 3, 1), rows=32,\n"
+        "    value_in_key=False, has_lse=False, has_page_lse=False)\n"
         "p = v.attention_pointers(bf16)\n"
-        "r = v.compile_kernel(kernel, v.signature(kernel, c, p), c, num_warps=4)\n"
+        "r = v.compile_kernel(kernel, v.signature(kernel, c, p), c, num_warps=1)\n"
         "assert r.spills and r.stack_bytes > 100, r\n"
         "print('spills')\n"
     )

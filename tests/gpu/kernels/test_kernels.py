@@ -1,0 +1,247 @@
+"""The kernels on a GPU: real shapes and dtypes, ragged batches, and captured graphs that outlive their lengths."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.interp.kernels import inputs
+from vortex_core.kernels import (
+    KernelInputError,
+    PageList,
+    decode_config,
+    mla_config,
+    mla_decode,
+    mla_decode_workspace,
+    paged_decode,
+    paged_decode_workspace,
+    select_pages,
+    select_workspace,
+    threshold_budget,
+    top_p_budget,
+    write_kv,
+)
+from vortex_core.kernels.reference import (
+    mla_decode_reference,
+    paged_decode_reference,
+    select_reference,
+    threshold_reference,
+    top_p_reference,
+    write_kv_reference,
+)
+
+# bf16 rounds the weights once and the output once: two units of 2^-8. fp16 weights (fp8 caches) round finer,
+# the bf16 output as before.
+UNIT_BF16 = 2 * 2.0**-8
+RAGGED = [0, 1, 15, 16, 17, 63, 64, 65, 1000, 2048, 4097, 333]
+
+
+def decode(
+    case: inputs.Attention, rows: int | None = None, **options: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, q_heads, dim = case.q.shape
+    heads, page_size = case.pages.kv_heads, case.k.shape[1]
+    config = decode_config(dim, q_heads // heads, case.k.dtype, page_size, rows or batch * heads)
+    workspace = paged_decode_workspace(batch, heads, q_heads // heads, case.v.shape[3], case.q.device, config)
+    out = torch.full((batch, q_heads, case.v.shape[3]), float("nan"), dtype=case.q.dtype, device="cuda")
+    lse = torch.full((batch, q_heads), float("nan"), device="cuda")
+    paged_decode(
+        case.q, case.k, case.v, case.pages, workspace=workspace, config=config, out=out, lse=lse, **options
+    )
+    assert not workspace.finished.any()
+    return out, lse
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 5, 7, 8, 16])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
+def test_decode_ragged(group: int, dim: int) -> None:
+    case = inputs.attention(
+        RAGGED, heads=2, group=group, dim=dim, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16, device="cuda"
+    )  # fmt: skip
+    out, lse = decode(case)
+    want, want_lse, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
+    assert inputs.close(out, want, UNIT_BF16)
+    assert inputs.close(lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("layout", inputs.LAYOUTS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_decode_pages_and_layouts(page_size: int, layout: str, fused: bool) -> None:
+    case = inputs.attention(
+        RAGGED, heads=4, group=4, dim=128, page_size=page_size, dtype=torch.bfloat16, q_dtype=torch.bfloat16,
+        layout=layout, device="cuda",
+    )  # fmt: skip
+    out, lse = decode(case, rows=64 if fused else 1)
+    want, want_lse, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
+    assert inputs.close(out, want, UNIT_BF16)
+    assert inputs.close(lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float32])
+def test_decode_cache_dtypes(dtype: torch.dtype) -> None:
+    q_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    case = inputs.attention(
+        RAGGED, heads=2, group=4, dim=128, page_size=16, dtype=dtype, q_dtype=q_dtype, device="cuda"
+    )
+    out, _ = decode(case, k_scale=0.5, v_scale=2.0)
+    want, _, _ = paged_decode_reference(case.q, case.k, case.v, case.pages, k_scale=0.5, v_scale=2.0)
+    assert inputs.close(out, want, 1e-5 if dtype == torch.float32 else UNIT_BF16)
+
+
+def test_decode_page_mass() -> None:
+    case = inputs.attention(
+        RAGGED, heads=2, group=7, dim=128, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16, device="cuda"
+    )  # fmt: skip
+    rows, max_pages = len(RAGGED), case.pages.max_pages
+    mass = torch.full((rows, max_pages), float("nan"), device="cuda")
+    scratch = torch.full((rows, 7, max_pages), float("nan"), device="cuda")
+    decode(case, page_mass=mass, page_lse=scratch)
+    assert inputs.close(mass, paged_decode_reference(case.q, case.k, case.v, case.pages)[2], 1e-4)
+
+
+@pytest.mark.parametrize("rows", [1200, 8192])
+def test_decode_many_rows(rows: int) -> None:
+    lens = [(37 * i) % 50 for i in range(rows)]
+    case = inputs.attention(
+        lens, heads=8, group=2, dim=64, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16, device="cuda"
+    )  # fmt: skip
+    out, _ = decode(case)
+    some = PageList(case.pages.page_ids[-40:], case.pages.kv_lens[-40:])
+    want, _, _ = paged_decode_reference(case.q[-40:], case.k, case.v, some)
+    assert inputs.close(out[-40:], want, UNIT_BF16)
+
+
+@pytest.mark.parametrize("heads", [16, 20, 32, 64, 128])
+@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_latent_decode(heads: int, page_size: int, dtype: torch.dtype) -> None:
+    case = inputs.attention(
+        RAGGED, heads=1, group=heads, dim=576, page_size=page_size, dtype=dtype, q_dtype=torch.bfloat16, device="cuda"
+    )  # fmt: skip
+    cache, ids, n = case.k[:, :, 0], case.pages.page_ids[:, 0], case.pages.kv_lens[:, 0]
+    config = mla_config(heads, dtype, page_size)
+    workspace = mla_decode_workspace(len(RAGGED), heads, case.q.device, config)
+    lse = torch.empty(len(RAGGED), heads, device="cuda")
+    out = mla_decode(
+        case.q, cache, ids, n, workspace=workspace, config=config, sm_scale=192**-0.5, kv_scale=0.5, lse=lse
+    )
+    want, want_lse = mla_decode_reference(case.q, cache, ids, n, sm_scale=192**-0.5, kv_scale=0.5)
+    assert inputs.close(out, want, UNIT_BF16)
+    assert inputs.close(lse, want_lse, 1e-5)
+
+
+def test_a_captured_graph_replays_with_other_lengths() -> None:
+    """Lengths, pages and budgets change under a graph that was captured once, and counters survive."""
+    case = inputs.attention(
+        RAGGED, heads=2, group=4, dim=128, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16, device="cuda"
+    )  # fmt: skip
+    batch = case.q.shape[0]
+    for rows in (1, 64):  # both ways of merging
+        config = decode_config(128, 4, torch.bfloat16, 16, rows)
+        workspace = paged_decode_workspace(batch, 2, 4, 128, case.q.device, config)
+        out = torch.empty_like(case.q)
+        paged_decode(case.q, case.k, case.v, case.pages, workspace=workspace, config=config, out=out)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            paged_decode(case.q, case.k, case.v, case.pages, workspace=workspace, config=config, out=out)
+        lens = case.pages.kv_lens.clone()
+        for step in range(4):
+            case.pages.kv_lens.copy_((lens - 7 * step).clamp(min=0))
+            out.fill_(float("nan"))
+            graph.replay()
+            want, _, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
+            assert inputs.close(out, want, UNIT_BF16)
+        case.pages.kv_lens.copy_(lens)
+        assert not workspace.finished.any()
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "special"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("pages", "budget"), [(100, 7), (2048, 128), (4096, 300), (9000, 128), (70000, 600)])
+def test_selection(kind: str, dtype: torch.dtype, pages: int, budget: int) -> None:
+    case = inputs.scores(
+        [pages * 16 - 3, 0, 17 * 16, pages * 8 + 1], heads=2, page_size=16, kind=kind, dtype=dtype, device="cuda"
+    )  # fmt: skip
+    rows = 8
+    ids = torch.full((rows, budget), -7, dtype=torch.int32, device="cuda")
+    lens = torch.full((rows,), -7, dtype=torch.int32, device="cuda")
+    workspace = select_workspace(rows, case.scores.shape[1], budget, ids.device)
+    k = torch.tensor([budget], dtype=torch.int32, device="cuda")
+    for _ in range(2):  # the second launch finds the counters as the first left them
+        select_pages(
+            case.scores, case.n_tokens, k, case.table, heads=2, page_size=16, page_ids=ids, kv_lens=lens,
+            keep_first=1, keep_last=2, workspace=workspace,
+        )  # fmt: skip
+    _, want, want_lens = select_reference(
+        case.scores.cpu(), case.n_tokens.cpu(), k.cpu(), case.table.cpu(), heads=2, page_size=16, keep_first=1,
+        keep_last=2,
+    )  # fmt: skip
+    assert lens.tolist() == want_lens
+    for row in range(rows):
+        assert ids[row, : len(want[row])].tolist() == want[row]
+        assert (ids[row, len(want[row]) :] == -7).all()
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.5])
+def test_stochastic_selection_keeps_its_recall(tolerance: float) -> None:
+    case = inputs.scores([2048 * 16] * 8, heads=2, page_size=16, device="cuda")
+    ids = torch.empty(16, 128, dtype=torch.int32, device="cuda")
+    lens = torch.empty(16, dtype=torch.int32, device="cuda")
+    k = torch.tensor([128], dtype=torch.int32, device="cuda")
+    select_pages(
+        case.scores, case.n_tokens, k, case.table, heads=2, page_size=16, page_ids=ids, kv_lens=lens,
+        tolerance=tolerance, seed=5,
+    )  # fmt: skip
+    _, want, _ = select_reference(
+        case.scores.cpu(), case.n_tokens.cpu(), k.cpu(), case.table.cpu(), heads=2, page_size=16
+    )
+    for row in range(16):
+        got = set(ids[row].tolist())
+        assert len(got) == 128
+        assert len(got & set(want[row])) >= math.ceil((1 - tolerance) * 128)
+
+
+def test_score_dependent_budgets() -> None:
+    case = inputs.scores([2048 * 16 - 5, 900], heads=2, page_size=16, device="cuda")
+    budget = torch.empty(4, dtype=torch.int32, device="cuda")
+    host = case.scores.cpu().double().exp()
+    for mass in (0.3, 0.9):
+        top_p_budget(
+            case.scores, case.n_tokens, torch.tensor([mass], device="cuda"), heads=2, page_size=16, budget=budget
+        )  # fmt: skip
+        for row, n in enumerate([2048, 2048, 57, 57]):
+            wanted = {top_p_reference(host[row], n, mass * e, 0, 1) for e in (1 - 1e-5, 1, 1 + 1e-5)}
+            assert min(wanted) <= int(budget[row]) <= max(wanted)
+    threshold_budget(
+        case.scores, case.n_tokens, torch.tensor([0.5], device="cuda"), heads=2, page_size=16, budget=budget
+    )
+    for row, n in enumerate([2048, 2048, 57, 57]):
+        assert int(budget[row]) == threshold_reference(case.scores[row].cpu(), n, 0.5, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("tokens", [5, 3000])
+def test_write_rounds_and_saturates_as_torch(dtype: torch.dtype, tokens: int) -> None:
+    torch.manual_seed(0)
+    k = torch.randn(tokens, 4, 128, device="cuda", dtype=torch.bfloat16) * 300
+    v = torch.randn(tokens, 4, 96, device="cuda", dtype=torch.bfloat16)
+    pages = tokens // 16 + 3
+    k_cache = torch.randn(pages, 16, 4, 128, device="cuda").to(dtype)
+    v_cache = torch.randn(pages, 4, 16, 96, device="cuda").to(dtype).transpose(1, 2)
+    slots = torch.randperm(pages * 16, device="cuda")[:tokens].to(torch.int32)
+    slots[1] = -1
+    want_k = write_kv_reference(k_cache.cpu(), k.cpu(), slots.cpu(), 0.5)
+    want_v = write_kv_reference(v_cache.cpu(), v.cpu(), slots.cpu(), 2.0)
+    write_kv(k, v, k_cache, v_cache, slots, k_scale=0.5, v_scale=2.0)
+    assert torch.equal(k_cache.cpu().float(), want_k.float())
+    assert torch.equal(v_cache.cpu().float(), want_v.float())
+
+
+def test_wrong_devices_do_not_launch() -> None:
+    case = inputs.attention([20], heads=1, group=2, dim=64, page_size=16, dtype=torch.bfloat16, device="cuda")
+    with pytest.raises(KernelInputError):
+        decode(inputs.Attention(case.q[..., :32], case.k, case.v, case.pages))
