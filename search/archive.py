@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-import moocore
-import numpy as np
-
 from evaluators.results import Metric
 from search.config import Gate, Objective
 from search.events import Purpose
@@ -109,6 +106,9 @@ def pareto_layers(points: Sequence[tuple[float, float]]) -> list[int]:
     """Layer of each point when both coordinates are raised: 0 is the front, 1 the front without it, ..."""
     if not points:
         return []
+    import moocore
+    import numpy as np
+
     return [int(layer) for layer in moocore.pareto_rank(-np.asarray(points, dtype=float))]
 
 
@@ -117,6 +117,9 @@ def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, f
     worth = [p for p in points if p[0] > reference[0] and p[1] > reference[1]]
     if not worth:
         return 0.0
+    import moocore
+    import numpy as np
+
     return float(
         moocore.hypervolume(-np.asarray(worth, dtype=float), ref=-np.asarray(reference, dtype=float))
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from evaluators import stats
 from evaluators.results import Metric
 from search.archive import Archive
 from search.config import Objective
@@ -61,6 +60,8 @@ def common_items(ours: Candidate, theirs: Candidate, purpose: Purpose) -> tuple[
 
 def accuracy_difference(left: list[float], right: list[float]) -> Metric:
     """Mean difference of paired outcomes with its interval. Both lists must not be empty."""
+    from evaluators import stats  # scipy takes a second
+
     if set(left) | set(right) <= {0.0, 1.0}:
         found = stats.paired_difference(left, right)
     else:

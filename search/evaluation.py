@@ -7,7 +7,6 @@ from collections.abc import Callable
 from evaluators.items import FRESH_SEEDS
 from evaluators.plan import load_plan
 from evaluators.results import Candidate, StageResult
-from evaluators.stages import FRESH, HOLDOUT, SEARCH, STAGES
 from search.errors import bad_value
 from search.events import Purpose
 from vortex_core.flow.trace import Traced
@@ -17,6 +16,8 @@ _OFFSETS: dict[Purpose, int] = {"search": 0, "fresh": FRESH_SEEDS, "holdout": 2 
 
 def stage_table() -> dict[Purpose, list[tuple[str, bool]]]:
     """For each purpose its stages in order, each with whether it needs the engine."""
+    from evaluators.stages import FRESH, HOLDOUT, SEARCH, STAGES  # torch, which reading a run never needs
+
     named: dict[Purpose, tuple[str, ...]] = {"search": SEARCH, "fresh": FRESH, "holdout": HOLDOUT}
     return {
         purpose: [(name, STAGES[name].needs == "engine") for name in names]

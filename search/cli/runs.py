@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -17,10 +17,12 @@ from search.cli.console import Json, emit, err, out
 from search.config import CampaignConfig
 from search.errors import no_such_rank
 from search.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
-from search.session import Options, resolve, run_campaign
 from search.state import CampaignState, Candidate
 from search.tables import leaderboard as leaderboard_table
 from search.tables import metric
+
+if TYPE_CHECKING:
+    from search.session import Options
 
 RunName = Annotated[str, typer.Argument(help="Name of a run, as listed in runs/.")]
 
@@ -55,6 +57,7 @@ def _opened(name: str) -> Iterator[_Opened]:
 def run_and_conclude(options: Options, *, as_json: bool) -> None:
     """Run a campaign, then write report and winner and print the leaderboard."""
     from search.progress import Progress
+    from search.session import resolve, run_campaign
 
     name = options.run_name(resolve(options))
     try:
