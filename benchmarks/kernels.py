@@ -346,8 +346,10 @@ def main() -> None:
         raise SystemExit("no CUDA device: these benchmarks time kernels on a GPU")
     torch.manual_seed(0)
     report = Report(torch.cuda.get_device_name(), dict(versions()), copy_bandwidth())
-    for name in options.section.split(","):
-        SECTIONS[name](report, options.quick)
+    try:
+        for name in options.section.split(","):
+            SECTIONS[name](report, options.quick)
+    finally:  # an interrupted run keeps the rows it has
         report.write(options.out, "kernels")
     print(report.markdown())
 

@@ -31,6 +31,17 @@ def load_rows(
     return tl.load(rows[:, None] + channel[None, :], mask=mask, other=0.0)
 
 
+@triton.jit
+def load_page_ids(ids, tile, token, kv_len, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The physical page of every token of a tile; 0 past the end of the list."""
+    position = tile * BLOCK_N + token
+    if PAGE <= BLOCK_N:
+        index = tile * (BLOCK_N // PAGE) + token // PAGE
+    else:
+        index = position // PAGE
+    return tl.load(ids + index, mask=position < kv_len, other=0)
+
+
 # Not specialised on: batch sizes and list strides vary between captured graphs, one binary serves them all.
 @triton.jit(
     do_not_specialize=[
@@ -108,8 +119,7 @@ def paged_decode_kernel(
         if SCALAR_PAGE:
             page = tl.load(ids_base + (first * BLOCK_N) // PAGE, mask=kv_len > 0, other=0)
         else:
-            ahead = first * BLOCK_N + token
-            page = tl.load(ids_base + ahead // PAGE, mask=ahead < kv_len, other=0)
+            page = load_page_ids(ids_base, first, token, kv_len, PAGE, BLOCK_N)
         for t in range(first, last):
             position = t * BLOCK_N + token
             ok = position < kv_len
@@ -163,8 +173,7 @@ def paged_decode_kernel(
                     ids_base + ((t + 1) * BLOCK_N) // PAGE, mask=(t + 1) * BLOCK_N < kv_len, other=0
                 )
             else:
-                ahead = position + BLOCK_N
-                page = tl.load(ids_base + ahead // PAGE, mask=ahead < kv_len, other=0)
+                page = load_page_ids(ids_base, t + 1, token, kv_len, PAGE, BLOCK_N)
 
         seen = weight_sum > 0
         norm = tl.where(seen, v_scale / weight_sum, 0.0)

@@ -51,7 +51,8 @@ def decode_config(
     # bandwidth of HBM; wider heads take shorter tiles, for registers as much as for shared memory.
     block_n = 64 if head_dim * element <= 256 and head_dim <= 192 and group <= 16 else 32
     # A row cut over many workers merges faster with a block a head than in its last worker.
-    return DecodeConfig(block_n, 4, 3, 2, 1, fused_merge=rows >= 32)
+    # fp8 tiles are half as large: three blocks keep as many bytes in flight.
+    return DecodeConfig(block_n, 4, 3, 3 if element == 1 else 2, 1, fused_merge=rows >= 32)
 
 
 def decode_workers(device: torch.device, config: DecodeConfig) -> int:
