@@ -39,7 +39,7 @@ def graft(s: Subject, other: Flow) -> bool:
         return False
     site, fits = s.rng.choice(sites)
     donor = s.rng.choice(fits)
-    return s.replace(site, Grown(donor, dict(other.updates), ""), f"a {role(site)} from the other")
+    return s.put(site, Grown(donor, dict(other.updates), ""), f"a {role(site)} from the other")
 
 
 def combine(s: Subject, other: Flow) -> bool:
@@ -49,7 +49,7 @@ def combine(s: Subject, other: Flow) -> bool:
         return False
     donor = _to_heads_of(site, donor)
     grown = s.grow(lambda g: g.combine(site, donor))
-    return s.replace(site, Grown(grown.term, dict(other.updates), grown.what), "the other's score {}")
+    return s.put(site, Grown(grown.term, dict(other.updates), grown.what), "the other's score {}")
 
 
 def unite(s: Subject, other: Flow) -> bool:
@@ -64,7 +64,7 @@ def unite(s: Subject, other: Flow) -> bool:
     first = make("topk", *one.args, **{**one.attr, "fraction": share})
     second = make("topk", donor, fraction=1.0 - share)
     united = Grown(make("union", first, second), dict(other.updates), "")
-    return s.replace(one, united, "pages of both scores")
+    return s.put(one, united, "pages of both scores")
 
 
 def take_selection(s: Subject, other: Flow) -> bool:
@@ -73,7 +73,7 @@ def take_selection(s: Subject, other: Flow) -> bool:
     if "union" in (one.op, two.op) or not one.args or not two.args:
         return False
     attrs = {k: v for k, v in two.attr.items() if k != "share" or not one.args[0].has("head")}
-    return s.replace(one, Grown(make(two.op, *one.args, **attrs), {}, ""), "the other's selection")
+    return s.put(one, Grown(make(two.op, *one.args, **attrs), {}, ""), "the other's selection")
 
 
 MOVES: dict[Callable[[Subject, Flow], bool], float] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,15 @@ from vortex_core.ir.types import Dims, Extent, Type
 from vortex_core.ir.verify import verify
 
 MAX_DIMS = 4
+MAX_NUMBERS = 1 << 21  # of one value per page; half of what the language allows
 _CUT = {"D": 8, "S": 4, "R": 8}  # by what a symbol may be divided: such extents are whole in every real model
+_WIDEST = {
+    "D": 1024,
+    "R": 1024,
+    "N": 1024,
+    "S": 128,
+    "G": 64,
+}  # in any model; the language bounds values by these
 _FREE_NAMES = ("row", "x", "y")
 _JUMPY = frozenset({"floor", "sign", "lt", "le", "eq", "largest"})
 _UNSUPPLIED = frozenset({"param"})  # needs values beside the program, so the program alone cannot run
@@ -347,6 +356,6 @@ def _divides(extent: Extent, parts: int) -> bool:
 def _joins(known: dict[str, Extent], dims: Dims) -> bool:
     if any(known.get(n, e) != e for n, e in dims):
         return False
-    names = known.keys() | {n for n, _ in dims}
-    wide = {n for n, e in [*known.items(), *dims] if e.symbol == "D"}
-    return len(names) <= MAX_DIMS and len(wide) <= 2
+    together = {**known, **dict(dims)}
+    numbers = math.prod(e.factor * _WIDEST.get(e.symbol, 1) for e in together.values())
+    return len(together) <= MAX_DIMS and numbers <= MAX_NUMBERS

@@ -24,7 +24,7 @@ from vortex_core.ir.opset import OPS
 
 Rng = random.Random
 
-_SMALLER_DTYPE = {"fp32": "bf16", "bf16": "fp8_e4m3", "fp16": "fp8_e4m3", "fp8_e5m2": "int8"}
+_SMALLER_DTYPE = {"fp32": "bf16", "bf16": "fp8_e4m3", "fp16": "fp8_e4m3", "fp8_e5m2": "int8", "int8": "int4"}
 _VECTOR_DTYPES = ("bf16", "fp8_e4m3", "int8", "int4", "bits")
 _SCALAR_DTYPES = ("fp32", "bf16", "fp16", "fp8_e4m3")
 
@@ -66,8 +66,8 @@ class Subject:
         self.done.append(what)
         return True
 
-    def replace(self, site: Term, grown: Grown, what: str = "{}") -> bool:
-        """Put a grown term in the place of `site`."""
+    def put(self, site: Term, grown: Grown, what: str = "{}") -> bool:
+        """Put a grown term in the place of `site`; `{}` in `what` stands for what was grown."""
         return self.change(self.flow.swap({site.key: grown.term}, grown.updates), what.format(grown.what))
 
     def grow(self, make_term: Callable[[Growth], Term]) -> Grown:
@@ -96,7 +96,7 @@ def replace_term(s: Subject) -> bool:
     if site is None:
         return False
     grown = _like(s, site)
-    return grown is not None and s.replace(site, grown, f"a {role(site)} replaced by {{}}")
+    return grown is not None and s.put(site, grown, f"a {role(site)} replaced by {{}}")
 
 
 def vary_term(s: Subject) -> bool:
@@ -105,7 +105,7 @@ def vary_term(s: Subject) -> bool:
     if site is None:
         return False
     new, what = variation(s.rng, site)
-    return s.replace(site, Grown(new, {}, what))
+    return s.put(site, Grown(new, {}, what))
 
 
 def swap_operator(s: Subject) -> bool:
@@ -219,7 +219,7 @@ def add_signal(s: Subject) -> bool:
     if site is None:
         return False
     grown = s.grow(lambda g: g.combine(site, g.score(site.has("head"), depth=1)))
-    return s.replace(site, grown, "score combined with {}")
+    return s.put(site, grown, "score combined with {}")
 
 
 def add_state_across_steps(s: Subject) -> bool:
@@ -227,7 +227,7 @@ def add_state_across_steps(s: Subject) -> bool:
     site = _score(s)
     if site is None or site.has("head"):
         return False
-    return s.replace(site, s.grow(lambda g: g.carry(site) if g.rng.random() < 0.7 else g.feedback(site)))
+    return s.put(site, s.grow(lambda g: g.carry(site) if g.rng.random() < 0.7 else g.feedback(site)))
 
 
 def unite(s: Subject) -> bool:
@@ -240,7 +240,7 @@ def unite(s: Subject) -> bool:
     first = make("topk", top.args[0], **{**top.attr, "fraction": share})
     second = make("topk", other.term, fraction=1.0 - share)
     united = Grown(make("union", first, second), other.updates, other.what)
-    return s.replace(top, united, "united with a stream by {}")
+    return s.put(top, united, "united with a stream by {}")
 
 
 def drop_stream(s: Subject) -> bool:

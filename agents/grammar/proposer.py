@@ -9,7 +9,7 @@ from typing import Any
 from agents.base import Parent, Proposal, ProposalRequest
 from agents.errors import ProposerError
 from agents.grammar.crossover import cross
-from agents.grammar.mutation import Subject, change_a_knob, mutate
+from agents.grammar.mutation import Subject, mutate
 from agents.grammar.settings import random_knobs
 from agents.grammar.signals import Growth
 from agents.grammar.term import from_program, to_program
@@ -24,6 +24,12 @@ from vortex_core.ir.verify import verify
 
 _DEFAULT_LAYERS = 32
 _IDEA_LENGTH = 240
+_TOO_LARGE = ("VF008", "VF026")  # more operations, or more numbers in one value, than the language allows
+_SHARES = (
+    0.5,
+    0.75,
+    1.0,
+)  # of the largest size, drawn for each draft: small programs are faster and likelier
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,11 @@ class _Source:
         return cls(program, knobs, parent.ir_hash, parent.name or parent.ir_hash)
 
     @property
-    def fixed(self) -> bool:
-        """Whether only its knobs can be changed: learned values belong to the expressions around them."""
-        return any(n.op == "param" for n in (*self.program.cache.nodes, *self.program.index.nodes))
+    def variable(self) -> bool:
+        """Whether there is something to vary. Dense attention has nothing, and learned values are only good for
+        the expressions they were learned in."""
+        nodes = (*self.program.cache.nodes, *self.program.index.nodes)
+        return not self.program.selects_everything and all(n.op != "param" for n in nodes)
 
 
 class GrammarProposer:
@@ -117,23 +125,21 @@ class GrammarProposer:
         """
         rng = random.Random(f"{request.kind}/{request.seed}")
         sources = [_Source.read(p) for p in request.parents]
-        parents = {s.ir_hash for s in sources}
-        limit = max([self.max_nodes, *(size(s.program) for s in sources)])
+        parents = {(s.ir_hash, s.knobs) for s in sources}
+        largest = max((size(s.program) for s in sources), default=0)
         most = max([self.max_states, *(len(s.program.states) for s in sources)])
         for attempt in range(self.tries):
             # What cannot be varied any further is left alone in the end: a fresh program is always new.
+            limit = max(rng.choice(_SHARES) * self.max_nodes, largest)
             grow = attempt >= self.tries // 2 or not sources
             draft = _grown(rng, request.model) if grow else _varied(rng, request.model, sources)
-            if draft is None or size(draft.written) > 2 * limit:  # told before canonicalising, which costs
+            if draft is None or size(draft.written) > limit:  # told before canonicalising, which costs
                 continue
             if size(draft.program) > limit or len(draft.program.states) > most:
                 continue
             ir_hash = draft.written.ir_hash
-            if ir_hash in request.ledger or any(
-                (ir_hash, draft.knobs) == (s.ir_hash, s.knobs) for s in sources
-            ):
-                continue
-            if ir_hash in parents or sensible(draft):
+            known = ir_hash in request.ledger or (ir_hash, draft.knobs) in parents
+            if not known and (ir_hash in {h for h, _ in parents} or sensible(draft)):
                 return draft
         raise ProposerError("VA023", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
 
@@ -145,25 +151,27 @@ def _grown(rng: random.Random, model: dict[str, Any]) -> Draft:
 
 
 def _varied(rng: random.Random, model: dict[str, Any], sources: list[_Source]) -> Draft | None:
-    first = sources[0]
-    if first.program.selects_everything:
+    """A change to the first of the sources that can be varied, or what it becomes with the second."""
+    sources = [s for s in sources if s.variable]
+    if not sources:
         return _grown(rng, model)
-    subject = Subject(
-        from_program(first.program), first.knobs, rng, _layers(model), model.get("mla") is not None
-    )
-    if first.fixed:
-        change_a_knob(subject)
-        return Draft(first.program, subject.knobs, _line(f"{first.name}: {', '.join(subject.done)}"))
-    if len(sources) > 1 and not (sources[1].fixed or sources[1].program.selects_everything):
-        cross(subject, from_program(sources[1].program), sources[1].knobs)
-        what = f"{first.name} x {sources[1].name}"
+    first, *others = sources
+    mla = model.get("mla") is not None
+    subject = Subject(from_program(first.program), first.knobs, rng, _layers(model), mla)
+    if others:
+        cross(subject, from_program(others[0].program), others[0].knobs)
     else:
         mutate(subject)
-        what = first.name
     if not subject.done:
         return None
-    program = to_program(subject.flow)
-    return Draft(program, subject.knobs, _line(f"{what}: {', '.join(subject.done)}"))
+    names = " x ".join(s.name for s in sources)
+    try:
+        program = to_program(subject.flow)
+    except VortexError as error:
+        if error.code in _TOO_LARGE:
+            return None
+        raise
+    return Draft(program, subject.knobs, _line(f"{names}: {', '.join(subject.done)}"))
 
 
 def _layers(model: dict[str, Any]) -> int:

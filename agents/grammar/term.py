@@ -255,7 +255,11 @@ def _follow(t: Term, args: tuple[Term, ...]) -> Term:
 
 
 def to_program(flow: Flow) -> Program:
-    """The program, not canonical."""
+    """The program, not canonical.
+
+    Raises:
+        VortexError: `VF008` or `VF026` if it is larger than the language allows.
+    """
     flow = flow.pruned()
     states = flow.states()
     names = {s.key: f"s{n}" for n, s in enumerate(states)}

@@ -21,7 +21,7 @@ SWAPS: Mapping[str, tuple[str, ...]] = {
     "minimum": ("maximum", "add"),
     "add": ("maximum", "sub", "mul"),
     "sub": ("add", "maximum"),
-    "mul": ("add", "maximum"),
+    "mul": ("add", "minimum"),
     "exp": ("sigmoid", "tanh", "abs"),
     "tanh": ("sigmoid", "abs", "sign"),
     "sigmoid": ("tanh", "abs"),

@@ -193,6 +193,37 @@ def test_a_dense_parent_has_sparse_children() -> None:
         assert not found.program.selects_everything
 
 
+LEARNED = """
+from vortex_core import ops, vFlow
+
+
+class Learned(vFlow):
+    params = {"w": [1.0, 2.0, 3.0]}
+
+    def create_cache(self, page):
+        return {"mean": page.state(dim=page.head_dim)}
+
+    def forward_cache(self, page):
+        return {"mean": page.k.mean("token")}
+
+    def forward_indexer(self, q, cache):
+        score = (q * cache["mean"]).sum("dim").max("head")
+        return ops.topk((score * ops.param("w", rank=3)).max("rank"))
+"""
+
+
+def test_learned_values_are_not_carried_into_other_programs() -> None:
+    learned, quest = parent(run(LEARNED, "learned.py")), parent(library.load("quest"))
+    for seed in range(6):
+        for kind, parents in (
+            ("mutate", (learned,)),
+            ("crossover", (learned, quest)),
+            ("crossover", (quest, learned)),
+        ):
+            found = traced_proposal(ProposalRequest(kind, seed, parents, model=MODEL))
+            assert all(n.op != "param" for n in (*found.program.cache.nodes, *found.program.index.nodes))
+
+
 def test_unrotated_channels_are_read_only_where_the_model_has_them() -> None:
     def groups(model: dict[str, object]) -> set[str]:
         requests = [ProposalRequest("seed", seed, model=model) for seed in range(80)]
