@@ -17,7 +17,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import Graph, Node, Program
-from vortex_core.ir.types import Extent
+from vortex_core.ir.types import PARAM_AXES, Extent
 
 Names = tuple[str, ...]
 
@@ -40,6 +40,8 @@ def check_shapes(program: Program, geometry: Geometry, page_size: int) -> None:
         VortexError: `VF013` or `VF064` at the first that does not fit, with the author's line where known.
     """
     sizes = symbol_sizes(geometry, page_size)
+    for param in program.params:
+        param.check_model(sizes, geometry.layers, geometry.kv_heads)
     for state in program.states:
         for _, extent in state.dims:
             extent.resolve(sizes)
@@ -65,6 +67,20 @@ def check_shapes(program: Program, geometry: Geometry, page_size: int) -> None:
             except VortexError as error:
                 error.location = error.location or node.location
                 raise
+
+
+def param_values(program: Program, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Learned values by source name, `[layer, kv_head, *dims]`, with size 1 where they do not differ."""
+    found = {}
+    for p in program.params:
+        names = [n for n, _ in p.axes]
+        x = torch.tensor(p.values.numbers, dtype=dtype, device=device).view(p.values.shape)
+        target = [n for n in PARAM_AXES if n in names] + [n for n, _ in p.dims]
+        x = x.permute([names.index(n) for n in target])
+        if "layer" not in names:
+            x = x.unsqueeze(0)
+        found[f"param:{p.name}"] = x if "kv_head" in names else x.unsqueeze(1)
+    return found
 
 
 def channel_range(node: Node, geometry: Geometry) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from vortex_core.compiler.evaluate import Evaluator, check_shapes, symbol_sizes
+from vortex_core.compiler.evaluate import Evaluator, check_shapes, param_values, symbol_sizes
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.torch_backend import value_rows
@@ -28,6 +28,12 @@ class OracleFlow:
         self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=False)
         self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=False)
 
+        self._params = param_values(program, torch.device("cpu"), self.dtype)
+
+    def _learned(self, layer: int, h: int) -> dict[str, torch.Tensor]:
+        """Learned values of one layer and kv head, `[*dims]`."""
+        return {n: x[layer if len(x) > 1 else 0][h if x.shape[1] > 1 else 0] for n, x in self._params.items()}
+
     def new_states(self, pages: int, device: torch.device) -> TorchStates:
         """States of one layer: the declared storage dtypes, because rounding them is part of the
         definition."""
@@ -40,7 +46,9 @@ class OracleFlow:
         for page in pages.tolist():
             v = value_rows(kv, torch.tensor([page]), self.geometry, self.dtype)
             for h in range(self.geometry.kv_heads):
-                values = self._cache.run({"k": kv.k[h, page].to(self.dtype), "v": v[h, 0]})
+                values = self._cache.run(
+                    {"k": kv.k[h, page].to(self.dtype), "v": v[h, 0], **self._learned(layer, h)}
+                )
                 for name, i in self.program.cache.writes:
                     field = states.fields[name]
                     field.write(slice(h, h + 1), slice_of(page), values[i].expand(1, 1, *field.shape))
@@ -56,7 +64,7 @@ class OracleFlow:
         assert isinstance(states, TorchStates)
         rows: list[list[list[int]]] = []
         for b in range(len(q)):
-            rows.append(self._sequence(q[b], states, view, b))
+            rows.append(self._sequence(q[b], states, view, b, layer))
         heads = len(rows[0])
         counts = torch.tensor([[len(pages) for pages in row] for row in rows])
         ids = torch.zeros(len(q), heads, int(counts.max()), dtype=torch.int64)
@@ -80,12 +88,14 @@ class OracleFlow:
                 for n in range(int(selected.counts[b, row])):
                     states.mass[hq // group, selected.page_ids[b, row, n], hq % group] = mass[b, hq, n]
 
-    def scores(self, q: torch.Tensor, states: StateStore, view: BatchView, b: int) -> dict[int, torch.Tensor]:
+    def scores(
+        self, q: torch.Tensor, states: StateStore, view: BatchView, b: int, layer: int = 0
+    ) -> dict[int, torch.Tensor]:
         """Score values of sequence `b` by node number, `[kv_head, page(, head)]` in fp64. Reads only."""
         assert isinstance(states, TorchStates)
         found: dict[int, list[torch.Tensor]] = {}
         for h in range(self.geometry.kv_heads):
-            for i, value in self._head(q[b], states, view, b, h).items():
+            for i, value in self._head(q[b], states, view, b, h, layer).items():
                 found.setdefault(i, []).append(value)
         wanted = {n.inputs[0] for n in self.program.index.nodes if n.type.kind == "selection" and n.inputs}
         return {
@@ -95,7 +105,7 @@ class OracleFlow:
         }
 
     def _head(
-        self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int, h: int
+        self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int, h: int, layer: int
     ) -> dict[int, torch.Tensor]:
         length = int(view.lengths[b])
         complete = length // self.knobs.page_size
@@ -106,6 +116,7 @@ class OracleFlow:
             "position": torch.arange(complete, dtype=self.dtype),
             "pages": torch.tensor(float(complete), dtype=self.dtype),
             "length": torch.tensor(float(length), dtype=self.dtype),
+            **self._learned(layer, h),
         }
         for name, field in states.fields.items():
             sources[f"load:{name}"] = field.read(h, pages, self.dtype)
@@ -113,14 +124,16 @@ class OracleFlow:
             sources["mass"] = states.mass[h, pages].to(self.dtype)
         return self._index.run(sources)
 
-    def _sequence(self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int) -> list[list[int]]:
+    def _sequence(
+        self, q: torch.Tensor, states: TorchStates, view: BatchView, b: int, layer: int
+    ) -> list[list[int]]:
         size, group = self.knobs.page_size, self.geometry.group
         length = int(view.lengths[b])
         complete, total = length // size, -(-length // size)
         forced = {p for p in range(total) if p < self.knobs.keep_first or p >= total - self.knobs.keep_last}
         per_head: list[dict[int, torch.Tensor]] = []
         if complete:
-            per_head = [self._head(q, states, view, b, h) for h in range(self.geometry.kv_heads)]
+            per_head = [self._head(q, states, view, b, h, layer) for h in range(self.geometry.kv_heads)]
         graph = self.program.index
 
         def score_rows(i: int, share: str | None) -> list[list[float]]:

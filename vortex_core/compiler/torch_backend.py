@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, symbol_sizes
+from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, param_values, symbol_sizes
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
 from vortex_core.compiler.selection import evaluate_selection, page_list
 from vortex_core.compiler.states import TorchStates
@@ -29,6 +29,7 @@ class TorchFlow:
         self._scores = sorted(
             {n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1}
         )
+        self._params: dict[torch.device, dict[str, torch.Tensor]] = {}
         self._needs_pages = bool(self._scores or program.index.writes)
 
     def new_states(self, pages: int, device: torch.device) -> TorchStates:
@@ -41,7 +42,7 @@ class TorchFlow:
         assert isinstance(states, TorchStates)
         if not len(pages) or not (states.fields or states.mass is not None):
             return
-        sources = {}
+        sources = {n: x.unsqueeze(1) for n, x in self._of_layer(layer, kv.k.device).items()}
         used = {n.op for n in self.program.cache.nodes}
         if "k" in used:
             sources["k"] = kv.k[:, pages].to(self.dtype)
@@ -52,7 +53,7 @@ class TorchFlow:
             field = states.fields[name]
             target = (self.geometry.kv_heads, len(pages), *field.shape)
             field.write(slice(None), pages, values[i].expand(target))
-        for name, field in states.fields.items():
+        for field in states.fields.values():
             if field.decl.carried:
                 start = torch.full((self.geometry.kv_heads, len(pages), *field.shape), field.decl.init)
                 field.write(slice(None), pages, start.to(field.data.device))
@@ -68,7 +69,9 @@ class TorchFlow:
         values: dict[int, torch.Tensor] = {}
         if self._needs_pages and width:
             valid = (torch.arange(width, device=q.device) < complete.unsqueeze(1)).unsqueeze(1)
-            values = self._index.run(self._sources(q, states, view, complete, width), valid)
+            sources = self._sources(q, states, view, complete, width)
+            sources |= {n: x.unsqueeze(0) for n, x in self._of_layer(layer, q.device).items()}
+            values = self._index.run(sources, valid)
             self._write(states, values, view, valid, width)
             for i in self._scores:  # a score that is the same for every row was computed once
                 shape = (width, g.group) if self._per_head(i) else (width,)
@@ -89,6 +92,14 @@ class TorchFlow:
                     row = h if selected.heads == g.kv_heads else h * g.group + j
                     count = int(selected.counts[b, row])
                     states.mass[h, selected.page_ids[b, row, :count], j] = mass[b, h * g.group + j, :count]
+
+    def _of_layer(self, layer: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """Learned values of one layer, `[kv_head, *dims]`."""
+        if not self.program.params:
+            return {}
+        if device not in self._params:
+            self._params[device] = param_values(self.program, device, self.dtype)
+        return {n: x[layer if len(x) > 1 else 0] for n, x in self._params[device].items()}
 
     def _sources(
         self, q: torch.Tensor, states: TorchStates, view: BatchView, complete: torch.Tensor, width: int

@@ -13,7 +13,7 @@ from vortex_core.ir import mistakes
 MAX_CHARACTERS = 100_000
 MODULES = {
     "vortex_core": {"vFlow", "vTensor", "ops", "register", "Knobs", "Page", "Selection"},
-    "vortex_core.flow": {"vFlow", "vTensor", "ops", "register", "Knobs", "Page", "Selection"},
+    "vortex_core.flow": {"vFlow", "vTensor", "ops", "register", "Knobs", "Page", "Selection", "Cache"},
     "math": None,
     "__future__": {"annotations"},
 }
@@ -59,10 +59,22 @@ _REFUSED: dict[type[ast.AST], str] = {
     ast.NamedExpr: ":=",
     ast.Match: "match",
 }
-_NAMES = {
-    "exec", "eval", "compile", "open", "input", "globals", "locals", "vars", "dir", "getattr", "setattr", "delattr",
-    "type", "object", "memoryview", "breakpoint", "help", "exit", "quit", "id", "hash", "callable",
-}  # fmt: skip
+_NAMES = frozenset({
+    "exec", "eval", "compile", "open", "input", "globals", "locals", "vars", "dir", "getattr", "setattr",
+    "delattr", "type", "object", "memoryview", "breakpoint", "help", "exit", "quit", "id", "hash", "callable",
+})  # fmt: skip
+# Ways from a generator or an error to a frame, and from a frame to everything; str.format reads attributes.
+_ATTRIBUTES = frozenset({
+    "gi_frame", "gi_code", "gi_yieldfrom", "cr_frame", "cr_code", "ag_frame", "ag_code", "f_back", "f_builtins",
+    "f_code", "f_globals", "f_locals", "tb_frame", "tb_next", "with_traceback", "mro", "format", "format_map",
+})  # fmt: skip
+_BUILTINS = (
+    "abs", "all", "any", "bool", "dict", "divmod", "enumerate", "filter", "float", "frozenset", "int",
+    "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "next", "pow", "print", "property",
+    "range", "repr", "reversed", "round", "set", "slice", "sorted", "staticmethod", "classmethod", "str", "sum",
+    "super", "tuple", "zip", "ArithmeticError", "AssertionError", "Exception", "IndexError", "KeyError",
+    "NotImplementedError", "RuntimeError", "TypeError", "ValueError", "ZeroDivisionError", "__build_class__",
+)  # fmt: skip
 
 
 def parse(source: str, file: str, rules: Rules = FLOW) -> ast.Module:
@@ -74,10 +86,9 @@ def parse(source: str, file: str, rules: Rules = FLOW) -> ast.Module:
     """
     if len(source) > MAX_CHARACTERS:
         raise mistakes.TOO_LARGE.error(count=len(source), what="characters", limit=MAX_CHARACTERS)
-    lines = source.splitlines()
 
     def at(line: int) -> Location:
-        return Location(file, line, lines[line - 1].strip()[:200] if 1 <= line <= len(lines) else "")
+        return line_of(source, file, line)
 
     try:
         tree = ast.parse(source, file)
@@ -89,6 +100,12 @@ def parse(source: str, file: str, rules: Rules = FLOW) -> ast.Module:
         if (what := _refused(node, rules)) is not None:
             raise mistakes.FORBIDDEN.error(at(getattr(node, "lineno", 1)), what=what)
     return tree
+
+
+def line_of(source: str, file: str, line: int) -> Location:
+    """A line as Python counts them: only newlines end one."""
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return Location(file, line, lines[line - 1].strip()[:200] if 1 <= line <= len(lines) else "")
 
 
 def _refused(node: ast.AST, rules: Rules) -> str | None:
@@ -107,15 +124,13 @@ def _refused(node: ast.AST, rules: Rules) -> str | None:
                 hidden = alias.name.startswith("_") and not (rules.private and alias.name == "_REGISTRY")
                 if alias.name == "*" or hidden:
                     return f"import of {module}.{alias.name}"
-        case ast.Attribute(
-            attr="__init__", value=ast.Call(func=ast.Name(id="super"), args=[], keywords=[])
-        ) if rules.private:
+        case ast.Attribute(attr="__init__", value=ast.Call(func=ast.Name(id="super"), args=[], keywords=[])):
             return None
         case ast.Attribute(attr=attr, value=ast.Name(id="self")) if rules.private and not attr.startswith(
             "__"
         ):
             return None
-        case ast.Attribute(attr=attr) if attr.startswith("_"):
+        case ast.Attribute(attr=attr) if attr.startswith("_") or attr in _ATTRIBUTES:
             return f"attribute {attr!r}"
         case ast.Name(id=name) if name in _NAMES or (name.startswith("__") and name != "__name__"):
             return f"name {name!r}"
@@ -128,13 +143,7 @@ def safe_builtins(importer: Any) -> dict[str, Any]:
     """The builtins a flow sees; `importer` stands in for `__import__`."""
     import builtins
 
-    names = (
-        "abs all any bool dict divmod enumerate filter float frozenset int isinstance issubclass iter len list map max "
-        "min next pow print property range repr reversed round set slice sorted staticmethod classmethod str sum super "
-        "tuple zip ArithmeticError AssertionError Exception IndexError KeyError NotImplementedError RuntimeError "
-        "TypeError ValueError ZeroDivisionError __build_class__"
-    )
-    found = {name: getattr(builtins, name) for name in names.split()}
+    found = {name: getattr(builtins, name) for name in _BUILTINS}
     found["print"] = lambda *args, **kwargs: None
     found["__import__"] = importer
     return found

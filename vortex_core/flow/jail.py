@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import platform
 import resource
 import struct
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from vortex_core import dialects
 from vortex_core.errors import Location, VortexError
-from vortex_core.flow import allowlist
+from vortex_core.flow import allowlist, facade
 from vortex_core.flow.trace import Traced, trace
 from vortex_core.flow.vflow import vFlow
 from vortex_core.ir import mistakes
+from vortex_core.ir.params import Values
 
 MAX_MEMORY = 512 << 20
 MAX_CPU_SECONDS = 20
@@ -130,13 +131,19 @@ def lock_down() -> None:
         raise OSError(ctypes.get_errno(), "seccomp filter refused by the kernel")
 
 
-def run(source: str, file: str, options: dict[str, Any] | None = None) -> Traced:
+def run(
+    source: str,
+    file: str,
+    options: dict[str, Any] | None = None,
+    params: Mapping[str, Values] | None = None,
+) -> Traced:
     """Check, execute and trace one flow's source in this process (jailed or trusted).
 
     Args:
         source: a vFlow module, or a program in one of `vortex_core.dialects`.
         file: shown in errors.
         options: settings that go with a dialect's program.
+        params: learned values from beside the flow.
 
     Raises:
         VortexError: every way it can be wrong.
@@ -145,9 +152,8 @@ def run(source: str, file: str, options: dict[str, Any] | None = None) -> Traced
     dialect = None if name is None else dialects.load(name)
     tree = allowlist.parse(source, file, allowlist.FLOW if dialect is None else dialect.RULES)
     registry: dict[str, type] = {}
-    importer = _import if dialect is None else dialect.importer(registry)
+    importer = facade.importer if dialect is None else dialect.importer(registry)
     namespace: dict[str, Any] = {"__name__": _MODULE, "__builtins__": allowlist.safe_builtins(importer)}
-    lines = source.splitlines()
     try:
         exec(compile(tree, file, "exec"), namespace)
         if dialect is not None:
@@ -162,27 +168,20 @@ def run(source: str, file: str, options: dict[str, Any] | None = None) -> Traced
         flows = [cls for cls in dict.fromkeys(flows) if cls not in parents]
         if len(flows) != 1:
             raise mistakes.NO_FLOW.error(count=len(flows))
-        return trace(flows[0], source, file)
+        return trace(flows[0], source, file, params)
     except VortexError as error:
         if error.location is None or not error.location.text:
-            error.location = _locate(error, file, lines, error.location)
+            error.location = _locate(error, source, file, error.location)
         raise
     except MemoryError:
         raise mistakes.OUT_OF_MEMORY.error(megabytes=MAX_MEMORY >> 20) from None
-    except Exception as error:
-        where = _locate(error, file, lines, None)
-        raise mistakes.USER_EXCEPTION.error(where, kind=type(error).__name__, why=str(error)[:300]) from None
+    except Exception as error:  # noqa: BLE001  whatever foreign code raises is the author's mistake
+        where = _locate(error, source, file, None)
+        why = str(error)[:300].encode("utf-8", "replace").decode()
+        raise mistakes.USER_EXCEPTION.error(where, kind=type(error).__name__, why=why) from None
 
 
-def _import(name: str, *args: Any) -> Any:
-    if name == "math":
-        return math
-    if name in allowlist.MODULES:
-        return __import__(name, *args)
-    raise ImportError(f"import of {name!r} is not allowed in a flow")
-
-
-def _locate(error: BaseException, file: str, lines: list[str], known: Location | None) -> Location | None:
+def _locate(error: BaseException, source: str, file: str, known: Location | None) -> Location | None:
     """The author's innermost line on the way to `error`."""
     line = known.line if known is not None else 0
     frame = error.__traceback__
@@ -190,9 +189,7 @@ def _locate(error: BaseException, file: str, lines: list[str], known: Location |
         if frame.tb_frame.f_code.co_filename == file:
             line = frame.tb_lineno
         frame = frame.tb_next
-    if not line:
-        return known
-    return Location(file, line, lines[line - 1].strip()[:200] if 1 <= line <= len(lines) else "")
+    return allowlist.line_of(source, file, line) if line else known
 
 
 _WARM_UP = """
@@ -208,7 +205,7 @@ class W(vFlow):
 
 
 def main() -> None:
-    """Child process: `{source, file, options}` on standard input, `{traced}` or `{error}` on standard output."""
+    """Child process: `{source, file, options, params}` on standard input, `{traced}` or `{error}` on output."""
     request = json.load(sys.stdin)
     run(_WARM_UP, "<warm-up>")  # every lazy import happens before the door closes
     if (name := dialects.detect(request["source"])) is not None:
@@ -217,7 +214,9 @@ def main() -> None:
     _answer_error(mistakes.TRACER_DIED.error(why="?"))
     lock_down()
     try:
-        answer = {"traced": run(request["source"], request["file"], request.get("options")).to_json()}
+        params = {n: Values.from_json(n, v) for n, v in request.get("params", {}).items()}
+        traced = run(request["source"], request["file"], request.get("options"), params)
+        answer = {"traced": traced.to_json()}
     except VortexError as error:
         answer = _answer_error(error)
     except (RecursionError, MemoryError):

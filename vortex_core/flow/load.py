@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from typing import Any
 from vortex_core.errors import VortexError
 from vortex_core.flow.trace import Traced
 from vortex_core.ir import mistakes
+from vortex_core.ir.params import Values
 
 DEADLINE_SECONDS = 10.0
-_MAX_ANSWER = 8 << 20
+_MAX_ANSWER = 40 << 20  # mostly learned values
 _ROOT = str(Path(__file__).resolve().parents[2])
 _START = f"import sys; sys.path.insert(0, {_ROOT!r}); from vortex_core.flow.jail import main; main()"
 
@@ -28,6 +32,7 @@ def trace_source(
     name: str | None = None,
     deadline: float = DEADLINE_SECONDS,
     options: dict[str, Any] | None = None,
+    params: Mapping[str, Values] | None = None,
 ) -> Traced:
     """Trace untrusted source in the jail.
 
@@ -37,12 +42,14 @@ def trace_source(
         name: overrides the flow's own name.
         deadline: wall seconds, after which the whole process group is killed.
         options: settings that go with a dialect's program.
+        params: learned values from beside the flow (`read_params`).
 
     Raises:
         VortexError: a catalogued `VF...` error: the author's mistake, a timeout (`VF006`), too much memory
             (`VF007`) or a dead tracer (`VF009`).
     """
-    request = json.dumps({"source": source, "file": file, "options": options}).encode()
+    values = {n: v.to_json() for n, v in (params or {}).items()}
+    request = json.dumps({"source": source, "file": file, "options": options, "params": values}).encode()
     # -S: the child needs the standard library only; -I: nothing of the user's environment reaches it.
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", "-c", _START],
@@ -59,8 +66,10 @@ def trace_source(
         raise mistakes.TIMEOUT.error(seconds=deadline) from None
     finally:
         _kill_group(child)
-    if child.returncode != 0 or len(out) > _MAX_ANSWER:
+    if child.returncode != 0:
         raise _death(child.returncode, err)
+    if len(out) > _MAX_ANSWER:
+        raise mistakes.TOO_LARGE.error(count=len(out), what="bytes of IR", limit=_MAX_ANSWER)
     try:
         answer = json.loads(out)
     except ValueError:
@@ -72,7 +81,7 @@ def trace_source(
 
 
 def trace_file(path: str | Path, *, name: str | None = None, deadline: float = DEADLINE_SECONDS) -> Traced:
-    """Trace a file's source in the jail.
+    """Trace a file's source in the jail, with the learned values of a .npz or .safetensors file of its name.
 
     Raises:
         VortexError: `VF000` if it cannot be read, else as `trace_source`.
@@ -82,14 +91,47 @@ def trace_file(path: str | Path, *, name: str | None = None, deadline: float = D
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise mistakes.UNREADABLE.error(path=path, why=reason) from None
-    return trace_source(source, str(path), name=name, deadline=deadline)
+    return trace_source(source, str(path), name=name, deadline=deadline, params=read_params(path))
+
+
+def read_params(path: str | Path) -> dict[str, Values]:
+    """Learned values beside the flow at `path`: `flow.safetensors` or `flow.npz` for `flow.py`, none if neither.
+
+    Raises:
+        VortexError: `VF065` for a file that cannot be read or holds anything but finite numbers.
+    """
+    for suffix in (".safetensors", ".npz"):
+        beside = Path(path).with_suffix(suffix)
+        if beside.exists():
+            return {name: _values(name, x) for name, x in _arrays(beside).items()}
+    return {}
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with np.load(path, allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
+        raise mistakes.BAD_PARAM.error(name=path.name, why=f"unreadable: {error}") from None
+
+
+def _values(name: str, array: Any) -> Values:
+    if array.dtype.kind not in "fiu":
+        raise mistakes.BAD_PARAM.error(name=name, why=f"an array of {array.dtype}")
+    values = Values(tuple(array.shape), array.astype("<f4").tobytes())
+    values.check(name)
+    return values
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     child.wait()
 
 

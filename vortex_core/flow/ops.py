@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from vortex_core.flow.vtensor import Operand, caller, emit, vTensor
+from vortex_core.errors import VortexError
+from vortex_core.flow.vtensor import Operand, caller, emit, number, vTensor
 from vortex_core.ir import mistakes
+from vortex_core.ir.params import ParamDecl, Values
 from vortex_core.ir.program import GraphBuilder
 from vortex_core.ir.types import Extent
 
 current: ContextVar[GraphBuilder | None] = ContextVar("vortex_builder", default=None)
+
+
+class ParamTable:
+    """The values a flow comes with, and how its methods declared their axes."""
+
+    def __init__(self, values: Mapping[str, Values]) -> None:
+        self.values = values
+        self.declared: dict[str, ParamDecl] = {}
+
+    def declare(self, name: object, axes: tuple[tuple[str, Extent], ...]) -> ParamDecl:
+        """The parameter under these axes.
+
+        Raises:
+            VortexError: `VF065` if there are no such values or the axes are not theirs.
+        """
+        if not isinstance(name, str) or name not in self.values:
+            known = ", ".join(sorted(self.values)) or "none"
+            raise mistakes.BAD_PARAM.error(name=name, why=f"no values under this name; there are {known}")
+        decl = ParamDecl(name, axes, self.values[name])
+        decl.check()
+        if self.declared.setdefault(name, decl) != decl:
+            raise mistakes.BAD_PARAM.error(name=name, why="declared with other axes elsewhere")
+        return decl
+
+
+supplied: ContextVar[ParamTable | None] = ContextVar("vortex_params", default=None)
 
 
 class Selection:
@@ -111,6 +140,27 @@ def mass() -> vTensor:
     return emit("mass", builder=_builder())
 
 
+def param(name: str, **axes: int | str | Extent) -> vTensor:
+    """Learned values supplied with the flow: `ops.param("w", layer=28, kv_head=8, rank=16, dim="D")`.
+
+    Args:
+        name: a key of the class attribute `params`, or of the .npz or .safetensors file beside the flow.
+        axes: every axis of the values in their order. `layer` and `kv_head` pick the slice of the layer and kv
+            head at work; the others are the dimensions of the result.
+    """
+    builder = _builder()
+    table = supplied.get()
+    assert table is not None, "a builder without a table"
+    pairs = tuple((n, Extent.parse(e)) for n, e in axes.items())
+    try:
+        decl = table.declare(name, pairs)
+    except VortexError as error:
+        error.location = error.location or caller()
+        raise
+    dims = tuple((n, str(e)) for n, e in decl.dims)
+    return emit("param", builder=builder, name=name, dims=dims)
+
+
 def arange(**dim: int | str | Extent) -> vTensor:
     """`ops.arange(dim="D")`: 0, 1, 2, ... along one named dimension."""
     if len(dim) != 1:
@@ -128,7 +178,7 @@ def size(extent: str | Extent) -> vTensor:
 
 def constant(value: float) -> vTensor:
     """A number as a vTensor."""
-    return emit("const", builder=_builder(), value=float(value))
+    return emit("const", builder=_builder(), value=number(value))
 
 
 # ---- selection --------------------------------------------------------------------------------------------
@@ -179,11 +229,15 @@ def everything() -> Selection:
     return Selection(emit("everything", builder=_builder()))
 
 
+def functions() -> dict[str, Any]:
+    """The operators by name."""
+    own = {n: v for n, v in globals().items() if inspect.isfunction(v) and v.__module__ == __name__}
+    return {n: v for n, v in own.items() if not n.startswith("_") and n != "functions"}
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    known = [
-        n for n, v in globals().items() if callable(v) and not n.startswith("_") and v.__module__ == __name__
-    ]
-    near = difflib.get_close_matches(name, known, 3)
-    raise mistakes.UNKNOWN_OP.error(caller(), name=name, near=", ".join(near or sorted(known)))
+    raise mistakes.UNKNOWN_OP.error(
+        caller(), where="ops", name=name, near=mistakes.nearest(name, functions())
+    )

@@ -170,9 +170,11 @@ def _symbols() -> str:
 
 def _states() -> str:
     return (
-        f"## States\npage.state(**dims, dtype=...): {', '.join(STATE_DTYPES)}; default bf16. Without dims: one number per\n"
-        "page. At most 3 dims, none named page, token or head. int8 and int4 keep one scale per row of the last dim;\n"
-        'bits keeps signs and reads back -1 or 1. Sub-page rows: page.k.split("token", row=4).mean("token") is (row, dim).\n'
+        f"## States\npage.state(**dims, dtype=...): {', '.join(STATE_DTYPES)}; default bf16.\n"
+        "Without dims: one number per page. At most 3 dims, none named page, token or head.\n"
+        "int8 and int4 keep one scale per row of the last dim; "
+        "bits keeps signs and reads back -1 or 1. "
+        'Sub-page rows: page.k.split("token", row=4).mean("token") is (row, dim).\n'
     )
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow import ops
-from vortex_core.flow.vflow import Cache, Page, StateSpec, as_tensor, vFlow
-from vortex_core.flow.vtensor import emit
+from vortex_core.flow.vflow import Cache, Page, StateSpec, as_tensor, check_name, vFlow
+from vortex_core.flow.vtensor import emit, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.lint import lint
+from vortex_core.ir.lint import lint, notes
+from vortex_core.ir.params import Values
 from vortex_core.ir.program import STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
+from vortex_core.ir.types import Stage
 from vortex_core.ir.verify import check_write, verify, verify_state
 
 T = TypeVar("T")
@@ -42,6 +44,11 @@ class Traced:
     program: Program
     knobs: Knobs
     warnings: tuple[dict[str, Any], ...] = field(default=())
+
+    @property
+    def notes(self) -> tuple[dict[str, Any], ...]:
+        """What follows from the flow without being doubtful, such as request-local state (`VF046`)."""
+        return tuple(n.to_json() for n in notes(self.original, self.program))
 
     @property
     def ir_hash(self) -> str:
@@ -90,90 +97,163 @@ def candidate_key(program: Program, knobs: Knobs) -> str:
     return hashlib.sha256(f"{program.ir_hash}:{knobs.digest}".encode()).hexdigest()[:16]
 
 
-def trace(cls: type[vFlow], source: str = "", file: str = "<flow>") -> Traced:
+def trace(
+    cls: type[vFlow], source: str = "", file: str = "<flow>", params: Mapping[str, Values] | None = None
+) -> Traced:
     """Trace a flow class in this process. For trusted code; `load.trace_source` jails the rest.
+
+    Args:
+        cls: the flow.
+        source: its text, for the lines shown in errors.
+        file: its name.
+        params: learned values from beside the flow; those in the class come first.
 
     Raises:
         VortexError: the first mistake, at the author's line.
     """
     lines = source.splitlines()
+    tracer = Tracer(cls, params or {})
     try:
-        original, knobs = _trace(cls)
+        original, knobs = tracer.program()
         original = _with_text(original, lines)
         verify(original)
         program = original.canonical()
-        warnings = lint(original, program, knobs)
+        warnings = lint(original, program, knobs, tracer.places)
     except VortexError as error:
         error.location = _text(error.location, lines)
         raise
-    name = str(getattr(cls, "flow_name", cls.__name__))
-    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-    return Traced(name, doc, source, original, program, knobs, tuple(w.to_json() for w in warnings))
+    for warning in warnings:
+        warning.location = _text(warning.location, lines)
+    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "").encode("utf-8", "replace").decode()
+    return Traced(tracer.name, doc, source, original, program, knobs, tuple(w.to_json() for w in warnings))
 
 
-def _trace(cls: type[vFlow]) -> tuple[Program, Knobs]:
-    flow = cls()
-    knobs = flow.knobs
-    if isinstance(knobs, dict):
-        knobs = Knobs.from_json(knobs)
-    if not isinstance(knobs, Knobs):
-        raise mistakes.BAD_KNOBS.error(why=f"knobs is a {type(knobs).__name__}")
+class Tracer:
+    """Runs a flow's methods once.
 
-    specs = flow.create_cache(Page())
-    if not isinstance(specs, dict):
-        raise mistakes.BAD_STATE.error(
-            name="?", why=f"create_cache returned {type(specs).__name__}", dtypes=", ".join(STATE_DTYPES)
+    Args:
+        cls: the flow.
+        params: learned values from beside it.
+        builder: makes the graph of a stage; eager mode has its own.
+
+    Attributes:
+        places: where each state is declared.
+    """
+
+    def __init__(
+        self,
+        cls: type[vFlow],
+        params: Mapping[str, Values],
+        builder: Callable[[Stage], GraphBuilder] = GraphBuilder,
+    ) -> None:
+        self.cls = cls
+        self.places: dict[str, Location] = {}
+        self._supplied = params
+        self._builder = builder
+        self._states: dict[str, StateDecl] = {}
+
+    @property
+    def name(self) -> str:
+        """The registered name, else the class's. Raises `VF025`."""
+        return check_name(getattr(self.cls, "flow_name", self.cls.__name__))
+
+    def program(self) -> tuple[Program, Knobs]:
+        """The program as written, and its knobs."""
+        assert self.name
+        flow = self.cls()
+        knobs = flow.knobs
+        if isinstance(knobs, dict):
+            knobs = Knobs.from_json(knobs)
+        if not isinstance(knobs, Knobs):
+            raise mistakes.BAD_KNOBS.error(why=f"knobs is a {type(knobs).__name__}")
+        table = ops.ParamTable({**self._supplied, **self._values(flow)})
+        self._declare(flow)
+        cache = self._cache(flow, table)
+        index = self._index(flow, table)
+        params = tuple(sorted(table.declared.values(), key=lambda p: p.name))
+        return Program(tuple(self._states.values()), cache, index, params), knobs
+
+    def _values(self, flow: vFlow) -> dict[str, Values]:
+        if not isinstance(flow.params, dict):
+            raise mistakes.BAD_PARAM.error(name="params", why=f"params is a {type(flow.params).__name__}")
+        return {name: Values.of(name, nested) for name, nested in flow.params.items()}
+
+    def _declare(self, flow: vFlow) -> None:
+        specs = flow.create_cache(Page())
+        if not isinstance(specs, dict):
+            raise self._bad_state("create_cache", "?", f"create_cache returned {type(specs).__name__}")
+        for name, spec in specs.items():
+            if not isinstance(spec, StateSpec):
+                raise self._bad_state("create_cache", name, f"declared as {type(spec).__name__}")
+            decl = spec.named(name)
+            try:
+                verify_state(decl)
+            except VortexError as error:
+                error.location = error.location or spec.at
+                raise
+            self._states[name] = decl
+            if spec.at is not None:
+                self.places[name] = spec.at
+
+    def _cache(self, flow: vFlow, table: ops.ParamTable) -> Graph:
+        builder = self._builder("cache")
+        values: object = _within(builder, table, lambda: flow.forward_cache(Page(builder)))
+        if not isinstance(values, dict):
+            remedy = f"forward_cache returned {type(values).__name__}; return a dict of states"
+            names = ", ".join(self._states) or "?"
+            raise mistakes.STATE_NOT_WRITTEN.error(self.line("forward_cache"), name=names, remedy=remedy)
+        writes: dict[str, int] = {}
+        for name, value in values.items():
+            if name not in self._states:
+                known = ", ".join(self._states) or "none"
+                raise mistakes.UNKNOWN_STATE.error(self.line("forward_cache"), name=name, known=known)
+            try:
+                tensor = as_tensor(value, builder, f"state {name}")
+                check_write(self._states[name], tensor.type, carried=False)
+            except VortexError as error:
+                known_at = builder.nodes[value._id].location if isinstance(value, vTensor) else None
+                error.location = error.location or known_at or self.line("forward_cache")
+                raise
+            writes[name] = tensor._id
+        for name, state in self._states.items():
+            if name not in writes and not state.carried:
+                raise mistakes.STATE_NOT_WRITTEN.error(
+                    self.places.get(name), name=name, remedy="return it from forward_cache"
+                )
+        return builder.graph(writes)
+
+    def _index(self, flow: vFlow, table: ops.ParamTable) -> Graph:
+        builder = self._builder("index")
+        reader = Cache(builder, self._states)
+        q = emit("q", builder=builder)
+        selection = _within(builder, table, lambda: flow.forward_indexer(q, reader))
+        if not isinstance(selection, ops.Selection):
+            found = type(selection).__name__
+            raise mistakes.NO_SELECTION.error(self.line("forward_indexer"), found=found)
+        for name, state in self._states.items():
+            if state.carried and name not in reader.writes:
+                remedy = f"assign cache[{name!r}] in forward_indexer"
+                raise mistakes.STATE_NOT_WRITTEN.error(self.places.get(name), name=name, remedy=remedy)
+        return builder.graph(
+            {name: tensor._id for name, tensor in reader.writes.items()}, selection.tensor._id
         )
-    states: dict[str, StateDecl] = {}
-    for name, spec in specs.items():
-        if not isinstance(spec, StateSpec):
-            raise mistakes.BAD_STATE.error(
-                name=name, why=f"declared as {type(spec).__name__}", dtypes=", ".join(STATE_DTYPES)
-            )
-        states[name] = spec.named(name)
-        verify_state(states[name])
 
-    builder = GraphBuilder("cache")
-    values = _within(builder, lambda: flow.forward_cache(Page(builder)))
-    cache = _cache_graph(builder, states, values)
+    def _bad_state(self, method: str, name: str, why: str) -> VortexError:
+        return mistakes.BAD_STATE.error(self.line(method), name=name, why=why, dtypes=", ".join(STATE_DTYPES))
 
-    builder = GraphBuilder("index")
-    reader = Cache(builder, states)
-    q = emit("q", builder=builder)
-    selection = _within(builder, lambda: flow.forward_indexer(q, reader))
-    if not isinstance(selection, ops.Selection):
-        raise mistakes.NO_SELECTION.error(found=type(selection).__name__)
-    writes = {name: tensor._id for name, tensor in reader.writes.items()}
-    index = builder.graph(writes, selection.tensor._id)
-    return Program(tuple(states.values()), cache, index), knobs
+    def line(self, method: str) -> Location | None:
+        """Where a method is defined."""
+        code = getattr(getattr(self.cls, method, None), "__code__", None)
+        return None if code is None else Location(code.co_filename, code.co_firstlineno)
 
 
-def _cache_graph(builder: GraphBuilder, states: dict[str, StateDecl], values: object) -> Graph:
-    if not isinstance(values, dict):
-        raise mistakes.STATE_NOT_WRITTEN.error(
-            name=", ".join(states) or "?",
-            remedy=f"forward_cache returned {type(values).__name__}; return a dict of states",
-        )
-    writes: dict[str, int] = {}
-    for name, value in values.items():
-        if name not in states:
-            raise mistakes.UNKNOWN_STATE.error(name=name, known=", ".join(states) or "none")
-        tensor = as_tensor(value, builder, f"state {name}")
-        try:
-            check_write(states[name], tensor.type, carried=False)
-        except VortexError as error:
-            error.location = builder.nodes[tensor._id].location
-            raise
-        writes[name] = tensor._id
-    return builder.graph(writes)
-
-
-def _within(builder: GraphBuilder, call: Callable[[], T]) -> T:
-    token = ops.current.set(builder)
+def _within(builder: GraphBuilder, table: ops.ParamTable, call: Callable[[], T]) -> T:
+    token, supplied = ops.current.set(builder), ops.supplied.set(table)
     try:
         return call()
     finally:
         ops.current.reset(token)
+        ops.supplied.reset(supplied)
 
 
 def _text(at: Location | None, lines: list[str]) -> Location | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vortex_core.errors import VortexError
+from vortex_core.errors import Location, VortexError
 from vortex_core.flow.ops import Selection
-from vortex_core.flow.vtensor import caller, emit, vTensor
+from vortex_core.flow.vtensor import caller, emit, number, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import STATE_DTYPES, GraphBuilder, StateDecl
@@ -24,6 +25,7 @@ class StateSpec:
     dtype: str
     carried: bool
     init: float
+    at: Location | None = None
 
     def named(self, name: str) -> StateDecl:
         """The declaration under `name`."""
@@ -90,7 +92,7 @@ class Page:
         except VortexError as error:
             error.location = error.location or at
             raise
-        return StateSpec(pairs, dtype, bool(carried), float(init))
+        return StateSpec(pairs, dtype, bool(carried), float(init) + 0.0, at)
 
 
 class Cache:
@@ -144,7 +146,7 @@ def as_tensor(value: object, builder: GraphBuilder, op: str) -> vTensor:
             raise mistakes.CROSS_STAGE.error(caller(), op=op, other="another method")
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return emit("const", builder=builder, value=float(value))
+        return emit("const", builder=builder, value=number(value))
     raise mistakes.NOT_A_TENSOR.error(caller(), op=op, found=type(value).__name__)
 
 
@@ -153,9 +155,11 @@ class vFlow:
 
     Attributes:
         knobs: settings that travel with the flow; override with `knobs = Knobs(...)`.
+        params: learned values by name, as nested lists; read with `ops.param(name, ...)`.
     """
 
     knobs: Knobs = Knobs()
+    params: Mapping[str, object] = {}
 
     def create_cache(self, page: Page) -> dict[str, StateSpec]:
         """Declare page states. None by default."""
@@ -173,17 +177,29 @@ class vFlow:
 
 
 F = TypeVar("F", bound=type[vFlow])
-REGISTRY: dict[str, type[vFlow]] = {}
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+
+
+def check_name(name: object) -> str:
+    """A flow's name names files, rows and commands: `VF025` unless it is short and plain."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        raise mistakes.BAD_FLOW_NAME.error(found=repr(name)[:80])
+    return name
 
 
 def register(name: str) -> Callable[[F], F]:
     """Class decorator: gives a flow its name."""
 
+    try:
+        check_name(name)
+    except VortexError as error:
+        error.location = caller()
+        raise
+
     def wrap(cls: F) -> F:
         if not isinstance(cls, type) or not issubclass(cls, vFlow):
             raise mistakes.NO_FLOW.error(caller(), count=0)
         cls.flow_name = name  # type: ignore[attr-defined]  # read back by the tracer
-        REGISTRY[name] = cls
         return cls
 
     return wrap

@@ -6,7 +6,6 @@ vTensor made while tracing records a node; one made in eager mode holds a real t
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -307,14 +306,20 @@ class vTensor:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-
         known = [n for n in dir(type(self)) if not n.startswith("_")]
-        near = difflib.get_close_matches(name, known, 3)
-        raise mistakes.UNKNOWN_METHOD.error(caller(), name=name, near=", ".join(near) or ", ".join(known))
+        raise mistakes.UNKNOWN_METHOD.error(caller(), name=name, near=mistakes.nearest(name, known))
 
 
 def _dims(dims: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(sorted(dims, key=str))
+
+
+def number(value: float) -> float:
+    """A Python number as a constant, or `VF021`."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise mistakes.BAD_CONST.error(caller(), found="a whole number of more than 308 digits") from None
 
 
 def _extent_text(value: int | str | Extent) -> str:
@@ -346,7 +351,7 @@ def emit(op: str, *operands: object, builder: GraphBuilder | None = None, **attr
             else:
                 inputs.append(builder.emit("const", (), at, value=float(operand.factor)))
         elif isinstance(operand, int | float) and not isinstance(operand, bool):
-            inputs.append(builder.emit("const", (), at, value=float(operand)))
+            inputs.append(builder.emit("const", (), at, value=number(operand)))
         else:
             raise mistakes.NOT_A_TENSOR.error(at, op=op, found=type(operand).__name__)
     return vTensor(builder, builder.emit(op, inputs, at, **attrs))

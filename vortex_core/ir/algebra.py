@@ -251,9 +251,9 @@ class Algebra(Sums):
             owners = [t for t in terms if t.has(d)]
             others = [t for t in terms if not t.has(d)]
             if len(owners) == 1 and others and all(t.facts.finite for t in others):
-                inner = self.total([*others, self._bound(op, owners[0], (d,))])
+                moved = self.total([*others, self._bound(op, owners[0], (d,))])
                 left = tuple(sorted(gone - {d}))
-                return self._bound(op, inner, left) if left else inner
+                return self._bound(op, moved, left) if left else moved
         free = [t for t in terms if not gone & set(t.type.names) and t.facts.finite]
         bound = [t for t in terms if t not in free]
         if free and gone <= {n for t in bound for n in t.type.names}:

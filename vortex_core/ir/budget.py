@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vortex_core.errors import VortexError
+from vortex_core.ir import mistakes
 
 NAMES = ("length", "layer", "layers")
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
@@ -46,11 +47,7 @@ _MAX_CHARACTERS = 200
 
 def budget_error(text: str, why: str) -> VortexError:
     """`VF060`: the expression is not one a budget may be."""
-    return VortexError(
-        "VF060",
-        f"budget {text!r}: {why}",
-        'write tokens as a number or an expression over length, layer, layers, e.g. "max(256, length / 16)"',
-    )
+    return mistakes.BAD_BUDGET.error(text=text, why=why)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Budget:
         names = {"length": float(length), "layer": float(layer), "layers": float(layers)}
         try:
             value = self._evaluate(self._tree, names)
-        except (ZeroDivisionError, OverflowError, ValueError) as error:
+        except (ArithmeticError, ValueError, TypeError) as error:
             raise budget_error(self.text, f"{error} at length {length}") from error
         if not math.isfinite(value):
             raise budget_error(self.text, f"is {value} at length {length}")

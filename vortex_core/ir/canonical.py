@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vortex_core.errors import VortexError
@@ -42,7 +43,7 @@ def canonicalise(program: Program) -> Program:
 def _once(program: Program, width: int) -> Program:
     finite = _finite_states(program, width)
     digests = _state_digests(program, finite, width)
-    algebra = Algebra(digests, finite, width=width)
+    algebra = Algebra(digests, finite, _contents(program), width)
     cache = _expressions(program.cache, algebra)
     index = _expressions(program.index, algebra)
     assert program.index.result is not None
@@ -69,11 +70,21 @@ def _once(program: Program, width: int) -> Program:
     states = tuple(
         StateDecl(rename[n], s.dims, s.dtype, s.carried, s.init) for n in kept for s in [program.state(n)]
     )
-    return Program(
-        states,
-        _rebuild("cache", None, [(rename[n], cache_writes[n]) for n in kept if n in cache_writes], rename),
-        _rebuild("index", result, [(rename[n], updates[n]) for n in kept if n in updates], rename),
+    contents = _contents(program)
+    numbered = {d: f"p{i}" for i, d in enumerate(sorted(set(contents.values())))}
+    names = rename, {name: numbered[digest] for name, digest in contents.items()}
+    cache_graph = _rebuild(
+        "cache", None, [(rename[n], cache_writes[n]) for n in kept if n in cache_writes], *names
     )
+    index_graph = _rebuild("index", result, [(rename[n], updates[n]) for n in kept if n in updates], *names)
+    used = {n.attr["name"] for g in (cache_graph, index_graph) for n in g.nodes if n.op == "param"}
+    params = {numbered[p.digest]: replace(p, name=numbered[p.digest]) for p in program.params}
+    return Program(states, cache_graph, index_graph, tuple(params[n] for n in sorted(used)))
+
+
+def _contents(program: Program) -> dict[str, str]:
+    """Identity of each parameter by name: its values."""
+    return {p.name: p.digest for p in program.params}
 
 
 def _finite_states(program: Program, width: int) -> frozenset[str]:
@@ -81,10 +92,10 @@ def _finite_states(program: Program, width: int) -> frozenset[str]:
     is."""
     names = {s.name: s.name for s in program.states}
     finite = {s.name for s in program.states}
-    cache = _expressions(program.cache, Algebra(names, (), width=width))
+    cache = _expressions(program.cache, Algebra(names, (), _contents(program), width))
     finite -= {n for n, i in program.cache.writes if not cache[i].facts.finite}
     while program.index.writes:
-        index = _expressions(program.index, Algebra(names, finite, width=width))
+        index = _expressions(program.index, Algebra(names, finite, _contents(program), width))
         gone = {n for n, i in program.index.writes if n in finite and not index[i].facts.finite}
         if not gone:
             break
@@ -104,7 +115,7 @@ def _state_digests(program: Program, finite: frozenset[str], width: int) -> dict
     """Identity of each state by content. Derived states: what computes them. Carried states may read
     themselves and each other, so their digests are refined by colouring until they have seen every other
     one."""
-    cache = _expressions(program.cache, Algebra({}, width=width))
+    cache = _expressions(program.cache, Algebra({}, (), _contents(program), width))
     written = {name: cache[i].digest for name, i in program.cache.writes}
     digests = {
         s.name: _digest(_shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name))
@@ -112,7 +123,7 @@ def _state_digests(program: Program, finite: frozenset[str], width: int) -> dict
     }
     carried = [s.name for s in program.states if s.carried]
     for _ in range(len(carried) + 1 if carried else 0):
-        index = _expressions(program.index, Algebra(digests, finite, width=width))
+        index = _expressions(program.index, Algebra(digests, finite, _contents(program), width))
         updates = {name: index[i].digest for name, i in program.index.writes}
         digests = {n: _digest(d, updates.get(n)) if n in carried else d for n, d in digests.items()}
     return digests
@@ -211,7 +222,11 @@ def _loads(root: Expr) -> set[str]:
 
 
 def _rebuild(
-    stage: Stage, result: Expr | None, writes: Sequence[tuple[str, Expr]], rename: dict[str, str]
+    stage: Stage,
+    result: Expr | None,
+    writes: Sequence[tuple[str, Expr]],
+    states: dict[str, str],
+    params: dict[str, str],
 ) -> Graph:
     builder = GraphBuilder(stage, MAX_CANONICAL)
     placed: dict[str, int] = {}
@@ -228,7 +243,9 @@ def _rebuild(
                 continue
             attrs = e.attr
             if e.op == "load":
-                attrs["name"] = rename[attrs["name"]]
+                attrs["name"] = states[attrs["name"]]
+            if e.op == "param":
+                attrs["name"] = params[attrs["name"]]
             if e.op == "const":
                 attrs["value"] = float(attrs["value"])
             placed[e.digest] = builder.emit(e.op, [placed[a.digest] for a in e.args], **attrs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vortex_core.errors import VortexError
+from vortex_core.ir import mistakes
 from vortex_core.ir.budget import Budget
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
@@ -16,7 +17,7 @@ KV_DTYPES = ("auto", "bf16", "fp8_e4m3", "fp8_e5m2")
 
 def knob_error(name: str, value: object, rule: str) -> VortexError:
     """`VF061`: a knob outside its range."""
-    return VortexError("VF061", f"knob {name}={value!r}: {rule}", f"change {name} so that {rule}")
+    return mistakes.BAD_KNOB.error(name=name, value=repr(value)[:80], rule=rule)
 
 
 @dataclass(frozen=True)

@@ -2,51 +2,141 @@
 
 from __future__ import annotations
 
-from vortex_core.errors import VortexError
+from collections.abc import Mapping
+
+from vortex_core.errors import Location, VortexError
 from vortex_core.ir import mistakes
+from vortex_core.ir.budget import Budget
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Graph, Program
+from vortex_core.ir.program import Graph, Node, Program
 
 PROBE_LENGTH = 32_768
+_LENGTHS = sorted({1, *(2**n + d for n in range(3, 21) for d in (-1, 0, 1))})
+_ALONG_PAGES = ("cumsum", "conv")  # even of equal values, what they yield differs from page to page
 
 
-def lint(original: Program, canonical: Program, knobs: Knobs) -> list[VortexError]:
+def lint(
+    original: Program, canonical: Program, knobs: Knobs, places: Mapping[str, Location] | None = None
+) -> list[VortexError]:
     """Warnings for a verified program.
 
-    Raises:
-        VortexError: `VF042` for a score that is the same for every page, `VF063` for a budget that does not
-            cover the pages kept by rule.
-    """
-    from vortex_core.ir.budget import Budget
+    Args:
+        original: as written.
+        canonical: its canonical form.
+        knobs: the flow's settings.
+        places: where each state is declared, for the lines shown.
 
+    Raises:
+        VortexError: `VF042` for a score that is the same for every page, `VF060` for a budget that is undefined
+            at some length, `VF063` for one that does not cover the pages kept by rule.
+    """
     found: list[VortexError] = []
-    result = canonical.result
     location = original.result.location
-    if result.spec.group == "select" and result.inputs:
-        reached = reachable(canonical.index, canonical.index.result)
-        operators = {canonical.index.nodes[i].op for i in reached}
-        score = canonical.index.nodes[result.inputs[0]]
-        factors = [canonical.index.nodes[i] for i in score.inputs] if score.op == "mul" else []
-        if any(f.op == "const" and f.attr["value"] == 0.0 for f in factors):
-            raise mistakes.SCORE_CONSTANT.error(location)
-        if "q" not in operators:
-            found.append(mistakes.STATIC_SCORE.error(location))
-    if original.result.op == "topk":
-        score = original.index.nodes[original.result.inputs[0]]
-        if score.op in ("exp", "sigmoid", "tanh") or (
-            score.op == "softmax" and score.attr["dim"] == "page" and not original.per_query_head
-        ):
-            found.append(mistakes.NO_EFFECT.error(score.location or location, what=score.op))
-    read = {n.attr["name"] for n in original.index.nodes if n.op == "load"}
-    for state in original.states:
-        if state.name not in read:
-            found.append(mistakes.STATE_UNUSED.error(name=state.name))
+    selections = [
+        n for n in canonical.index.nodes if n.spec.group == "select" and n.inputs and n.op != "union"
+    ]
+    varying = _varying_states(canonical)
+    if not all(_varies(canonical, n.inputs[0], varying) for n in selections):
+        raise mistakes.SCORE_CONSTANT.error(location)
+    read = reachable(canonical.index, canonical.index.result)
+    if selections and not any(canonical.index.nodes[i].op == "q" for i in read):
+        found.append(mistakes.STATIC_SCORE.error(location))
+    found += [
+        mistakes.NO_EFFECT.error(n.location or location, what=n.op)
+        for select in original.index.nodes
+        if select.op == "topk" and (n := _order_preserving(original.index, select)) is not None
+    ]
+    loaded = {n.attr["name"] for n in original.index.nodes if n.op == "load"}
+    found += [
+        mistakes.STATE_UNUSED.error((places or {}).get(s.name), name=s.name)
+        for s in original.states
+        if s.name not in loaded
+    ]
     if not canonical.selects_everything:
-        kept = knobs.keep_first + knobs.keep_last
-        pages = Budget(knobs.budget).pages(PROBE_LENGTH, knobs.page_size, layer=0, layers=1)
-        if pages < kept:
-            raise mistakes.BUDGET_BELOW_KEPT.error(pages=pages, length=PROBE_LENGTH, kept=kept)
+        _check_budget(knobs)
     return found
+
+
+def notes(
+    original: Program, canonical: Program, places: Mapping[str, Location] | None = None
+) -> list[VortexError]:
+    """What follows from a program without being doubtful: effects that forbid sharing pages by prefix."""
+    if not canonical.is_request_local:
+        return []
+    carried = [s.name for s in original.states if s.carried]
+    if carried:
+        where = (places or {}).get(carried[0])
+        return [mistakes.REQUEST_LOCAL.error(where, why=f"the carried state {carried[0]!r}")]
+    where = next((n.location for n in original.index.nodes if n.op == "mass"), None)
+    return [mistakes.REQUEST_LOCAL.error(where, why="the attention mass of the last step")]
+
+
+def _check_budget(knobs: Knobs) -> None:
+    budget = Budget(knobs.budget)
+    for length in _LENGTHS:
+        budget.tokens(length, layer=0, layers=1)
+    kept = knobs.keep_first + knobs.keep_last
+    pages = budget.pages(PROBE_LENGTH, knobs.page_size, layer=0, layers=1)
+    if pages < kept:
+        raise mistakes.BUDGET_BELOW_KEPT.error(pages=pages, length=PROBE_LENGTH, kept=kept)
+
+
+def _varying_states(program: Program) -> set[str]:
+    """States that may differ between pages."""
+    varying = {
+        name
+        for name, i in program.cache.writes
+        if any(program.cache.nodes[j].op in ("k", "v") for j in reachable(program.cache, i))
+    }
+    grown = True
+    while grown:
+        grown = False
+        for name, i in program.index.writes:
+            if name not in varying and _varies(program, i, varying):
+                varying.add(name)
+                grown = True
+    return varying
+
+
+def _varies(program: Program, root: int, varying: set[str]) -> bool:
+    """Whether a value of the index graph may differ between pages, as far as its sources tell."""
+    graph = program.index
+    if _is_zero(graph, root):
+        return False
+    for i in reachable(graph, root):
+        node = graph.nodes[i]
+        if node.op in ("position", "mass") or (node.op == "load" and node.attr["name"] in varying):
+            return True
+        if node.op in _ALONG_PAGES and node.attr["dim"] == "page":
+            return True
+    return False
+
+
+def _is_zero(graph: Graph, i: int) -> bool:
+    """The canonical form of zero: a product with the number 0."""
+    node = graph.nodes[i]
+    return node.op == "mul" and any(
+        graph.nodes[j].op == "const" and graph.nodes[j].attr["value"] == 0.0 for j in node.inputs
+    )
+
+
+def _order_preserving(graph: Graph, select: Node) -> Node | None:
+    """The outermost increasing function of a score, through numbers added to it or multiplied with it."""
+    node = graph.nodes[select.inputs[0]]
+    while node.op in ("add", "sub", "mul", "div"):
+        inputs = [graph.nodes[j] for j in node.inputs]
+        rest = [n for n in inputs if n.op != "const"]
+        numbers = [n.attr["value"] for n in inputs if n.op == "const"]
+        turned = node.op in ("sub", "div") and inputs[0].op == "const"  # c - x and c / x fall where x rises
+        if len(rest) != 1 or turned or (node.op in ("mul", "div") and numbers[0] <= 0):
+            return None
+        node = rest[0]
+    share, per_head = select.attr.get("share"), "head" in select.type.names
+    if node.op in ("exp", "sigmoid", "tanh") and share != "mean":
+        return node
+    if node.op == "softmax" and node.attr["dim"] == "page" and not per_head and share is None:
+        return node
+    return None
 
 
 def reachable(graph: Graph, root: int | None) -> set[int]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from vortex_core.errors import Location, VortexError
+
+Level = Literal["error", "warning", "info"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class Mistake:
         message: template over the facts found.
         rule: what must hold.
         remedy: one action, a template over the same facts.
+        level: an error stops the flow; a warning is doubtful; an info says what follows from the flow.
     """
 
     code: str
@@ -24,12 +30,13 @@ class Mistake:
     message: str
     rule: str
     remedy: str
+    level: Level = "error"
 
     def error(self, location: Location | None = None, **facts: object) -> VortexError:
         """The error for one occurrence. `facts` fill the templates."""
         return VortexError(
             self.code,
-            f"{self.message.format(**facts)} (rule: {self.rule})",
+            f"{self.message.format(**facts)} (rule: {self.rule.format(**facts)})",
             self.remedy.format(**facts),
             location,
         )
@@ -38,10 +45,16 @@ class Mistake:
 CATALOGUE: dict[str, Mistake] = {}
 
 
-def _mistake(code: str, title: str, message: str, rule: str, remedy: str) -> Mistake:
+def _mistake(code: str, title: str, message: str, rule: str, remedy: str, level: Level = "error") -> Mistake:
     assert code not in CATALOGUE, code
-    CATALOGUE[code] = Mistake(code, title, message, rule, remedy)
+    CATALOGUE[code] = Mistake(code, title, message, rule, remedy, level)
     return CATALOGUE[code]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What was probably meant: near names, else all of them."""
+    known = sorted(known)
+    return ", ".join(difflib.get_close_matches(name, known, 3) or known)
 
 
 # --- source: what may be written at all --------------------------------------------------------------------
@@ -214,9 +227,23 @@ UNKNOWN_METHOD = _mistake(
 UNKNOWN_OP = _mistake(
     "VF024",
     "no such operator",
-    "ops has no {name!r}",
+    "{where} has no {name!r}",
     "operators are those of docs/operators.md",
     "use: {near}",
+)
+BAD_FLOW_NAME = _mistake(
+    "VF025",
+    "bad flow name",
+    "{found} is not a flow name",
+    "a flow's name is letters, digits, _, - and ., begins with a letter and has at most 64 characters",
+    'write @register("short_name")',
+)
+SCRATCH = _mistake(
+    "VF026",
+    "value too large",
+    "{op} yields {found}: up to {count} numbers per page",
+    "an intermediate or state is bounded: at most {limit} numbers per page in the largest supported model",
+    "reduce a dimension first, or use fewer rows",
 )
 # --- states ------------------------------------------------------------------------------------------------
 UNKNOWN_STATE = _mistake(
@@ -260,6 +287,7 @@ STATE_UNUSED = _mistake(
     "state {name!r} is never read by what selects pages",
     "every state is read in forward_indexer, or it only costs memory",
     "read it or drop it",
+    level="warning",
 )
 DOUBLE_WRITE = _mistake(
     "VF036",
@@ -303,6 +331,7 @@ STATIC_SCORE = _mistake(
     "the score never reads q",
     "a score usually depends on the query; a static pattern is legal",
     "use q, or ignore this if the pattern is meant to be static",
+    level="warning",
 )
 NO_EFFECT = _mistake(
     "VF045",
@@ -310,8 +339,25 @@ NO_EFFECT = _mistake(
     "{what} of the score cannot change which pages are selected",
     "topk keeps only the order of scores",
     "drop it, or use topp or threshold if the value matters",
+    level="warning",
+)
+REQUEST_LOCAL = _mistake(
+    "VF046",
+    "request-local flow",
+    "{why} changes with every step of one request",
+    "pages with request-local values are not shared between requests with a common prefix",
+    "nothing to mend; without it, prefix pages are computed once for all requests",
+    level="info",
 )
 # --- knobs -------------------------------------------------------------------------------------------------
+BAD_BUDGET = _mistake(
+    "VF060",
+    "bad budget",
+    "budget {text!r}: {why}",
+    "a budget is a number of tokens or an expression over length, layer, layers, finite at every length",
+    'write e.g. "max(256, length / 16)"',
+)
+BAD_KNOB = _mistake("VF061", "bad knob", "knob {name}={value}", "{rule}", "change {name} so that {rule}")
 BAD_KNOBS = _mistake("VF062", "bad knobs", "{why}", "knobs = Knobs(...) with known names", "see Knobs")
 BUDGET_BELOW_KEPT = _mistake(
     "VF063",

@@ -16,6 +16,7 @@ from typing import Any
 from vortex_core.errors import Location, VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS, OpSpec
+from vortex_core.ir.params import ParamDecl
 from vortex_core.ir.types import Dims, Extent, Stage, Type, make_dims
 
 FORMAT = 1
@@ -75,6 +76,26 @@ class Graph:
     result: int | None = None
 
 
+MAX_NUMBERS = 1 << 24  # of one value, per page
+_LARGEST = {
+    "G": 64,
+    "D": 1024,
+    "N": 1024,
+    "R": 1024,
+    "S": 128,
+    "P": 1,
+}  # no supported model or page exceeds these
+
+
+def check_size(op: str, t: Type, location: Location | None) -> None:
+    """Raises `VF026` for a value that is unreasonably large for every page: nothing could hold it."""
+    count = 1
+    for _, extent in t.dims:
+        count *= max(1, int(extent.factor * _LARGEST.get(extent.symbol, 1)))
+    if count > MAX_NUMBERS:
+        raise mistakes.SCRATCH.error(location, op=op, found=str(t), count=count, limit=MAX_NUMBERS)
+
+
 class GraphBuilder:
     """Appends typed nodes to one stage's graph."""
 
@@ -110,6 +131,7 @@ class GraphBuilder:
             if error.location is None:
                 error.location = location
             raise
+        check_size(op, kind, location)
         self.nodes.append(Node(op, tuple(inputs), tuple(sorted(attrs.items())), kind, location))
         return len(self.nodes) - 1
 
@@ -124,11 +146,19 @@ STAGE_METHOD: dict[Stage, str] = {"cache": "forward_cache", "index": "forward_in
 
 @dataclass(frozen=True)
 class Program:
-    """A sparse-attention algorithm, without its knobs."""
+    """A sparse-attention algorithm, without its knobs.
+
+    Attributes:
+        states: what is kept for every page.
+        cache: run once for every completed page.
+        index: run at every decode step.
+        params: learned values.
+    """
 
     states: tuple[StateDecl, ...]
     cache: Graph
     index: Graph
+    params: tuple[ParamDecl, ...] = ()
 
     @property
     def result(self) -> Node:
@@ -192,6 +222,7 @@ class Program:
             ],
             "cache": _graph_to_json(self.cache, locations),
             "index": _graph_to_json(self.index, locations),
+            **({"params": [p.to_json() for p in self.params]} if self.params else {}),
         }
 
     @classmethod
@@ -217,9 +248,12 @@ class Program:
                 for s in data["states"]
             )
             program = cls(
-                states, _graph_from_json(data["cache"], "cache"), _graph_from_json(data["index"], "index")
+                states,
+                _graph_from_json(data["cache"], "cache"),
+                _graph_from_json(data["index"], "index"),
+                tuple(ParamDecl.from_json(p) for p in data.get("params", ())),
             )
-        except (KeyError, TypeError, ValueError, IndexError, AssertionError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
             raise mistakes.BAD_IR.error(why=f"{type(error).__name__}: {error}") from error
         verify(program)
         return program

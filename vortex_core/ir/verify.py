@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS, typed_dims
-from vortex_core.ir.program import MAX_CANONICAL, STATE_DTYPES, STATE_METHOD_RULE, Graph, Program, StateDecl
-from vortex_core.ir.types import Stage, Type, check_dim_name
+from vortex_core.ir.params import MAX_PARAMS
+from vortex_core.ir.program import (
+    MAX_CANONICAL,
+    STATE_DTYPES,
+    STATE_METHOD_RULE,
+    Graph,
+    Program,
+    StateDecl,
+    check_size,
+)
+from vortex_core.ir.types import PARAM_AXES, Stage, Type, check_dim_name
 
 MAX_STATES = 16
 
@@ -23,6 +32,7 @@ def verify(program: Program) -> None:
         raise mistakes.TOO_LARGE.error(count=len(names), what="states", limit=MAX_STATES)
     for state in program.states:
         verify_state(state)
+    _verify_params(program)
     _verify_graph(program, program.cache, "cache")
     _verify_graph(program, program.index, "index")
     _verify_writes(program)
@@ -41,10 +51,13 @@ def verify_state(state: StateDecl) -> None:
     why = ""
     if state.dtype not in STATE_DTYPES:
         why = f"dtype {state.dtype!r}"
-    for name, _ in state.dims:
+    for name, extent in state.dims:
         check_dim_name(name)
-        if name in ("page", "token", "head"):
+        if name in ("page", "token", "head", *PARAM_AXES):
             why = f"dimension {name!r}"
+        if extent.symbol == "P":
+            why = f"{name}={extent} grows with the sequence"
+    check_size("a state", Type(state.dims, "float", "page"), None)
     if len(state.dims) > 3:
         why = f"{len(state.dims)} dimensions, at most 3"
     if state.carried and state.dtype in ("int8", "int4", "bits"):
@@ -55,6 +68,21 @@ def verify_state(state: StateDecl) -> None:
         why = "an initial value, but it is not carried"
     if why:
         raise mistakes.BAD_STATE.error(name=state.name, why=why, dtypes=", ".join(STATE_DTYPES))
+
+
+def _verify_params(program: Program) -> None:
+    names = [p.name for p in program.params]
+    if len(set(names)) != len(names) or len(names) > MAX_PARAMS:
+        raise mistakes.BAD_PARAM.error(
+            name=names[0], why=f"{len(names)} parameters, at most {MAX_PARAMS}, each once"
+        )
+    declared = {p.name: p.dims for p in program.params}
+    for graph in (program.cache, program.index):
+        for node in graph.nodes:
+            if node.op == "param" and declared.get(node.attr["name"]) != typed_dims(node.attr):
+                raise mistakes.BAD_PARAM.error(
+                    node.location, name=node.attr["name"], why="no values, or values of other dimensions"
+                )
 
 
 def _verify_graph(program: Program, graph: Graph, stage: Stage) -> None:
