@@ -7,6 +7,7 @@ Softmax runs in float32; K, V and the output keep the pool's dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -120,23 +121,33 @@ def sparse_decode(
     batch, q_heads, _ = q.shape
     kv_heads, total, page_size = kv.k.shape[:3]
     heads, selected = pages.page_ids.shape[1:]
-    # Heads that select: one per kv head, or one per query head (then several read the same kv head).
-    kv_head = torch.arange(heads, device=q.device) // (heads // kv_heads)
-    rows = (pages.page_ids + (kv_head * total)[:, None]).flatten()
     tokens = selected * page_size
+    first_row, position = _constants(heads, kv_heads, total, tokens, q.device)
+    rows = (pages.page_ids + first_row).flatten()
     k = _gather(kv.k, rows).view(batch, heads, tokens, -1)
     v = _gather(kv.v, rows).view(batch, heads, tokens, -1)
     grouped = q.view(batch, heads, q_heads // heads, -1)
-    valid = torch.arange(tokens, device=q.device) < pages.lengths[..., None]  # [batch, head, token]
+    valid = position < pages.lengths[..., None]  # [batch, head, token]
     if not want_mass:
-        bias = torch.zeros(valid.shape, dtype=q.dtype, device=q.device).masked_fill_(~valid, float("-inf"))
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=bias[:, :, None], scale=scale)
+        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=valid[:, :, None], scale=scale)
         return out.reshape(batch, q_heads, -1), None
     scores = (grouped @ k.transpose(-1, -2)).float() * scale
     probability = torch.softmax(scores.masked_fill(~valid[:, :, None], float("-inf")), -1)
     out = probability.to(v.dtype) @ v
     mass = probability.unflatten(-1, (selected, page_size)).sum(-1)
     return out.reshape(batch, q_heads, -1), mass.reshape(batch, q_heads, selected)
+
+
+@lru_cache(maxsize=256)
+def _constants(
+    heads: int, kv_heads: int, pages: int, tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First row of each selecting head's kv head among `[kv_head * page]`, and `0..tokens`; the same every step.
+
+    One head selects per kv head, or one per query head; then several read the same kv head.
+    """
+    first_row = torch.arange(heads, device=device) // (heads // kv_heads) * pages
+    return first_row[:, None], torch.arange(tokens, device=device)
 
 
 def _gather(pool: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
