@@ -1,0 +1,75 @@
+"""What the kernels of a program share: arguments, axes, masks, and the shape of their text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vortex_core.compiler.evaluate import channel_range, symbol_sizes
+from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.triton.tiles import Axis, Emitter, Tile
+from vortex_core.ir.program import Node, Program
+
+
+class KernelWriter:
+    """Base of the writers of one program's kernels.
+
+    Args:
+        program: canonical.
+        geometry: the model.
+        page_size: tokens per page.
+    """
+
+    def __init__(self, program: Program, geometry: Geometry, page_size: int) -> None:
+        self.program, self.geometry, self.page_size = program, geometry, page_size
+        self.sizes = symbol_sizes(geometry, page_size)
+        self.states = {s.name: s for s in program.states}
+
+    def state_args(self) -> list[str]:
+        """Arguments for the states, in order."""
+        found = []
+        for s in self.program.states:
+            found.append(f"{s.name}_ptr")
+            if s.dtype in ("int8", "int4"):
+                found.append(f"{s.name}_scale_ptr")
+        return [*found, *(["mass_ptr"] if self.program.needs_mass else [])]
+
+    def kernel(self, name: str, args: Sequence[str], constants: Sequence[str], body: Sequence[str]) -> str:
+        """Text of one kernel."""
+        head = ", ".join([*args, *(f"{c}: tl.constexpr" for c in constants)])
+        return "@triton.jit\ndef " + name + f"({head}):\n" + "\n".join(f"    {line}" for line in body) + "\n"
+
+    def axes_lines(self, emitter: Emitter) -> list[str]:
+        """Definitions of the index variables."""
+        return [f"{a.index} = tl.arange(0, {a.size})" for _, a in sorted(emitter.axes.items())]
+
+    @staticmethod
+    def mask_text(axes: Sequence[Axis], page_ok: bool) -> str | None:
+        """Condition on real lanes of a tile with `axes`."""
+        parts = []
+        for a in axes:
+            if a.name == "page" and page_ok:
+                parts.append(Tile("page_ok", (a,)).to(axes))
+            elif a.mask is not None:
+                parts.append(Tile(f"({a.mask})", (a,)).to(axes))
+        return " & ".join(parts) or None
+
+    def channel_start(self, node: Node) -> int:
+        """First channel of a `channels` node."""
+        return channel_range(node, self.geometry)[0]
+
+
+def literal(value: Tile) -> Tile:
+    """A value as a tile expression, numbers included."""
+    return (
+        value
+        if value.text.startswith(("v", "tl.full"))
+        else Tile(f"tl.full([], {value.text}, tl.float32)", value.axes)
+    )
+
+
+def full(value: Tile, axes: Sequence[Axis]) -> str:
+    """A value with every axis of `axes` at full size."""
+    if tuple(axes) == value.axes:
+        return value.text
+    shape = ", ".join(str(a.size) for a in axes)
+    return f"tl.zeros([{shape}], tl.float32) + ({value.to(axes)})"

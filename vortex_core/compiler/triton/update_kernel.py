@@ -1,0 +1,144 @@
+"""The `update_kernel`: forward_cache for completed pages, one program a page and kv head."""
+
+from __future__ import annotations
+
+from vortex_core.compiler.triton.fields import store_lines, store_row_lines, stored_shape
+from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
+from vortex_core.compiler.triton.tiles import MAX_PADDING, Emitter, Env, Tile, order, pow2
+from vortex_core.ir.program import Node, StateDecl
+
+
+class UpdateKernel(KernelWriter):
+    """Writes the kernel that computes page states."""
+
+    def text(self) -> str:
+        """The kernel. With DECODE it finds the pages that this step completed by itself."""
+        graph = self.program.cache
+        value_dim, head_dim = self.geometry.value_dim, self.geometry.head_dim
+
+        def source(e: Emitter, node: Node, env: Env) -> Tile:
+            token, dim = env["token"], env["dim"]
+            axes = order([*token.axes, *dim.axes])
+            mask = self.mask_text(axes, False)
+            n = node.op
+            text = f"{n}_ptr + head.to(tl.int64) * {n}_head + page * {n}_page + ({token.to(axes)}) * {n}_token + ({dim.to(axes)})"
+            if n == "v" and value_dim < head_dim:  # MLA: the latent's rotary channels are no values
+                inside = f"(({dim.to(axes)}) < {value_dim})"
+                mask = inside if mask is None else f"{mask} & {inside}"
+            guard = "" if mask is None else f", mask={mask}, other=0.0"
+            return e.bind(f"tl.load({text}{guard}).to(tl.float32)", axes, False)
+
+        emitter = Emitter(graph, self.sizes, source, self.channel_start, None)
+        row = Tile("row")
+        for name, i in graph.writes:
+            self._write_state(emitter, self.states[name], i, row)
+        for s in self.program.states:
+            if s.carried:
+                env = emitter.identity(s.dims)
+                axes = order([a for t in env.values() for a in t.axes])
+                value = (
+                    Tile(repr(s.init))
+                    if not axes
+                    else Tile(
+                        f"tl.full([{', '.join(str(a.size) for a in axes)}], {s.init!r}, tl.float32)", axes
+                    )
+                )
+                emitter.outer += store_lines(
+                    s.name,
+                    s,
+                    self.sizes,
+                    row,
+                    list(env.values()),
+                    literal(value),
+                    self.mask_text(axes, False),
+                )
+        if self.program.needs_mass:
+            axis = emitter.axis("head", self.sizes["G"])
+            guard = f", mask={axis.mask}" if axis.mask else ""
+            emitter.outer.append(
+                f"tl.store(mass_ptr + row * {axis.real} + {axis.index}, tl.zeros([{axis.size}], tl.float32){guard})"
+            )
+        args = [
+            "k_ptr",
+            "v_ptr",
+            "k_head",
+            "k_page",
+            "k_token",
+            "v_head",
+            "v_page",
+            "v_token",
+            "pages_ptr",
+            "table_ptr",
+            "table_stride",
+            "lengths_ptr",
+            "pool_pages",
+            *self.state_args(),
+        ]
+        body = [
+            "item = tl.program_id(0)",
+            "head = tl.program_id(1)",
+            "if DECODE:",
+            "    length = tl.load(lengths_ptr + item)",
+            f"    if (length % {self.page_size} != 0) | (length == 0):",
+            "        return",
+            f"    page = tl.load(table_ptr + item.to(tl.int64) * table_stride + length // {self.page_size} - 1).to(tl.int64)",
+            "else:",
+            "    page = tl.load(pages_ptr + item).to(tl.int64)",
+            "row = head.to(tl.int64) * pool_pages + page",
+            *self.axes_lines(emitter),
+            *emitter.outer,
+        ]
+        return self.kernel("update_kernel", args, ["DECODE"], body)
+
+    def _write_state(self, emitter: Emitter, state: StateDecl, i: int, row: Tile) -> None:
+        env = emitter.identity(state.dims)
+        names = [n for n, _ in state.dims]
+        if state.dtype in ("int8", "int4", "bits"):
+            self._write_rows(emitter, state, i, env, names)
+            return
+        width = state.dims[-1][1].resolve(self.sizes) if names and names[-1] == "dim" else 0
+        # A tile is tokens x channels: keep it in registers, and do not pad odd widths to the next power of two.
+        limit = max(16, 8192 // self.page_size)
+        chunk = width
+        if width and (pow2(width) > MAX_PADDING * width or width > limit):
+            chunk = max(16, min(limit, width & -width)) if width & -width >= 16 else width
+        for start in range(0, width or 1, chunk or 1):
+            if width and chunk != width:
+                axis = emitter.axis("dim", chunk)
+                env["dim"] = Tile(axis.index if not start else f"{start} + {axis.index}", (axis,))
+            value = emitter.emit(i, {n: t for n, t in env.items() if n in emitter.graph.nodes[i].type.names})
+            axes = order([a for t in env.values() for a in t.axes])
+            emitter.outer += store_lines(
+                state.name,
+                state,
+                self.sizes,
+                row,
+                [env[n] for n in names],
+                literal(value),
+                self.mask_text(axes, False),
+            )
+
+    def _write_rows(
+        self, emitter: Emitter, state: StateDecl, i: int, env: dict[str, Tile], names: list[str]
+    ) -> None:
+        per = {"int8": 1, "int4": 2, "bits": 8}[state.dtype]
+        if not names:  # one bit a page
+            value = emitter.emit(i, {})
+            emitter.outer.append(
+                f"tl.store({state.name}_ptr + row, tl.where({value.text} >= 0, 1, 0).to(tl.uint8))"
+            )
+            return
+        last, width = names[-1], stored_shape(state, self.sizes)[-1]
+        real = state.dims[-1][1].resolve(self.sizes)
+        lane = emitter.axis(f"{last}_lane", width)
+        groups = []
+        for n in range(per):
+            index = Tile(lane.index if per == 1 else f"{lane.index} * {per} + {n}", (lane,))
+            value = emitter.emit(i, {**env, last: index})
+            axes = order([a for name in names[:-1] for a in env[name].axes] + [lane])
+            inside = Tile(f"(({index.text}) < {real})", (lane,)).to(axes)
+            fill = "-1.0" if state.dtype == "bits" else "0.0"
+            groups.append(emitter.bind(f"tl.where({inside}, {value.to(axes)}, {fill})", axes, False))
+        others = [env[name] for name in names[:-1]]
+        mask = self.mask_text(groups[0].axes, False)
+        emitter.outer += store_row_lines(state.name, state, self.sizes, "row", others, groups, lane, mask)
