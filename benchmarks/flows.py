@@ -22,36 +22,37 @@ from benchmarks.kernels_timing import Launch, Report, copy_bandwidth, graph_time
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.triton.flow import TritonFlow
 from vortex_core.ir.cost import step_cost
+from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace
 from vortex_core.kernels.paged_decode import decode_config, paged_decode, paged_decode_workspace
 from vortex_core.kernels.pages import PageList
 
 FLOWS = ("block_topk", "quest", "gqa_block_topk", "lserve")
 BUDGET = 2048
+SCALE = 128**-0.5
 
 
 class Case:
-    """One shape with several layers' worth of KV, so that a layer's bytes are not in the L2 when it runs again."""
+    """One shape with several layers' worth of KV, so that a layer's bytes are not in the L2 when it runs again.
+
+    `kv_heads` 1 with more than 16 query heads stands for MLA: 512 latent and 64 rotary channels, one cache.
+    """
 
     def __init__(
-        self,
-        flow: str,
-        batch: int,
-        length: int,
-        q_heads: int,
-        kv_heads: int,
-        dim: int,
-        page: int,
-        layers: int,
+        self, flow: str, batch: int, length: int, q_heads: int, kv_heads: int, page: int, layers: int
     ) -> None:
         self.traced = library.load(flow).with_knobs(page_size=page, budget=str(BUDGET))
-        self.geometry = Geometry(1, kv_heads, q_heads // kv_heads, dim, dim, dim)
+        self.mla = kv_heads == 1
+        dim = 576 if self.mla else 128
+        rope, value = (64, 512) if self.mla else (dim, dim)
+        self.geometry = Geometry(1, kv_heads, q_heads // kv_heads, dim, rope, value)
         self.batch, self.length, self.page, self.layers = batch, length, page, layers
         self.pages = batch * length // page
         shape = (self.pages, page, kv_heads, dim)
         self.k = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(layers)]
-        self.v = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(layers)]
+        self.v = [k[..., :value] if self.mla else torch.randn_like(k) for k in self.k]
         self.q = torch.randn(batch, q_heads, dim, device="cuda", dtype=torch.bfloat16)
         order = torch.randperm(self.pages, device="cuda", dtype=torch.int64).view(batch, -1)
         self.table = order.to(torch.int32)
@@ -64,44 +65,44 @@ class Case:
         self.states = [flow_.new_states(self.pages, torch.device("cuda")) for _ in range(layers)]
         every = torch.arange(self.pages, device="cuda", dtype=torch.int32)
         for k, v, s in zip(self.k, self.v, self.states, strict=True):
-            flow_.update(s, self.kv(k, v), every, 0)
+            flow_.update(s, LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)), every, 0)
         self.work = flow_.workspace(batch, length // page, torch.device("cuda"))
-        self.config = decode_config(dim, self.geometry.group, torch.bfloat16, page, batch * kv_heads)
-        self.space = paged_decode_workspace(
-            batch, kv_heads, self.geometry.group, dim, torch.device("cuda"), self.config
-        )
-        self.out = torch.empty_like(self.q)
-
-    @staticmethod
-    def kv(k: torch.Tensor, v: torch.Tensor) -> LayerKV:
-        """`[page, token, head, dim]` storage as the interface's `[head, page, token, dim]`."""
-        return LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3))
+        self.out = torch.empty(batch, q_heads, value, device="cuda", dtype=torch.bfloat16)
+        device = torch.device("cuda")
+        if self.mla:
+            self.config = mla_config(q_heads, torch.bfloat16, page)
+            self.space = mla_decode_workspace(batch, q_heads, device, self.config)
+        else:
+            self.config = decode_config(dim, self.geometry.group, torch.bfloat16, page, batch * kv_heads)
+            self.space = paged_decode_workspace(
+                batch, kv_heads, self.geometry.group, dim, device, self.config
+            )
 
     def score(self, layer: int) -> None:
         """The scoring launches."""
-        self.flow.launch_scores(
-            self.q, self.states[layer], self.table, self.view.lengths, self.view.budgets, self.work
-        )
+        view = self.view
+        self.flow.launch_scores(self.q, self.states[layer], self.table, view.lengths, view.budgets, self.work)
 
     def select(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores to page lists."""
         assert self.flow.program.index.result is not None
+        view = self.view
         return self.flow._selection(
-            self.flow.program.index.result, self.table, self.view.lengths, self.view.budgets, self.work
+            self.flow.program.index.result, self.table, view.lengths, view.budgets, self.work
         )
 
     def attend(self, layer: int, ids: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
         """Attention over the lists."""
+        if self.mla:
+            return mla_decode(
+                self.q, self.k[layer].squeeze(2), ids, lens,
+                workspace=self.space, config=self.config, sm_scale=SCALE, out=self.out,
+            )  # fmt: skip
         shape = (self.batch, self.geometry.kv_heads)
         pages = PageList(ids.view(*shape, -1), lens.view(shape))
+        k, v = self.k[layer], self.v[layer]
         return paged_decode(
-            self.q,
-            self.k[layer],
-            self.v[layer],
-            pages,
-            workspace=self.space,
-            config=self.config,
-            out=self.out,
+            self.q, k, v, pages, workspace=self.space, config=self.config, sm_scale=SCALE, out=self.out
         )
 
     def step(self, layer: int) -> None:
@@ -111,17 +112,14 @@ class Case:
 
     def dense(self, layer: int) -> torch.Tensor:
         """Our kernel over all pages."""
+        if self.mla:
+            return self.attend(layer, self.table, self.view.lengths)
         heads = self.geometry.kv_heads
         table = self.table.unsqueeze(1).expand(-1, heads, -1)
-        lens = self.view.lengths.unsqueeze(1).expand(-1, heads)
+        pages = PageList(table, self.view.lengths.unsqueeze(1).expand(-1, heads))
+        k, v = self.k[layer], self.v[layer]
         return paged_decode(
-            self.q,
-            self.k[layer],
-            self.v[layer],
-            PageList(table, lens),
-            workspace=self.space,
-            config=self.config,
-            out=self.out,
+            self.q, k, v, pages, workspace=self.space, config=self.config, sm_scale=SCALE, out=self.out
         )
 
     def check(self) -> dict[str, float]:
@@ -131,18 +129,14 @@ class Case:
         out = self.attend(0, ids, lens).clone()
         torch.cuda.synchronize()
         b, g = self.batch - 1, self.geometry
-        oracle = backends.get("oracle").compile(self.traced.program, self.traced.knobs, g)
-        states = oracle.new_states(self.pages, torch.device("cpu"))  # type: ignore[attr-defined]
+        oracle = OracleFlow(self.traced.program, self.traced.knobs, g)
+        states = oracle.new_states(self.pages, torch.device("cpu"))
         for name, field in self.states[0].fields.items():
             states.fields[name].data = field.data.cpu()
             states.fields[name].scale = None if field.scale is None else field.scale.cpu()
-        view = BatchView(
-            self.table.cpu().long(),
-            self.view.lengths.cpu().long(),
-            self.view.budgets.cpu().long(),
-            self.length,
-        )
-        (scores,) = oracle.scores(self.q.cpu(), states, view, b).values()  # type: ignore[attr-defined]
+        lengths, budgets = self.view.lengths.cpu().long(), self.view.budgets.cpu().long()
+        view = BatchView(self.table.cpu().long(), lengths, budgets, self.length)
+        (scores,) = oracle.scores(self.q.cpu(), states, view, b).values()
         ids = ids.view(self.batch, g.kv_heads, -1)[b].cpu()
         logical = {int(p): n for n, p in enumerate(self.table[b].tolist())}
         gap = error = 0.0
@@ -157,9 +151,9 @@ class Case:
             gap = max(gap, float(row[outside].max() - row[inside].min()) / float(row.std()))
             physical = self.table[b, chosen].long()
             k = self.k[0][physical, :, h].reshape(-1, g.head_dim).double()
-            v = self.v[0][physical, :, h].reshape(-1, g.head_dim).double()
+            v = self.v[0][physical, :, h].reshape(-1, g.value_dim).double()
             q = self.q[b, h * g.group : (h + 1) * g.group].double()
-            want = torch.softmax(q @ k.T / g.head_dim**0.5, -1) @ v
+            want = torch.softmax(q @ k.T * SCALE, -1) @ v
             error = max(error, relative_error(out[b, h * g.group : (h + 1) * g.group], want))
         return {"selection_gap": max(0.0, gap), "attention_error": error}
 
@@ -169,6 +163,8 @@ def flashinfer_dense(case: Case) -> float | None:
     try:
         import flashinfer
     except ImportError:
+        return None
+    if case.mla:  # its MLA kernels have a wrapper of their own: see benchmarks.kernels
         return None
     heads, dim, page = case.geometry.kv_heads, case.geometry.head_dim, case.page
     space = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
@@ -234,8 +230,8 @@ def main() -> None:
     parser.add_argument("--flows", default=",".join(FLOWS))
     parser.add_argument(
         "--shapes",
-        default="16x32768x32x8,16x32768x16x8,1x32768x32x8,8x8192x32x8",
-        help="batch x length x q heads x kv heads",
+        default="16x32768x32x8,16x32768x16x8,32x32768x20x1,1x32768x32x8",
+        help="batch x length x q heads x kv heads; one kv head means MLA, 512 + 64 channels",
     )
     parser.add_argument("--pages", default="16,64")
     args = parser.parse_args()
@@ -248,7 +244,7 @@ def main() -> None:
         for page in map(int, args.pages.split(",")):
             peer: dict[str, float | None] = {}
             for flow in args.flows.split(","):
-                measure(report, Case(flow, batch, length, q_heads, kv_heads, 128, page, 3), flow, peer)
+                measure(report, Case(flow, batch, length, q_heads, kv_heads, page, 3), flow, peer)
                 torch.cuda.empty_cache()
     report.write(args.out, "flows")
     print(report.markdown())

@@ -11,11 +11,12 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from vortex_core.compiler.triton.tiles import MAX_PADDING, pow2
 from vortex_core.ir.cost import crosses_pages
 from vortex_core.ir.program import Graph, Node
 
 MAX_TILE = 8192
-MAX_PAGES_PER_PROGRAM = 128
+MAX_PAGES_PER_PROGRAM = 64
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,17 @@ def pages_per_program(graph: Graph, sizes: Mapping[str, int], absorbed: Collecti
     Args:
         absorbed: nodes that are computed inside matrix products and have no tile.
     """
+
+    def lanes(node: Node) -> int:
+        """Elements a tile holds for one page; odd numbers of channels are taken in pieces of at most 128."""
+        total = 1
+        for name, extent in node.type.dims:
+            real = 1 if name == "page" else extent.resolve(sizes)
+            odd = name == "dim" and pow2(real) > MAX_PADDING * real
+            total *= min(128, real & -real) if odd else pow2(real)
+        return total
+
     tiles = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and i not in absorbed]
-    largest = max((per_page(n, sizes) for n in tiles), default=1)
+    largest = max((lanes(n) for n in tiles), default=1)
     pages = max(1, min(MAX_PAGES_PER_PROGRAM, MAX_TILE // max(1, largest)))
     return 1 << (pages.bit_length() - 1)
