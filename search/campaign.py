@@ -25,9 +25,9 @@ from search.executor import Executor
 from search.finals import Finals
 from search.pipeline import LibraryLoader, Pipeline
 from search.run import Run
-from search.state import CampaignState, Proposal
+from search.state import CampaignState, Candidate, Proposal
 from search.store import Record
-from search.strategies.base import Strategy
+from search.strategies.base import Outcome, Strategy
 from search.strategies.registry import make_strategy
 from vortex_core.errors import VortexError
 
@@ -77,6 +77,7 @@ class Campaign:
         self.strategies: dict[str, Strategy] = {
             arm.name: make_strategy(arm.strategy, seed + 7919 * i) for i, arm in enumerate(config.arms)
         }
+        self._volumes: dict[str, list[float]] = {}
         for record in run.store.read():
             self._apply(record)
         self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed)
@@ -98,19 +99,28 @@ class Campaign:
             case ev.CandidateFinished(key=key, purpose="search"):
                 candidate = self.state.candidates[key]
                 proposal = None if candidate.proposal is None else self.state.proposals[candidate.proposal]
-                told = feedback.make_tell("scored", proposal, candidate, self.config.objective)
-                # What the library offers is where every arm may begin; what one arm finds is its own.
-                for name in self.strategies if proposal is None else (proposal.arm,):
-                    self.strategies[name].tell(told)
+                self._tell("scored", proposal, candidate)
             case ev.Rejected(proposal=number) | ev.ProposalFailed(proposal=number):
-                proposal = self.state.proposals[number]
-                told = feedback.make_tell("rejected", proposal, None, self.config.objective)
-                self.strategies[proposal.arm].tell(told)
+                self._tell("rejected", self.state.proposals[number], None)
             case ev.Duplicate(proposal=number, key=key):
-                proposal = self.state.proposals[number]
-                candidate = self.state.candidates[key]
-                told = feedback.make_tell("duplicate", proposal, candidate, self.config.objective)
-                self.strategies[proposal.arm].tell(told)
+                self._tell("duplicate", self.state.proposals[number], self.state.candidates[key])
+
+    def _tell(self, outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None) -> None:
+        told = feedback.make_tell(outcome, proposal, candidate, self.config.objective)
+        # What the library offers is where every arm may begin; what one arm finds is its own.
+        for name in self.strategies if proposal is None else (proposal.arm,):
+            self.strategies[name].tell(told)
+        if proposal is None:
+            return
+        volumes = self._volumes.setdefault(proposal.arm, [0.0])
+        if outcome == "scored":
+            archive = Archive(self.state, self.config.objective)
+            volumes.append(archive.hypervolume_by_evaluation({proposal.arm})[-1])
+        # A bandit over several models learns from what each proposal gained (see agents.ensemble).
+        learn = getattr(self.proposers[proposal.arm], "tell", None)
+        if learn is not None and proposal.answered_by:
+            gain = volumes[-1] - volumes[-2] if outcome == "scored" else 0.0
+            learn(proposal.answered_by, gain, proposal.dollars)
 
     @property
     def active_seconds(self) -> float:

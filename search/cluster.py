@@ -39,6 +39,7 @@ class _Engine:
     actor: Any
     group: int
     node: str
+    ran: str = ""  # key of the candidate it ran last: its flow is loaded and its answers are remembered
 
 
 class RayExecutor:
@@ -66,7 +67,8 @@ class RayExecutor:
         self._engine = engine
         self._stages = {purpose: tuple(name for name, _ in listed) for purpose, listed in stages.items()}
         self._on_engine = {name: engine for listed in stages.values() for name, engine in listed}
-        self._free: asyncio.Queue[_Engine] = asyncio.Queue()
+        self._free: list[_Engine] = []
+        self._freed = asyncio.Condition()
         self._engines: list[_Engine] = []
         self._cpu = asyncio.Semaphore(config.cpu_tasks)
         self._seen: dict[int, dict[str, Any] | None] = {}
@@ -81,11 +83,15 @@ class RayExecutor:
         await asyncio.to_thread(self._init_ray)
         self._started = True
         for engine in await asyncio.gather(*(self._new_engine() for _ in range(self.config.engines))):
-            self._free.put_nowait(engine)
+            await self._give_back(engine)
 
     def stages(self, purpose: Purpose) -> tuple[str, ...]:
         """See `Executor`."""
         return self._stages[purpose]
+
+    def needs_engine(self, stage: str) -> bool:
+        """See `Executor`."""
+        return self._on_engine[stage]
 
     async def trace(self, source: str) -> Admission:
         """See `Executor`."""
@@ -100,18 +106,20 @@ class RayExecutor:
             return StageResult.from_json(answer)
         deadline = self._deadline(stage)
         return StageResult.from_json(
-            await self._on_an_engine(stage, deadline, lambda actor: actor.run.remote(stage, given, seed))
+            await self._on_an_engine(
+                stage, deadline, candidate.key, lambda actor: actor.run.remote(stage, given, seed)
+            )
         )
 
     async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """See `Executor`. Every engine prefills; they agree, so the first one's results stand for all."""
         self._seen[seed] = known
-        engines = [await self._free.get() for _ in self._engines]
+        engines = [await self._take("") for _ in self._engines]
         try:
             answers = await asyncio.gather(*(self._prepare(engine, seed) for engine in engines))
         finally:
             for engine in engines:
-                self._free.put_nowait(engine)
+                await self._give_back(engine)
         self._seen[seed] = answers[0]
         return answers[0]
 
@@ -155,12 +163,12 @@ class RayExecutor:
                 ray.cancel(reference, force=True)
                 raise _overran(stage, deadline) from error
 
-    async def _on_an_engine(self, stage: str, deadline: float, call: Any) -> Any:
-        engine = await self._free.get()
+    async def _on_an_engine(self, stage: str, deadline: float, key: str, call: Any) -> Any:
+        engine = await self._take(key)
         try:
             answer = await self._within(deadline, call(engine.actor))
         except VortexError:  # an answer like any other: the engine is well
-            self._free.put_nowait(engine)
+            await self._give_back(engine)
             raise
         except (TimeoutError, WorkerLostError) as error:
             await self._replace(engine)
@@ -168,8 +176,22 @@ class RayExecutor:
         except BaseException:  # cancelled in the middle of a stage: its state is unknown
             self._kill(engine)
             raise
-        self._free.put_nowait(engine)
+        await self._give_back(engine)
         return answer
+
+    async def _take(self, key: str) -> _Engine:
+        """A free engine, the one that ran `key` last if it is among them."""
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._free)
+            engine = next((e for e in self._free if e.ran == key), self._free[0])
+            self._free.remove(engine)
+        engine.ran = key
+        return engine
+
+    async def _give_back(self, engine: _Engine) -> None:
+        async with self._freed:
+            self._free.append(engine)
+            self._freed.notify()
 
     async def _replace(self, engine: _Engine) -> None:
         """Kill an engine and put a new one, prefilled like the others, in its place."""
@@ -178,7 +200,7 @@ class RayExecutor:
         # A stage's deadline is for the stage: the new engine prefills before it is given one.
         for seed in self._seen:
             await self._prepare(replacement, seed)
-        self._free.put_nowait(replacement)
+        await self._give_back(replacement)
 
     async def _within(self, deadline: float, reference: Any) -> Any:
         """The value of an answer (`search.workers`).

@@ -145,7 +145,7 @@ class Cluster(Strict):
     retries: int = Field(2, ge=0)
     deadline: float = Field(120, gt=0)
     deadlines: dict[str, float] = Field(default_factory=dict)
-    start_deadline: float = Field(900, gt=0)
+    start_deadline: float = Field(1800, gt=0)
 
     def deadline_of(self, stage: str) -> float:
         """Seconds `stage` may take."""

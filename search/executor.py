@@ -60,6 +60,10 @@ class Executor(Protocol):
         """Stages to run for a purpose, in order."""
         ...
 
+    def needs_engine(self, stage: str) -> bool:
+        """Whether a stage holds an engine."""
+        ...
+
     async def trace(self, source: str) -> Admission:
         """Trace untrusted source in the jail.
 
@@ -70,7 +74,7 @@ class Executor(Protocol):
         ...
 
     async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
-        """Run one stage once.
+        """Run one stage once; an engine that ran this candidate before is preferred.
 
         Raises:
             WorkerLostError: no result; the worker has been replaced, so trying again makes sense.

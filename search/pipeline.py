@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from evaluators.results import Candidate as Measured
@@ -52,6 +53,9 @@ class Pipeline:
         self.state = state
         self.record = record
         self._seed = seed
+        # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages
+        # would rebuild page states and forget answers that the next stage reuses.
+        self._turns = asyncio.Semaphore(config.cluster.engines)
 
     def seed(self, purpose: ev.Purpose) -> int:
         """The evaluation seed of a purpose: other items for fresh measurements, others again when sealed."""
@@ -120,16 +124,26 @@ class Pipeline:
             name=candidate.name,
         )
         done = candidate.results.get(purpose, {})
+        waiting = [stage for stage in self.executor.stages(purpose) if stage not in done]
         passed = all(result.passed for result in done.values())
-        for stage in self.executor.stages(purpose):
-            if not passed:
-                break
-            if stage in done:
-                continue
+        first = next((i for i, s in enumerate(waiting) if self.executor.needs_engine(s)), len(waiting))
+        if passed:
+            passed = await self._stages(candidate, measured, purpose, waiting[:first])
+        if passed and waiting[first:]:
+            async with self._turns:
+                passed = await self._stages(candidate, measured, purpose, waiting[first:])
+        self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))
+
+    async def _stages(
+        self, candidate: Candidate, measured: Measured, purpose: ev.Purpose, names: Sequence[str]
+    ) -> bool:
+        """Run stages in order until one does not pass; returns whether all did."""
+        for stage in names:
             result = await self._run(stage, measured, purpose)
             self.record(ev.StageFinished(candidate.key, purpose, stage, self.seed(purpose), result.to_json()))
-            passed = result.passed
-        self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))
+            if not result.passed:
+                return False
+        return True
 
     async def _run(self, stage: str, measured: Measured, purpose: ev.Purpose) -> StageResult:
         """One stage, again after infrastructure failures; who fails on every new worker is to blame."""

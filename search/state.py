@@ -32,6 +32,8 @@ class Proposal:
     key: str | None = None
     error: dict[str, Any] | None = None
     repaired: bool = False
+    answered_by: str = ""
+    dollars: float | None = None
 
 
 @dataclass
@@ -274,9 +276,10 @@ class CampaignState:
     def _proposed(self, e: ev.Proposed) -> None:
         proposal = self.proposals[e.proposal]
         proposal.source, proposal.idea = e.source, e.idea
+        proposal.answered_by, proposal.dollars = e.proposer, e.dollars
         self.proposer_failures_in_a_row = 0
-        self.spending.setdefault(proposal.proposer, Spending()).add(e)
-        self.spending[proposal.proposer].proposals += 1
+        self.spending.setdefault(e.proposer, Spending()).add(e)
+        self.spending[e.proposer].proposals += 1
         self._timed("propose", e.seconds)
 
     def _admitted(self, e: ev.Admitted, when: float) -> None:

@@ -218,6 +218,10 @@ class SimulatedExecutor:
         """See `Executor`."""
         return _SIMULATED_STAGES[purpose]
 
+    def needs_engine(self, stage: str) -> bool:
+        """See `Executor`."""
+        return stage in ("accuracy", "holdout")
+
     async def trace(self, source: str) -> Admission:
         """See `Executor`."""
         self.traced[source] += 1

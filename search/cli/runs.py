@@ -14,7 +14,7 @@ from rich.syntax import Syntax
 
 from search.archive import Archive, Entry, score
 from search.cli.console import Json, emit, err, out
-from search.config import CampaignConfig
+from search.config import CampaignConfig, load_proposer
 from search.errors import no_such_rank
 from search.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
 from search.state import CampaignState, Candidate
@@ -59,13 +59,17 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
     from search.progress import Progress
     from search.session import resolve, run_campaign
 
-    name = options.run_name(resolve(options))
+    config = resolve(options)
+    name = options.run_name(config)
+    proposer = load_proposer(config.proposer)
+    err.print(f"{name}: {config.description} Model {config.model}.", markup=False, soft_wrap=True)
+    err.print(f"proposer {config.proposer}: {proposer.description or proposer.spec}", markup=False)
     try:
         run_campaign(options, lambda config, title: Progress(err, config, title))
     except KeyboardInterrupt:
-        err.print(
-            f"\nPaused; every finished evaluation is in {runs_root() / name}. The same command goes on."
-        )
+        again = shlex.join(["vortex-search", *sys.argv[1:]])
+        err.print(f"\nPaused. Every finished evaluation is kept in {runs_root() / name}.", soft_wrap=True)
+        err.print(f"The same command goes on: {again}", markup=False, soft_wrap=True)
         raise
     _conclude(name, as_json=as_json)
 

@@ -209,7 +209,7 @@ def test_ctrl_c_pauses_and_more_candidates_extend(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "same command" in err
+    assert "The same command goes on" in err
     assert "Traceback" not in err
     assert isinstance(command.events()[-1], ev.CampaignPaused)
 
