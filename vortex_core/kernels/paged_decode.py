@@ -48,8 +48,10 @@ def decode_config(
         return DecodeConfig(16, 4, 1, 1, 1, rows >= 4)
     element = 1 if kv_dtype in FP8_DTYPES else 2 if kv_dtype != torch.float32 else 4
     # Measured on an H100: two blocks an SM with two 32 KiB tiles of K and V in flight each reach the
-    # bandwidth of HBM; wider heads take shorter tiles, for registers as much as for shared memory.
+    # bandwidth of HBM. Wider heads take shorter tiles, for registers as much as for shared memory.
     block_n = 64 if head_dim * element <= 256 and head_dim <= 192 and group <= 16 else 32
+    if head_dim <= 64 and element == 2 and group <= 16:
+        block_n = 128
     # A row cut over many workers merges faster with a block a head than in its last worker.
     # fp8 tiles are half as large: three blocks keep as many bytes in flight.
     return DecodeConfig(block_n, 4, 3, 3 if element == 1 else 2, 1, fused_merge=rows >= 32)
