@@ -198,7 +198,7 @@ def measure(
                         c.floor_ms = floor_ms(engine, batch, context, bandwidth, 0)
                     else:
                         flow = flows.get(c.name)
-                        report = engine.load_flow(flow and flow.program, knobs.get(c.name))
+                        report = engine.load_flow(flow.program if flow else None, knobs.get(c.name))
                         swaps[c.name] = asdict(report)
                         seconds, cpu, c.density = engine_steps(engine, prompts[:batch], args.steps)
                         states = report.state_bytes / engine.cache.pool.slots * context

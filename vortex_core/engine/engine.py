@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +90,13 @@ class Engine:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.flow: LoadedFlow | None = None
+        self._suspended: LoadedFlow | None = None
         self.cache = KVCache(self.geometry, max_tokens, self.dtype, self.device, self._on_reuse)
 
     def _on_reuse(self, blocks: Sequence[int]) -> None:
-        if self.flow is not None:
-            self.flow.forget(blocks)
+        for flow in (self.flow, self._suspended):
+            if flow is not None:
+                flow.forget(blocks)
 
     @classmethod
     def from_model(
@@ -108,7 +111,9 @@ class Engine:
         """Load a model by name, directory or hub id.
 
         Args:
-            dtype: of weights and KV; by default the checkpoint's own.
+            dtype: of weights and KV; by default the checkpoint's own. On a CPU with AVX-512 bf16 that is also the
+                faster one: SmolLM2-135M takes 58 ms of CPU a step against 73 in float32 (76 against 90 at 4k
+                context), and prefills 1.3 times as fast.
             threads: CPU threads of this process; by default torch's choice.
 
         Raises:
@@ -148,7 +153,7 @@ class Engine:
 
     def load_compiled(self, compiled: CompiledFlow | None) -> SwapReport:
         """The same for a flow that is compiled already."""
-        assert not self.cache.sequences, "flows are swapped between decodes"
+        assert not self.cache.sequences and self._suspended is None, "flows are swapped between decodes"
         started = time.perf_counter()
         if compiled is not None:
             wanted = compiled.knobs.kv_dtype
@@ -161,6 +166,16 @@ class Engine:
                 self.flow.cover((p.blocks, p.cached) for p in self.cache.prompts.values())
         state_bytes = 0 if self.flow is None else self.flow.state_bytes
         return SwapReport(time.perf_counter() - started, state_bytes, self.ir_hash)
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Decode densely for a while, e.g. between two steps of an A/B comparison; the flow keeps its states."""
+        assert self._suspended is None and not self.cache.sequences
+        self.flow, self._suspended = None, self.flow
+        try:
+            yield
+        finally:
+            self.flow, self._suspended = self._suspended, None
 
     # ---- prompts
 

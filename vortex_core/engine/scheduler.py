@@ -85,7 +85,7 @@ class Scheduler:
         if request.max_new_tokens < 1:
             raise bad_call(f"max_new_tokens is {request.max_new_tokens}", "ask for at least one new token")
         self.engine.check_prompt(tuple(request.token_ids))
-        self._check_fits(request)
+        self._check_fits(request, self.engine.cache.unpinned)
         self.waiting.append((self._tickets, request, time.perf_counter()))
         self._tickets += 1
         return self._tickets - 1
@@ -140,8 +140,8 @@ class Scheduler:
             return blocks_for(cached) + total
         return total + 1  # one more where its prompt's partial block is lent already
 
-    def _check_fits(self, request: Request) -> None:
-        needed, most = self._needs(request), self.engine.cache.unpinned
+    def _check_fits(self, request: Request, most: int) -> None:
+        needed = self._needs(request)
         if needed > most:
             raise out_of_memory("request", needed * BLOCK_TOKENS, most * BLOCK_TOKENS)
 
@@ -161,4 +161,5 @@ class Scheduler:
             self._batch.extend([run.sequence for run in joining])
             self._sampler.extend([run.request.sampling for run in joining])
         elif self.waiting and not self.running:
-            self._check_fits(self.waiting[0][1])  # prompts were pinned since it was submitted
+            # Room was taken by others (prompts pinned since then): waiting would never end.
+            self._check_fits(self.waiting[0][1], self.engine.cache.blocks.available)

@@ -186,6 +186,24 @@ def test_blocks_that_change_hands_lose_their_states(make_engine: Make, ids: Make
         assert fresh.decode([fresh.prefill(prompt.token_ids)], max_new_tokens=20).tokens == got
 
 
+def test_dense_for_a_while(make_engine: Make, ids: Make) -> None:
+    engine = make_engine(max_tokens=1280)
+    first, second = (engine.prefill(ids(500, seed)) for seed in (0, 1))
+    dense = engine.decode([first], max_new_tokens=20).tokens
+    quest, knobs = library.load("quest"), Knobs(page_size=8, budget="64")
+    engine.load_flow(quest.program, knobs)
+    sparse = engine.decode([first], max_new_tokens=20).tokens
+    with engine.dense():
+        assert engine.decode([first], max_new_tokens=20).tokens == dense
+        engine.release(second)
+        second = engine.prefill(ids(500, 2))  # takes over blocks whose states the flow had computed
+    assert engine.decode([first], max_new_tokens=20).tokens == sparse
+    fresh = make_engine()
+    fresh.load_flow(quest.program, knobs)
+    expected = fresh.decode([fresh.prefill(second.token_ids)], max_new_tokens=20).tokens
+    assert engine.decode([second], max_new_tokens=20).tokens == expected
+
+
 def test_dense_layers_and_layer_groups(make_engine: Make, ids: Make) -> None:
     engine = make_engine(layers=6)
     prompt = engine.prefill(ids(400, 0))

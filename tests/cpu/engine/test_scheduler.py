@@ -36,7 +36,7 @@ def test_random_arrivals_finish_as_if_alone(
     engine = make_engine(max_tokens=12 * 128)  # room for about four requests: most have to wait
     if flow:
         engine.load_flow(library.load(flow).program, Knobs(page_size=8, budget="64", reuse_steps=2))
-    requests = [_request(rng, ids, i) for i in range(18)]
+    requests = [_request(rng, ids, i) for i in range(12)]
     scheduler = Scheduler(engine, max_batch=6)
     arriving = list(requests)
     waited = most = 0
@@ -99,6 +99,18 @@ def test_an_impossible_request_is_refused_before_any_runs(make_engine: Make, ids
     engine.release(pinned)
     engine.check_integrity()
     assert engine.cache.blocks.available == 4
+
+
+def test_room_taken_while_waiting_is_an_error_not_a_hang(make_engine: Make, ids: Make) -> None:
+    engine = make_engine(max_tokens=4 * 128)
+    scheduler = Scheduler(engine)
+    scheduler.submit(Request(ids(200, 0), max_new_tokens=100))
+    pinned = engine.prefill(ids(200, 1))
+    with pytest.raises(VortexError, match="needs 512 tokens of KV cache, 256 would fit"):
+        scheduler.step()
+    engine.release(pinned)
+    scheduler.step()
+    assert len(scheduler.running) == 1
 
 
 def test_abort_gives_everything_back(make_engine: Make, ids: Make) -> None:
