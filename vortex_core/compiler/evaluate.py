@@ -194,13 +194,13 @@ class Evaluator:
         for i, node in enumerate(self.graph.nodes):
             if i in self._absorbed or node.type.kind == "selection":
                 continue
-            values[i] = self._node(i, node, values, sources, valid)
+            values[i] = self.node(i, node, values, sources, valid)
             for j in self._last_use.get(i, ()):
                 if self.graph.nodes[j].spec.group != "source":
                     values.pop(j, None)
         return values
 
-    def _node(
+    def node(
         self,
         i: int,
         node: Node,
@@ -208,6 +208,7 @@ class Evaluator:
         sources: Mapping[str, torch.Tensor],
         valid: torch.Tensor | None,
     ) -> torch.Tensor:
+        """The value of one node, given those before it."""
         if node.spec.group == "source":
             return self._source(node, sources)
         if i in self.contractions:

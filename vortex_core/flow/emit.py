@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import re
+from array import array
 from dataclasses import dataclass, field, fields
 
+from vortex_core.flow.naming import class_name, docstring, state_labels
+from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.lint import reachable
+from vortex_core.ir.params import ParamDecl
 from vortex_core.ir.program import Graph, Node, Program, StateDecl
 from vortex_core.ir.types import Stage
 
+__all__ = ["class_name", "emit", "state_labels"]
 _ATOM, _POWER, _UNARY, _TERM, _SUM, _AND, _OR, _COMPARE = 9, 8, 7, 6, 5, 4, 3, 2
 _METHODS = {
     name: name for name in ["exp", "log", "sqrt", "abs", "sigmoid", "tanh", "sign", "floor", "sum", "mean"]
 }
 _METHODS |= {"amax": "max", "amin": "min"}
+_MAX_DEPTH = 12  # of nested expressions
+_MAX_VALUES = 4096  # learned values written into source
 _SHARED_LIMIT = 24  # a longer expression than this gets a name, for the reader's sake
 
 
@@ -27,23 +34,32 @@ def emit(program: Program, knobs: Knobs, name: str, doc: str) -> str:
         doc: docstring, one line or more.
     """
     labels = state_labels(program)
+    params = {p.name: p for p in program.params}
     out = [
         "from vortex_core import Knobs, ops, register, vFlow",
         "",
         "",
         f"@register({name!r})".replace("'", '"'),
     ]
-    out += [f"class {class_name(name)}(vFlow):", *_docstring(doc), ""]
+    out += [f"class {class_name(name)}(vFlow):", *docstring(doc), ""]
     changed = [f for f in fields(Knobs) if getattr(knobs, f.name) != f.default]
     if changed:
         inside = ", ".join(f"{f.name}={_literal(getattr(knobs, f.name))}" for f in changed)
         out += [f"    knobs = Knobs({inside})", ""]
+    if params:
+        out += [
+            "    params = {",
+            *(f'        "{p.name}": {_nested(p)},' for p in program.params),
+            "    }",
+            "",
+        ]
     if program.states:
         out += ["    def create_cache(self, page):", "        return {"]
         out += [f'            "{labels[s.name]}": {_state(s)},' for s in program.states]
         out += ["        }", ""]
     if program.cache.writes:
-        writer = _Writer(program.cache, "cache", labels)
+        writer = _Writer(program.cache, "cache", labels, params)
+        writer.cut({i for _, i in program.cache.writes})
         roots = [(labels[n], i) for n, i in program.cache.writes]
         body = [f'            "{label}": {writer.text(i)},' for label, i in roots]
         out += [
@@ -54,57 +70,14 @@ def emit(program: Program, knobs: Knobs, name: str, doc: str) -> str:
             "        }",
             "",
         ]
-    writer = _Writer(program.index, "index", labels)
+    writer = _Writer(program.index, "index", labels, params)
     writer.keep_loads({n for n, _ in program.index.writes})
-    updates = [f'        cache["{labels[n]}"] = {writer.text(i)}' for n, i in program.index.writes]
     assert program.index.result is not None
+    writer.cut({program.index.result, *(i for _, i in program.index.writes)})
+    updates = [f'        cache["{labels[n]}"] = {writer.text(i)}' for n, i in program.index.writes]
     last = f"        return {writer.text(program.index.result)}"  # before lines(): it may name more values
     out += ["    def forward_indexer(self, q, cache):", *writer.lines(), *updates, last, ""]
     return "\n".join(out)
-
-
-def class_name(name: str) -> str:
-    """A Python class name for a flow's name."""
-    parts = [p for p in re.split(r"[^A-Za-z0-9]+", name) if p]
-    text = "".join(p[:1].upper() + p[1:] for p in parts) or "Flow"
-    return text if text[0].isalpha() else f"Flow{text}"
-
-
-def state_labels(program: Program) -> dict[str, str]:
-    """Names for states that say what they hold, e.g. `k_max`; unique."""
-    writers = {n: program.cache.nodes[i] for n, i in program.cache.writes}
-    used: dict[str, str] = {}
-    for s in program.states:
-        base = "carried" if s.carried else _describe(program.cache, writers[s.name])
-        label, n = base, 2
-        while label in used.values():
-            label, n = f"{base}{n}", n + 1
-        used[s.name] = label
-    return used
-
-
-def _describe(graph: Graph, node: Node) -> str:
-    seen: list[str] = []
-    stack = [node]
-    while stack:
-        n = stack.pop(0)
-        word = {"amax": "max", "amin": "min", "sum": "sum", "k": "k", "v": "v", "sqrt": "norm"}.get(n.op)
-        if word and word not in seen:
-            seen.append(word)
-        stack += [graph.nodes[i] for i in n.inputs]
-    source = "kv" if {"k", "v"} <= set(seen) else next((w for w in seen if w in ("k", "v")), "c")
-    what = next((w for w in seen if w in ("norm", "max", "min", "sum")), "state")
-    if what == "sum" and any(n.op == "extent" for n in graph.nodes):
-        what = "mean"
-    return f"{source}_{what}"
-
-
-def _docstring(doc: str) -> list[str]:
-    text = doc.replace("\\", "\\\\").replace('"""', "'''").strip() or "A found flow."
-    lines = text.splitlines()
-    if len(lines) == 1:
-        return [f'    """{lines[0]}"""' if not lines[0].endswith('"') else f'    """{lines[0]} """']
-    return [f'    """{lines[0]}', *(f"    {line}".rstrip() for line in lines[1:]), '    """']
 
 
 def _state(s: StateDecl) -> str:
@@ -116,6 +89,26 @@ def _state(s: StateDecl) -> str:
     if s.init:
         args.append(f"init={_number(s.init)}")
     return f"page.state({', '.join(args)})"
+
+
+def _nested(p: ParamDecl) -> str:
+    """The values as nested lists, each number as short as fp32 allows."""
+    if len(p.values.numbers) > _MAX_VALUES:
+        why = f"{len(p.values.numbers)} values, too many to write into source; keep them in a file beside it"
+        raise mistakes.BAD_PARAM.error(name=p.name, why=why)
+    level = [_shortest(v) for v in p.values.numbers]
+    for size in reversed(p.values.shape):
+        level = [f"[{', '.join(level[i : i + size])}]" for i in range(0, len(level), size)]
+    return level[0]
+
+
+def _shortest(value: float) -> str:
+    """The fewest digits that read back as the same fp32 number."""
+    for digits in range(1, 9):
+        text = f"{value:.{digits}g}"
+        if array("f", [float(text)])[0] == value:
+            return text
+    return f"{value:.9g}"
 
 
 def _extent(text: str) -> str:
@@ -153,8 +146,10 @@ class _Writer:
     graph: Graph
     stage: Stage
     labels: dict[str, str]
+    params: dict[str, ParamDecl]
     assigned: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
+    deep: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.uses = [0] * len(self.graph.nodes)
@@ -172,6 +167,18 @@ class _Writer:
                 self.names[i] = f"{label}_before"
                 self.assigned.append(f'{self.names[i]} = cache["{label}"]')
 
+    def cut(self, roots: set[int]) -> None:
+        """Name values at regular depths, so that no expression nests deeply."""
+        live = set().union(*(reachable(self.graph, i) for i in roots))
+        depth: dict[int, int] = {}
+        for i in sorted(live):
+            inner = self.graph.nodes[i].inputs
+            depth[i] = 1 + max((depth[j] for j in inner), default=-1)
+            if depth[i] > _MAX_DEPTH:
+                depth[i] = 0
+                self.deep.add(i)
+                self._expr(i)
+
     def lines(self) -> list[str]:
         return [f"        {line}" for line in self.assigned]
 
@@ -185,7 +192,7 @@ class _Writer:
         made = self._make(node)
         shared = self.uses[i] > 1 and node.spec.group != "source"
         long = len(made.text) > 4 * _SHARED_LIMIT and node.type.kind != "selection"
-        if (shared or long) and not made.literal:
+        if (shared or long or i in self.deep) and not made.literal:
             self.names[i] = f"x{len(self.names) + 1}"
             self.assigned.append(f"{self.names[i]} = {made.text}")
             return _Text(self.names[i], _ATOM)
@@ -205,6 +212,9 @@ class _Writer:
                 return _Text(f'cache["{self.labels[a["name"]]}"]', _ATOM)
             case "position" | "pages" | "length" | "mass" | "everything":
                 return _Text(f"ops.{node.op}()", _ATOM)
+            case "param":
+                axes = [f"{n}={_quoted(str(e))}" for n, e in self.params[a["name"]].axes]
+                return _Text(f"ops.param({', '.join([_literal(a['name']), *axes])})", _ATOM)
             case "const":
                 text = _number(a["value"])
                 return _Text(text, _UNARY if text.startswith("-") else _ATOM, literal=True)
@@ -279,10 +289,12 @@ class _Writer:
     def _chain(self, node: Node) -> list[int]:
         """Operands of a chain of the same operator, flattened where the inner links are used once."""
         found: list[int] = []
-        for i in node.inputs:
+        stack = list(reversed(node.inputs))
+        while stack:
+            i = stack.pop()
             inner = self.graph.nodes[i]
             if inner.op == node.op and self.uses[i] == 1 and i not in self.names:
-                found += self._chain(inner)
+                stack += reversed(inner.inputs)
             else:
                 found.append(i)
         return found

@@ -140,7 +140,7 @@ def mass() -> vTensor:
     return emit("mass", builder=_builder())
 
 
-def param(name: str, **axes: int | str | Extent) -> vTensor:
+def param(name: str, /, **axes: int | str | Extent) -> vTensor:
     """Learned values supplied with the flow: `ops.param("w", layer=28, kv_head=8, rank=16, dim="D")`.
 
     Args:

@@ -138,6 +138,8 @@ class Tracer:
 
     Attributes:
         places: where each state is declared.
+        states: the declarations so far.
+        table: the learned values and how they were declared so far.
     """
 
     def __init__(
@@ -148,9 +150,10 @@ class Tracer:
     ) -> None:
         self.cls = cls
         self.places: dict[str, Location] = {}
+        self.table = ops.ParamTable(params)
         self._supplied = params
         self._builder = builder
-        self._states: dict[str, StateDecl] = {}
+        self.states: dict[str, StateDecl] = {}
 
     @property
     def name(self) -> str:
@@ -166,12 +169,12 @@ class Tracer:
             knobs = Knobs.from_json(knobs)
         if not isinstance(knobs, Knobs):
             raise mistakes.BAD_KNOBS.error(why=f"knobs is a {type(knobs).__name__}")
-        table = ops.ParamTable({**self._supplied, **self._values(flow)})
+        table = self.table = ops.ParamTable({**self._supplied, **self._values(flow)})
         self._declare(flow)
         cache = self._cache(flow, table)
         index = self._index(flow, table)
         params = tuple(sorted(table.declared.values(), key=lambda p: p.name))
-        return Program(tuple(self._states.values()), cache, index, params), knobs
+        return Program(tuple(self.states.values()), cache, index, params), knobs
 
     def _values(self, flow: vFlow) -> dict[str, Values]:
         if not isinstance(flow.params, dict):
@@ -191,7 +194,7 @@ class Tracer:
             except VortexError as error:
                 error.location = error.location or spec.at
                 raise
-            self._states[name] = decl
+            self.states[name] = decl
             if spec.at is not None:
                 self.places[name] = spec.at
 
@@ -200,22 +203,22 @@ class Tracer:
         values: object = _within(builder, table, lambda: flow.forward_cache(Page(builder)))
         if not isinstance(values, dict):
             remedy = f"forward_cache returned {type(values).__name__}; return a dict of states"
-            names = ", ".join(self._states) or "?"
+            names = ", ".join(self.states) or "?"
             raise mistakes.STATE_NOT_WRITTEN.error(self.line("forward_cache"), name=names, remedy=remedy)
         writes: dict[str, int] = {}
         for name, value in values.items():
-            if name not in self._states:
-                known = ", ".join(self._states) or "none"
+            if name not in self.states:
+                known = ", ".join(self.states) or "none"
                 raise mistakes.UNKNOWN_STATE.error(self.line("forward_cache"), name=name, known=known)
             try:
                 tensor = as_tensor(value, builder, f"state {name}")
-                check_write(self._states[name], tensor.type, carried=False)
+                check_write(self.states[name], tensor.type, carried=False)
             except VortexError as error:
                 known_at = builder.nodes[value._id].location if isinstance(value, vTensor) else None
                 error.location = error.location or known_at or self.line("forward_cache")
                 raise
             writes[name] = tensor._id
-        for name, state in self._states.items():
+        for name, state in self.states.items():
             if name not in writes and not state.carried:
                 raise mistakes.STATE_NOT_WRITTEN.error(
                     self.places.get(name), name=name, remedy="return it from forward_cache"
@@ -224,13 +227,13 @@ class Tracer:
 
     def _index(self, flow: vFlow, table: ops.ParamTable) -> Graph:
         builder = self._builder("index")
-        reader = Cache(builder, self._states)
+        reader = Cache(builder, self.states)
         q = emit("q", builder=builder)
         selection = _within(builder, table, lambda: flow.forward_indexer(q, reader))
         if not isinstance(selection, ops.Selection):
             found = type(selection).__name__
             raise mistakes.NO_SELECTION.error(self.line("forward_indexer"), found=found)
-        for name, state in self._states.items():
+        for name, state in self.states.items():
             if state.carried and name not in reader.writes:
                 remedy = f"assign cache[{name!r}] in forward_indexer"
                 raise mistakes.STATE_NOT_WRITTEN.error(self.places.get(name), name=name, remedy=remedy)

@@ -70,7 +70,7 @@ class Page:
         return emit(name, builder=self._builder)
 
     def state(
-        self, *, dtype: str = "bf16", carried: bool = False, init: float = 0.0, **dims: int | str | Extent
+        self, /, *, dtype: str = "bf16", carried: bool = False, init: float = 0.0, **dims: int | str | Extent
     ) -> StateSpec:
         """Declare a value kept for every page: `page.state(dim=page.head_dim, dtype="fp8_e4m3")`.
 

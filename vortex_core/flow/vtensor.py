@@ -59,8 +59,17 @@ class vTensor:
         """Extent of a dimension, usable in arithmetic and where an extent is wanted."""
         return self.type.extent(known_dim("size", self.type, dim))
 
+    @property
+    def value(self) -> Any:
+        """The torch tensor, in eager mode (`vortex_core.flow.eager`); while tracing there is none (`VF020`)."""
+        found = self._builder.value(self._id)
+        if found is None:
+            raise mistakes.DATA_DEPENDENT.error(caller(), what="the value")
+        return found
+
     def __repr__(self) -> str:
-        return f"vTensor{self.type}"
+        found = self._builder.value(self._id)
+        return f"vTensor{self.type}" if found is None else f"vTensor{self.type}\n{found}"
 
     # ---- arithmetic ---------------------------------------------------------------------------------------
 
@@ -261,7 +270,7 @@ class vTensor:
         """The `"rope"` or `"nope"` channels of a tensor with all channels."""
         return emit("channels", self, group=group)
 
-    def split(self, dim: str, **into: int) -> vTensor:
+    def split(self, dim: str, /, **into: int) -> vTensor:
         """`x.split("token", row=4)`: 4 consecutive groups, numbered by the new dimension `row`."""
         if len(into) != 1:
             raise mistakes.BAD_ATTRIBUTE.error(
@@ -270,7 +279,7 @@ class vTensor:
         ((name, parts),) = into.items()
         return emit("split", self, dim=dim, into=name, parts=parts)
 
-    def rename(self, **names: str) -> vTensor:
+    def rename(self, /, **names: str) -> vTensor:
         """`x.rename(dim="other")`: the same values under another dimension name."""
         result = self
         for old, new in names.items():

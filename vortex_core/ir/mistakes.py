@@ -245,6 +245,13 @@ SCRATCH = _mistake(
     "an intermediate or state is bounded: at most {limit} numbers per page in the largest supported model",
     "reduce a dimension first, or use fewer rows",
 )
+BAD_EAGER = _mistake(
+    "VF027",
+    "bad eager input",
+    "{what}",
+    "eager mode takes one kv head: k and v (token, dim) of at least one page, q (head, dim)",
+    "pass tensors of these shapes",
+)
 # --- states ------------------------------------------------------------------------------------------------
 UNKNOWN_STATE = _mistake(
     "VF030",

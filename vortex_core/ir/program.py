@@ -135,6 +135,10 @@ class GraphBuilder:
         self.nodes.append(Node(op, tuple(inputs), tuple(sorted(attrs.items())), kind, location))
         return len(self.nodes) - 1
 
+    def value(self, node: int) -> Any:
+        """The value of a node where the builder computes as it records, else None."""
+        return None
+
     def graph(self, writes: dict[str, int], result: int | None = None) -> Graph:
         """Freeze."""
         return Graph(tuple(self.nodes), tuple(sorted(writes.items())), result)

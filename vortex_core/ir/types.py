@@ -6,6 +6,7 @@ position, and always stand in one canonical order, so two types are equal when t
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def dim_order(name: str) -> tuple[int, str]:
 
 def check_dim_name(name: str) -> str:
     """Raises `VF015` unless `name` is a short lower-case identifier."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise mistakes.BAD_DIM_NAME.error(found=repr(name))
     return name
 

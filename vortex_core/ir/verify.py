@@ -53,7 +53,7 @@ def verify_state(state: StateDecl) -> None:
         why = f"dtype {state.dtype!r}"
     for name, extent in state.dims:
         check_dim_name(name)
-        if name in ("page", "token", "head", *PARAM_AXES):
+        if name in ("page", "token", "head", "dtype", "carried", "init", *PARAM_AXES):
             why = f"dimension {name!r}"
         if extent.symbol == "P":
             why = f"{name}={extent} grows with the sequence"
