@@ -21,7 +21,7 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Node, Program
 from vortex_core.kernels.budget import threshold_budget, top_p_budget
 from vortex_core.kernels.runtime import INTERPRETED
-from vortex_core.kernels.select import select_pages
+from vortex_core.kernels.select import SelectWorkspace, select_pages, select_workspace
 
 WARPS = 4
 
@@ -35,11 +35,13 @@ class Workspace:
         scores: fp32 `[rows, width]` by score node.
         page_ids: int32 `[rows, capacity]` by selection node.
         kv_lens: int32 `[rows]` by selection node.
+        search: scratch of the selection kernel for rows too long for one program.
     """
 
     batch: int
     width: int
     capacity: int
+    search: SelectWorkspace
     scratch: dict[int, torch.Tensor] = field(default_factory=dict)
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
     page_ids: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -138,7 +140,9 @@ class TritonFlow:
         if key not in self._workspaces:
             g = self.geometry
             rows = batch * g.kv_heads
-            made = Workspace(batch, width, min(width, self.capacity(width) * (2 if self._has_union() else 1)))
+            capacity = min(width, self.capacity(width) * (2 if self._has_union() else 1))
+            search = select_workspace(batch * self._heads, width, capacity, device)
+            made = Workspace(batch, width, capacity, search)
             for i, elements in self.code.scratch.items():
                 made.scratch[i] = torch.empty(rows * width * elements, device=device)
             for i in self.code.schedule.scores:
@@ -221,7 +225,7 @@ class TritonFlow:
         select_pages(
             scores, lengths, limit, table, heads=self._heads, page_size=size,
             page_ids=work.page_ids[i], kv_lens=work.kv_lens[i],
-            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last,
+            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last, workspace=work.search,
             tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
         )  # fmt: skip
         return work.page_ids[i], work.kv_lens[i]
@@ -290,7 +294,7 @@ class TritonFlow:
         select_pages(
             marks, lengths, limit, table, heads=self._heads, page_size=size,
             page_ids=work.page_ids[i], kv_lens=work.kv_lens[i],
-            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last,
+            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last, workspace=work.search,
         )  # fmt: skip
         return work.page_ids[i], work.kv_lens[i]
 
