@@ -13,7 +13,7 @@ import argparse
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,11 @@ def settings(traced: Traced, ratio: float, page: int) -> Traced:
     )
 
 
-def measure(name: str, ratio: float, page: int, recording: Recording, kept: dict[int, torch.Tensor]) -> Row:
+def measure(
+    flow: Traced, ratio: float, page: int, recording: Recording, kept: dict[int, torch.Tensor]
+) -> Row:
     """One row. `kept`: mass on the always-kept pages alone, by page size, `[layer, q_head, prompt]`."""
-    traced = settings(library.load(name), ratio, page)
+    traced = settings(flow, ratio, page)
     compiled = backends.get("torch").compile(traced.program, traced.knobs, recording.geometry)
     started = time.perf_counter()
     score = measure_recall(compiled, recording)
@@ -123,7 +125,7 @@ def measure(name: str, ratio: float, page: int, recording: Recording, kept: dict
     states = compiled.new_states(1, torch.device("cpu")).bytes_per_page()
     kv_bytes = page * g.kv_heads * (g.head_dim + g.value_dim) * 2
     return Row(
-        name,
+        flow.name,
         page,
         ratio,
         recall=float(score.recall.mean()),
@@ -181,7 +183,7 @@ mass at page {page}.
   select fewer than the budget allows.
 - **state/KV**: bytes of page states per byte of bf16 KV.
 
-One model and {prompts} prompts: differences of a few thousandths are noise, and recall is not accuracy.
+{calibrated}One model and {prompts} prompts: differences of a few thousandths are noise, and recall is not accuracy.
 """
 
 
@@ -192,7 +194,13 @@ def markdown(rows: list[Row], about: dict[str, Any]) -> str:
         "speeches": ", ".join(map(str, about["speeches"])),
         "prompts": len(about["needles"]) + len(about["speeches"]),
         "kept": about["kept"][str(PAGE)],
+        "calibrated": "",
     }
+    if names := about["calibrated"]:
+        facts["calibrated"] = (
+            f"{', '.join(names)}: with values from `python -m benchmarks.calibrate`, made from speeches that are not\n"
+            "among the prompts.\n\n"
+        )
     out = [_REPORT.format(first=KEEP_FIRST, last=KEEP_LAST, page=PAGE, **facts)]
     for ratio in RATIOS:
         out += [f"## Budget {ratio:.0%} of the context", "", *table(rows, ratio), ""]
@@ -204,11 +212,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--flows", nargs="*", help="library names; all of them by default")
+    parser.add_argument("--files", nargs="*", type=Path, default=[], help="flow files, e.g. calibrated ones")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--recording", type=Path, help="file that keeps the recording between runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.recording is not None and args.recording.exists():
         recording, about = torch.load(args.recording, weights_only=False)  # written by the branch below
     else:
@@ -216,22 +226,28 @@ def main() -> None:
         if args.recording is not None:
             torch.save((recording, about), args.recording)
     print(f"recorded: {about}", flush=True)
-    flows = args.flows or library.names()
-    cases = [(name, PAGE) for name in flows]
-    cases += [(n, p) for n in flows if (p := library.load(n).knobs.page_size) != PAGE]
+    flows = [library.resolve(name) for name in (args.flows or library.names())]
+    flows += [library.resolve(str(path)) for path in args.files]
+    cases = [(flow, PAGE) for flow in flows]
+    cases += [(flow, flow.knobs.page_size) for flow in flows if flow.knobs.page_size != PAGE]
     kept = {page: kept_mass(recording, page) for page in {p for _, p in cases} | {PAGE}}
-    rows = []
-    for name, page in cases:
+    rows: list[Row] = []
+    done: dict[tuple[str, float, int], Row] = {}  # equal candidates are measured once
+    for flow, page in cases:
         for ratio in RATIOS:
-            rows.append(measure(name, ratio, page, recording, kept))
-            r = rows[-1]
+            key = (settings(flow, ratio, page).key, ratio, page)
+            if key not in done:
+                done[key] = measure(flow, ratio, page, recording, kept)
+            r = replace(done[key], flow=flow.name)
+            rows.append(r)
             print(
-                f"{name:22} page {page:3} {ratio:4.0%}  recall {r.recall:.3f}  of oracle {r.relative:.3f}  "
+                f"{r.flow:22} page {page:3} {ratio:4.0%}  recall {r.recall:.3f}  of oracle {r.relative:.3f}  "
                 f"beyond {r.beyond:+.3f}  density {r.density:.3f}  {r.seconds:6.1f} s",
                 flush=True,
             )
     about |= {
         "layers": recording.geometry.layers,
+        "calibrated": [path.stem for path in args.files],
         "kept": {str(page): float(mass.mean()) for page, mass in kept.items()},
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,

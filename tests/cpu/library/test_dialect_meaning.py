@@ -260,36 +260,51 @@ def test_gemm_of_a_tensor_with_itself() -> None:
     check(source, reference)
 
 
-@pytest.mark.parametrize("dim", ["1", "2", "(1, 2)", "[1]"])
-def test_kron(dim: str) -> None:
-    """q `[1, H, D]` with sub-page means `[S, 4, D]`, or per-channel extrema where the channels expand."""
-    rows, fields = ("4", "(4, head_dim)") if dim in ("1", "(1, 2)", "[1]") else ("1", "(1, head_dim)")
-    op = "MeanInterleave(dim=1, k=2)" if rows == "4" else "CMax(dim=1)"
-    source = programs.program(
-        f"self.f, self.top, self.kron = {op}, topK(), Kron(dim={dim})\n"
-        "self.k0, self.k1, self.w, self.u = MaskSlice(1, 3, 1, 2.0, 1.0), MaskSlice(2, 9, 2, "
-        "3.0, 1.0), Multiply(), Multiply()\n"
-        "self.a, self.b = Max(dim=1), Sum(dim=2)",
-        f'{{"f": {fields}}}',
+@pytest.mark.parametrize("dim", ["1", "[1]"])
+def test_kron_of_rows(dim: str) -> None:
+    """q `[1, H, D]` with sub-page means `[S, 4, D]`: every head with every sub-page."""
+    check(
+        kron(f"Kron(dim={dim})", 'x = self.kron(q, cache["f"], ctx=ctx)'),
+        lambda q, k, v: weigh(torch.einsum("hd,srd->shrd", q[0], sub_pages(k)).flatten(1, 2)),
+    )
+
+
+@pytest.mark.parametrize("dim", ["2", "(1, 2)"])
+def test_kron_of_channels(dim: str) -> None:
+    """The queries' norms, as `[1, 1, 4]` or `[1, 2, 2]`, with sub-page means `[S, 4, D]`."""
+    rows, columns = (2, 2) if dim == "(1, 2)" else (1, 4)
+    statements = 'n = self.fold(self.norm(q, ctx=ctx), ctx=ctx)\nx = self.kron(n, cache["f"], ctx=ctx)'
+    check(
+        kron(f"Kron(dim={dim})", statements, fold=f"Reshape(-1, {rows}, {columns})"),
+        lambda q, k, v: weigh(
+            torch.stack([torch.kron(q[0].norm(dim=1).reshape(rows, columns), page) for page in sub_pages(k)])
+        ),
+    )
+
+
+def kron(op: str, statements: str, fold: str = "Transpose()") -> str:
+    """A program that weighs positions of `x`, so that a wrong order shows, and reduces it."""
+    return programs.program(
+        f"self.f, self.top, self.kron, self.fold = MeanInterleave(dim=1, k=2), topK(), {op}, {fold}\n"
+        "self.k0, self.k1 = MaskSlice(1, 3, 1, 2.0, 1.0), MaskSlice(2, 9, 2, 3.0, 1.0)\n"
+        "self.w, self.u, self.norm, self.a, self.b = Multiply(), Multiply(), L2Norm(dim=2), Max(dim=1), Sum(dim=2)",
+        '{"f": (4, head_dim)}',
         'self.f(cache["k"], cache["f"], loc=loc, ctx=ctx)',
-        'x = self.kron(q, cache["f"], ctx=ctx)\n'
+        statements + "\n"
         "x = self.u(self.w(x, self.k0(x, ctx=ctx), ctx=ctx), self.k1(x, ctx=ctx), ctx=ctx)\n"
         "self.top(self.b(self.a(x, ctx=ctx), ctx=ctx), o, ctx=ctx)",
     )
 
-    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        f = k.unflatten(1, (4, 2)).mean(2) if rows == "4" else k.amax(1, keepdim=True)
-        if dim == "(1, 2)":
-            x = torch.einsum("hd,sre->shrde", q[0], f).flatten(3).flatten(1, 2)
-        elif dim == "2":
-            x = torch.einsum("hd,se->shde", q[0], f[:, 0]).flatten(2)
-        else:
-            x = torch.einsum("hd,srd->shrd", q[0], f).flatten(1, 2)
-        x[:, 1:3] *= 2
-        x[:, :, 2:9] *= 3
-        return x.amax(1).sum(1)
 
-    check(source, reference)
+def sub_pages(k: Tensor) -> Tensor:
+    return k.unflatten(1, (4, 2)).mean(2)
+
+
+def weigh(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 1:3] *= 2
+    x[:, :, 2:9] *= 3
+    return x.amax(1).sum(1)
 
 
 @pytest.mark.parametrize(("x2", "y2"), [(8, 8), (1, 64), (64, 1), (2, 32), (16, 4)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.null.library import weights
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, PageList
@@ -16,7 +17,7 @@ GQA = [Geometry(1, 2, 1, 16, 16, 16), Geometry(1, 1, 7, 24, 24, 24), Geometry(1,
 MLA = Geometry(1, 1, 5, 36, 4, 32)  # GLM's 512 + 64, shrunk
 
 
-def steps(flow: CompiledFlow, geometry: Geometry, seed: int) -> list[PageList]:
+def steps(flow: CompiledFlow, geometry: Geometry, seed: int, layer: int) -> list[PageList]:
     """Three decode steps over permuted pages, with attention mass fed back where it is read."""
     g = torch.Generator().manual_seed(seed)
     width = -(-max(LENGTHS) // SIZE)
@@ -31,7 +32,7 @@ def steps(flow: CompiledFlow, geometry: Geometry, seed: int) -> list[PageList]:
     view = BatchView(table, torch.tensor(LENGTHS), budgets, max(LENGTHS))
     found = []
     for step in range(3):
-        chosen = flow.select(q[step], states, view, 0)
+        chosen = flow.select(q[step], states, view, layer)
         if flow.program.needs_mass:
             mass = torch.rand(
                 len(LENGTHS),
@@ -39,7 +40,7 @@ def steps(flow: CompiledFlow, geometry: Geometry, seed: int) -> list[PageList]:
                 chosen.page_ids.shape[-1],
                 generator=torch.Generator().manual_seed(step),
             )
-            flow.observe(states, chosen, mass, 0)
+            flow.observe(states, chosen, mass, layer)
         found.append(chosen)
     return found
 
@@ -52,11 +53,11 @@ def selected(found: PageList) -> list[list[int]]:
     ]
 
 
-def compare(name: str, geometry: Geometry, seed: int) -> None:
-    traced = library.load(name).with_knobs(page_size=SIZE, budget="40", keep_first=1, keep_last=1)
+def compare(name: str, geometry: Geometry, seed: int, layer: int = 0) -> None:
+    traced = weights.load(name).with_knobs(page_size=SIZE, budget="40", keep_first=1, keep_last=1)
     oracle = backends.get("oracle").compile(traced.original, traced.knobs, geometry)
     torch_ = backends.get("torch").compile(traced.program, traced.knobs, geometry)
-    for a, b in zip(steps(oracle, geometry, seed), steps(torch_, geometry, seed), strict=True):
+    for a, b in zip(steps(oracle, geometry, seed, layer), steps(torch_, geometry, seed, layer), strict=True):
         assert selected(a) == selected(b)
         longest = [len(pages) for pages in selected(b)][-1]
         assert longest == -(-max(LENGTHS) // SIZE) if name == "dense" else longest <= 2 * 5
@@ -73,6 +74,22 @@ def test_gqa(name: str, geometry: Geometry) -> None:
 @pytest.mark.parametrize("name", [*library.names(), *library.mla_names()])
 def test_mla(name: str) -> None:
     compare(name, MLA, seed=11)
+
+
+@pytest.mark.usefixtures("single_thread")
+@pytest.mark.parametrize("layer", [0, 29])
+@pytest.mark.parametrize("name", library.untrained_names())
+def test_flows_with_values_of_each_layer_and_head(name: str, layer: int) -> None:
+    w = weights
+    compare(name, Geometry(w.LAYERS, w.KV_HEADS, w.GROUP, w.DIM, w.DIM, w.DIM), seed=3, layer=layer)
+
+
+@pytest.mark.parametrize("name", library.untrained_names())
+def test_values_of_another_model_are_refused(name: str) -> None:
+    traced = weights.load(name)
+    with pytest.raises(VortexError) as caught:
+        backends.get("torch").compile(traced.program, traced.knobs, Geometry(2, 3, 3, 16, 16, 16))
+    assert caught.value.code == "VF065"
 
 
 @pytest.mark.parametrize("name", library.mla_names())
