@@ -1,4 +1,4 @@
-from vortex_core import ops, register, vFlow
+from vortex_core import ops, register, vFlow, vTensor
 
 LAYERS, KV_HEADS, HIDDEN, BITS = 30, 3, 64, 32  # of the model the weights are made for
 
@@ -22,7 +22,7 @@ class HashAttention(vFlow):
         agree = (self.network("q", q).sign() * cache["signatures"]).sum("bit")
         return ops.topk(agree.max("row").mean("head"))
 
-    def network(self, side, x):
+    def network(self, side: str, x: vTensor) -> vTensor:
         first = ops.param(f"{side}1", layer=LAYERS, kv_head=KV_HEADS, hidden=HIDDEN, dim="D")
         second = ops.param(f"{side}2", layer=LAYERS, kv_head=KV_HEADS, bit=BITS, hidden=HIDDEN)
         return ((x * first).sum("dim").silu() * second).sum("hidden")

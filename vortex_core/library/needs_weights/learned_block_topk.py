@@ -18,7 +18,7 @@ class LearnedBlockTopK(vFlow):
         return {"centroid": page.k.mean("token")}
 
     def forward_indexer(self, q, cache):
-        axes = {"layer": LAYERS, "kv_head": KV_HEADS, "head": "G", "rank": RANK, "dim": "D"}
-        query = (q * ops.param("wq", **axes)).sum("dim")
-        transformed = (query * ops.param("wk", **axes)).sum("head", "rank")
+        wq = ops.param("wq", layer=LAYERS, kv_head=KV_HEADS, head="G", rank=RANK, dim="D")
+        wk = ops.param("wk", layer=LAYERS, kv_head=KV_HEADS, head="G", rank=RANK, dim="D")
+        transformed = ((q * wq).sum("dim") * wk).sum("head", "rank")
         return ops.topk((transformed * cache["centroid"]).sum("dim"))

@@ -1,4 +1,4 @@
-from vortex_core import ops, register, vFlow
+from vortex_core import ops, register, vFlow, vTensor
 
 LAYERS, KV_HEADS, PARTS, CODES = 30, 3, 2, 16  # of the model the weights are made for
 
@@ -27,5 +27,5 @@ class PQCache(vFlow):
         weight = (logits - logits.max("page", "row")).exp().sum("row")
         return ops.topk((weight / weight.sum("page")).mean("head"))
 
-    def centroids(self):
+    def centroids(self) -> vTensor:
         return ops.param("centroids", layer=LAYERS, kv_head=KV_HEADS, part=PARTS, code=CODES, dim="D/2")

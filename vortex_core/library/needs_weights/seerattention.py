@@ -1,4 +1,4 @@
-from vortex_core import ops, register, vFlow
+from vortex_core import ops, register, vFlow, vTensor
 
 LAYERS, KV_HEADS, RANK = 30, 3, 32  # of the model the weights are made for
 
@@ -24,6 +24,6 @@ class SeerAttention(vFlow):
         w = ops.param("wq", layer=LAYERS, kv_head=KV_HEADS, head="G", rank=RANK, dim="D")
         return ops.topk(((q * w).sum("head", "dim") * cache["gate"]).sum("rank"))
 
-    def project(self, name, keys):
+    def project(self, name: str, keys: vTensor) -> vTensor:
         w = ops.param(name, layer=LAYERS, kv_head=KV_HEADS, rank=RANK, dim="D")
         return (keys * w).sum("dim")
