@@ -109,7 +109,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write(args.out, "loki", recording, components=components(recording, 16))
     write(args.out, "double_sparsity", recording, channels=channels(recording, 16))
-    write(args.out, "pqcache", recording, centroids=centroids(recording, 2, 16))
+    write(args.out, "pqcache", recording, centroids=centroids(recording, 2, 64))
 
 
 if __name__ == "__main__":

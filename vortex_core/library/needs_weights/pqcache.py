@@ -1,6 +1,6 @@
 from vortex_core import ops, register, vFlow, vTensor
 
-LAYERS, KV_HEADS, PARTS, CODES = 30, 3, 2, 16  # of the model the weights are made for
+LAYERS, KV_HEADS, PARTS, CODES = 30, 3, 2, 64  # of the model the weights are made for
 
 
 @register("pqcache")
@@ -18,8 +18,18 @@ class PQCache(vFlow):
 
     def forward_cache(self, page):
         parts = page.k.rename(token="row").split("dim", part=PARTS)
-        distance = (parts - self.centroids()).norm("dim")
-        return {"codes": ops.where((-distance).largest(1, "code"), 1.0, -1.0)}
+        centroids = self.centroids()
+        norms = (centroids * centroids).sum("dim")
+        closeness = (parts * centroids).sum("dim") - norms / 2  # the nearest centroid has the largest
+        return {"codes": page.state(row=page.size, part=PARTS, code=CODES, dtype="bits")}
+
+    def forward_cache(self, page):
+        parts = page.k.rename(token="row").split("dim", part=PARTS)
+        centroids = self.centroids()
+        closeness = (parts * centroids).sum("dim") - (centroids * centroids).sum(
+            "dim"
+        ) / 2  # nearest: largest
+        return {"codes": ops.where(closeness.largest(1, "code"), 1.0, -1.0)}
 
     def forward_indexer(self, q, cache):
         dots = (q.split("dim", part=PARTS) * self.centroids()).sum("dim")
