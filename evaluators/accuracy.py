@@ -108,6 +108,7 @@ def accuracy_result(
     reference = bench.reference(seed)
     items = bench.prompts(seed).items
     batches = items.batches(items.in_order(plan.gate_items), plan.batch)
+    total = sum(map(len, batches))
     asked: list[Place] = []
     stopped = False
     for batch in batches:
@@ -117,8 +118,8 @@ def accuracy_result(
         verdict = stats.sequential_verdict(
             ours, dense, margin=plan.margin, looks=len(batches), level=plan.level
         )
-        if stop_early and verdict == "fail" and len(batch) < sum(map(len, batches)):
-            stopped = True
+        if stop_early and verdict == "fail":
+            stopped = len(asked) < total
             break
     delta = stats.paired_difference(ours, dense, plan.level)
     test = stats.mcnemar_exact(ours, dense)
