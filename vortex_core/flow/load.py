@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from vortex_core.errors import VortexError
+from vortex_core.flow.jail import MAX_CPU_SECONDS
 from vortex_core.flow.trace import Traced
 from vortex_core.ir import mistakes
 from vortex_core.ir.params import Values
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0  # wall; `jail.MAX_CPU_SECONDS` of computing ends it sooner
 _MAX_ANSWER = 40 << 20  # mostly learned values
 _ROOT = str(Path(__file__).resolve().parents[2])
 _START = f"import sys; sys.path.insert(0, {_ROOT!r}); from vortex_core.flow.jail import main; main()"
@@ -137,7 +138,7 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
 
 def _death(code: int, err: bytes) -> VortexError:
     if code == -signal.SIGXCPU:
-        return mistakes.TIMEOUT.error(seconds=DEADLINE_SECONDS)
+        return mistakes.TIMEOUT.error(seconds=MAX_CPU_SECONDS)
     text = err.decode(errors="replace").strip().splitlines()
     if "MemoryError" in (text[-1] if text else ""):
         return mistakes.OUT_OF_MEMORY.error(megabytes=512)
