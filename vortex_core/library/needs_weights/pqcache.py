@@ -21,14 +21,6 @@ class PQCache(vFlow):
         centroids = self.centroids()
         norms = (centroids * centroids).sum("dim")
         closeness = (parts * centroids).sum("dim") - norms / 2  # the nearest centroid has the largest
-        return {"codes": page.state(row=page.size, part=PARTS, code=CODES, dtype="bits")}
-
-    def forward_cache(self, page):
-        parts = page.k.rename(token="row").split("dim", part=PARTS)
-        centroids = self.centroids()
-        closeness = (parts * centroids).sum("dim") - (centroids * centroids).sum(
-            "dim"
-        ) / 2  # nearest: largest
         return {"codes": ops.where(closeness.largest(1, "code"), 1.0, -1.0)}
 
     def forward_indexer(self, q, cache):
