@@ -47,26 +47,26 @@ def check_shapes(program: Program, geometry: Geometry, page_size: int) -> None:
             extent.resolve(sizes)
     for graph in (program.cache, program.index):
         for node in graph.nodes:
-            if node.op == "channels":
-                channel_range(node, geometry)
-            if node.op == "slice":
-                _, stop = slice_range(node, sizes)
-                full = graph.nodes[node.inputs[0]].type.extent(node.attr["dim"]).resolve(sizes)
-                if stop > full:
-                    raise mistakes.BAD_ATTRIBUTE.error(
-                        node.location,
-                        op="slice",
-                        name="stop",
-                        found=stop,
-                        want=f"at most {full} for this model",
-                    )
             try:
-                for name, extent in node.type.dims:
-                    if name != "page":
-                        extent.resolve(sizes)
+                _check_node(graph, node, geometry, sizes)
             except VortexError as error:
                 error.location = error.location or node.location
                 raise
+
+
+def _check_node(graph: Graph, node: Node, geometry: Geometry, sizes: Mapping[str, int]) -> None:
+    if node.op == "channels":
+        channel_range(node, geometry)
+    if node.op == "slice":
+        _, stop = slice_range(node, sizes)
+        full = graph.nodes[node.inputs[0]].type.extent(node.attr["dim"]).resolve(sizes)
+        if stop > full:
+            raise mistakes.BAD_ATTRIBUTE.error(
+                op="slice", name="stop", found=stop, want=f"at most {full} for this model"
+            )
+    for name, extent in node.type.dims:
+        if name != "page":
+            extent.resolve(sizes)
 
 
 def param_values(program: Program, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -102,9 +102,14 @@ def parse(source: str, file: str, rules: Rules = FLOW) -> ast.Module:
     return tree
 
 
+def source_lines(source: str) -> list[str]:
+    """Lines as Python counts them: only newlines end one."""
+    return source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def line_of(source: str, file: str, line: int) -> Location:
-    """A line as Python counts them: only newlines end one."""
-    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    """A place in a source, with its text."""
+    lines = source_lines(source)
     return Location(file, line, lines[line - 1].strip()[:200] if 1 <= line <= len(lines) else "")
 
 

@@ -26,7 +26,9 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.params import Values
 
 MAX_MEMORY = 512 << 20
-MAX_CPU_SECONDS = 10  # what a flow may compute; the wall deadline is longer, so that a busy machine fails no flow
+MAX_CPU_SECONDS = (
+    10  # what a flow may compute; the wall deadline is longer, so that a busy machine fails no flow
+)
 _MODULE = "flow"
 
 # read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn mremap

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow import ops
+from vortex_core.flow.allowlist import source_lines
 from vortex_core.flow.vflow import Cache, Page, StateSpec, as_tensor, check_name, vFlow
 from vortex_core.flow.vtensor import emit, vTensor
 from vortex_core.ir import mistakes
@@ -111,7 +112,7 @@ def trace(
     Raises:
         VortexError: the first mistake, at the author's line.
     """
-    lines = source.splitlines()
+    lines = source_lines(source)
     tracer = Tracer(cls, params or {})
     try:
         original, knobs = tracer.program()

@@ -53,32 +53,32 @@ def lint(
         if s.name not in loaded
     ]
     if not canonical.selects_everything:
-        _check_budget(knobs)
+        _check_budget(knobs, location)
     return found
 
 
-def notes(
-    original: Program, canonical: Program, places: Mapping[str, Location] | None = None
-) -> list[VortexError]:
+def notes(original: Program, canonical: Program) -> list[VortexError]:
     """What follows from a program without being doubtful: effects that forbid sharing pages by prefix."""
     if not canonical.is_request_local:
         return []
-    carried = [s.name for s in original.states if s.carried]
-    if carried:
-        where = (places or {}).get(carried[0])
-        return [mistakes.REQUEST_LOCAL.error(where, why=f"the carried state {carried[0]!r}")]
-    where = next((n.location for n in original.index.nodes if n.op == "mass"), None)
-    return [mistakes.REQUEST_LOCAL.error(where, why="the attention mass of the last step")]
+    carried = {s.name for s in original.states if s.carried}
+    for node in original.index.nodes:
+        if node.op == "mass":
+            return [mistakes.REQUEST_LOCAL.error(node.location, why="the attention mass of the last step")]
+        if node.op == "load" and node.attr["name"] in carried:
+            why = f"the carried state {node.attr['name']!r}"
+            return [mistakes.REQUEST_LOCAL.error(node.location, why=why)]
+    raise AssertionError("request-local without a source of it")
 
 
-def _check_budget(knobs: Knobs) -> None:
+def _check_budget(knobs: Knobs, location: Location | None) -> None:
     budget = Budget(knobs.budget)
     for length in _LENGTHS:
         budget.tokens(length, layer=0, layers=1)
     kept = knobs.keep_first + knobs.keep_last
     pages = budget.pages(PROBE_LENGTH, knobs.page_size, layer=0, layers=1)
     if pages < kept:
-        raise mistakes.BUDGET_BELOW_KEPT.error(pages=pages, length=PROBE_LENGTH, kept=kept)
+        raise mistakes.BUDGET_BELOW_KEPT.error(location, pages=pages, length=PROBE_LENGTH, kept=kept)
 
 
 def _varying_states(program: Program) -> set[str]:
