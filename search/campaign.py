@@ -135,7 +135,7 @@ class Campaign:
         Raises:
             VortexError: what stopped the campaign; it is also in the log, and the same command goes on.
         """
-        self.record(*([started] if self.state.started is None else []), session)
+        self.record(*([started] if self.state.untouched else []), session)
         try:
             await self.executor.start()
             _pause_when_terminated()

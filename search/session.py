@@ -174,7 +174,7 @@ def _settings(config: CampaignConfig, seed: int, specs: Mapping[str, str]) -> di
 
 
 def _require_same(name: str, state: CampaignState, settings: dict[str, Any], digest: str) -> None:
-    if state.started is None:
+    if state.untouched or state.started is None:
         return
     differences = list(_differences(state.started.settings, settings))
     if state.started.plan.get("digest") != digest:

@@ -168,6 +168,11 @@ class CampaignState:
         return state
 
     @property
+    def untouched(self) -> bool:
+        """Whether nothing was asked or admitted yet: the run may still start with other settings."""
+        return not self.candidates and not self.proposals
+
+    @property
     def active_seconds(self) -> float:
         """Time some driver was working on the run, up to the last event; pauses do not count."""
         return self._active + self._last_time - self._session_start
@@ -200,7 +205,12 @@ class CampaignState:
         match record.event:
             case ev.CampaignStarted() as e:
                 self.started, self.started_at = e, record.time
-                self._session_start = record.time
+                self._session_start, self._last_time, self._active, self.sessions = (
+                    record.time,
+                    record.time,
+                    0,
+                    0,
+                )
             case ev.SessionStarted(limits=limits):
                 if self.sessions:
                     self._active += self._last_time - self._session_start

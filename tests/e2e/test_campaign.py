@@ -34,7 +34,7 @@ accuracy:
   margin: 0.5
 perplexity: {context: 512, continuation: 4, items: 1, max_ratio: 50}
 latency: {context: 512, batch: 1, steps: 2, warmup: 1, rounds: 2}
-modelled: {gpus: [h200], batch: 64, length: 16384}
+modelled: {gpus: [h200], batch: 64, length: 8192}
 fresh: {share: 0.5}
 """
 CAMPAIGN = """
@@ -89,7 +89,7 @@ class Command:
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise AssertionError(f"ended early:\n{process.communicate()[1]}")
+                raise AssertionError("ended early:\n" + "\n".join(process.communicate()))
             if (self.folder / "runs" / "r" / "events.sqlite").exists():
                 found = [e for e in self.events() if isinstance(e, kind)]
                 if len(found) >= count:
