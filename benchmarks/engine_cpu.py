@@ -253,11 +253,13 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Decode speed of the embedded engine on a CPU",
         "",
-        (f"`python benchmarks/engine_cpu.py`, {m['date']}, commit {m['commit']}. {m['cpu']}, {m['cores']} cores, "
-        f"{m['threads']} threads, load average {m['load_average_at_start']:.1f} at the start; torch {m['torch']}, "
-        f"transformers {m['transformers']}. Model {s['model']} in {s['dtype']}; sparse: {s['budget']} tokens in "
-        f"pages of {s['page_size']}. Median step of {s['rounds']} interleaved rounds of {s['steps']} steps. "
-        f"Floor: bytes a step must read at the measured {report['bandwidth'] / 1e9:.1f} GB/s."),
+        (
+            f"`python benchmarks/engine_cpu.py`, {m['date']}, commit {m['commit']}. {m['cpu']}, {m['cores']} cores, "
+            f"{m['threads']} threads, load average {m['load_average_at_start']:.1f} at the start; torch {m['torch']}, "
+            f"transformers {m['transformers']}. Model {s['model']} in {s['dtype']}; sparse: {s['budget']} tokens in "
+            f"pages of {s['page_size']}. Median step of {s['rounds']} interleaved rounds of {s['steps']} steps. "
+            f"Floor: bytes a step must read at the measured {report['bandwidth'] / 1e9:.1f} GB/s."
+        ),
         "",
         "| context | batch | | ms/step | CPU ms/step | tokens/s | floor ms | of the floor's speed | density |",
         "|---:|---:|---|---:|---:|---:|---:|---:|---:|",
