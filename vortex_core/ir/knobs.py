@@ -32,7 +32,8 @@ class Knobs:
             to be scored by.
         dense_layers: layers that attend to everything.
         reuse_steps: a selection is kept for this many decode steps (LServe); new pages join through
-        `keep_last`. reuse_layers: layers in groups of this size share the first one's selection (Kascade).
+            `keep_last`.
+        reuse_layers: layers in groups of this size share the first one's selection (Kascade).
         kv_dtype: storage of K and V; `auto` is the model's own dtype.
     """
 
