@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from array import array
+from functools import lru_cache
 
 from vortex_core import library
 from vortex_core.flow.jail import run
@@ -22,6 +23,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {  # behind layer and kv head
 }
 
 
+@lru_cache
 def values(name: str) -> dict[str, Values]:
     """Seeded normal values for one flow."""
     rng = random.Random(name)
@@ -33,6 +35,7 @@ def values(name: str) -> dict[str, Values]:
     return found
 
 
+@lru_cache
 def load(name: str) -> Traced:
     """Any library flow, with random values where it needs some."""
     if name in SHAPES:
