@@ -179,8 +179,8 @@ mass at page {page}.
 - **recall**: share of dense attention mass on the selected pages.
 - **of oracle**: recall over that of the best pages of the same number, chosen with hindsight per kv head.
 - **beyond kept**: the same for the mass outside the always-kept pages; 0 is no better than those alone.
-- **density**: selected pages of all. Flows with a variable count (twilight) or overlapping streams (shadowkv)
-  select fewer than the budget allows.
+- **density**: selected pages of all. A variable count (twilight) or overlapping streams (shadowkv, whose two shares
+  are rounded up) make it differ from the budget.
 - **state/KV**: bytes of page states per byte of bf16 KV.
 
 {calibrated}One model and {prompts} prompts: differences of a few thousandths are noise, and recall is not accuracy.
