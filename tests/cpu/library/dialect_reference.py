@@ -1,5 +1,4 @@
-"""Scores of a vortex_torch program, and the check against plain, positional PyTorch.
-
+"""Scores of a vortex_torch program, and the check against plain, positional PyTorch."""
 
 from __future__ import annotations
 
