@@ -64,10 +64,15 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
     config = resolve(options)
     name = options.run_name(config)
     proposer = load_proposer(config.proposer)
-    err.print(f"{name}: {config.description} Model {config.model}.", markup=False, soft_wrap=True)
-    err.print(f"proposer {config.proposer}: {proposer.description or proposer.spec}", markup=False)
+
+    def begin(campaign: CampaignConfig, title: str) -> Progress:
+        # Only now is everything known to be sound: a mistake gets its one message and nothing before it.
+        err.print(f"{name}: {campaign.description} Model {campaign.model}.", markup=False, soft_wrap=True)
+        err.print(f"proposer {campaign.proposer}: {proposer.description or proposer.spec}", markup=False)
+        return Progress(err, campaign, title)
+
     try:
-        run_campaign(options, lambda config, title: Progress(err, config, title))
+        run_campaign(options, begin)
     except KeyboardInterrupt:
         again = shlex.join(["vortex-search", *sys.argv[1:]])
         err.print(f"\nPaused. Every finished evaluation is kept in {runs_root() / name}.", soft_wrap=True)

@@ -117,6 +117,7 @@ def test_the_language_imports_nothing_heavy():
         str(item)
         for item in _all_imports()
         if item.at_import
+        and item.file.name != "eager.py"  # for notebooks, on real tensors; nothing imports it
         and any(_within(item.module, package) for package in LIGHT_PACKAGES)
         and item.target.split(".")[0] in HEAVY
     ]
