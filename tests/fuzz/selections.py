@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -60,20 +61,50 @@ def data(seed: int, *, coarse: bool = False, geometry: Geometry = GEOMETRY, step
     return Data(LayerKV(k, v), table, queries, mass, pages)
 
 
+Scores = list[dict[int, torch.Tensor]]
+
+
+class Reference:
+    """What the oracle selects for a program on some data; scores are computed when first needed."""
+
+    def __init__(
+        self, program: Program, d: Data, knobs: Knobs = KNOBS, geometry: Geometry = GEOMETRY
+    ) -> None:
+        self.program, self.data = program, d
+        self._flow = OracleFlow(program, knobs, geometry)
+        self.pages = run(self._flow, d)
+
+    @cached_property
+    def scored(self) -> list[tuple[PageList, Scores]]:
+        """Selection and scores, by step; scores by sequence and node number."""
+        return _steps(self._flow, self.data, scored=True)
+
+    def disagreement(self, flow: CompiledFlow, tolerance: float) -> str:
+        """Where a backend differs by more than ties: empty, or the first place in words."""
+        theirs = run(flow, self.data)
+        if all(_equal(a, b) for a, b in zip(self.pages, theirs, strict=True)):
+            return ""
+        return disagreement(self.program, self.data, self.scored, theirs, tolerance)
+
+
 def run(flow: CompiledFlow, d: Data) -> list[PageList]:
     """What a flow selects at every step."""
     return [found for found, _ in _steps(flow, d)]
 
 
-Scores = list[dict[int, torch.Tensor]]
-
-
 def run_oracle(flow: OracleFlow, d: Data) -> list[tuple[PageList, Scores]]:
     """The same, with the scores that decided, by sequence and node number."""
-    return _steps(flow, d)
+    return _steps(flow, d, scored=True)
 
 
-def _steps(flow: CompiledFlow, d: Data) -> list[tuple[PageList, Scores]]:
+def _equal(a: PageList, b: PageList) -> bool:
+    if a.heads != b.heads or not torch.equal(a.counts, b.counts) or not torch.equal(a.lengths, b.lengths):
+        return False
+    real = torch.arange(a.page_ids.shape[-1]) < a.counts.unsqueeze(-1)
+    return bool((a.page_ids == b.page_ids)[real].all())
+
+
+def _steps(flow: CompiledFlow, d: Data, scored: bool = False) -> list[tuple[PageList, Scores]]:
     states = flow.new_states(d.pages, torch.device("cpu"))
     complete = torch.cat([d.table[b, : n // PAGE] for b, n in enumerate(LENGTHS)])
     flow.update(states, d.kv, complete, 0)
@@ -82,7 +113,8 @@ def _steps(flow: CompiledFlow, d: Data) -> list[tuple[PageList, Scores]]:
     steps = []
     for q in d.queries:
         scores: Scores = []
-        if isinstance(flow, OracleFlow):
+        if scored:
+            assert isinstance(flow, OracleFlow)
             scores = [flow.scores(q, states, view, b) if n >= PAGE else {} for b, n in enumerate(LENGTHS)]
         found = flow.select(q, states, view, 0)
         if flow.program.needs_mass:

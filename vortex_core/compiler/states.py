@@ -10,6 +10,18 @@ from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program, StateDecl
 
 SCALE_DTYPE = torch.float16
+# Largest error of a stored number x: relative to |x| for floats (from the smallest normal number up to the
+# largest, beyond which they saturate), to the largest |x| of its row for integers (plus 2**-25 a step, 4e-6 for
+# int8 and 3e-7 for int4: the scale is fp16, so rows of numbers below 0.01 lose precision).
+ERROR = {
+    "fp32": 2.0**-24,
+    "bf16": 2.0**-8,
+    "fp16": 2.0**-11,
+    "fp8_e4m3": 2.0**-4,
+    "fp8_e5m2": 2.0**-3,
+    "int8": 0.5 / 127 + 2.0**-10,
+    "int4": 0.5 / 7 + 2.0**-10,
+}
 
 
 @dataclass

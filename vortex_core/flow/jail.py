@@ -14,6 +14,7 @@ import platform
 import resource
 import struct
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,8 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.params import Values
 
 MAX_MEMORY = 512 << 20
-MAX_CPU_SECONDS = (
-    10  # what a flow may compute; the wall deadline is longer, so that a busy machine fails no flow
-)
+# What a flow may compute. The wall deadline is longer, so that a busy machine fails no flow.
+MAX_CPU_SECONDS = 10
 _MODULE = "flow"
 
 # read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn mremap
@@ -159,7 +159,10 @@ def run(
     importer = facade.importer if dialect is None else dialect.importer(registry)
     namespace: dict[str, Any] = {"__name__": _MODULE, "__builtins__": allowlist.safe_builtins(importer)}
     try:
-        exec(compile(tree, file, "exec"), namespace)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said once, with a code
+            code = compile(tree, file, "exec")
+        exec(code, namespace)
         if dialect is not None:
             foreign: Traced = dialect.read(namespace, registry, options, _MODULE)
             return foreign

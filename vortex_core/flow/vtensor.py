@@ -103,6 +103,11 @@ class vTensor:
     def __abs__(self) -> vTensor:
         return emit("abs", self)
 
+    def __matmul__(self, other: object) -> NoReturn:
+        raise mistakes.UNKNOWN_METHOD.error(caller(), name="@", near='x.dot(y, "dim")')
+
+    __rmatmul__ = __matmul__
+
     def __pow__(self, power: int) -> vTensor:
         if not isinstance(power, int) or isinstance(power, bool) or not 1 <= power <= 8:
             raise mistakes.BAD_ATTRIBUTE.error(
