@@ -3,16 +3,16 @@
     python benchmarks/engine_cpu.py [--quick] [--json]
 
 Every ratio is taken between neighbours in one process: rounds visit all contenders in turn, each round starting
-with another one, and the interval is a bootstrap over rounds. Ratios of CPU time stand beside those of wall time: they
-still mean something where other processes share the cores. The floor of a step is the bytes it must read over
-the bandwidth that a plain sum reaches. Writes benchmarks/results/engine_cpu.{json,md}.
+with another one, and the interval is a bootstrap over rounds. Ratios of CPU time stand beside those of wall time:
+they still mean something where other processes share the cores. The floor of a step is the bytes it must read
+over the bandwidth that a plain sum reaches. Writes benchmarks/results/engine_cpu.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -102,32 +102,32 @@ class Transformers:
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
-        self.cache: Any = None
+        self.caches: list[Any] = []
         self.ids: Any = None
 
     def prefill(self, prompts: list[list[int]]) -> None:
-        """Fill the cache with all tokens but the last, one prompt at a time to bound memory."""
+        """Fill one cache a prompt with all tokens but the last."""
         import torch
         from transformers import DynamicCache
 
         self.ids = torch.tensor(prompts)
-        caches = []
+        self.caches = []
         with torch.inference_mode():
             for row in self.ids:
                 cache = DynamicCache(config=self.model.config)
                 self.model.model(input_ids=row[None, :-1], past_key_values=cache, use_cache=True)
-                caches.append(cache)
-        joined = DynamicCache(config=self.model.config)
-        for i in range(self.model.config.num_hidden_layers):
-            layers = [cache.layers[i] for cache in caches]
-            joined.update(torch.cat([x.keys for x in layers]), torch.cat([x.values for x in layers]), i)
-        self.cache = joined
+                self.caches.append(cache)
 
-    def steps(self, count: int) -> tuple[list[float], float]:
-        """Seconds between the tokens of one `generate` call, and CPU seconds a token. The cache stays as it was."""
+    def steps(self, batch: int, count: int) -> tuple[list[float], float]:
+        """Seconds between the tokens of one `generate` call on the first prompts, and CPU seconds a token."""
         import torch
-        from transformers import LogitsProcessor, LogitsProcessorList
+        from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
+        cache = DynamicCache(config=self.model.config)  # a copy: generate appends to it
+        for i in range(self.model.config.num_hidden_layers):
+            layers = [c.layers[i] for c in self.caches[:batch]]
+            cache.update(torch.cat([x.keys for x in layers]), torch.cat([x.values for x in layers]), i)
+        ids = self.ids[:batch]
         stamps: list[tuple[float, float]] = []
 
         class Stamp(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
@@ -136,9 +136,9 @@ class Transformers:
                 return scores
 
         self.model.generate(
-            self.ids,
-            attention_mask=torch.ones_like(self.ids),
-            past_key_values=copy.deepcopy(self.cache),
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
             max_new_tokens=count + 1,
             min_new_tokens=count + 1,
             do_sample=False,
@@ -188,13 +188,13 @@ def measure(
         prompts = [engine.prefill(ids) for ids in token_ids]
         prefill = context * len(prompts) / (time.perf_counter() - started)
         say(f"context {context}: prefill {prefill:.0f} tokens/s")
+        reference.prefill(token_ids)
         for batch in args.batches:
-            reference.prefill(token_ids[:batch])
             here = [Contender(name, context, batch, 0.0) for name in (HF, DENSE, *flows)]
             for number in range(args.rounds):
                 for c in here[number % len(here) :] + here[: number % len(here)]:
                     if c.name == HF:
-                        seconds, cpu = reference.steps(args.steps)
+                        seconds, cpu = reference.steps(batch, args.steps)
                         c.floor_ms = floor_ms(engine, batch, context, bandwidth, 0)
                     else:
                         flow = flows.get(c.name)
@@ -205,8 +205,8 @@ def measure(
                         c.floor_ms = floor_ms(engine, batch, c.density * context, bandwidth, states)
                     c.rounds.append(1e3 * statistics.median(seconds))
                     c.cpu_rounds.append(1e3 * cpu)
-                say(f"context {context} batch {batch} round {number + 1}/{args.rounds}: " + ", ".join(
-                    f"{c.name} {c.rounds[-1]:.1f} ms" for c in here))  # fmt: skip
+                times = ", ".join(f"{c.name} {c.rounds[-1]:.1f} ms" for c in here)
+                say(f"context {context} batch {batch} round {number + 1}/{args.rounds}: {times}")
             contenders += here
             for clock in ("wall", "cpu"):
                 ratios.append(paired_ratio(here[1], here[0], clock))
@@ -226,8 +226,6 @@ def prompt_ids(engine: Engine, length: int, seed: int) -> list[int]:
 
 def machine() -> dict[str, Any]:
     """What ran this."""
-    import os
-
     import torch
     import transformers
 
