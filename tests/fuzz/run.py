@@ -27,8 +27,13 @@ def main() -> int:
     start = time.process_time()
     counts: Counter[str] = Counter()
     for seed in range(args.seed, args.seed + args.programs):
-        wrong += programs.check(seed, counts)
-    print(f"{args.programs} programs, {time.process_time() - start:.0f} s of computing")
+        try:
+            wrong += programs.check(seed, counts)
+        except Exception as error:
+            wrong.append(f"program {seed}: a crash: {type(error).__name__}: {error}")
+    print(
+        f"{args.programs} programs, {time.process_time() - start:.0f} s of computing, {len(wrong)} failures"
+    )
     failed = Counter(w.split(": ", 1)[1].split(" (")[0] for w in wrong)
     for what, n in sorted(counts.items()):
         print(f"  {what}: {n - failed[what]} of {n}")

@@ -115,7 +115,7 @@ class TorchFlow:
         for name, field in states.fields.items():
             sources[f"load:{name}"] = field.read(slice(None), table, self.dtype).transpose(0, 1)
         if states.mass is not None:
-            sources["mass"] = states.mass[:, table].transpose(0, 1)
+            sources["mass"] = states.mass[:, table].transpose(0, 1).to(self.dtype)
         return sources
 
     def _write(

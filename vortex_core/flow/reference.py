@@ -54,6 +54,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("2.5", "const"),
     Spelling('ops.size("D")', "extent"),
     Spelling('ops.arange(dim="D")', "iota"),
+    Spelling('ops.param("w", rank=16, dim="D")', "param"),
     Spelling("-x", "neg"),
     Spelling("x.exp()", "exp"),
     Spelling("x.log()", "log"),
@@ -109,7 +110,19 @@ SHORTHANDS: tuple[Spelling, ...] = (
 )
 
 
-_NOT_AUTHORS = ("VF000", "VF006", "VF007", "VF009", "VF090")  # nothing in the source to learn from
+_NOT_AUTHORS = (
+    "VF000",
+    "VF007",
+    "VF009",
+    "VF013",
+    "VF014",
+    "VF015",
+    "VF025",
+    "VF027",
+    "VF062",
+    "VF064",
+    "VF065",
+)
 _EXPLAINED = ("log", "sign", "cast", "where")  # pointwise operators whose name does not say everything
 
 
@@ -228,9 +241,8 @@ def attributes(cls: type) -> dict[str, str]:
 
 
 def _errors() -> str:
-    shown = "; ".join(
-        f"{m.code} {m.title}" for m in mistakes.CATALOGUE.values() if m.code not in _NOT_AUTHORS
-    )
+    found = (m for m in mistakes.CATALOGUE.values() if m.code < "VF08" and m.code not in _NOT_AUTHORS)
+    shown = "; ".join(f"{m.code} {m.title}" for m in found if m.level == "error")
     return f"## Error codes\nEach names your line, what was found, the rule and a remedy. {shown}.\n"
 
 
@@ -238,5 +250,21 @@ def _first(doc: str | None) -> str:
     return " ".join((doc or "").split()).rstrip(".")
 
 
+def main(arguments: list[str]) -> int:
+    """`--write FOLDER` writes operators.md and errors.md; without it, the compact reference is printed."""
+    if not arguments:
+        sys.stdout.write(compact())
+        return 0
+    if len(arguments) != 2 or arguments[0] != "--write":
+        sys.stderr.write("usage: python -m vortex_core.flow.reference [--write FOLDER]\n")
+        return 2
+    from vortex_core.flow import pages
+
+    for name, text in (("operators.md", pages.operators()), ("errors.md", pages.errors())):
+        with open(f"{arguments[1]}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(compact())
+    raise SystemExit(main(sys.argv[1:]))

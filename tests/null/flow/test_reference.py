@@ -1,22 +1,64 @@
-"""The language reference that agents receive is complete and small."""
+"""The compact reference: complete, true, and short enough for a prompt."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 
-from vortex_core.flow.reference import compact
+import pytest
+
+from vortex_core.flow import reference
+from vortex_core.flow.jail import run
+from vortex_core.flow.reference import SHORTHANDS, SPELLINGS, compact
+from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import OPS
 
+INDEX = """
+from vortex_core import ops, vFlow
+class W(vFlow):
+    params = {{"w": [[0.0] * 16] * 16}}
+    def create_cache(self, page):
+        return {{"name": page.state(dim=page.head_dim)}}
+    def forward_cache(self, page):
+        return {{"name": {cache}}}
+    def forward_indexer(self, q, cache):
+        x = q * cache["name"]
+        y = cache["name"]
+        m, n = x < 0, y < 0
+        s = x.sum("dim", "head")
+        a = b = ops.topk(s)
+        z = {index}
+        return {result}
+"""
 
-def test_it_names_every_knob_and_selection() -> None:
+
+@pytest.mark.parametrize("spelling", [*SPELLINGS, *SHORTHANDS], ids=lambda s: s.text)
+def test_every_spelling_traces_to_its_operator(spelling: reference.Spelling) -> None:
+    spec = OPS.get(spelling.op)
+    in_cache = spec is not None and "index" not in spec.stages
+    selects = spec is not None and spec.group == "select"
+    text = spelling.text
+    if spelling.op == "const":
+        text = f"ops.constant({text})"
+    written = f'{text}.mean("token")' if in_cache else 'page.k.mean("token")'
+    source = INDEX.format(cache=written, index="0" if in_cache else text, result="z" if selects else "a")
+    traced = run(source, "x.py")
+    found = {n.op for g in (traced.original.cache, traced.original.index) for n in g.nodes}
+    assert spec is None or spelling.op in found
+
+
+def test_every_operator_is_spelled() -> None:
+    assert [s.op for s in SPELLINGS] == sorted({s.op for s in SPELLINGS}, key=[s.op for s in SPELLINGS].index)
+    assert {s.op for s in SPELLINGS} == set(OPS)
+
+
+def test_it_names_every_knob_and_the_errors_authors_can_make() -> None:
     text = compact()
-    for knob in fields(Knobs):
-        assert f"- {knob.name} = " in text
-    for name, spec in OPS.items():
-        if spec.group == "select":
-            assert name in text
+    assert all(f"- {f.name} = " in text for f in fields(Knobs))
+    named = {code for code in mistakes.CATALOGUE if code in text}
+    assert {"VF002", "VF010", "VF011", "VF031", "VF032", "VF041", "VF042"} <= named
 
 
-def test_it_fits_a_prompt() -> None:
-    assert len(compact()) < 16_000
+def test_it_is_short() -> None:
+    assert len(compact(())) < 7_500
+    assert compact(("quest",)).count("```python") == 1
