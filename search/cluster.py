@@ -29,6 +29,8 @@ from vortex_core.errors import VortexError
 
 _OBJECT_STORE_BYTES = 128 << 20  # results are kilobytes; Ray would take a third of the memory
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("vortex_core", "evaluators", "agents", "search", "configs")
 _GRACE = 15.0  # seconds beyond a stage's deadline that its own, gentler deadline has to speak up first
 
 
@@ -251,10 +253,13 @@ class RayExecutor:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if self.config.address:
-                ray.init(address=self.config.address, **quiet)
+                # The driver's own code runs there, whatever version is installed; dependencies must be.
+                ours = [str(_ROOT / name) for name in _PACKAGES]
+                ray.init(address=self.config.address, runtime_env={"py_modules": ours}, **quiet)
                 return
             with _workers_environment():
                 ray.init(
+                    address="local",  # without it Ray joins any cluster that it finds running on this machine
                     num_cpus=self.config.engines + self.config.cpu_tasks,
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE_BYTES,
@@ -312,7 +317,7 @@ def _workers_environment() -> Iterator[None]:
             del os.environ[name]
     # Ray starts workers at nice 15, where anything else on the machine starves an engine being timed.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - the name is Ray's
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(_ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [saved.get("PYTHONPATH")])])
     try:
         yield

@@ -51,6 +51,7 @@ def render(run: Run, state: CampaignState, config: CampaignConfig) -> str:
         started=state.started,
         when=datetime.fromtimestamp(state.started_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         archive=archive,
+        measured_at=_measured_at(state.started.plan),
         summary=state.finished.summary if state.finished else {},
         entries=[_row(entry, run, winner) for entry in archive.entries],
         stopped=_stopped(state),
@@ -58,6 +59,20 @@ def render(run: Run, state: CampaignState, config: CampaignConfig) -> str:
         rate=len(state.found) / max(state.active_seconds / 60, 1e-9),
         plotly_js=plotly.offline.get_plotlyjs(),
         plots={name: _html(name, figure) for name, figure in plots.items()},
+    )
+
+
+def _measured_at(plan: dict[str, Any]) -> str:
+    """Where accuracy was measured and where speed was modelled: seldom the same length, which readers must know."""
+    if "accuracy" not in plan:
+        return "not recorded"
+    tasks = ", ".join(
+        f"{t['items']} x {t['task']} at {t['context']} tokens" for t in plan["accuracy"]["tasks"]
+    )
+    latency, modelled = plan["latency"], plan["modelled"]
+    return (
+        f"{tasks}; decode latency at {latency['context']} tokens, batch {latency['batch']}; "
+        f"throughput modelled at {modelled['length']} tokens, batch {modelled['batch']}"
     )
 
 
