@@ -1,4 +1,4 @@
-"""Commands on single flows: check, explain, evaluate, flows."""
+"""Commands on single flows: check, explain, convert, evaluate, flows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Model = Annotated[str, typer.Option(help="Model by name, directory or hub id.")]
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (check, explain, evaluate, flows):
+    for command in (check, explain, convert, evaluate, flows):
         app.command()(command)
 
 
@@ -97,6 +97,39 @@ def explain(
     out.print(table)
     for words in sentences(found):
         out.print(words, soft_wrap=True)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A program written for vortex_torch.", show_default=False)],
+    knobs: Annotated[
+        Path | None, typer.Option(help="Its JSON settings; by default the .json file of its name beside it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the source here instead of printing it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a vortex_torch program as the equivalent vFlow source.
+
+    The program is read unchanged, in the jail. The source is traced back and printed or written only if it is
+    the same program with the same knobs, by hash.
+
+    Examples:
+
+        vortex-search convert batch_0_id0.py > my_flow.py
+
+        vortex-search convert batch_0_id0.py --knobs settings.json --out my_flow.py
+    """
+    from search.convert import convert as convert_program
+
+    found = convert_program(file, knobs, out)
+    if as_json:
+        emit(found.to_json())
+        return
+    said = f"{escape(found.flow.name)}  IR {found.flow.ir_hash}, with knobs {found.flow.key}"
+    if found.written is None:
+        typer.echo(found.flow.source, nl=False)
+    err.print(f"[green]ok[/] {said}" + ("" if out is None else f", written to {escape(str(out))}"))
+    for warning in found.flow.warnings:
+        err.print(f"[yellow]{escape(str(VortexError.from_json(warning)))}[/]", soft_wrap=True)
 
 
 def evaluate(
