@@ -22,14 +22,21 @@ def attend_part(
 
     Args:
         q: `[batch, head, row, dim]`.
-        k, v: `[batch, head, token, dim]`, any strides with `dim` contiguous.
+        k, v: `[batch, head, token, dim]`, any strides with `dim` contiguous. Where V is narrower it is the first
+            channels of K (MLA).
         causal: row `i` attends tokens `0..i` (as many rows as tokens).
 
     Returns:
-        Output like `q`, and float32 log-sum-exp of the scores, `[batch, head, row]`.
+        `[batch, head, row, value_dim]`, and float32 log-sum-exp of the scores, `[batch, head, row]`.
     """
     if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        width = v.shape[-1]
+        if width < k.shape[-1]:  # the CPU kernel wants equal widths
+            v = k
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, scale=scale
+        )
+        return out[..., :width], lse
     out = torch.ops.aten._scaled_dot_product_efficient_attention(
         q, k, v, None, True, 0.0, causal, scale=scale
     )
@@ -125,7 +132,11 @@ def sparse_decode(
     first_row, position = _constants(heads, kv_heads, total, tokens, q.device)
     rows = (pages.page_ids + first_row).flatten()
     k = _gather(kv.k, rows).view(batch, heads, tokens, -1)
-    v = _gather(kv.v, rows).view(batch, heads, tokens, -1)
+    value_dim = kv.v.shape[-1]
+    if value_dim < kv.k.shape[-1]:  # MLA: V is the first channels of K
+        v = k[..., :value_dim]
+    else:
+        v = _gather(kv.v, rows).view(batch, heads, tokens, -1)
     grouped = q.view(batch, heads, q_heads // heads, -1)
     valid = position < pages.lengths[..., None]  # [batch, head, token]
     if not want_mass:
@@ -151,7 +162,7 @@ def _constants(
 
 
 def _gather(pool: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Pages `rows` of `[kv_head * page]`, contiguous. MLA's V is a slice of K, with the stride of K."""
+    """Pages `rows` of `[kv_head * page]`, contiguous."""
     if pool.is_contiguous():
         return pool.view(pool.shape[0] * pool.shape[1], -1).index_select(0, rows)
     return pool.flatten(0, 1)[rows]

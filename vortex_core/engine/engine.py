@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vortex_core.compiler.interface import CompiledFlow, Geometry, LayerKV
+from vortex_core.compiler.interface import CompiledFlow, LayerKV
 from vortex_core.engine import seam
 from vortex_core.engine.batch import DecodeBatch, DecodeStep, PrefillStep, Recorder
 from vortex_core.engine.blocks import BLOCK_TOKENS
@@ -20,9 +20,9 @@ from vortex_core.engine.errors import (
     bad_call,
     bad_prompt,
     unsupported_kv_dtype,
-    unsupported_model,
 )
 from vortex_core.engine.hf_config import spec_from_hf_config
+from vortex_core.engine.models import adapt
 from vortex_core.engine.packing import pack_linears
 from vortex_core.engine.sampling import Sampler, Sampling, token_logprobs
 from vortex_core.engine.scheduler import Generation, Request, Scheduler
@@ -79,14 +79,10 @@ class Engine:
     ) -> None:
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         self.spec = spec or spec_from_hf_config(model.config.get_text_config(), name=name)
-        if self.spec.mla is not None:
-            raise unsupported_model(self.spec.name, "its latent (MLA) attention is not absorbed yet")
-        self.model = model.eval().requires_grad_(False)
-        self.model.set_attn_implementation(seam.IMPLEMENTATION)
+        self.model = adapt(model)
         pack_linears(self.model)
         self.tokenizer = tokenizer
-        s = self.spec
-        self.geometry = Geometry(s.layers, s.kv_heads, s.group, s.head_dim, s.head_dim, s.value_dim)
+        self.geometry = self.spec.geometry()
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.flow: LoadedFlow | None = None
