@@ -188,8 +188,9 @@ class Campaign:
                     assert reason is not None
                     return reason
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                failures = [error for task in done if (error := task.exception()) is not None]
+                if failures:  # all were read: asyncio reports what nobody asked for
+                    raise failures[0]
         finally:
             for task in tasks:
                 task.cancel()

@@ -157,11 +157,13 @@ class Finals(Strict):
 
     Attributes:
         elites: found candidates measured again on fresh seeds, beside the best library flow.
+        most: found candidates measured again at most: while none keeps the gates, the next best are tried.
         holdout: whether the winner and the best library flow meet the sealed set, once.
         matched: whether the best library flow is also run with the winner's knobs.
     """
 
     elites: int = Field(3, ge=0)
+    most: int = Field(8, ge=0)
     holdout: bool = True
     matched: bool = True
 

@@ -196,7 +196,8 @@ class InfrastructureFailed(Event):
 @_event("finalists_chosen")
 @dataclass(frozen=True)
 class FinalistsChosen(Event):
-    """Who is measured again on fresh seeds, in order. Written once: a resumed run goes on with the same."""
+    """Who is measured again on fresh seeds, in order. A resumed run goes on with the same; written again, one longer,
+    while none of the found ones keeps the gates."""
 
     keys: tuple[str, ...]
 

@@ -42,6 +42,10 @@ class Finals:
         assert self.state.finalists is not None
         finalists = [self.state.candidates[key] for key in self.state.finalists]
         await self._measure(finalists, "fresh")
+        while self.state.winner is None and (further := self._next(finalists)) is not None:
+            finalists.append(further)
+            self.record(ev.FinalistsChosen(tuple(c.key for c in finalists)))
+            await self._measure([further], "fresh")
         if self.state.winner is None:
             winner, library = self._winner(finalists), self._library(finalists)
             if winner is not None:
@@ -60,26 +64,38 @@ class Finals:
 
     def _finalists(self) -> list[Candidate]:
         """The best found, the best library flow and the best of the controls, as the search measured them."""
-        archive = Archive(self.state, self.config.objective)
-        found = [
-            e.candidate
-            for e in archive.entries
-            if not e.candidate.reference
-            and e.candidate.arm in self.main
-            and e.score.verdict is not Verdict.FAILED
-        ]
-        # One elite per program: the same program under three budgets is one idea.
-        programs: dict[str, Candidate] = {}
-        for candidate in found:
-            programs.setdefault(candidate.ir_hash, candidate)
-        elites = list(programs.values())[: self.config.finals.elites]
+        elites = self._elites()[: self.config.finals.elites]
         if not elites:
             return []
+        archive = Archive(self.state, self.config.objective)
         rivals = [archive.best(reference=True), archive.best(reference=False, arms=self.control)]
         return elites + [entry.candidate for entry in rivals if entry is not None]
 
+    def _elites(self) -> list[Candidate]:
+        """Found candidates that keep the gates on the search's items, best first, one a program: the same program
+        under three budgets is one idea."""
+        programs: dict[str, Candidate] = {}
+        for e in Archive(self.state, self.config.objective).entries:
+            if not e.candidate.reference and e.candidate.arm in self.main:
+                programs.setdefault(e.candidate.ir_hash, e.candidate)
+        return [c for c in programs.values() if self._verdict(c, "search") is not Verdict.FAILED]
+
+    def _next(self, finalists: list[Candidate]) -> Candidate | None:
+        """The next elite, while none so far keeps the gates: the first were the luckiest on the search's items."""
+        ours = [c for c in finalists if not c.reference and c.arm in self.main]
+        if self._leader(ours) is not None or len(ours) >= self.config.finals.most:
+            return None
+        seen = {c.ir_hash for c in ours}
+        return next((c for c in self._elites() if c.ir_hash not in seen), None)
+
+    def _verdict(self, candidate: Candidate, purpose: ev.Purpose) -> Verdict:
+        found = score(candidate, self.config.objective, purpose)
+        return Verdict.FAILED if found is None else found.verdict
+
     def _winner(self, finalists: list[Candidate]) -> Candidate | None:
-        return self._leader([c for c in finalists if not c.reference and c.arm in self.main])
+        """The best of what the search found, or else of what its control did: the words say which."""
+        found = [c for c in finalists if not c.reference]
+        return self._leader([c for c in found if c.arm in self.main]) or self._leader(found)
 
     def _library(self, finalists: list[Candidate]) -> Candidate | None:
         return next((c for c in finalists if c.reference), None)
@@ -126,7 +142,9 @@ class Finals:
             "control": against_control(self.state, objective, self.main, self.control),
         }
         if winner is None:
-            summary["statement"] = "No found program kept the accuracy gates; the library flows stand."
+            summary["statement"] = (
+                "No found program kept the accuracy gates on fresh items; the library flows stand."
+            )
             return summary
         found = score(winner, objective, "fresh")
         assert found is not None
@@ -149,12 +167,19 @@ class Finals:
         sealed = compare(winner, library, objective, "holdout") if library else None
         summary["sealed"] = sealed.to_json() if sealed else None
         against = summary["against_library"]
-        summary["statement"] = (
+        summary["statement"] = self._origin(winner) + (
             against["words"]
             if against
             else (f"{winner.label} {winner.name} won; no library flow kept the gates to compare it with.")
         )
         return summary
+
+    def _origin(self, winner: Candidate) -> str:
+        if winner.arm in self.main:
+            return ""
+        return (
+            f"No program of {'+'.join(sorted(self.main))} kept the gates on fresh items; the control's did. "
+        )
 
     def _is_control(self, key: str) -> bool:
         return self.state.candidates[key].arm in self.control

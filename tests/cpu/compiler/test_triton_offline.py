@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import sample_flows
+from tests.null.library import weights
 from vortex_core import library
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.codegen import generate
@@ -27,6 +28,14 @@ def test_library_flow_compiles_for_hopper_without_spills(name: str) -> None:
     for kernel, report in compile_flow(traced.program, traced.knobs, geometry_of(name)).items():
         assert report.stack_bytes == 0, (kernel, report)
         assert report.registers <= 255, (kernel, report)
+
+
+@pytest.mark.parametrize("name", library.untrained_names())
+def test_flow_with_learned_values_compiles_without_spills(name: str) -> None:
+    traced = weights.load(name)
+    shapes = Geometry(weights.LAYERS, weights.KV_HEADS, weights.GROUP, weights.DIM, weights.DIM, weights.DIM)
+    for kernel, report in compile_flow(traced.program, traced.knobs, shapes).items():
+        assert report.stack_bytes == 0, (kernel, report)
 
 
 @pytest.mark.parametrize("name", ["block_topk", "quest", "lserve", "twilight"])

@@ -7,8 +7,11 @@ import torch
 
 from tests import sample_flows
 from tests.cpu.compiler import test_backends as shared
+from tests.null.library import weights
+from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.flow.trace import Traced
 
 pytestmark = pytest.mark.gpu
 
@@ -16,8 +19,18 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("name", sample_flows.names())
 @pytest.mark.parametrize(("group", "kv_heads", "dim"), [(7, 2, 96), (4, 1, 128)])
 def test_triton_selects_what_the_oracle_selects(name: str, group: int, kv_heads: int, dim: int) -> None:
-    traced = shared.small(sample_flows.load(name))
-    geometry = Geometry(1, kv_heads, group, dim, dim, dim)
+    agree(shared.small(sample_flows.load(name)), Geometry(1, kv_heads, group, dim, dim, dim), layer=0)
+
+
+@pytest.mark.parametrize("layer", [0, 29])
+@pytest.mark.parametrize("name", library.untrained_names())
+def test_learned_values_of_each_layer_and_head(name: str, layer: int) -> None:
+    w = weights
+    agree(shared.small(w.load(name)), Geometry(w.LAYERS, w.KV_HEADS, w.GROUP, w.DIM, w.DIM, w.DIM), layer)
+
+
+def agree(traced: Traced, geometry: Geometry, layer: int) -> None:
+    group, kv_heads, dim = geometry.group, geometry.kv_heads, geometry.head_dim
     kv, table, q, pages = shared.inputs(group * 100 + dim, group, kv_heads, dim)
     lengths = torch.tensor(shared.LENGTHS)
     budgets = torch.tensor([traced.knobs.pages(n) for n in shared.LENGTHS])
@@ -26,19 +39,19 @@ def test_triton_selects_what_the_oracle_selects(name: str, group: int, kv_heads:
     flow = backends.get("triton").compile(traced.program, traced.knobs, geometry)
     reference = oracle.new_states(pages, torch.device("cpu"))
     states = flow.new_states(pages, torch.device("cuda"))
-    oracle.update(reference, kv, complete, 0)
-    flow.update(states, LayerKV(kv.k.cuda(), kv.v.cuda()), complete.cuda(), 0)
+    oracle.update(reference, kv, complete, layer)
+    flow.update(states, LayerKV(kv.k.cuda(), kv.v.cuda()), complete.cuda(), layer)
     view = BatchView(table, lengths, budgets, max(shared.LENGTHS))
     on_gpu = BatchView(table.cuda(), lengths.cuda(), budgets.cuda(), max(shared.LENGTHS))
     different = 0
     for step in range(3):
-        want = oracle.select(q + 0.3 * step, reference, view, 0)
-        got = flow.select((q + 0.3 * step).cuda(), states, on_gpu, 0)
+        want = oracle.select(q + 0.3 * step, reference, view, layer)
+        got = flow.select((q + 0.3 * step).cuda(), states, on_gpu, layer)
         if traced.program.needs_mass:
             for target, chosen, device in ((oracle, want, "cpu"), (flow, got, "cuda")):
                 mass = torch.rand(*q.shape[:2], 64, generator=torch.Generator().manual_seed(step))
                 mass = mass[..., : chosen.page_ids.shape[-1]].to(device)
-                target.observe(reference if device == "cpu" else states, chosen, mass, 0)
+                target.observe(reference if device == "cpu" else states, chosen, mass, layer)
         assert want.counts.tolist() == got.counts.tolist()
         assert want.lengths.tolist() == got.lengths.tolist()
         pairs = zip(shared.rows(want), shared.rows(got), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from agents.base import Proposal, ProposalRequest, Usage
 from agents.errors import BudgetExceededError, ProposerError
+from evaluators.results import Candidate, Metric, StageResult
 from search import events as ev
 from search.archive import Archive
 from search.campaign import Campaign
@@ -370,3 +372,43 @@ def test_the_ledger_lists_dead_ends(tmp_path: Path):
     last = harness.proposer.requests[-1].ledger
     assert any(c.ir_hash in last for c in stopped)
     assert all("recall too low" in reason for reason in last.values())
+
+
+class Unlucky(SimulatedExecutor):
+    """Whatever looked best in the search breaks the gates on fresh items, the first `broken` times."""
+
+    def __init__(self, broken: int) -> None:
+        super().__init__()
+        self.left = broken
+
+    async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
+        result = await super().run_stage(stage, candidate, seed)
+        if stage == "accuracy" and seed != 1 and candidate.name.startswith("point_") and self.left > 0:
+            self.left -= 1
+            worse = {**result.metrics, "accuracy_delta": Metric(-0.9, -0.95, -0.85, n=40)}
+            return replace(result, metrics=worse)
+        return result
+
+
+def finalists(broken: int, tmp_path: Path) -> tuple[CampaignState, list[str]]:
+    harness = Harness(tmp_path, config(finals={"elites": 1, "most": 3}))
+    harness.executor = Unlucky(broken)
+    state = harness.go()
+    return state, [c.arm for k in state.finalists or () if not (c := state.candidates[k]).reference]
+
+
+def test_the_next_best_are_measured_while_none_keeps_the_gates(tmp_path: Path):
+    state, arms = finalists(3, tmp_path)  # the first elite, the control's best, the second elite
+    assert arms == ["evolve", "random", "evolve", "evolve"]
+    assert state.finished is not None
+    assert state.candidates[state.finished.winner or ""].key == (state.finalists or ())[-1]
+
+
+def test_the_controls_best_wins_where_nothing_else_keeps_the_gates(tmp_path: Path):
+    state, arms = finalists(1, tmp_path)
+    assert arms == ["evolve", "random", "evolve"]
+    state, arms = finalists(99, tmp_path / "none")
+    assert state.finished is not None
+    assert state.finished.winner is None
+    assert "library flows stand" in state.finished.summary["statement"]
+    assert len(arms) == 4

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 import torch
 import triton.language as tl
 
-from vortex_core.compiler.evaluate import check_shapes, symbol_sizes
+from vortex_core.compiler.evaluate import check_shapes, param_values, symbol_sizes
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import Module, generate
-from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Node, Program
 from vortex_core.kernels.budget import threshold_budget, top_p_budget
@@ -68,6 +67,7 @@ class TritonFlow:
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
         self._workspaces: dict[tuple[int, int, str], Workspace] = {}
         self._capacities: dict[int, int] = {}
+        self._params: dict[torch.device, list[torch.Tensor]] = {}
 
     # ---- states --------------------------------------------------------------------------------------------
 
@@ -79,20 +79,21 @@ class TritonFlow:
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
         """forward_cache for complete physical `pages` (any integer dtype), one launch."""
         if self.code.update and len(pages):
-            self._update(states, kv, len(pages), pages, pages, 0, pages, decode=False)
+            self._update(states, kv, layer, len(pages), pages, pages, 0, pages, decode=False)
 
     def update_decode(self, states: StateStore, kv: LayerKV, view: BatchView, layer: int) -> None:
         """forward_cache for whichever sequences' newest token completed a page, decided on the device."""
         if self.code.update:
             table = view.block_table
             self._update(
-                states, kv, len(view.lengths), table, table, table.stride(0), view.lengths, decode=True
+                states, kv, layer, len(view.lengths), table, table, table.stride(0), view.lengths, decode=True
             )
 
     def _update(
         self,
         states: StateStore,
         kv: LayerKV,
+        layer: int,
         items: int,
         pages: torch.Tensor,
         table: torch.Tensor,
@@ -107,7 +108,7 @@ class TritonFlow:
         self._kernels.update_kernel[(items, self.geometry.kv_heads)](
             k, v, k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
             pages, table, table_stride, lengths, states.pages, *self._state_args(states),
-            DECODE=decode, num_warps=WARPS,
+            *self.params(k.device, layer), DECODE=decode, num_warps=WARPS,
         )  # fmt: skip
 
     def _state_args(self, states: TorchStates) -> list[torch.Tensor]:
@@ -118,6 +119,13 @@ class TritonFlow:
             if stored.scale is not None:
                 found.append(stored.scale)
         return [*found, *([] if states.mass is None else [states.mass])]
+
+    def params(self, device: torch.device, layer: int) -> list[torch.Tensor]:
+        """Learned parameters of a layer, fp32 `[kv_head or 1, *dims]`; views, so their addresses do not change."""
+        if device not in self._params:
+            found = param_values(self.program, device, torch.float32)
+            self._params[device] = [found[f"param:{p.name}"].contiguous() for p in self.program.params]
+        return [x[layer if len(x) > 1 else 0] for x in self._params[device]]
 
     # ---- selection -----------------------------------------------------------------------------------------
 
@@ -161,13 +169,13 @@ class TritonFlow:
 
     def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
         """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`. The list is the caller's to keep."""
-        ids, lens = self.select_in_place(q, states, view)
+        ids, lens = self.select_in_place(q, states, view, layer)
         shape = (len(q), self._heads if not self.program.selects_everything else self.geometry.kv_heads)
         ids, lens = ids.reshape(*shape, -1).clone(), lens.reshape(shape).clone()
         return PageList(ids, (lens + self.knobs.page_size - 1) // self.knobs.page_size, lens)
 
     def select_in_place(
-        self, q: torch.Tensor, states: StateStore, view: BatchView
+        self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `select`, as int32 page ids and token counts in the workspace, which the next call overwrites."""
         assert isinstance(states, TorchStates)
@@ -177,7 +185,7 @@ class TritonFlow:
         lengths = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
         work = self.workspace(len(q), width, q.device)
-        self.launch_scores(q, states, table, lengths, budgets, work)
+        self.launch_scores(q, states, table, lengths, budgets, work, layer)
         assert self._graph.result is not None
         return self._selection(self._graph.result, table, lengths, budgets, work)
 
@@ -189,12 +197,13 @@ class TritonFlow:
         lengths: torch.Tensor,
         budgets: torch.Tensor,
         work: Workspace,
+        layer: int,
     ) -> None:
         """The scoring launches: page-parallel, then one program a row where the program looks across pages."""
         assert q.stride(2) == 1, "channels must be contiguous"
         args = [
             q, q.stride(0), q.stride(1), table, table.stride(0), lengths, budgets, states.pages, work.width,
-            *self._state_args(states), *(work.scratch[i] for i in sorted(work.scratch)),
+            *self._state_args(states), *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
             *(work.scores[i] for i in self.code.schedule.scores),
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads
@@ -332,8 +341,4 @@ class TritonBackend:
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
         """Raises `VE010` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
-        if any(n.op == "param" for g in (program.cache, program.index) for n in g.nodes):
-            raise VortexError(
-                "VE010", "the triton backend has no learned parameters yet", "use the torch backend"
-            )
         return TritonFlow(program.canonical(), knobs, geometry)

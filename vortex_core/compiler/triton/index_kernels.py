@@ -39,6 +39,7 @@ class IndexKernel(KernelWriter):
             "pool_pages",
             "max_pages",
             *self.state_args(),
+            *self.param_args(),
             *scratch,
             *outs,
         ]
@@ -63,6 +64,8 @@ class IndexKernel(KernelWriter):
                 axes = order([*env["page"].axes, *env["head"].axes])
                 text = f"mass_ptr + {Tile('page_row', env['page'].axes).to(axes)} * {g.group} + ({env['head'].to(axes)})"
                 return e.bind(f"tl.load({text}, mask={self.mask_text(axes, True)}, other=0.0)", axes, True)
+            case "param":
+                return self.param(e, node, env, "kv_head")
             case "load":
                 state = self.states[node.attr["name"]]
                 names = [n for n, _ in state.dims]

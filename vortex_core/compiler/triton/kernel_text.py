@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vortex_core.compiler.evaluate import channel_range, symbol_sizes
 from vortex_core.compiler.interface import Geometry
-from vortex_core.compiler.triton.tiles import Axis, Emitter, Tile
+from vortex_core.compiler.triton.tiles import Axis, Emitter, Env, Tile, order
 from vortex_core.ir.program import Node, Program
 
 
@@ -23,6 +24,7 @@ class KernelWriter:
         self.program, self.geometry, self.page_size = program, geometry, page_size
         self.sizes = symbol_sizes(geometry, page_size)
         self.states = {s.name: s for s in program.states}
+        self.params = {p.name: p for p in program.params}
 
     def state_args(self) -> list[str]:
         """Arguments for the states, in order."""
@@ -32,6 +34,24 @@ class KernelWriter:
             if s.dtype in ("int8", "int4"):
                 found.append(f"{s.name}_scale_ptr")
         return [*found, *(["mass_ptr"] if self.program.needs_mass else [])]
+
+    def param_args(self) -> list[str]:
+        """Arguments for the learned parameters of one layer, in order."""
+        return [f"param_{p.name}_ptr" for p in self.program.params]
+
+    def param(self, e: Emitter, node: Node, env: Env, kv_head: str) -> Tile:
+        """Load a learned parameter: fp32 `[kv_head or 1, *dims]`."""
+        found = self.params[node.attr["name"]]
+        shape = [extent.resolve(self.sizes) for _, extent in found.dims]
+        axes = order([a for n, _ in found.dims for a in env[n].axes])
+        mask = self.mask_text(axes, False)
+        text = f"param_{found.name}_ptr"
+        if any(n == "kv_head" for n, _ in found.axes):
+            text += f" + {kv_head} * {math.prod(shape)}"
+        for n, (name, _) in enumerate(found.dims):
+            text += f" + ({env[name].to(axes)}) * {math.prod(shape[n + 1 :])}"
+        guard = "" if mask is None else f", mask={mask}, other=0.0"
+        return e.bind(f"tl.load({text}{guard})", axes, False)
 
     def kernel(self, name: str, args: Sequence[str], constants: Sequence[str], body: Sequence[str]) -> str:
         """Text of one kernel."""

@@ -17,6 +17,9 @@ from vortex_core.errors import VortexError
 from vortex_core.ir.program import Graph, Node
 from vortex_core.ir.types import Extent, dim_order
 
+MAX_LANES = (
+    16384  # a reduction whose input is a larger tile runs over chunks: more would not fit the registers
+)
 MAX_PADDING = 1.34  # more padding than this, and a reduction runs over power-of-two chunks instead
 
 
@@ -279,20 +282,20 @@ class Emitter:
             x = self.bind(text, [ax for ax in x.axes if ax != axis], inside)
         return x
 
-    def _needs_whole(self, i: int, dim: str) -> bool:
+    def needs_whole(self, i: int, dim: str) -> bool:
         """Whether computing node `i` compares lanes along `dim`, so that it cannot be computed piece by piece."""
         node = self.graph.nodes[i]
         if dim not in node.type.names:
             return False
         if node.spec.group == "scan" and node.attr["dim"] == dim:
             return True
-        return any(self._needs_whole(j, dim) for j in node.inputs)
+        return any(self.needs_whole(j, dim) for j in node.inputs)
 
     def _matrix_product(self, node: Node, c: Contraction, env: Env) -> Tile | None:
         """A contraction over channels on tensor cores, or None where a shape does not suit them."""
         real = self.graph.nodes[c.query].type.extent("dim").resolve(self.sizes)
         chunk = real if pow2(real) == real and real <= 256 else min(128, real & -real)
-        if any(self._needs_whole(i, "dim") for i in (c.query, *c.page)):
+        if any(self.needs_whole(i, "dim") for i in (c.query, *c.page)):
             chunk = real
         if pow2(chunk) < 16:  # the least a matrix product takes
             return None
@@ -347,11 +350,13 @@ class Emitter:
             real = source.extent(name).resolve(self.sizes)
             chunk = real & -real
             padded = pow2(real) > MAX_PADDING * real and chunk >= 16 and name != "page"
-            if padded and chunked is None and not self._needs_whole(i, name):
+            if padded and chunked is None and not self.needs_whole(i, name):
                 chunked = (name, real, chunk)
             else:
                 axis = self.axis(name, real)
                 inner[name] = Tile(axis.index, (axis,))
+        if chunked is None:
+            chunked = self._too_large(i, inner, names)
         if chunked is None:
             return self.fold(node.op, self._sub(i, inner), names, inside)
         name, real, chunk = chunked
@@ -367,6 +372,21 @@ class Emitter:
             )
         assert total is not None
         return total
+
+    def _too_large(self, i: int, env: Env, names: Sequence[str]) -> tuple[str, int, int] | None:
+        """Which reduced dimension of node `i` to take in chunks so that its tile fits, as (name, extent, chunk)."""
+        dims = self.graph.nodes[i].type.names
+        lanes = math.prod(a.size for a in order([a for n in dims for a in env[n].axes]))
+        extents = {n: self.graph.nodes[i].type.extent(n).resolve(self.sizes) for n in names if n != "page"}
+        free = [n for n in extents if not self.needs_whole(i, n)]
+        if lanes <= MAX_LANES or not free:
+            return None
+        name = max(free, key=lambda n: (extents[n] & -extents[n], n))
+        real = extents[name]
+        most = real & -real
+        while most > 1 and lanes // pow2(real) * most > MAX_LANES // 2:
+            most //= 2
+        return None if most == real else (name, real, most)
 
     def _whole(self, node: Node, env: Env, dim: str) -> tuple[Tile, Axis]:
         """The input along all of `dim`, which must be asked for as it is."""
@@ -391,6 +411,11 @@ class Emitter:
             return self.bind(f"{e.text} / {total.to(x.axes)}", x.axes, inside)
         if node.op == "cumsum":
             return self.bind(f"tl.cumsum({self.masked(x, axis, '0.0')}, axis={at})", x.axes, inside)
+        if node.op == "largest" and node.attr["k"] == 1:
+            shown = self.masked(x, axis, '-float("inf")')
+            first = self.bind(f"tl.argmax({shown}, axis={at})", [a for a in x.axes if a != axis], inside)
+            lane = Tile(axis.index, (axis,)).to(x.axes)
+            return self.bind(f"{lane} == {first.to(x.axes)}", x.axes, inside)
         # The rest compares every lane with every other: small dimensions, a square tile.
         other = self.axis(f"{dim}_other", axis.real)
         y = self._sub(node.inputs[0], {**env, dim: Tile(other.index, (other,))})

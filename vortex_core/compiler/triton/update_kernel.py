@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vortex_core.compiler.triton.fields import store_lines, store_row_lines, stored_shape
 from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
-from vortex_core.compiler.triton.tiles import MAX_PADDING, Emitter, Env, Tile, order, pow2
+from vortex_core.compiler.triton.tiles import MAX_PADDING, Axis, Emitter, Env, Tile, order, pow2
 from vortex_core.ir.program import Node, StateDecl
 
 
@@ -17,6 +17,8 @@ class UpdateKernel(KernelWriter):
         value_dim, head_dim = self.geometry.value_dim, self.geometry.head_dim
 
         def source(e: Emitter, node: Node, env: Env) -> Tile:
+            if node.op == "param":
+                return self.param(e, node, env, "head")
             token, dim = env["token"], env["dim"]
             axes = order([*token.axes, *dim.axes])
             mask = self.mask_text(axes, False)
@@ -73,6 +75,7 @@ class UpdateKernel(KernelWriter):
             "lengths_ptr",
             "pool_pages",
             *self.state_args(),
+            *self.param_args(),
         ]
         body = [
             "item = tl.program_id(0)",
@@ -118,6 +121,21 @@ class UpdateKernel(KernelWriter):
                 self.mask_text(axes, False),
             )
 
+    def _deal(self, emitter: Emitter, value: Tile, axis: Axis, lane: Axis, per: int) -> list[Tile]:
+        """Every `per`-th lane of the last axis, from each start: a value computed whole, ready to be packed."""
+        assert value.axes[-1] == axis, "states keep the canonical order of dimensions"
+        inside = emitter.masked(value, axis, "-1.0")
+        outer = value.axes[:-1]
+        shape = [*(a.size for a in outer), axis.size // per, per]
+        assert axis.size // per == lane.size
+        dealt = emitter.bind(f"tl.reshape({inside}, {shape})", (), False)
+        index = ", ".join(["None"] * (len(outer) + 1) + [":"])
+        groups = []
+        for n in range(per):
+            text = f"tl.sum(tl.where((tl.arange(0, {per}) == {n})[{index}], {dealt.text}, 0.0), axis={len(outer) + 1})"
+            groups.append(emitter.bind(text, (*outer, lane), False))
+        return groups
+
     def _write_rows(
         self, emitter: Emitter, state: StateDecl, i: int, env: dict[str, Tile], names: list[str]
     ) -> None:
@@ -131,8 +149,11 @@ class UpdateKernel(KernelWriter):
         last, width = names[-1], stored_shape(state, self.sizes)[-1]
         real = state.dims[-1][1].resolve(self.sizes)
         lane = emitter.axis(f"{last}_lane", width)
-        groups = []
-        for n in range(per):
+        groups: list[Tile] = []
+        whole = emitter.needs_whole(i, last) and per > 1
+        if whole:
+            groups = self._deal(emitter, emitter.emit(i, env), emitter.axis(last, real), lane, per)
+        for n in range(0 if whole else per):
             index = Tile(lane.index if per == 1 else f"{lane.index} * {per} + {n}", (lane,))
             value = emitter.emit(i, {**env, last: index})
             axes = order([a for name in names[:-1] for a in env[name].axes] + [lane])
