@@ -81,7 +81,9 @@ class Case:
     def score(self, layer: int) -> None:
         """The scoring launches."""
         view = self.view
-        self.flow.launch_scores(self.q, self.states[layer], self.table, view.lengths, view.budgets, self.work, layer)
+        self.flow.launch_scores(
+            self.q, self.states[layer], self.table, view.lengths, view.budgets, self.work, layer
+        )
 
     def select(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores to page lists."""

@@ -113,7 +113,7 @@ def read_cubin(cubin: bytes) -> tuple[dict[str, int], list[str]]:
     return usage, opcodes
 
 
-def compile_kernel(
+def build_kernel(
     fn: Any,
     signature: Mapping[str, str],
     constexprs: Mapping[str, Any],
@@ -122,8 +122,8 @@ def compile_kernel(
     num_warps: int = 4,
     num_stages: int = 3,
     divisible_by_16: Iterable[str] | None = None,
-) -> KernelReport:
-    """Compiles `fn` and reports on its machine code.
+) -> Any:
+    """Compiles `fn` to a cubin, Triton's own compiled kernel (from Triton's cache where it is there).
 
     signature: argument name -> Triton type ("*bf16", "i32", "fp32", ...) of every run-time argument.
     constexprs: argument name -> value of the others.
@@ -150,11 +150,26 @@ def compile_kernel(
     source = ASTSource(fn, full, dict(constexprs), attrs)
     gpu = GPUTarget("cuda", TARGETS[target], 32)
     try:
-        binary = triton.compile(
-            source, target=gpu, options={"num_warps": num_warps, "num_stages": num_stages}
-        )
+        return triton.compile(source, target=gpu, options={"num_warps": num_warps, "num_stages": num_stages})
     except Exception as error:
         raise OfflineCompileError(f"{fn.__name__} does not compile for {target}: {error}") from error
+
+
+def compile_kernel(
+    fn: Any,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    *,
+    target: str = "sm_90a",
+    num_warps: int = 4,
+    num_stages: int = 3,
+    divisible_by_16: Iterable[str] | None = None,
+) -> KernelReport:
+    """`build_kernel`, and a report on the machine code."""
+    binary = build_kernel(
+        fn, signature, constexprs, target=target, num_warps=num_warps, num_stages=num_stages,
+        divisible_by_16=divisible_by_16,
+    )  # fmt: skip
     usage, opcodes = read_cubin(binary.asm["cubin"])
     counts = Counter(opcode.split(".")[0] for opcode in opcodes)
     groups = {

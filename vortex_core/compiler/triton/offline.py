@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import triton.language as tl
 
@@ -12,7 +14,7 @@ from vortex_core.compiler.triton.codegen import generate
 from vortex_core.compiler.triton.flow import WARPS
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
-from vortex_core.kernels.offline import KernelReport, compile_kernel
+from vortex_core.kernels.offline import KernelReport, build_kernel, compile_kernel
 
 KERNELS = ("update_kernel", "score_kernel", "row_kernel")
 _STORED = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "int8": "*i8"}
@@ -39,18 +41,22 @@ _ALIGNED = (
 )
 
 
-def compile_flow(
-    program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a"
-) -> dict[str, KernelReport]:
-    """Machine-code reports of a program's kernels by name, for bf16 KV.
+@dataclass(frozen=True)
+class Launchable:
+    """A generated kernel with the types it will be launched with."""
 
-    Raises:
-        VortexError: `VE010` for what cannot be lowered; OfflineCompileError for what does not compile.
-    """
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    aligned: list[str]
+
+
+def launchables(program: Program, knobs: Knobs, geometry: Geometry) -> dict[str, Launchable]:
+    """The kernels of a program by name, for bf16 KV. Raises `VE010` for what cannot be lowered."""
     program = program.canonical()
     module = load_module(generate(program, geometry, knobs.page_size).text)
     dtypes = {s.name: s.dtype for s in program.states}
-    reports = {}
+    found = {}
     for name in KERNELS:
         kernel = getattr(module, name, None)
         if kernel is None:
@@ -59,10 +65,34 @@ def compile_flow(
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
         signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
         aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
-        reports[name] = compile_kernel(
-            kernel, signature, constants, target=target, num_warps=WARPS, divisible_by_16=aligned
+        found[name] = Launchable(kernel, signature, constants, aligned)
+    return found
+
+
+def build_flow(program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a") -> dict[str, Any]:
+    """Compiled kernels of a program by name, as Triton keeps them."""
+    return {
+        name: build_kernel(
+            k.kernel, k.signature, k.constants, target=target, num_warps=WARPS, divisible_by_16=k.aligned
         )
-    return reports
+        for name, k in launchables(program, knobs, geometry).items()
+    }
+
+
+def compile_flow(
+    program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a"
+) -> dict[str, KernelReport]:
+    """Machine-code reports of a program's kernels by name, for bf16 KV.
+
+    Raises:
+        VortexError: `VE010` for what cannot be lowered; OfflineCompileError for what does not compile.
+    """
+    return {
+        name: compile_kernel(
+            k.kernel, k.signature, k.constants, target=target, num_warps=WARPS, divisible_by_16=k.aligned
+        )
+        for name, k in launchables(program, knobs, geometry).items()
+    }
 
 
 def argument_type(name: str, dtypes: Mapping[str, str]) -> str:
