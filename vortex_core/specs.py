@@ -48,7 +48,7 @@ class MlaSpec(_Spec):
 
     q_lora: PositiveInt | None = Field(description="rank of the query projection; None: not factored")
     kv_lora: PositiveInt = Field(description="channels of the cached latent, without the rotary part")
-    qk_nope: PositiveInt = Field(description="query/key channels a head that carry no position")
+    qk_nope: int = Field(ge=0, description="query/key channels a head that carry no position")
     qk_rope: PositiveInt = Field(description="rotary channels, cached once and shared by all heads")
     v_head: PositiveInt = Field(description="value channels a head, after up-projection")
 
@@ -103,6 +103,9 @@ class ModelSpec(_Spec):
     moe: MoeSpec | None = None
     dense_first_layers: int = Field(default=0, ge=0, description="leading layers with a dense MLP (MoE only)")
     pypi: PypiWeights | None = None
+    weights_of: str | None = Field(
+        default=None, description="the described GQA model that this one is, with the same weights, as MLA"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
@@ -263,7 +266,8 @@ def load_model(name: str) -> ModelSpec:
     """
     wanted = name.lower()
     if wanted not in list_models():
-        by_id = {_load("models", known, ModelSpec).hf_id.lower(): known for known in list_models()}
+        specs = (_load("models", known, ModelSpec) for known in list_models())
+        by_id = {spec.hf_id.lower(): spec.name for spec in specs if spec.weights_of is None}
         if wanted not in by_id:
             raise _unknown("VM001", "model", name, list_models())
         wanted = by_id[wanted]

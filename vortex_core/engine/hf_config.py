@@ -8,6 +8,9 @@ from typing import Any
 from vortex_core.errors import VortexError
 from vortex_core.specs import DType, MlaSpec, ModelSpec, MoeSpec
 
+# In a config.json this key, with the value "latent", says that the engine shall run a grouped-query model as MLA.
+ATTENTION_KEY = "vortex_attention"
+
 _DTYPES: dict[str, DType] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -46,9 +49,10 @@ def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
         raise _unsupported(name, f"layers with {found}; only full causal attention is paged here")
     try:
         heads, layers = int(config.num_attention_heads), int(config.num_hidden_layers)
-        mla = _mla(config)
-        moe, dense_first = _moe(config, layers, name)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        mla = _grouped_as_latent(kv_heads, head_dim) if wants_latent(config) else _mla(config)
+        moe, dense_first = _moe(config, layers, name)
         return ModelSpec(
             name=name,
             hf_id=name,
@@ -56,7 +60,7 @@ def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
             layers=layers,
             hidden=config.hidden_size,
             q_heads=heads,
-            kv_heads=1 if mla else getattr(config, "num_key_value_heads", None) or heads,
+            kv_heads=1 if mla else kv_heads,
             head_dim=mla.kv_lora + mla.qk_rope if mla else head_dim,
             intermediate=config.intermediate_size,
             vocab=config.vocab_size,
@@ -91,7 +95,12 @@ def reference_config(spec: ModelSpec) -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
         "tie_word_embeddings": spec.tie_embeddings,
     }
-    if spec.mla is not None:
+    extra: dict[str, Any] = {}
+    if spec.mla is not None and spec.mla.qk_nope == 0:  # a grouped-query model in disguise
+        heads = spec.mla.qk_rope // spec.mla.v_head
+        fields |= {"num_key_value_heads": heads, "head_dim": spec.mla.v_head}
+        extra[ATTENTION_KEY] = "latent"
+    elif spec.mla is not None:
         fields |= {
             "num_key_value_heads": spec.q_heads,  # transformers counts heads after up-projection
             "q_lora_rank": spec.mla.q_lora,
@@ -111,7 +120,18 @@ def reference_config(spec: ModelSpec) -> Any:
         sparse = spec.layers - spec.dense_first_layers
         fields["mlp_layer_types"] = ["dense"] * spec.dense_first_layers + ["sparse"] * sparse
     known = vars(AutoConfig.for_model(spec.architecture)).keys()
-    return AutoConfig.for_model(spec.architecture, **{k: v for k, v in fields.items() if k in known})
+    return AutoConfig.for_model(spec.architecture, **{k: v for k, v in fields.items() if k in known}, **extra)
+
+
+def wants_latent(config: Any) -> bool:
+    """Whether a configuration asks that its grouped-query attention run as MLA (`models.grouped`)."""
+    return getattr(config, ATTENTION_KEY, None) == "latent"
+
+
+def _grouped_as_latent(kv_heads: int, head_dim: int) -> MlaSpec:
+    """The latent is the values of all kv heads, the rotary part their keys; no score comes from the latent."""
+    width = kv_heads * head_dim
+    return MlaSpec(q_lora=None, kv_lora=width, qk_nope=0, qk_rope=width, v_head=head_dim)
 
 
 def _mla(config: Any) -> MlaSpec | None:

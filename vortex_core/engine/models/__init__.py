@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from vortex_core.engine.models.adapt import adapt
+from vortex_core.engine.models.parallel import check_flow, sharding_of
 
-__all__ = ["adapt"]
+__all__ = ["adapt", "check_flow", "sharding_of"]

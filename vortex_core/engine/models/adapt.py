@@ -13,7 +13,8 @@ from torch import nn
 
 from vortex_core.engine import seam
 from vortex_core.engine.errors import unsupported_model
-from vortex_core.engine.models.grouped import GroupedAsLatent, wants_latent
+from vortex_core.engine.hf_config import wants_latent
+from vortex_core.engine.models.grouped import GroupedAsLatent
 from vortex_core.engine.models.latent import LatentAttention, is_latent
 
 

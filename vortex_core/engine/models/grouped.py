@@ -20,13 +20,6 @@ from torch import nn
 from vortex_core.engine.models.latent import rotate
 from vortex_core.engine.seam import Step
 
-CONFIG_KEY = "vortex_attention"  # in a model's config.json; the one value is "latent"
-
-
-def wants_latent(config: Any) -> bool:
-    """Whether a transformers configuration asks for this re-expression."""
-    return getattr(config, CONFIG_KEY, None) == "latent"
-
 
 class GroupedAsLatent(nn.Module):
     """Takes the place of the attention module of a Llama, Qwen2 or Qwen3 model."""

@@ -69,13 +69,11 @@ class LatentAttention(nn.Module):
         if interleaved is None:
             raise unsupported_model(type(source).__name__, "its config has no rope_interleave")
         self.interleaved: bool = interleaved
-        if getattr(source, "q_lora_rank", None) is None:
-            self.q_proj = source.q_proj
-            self.q_a_proj = self.q_a_layernorm = self.q_b_proj = None
-        else:
-            self.q_proj = None
-            self.q_a_proj, self.q_b_proj = source.q_a_proj, source.q_b_proj
-            self.q_a_layernorm = source.q_a_layernorm
+        # Queries come from one projection, or from two with a norm between.
+        factored = getattr(source, "q_lora_rank", None) is not None
+        self.q_a_proj = source.q_a_proj if factored else None
+        self.q_a_layernorm = source.q_a_layernorm if factored else None
+        self.q_up_proj: nn.Module = source.q_b_proj if factored else source.q_proj
         self.kv_a_proj_with_mqa = source.kv_a_proj_with_mqa
         self.kv_a_layernorm = source.kv_a_layernorm
         self.o_proj = source.o_proj
@@ -96,11 +94,10 @@ class LatentAttention(nn.Module):
         batch, rows = hidden_states.shape[:2]
         heads = self.k_up.shape[0]
         cos, sin = position_embeddings  # [batch or 1, row, rope]
-        if self.q_proj is not None:
-            q = self.q_proj(hidden_states)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
-        q = q.view(batch, rows, heads, -1)
+        q = hidden_states
+        if self.q_a_proj is not None and self.q_a_layernorm is not None:
+            q = self.q_a_layernorm(self.q_a_proj(q))
+        q = self.q_up_proj(q).view(batch, rows, heads, -1)
         # One matrix product a head: [head, batch * row, nope] x [head, nope, kv_lora].
         absorbed = torch.bmm(q[..., : self.nope].flatten(0, 1).transpose(0, 1), self.k_up)
         absorbed = absorbed.view(heads, batch, rows, -1).permute(1, 2, 0, 3)
