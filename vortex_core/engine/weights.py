@@ -44,10 +44,15 @@ class ModelPath:
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory that weights would go to: the first CUDA device, else what RAM is free."""
+    """The memory that weights would go to: the first CUDA device, else what RAM is free.
+
+    Attributes:
+        others: further GPUs here that weights could be divided over.
+    """
 
     device: str
     bytes: int
+    others: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,18 @@ class ModelStatus:
             reasons.append(f"the weights of {self.hf_id} are not on this machine")
         if not self.fits:
             found = f"{self.memory.device} has {gib(self.memory.bytes)}"
-            reasons.append(f"its bf16 weights need {gib(self.memory_needed)}, {found}")
+            reasons.append(f"its bf16 weights need {gib(self.memory_needed)}, {found}{self._divided()}")
         return reasons
+
+    def _divided(self) -> str:
+        """How many of the GPUs here would do, where one does not."""
+        from vortex_core.engine.models.parallel import divisible
+
+        spec = load_model(self.name)
+        for count in range(2, self.memory.others + 2):
+            if divisible(spec, count) and self.memory_needed <= count * self.memory.bytes:
+                return f" (divided over {count} of the GPUs here it fits: torchrun --nproc-per-node {count})"
+        return ""
 
 
 def gib(size: int) -> str:
@@ -180,12 +195,17 @@ def fetch_command(spec: ModelSpec) -> str:
 
 
 def memory_found() -> Memory:
-    """The first CUDA device's total memory, or else the RAM this process may still take."""
+    """The first CUDA device's total memory, or else the RAM this process may still take.
+
+    In a process that `torchrun` started it is that of all its GPUs, which then hold a model together.
+    """
     import torch
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
-        return Memory(device.name, device.total_memory)
+        together = int(os.environ.get("WORLD_SIZE", "1"))
+        name = device.name if together == 1 else f"{together} x {device.name}"
+        return Memory(name, together * device.total_memory, max(0, torch.cuda.device_count() - together))
     free = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")  # containers: psutil sees the host's RAM
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():

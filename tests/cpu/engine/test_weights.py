@@ -190,6 +190,14 @@ def test_status_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     assert model_status("qwen3-8b").missing == ["the weights of Qwen/Qwen3-8B are not on this machine"]
 
 
+def test_status_says_how_many_gpus_would_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "memory_found", lambda: Memory("a test GPU", 80 * 2**30, others=7))
+    assert "divided over 6 of the GPUs here" in model_status("minimax-m2.7").missing[1]
+    assert "divided" not in str(model_status("glm-4.7-flash").missing)
+    monkeypatch.setattr(weights, "memory_found", lambda: Memory("a test GPU", 80 * 2**30, others=3))
+    assert "divided" not in model_status("minimax-m2.7").missing[1]
+
+
 # ---- weights inside a Python package ------------------------------------------------------------------
 
 

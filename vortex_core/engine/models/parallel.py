@@ -110,8 +110,8 @@ def divide_heads(spec: ModelSpec, size: int) -> Heads:
     Raises:
         VortexError: `VE020` where they cannot be divided so; the remedy names the numbers that work.
     """
-    if not _divisible(spec, size):
-        works = [str(n) for n in range(1, 9) if _divisible(spec, n)]
+    if not divisible(spec, size):
+        works = [str(n) for n in range(1, 9) if divisible(spec, n)]
         raise VortexError(
             "VE020",
             f"{spec.name} has {spec.q_heads} query heads on {spec.kv_heads} kv heads, "
@@ -127,7 +127,8 @@ def divide_heads(spec: ModelSpec, size: int) -> Heads:
     return Heads(q, tuple((r // replicas, r // replicas + 1) for r in range(size)), replicas)
 
 
-def _divisible(spec: ModelSpec, size: int) -> bool:
+def divisible(spec: ModelSpec, size: int) -> bool:
+    """Whether `size` ranks can hold a model's heads: whole kv heads each, or one kv head for equally many ranks."""
     if size <= spec.kv_heads:
         return True
     return size % spec.kv_heads == 0 and size // spec.kv_heads <= spec.group
