@@ -13,6 +13,7 @@ from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.flow.emit import emit
 from vortex_core.flow.jail import run
+from vortex_core.ir.canonical import canonicalise
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
 
@@ -27,15 +28,15 @@ def check(seed: int, counts: Counter[str]) -> list[str]:
     program = random_program(rng, operations=rng.choice((4, 8, 14, 20)), smooth=smooth)
     wrong: list[str] = []
 
-    def expect(condition: bool, what: str) -> None:
+    def expect(condition: bool, what: str, found: str = "") -> None:
         counts[what] += 1
         if not condition:
-            wrong.append(f"program {seed}: {what}")
+            wrong.append(f"program {seed}: {what}" + (f" ({found})" if found else ""))
 
     verify(program)
     canonical = program.canonical()
     verify(canonical)
-    expect(canonical.canonical() == canonical, "canonicalising twice is canonicalising once")
+    expect(canonicalise(canonical) == canonical, "canonicalising twice is canonicalising once")
     expect(Program.from_json(program.to_json()).ir_hash == program.ir_hash, "JSON keeps the hash")
     for text in (emit(program, KNOBS, "original", "?"), emit(canonical, KNOBS, "canonical", "?")):
         again = run(text, "emitted.py")
@@ -54,36 +55,41 @@ def check(seed: int, counts: Counter[str]) -> list[str]:
         d = data(seed, coarse=seed % 2 == 1, steps=2)
     reference = Reference(program, d)
     found = reference.disagreement(OracleFlow(canonical, KNOBS, GEOMETRY), EXACT)
-    expect(not found, "the canonical form selects the same pages")
-    expect(
-        not (found := reference.disagreement(Torch64(canonical, KNOBS, GEOMETRY), EXACT)),
-        "torch in fp64 agrees",
-    )
+    expect(not found, "the canonical form selects the same pages", found)
+    found = reference.disagreement(Torch64(canonical, KNOBS, GEOMETRY), EXACT)
+    expect(not found, "torch in fp64 agrees", found)
+    other = tampered(program, rng)
+    if other is not None and other.ir_hash != program.ir_hash:
+        counts["another operator: another hash"] += 1
+    elif other is not None:
+        counts["another operator: the same hash"] += 1
+        found = reference.disagreement(OracleFlow(other, KNOBS, GEOMETRY), EXACT)
+        expect(not found, "what hashes equal selects the same pages", found)
     if smooth and not any(s.dtype in ("int4", "bits") for s in program.states):
         found = reference.disagreement(TorchFlow(canonical, KNOBS, GEOMETRY), SINGLE)
-        expect(not found, "torch in fp32 agrees on continuous programs")
-    if wrong and found:
-        wrong[-1] += f" ({found})"
+        expect(not found, "torch in fp32 agrees on continuous programs", found)
     counts["request-local"] += program.is_request_local
     return wrong
 
 
-def tampered(seed: int) -> tuple[Program, Program] | None:
-    """A program and one that differs in one operator, or None where nothing could be changed."""
-    rng = random.Random(seed)
-    program = random_program(rng, operations=8)
-    swaps = {
-        "amax": "amin",
-        "amin": "amax",
-        "maximum": "minimum",
-        "minimum": "maximum",
-        "exp": "sigmoid",
-        "lt": "le",
-    }
-    places = [i for i, n in enumerate(program.index.nodes) if n.op in swaps]
+SWAPS = {
+    "amax": "amin",
+    "amin": "amax",
+    "maximum": "minimum",
+    "minimum": "maximum",
+    "exp": "sigmoid",
+    "sum": "amax",
+    "add": "sub",
+    "lt": "le",
+}
+
+
+def tampered(program: Program, rng: random.Random) -> Program | None:
+    """The program with one operator exchanged, or None where nothing could be changed."""
+    places = [i for i, n in enumerate(program.index.nodes) if n.op in SWAPS]
     if not places:
         return None
     at = rng.choice(places)
     nodes = list(program.index.nodes)
-    nodes[at] = replace(nodes[at], op=swaps[nodes[at].op])
-    return program, replace(program, index=replace(program.index, nodes=tuple(nodes)))
+    nodes[at] = replace(nodes[at], op=SWAPS[nodes[at].op])
+    return replace(program, index=replace(program.index, nodes=tuple(nodes)))

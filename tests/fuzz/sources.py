@@ -118,7 +118,7 @@ def _tree(source: str, others: list[str], rng: random.Random) -> str:
 _TEXT: tuple[Edit, ...] = (_character, _word, _word, _number, _delete, _line)
 
 
-def _too_long(signum: int, frame: FrameType | None) -> NoReturn:
+def too_long(signum: int, frame: FrameType | None) -> NoReturn:
     raise TimeoutError
 
 
@@ -126,7 +126,7 @@ def check(seed: int, sources: list[str], counts: Counter[str], jailed: bool = Fa
     """One damaged source, traced here under a timer (`jailed`: in the jail as well, with the same outcome)."""
     rng = random.Random(seed)
     source = mutate(rng.choice(sources), sources, rng)
-    signal.signal(signal.SIGVTALRM, _too_long)
+    signal.signal(signal.SIGVTALRM, too_long)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     wrong = []
     outcome = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass, field, fields
 
@@ -24,7 +25,7 @@ _MAX_VALUES = 4096  # learned values written into source
 _SHARED_LIMIT = 24  # a longer expression than this gets a name, for the reader's sake
 
 
-def emit(program: Program, knobs: Knobs, name: str, doc: str) -> str:
+def emit(program: Program, knobs: Knobs, name: str, doc: str, *, beside: bool = False) -> str:
     """Source of a flow.
 
     Args:
@@ -32,6 +33,10 @@ def emit(program: Program, knobs: Knobs, name: str, doc: str) -> str:
         knobs: settings; only those that differ from the defaults are written.
         name: registered name.
         doc: docstring, one line or more.
+        beside: learned values stay out of the source; they come in a file of its name (`load.write_flow`).
+
+    Raises:
+        VortexError: `VF065`, if learned values are too many to write into source.
     """
     labels = state_labels(program)
     params = {p.name: p for p in program.params}
@@ -46,7 +51,7 @@ def emit(program: Program, knobs: Knobs, name: str, doc: str) -> str:
     if changed:
         inside = ", ".join(f"{f.name}={_literal(getattr(knobs, f.name))}" for f in changed)
         out += [f"    knobs = Knobs({inside})", ""]
-    if params:
+    if params and not beside:
         out += [
             "    params = {",
             *(f'        "{p.name}": {_nested(p)},' for p in program.params),
@@ -104,6 +109,8 @@ def _nested(p: ParamDecl) -> str:
 
 def _shortest(value: float) -> str:
     """The fewest digits that read back as the same fp32 number."""
+    if value == 0:
+        return "-0.0" if math.copysign(1.0, value) < 0 else "0"  # -0 would read back as a whole number
     for digits in range(1, 9):
         text = f"{value:.{digits}g}"
         if array("f", [float(text)])[0] == value:

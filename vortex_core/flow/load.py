@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vortex_core.errors import VortexError
+from vortex_core.flow.emit import emit
 from vortex_core.flow.jail import MAX_CPU_SECONDS
 from vortex_core.flow.trace import Traced
 from vortex_core.ir import mistakes
@@ -106,6 +107,31 @@ def read_params(path: str | Path) -> dict[str, Values]:
         if beside.exists():
             return {name: _values(name, x) for name, x in _arrays(beside).items()}
     return {}
+
+
+def write_flow(path: str | Path, traced: Traced) -> list[Path]:
+    """Write a flow so that `trace_file` reads the same candidate: source, and learned values beside it.
+
+    Args:
+        path: the `.py` file; learned values go to the `.safetensors` file of its name.
+        traced: the flow; what is written is its canonical program.
+
+    Returns:
+        The files written.
+    """
+    path, program = Path(path), traced.program
+    text = emit(program, traced.knobs, traced.name, traced.doc, beside=bool(program.params))
+    path.write_text(text, encoding="utf-8")
+    if not program.params:
+        return [path]
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    beside = path.with_suffix(".safetensors")
+    save_file(
+        {p.name: np.frombuffer(p.values.data, "<f4").reshape(p.values.shape) for p in program.params}, beside
+    )
+    return [path, beside]
 
 
 def _arrays(path: Path) -> dict[str, Any]:

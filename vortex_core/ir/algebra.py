@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from vortex_core.ir.expr import Expr, Sums, in_range
+from vortex_core.ir.expr import Expr, in_range
+from vortex_core.ir.reductions import MIRROR, Reductions
 from vortex_core.ir.types import Type
 
-_MIRROR = {"maximum": "minimum", "minimum": "maximum", "amax": "amin", "amin": "amax"}
-_INCREASING = ("exp", "sigmoid", "tanh")
 _LINEAR = ("cumsum", "conv", "slice", "channels", "split", "rename")  # commute with any constant factor
 _FOLD = {
     "exp": math.exp,
@@ -28,7 +27,7 @@ _FOLD = {
 }
 
 
-class Algebra(Sums):
+class Algebra(Reductions):
     """Builds normal-form expressions."""
 
     def make(self, op: str, args: Sequence[Expr], attrs: dict[str, Any]) -> Expr:
@@ -49,11 +48,11 @@ class Algebra(Sums):
             case "maximum" | "minimum":
                 return self._extreme(op, args)
             case "sum":
-                return self._sum(args[0], tuple(sorted(attrs["dims"])))
+                return self.summed(args[0], attrs["dims"])
             case "mean":
                 return self._mean(args[0], tuple(sorted(attrs["dims"])))
             case "amax" | "amin":
-                return self._bound(op, args[0], tuple(sorted(attrs["dims"])))
+                return self.bounded(op, args[0], attrs["dims"])
             case "abs":
                 return self._abs(args[0])
             case "softmax":
@@ -165,8 +164,9 @@ class Algebra(Sums):
         while stack:
             a = stack.pop()
             number = a.value
-            if a.op == op and len(flat) < self.width and self.width > 1:
-                stack += a.args
+            inner = self._extremes(op, a) if len(flat) < self.width and self.width > 1 else []
+            if inner:
+                stack += inner
             elif number is not None:
                 numbers.append(number)
             else:
@@ -177,17 +177,24 @@ class Algebra(Sums):
         parts = list(flat.values())
         if len(parts) == 1:
             return parts[0]
-        # As for sums, the scale is that of the part whose digest is least: max(2 x, y) is 2 max(x, y / 2).
-        # Of max(-x, x) it is 1: the larger of one part's two.
-        split = [
-            (self.chain("mul", rest).digest, -v) for v, rest in map(self.split_constant, parts) if rest and v
-        ]
-        scale = -min(split, default=("", Fraction(-1)))[1]
+        # max(2 x, y) is 2 max(x, y / 2), and min(x, -x) is -max(x, -x).
+        scale, symmetric = self.scale(parts)
+        if symmetric and op == "minimum":
+            scale = -scale
         if scale == 1 or not in_range(1 / scale):
             return self.chain(op, parts)
-        inner = op if scale > 0 else _MIRROR[op]
+        inner = op if scale > 0 else MIRROR[op]
         scaled = [self.product([self.const(1 / scale), p]) for p in parts]
         return self.product([self.const(scale), self.chain(inner, scaled)])
+
+    def _extremes(self, op: str, a: Expr) -> list[Expr]:
+        """Parts of `a` as an extreme of the same kind, none if it is not one. -min(x, y) is max(-x, -y)."""
+        if a.op == op:
+            return list(a.args)
+        value, rest = self.split_constant(a)
+        if len(rest) != 1 or rest[0].op != (op if value > 0 else MIRROR[op]):
+            return []
+        return [self.product([self.const(value), x]) for x in rest[0].args]
 
     def _abs(self, a: Expr) -> Expr:
         value, rest = self.split_constant(a)
@@ -196,40 +203,8 @@ class Algebra(Sums):
         body = self.chain("mul", rest)
         return self.product([self.const(abs(value)), body if body.facts.nonneg else self.raw("abs", [body])])
 
-    # ---- reductions ---------------------------------------------------------------------------------------
-
-    def _sum(self, a: Expr, dims: tuple[str, ...]) -> Expr:
-        if a.op == "sum":
-            return self._sum(a.args[0], tuple(sorted({*dims, *a.attr["dims"]})))
-        left = set(dims)
-        outside: list[Expr] = []
-        value, inside = self.split_constant(a)
-        if not inside:
-            value, inside = Fraction(1), [a]
-        # A finite factor without any summed dimension floats out; a dimension that only one factor has is
-        # summed there. (inf * (1 - 1) is not inf - inf: what is left outside a sum must be finite.)
-        changed = True
-        while changed and left:
-            changed = False
-            for f in list(inside):
-                if len(inside) > 1 and not left & set(f.type.names) and f.facts.finite:
-                    inside.remove(f)
-                    outside.append(f)
-                    changed = True
-            for d in sorted(left):
-                owners = [f for f in inside if f.has(d)]
-                others = [f for f in inside if not f.has(d)]
-                if len(owners) == 1 and others and all(f.facts.finite for f in others):
-                    inside = [*others, self._sum(owners[0], (d,))]
-                    left.discard(d)
-                    changed = True
-        body = self.chain("mul", inside)
-        if left:
-            body = self.raw("sum", [body], dims=tuple(sorted(left)))
-        return self.product([self.const(value), *outside, body])
-
     def _mean(self, a: Expr, dims: tuple[str, ...]) -> Expr:
-        parts = [self._sum(a, dims)]
+        parts = [self.summed(a, dims)]
         for d in dims:
             count = self.raw("pages") if d == "page" else self.size(a.type, d)
             parts.append(self._quotient(self.const(1), count))
@@ -239,36 +214,3 @@ class Algebra(Sums):
         """The extent of a dimension as an expression."""
         extent = t.extent(dim)
         return self.raw("extent", extent=str(extent)) if extent.symbol else self.const(extent.factor)
-
-    def _bound(self, op: str, a: Expr, dims: tuple[str, ...]) -> Expr:
-        if a.op == op:
-            return self._bound(op, a.args[0], tuple(sorted({*dims, *a.attr["dims"]})))
-        gone = set(dims)
-        if a.op in _INCREASING:
-            return self.raw(a.op, [self._bound(op, a.args[0], dims)])
-        terms = self.terms(a)
-        for d in sorted(gone):  # a dimension that only one term has is bounded there
-            owners = [t for t in terms if t.has(d)]
-            others = [t for t in terms if not t.has(d)]
-            if len(owners) == 1 and others and all(t.facts.finite for t in others):
-                moved = self.total([*others, self._bound(op, owners[0], (d,))])
-                left = tuple(sorted(gone - {d}))
-                return self._bound(op, moved, left) if left else moved
-        free = [t for t in terms if not gone & set(t.type.names) and t.facts.finite]
-        bound = [t for t in terms if t not in free]
-        if free and gone <= {n for t in bound for n in t.type.names}:
-            return self.total([*free, self._bound(op, self.total(bound), dims)])
-        value, rest = self.split_constant(a)
-        if value == 0 and rest and all(f.facts.finite for f in rest):
-            return self.zero(tuple(d for d in a.type.dims if d[0] not in gone))
-        apart = [f for f in rest if not gone & set(f.type.names) and f.facts.finite and f.facts.nonneg]
-        keep = [f for f in rest if f not in apart]
-        # 0 * inf is NaN: a factor that may be 0 leaves only where the rest is finite.
-        if not all(f.facts.finite for f in keep):
-            apart = [f for f in apart if f.facts.positive]
-            keep = [f for f in rest if f not in apart]
-        if keep and value != 0 and (apart or value != 1) and gone <= {n for f in keep for n in f.type.names}:
-            inner = op if value > 0 else _MIRROR[op]
-            bounded = self._bound(inner, self.chain("mul", keep), dims)
-            return self.product([self.const(value), *apart, bounded])
-        return self.raw(op, [a], dims=tuple(sorted(gone)))

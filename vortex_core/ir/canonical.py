@@ -7,7 +7,7 @@ states are merged, dead states and dead code vanish, states are named by content
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,34 +18,49 @@ from vortex_core.ir.expr import MAX_WIDTH, Expr
 from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder, Program, StateDecl
 from vortex_core.ir.types import Dims, Stage
 
-MAX_PASSES = 8  # a state found dead, or two found equal, can reveal more; usually the second changes nothing
+MAX_PASSES = 16  # a state found dead, or two found equal, can reveal more; usually the second changes nothing
 
 
 def canonicalise(program: Program) -> Program:
     """The canonical form of a verified program. Idempotent; never changes which pages are selected.
 
+    Passes repeat until one changes nothing. Carried states are known by what updates them, and what updates them is
+    written in the order of what it reads, so two forms could each be the other's next: then the lesser text is it.
+
     Raises:
         VortexError: `VF008`, if the program is too large even unsimplified.
     """
+    seen: list[Program] = []
     for _ in range(MAX_PASSES):
-        try:
-            found = _once(program, MAX_WIDTH)
-        except VortexError as error:
-            if error.code != mistakes.TOO_LARGE.code:
-                raise
-            found = _once(program, 1)  # flattened sums repeat what the author shared: keep them as written
+        found = _pass(program)
         if found == program:
-            break
+            return program
+        if found in seen:
+            return min(seen[seen.index(found) :], key=repr)
+        seen.append(found)
         program = found
     return program
 
 
+def _pass(program: Program) -> Program:
+    try:
+        return _once(program, MAX_WIDTH)
+    except VortexError as error:
+        if error.code != mistakes.TOO_LARGE.code:
+            raise
+    return _once(program, 1)  # flattened sums repeat what the author shared: keep them as written
+
+
 def _once(program: Program, width: int) -> Program:
-    finite = _finite_states(program, width)
-    digests = _state_digests(program, finite, width)
-    algebra = Algebra(digests, finite, _contents(program), width)
-    cache = _expressions(program.cache, algebra)
-    index = _expressions(program.index, algebra)
+    contents = {p.name: p.digest for p in program.params}  # a parameter is its values
+
+    def algebra(states: Mapping[str, str], finite: Collection[str]) -> Algebra:
+        return Algebra(states, finite, contents, width)
+
+    cache = _expressions(program.cache, algebra({}, ()))  # reads no state
+    finite = _finite_states(program, cache, algebra)
+    digests = _state_digests(program, cache, finite, algebra)
+    index = _expressions(program.index, algebra(digests, finite))
     assert program.index.result is not None
     result = index[program.index.result]
     updates = {name: index[i] for name, i in program.index.writes}
@@ -70,7 +85,6 @@ def _once(program: Program, width: int) -> Program:
     states = tuple(
         StateDecl(rename[n], s.dims, s.dtype, s.carried, s.init) for n in kept for s in [program.state(n)]
     )
-    contents = _contents(program)
     numbered = {d: f"p{i}" for i, d in enumerate(sorted(set(contents.values())))}
     names = rename, {name: numbered[digest] for name, digest in contents.items()}
     cache_graph = _rebuild(
@@ -82,23 +96,18 @@ def _once(program: Program, width: int) -> Program:
     return Program(states, cache_graph, index_graph, tuple(params[n] for n in sorted(used)))
 
 
-def _contents(program: Program) -> dict[str, str]:
-    """Identity of each parameter by name: its values."""
-    return {p.name: p.digest for p in program.params}
+_Algebras = Callable[[Mapping[str, str], Collection[str]], Algebra]  # of state digests and finite states
 
 
-def _finite_states(program: Program, width: int) -> frozenset[str]:
+def _finite_states(program: Program, cache: Mapping[int, Expr], algebra: _Algebras) -> frozenset[str]:
     """States that certainly hold finite numbers: the largest set in which every write is finite if all of it
     is."""
     names = {s.name: s.name for s in program.states}
-    finite = {s.name for s in program.states}
-    cache = _expressions(program.cache, Algebra(names, (), _contents(program), width))
-    finite -= {n for n, i in program.cache.writes if not cache[i].facts.finite}
-    while program.index.writes:
-        index = _expressions(program.index, Algebra(names, finite, _contents(program), width))
+    finite = set(names) - {n for n, i in program.cache.writes if not cache[i].facts.finite}
+    gone: Collection[str] = program.index.writes and names
+    while gone:
+        index = _expressions(program.index, algebra(names, finite), updates_only=True)
         gone = {n for n, i in program.index.writes if n in finite and not index[i].facts.finite}
-        if not gone:
-            break
         finite -= gone
     return frozenset(finite)
 
@@ -111,32 +120,41 @@ def _shape(dims: Dims) -> list[tuple[str, str]]:
     return [(n, str(e)) for n, e in dims]
 
 
-def _state_digests(program: Program, finite: frozenset[str], width: int) -> dict[str, str]:
+def _state_digests(
+    program: Program, cache: Mapping[int, Expr], finite: frozenset[str], algebra: _Algebras
+) -> dict[str, str]:
     """Identity of each state by content. Derived states: what computes them. Carried states may read
     themselves and each other, so their digests are refined by colouring until they have seen every other
     one."""
-    cache = _expressions(program.cache, Algebra({}, (), _contents(program), width))
     written = {name: cache[i].digest for name, i in program.cache.writes}
     digests = {
         s.name: _digest(_shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name))
         for s in program.states
     }
     carried = [s.name for s in program.states if s.carried]
-    for _ in range(len(carried) + 1 if carried else 0):
-        index = _expressions(program.index, Algebra(digests, finite, _contents(program), width))
+    for _ in carried:
+        index = _expressions(program.index, algebra(digests, finite), updates_only=True)
         updates = {name: index[i].digest for name, i in program.index.writes}
         digests = {n: _digest(d, updates.get(n)) if n in carried else d for n, d in digests.items()}
     return digests
 
 
-def _expressions(graph: Graph, algebra: Algebra) -> list[Expr]:
-    done: list[Expr] = []
-    for node in graph.nodes:
-        args = [done[i] for i in node.inputs]
-        if node.op in ("topk", "topp", "threshold"):
-            done.append(_selection(algebra, node.op, args[0], node.attr))
-        else:
-            done.append(algebra.make(node.op, args, node.attr))
+def _expressions(graph: Graph, algebra: Algebra, updates_only: bool = False) -> dict[int, Expr]:
+    """Normal forms of the nodes that are written or, unless `updates_only`, selected from."""
+    needed = {i for _, i in graph.writes}
+    if graph.result is not None and not updates_only:
+        needed.add(graph.result)
+    for i in range(len(graph.nodes) - 1, -1, -1):
+        if i in needed:
+            needed.update(graph.nodes[i].inputs)
+    done: dict[int, Expr] = {}
+    for i, node in enumerate(graph.nodes):
+        if i in needed:
+            args = [done[j] for j in node.inputs]
+            if node.op in ("topk", "topp", "threshold"):
+                done[i] = _selection(algebra, node.op, args[0], node.attr)
+            else:
+                done[i] = algebra.make(node.op, args, node.attr)
     return done
 
 

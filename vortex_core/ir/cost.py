@@ -48,7 +48,7 @@ class Cost:
         update_bytes: forward_cache, spread over the steps between page completions.
         tensor_flops: contractions and attention.
         vector_flops: everything else.
-        launches: kernels: scoring (one, and one more for each barrier across pages), selection, attention, merge.
+        launches: kernels: scoring (two where an operator looks across pages), selection, attention, merge.
         density: attended tokens over all tokens.
     """
 
@@ -71,6 +71,26 @@ class Cost:
     def flops(self) -> float:
         """All floating-point operations."""
         return self.tensor_flops + self.vector_flops
+
+
+@dataclass(frozen=True)
+class PageCost:
+    """forward_cache for one completed page of one layer, all kv heads.
+
+    Attributes:
+        read_bytes: keys and values read.
+        written_bytes: page states written, carried ones (their initial value) included.
+        flops: floating-point operations.
+    """
+
+    read_bytes: float
+    written_bytes: float
+    flops: float
+
+    @property
+    def bytes(self) -> float:
+        """All bytes."""
+        return self.read_bytes + self.written_bytes
 
 
 @dataclass(frozen=True)
@@ -121,13 +141,9 @@ def state_bytes_per_token(program: Program, knobs: Knobs, geometry: Geometry) ->
     return geometry.kv_heads * sum(state_bytes(s, sizes) for s in program.states) / knobs.page_size
 
 
-def barriers(graph: Graph) -> int:
-    """Longest chain of operators that look across pages: each splits scoring into one more launch."""
-    depth: list[int] = []
-    for node in graph.nodes:
-        before = max((depth[i] for i in node.inputs), default=0)
-        depth.append(before + (1 if crosses_pages(node) else 0))
-    return max(depth, default=0)
+def row_passes(graph: Graph) -> int:
+    """1 if some operator looks across pages, else 0: one more launch, a program to a row, runs all of those."""
+    return int(any(crosses_pages(node) for node in graph.nodes))
 
 
 def crosses_pages(node: Node) -> bool:
@@ -180,16 +196,11 @@ def step_cost(
     complete = length // knobs.page_size
     rows = batch * g.kv_heads
     written = {name for name, _ in program.index.writes}
-    used = {n.op for n in program.cache.nodes}
-    page_kv = g.head_dim * ("k" in used) + (g.value_dim if not g.is_mla else 0) * ("v" in used)
-    all_states = sum(state_bytes(s, sizes) for s in program.states)
-    cost = replace(
-        attention,
-        update_bytes=rows * (page_kv * kv_bytes + all_states / knobs.page_size),
-    )
+    page = page_cost(program, knobs, geometry, kv_bytes)
+    cost = replace(attention, update_bytes=batch * page.bytes / knobs.page_size)
     if not scored:
         return cost
-    tensor, vector = _graph_flops(program.index, {**sizes, "P": max(1, complete)})
+    tensor, vector = graph_flops(program.index, {**sizes, "P": max(1, complete)})
     moved = sum(state_bytes(s, sizes) * (2 if s.name in written else 1) for s in program.states)
     mass = 2 * SCORE_BYTES * g.group if program.needs_mass else 0
     return replace(
@@ -199,18 +210,40 @@ def step_cost(
         index_bytes=cost.index_bytes + rows * complete * (INDEX_BYTES + 2 * SCORE_BYTES * lists),
         tensor_flops=cost.tensor_flops + rows * tensor,
         vector_flops=rows * vector,
-        launches=cost.launches + 2 + barriers(program.index),
+        launches=cost.launches + 2 + row_passes(program.index),
     )
 
 
-def _graph_flops(graph: Graph, sizes: Mapping[str, int]) -> tuple[float, float]:
-    """Tensor-core and vector FLOPs of one row's graph."""
+def page_cost(program: Program, knobs: Knobs, geometry: Geometry, kv_bytes: float = 2.0) -> PageCost:
+    """Cost of the states of one completed page in one layer.
+
+    Args:
+        kv_bytes: bytes of one cached channel.
+    """
+    g, sizes = geometry, symbols(geometry, knobs.page_size)
+    used = {n.op for n in program.cache.nodes}
+    # MLA's values are channels of its keys: one row holds both.
+    channels = max("k" in used, g.is_mla and "v" in used) * g.head_dim
+    channels += ("v" in used and not g.is_mla) * g.value_dim
+    return PageCost(
+        read_bytes=g.kv_heads * knobs.page_size * channels * kv_bytes,
+        written_bytes=g.kv_heads * sum(state_bytes(s, sizes) for s in program.states),
+        flops=g.kv_heads * sum(graph_flops(program.cache, sizes)),
+    )
+
+
+def graph_flops(
+    graph: Graph, sizes: Mapping[str, int], only: frozenset[int] | None = None
+) -> tuple[float, float]:
+    """Tensor-core and vector FLOPs of one row's graph, or of some of its nodes."""
 
     def elements(node: Node) -> float:
         return math.prod(extent.resolve(sizes) for _, extent in node.type.dims)
 
     tensor = vector = 0.0
-    for node in graph.nodes:
+    for i, node in enumerate(graph.nodes):
+        if only is not None and i not in only:
+            continue
         size = max([elements(node), *(elements(graph.nodes[i]) for i in node.inputs)])
         contraction = (
             node.op == "sum" and graph.nodes[node.inputs[0]].op == "mul" and "dim" in node.attr["dims"]

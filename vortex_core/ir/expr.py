@@ -81,6 +81,10 @@ class Sums:
         self.param_digest = param_digest or {}
         self.width = width
         self._known: dict[str, Expr] = {}
+        self._made: dict[
+            tuple[object, ...], Expr
+        ] = {}  # the same by arguments, which needs no hashing of text
+        self._split: dict[str, tuple[Fraction, list[Expr]]] = {}
         self._primitives: dict[str, tuple[Fraction, Expr]] = {}
 
     # ---- construction -------------------------------------------------------------------------------------
@@ -88,6 +92,9 @@ class Sums:
     def raw(self, op: str, args: Sequence[Expr] = (), **attrs: Any) -> Expr:
         """The shared expression for exactly this operator, without simplifying."""
         pairs = tuple(sorted(attrs.items()))
+        made = (op, *map(id, args), pairs)
+        if (again := self._made.get(made)) is not None:
+            return again
         shown: object = pairs
         if op == "const":
             shown = repr(float(attrs["value"]))
@@ -109,6 +116,7 @@ class Sums:
             parts = [f for a in args for f in self.factors(a)] if op == "mul" else ()
             known = facts(op, args, attrs, parts, attrs.get("name") in self.finite_states)
             found = self._known[digest] = Expr(op, tuple(args), pairs, kind, digest, width, known)
+        self._made[made] = found
         return found
 
     def const(self, value: Fraction | float) -> Expr:
@@ -139,6 +147,9 @@ class Sums:
     def split_constant(self, e: Expr) -> tuple[Fraction, list[Expr]]:
         """`e` as number times other factors. Of a sum, the number is the weight of one term, that of the least
         digest, so that 2 a - 2 b, a - b and b - a differ by a number only."""
+        known = self._split.get(e.digest)
+        if known is not None:
+            return known[0], list(known[1])
         value, rest = Fraction(1), []
         for f in self.factors(e):
             number = f.value
@@ -150,15 +161,13 @@ class Sums:
                 rest.append(primitive)
             else:
                 rest.append(f)
+        self._split[e.digest] = value, list(rest)
         return value, rest
 
     def _primitive(self, e: Expr) -> tuple[Fraction, Expr]:
         found = self._primitives.get(e.digest)
         if found is None:
-            split = [self.split_constant(t) for t in self.terms(e)]
-            # Undefined values do not collect: x may occur with a positive and a negative weight.
-            weights = [(self.chain("mul", rest).digest, -v) for v, rest in split if rest and v]
-            weight = -min(weights, default=("", Fraction(-1)))[1]
+            weight, _ = self.scale(self.terms(e))
             found = Fraction(1), e
             if weight != 1 and in_range(1 / weight):
                 scaled = [self.product([self.const(1 / weight), t]) for t in self.terms(e)]
@@ -167,6 +176,21 @@ class Sums:
                     found = weight, primitive
             self._primitives[e.digest] = found
         return found
+
+    def scale(self, parts: Iterable[Expr]) -> tuple[Fraction, bool]:
+        """The number that parts of a sum or extreme are measured in: that of the part whose digest is least.
+
+        Undefined values do not collect, so one part may occur with several numbers: then the largest, its sign by
+        what is left. Second, whether the parts negated are the same parts.
+        """
+        split = [(rest, v) for v, rest in map(self.split_constant, parts) if v]
+        found = [(self.chain("mul", rest).digest if rest else "~", v) for rest, v in split]
+        least = min((d for d, _ in found), default="~")
+        if least == "~":
+            return Fraction(1), False
+        size = max(abs(v) for d, v in found if d == least)
+        as_is, negated = sorted(found), sorted((d, -v) for d, v in found)
+        return (size if as_is >= negated else -size), as_is == negated
 
     def chain(self, op: str, args: Iterable[Expr]) -> Expr:
         ordered = sorted(args, key=lambda e: e.digest)

@@ -198,7 +198,9 @@ class Program:
     def _canonical(self) -> Program:
         from vortex_core.ir.canonical import canonicalise
 
-        return canonicalise(self)
+        found = canonicalise(self)
+        found.__dict__["_canonical"] = found  # it is its own, so that nobody computes it twice
+        return found
 
     def canonical(self) -> Program:
         """The canonical form: equal for programs that must select the same pages."""

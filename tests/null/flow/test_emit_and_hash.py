@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from tests import sample_flows
+from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
 from vortex_core.flow.jail import run
+from vortex_core.ir.canonical import canonicalise
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
 
@@ -35,7 +39,7 @@ def test_emitted_source_traces_to_the_same_candidate(name: str) -> None:
 def test_canonical_form_is_legal_idempotent_and_survives_json(name: str) -> None:
     program = sample_flows.load(name).program
     verify(program)
-    assert program.canonical().to_json(locations=False) == program.to_json(locations=False)
+    assert canonicalise(program).to_json(locations=False) == program.to_json(locations=False)
     assert Program.from_json(program.to_json()).ir_hash == program.ir_hash
 
 
@@ -96,3 +100,36 @@ def test_dead_state_and_dead_code_vanish() -> None:
     traced = run(sample_flows.HEADER + STATES % body, "x.py")
     assert [s.name for s in traced.program.states] == ["s0"]
     assert [w["code"] for w in traced.warnings] == ["VF035"]
+
+
+def test_learned_values_per_layer_and_head_are_emitted_as_short_as_fp32_allows() -> None:
+    """Two layers, three kv heads, an axis of the group: written into the source, and read back bit for bit."""
+    rng = random.Random(0)
+    nested = [
+        [[rng.choice((rng.gauss(0, 1), 0.1, -0.0, 1e-30, 3e38)) for _ in range(4)] for _ in range(3)]
+        for _ in "ab"
+    ]
+    body = f"""
+    params = {{"w": {nested}, "v": [0.1, 0.2]}}
+    def forward_indexer(self, q, cache):
+        w = ops.param("w", layer=2, kv_head=3, head="G") * ops.param("v", x=2).sum("x")
+        return ops.topk((ops.position() * w * q.sum("dim")).sum("head"))
+"""
+    traced = run(sample_flows.HEADER + body, "x.py")
+    text = emit(traced.program, traced.knobs, "w", "?")
+    again = run(text, "again.py")
+    assert again.ir_hash == traced.ir_hash
+    assert [p.values.data for p in again.program.params] == [p.values.data for p in traced.program.params]
+    assert "0.1," in text and "0.10000000149" not in text
+    assert "params =" not in emit(traced.program, traced.knobs, "w", "?", beside=True)
+
+
+def test_too_many_learned_values_are_no_source() -> None:
+    body = """
+    params = {"w": [[0.5] * 100] * 50}
+    def forward_indexer(self, q, cache):
+        return ops.topk(ops.position() * (ops.param("w", a=50, b=100).sum("a", "b") + q.sum("dim", "head")))
+"""
+    traced = run(sample_flows.HEADER + body, "x.py")
+    with pytest.raises(VortexError, match="5000 values"):
+        emit(traced.program, traced.knobs, "w", "?")

@@ -13,7 +13,7 @@ from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
 from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_source
+from vortex_core.flow.load import trace_file, trace_source, write_flow
 from vortex_core.ir.verify import verify
 
 EVERY_MODEL = library.names()
@@ -51,6 +51,17 @@ def test_emitted_source_is_the_same_program(name: str) -> None:
     traced = library.load(name)
     again = run(emit(traced.program, traced.knobs, traced.name, traced.doc), "emitted.py")
     assert again.ir_hash == traced.ir_hash
+
+
+@pytest.mark.parametrize("name", [*UNTRAINED, "quest"])
+def test_a_written_flow_with_its_values_is_the_same_candidate(name: str, tmp_path: Path) -> None:
+    """Values per layer and kv head go to a file beside the source, and come back from there, bit for bit."""
+    traced = weights.load(name)
+    files = write_flow(tmp_path / "mine.py", traced)
+    assert [f.suffix for f in files] == ([".py", ".safetensors"] if name in UNTRAINED else [".py"])
+    again = trace_file(files[0])
+    assert (again.key, again.name, again.doc) == (traced.key, traced.name, traced.doc)
+    assert [p.values for p in again.program.params] == [p.values for p in traced.program.params]
 
 
 @pytest.mark.parametrize("name", ["quest", "h2o", "rope_weighted_block_topk", "loki"])
