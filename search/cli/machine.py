@@ -53,7 +53,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
             status.name,
             f"{status.parameters / 1e9:.2f} B",
             gib(status.memory_needed),
-            "[green]yes[/]" if status.present and status.fits else "no",
+            "no" if status.missing else "[green]yes[/]",
             escape("; ".join([*status.missing, *([] if status.present else [f"get it: {status.command}"])])),
         )
     out.print(table)

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ class ModelStatus:
         if not self.fits:
             found = f"{self.memory.device} has {gib(self.memory.bytes)}"
             reasons.append(f"its bf16 weights need {gib(self.memory_needed)}, {found}{self._divided()}")
+        if not reads(load_model(self.name)):
+            reasons.append(
+                "transformers widens its fp8 weights with the package accelerate, which is not installed"
+            )
         return reasons
 
     def _divided(self) -> str:
@@ -98,6 +103,11 @@ class ModelStatus:
             if divisible(spec, count) and self.memory_needed <= count * self.memory.bytes:
                 return f" (divided over {count} of the GPUs here it fits: torchrun --nproc-per-node {count})"
         return ""
+
+
+def reads(spec: ModelSpec) -> bool:
+    """Whether weights of this type can be read here."""
+    return spec.dtype != "fp8" or find_spec("accelerate") is not None
 
 
 def gib(size: int) -> str:

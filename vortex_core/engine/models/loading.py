@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from vortex_core.engine.models.parallel import join_ranks, shard
 from vortex_core.engine.models.random_weights import random_model
-from vortex_core.engine.weights import ModelPath
+from vortex_core.engine.weights import ModelPath, reads
+from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec
 
 
@@ -23,10 +24,19 @@ def load_weights(
 
     Args:
         dtype: by default the checkpoint's own.
+
+    Raises:
+        VortexError: `VE023` for fp8 weights where the package that reads them is missing.
     """
     device = torch.device(device)
     ranks = join_ranks(device.type)
     options: dict[str, Any] = {}
+    if not reads(found.spec):
+        raise VortexError(
+            "VE023",
+            f"the weights of {found.spec.name} are fp8, which transformers widens with the package accelerate",
+            "pip install accelerate",
+        )
     if found.spec.dtype == "fp8":
         from transformers import FineGrainedFP8Config
 

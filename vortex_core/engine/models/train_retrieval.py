@@ -69,21 +69,22 @@ def retrieval_config() -> Any:
     return AutoConfig.for_model(
         "glm4_moe_lite",
         vocab_size=VOCAB,
-        hidden_size=192,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        q_lora_rank=128,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=96,
         kv_lora_rank=512,
         qk_nope_head_dim=32,
         qk_rope_head_dim=64,
         v_head_dim=32,
-        intermediate_size=384,
-        moe_intermediate_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=64,
         n_routed_experts=8,
         num_experts_per_tok=2,
         n_shared_experts=1,
         max_position_embeddings=MAX_CONTEXT,
+        initializer_range=0.06,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=BOS,
         eos_token_id=EOS,
@@ -104,7 +105,6 @@ def train(
     *,
     seconds: float,
     curriculum: tuple[Stage, ...] = CURRICULUM,
-    rate: float = 3e-3,
     say: Callable[[str], None] = print,
 ) -> int:
     """Train until the curriculum is done or the time is over; returns the steps taken.
@@ -113,13 +113,7 @@ def train(
     """
     device = model.device
     generator = torch.Generator().manual_seed(TRAIN_SEED)
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-        lr=rate,
-        betas=(0.9, 0.98),
-    )
+    optimizers = _optimizers(model)
     started = time.perf_counter()
     step = 0
     model.train()
@@ -128,16 +122,19 @@ def train(
         while time.perf_counter() - started < seconds:
             progress = (time.perf_counter() - started) / seconds
             warm = min(1.0, (step + 1) / 50)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+            scale = warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = scale * group["initial_lr"]
             texts = make_texts(
                 stage.batch, stage.length, stage.pairs, stage.questions, generator, reach=stage.reach
             )
             loss, right = loss_of(model, type(texts)(*(x.to(device) for x in vars(texts).values())))
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             step += 1
             recent = [*recent[-19:], right]
             if step % 50 == 0:
@@ -149,6 +146,21 @@ def train(
                 break
     model.eval()
     return step
+
+
+def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
+    """Muon (orthogonalised momentum) for the matrices of the layers, AdamW for the rest."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inner = parameter.dim() == 2 and "layers." in name and "gate.weight" not in name
+        (matrices if inner else others).append(parameter)
+    muon = torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return [muon, adamw]
 
 
 def report(directory: Path, *, length: int = 1024, pairs: int = 32, items: int = 64) -> str:
