@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+from vortex_core.compiler.triton.plan import Launch, launch_plan
 from vortex_core.flow.trace import Traced
 from vortex_core.ir.cost import (
     kv_row_bytes,
     modelled_decode,
+    page_cost,
     roofline_seconds,
     state_bytes_per_token,
     step_cost,
@@ -32,6 +35,8 @@ def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length:
     cost = step_cost(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
     state = state_bytes_per_token(program, knobs, geometry)
     share = state / kv_row_bytes(geometry, kv_bytes)
+    page = page_cost(program, knobs, geometry, kv_bytes)
+    plan = launch_plan(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
     whole = modelled_decode(program, knobs, spec, gpu, batch, length)
     layer = {
         "launches": cost.launches,
@@ -43,6 +48,8 @@ def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length:
         "bytes in all": cost.bytes,
         "FLOPs: contractions and attention": cost.tensor_flops,
         "FLOPs: the rest": cost.vector_flops,
+        "a completed page, bytes": page.bytes,
+        "a completed page, FLOPs": page.flops,
         "attended share of tokens": cost.density,
         "state bytes per token": state,
         "state bytes per token, share of KV": share,
@@ -57,6 +64,11 @@ def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length:
         "length": length,
         "how": "modelled",
         "layer": layer,
+        "launches": [
+            {**asdict(launch), "roofline_seconds": _roofline(launch, gpu)} for launch in plan.launches
+        ],
+        "scratch": [asdict(buffer) for buffer in plan.buffers],
+        "scratch_bytes": plan.scratch_bytes,
         "step": {
             "seconds": whole.seconds_per_step,
             "seconds_by_part": dict(whole.parts),
@@ -67,6 +79,21 @@ def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length:
             "density": whole.density,
         },
     }
+
+
+def launch_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The launches as (name, what it does, why it is apart, bytes, FLOPs, roofline time)."""
+    return [
+        (
+            launch["name"],
+            launch["does"],
+            launch["why"],
+            f"{launch['bytes'] / 2**20:,.2f} MiB",
+            f"{launch['flops'] / 1e9:,.3f} G",
+            f"{launch['roofline_seconds'] * 1e6:,.1f} us",
+        )
+        for launch in found["launches"]
+    ]
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -85,12 +112,25 @@ def sentences(found: dict[str, Any]) -> list[str]:
     return [
         f"whole model: {step['seconds'] * 1e3:.3f} ms a step ({parts})",
         speed,
+        f"scratch: {found['scratch_bytes'] / 2**20:,.2f} MiB, shared by all layers ({_lives(found['scratch'])})",
         f"page states add {found['layer']['state bytes per token, share of KV']:.1%} to the KV cache",
         "modelled from bytes, FLOPs and launches on the usable bandwidth; nothing was run",
     ]
 
 
+def _roofline(launch: Launch, gpu: GpuSpec) -> float:
+    """Seconds, launch overhead aside. Contractions are counted at the tensor cores' rate."""
+    return max(launch.bytes / gpu.usable_bandwidth, launch.flops / gpu.bf16_flops)
+
+
+def _lives(buffers: list[dict[str, Any]]) -> str:
+    spans = [f"{b['name']} from {b['written_by']} to {b['read_by']}" for b in buffers]
+    return ", ".join(spans) or "none"
+
+
 def _worded(name: str, value: float) -> str:
+    if name.startswith("a completed page"):
+        return f"{value:,.0f}"
     if name.startswith("bytes"):
         return f"{value / 2**20:,.3f} MiB"
     if name.startswith("FLOPs"):

@@ -183,9 +183,9 @@ class Algebra(Reductions):
             scale = -scale
         if scale == 1 or not in_range(1 / scale):
             return self.chain(op, parts)
-        inner = op if scale > 0 else MIRROR[op]
+        mirrored = op if scale > 0 else MIRROR[op]
         scaled = [self.product([self.const(1 / scale), p]) for p in parts]
-        return self.product([self.const(scale), self.chain(inner, scaled)])
+        return self.product([self.const(scale), self.chain(mirrored, scaled)])
 
     def _extremes(self, op: str, a: Expr) -> list[Expr]:
         """Parts of `a` as an extreme of the same kind, none if it is not one. -min(x, y) is max(-x, -y)."""

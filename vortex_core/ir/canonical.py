@@ -104,7 +104,7 @@ def _finite_states(program: Program, cache: Mapping[int, Expr], algebra: _Algebr
     is."""
     names = {s.name: s.name for s in program.states}
     finite = set(names) - {n for n, i in program.cache.writes if not cache[i].facts.finite}
-    gone: Collection[str] = program.index.writes and names
+    gone = {n for n, _ in program.index.writes}
     while gone:
         index = _expressions(program.index, algebra(names, finite), updates_only=True)
         gone = {n for n, i in program.index.writes if n in finite and not index[i].facts.finite}

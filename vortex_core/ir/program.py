@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -209,7 +209,11 @@ class Program:
     @cached_property
     def ir_hash(self) -> str:
         """16 hex digits of the canonical form; the program's identity."""
-        text = json.dumps(self.canonical().to_json(locations=False), sort_keys=True, separators=(",", ":"))
+        program = self.canonical()
+        data = replace(program, params=()).to_json(locations=False)
+        if program.params:  # large: their digests stand for them
+            data["params"] = [[p.name, p.digest] for p in program.params]
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self, locations: bool = True) -> dict[str, Any]:
