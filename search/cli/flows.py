@@ -77,7 +77,7 @@ def explain(
 
         vortex-search explain quest --model qwen3-8b --gpu h200 --length 65536
     """
-    from search.explain import explanation, rows, sentences
+    from search.explain import explanation, launch_rows, rows, sentences
     from vortex_core import library
     from vortex_core.specs import load_gpu
 
@@ -95,6 +95,14 @@ def explain(
     for name, value in rows(found):
         table.add_row(name, value)
     out.print(table)
+    launches = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("launch", "does", "apart because"):
+        launches.add_column(name)
+    for name in ("bytes", "FLOPs", "roofline"):
+        launches.add_column(name, justify="right", no_wrap=True)
+    for row in launch_rows(found):
+        launches.add_row(*row)
+    out.print(launches)
     for words in sentences(found):
         out.print(words, soft_wrap=True)
 

@@ -67,7 +67,7 @@ def generate(program: Program, geometry: Geometry, page_size: int) -> Module:
     parts = [HEADER.format(version=VERSION, digest=program.ir_hash)]
     if update:
         parts.append(UpdateKernel(program, geometry, page_size).text())
-    stored = [*plan.frontier, *(i for nodes in plan.kept.values() for i in nodes)]
+    stored = [*plan.frontier, *plan.kept_nodes]
     scratch = {i: per_page(program.index.nodes[i], index.sizes) for i in sorted(set(stored))}
     block = pages_per_program(program.index, index.sizes, absorbed_nodes(program.index, index.contractions))
     score = bool(plan.frontier) if plan.barriers else bool(plan.scores or program.index.writes)

@@ -23,10 +23,7 @@ class IndexKernel(KernelWriter):
 
     def index_args(self) -> list[str]:
         """Run-time arguments of both kernels, in order."""
-        scratch = [
-            f"t{i}_ptr"
-            for i in sorted({*self.schedule.frontier, *(i for n in self.schedule.kept.values() for i in n)})
-        ]
+        scratch = [f"t{i}_ptr" for i in sorted({*self.schedule.frontier, *self.schedule.kept_nodes})]
         outs = [f"out{i}_ptr" for i in self.schedule.scores]
         return [
             "q_ptr",

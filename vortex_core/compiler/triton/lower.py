@@ -37,6 +37,11 @@ class Schedule:
     kept: Mapping[int, tuple[int, ...]]
     scores: tuple[int, ...]
 
+    @property
+    def kept_nodes(self) -> tuple[int, ...]:
+        """All of `kept`, in order."""
+        return tuple(sorted({i for nodes in self.kept.values() for i in nodes}))
+
 
 def schedule(graph: Graph) -> Schedule:
     """Plan the launches of an index graph."""
