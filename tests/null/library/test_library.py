@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,17 @@ def test_only_stated_equals_are_equal() -> None:
     seen: dict[str, str] = {}
     equal = {(seen.setdefault(weights.load(n).ir_hash, n), n) for n in ALL}
     assert {pair for pair in equal if pair[0] != pair[1]} == {("block_topk", "centered_block_topk")}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_check_takes_less_than_50_ms_of_computing(name: str) -> None:
+    source, values = library.source(name), weights.values(name) if name in UNTRAINED else None
+    seconds = []
+    for _ in range(4):
+        start = time.process_time()
+        assert run(source, f"{name}.py", None, values).key
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.05
 
 
 def test_quest_stays_under_ten_lines() -> None:
