@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vortex_core.engine.cache import Prompt
-    from vortex_core.engine.engine import DecodeResult, Engine, SwapReport
+    from vortex_core.engine.engine import Engine
+    from vortex_core.engine.results import DecodeResult, SwapReport
     from vortex_core.engine.sampling import Sampling
     from vortex_core.engine.scheduler import Generation, Request, Scheduler
 
 __all__ = ["DecodeResult", "Engine", "Generation", "Prompt", "Request", "Sampling", "Scheduler", "SwapReport"]
 
 _HOME = {
+    "DecodeResult": "results",
     "Prompt": "cache",
     "Sampling": "sampling",
     "Generation": "scheduler",
     "Request": "scheduler",
     "Scheduler": "scheduler",
+    "SwapReport": "results",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,6 +28,7 @@ class DecodeBatch:
         self.page_size = BLOCK_TOKENS if flow is None else flow.page_size
         self.attended = torch.zeros((), dtype=torch.int64, device=pool.k.device)  # pages, sparse layers
         self.attendable = 0
+        self.attend_seconds = 0.0
         self._set_up()
 
     def _set_up(self) -> None:
@@ -40,6 +42,12 @@ class DecodeBatch:
         device = self.pool.k.device
         self.page_table = pages.view(len(self.sequences), width * per_block).to(device)
         self.lengths = torch.tensor([s.length for s in self.sequences], dtype=torch.int64, device=device)
+        self._blocks = [len(s.blocks) for s in self.sequences]
+
+    def follow(self) -> None:
+        """Take note of blocks that sequences got since the last step."""
+        if self._blocks != [len(s.blocks) for s in self.sequences]:
+            self._set_up()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all sequences but these."""
@@ -68,6 +76,7 @@ class DecodeStep:
         self.batch, self.pool, self.flow, self.recorder = batch, batch.pool, batch.flow, recorder
         device = self.pool.k.device
         sequences = batch.sequences
+        batch.follow()
         for s in sequences:
             s.length += 1
         batch.lengths += 1
@@ -111,6 +120,14 @@ class DecodeStep:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """See `seam.Step`; one row a sequence."""
+        started = time.perf_counter()
+        out = self._attend(layer, q, k, v, scale)
+        self.batch.attend_seconds += time.perf_counter() - started
+        return out
+
+    def _attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         self.pool.write(layer, self.slots, k[:, :, 0].transpose(0, 1), v[:, :, 0].transpose(0, 1))
         q = q[:, :, 0]
         if self.recorder is not None:

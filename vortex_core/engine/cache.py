@@ -25,6 +25,7 @@ class Prompt:
         pins: calls of `prefill` not yet released.
         lent: whether a decoding sequence writes to the free end of the last block.
         prefill_seconds: time spent computing them.
+        synthetic: whether keys and values are random numbers and not those of the tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -32,6 +33,7 @@ class Prompt:
     pins: int = 1
     lent: bool = field(default=False, repr=False)
     prefill_seconds: float = 0.0
+    synthetic: bool = False
 
     @property
     def length(self) -> int:
@@ -86,6 +88,7 @@ class KVCache:
         self.pool = KVPool(geometry, self.blocks.total, dtype, device)
         self.prompts: dict[tuple[int, ...], Prompt] = {}
         self.sequences: list[SequenceState] = []
+        self.opened: list[Prompt] = []  # their keys and values are being computed
         self._on_reuse = on_reuse
 
     # ---- prompts
@@ -105,17 +108,37 @@ class KVCache:
             self.blocks.release(shared)
             raise out_of_memory("prompt", prompt.length, fits)
         prompt.blocks = shared + self._allocate(missing, shared)
+        self.opened.append(prompt)
         return prompt, len(shared) * BLOCK_TOKENS
+
+    def open_synthetic(self, ids: tuple[int, ...]) -> Prompt:
+        """A pinned prompt whose blocks are its own and stay unknown to others; the caller fills them.
+
+        Raises:
+            VortexError: `VE010` where the pool has no room.
+        """
+        prompt = Prompt(ids, synthetic=True)
+        count = blocks_for(prompt.cached)
+        if count > self.blocks.available:
+            raise out_of_memory("prompt", prompt.length, self.blocks.available * BLOCK_TOKENS + 1)
+        prompt.blocks = self._allocate(count, [])
+        self.prompts[ids] = prompt
+        return prompt
 
     def seal(self, prompt: Prompt) -> None:
         """The prompt's keys and values are written: pin it, and let others share its full blocks."""
         for block, digest in zip(prompt.blocks, digests_of(prompt.token_ids[: prompt.cached]), strict=False):
             self.blocks.publish(block, digest)
+        assert prompt.token_ids not in self.prompts, "this prompt is pinned already"
+        self.opened.remove(prompt)
         self.prompts[prompt.token_ids] = prompt
 
     def close(self, prompt: Prompt) -> None:
-        """Give back the blocks of an unpinned prompt."""
-        self.prompts.pop(prompt.token_ids, None)
+        """Give back the blocks of a prompt that is no longer pinned, or will not be."""
+        if prompt in self.opened:
+            self.opened.remove(prompt)
+        else:
+            del self.prompts[prompt.token_ids]
         self.blocks.release(prompt.blocks)
 
     def check_pinned(self, prompts: Sequence[Prompt]) -> None:
@@ -146,15 +169,24 @@ class KVCache:
         Raises:
             VortexError: `VE010`; then nothing was taken.
         """
+        needed = self._missing(prompts, new_tokens, private)
+        if needed > self.blocks.available:
+            fits = self.blocks.available * BLOCK_TOKENS
+            raise out_of_memory(f"decoding {len(prompts)} prompts", needed * BLOCK_TOKENS, fits)
+        return [self._fork(p, new, private) for p, new in zip(prompts, new_tokens, strict=True)]
+
+    def fits(self, prompts: Sequence[Prompt], new_tokens: Sequence[int], *, private: bool) -> bool:
+        """Whether `fork` would find room."""
+        return self._missing(prompts, new_tokens, private) <= self.blocks.available
+
+    def _missing(self, prompts: Sequence[Prompt], new_tokens: Sequence[int], private: bool) -> int:
+        """Blocks that `fork` would take."""
         needed = 0
         lent: set[int] = set()
         for prompt, new in zip(prompts, new_tokens, strict=True):
             needed += blocks_for(prompt.cached + new) - self._inherited(prompt, private, id(prompt) in lent)
             lent.add(id(prompt))
-        if needed > self.blocks.available:
-            fits = self.blocks.available * BLOCK_TOKENS
-            raise out_of_memory(f"decoding {len(prompts)} prompts", needed * BLOCK_TOKENS, fits)
-        return [self._fork(p, new, private) for p, new in zip(prompts, new_tokens, strict=True)]
+        return needed
 
     def _inherited(self, prompt: Prompt, private: bool, lent: bool) -> int:
         """Leading blocks of a prompt that its next sequence uses in place."""
@@ -178,6 +210,15 @@ class KVCache:
         self.sequences.append(sequence)
         return sequence
 
+    def grow(self, sequence: SequenceState) -> bool:
+        """Room for a sequence's next token; False where no block is left."""
+        if sequence.length < len(sequence.blocks) * BLOCK_TOKENS:
+            return True
+        if not self.blocks.available:
+            return False
+        sequence.blocks += self._allocate(1, sequence.blocks)
+        return True
+
     def join(self, sequences: Sequence[SequenceState]) -> None:
         """End sequences: give back their blocks."""
         for sequence in sequences:
@@ -194,5 +235,6 @@ class KVCache:
 
     def check_integrity(self) -> None:
         """Assert that every block is accounted for."""
-        owners = [p.blocks for p in self.prompts.values()] + [s.blocks for s in self.sequences]
+        prompts = [*self.prompts.values(), *self.opened]
+        owners = [p.blocks for p in prompts] + [s.blocks for s in self.sequences]
         self.blocks.check_integrity(owners)

@@ -5,63 +5,45 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from vortex_core.compiler.interface import CompiledFlow, LayerKV
-from vortex_core.engine import seam
+from vortex_core.engine import memory
 from vortex_core.engine.batch import DecodeBatch, DecodeStep, PrefillStep, Recorder
 from vortex_core.engine.blocks import BLOCK_TOKENS
 from vortex_core.engine.cache import KVCache, Prompt, SequenceState
 from vortex_core.engine.errors import (
     bad_call,
     bad_prompt,
+    unsupported_backend,
     unsupported_kv_dtype,
 )
 from vortex_core.engine.hf_config import spec_from_hf_config
-from vortex_core.engine.models import adapt
+from vortex_core.engine.models import adapt, check_flow, sharding_of
+from vortex_core.engine.models.loading import load_weights
 from vortex_core.engine.packing import pack_linears
-from vortex_core.engine.sampling import Sampler, Sampling, token_logprobs
-from vortex_core.engine.scheduler import Generation, Request, Scheduler
+from vortex_core.engine.requests import Generation, Request, Token
+from vortex_core.engine.results import DecodeResult, SwapReport
+from vortex_core.engine.runners import Runners
+from vortex_core.engine.sampling import Sampler, Sampling, choose, token_logprobs
+from vortex_core.engine.scheduler import Scheduler
 from vortex_core.engine.selection import LoadedFlow
+from vortex_core.engine.synthetic import random_prompt
 from vortex_core.engine.weights import resolve_model
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.specs import ModelSpec
 
-PREFILL_CHUNK = 1024  # tokens; larger chunks gain nothing on a CPU and hold more activations
+if TYPE_CHECKING:
+    from vortex_core.engine.runners import AnyBatch
+
+# Tokens: larger chunks gain nothing on a CPU and hold more activations; a GPU wants full matrices.
+PREFILL_CHUNK = {"cpu": 1024, "cuda": 4096}
 _KV_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-
-
-@dataclass(frozen=True)
-class SwapReport:
-    """What loading a flow cost. `seconds` includes compiling and rebuilding the states of pinned prompts."""
-
-    seconds: float
-    state_bytes: int
-    ir_hash: str
-
-
-@dataclass(frozen=True)
-class DecodeResult:
-    """What a decode produced, and proof of what ran.
-
-    Attributes:
-        tokens: produced (or forced) token ids of each prompt, a final stop id included.
-        logprobs: natural-log probability of each of them, from float32 logits at temperature 1.
-        step_seconds: wall time of each batched step.
-        density: pages attended of all pages, over the sparse layers and steps; 1 for dense attention.
-        ir_hash: the program that ran; `dense` where none was loaded.
-    """
-
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
-    step_seconds: list[float]
-    density: float
-    ir_hash: str
 
 
 class Engine:
@@ -71,23 +53,64 @@ class Engine:
         model: a transformers causal LM; its attention is redirected to the engine's pool.
         tokenizer: its tokenizer, or None where only token ids are used.
         spec: its dimensions; read from its configuration by default.
-        max_tokens: capacity of the KV pool, rounded up to blocks of 128 tokens.
+        max_tokens: capacity of the KV pool, rounded up to blocks of 128 tokens; by default 32,768 on a CPU, and
+            on a GPU what its free memory holds.
+        device: where the model is moved to; by default where it is.
+        backend: `torch` (the default on a CPU) or `triton` (on a GPU, or under Triton's interpreter).
+        graphs: on a GPU, replay decode steps from CUDA graphs.
+        memory_fraction: share of the GPU that weights, pool and page states may take together.
+
+    Raises:
+        VortexError: `VE012` for a model that cannot be served, `VE018` for a backend that does not run there.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any = None, *, spec: ModelSpec | None = None, max_tokens: int = 32768
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        spec: ModelSpec | None = None,
+        max_tokens: int | None = None,
+        device: str | torch.device | None = None,
+        backend: str | None = None,
+        graphs: bool = True,
+        memory_fraction: float = 0.92,
     ) -> None:
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         self.spec = spec or spec_from_hf_config(model.config.get_text_config(), name=name)
-        self.model = adapt(model)
-        pack_linears(self.model)
-        self.tokenizer = tokenizer
-        self.geometry = self.spec.geometry()
+        self.model = adapt(model)  # before fusing or packing: latent attention is replaced
+        if device is not None:
+            self.model.to(device)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
+        self.backend = backend or ("torch" if self.device.type == "cpu" else "triton")
+        self._check_backend()
+        if self.backend == "triton":
+            from vortex_core.engine.fused import fuse
+
+            fuse(self.model)
+        else:
+            pack_linears(self.model)
+        self.tokenizer = tokenizer
+        self.sharding = sharding_of(model)  # set where the model is one rank's part
+        self.geometry = self.spec.geometry() if self.sharding is None else self.sharding.geometry
         self.flow: LoadedFlow | None = None
         self._suspended: LoadedFlow | None = None
+        self._runners = Runners(self, graphs=graphs)
+        if max_tokens is None:
+            max_tokens = memory.pool_tokens(self.geometry, self.dtype, self.device, memory_fraction)
         self.cache = KVCache(self.geometry, max_tokens, self.dtype, self.device, self._on_reuse)
+
+    def _check_backend(self) -> None:
+        if self.backend not in ("torch", "triton"):
+            raise unsupported_backend(self.backend, str(self.device), "the engine has torch and triton")
+        if self.backend == "torch" and self.device.type != "cpu":
+            raise unsupported_backend("torch", str(self.device), "it runs on the CPU")
+        if self.backend == "triton" and self.device.type == "cpu":
+            from vortex_core.kernels.runtime import INTERPRETED
+
+            if not INTERPRETED:
+                raise unsupported_backend("triton", "cpu", "that needs TRITON_INTERPRET=1, and is for tests")
 
     def _on_reuse(self, blocks: Sequence[int]) -> None:
         for flow in (self.flow, self._suspended):
@@ -99,10 +122,11 @@ class Engine:
         cls,
         name_or_path: str,
         *,
-        max_tokens: int = 32768,
+        max_tokens: int | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         threads: int | None = None,
+        **options: Any,
     ) -> Engine:
         """Load a model by name, directory or hub id.
 
@@ -111,6 +135,7 @@ class Engine:
                 faster one: SmolLM2-135M takes 58 ms of CPU a step against 73 in float32 (76 against 90 at 4k
                 context), and prefills 1.3 times as fast.
             threads: CPU threads of this process; by default torch's choice.
+            options: see `Engine`.
 
         Raises:
             VortexError: `VM...` where the weights cannot be had, `VE012` where the engine cannot serve them.
@@ -118,11 +143,9 @@ class Engine:
         if threads is not None:
             torch.set_num_threads(threads)
         found = resolve_model(name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(
-            found.directory, dtype=dtype or "auto", attn_implementation=seam.IMPLEMENTATION
-        ).to(device)
+        model = load_weights(found, device=device, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(found.directory)
-        return cls(model, tokenizer, spec=found.spec, max_tokens=max_tokens)
+        return cls(model, tokenizer, spec=found.spec, max_tokens=max_tokens, **options)
 
     # ---- flows
 
@@ -142,26 +165,39 @@ class Engine:
         if program is not None:
             from vortex_core.compiler import backends
 
-            backend = "torch" if self.device.type == "cpu" else "triton"
-            compiled = backends.get(backend).compile(program, knobs or Knobs(), self.geometry)
+            compiled = backends.get(self.backend).compile(program, knobs or Knobs(), self.geometry)
         report = self.load_compiled(compiled)
-        return SwapReport(time.perf_counter() - started, report.state_bytes, report.ir_hash)
+        return replace(report, seconds=time.perf_counter() - started)
 
     def load_compiled(self, compiled: CompiledFlow | None) -> SwapReport:
         """The same for a flow that is compiled already."""
         assert not self.cache.sequences and self._suspended is None, "flows are swapped between decodes"
         started = time.perf_counter()
+        before = memory.allocated(self.device)
         if compiled is not None:
             wanted = compiled.knobs.kv_dtype
             if wanted != "auto" and _KV_DTYPES[wanted] != self.dtype:
                 raise unsupported_kv_dtype(wanted, str(self.dtype).removeprefix("torch."))
+            if self.sharding is not None:
+                check_flow(compiled.program, self.sharding)
+        shape = self._runners.drop(self.flow)
         self.flow = None  # free the old states before the new ones are made
         if compiled is not None:
-            self.flow = LoadedFlow(compiled, self.cache.pool)
+            self.flow = self._load(compiled)
             if not self.private_pages:
                 self.flow.cover((p.blocks, p.cached) for p in self.cache.prompts.values())
+        capture = self._runners.warm_up(shape)
         state_bytes = 0 if self.flow is None else self.flow.state_bytes
-        return SwapReport(time.perf_counter() - started, state_bytes, self.ir_hash)
+        after = memory.allocated(self.device)
+        return SwapReport(time.perf_counter() - started, state_bytes, self.ir_hash, capture, before, after)
+
+    def _load(self, compiled: CompiledFlow) -> LoadedFlow:
+        """A flow with room for the states of every page."""
+        pages = self.cache.pool.slots // compiled.knobs.page_size
+        sparse = [i for i in range(self.geometry.layers) if i not in compiled.knobs.dense_layers]
+        leaders = 0 if compiled.program.selects_everything else len(sparse[:: compiled.knobs.reuse_layers])
+        memory.check_states_fit(compiled, pages, leaders, self.device)
+        return LoadedFlow(compiled, self.cache.pool)
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -185,27 +221,68 @@ class Engine:
             VortexError: `VE011` for an empty or too long prompt, `VE010` where the pool has no room.
         """
         started = time.perf_counter()
-        ids = tuple(int(token) for token in token_ids)
+        prompt, start = self.open_prompt(tuple(int(token) for token in token_ids))
+        try:
+            while start < prompt.cached:
+                start = self.prefill_chunk(prompt, start)
+        except BaseException:
+            self.close_prompt(prompt)
+            raise
+        if self.seal_prompt(prompt):
+            self.synchronize()
+            prompt.prefill_seconds = time.perf_counter() - started
+        return prompt
+
+    def open_prompt(self, ids: tuple[int, ...]) -> tuple[Prompt, int]:
+        """Blocks for a prompt, and the token its prefill begins at: its end where it is pinned already.
+
+        Go on with `prefill_chunk`, end with `seal_prompt` or `close_prompt`.
+        """
         if ids in self.cache.prompts:
             prompt = self.cache.prompts[ids]
+            if prompt.synthetic:
+                raise bad_prompt("holds random keys and values", "release it first")
             prompt.pins += 1
-            return prompt
+            return prompt, prompt.cached
         self.check_prompt(ids)
-        prompt, start = self.cache.open(ids)
-        try:
-            with torch.inference_mode():
-                for begin in range(start, prompt.cached, PREFILL_CHUNK):
-                    chunk = ids[begin : min(begin + PREFILL_CHUNK, prompt.cached)]
-                    step = PrefillStep(prompt.blocks, chunk, begin, self.cache.pool)
-                    self.model.base_model(
-                        input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
-                    )
-        except BaseException:
+        return self.cache.open(ids)
+
+    def seal_prompt(self, prompt: Prompt) -> bool:
+        """An opened prompt is computed: pin it. False where another of the same tokens is pinned, which counts then."""
+        pinned = self.cache.prompts.get(prompt.token_ids)
+        if pinned is None:
+            self.cache.seal(prompt)
+            return True
+        if pinned is not prompt:
+            pinned.pins += 1
             self.cache.close(prompt)
-            raise
-        self.cache.seal(prompt)
-        prompt.prefill_seconds = time.perf_counter() - started
-        return prompt
+        return False
+
+    def close_prompt(self, prompt: Prompt) -> None:
+        """Give an opened prompt up."""
+        if prompt in self.cache.opened:
+            self.cache.close(prompt)
+        else:
+            self.release(prompt)
+
+    def prefill_chunk(self, prompt: Prompt, begin: int) -> int:
+        """Compute one chunk of an opened prompt, from token `begin`; returns where the next one begins."""
+        end = min(begin + PREFILL_CHUNK[self.device.type], prompt.cached)
+        with torch.inference_mode():
+            step = PrefillStep(prompt.blocks, prompt.token_ids[begin:end], begin, self.cache.pool)
+            self.model.base_model(
+                input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
+            )
+        return end
+
+    def prefill_random(self, length: int, seed: int = 0) -> Prompt:
+        """A pinned prompt of random keys and values, for measuring speed only; see `synthetic`."""
+        return random_prompt(self.cache, length, self.spec.vocab, seed)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def release(self, prompt: Prompt) -> None:
         """Undo one `prefill`. After the last, the blocks may be taken for other prompts."""
@@ -272,13 +349,20 @@ class Engine:
         seconds: list[float] = []
         stop = frozenset(stop_ids)
         try:
-            batch = DecodeBatch(sequences, self.cache.pool, self.flow)
+            batch = self.new_batch(sequences)
             active = list(range(len(prompts)))
             while active:
-                started = time.perf_counter()
-                wanted = None if forced is None else [forced[i][len(sequences[i].tokens)] for i in active]
-                self.step(batch, sampler, wanted, recorder)
-                seconds.append(time.perf_counter() - started)
+                left = min(steps[i] - len(sequences[i].tokens) for i in active)
+                if isinstance(batch, DecodeBatch) or stop or recorder or forced or not sampler.greedy:
+                    started = time.perf_counter()
+                    wanted: list[int | None] | None = None
+                    if forced is not None:
+                        wanted = [forced[i][len(sequences[i].tokens)] for i in active]
+                    self.step(batch, sampler, wanted, recorder)
+                    seconds.append(time.perf_counter() - started)
+                else:
+                    with torch.inference_mode():
+                        seconds += batch.run_ahead(left)
                 going = [
                     row
                     for row, i in enumerate(active)
@@ -296,23 +380,34 @@ class Engine:
             seconds,
             batch.density,
             self.ir_hash,
+            batch.attend_seconds if isinstance(batch, DecodeBatch) else None,
         )
+
+    def new_batch(self, sequences: Sequence[SequenceState]) -> AnyBatch:
+        """A live batch for the loaded flow."""
+        if self.backend == "triton":
+            return self._runners.batch(self.flow, sequences)
+        return DecodeBatch(sequences, self.cache.pool, self.flow)
 
     def step(
         self,
-        batch: DecodeBatch,
+        batch: AnyBatch,
         sampler: Sampler,
-        forced: Sequence[int] | None = None,
+        forced: Sequence[int | None] | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        """One token for every sequence of a batch, chosen by `sampler` unless `forced`."""
+        """One token for every sequence of a batch, chosen by `sampler` where `forced` gives none."""
+        if not isinstance(batch, DecodeBatch):
+            with torch.inference_mode():
+                batch.advance(sampler, forced, recorder)
+            return
         with torch.inference_mode():
             step = DecodeStep(batch, recorder)
             output = self.model(
                 input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
             )
             logits = output.logits[:, -1].float()
-            chosen = sampler(logits) if forced is None else torch.tensor(forced, device=self.device)
+            chosen = choose(sampler, logits, forced)
             logprobs = token_logprobs(logits, chosen).tolist()
         for sequence, token, logprob in zip(batch.sequences, chosen.tolist(), logprobs, strict=True):
             sequence.age += 1
@@ -343,13 +438,16 @@ class Engine:
             VortexError: `VE010` if one of them could never fit; then none ran.
         """
         scheduler = Scheduler(self, max_batch)
-        tickets = [scheduler.submit(request) for request in requests]
-        try:
-            while len(scheduler.finished) < len(tickets):
-                scheduler.step()
-        finally:
-            scheduler.abort()
-        return [scheduler.finished[ticket] for ticket in tickets]
+        for _ in scheduler.run(requests):
+            pass
+        return [scheduler.finished[ticket] for ticket in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request], *, max_batch: int = 64) -> Iterator[Token]:
+        """The same, token by token as they are produced; `ticket` is the index of the request.
+
+        Closing the iterator drops what is unfinished.
+        """
+        return Scheduler(self, max_batch).run(requests)
 
     # ---- looking inside
 

@@ -50,3 +50,38 @@ def released_prompt(length: int) -> VortexError:
 def bad_call(why: str, remedy: str) -> VortexError:
     """`VE016`: arguments that contradict each other."""
     return VortexError("VE016", why, remedy)
+
+
+def capture_failed(model: str, why: str) -> VortexError:
+    """`VE017`: a decode step that no CUDA graph can hold."""
+    return VortexError(
+        "VE017",
+        f"a decode step of {model} could not be captured as a CUDA graph: {why}",
+        "build the engine with graphs=False; it then launches every kernel from Python",
+    )
+
+
+def unsupported_backend(backend: str, device: str, rule: str) -> VortexError:
+    """`VE018`: a backend that does not run on the engine's device."""
+    return VortexError(
+        "VE018", f"backend {backend!r} on {device}: {rule}", "choose another backend or device"
+    )
+
+
+def no_room_for_states(needed: int, free: int) -> VortexError:
+    """`VE019`: page states that do not fit beside the pool. Sizes in bytes."""
+    return VortexError(
+        "VE019",
+        f"the flow's page states need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free",
+        "build the engine with a smaller max_tokens or memory_fraction, or store the states in fewer bits",
+    )
+
+
+def parity_lost(flow: str, worst: float, tolerance: float) -> VortexError:
+    """`VE020`: a flow that selects everything and yet differs from dense attention."""
+    return VortexError(
+        "VE020",
+        f"{flow} with everything selected differs from dense attention by {worst:.3g} in log-probability "
+        f"(at most {tolerance:.3g} is rounding)",
+        "do not trust any figure of this machine: run the tests of tests/gpu and report what fails",
+    )

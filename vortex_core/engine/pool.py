@@ -57,10 +57,12 @@ class KVPool:
         return self._paged[page_size][layer]
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store tokens. `slots`: int64 `[n]`; `k, v`: `[kv_head, n, dim]`."""
-        self._k[layer].index_copy_(1, slots, k)
+        """Store tokens, from any device. `slots`: int64 `[n]`; `k, v`: `[kv_head, n, dim]`."""
+        device = self.k.device
+        slots = slots.to(device)
+        self._k[layer].index_copy_(1, slots, k.to(device))
         if not self.geometry.is_mla:
-            self._v[layer].index_copy_(1, slots, v)
+            self._v[layer].index_copy_(1, slots, v.to(device))
 
     def copy_tokens(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of one block to another, all layers."""

@@ -43,7 +43,7 @@ GREEDY = Sampling()
 
 
 class Sampler:
-    """Chooses the next token of every row of a batch."""
+    """Chooses the next token of every row of a batch. `greedy`: whether all of them just take the likeliest."""
 
     def __init__(self, rows: Sequence[Sampling]) -> None:
         self.rows = list(rows)
@@ -52,7 +52,7 @@ class Sampler:
         self._set_up()
 
     def _set_up(self) -> None:
-        self._greedy = all(row.temperature == 0.0 for row in self.rows)
+        self.greedy = all(row.temperature == 0.0 for row in self.rows)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these."""
@@ -69,7 +69,7 @@ class Sampler:
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """`logits`: float32 `[batch, vocab]`. Returns int64 `[batch]`."""
         greedy = logits.argmax(-1)
-        if self._greedy:
+        if self.greedy:
             return greedy
         device = logits.device
         temperature = torch.tensor([row.temperature for row in self.rows], device=device)
@@ -89,6 +89,17 @@ class Sampler:
         index = index.minimum((probability > 0).sum(-1, keepdim=True) - 1)
         sampled = tokens.gather(-1, index)[:, 0]
         return torch.where(temperature == 0.0, greedy, sampled)
+
+
+def choose(sampler: Sampler, logits: torch.Tensor, forced: Sequence[int | None] | None) -> torch.Tensor:
+    """The sampler's tokens, replaced where `forced` names one; int64 `[batch]`."""
+    if forced is not None and None not in forced and sampler.greedy:
+        return torch.tensor(forced, device=logits.device)
+    chosen = sampler(logits)  # also for forced rows: their later draws must not depend on it
+    if forced is not None:
+        known = torch.tensor([-1 if token is None else token for token in forced], device=logits.device)
+        chosen = torch.where(known >= 0, known, chosen)
+    return chosen
 
 
 def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

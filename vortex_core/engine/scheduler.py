@@ -1,77 +1,73 @@
-"""Continuous batching: requests join the running batch as blocks become free and leave it as they finish."""
+"""Continuous batching: requests join the running batch as blocks become free and leave it as they finish.
+
+Blocks are taken as sequences grow. When none are left, the youngest request gives its own back and waits at the head
+of the queue; what it produced is kept and fed again, token by token, so that its output goes on as if nothing had
+happened: a prefill of those tokens would give the dense attention's keys and values, not the flow's.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from vortex_core.engine.batch import DecodeBatch
 from vortex_core.engine.blocks import BLOCK_TOKENS, blocks_for
-from vortex_core.engine.cache import SequenceState
+from vortex_core.engine.cache import Prompt, SequenceState
 from vortex_core.engine.errors import bad_call, out_of_memory
-from vortex_core.engine.sampling import GREEDY, Sampler, Sampling
+from vortex_core.engine.requests import Finish, Generation, Request, Token
+from vortex_core.engine.sampling import Sampler
+from vortex_core.engine.text_stream import TextStream
 
 if TYPE_CHECKING:
     from vortex_core.engine.engine import Engine
 
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to continue. `sampling` is greedy by default."""
-
-    token_ids: Sequence[int]
-    max_new_tokens: int
-    stop_ids: Sequence[int] = ()
-    sampling: Sampling = GREEDY
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished request.
-
-    Attributes:
-        tokens: what it produced, a final stop id included.
-        logprobs: of each of them.
-        finish: `stop` where it ended with a stop id, else `length`.
-        first_token_seconds: from submission to the first token (TTFT).
-        seconds: from submission to the end.
-    """
-
-    tokens: list[int]
-    logprobs: list[float]
-    finish: Literal["stop", "length"]
-    first_token_seconds: float
-    seconds: float
+__all__ = ["Generation", "Request", "Scheduler", "Token"]
 
 
 @dataclass(eq=False)
-class _Running:
+class _Job:
+    """A request on its way through the scheduler.
+
+    Attributes:
+        produced: tokens given out so far; after a preemption they are fed again.
+    """
+
     ticket: int
     request: Request
     submitted: float
-    sequence: SequenceState
+    stream: TextStream | None
+    produced: list[int] = field(default_factory=list)
     first_token: float = 0.0
+    preemptions: int = 0
+    sequence: SequenceState | None = None
+
+    @property
+    def cached(self) -> int:
+        """Tokens that its prefill computes."""
+        return len(self.request.token_ids) - 1
 
 
 class Scheduler:
-    """Admits requests first come first served, and steps all that are running together.
-
-    A request is admitted when the blocks of its whole life are free, so it never has to be preempted.
+    """Admits requests first come first served, prefills them chunk by chunk between the steps of those that run.
 
     Args:
         max_batch: sequences that run at once.
+
+    Attributes:
+        preemptions: requests that had to give their blocks back, so far.
     """
 
     def __init__(self, engine: Engine, max_batch: int = 64) -> None:
         self.engine = engine
         self.max_batch = max_batch
-        self.waiting: deque[tuple[int, Request, float]] = deque()
-        self.running: list[_Running] = []
+        self.waiting: deque[_Job] = deque()
+        self.running: list[_Job] = []
         self.finished: dict[int, Generation] = {}
-        self._batch = DecodeBatch([], engine.cache.pool, engine.flow)
+        self.preemptions = 0
+        self._prefilling: tuple[_Job, Prompt, int] | None = None
+        self._batch = engine.new_batch([])
         self._sampler = Sampler([])
         self._tickets = 0
 
@@ -79,58 +75,122 @@ class Scheduler:
         """Queue a request; returns the key of its result in `finished`.
 
         Raises:
-            VortexError: `VE010` if it would not fit an otherwise idle engine, `VE011` for a bad prompt,
-                `VE016` for no new tokens.
+            VortexError: `VE010` if it would not fit an otherwise idle engine, `VE011` for a bad prompt, `VE016`
+                for no new tokens, or for stop strings without a tokenizer.
         """
         if request.max_new_tokens < 1:
             raise bad_call(f"max_new_tokens is {request.max_new_tokens}", "ask for at least one new token")
+        tokenizer = self.engine.tokenizer
+        if request.stop_strings and tokenizer is None:
+            raise bad_call("stop strings without a tokenizer", "give the engine one, or use stop_ids")
         self.engine.check_prompt(tuple(request.token_ids))
         self._check_fits(request, self.engine.cache.unpinned)
-        self.waiting.append((self._tickets, request, time.perf_counter()))
+        stream = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
+        self.waiting.append(_Job(self._tickets, request, time.perf_counter(), stream))
         self._tickets += 1
         return self._tickets - 1
 
-    def step(self) -> None:
-        """Admit what fits, then one token for every running sequence."""
+    def step(self) -> list[Token]:
+        """One chunk of prefill at most while others run, then one token for every running sequence.
+
+        Returns:
+            What was produced, except tokens that were produced before a preemption.
+
+        Raises:
+            VortexError: `VE010` where prompts pinned since submission leave no room; nothing is lost.
+        """
         self._admit()
+        self._make_room()
         if not self.running:
-            return
-        self.engine.step(self._batch, self._sampler)
+            return []
+        sequences = [self._sequence(job) for job in self.running]
+        known = [
+            job.produced[len(s.tokens)] if len(s.tokens) < len(job.produced) else None
+            for job, s in zip(self.running, sequences, strict=True)
+        ]
+        self.engine.step(self._batch, self._sampler, known if any(t is not None for t in known) else None)
         now = time.perf_counter()
+        events: list[Token] = []
         going: list[int] = []
-        for row, run in enumerate(self.running):
-            tokens = run.sequence.tokens
-            if len(tokens) == 1:
-                run.first_token = now
-            stopped = tokens[-1] in run.request.stop_ids
-            if stopped or len(tokens) == run.request.max_new_tokens:
-                self.finished[run.ticket] = Generation(
-                    tokens,
-                    run.sequence.logprobs,
-                    "stop" if stopped else "length",
-                    run.first_token - run.submitted,
-                    now - run.submitted,
-                )
-                self.engine.cache.join([run.sequence])
-            else:
+        for row, (job, sequence, replayed) in enumerate(zip(self.running, sequences, known, strict=True)):
+            if replayed is not None:
                 going.append(row)
-        if len(going) < len(self.running):
-            self.running = [self.running[row] for row in going]
-            self._batch.keep(going)
-            self._sampler.keep(going)
+                continue
+            event = self._emit(job, sequence, now)
+            events.append(event)
+            if event.finish is None:
+                going.append(row)
+            else:
+                self._finish(job, sequence, event.finish, now)
+        self._keep(going)
+        return events
+
+    def run(self, requests: Sequence[Request]) -> Iterator[Token]:
+        """Submit requests and step until they are done; drops what is left when the iterator is closed."""
+        try:
+            tickets = [self.submit(request) for request in requests]
+            while not all(ticket in self.finished for ticket in tickets):
+                yield from self.step()
+        finally:
+            self.abort()
 
     def abort(self) -> None:
         """Drop everything that waits or runs and give back its blocks."""
         self.waiting.clear()
-        self.engine.cache.join([run.sequence for run in self.running])
-        self.running = []
-        self._batch.keep([])
-        self._sampler.keep([])
+        self._drop_prefill()
+        self.waiting.clear()
+        self.engine.cache.join([self._sequence(job) for job in self.running])
+        self._keep([])
 
     @property
     def density(self) -> float:
         """Pages attended of all pages so far."""
         return self._batch.density
+
+    # ---- producing
+
+    def _emit(self, job: _Job, sequence: SequenceState, now: float) -> Token:
+        """Give out a sequence's newest token."""
+        token = sequence.tokens[-1]
+        job.produced.append(token)
+        if len(job.produced) == 1:
+            job.first_token = now
+        finish: Finish | None = None
+        if token in job.request.stop_ids:
+            finish = "stop"
+        elif len(job.produced) == job.request.max_new_tokens:
+            finish = "length"
+        text = ""
+        if job.stream is not None:
+            text = job.stream.add(token, last=finish is not None)
+            if job.stream.stopped:
+                finish = "stop"
+        return Token(job.ticket, token, sequence.logprobs[-1], text, finish)
+
+    def _finish(self, job: _Job, sequence: SequenceState, finish: Finish, now: float) -> None:
+        self.finished[job.ticket] = Generation(
+            sequence.tokens,
+            sequence.logprobs,
+            finish,
+            job.first_token - job.submitted,
+            now - job.submitted,
+            None if job.stream is None else job.stream.text,
+            job.preemptions,
+        )
+        self.engine.cache.join([sequence])
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        if len(rows) < len(self.running):
+            self.running = [self.running[row] for row in rows]
+            self._batch.keep(rows)
+            self._sampler.keep(rows)
+
+    @staticmethod
+    def _sequence(job: _Job) -> SequenceState:
+        assert job.sequence is not None
+        return job.sequence
+
+    # ---- memory
 
     def _needs(self, request: Request) -> int:
         """Blocks that a request may take, at most."""
@@ -145,21 +205,91 @@ class Scheduler:
         if needed > most:
             raise out_of_memory("request", needed * BLOCK_TOKENS, most * BLOCK_TOKENS)
 
+    def _make_room(self) -> None:
+        """A slot for the next token of every running sequence; the youngest gives way where there is none."""
+        for job in list(self.running):
+            while job.sequence is not None and not self.engine.cache.grow(job.sequence):
+                if self._prefilling is not None:
+                    self._drop_prefill()
+                elif len(self.running) > 1:
+                    self._preempt(max(range(len(self.running)), key=lambda row: self.running[row].ticket))
+                else:
+                    self._preempt(0)  # prompts were pinned since it began: it goes on when they are released
+                    self._check_fits(job.request, self.engine.cache.blocks.available)
+
+    def _preempt(self, row: int) -> None:
+        """Back to the head of the queue; its blocks go to the others."""
+        job = self.running[row]
+        self.engine.cache.join([self._sequence(job)])
+        job.sequence = None
+        job.preemptions += 1
+        self.preemptions += 1
+        self.waiting.appendleft(job)
+        self._keep([i for i in range(len(self.running)) if i != row])
+
+    # ---- admission
+
     def _admit(self) -> None:
-        joining: list[_Running] = []
-        while self.waiting and len(self.running) + len(joining) < self.max_batch:
-            ticket, request, submitted = self.waiting[0]
-            if self._needs(request) > self.engine.cache.blocks.available:
+        """Begin or go on with prefills. While sequences run they are given one chunk a step, else whole prompts."""
+        joining: list[_Job] = []
+        while True:
+            if self._prefilling is None and not self._open(len(joining)):
                 break
-            self.waiting.popleft()
-            prompt = self.engine.prefill(request.token_ids)
-            (sequence,) = self.engine.fork([prompt], [request.max_new_tokens])
-            self.engine.release(prompt)
-            joining.append(_Running(ticket, request, submitted, sequence))
+            assert self._prefilling is not None
+            job, prompt, start = self._prefilling
+            if start < prompt.cached:
+                start = self.engine.prefill_chunk(prompt, start)
+                self._prefilling = (job, prompt, start)
+            if start < prompt.cached:
+                if self.running:
+                    break
+                continue
+            self._prefilling = None
+            computed = self.engine.seal_prompt(prompt)
+            if not self._join(job):
+                break
+            joining.append(job)
+            if computed and self.running:
+                break
         if joining:
             self.running += joining
-            self._batch.extend([run.sequence for run in joining])
-            self._sampler.extend([run.request.sampling for run in joining])
-        elif self.waiting and not self.running:
+            self._batch.extend([self._sequence(job) for job in joining])
+            self._sampler.extend([job.request.sampling for job in joining])
+        elif self.waiting and not self.running and self._prefilling is None:
             # Room was taken by others (prompts pinned since then): waiting would never end.
-            self._check_fits(self.waiting[0][1], self.engine.cache.blocks.available)
+            self._check_fits(self.waiting[0].request, self.engine.cache.blocks.available)
+
+    def _open(self, joining: int) -> bool:
+        """Take the next request out of the queue, if there is room for its prompt and its first token."""
+        others = len(self.running) + joining
+        if not self.waiting or others >= self.max_batch:
+            return False
+        job = self.waiting[0]
+        needed = blocks_for(job.cached + 1) + (blocks_for(job.cached) if self.engine.private_pages else 1)
+        alone = self._needs(job.request)
+        # Beside others it leaves each a block to grow into; by itself it must fit with all it may produce.
+        if self.engine.cache.blocks.available < (needed + others if others else alone):
+            return False
+        self.waiting.popleft()
+        prompt, start = self.engine.open_prompt(tuple(job.request.token_ids))
+        self._prefilling = (job, prompt, start)
+        return True
+
+    def _join(self, job: _Job) -> bool:
+        """A prefilled request becomes a sequence. False where others grew into its room: it waits again."""
+        pinned = self.engine.cache.prompts[tuple(job.request.token_ids)]
+        fits = self.engine.cache.fits([pinned], [1], private=self.engine.private_pages)
+        if fits:
+            (job.sequence,) = self.engine.fork([pinned], [1])
+        else:
+            self.waiting.appendleft(job)
+        self.engine.release(pinned)
+        return fits
+
+    def _drop_prefill(self) -> None:
+        """Give up a prefill that is under way; the request waits again, first in line."""
+        if self._prefilling is not None:
+            job, prompt, _ = self._prefilling
+            self._prefilling = None
+            self.engine.close_prompt(prompt)
+            self.waiting.appendleft(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,95 @@ def test_random_arrivals_finish_as_if_alone(
         stopped = got.tokens[-1] in request.stop_ids
         assert got.finish == ("stop" if stopped else "length")
         assert stopped or len(got.tokens) == request.max_new_tokens
+
+
+@pytest.mark.parametrize("flow", [None, "quest", "h2o"])
+def test_preempted_requests_go_on_as_if_nothing_had_happened(
+    make_engine: Make, ids: Make, flow: str | None
+) -> None:
+    """Requests that outgrow the pool together: some give their blocks back and are computed again."""
+    rng = random.Random(7)
+    engine = make_engine(max_tokens=5 * 128)
+    if flow:
+        engine.load_flow(library.load(flow).program, Knobs(page_size=16, budget="64", reuse_steps=3))
+    requests = [
+        Request(
+            ids(rng.randint(60, 120), i),
+            max_new_tokens=rng.randint(200, 260),
+            sampling=Sampling(temperature=float(i % 2), seed=i),
+        )
+        for i in range(4)
+    ]
+    scheduler = Scheduler(engine, max_batch=4)
+    for request in requests:
+        scheduler.submit(request)
+    shown: dict[int, list[int]] = {i: [] for i in range(len(requests))}
+    while len(scheduler.finished) < len(requests):
+        for event in scheduler.step():
+            shown[event.ticket].append(event.token)
+        engine.check_integrity()
+    assert scheduler.preemptions, "the pool was large enough for all"
+    assert scheduler.preemptions == sum(g.preemptions for g in scheduler.finished.values())
+    assert engine.cache.blocks.available == engine.cache.blocks.total
+    for ticket, request in enumerate(requests):
+        (alone,) = engine.generate([request])
+        assert scheduler.finished[ticket].tokens == alone.tokens
+        assert shown[ticket] == alone.tokens, "a token was shown twice, or never"
+
+
+def test_a_long_prompt_is_prefilled_between_the_steps_of_others(
+    make_engine: Make, ids: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    monkeypatch.setattr("vortex_core.engine.engine.PREFILL_CHUNK", {"cpu": 100})
+    scheduler = Scheduler(engine)
+    first = scheduler.submit(Request(ids(20, 0), max_new_tokens=20))
+    assert [e.ticket for e in scheduler.step()] == [first]
+    second = scheduler.submit(Request(ids(450, 1), max_new_tokens=2))
+    steps = [[e.ticket for e in scheduler.step()] for _ in range(6)]
+    assert steps == [[first]] * 4 + [[first, second]] * 2, "449 tokens are five chunks"
+    engine.check_integrity()
+    scheduler.abort()
+    (alone,) = engine.generate([Request(ids(450, 1), max_new_tokens=2)])
+    assert scheduler.finished[second].tokens == alone.tokens
+
+
+def test_streams_show_tokens_as_they_come_and_may_be_closed(make_engine: Make, ids: Make) -> None:
+    engine = make_engine()
+    requests = [Request(ids(30, 0), max_new_tokens=4), Request(ids(60, 1), max_new_tokens=6)]
+    want = [g.tokens for g in engine.generate(requests)]
+    events = list(engine.stream(requests))
+    assert [[e.token for e in events if e.ticket == i] for i in range(2)] == want
+    assert [e.finish for e in events if e.ticket == 1] == [None] * 5 + ["length"]
+    stream = engine.stream(requests)
+    next(stream)
+    stream.close()
+    engine.check_integrity()
+    assert engine.cache.blocks.available == engine.cache.blocks.total
+
+
+def test_stop_strings_end_a_request_and_are_left_out(make_engine: Make, ids: Make) -> None:
+    class Letters:
+        """Token t is the letter t mod 26."""
+
+        def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+            return "".join(chr(97 + token % 26) for token in tokens)
+
+    engine = make_engine()
+    request = Request(ids(40, 3), max_new_tokens=20)
+    with pytest.raises(VortexError, match="without a tokenizer"):
+        engine.generate([replace(request, stop_strings=("x",))])
+    engine.tokenizer = Letters()
+    (whole,) = engine.generate([request])
+    assert whole.text == Letters().decode(whole.tokens, skip_special_tokens=True)
+    assert whole.text is not None
+    stop = whole.text[7:10]
+    at = whole.text.index(stop)
+    stopping = replace(request, stop_strings=("no such text", stop))
+    (stopped,) = engine.generate([stopping])
+    assert (stopped.text, stopped.finish) == (whole.text[:at], "stop")
+    assert stopped.tokens == whole.tokens[: at + 3]
+    assert "".join(e.text for e in engine.stream([stopping])) == whole.text[:at], "part of it was shown"
 
 
 def test_results_come_in_the_order_of_requests_and_match_decode(make_engine: Make, ids: Make) -> None:

@@ -1,0 +1,198 @@
+"""Pointwise Triton kernels of a transformer layer, and the one that keeps page lists across steps.
+
+A decode step of a small batch is bound by the number of its launches wherever it does not stream weights or KV, so
+normalisation, rotation and the gated activation are one launch each. Every intermediate is rounded where
+transformers rounds it, so that fusing changes no token.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2
+
+# Tokens of a program: a decode step has few. The interpreter pays for every program, not for what it holds.
+ROWS = 64 if INTERPRETED else 1
+
+
+@triton.jit
+def _normed(x, weight, mean_square, eps, dtype: tl.constexpr):
+    """RMSNorm (arXiv 1910.07467), rounded to `dtype` before and after the weight."""
+    return (weight * (x * tl.rsqrt(mean_square + eps)).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def rms_norm_kernel(
+    x_ptr, weight_ptr, out_ptr, rows, stride, eps, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """Grid (row blocks,)."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.arange(0, BLOCK)[None, :]
+    ok = (row < rows) & (channel < DIM)
+    x = tl.load(x_ptr + row * stride + channel, mask=ok, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + channel, mask=channel < DIM, other=0.0).to(tl.float32)
+    mean_square = tl.sum(x * x, 1)[:, None] / DIM
+    y = _normed(x, weight, mean_square, eps, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * DIM + channel, y.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def norm_rotate_kernel(
+    qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, tokens, stride, stride_cos, eps,
+    Q_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_PAD: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Grid (token blocks, query heads + kv heads): one head's channels, normalised and rotated in place."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    head = tl.program_id(1)
+    half = tl.arange(0, HALF_PAD)[None, :]
+    in_head = half < DIM // 2
+    ok = (token < tokens) & in_head
+    base = qkv_ptr + token * stride + head * DIM
+    dtype: tl.constexpr = qkv_ptr.dtype.element_ty
+    low = tl.load(base + half, mask=ok, other=0.0).to(tl.float32)
+    high = tl.load(base + DIM // 2 + half, mask=ok, other=0.0).to(tl.float32)
+    if NORM:
+        weight = q_weight_ptr
+        if head >= Q_HEADS:
+            weight = k_weight_ptr
+        mean_square = (tl.sum(low * low, 1) + tl.sum(high * high, 1))[:, None] / DIM
+        w_low = tl.load(weight + half, mask=in_head, other=0.0).to(tl.float32)
+        w_high = tl.load(weight + DIM // 2 + half, mask=in_head, other=0.0).to(tl.float32)
+        low = _normed(low, w_low, mean_square, eps, dtype)
+        high = _normed(high, w_high, mean_square, eps, dtype)
+    cos, sin = cos_ptr + token * stride_cos + half, sin_ptr + token * stride_cos + half
+    cos_low = tl.load(cos, mask=ok, other=0.0).to(tl.float32)
+    cos_high = tl.load(cos + DIM // 2, mask=ok, other=0.0).to(tl.float32)
+    sin_low = tl.load(sin, mask=ok, other=0.0).to(tl.float32)
+    sin_high = tl.load(sin + DIM // 2, mask=ok, other=0.0).to(tl.float32)
+    new_low = (low * cos_low).to(dtype).to(tl.float32) + (-high * sin_low).to(dtype).to(tl.float32)
+    new_high = (high * cos_high).to(dtype).to(tl.float32) + (low * sin_high).to(dtype).to(tl.float32)
+    tl.store(base + half, new_low.to(dtype), mask=ok)
+    tl.store(base + DIM // 2 + half, new_high.to(dtype), mask=ok)
+
+
+@triton.jit
+def silu_mul_kernel(
+    x_ptr, out_ptr, tokens, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    """Grid (token blocks, column blocks): silu(gate) * up, from `[gate, up]` side by side."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    ok = (token < tokens) & (column < WIDTH)
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    gate = tl.load(x_ptr + token * stride + column, mask=ok, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + token * stride + WIDTH + column, mask=ok, other=0.0).to(tl.float32)
+    y = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up
+    tl.store(out_ptr + token * WIDTH + column, y.to(dtype), mask=ok)
+
+
+@triton.jit
+def keep_lists_kernel(
+    kept_ptr, kept_lens_ptr, new_ptr, new_lens_ptr, table_ptr, lengths_ptr, ages_ptr,
+    stride_kept, stride_new, stride_table, period, capacity,
+    HEADS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, SELECTS: tl.constexpr,
+):  # fmt: skip
+    """Grid (batch * heads,): a row that is due takes its new list; any other gets the page being written."""
+    row = tl.program_id(0).to(tl.int64)
+    b = row // HEADS
+    length = tl.load(lengths_ptr + b)
+    if length == 0:
+        return
+    kept = kept_ptr + row * stride_kept
+    due = SELECTS & (tl.load(ages_ptr + b) % period == 0)
+    if due:
+        for start in range(0, capacity, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            ids = tl.load(new_ptr + row * stride_new + at, mask=at < capacity, other=0)
+            tl.store(kept + at, ids, mask=at < capacity)
+        tl.store(kept_lens_ptr + row, tl.load(new_lens_ptr + row))
+        return
+    count = (tl.load(kept_lens_ptr + row) + PAGE - 1) // PAGE
+    newest = tl.load(table_ptr + b * stride_table + (length - 1) // PAGE)
+    last = tl.load(kept + tl.maximum(count - 1, 0))
+    count = tl.where((count == 0) | (last != newest), count + 1, count)
+    tl.store(kept + count - 1, newest)
+    tl.store(kept_lens_ptr + row, (count - 1) * PAGE + (length - 1) % PAGE + 1)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalise the last dimension. `x`: any shape; the result is contiguous."""
+    dim = x.shape[-1]
+    rows = x.reshape(-1, dim)
+    count = rows.shape[0]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if count:
+        block = next_power_of_2(dim)
+        rms_norm_kernel[(triton.cdiv(count, ROWS),)](
+            rows, weight, out, count, rows.stride(0), eps, DIM=dim, BLOCK=block, ROWS=ROWS,
+            num_warps=4 if block <= 2048 else 8,
+        )  # fmt: skip
+    return out
+
+
+def norm_rotate(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    dim: int,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+) -> None:
+    """Normalise (where there are weights) and rotate the query and key heads in place.
+
+    Args:
+        qkv: `[token, (q_heads + 2 * kv_heads) * dim]`, queries, keys, values side by side.
+        cos, sin: `[token, dim]`, in the dtype of `qkv`.
+    """
+    assert cos.stride() == sin.stride() and cos.stride(-1) == 1
+    norm = q_weight is not None
+    tokens = qkv.shape[0]
+    norm_rotate_kernel[(triton.cdiv(tokens, ROWS), q_heads + kv_heads)](
+        qkv, q_weight, k_weight, cos, sin, tokens, qkv.stride(0), cos.stride(0), eps,
+        Q_HEADS=q_heads, DIM=dim, HALF_PAD=next_power_of_2(dim // 2), NORM=norm, ROWS=ROWS, num_warps=1,
+    )  # fmt: skip
+
+
+def silu_mul(x: torch.Tensor) -> torch.Tensor:
+    """`[token, 2 * width]` to `[token, width]`."""
+    tokens, width = x.shape[0], x.shape[1] // 2
+    out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
+    block = min(1024, next_power_of_2(width))
+    silu_mul_kernel[(triton.cdiv(tokens, ROWS), triton.cdiv(width, block))](
+        x, out, tokens, x.stride(0), WIDTH=width, BLOCK=block, ROWS=ROWS, num_warps=4
+    )
+    return out
+
+
+def keep_lists(
+    kept: torch.Tensor,
+    kept_lens: torch.Tensor,
+    new: tuple[torch.Tensor, torch.Tensor] | None,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    ages: torch.Tensor,
+    *,
+    period: int,
+    page_size: int,
+) -> None:
+    """Carry page lists over a step (LServe's reusable selection, arXiv 2502.14866).
+
+    Args:
+        kept, kept_lens: int32 `[batch * heads, columns]` and `[batch * heads]`, the lists in use.
+        new: this step's selection, `[batch * heads, capacity]` and token counts; None where no row is due.
+        table: int32 `[batch, pages]`, logical to physical.
+        lengths, ages: int32 `[batch]`; a row is due when its age is a multiple of `period`.
+    """
+    rows, batch = kept.shape[0], lengths.shape[0]
+    ids, lens = new if new is not None else (kept, kept_lens)
+    keep_lists_kernel[(rows,)](
+        kept, kept_lens, ids, lens, table, lengths, ages, kept.stride(0), ids.stride(0), table.stride(0),
+        period, ids.shape[1], HEADS=rows // batch, PAGE=page_size, BLOCK=256, SELECTS=new is not None,
+        num_warps=1,
+    )  # fmt: skip

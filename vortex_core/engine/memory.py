@@ -1,0 +1,50 @@
+"""How many tokens of KV cache a device has room for."""
+
+from __future__ import annotations
+
+import torch
+
+from vortex_core.compiler.interface import CompiledFlow, Geometry
+from vortex_core.engine.blocks import BLOCK_TOKENS
+from vortex_core.engine.errors import no_room_for_states
+
+CPU_TOKENS = 32768
+# Page states lie beside the pool and change with the flow: room is kept for states of this share of the KV bytes
+# (Quest's two bf16 vectors a page of 16 tokens are a sixteenth).
+STATE_SHARE = 1 / 8
+
+
+def kv_bytes_per_token(geometry: Geometry, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values over all layers; a latent is stored once."""
+    channels = geometry.head_dim + (0 if geometry.is_mla else geometry.value_dim)
+    return geometry.layers * geometry.kv_heads * channels * dtype.itemsize
+
+
+def pool_tokens(geometry: Geometry, dtype: torch.dtype, device: torch.device, fraction: float) -> int:
+    """Tokens of a pool that, with page states, leaves `1 - fraction` of the device's memory free."""
+    if device.type != "cuda":
+        return CPU_TOKENS
+    free, total = torch.cuda.mem_get_info(device)
+    usable = free + _cached(device) - (1.0 - fraction) * total
+    tokens = int(usable / (kv_bytes_per_token(geometry, dtype) * (1.0 + STATE_SHARE)))
+    return max(1, tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+def check_states_fit(compiled: CompiledFlow, pages: int, leaders: int, device: torch.device) -> None:
+    """Raises `VE019` where the page states of a flow would not fit the device."""
+    if device.type != "cuda":
+        return
+    needed = compiled.new_states(1, device).nbytes() * pages * leaders
+    free = torch.cuda.mem_get_info(device)[0] + _cached(device)
+    if needed > free:
+        raise no_room_for_states(needed, free)
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of all tensors of this process on a GPU; 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _cached(device: torch.device) -> int:
+    """Bytes that torch's allocator holds without using them."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
