@@ -46,6 +46,24 @@ sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
 '''
 
 
+_SERVE = '''\
+"""Serves this flow with SGLang.
+
+    python serve.py --model MODEL [options of sglang.launch_server]
+    python serve.py --print
+
+Needs an environment with sglang and vortex-search's vortex_core (pip install --no-deps vortex-search).
+"""
+
+import sys
+from pathlib import Path
+
+from vortex_core.serving.launch import main
+
+sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
+'''
+
+
 def export(
     run: Run, state: CampaignState, config: CampaignConfig, entry: Entry, out: Path, *, force: bool = False
 ) -> Path:
@@ -71,6 +89,7 @@ def export(
     write_atomic(out / "card.md", card_text(card))
     write_atomic(out / "README.md", _readme(card))
     write_atomic(out / "verify.py", _VERIFY)
+    write_atomic(out / "serve.py", _SERVE)
     return out
 
 
@@ -95,6 +114,7 @@ def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Ent
         "found_by": candidate.proposer,
         "parents": [f"{p.label} {p.name}" for p in parents],
         "model": state.started.settings["model"],
+        "model_source": hub_name(state.started.settings["model"]),
         "objective": objective_in_words(config.objective),
         "verdict": score.verdict.name.lower(),
         "open_points": list(score.broken),
@@ -110,6 +130,13 @@ def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Ent
         "measured_on": state.started.machine,
         "exported_with": versions(),
     }
+
+
+def hub_name(model: str) -> str:
+    """Where others find a model: the hub id of a described one, anything else as it is."""
+    from vortex_core.specs import list_models, load_model
+
+    return load_model(model).hf_id if model.lower() in list_models() else model
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -156,11 +183,13 @@ A sparse-attention algorithm found by vortex-search on {card["model"]}.
 | `program.json` | the same program as verified IR; its hash is the program's identity |
 | `card.md`, `card.json` | what was measured, how, on what, with intervals |
 | `verify.py` | checks all of the above again |
+| `serve.py` | serves the flow with SGLang |
 
     vortex-search check flow.py
     vortex-search explain flow.py --model {card["model"]} --gpu h200
     vortex-search evaluate flow.py --model {card["model"]}
     python verify.py
+    python serve.py --port 30000
 
 Numbers marked modelled come from a cost model, not from a GPU.
 """

@@ -1,0 +1,335 @@
+"""Decode throughput and token parity inside SGLang: its own backends and this project's plug-in, in turn.
+
+    python -m benchmarks.serving_sglang --model qwen3-1.7b --batches 16,64 --contexts 8192,16384,32000 \
+        --dense fa3,flashinfer --flows block_topk,quest --out benchmarks/results
+
+Runs in SGLang's environment (docs/serving.md) on one GPU, or on several with --tp. Weights are random: only time
+and parity mean anything. Engines take most of a GPU's memory, so each arm has a process of its own, and `--rounds`
+interleaves the arms. Prompts are prefilled once an engine and stay in the prefix cache; a step's time is the
+difference of two generations over the difference of their lengths, as in `t(LONG) - t(SHORT)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# Dimensions of the published models (configs/models says where from); weights are random.
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "vocab_size": 256, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    },
+    "qwen3-1.7b": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 2048,
+        "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": True,
+    },
+    "qwen3-8b": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096,
+        "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+QWEN_REST = {
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "torch_dtype": "bfloat16", "hidden_act": "silu",
+    "attention_bias": False, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True, "sliding_window": None,
+    "use_sliding_window": False, "attention_dropout": 0.0,
+}  # fmt: skip
+GLM_REST = {
+    "architectures": ["Glm4MoeLiteForCausalLM"], "torch_dtype": "bfloat16", "first_k_dense_replace": 1,
+    "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 1,
+}  # fmt: skip
+RANDOM_ROUTING = (
+    "random weights route to few experts: absolute tok/s is optimistic and speed-ups are overstated"
+)
+SHORT, LONG = 33, 161
+
+
+def write_config(model: str, folder: Path, context: int) -> Path:
+    """A model directory with a configuration and no weights."""
+    if model == "glm-4.7-flash":
+        from transformers import Glm4MoeLiteConfig
+
+        config = {**Glm4MoeLiteConfig().to_dict(), **GLM_REST}
+    else:
+        config = {**QWEN_REST, **SHAPES[model]}
+    config["max_position_embeddings"] = max(context, int(config["max_position_embeddings"]))
+    path = folder / model
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
+    """Seeded random token ids."""
+    return [random.Random(1000 + i).choices(range(10, vocabulary), k=length) for i in range(batch)]
+
+
+class Arm:
+    """One engine in this process, dense or with a flow (chosen by environment variables before start)."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        import sglang
+
+        began = time.perf_counter()
+        self.job, self.version = job, sglang.__version__
+        options: dict[str, Any] = {
+            "model_path": job["path"], "skip_tokenizer_init": True, "load_format": "dummy",
+            "grammar_backend": "none", "sampling_backend": "pytorch", "random_seed": 0, "log_level": "info",
+            "page_size": job["page"], "context_length": job["context_limit"], "tp_size": job["tp"],
+            "max_running_requests": job["largest"], "watchdog_timeout": 1200, "decode_log_interval": 64,
+            **job["options"],
+        }  # fmt: skip
+        self.engine = sglang.Engine(**options)
+        self.start_seconds = time.perf_counter() - began
+
+    def generate(self, ids: list[list[int]], new: int) -> tuple[float, list[list[int]], int]:
+        """Seconds, tokens, and the fewest prompt tokens that came from the prefix cache."""
+        began = time.perf_counter()
+        found = self.engine.generate(
+            input_ids=ids, sampling_params={"temperature": 0, "max_new_tokens": new, "ignore_eos": True}
+        )
+        seconds = time.perf_counter() - began
+        tokens = [r["output_ids"] for r in found]
+        assert all(len(t) == new for t in tokens), "fewer tokens than asked for"
+        return seconds, tokens, min(r["meta_info"].get("cached_tokens", -1) for r in found)
+
+    def measure(self, batch: int, context: int, repeats: int) -> dict[str, Any]:
+        """Step time at one shape, and the tokens of a 64-token answer."""
+        ids = prompts(batch, context, self.job["vocabulary"])
+        began = time.perf_counter()
+        self.generate(ids, 1)
+        prefill = time.perf_counter() - began
+        _, tokens, _ = self.generate(ids, 64)  # also warms every captured batch
+        steps, cached = [], []
+        for _ in range(repeats):
+            short, _, c = self.generate(ids, SHORT)
+            long, _, _ = self.generate(ids, LONG)
+            steps.append((long - short) / (LONG - SHORT) * 1e3)
+            cached.append(c)
+        ms = statistics.median(steps)
+        return {
+            "batch": batch, "context": context, "ms_step": round(ms, 3), "tok_s": round(batch / ms * 1e3, 1),
+            "tpot_p95_ms": round(max(steps), 3), "all_ms": [round(s, 3) for s in steps],
+            "cached_tokens": min(cached), "prefill_s": round(prefill, 2), "tokens": tokens,
+        }  # fmt: skip
+
+
+def child(path: str) -> None:
+    """Run one arm's job and print each result as soon as it exists."""
+    job = json.loads(Path(path).read_text())
+    arm = Arm(job)
+    print("UP " + json.dumps({"start_s": round(arm.start_seconds, 1), "sglang": arm.version}), flush=True)
+    last = None
+    for batch, context in job["sets"]:
+        if last not in (None, context):
+            arm.engine.flush_cache()
+        last = context
+        print("RESULT " + json.dumps(arm.measure(batch, context, job["repeats"])), flush=True)
+    arm.engine.shutdown()
+
+
+def run_arm(
+    name: str, job: dict[str, Any], variables: dict[str, str], log: Path, limit: float
+) -> dict[str, Any]:
+    """Run one arm in a process of its own; what it printed before a failure is kept."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+        json.dump(job, file)
+    status = log.with_suffix(".status.json")
+    environment = {**os.environ, **variables, "VORTEX_SERVING_STATUS": str(status), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "benchmarks.serving_sglang", "--child", file.name]
+    found: dict[str, Any] = {"arm": name, "results": []}
+    with (
+        log.open("w") as out,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=out, text=True, start_new_session=True
+        ) as process,
+    ):
+        deadline = time.monotonic() + limit
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith("UP "):
+                    found.update(json.loads(line[3:]))
+                elif line.startswith("RESULT "):
+                    found["results"].append(json.loads(line[7:]))
+                    row = {k: v for k, v in found["results"][-1].items() if k != "tokens"}
+                    print(f"{name}: {json.dumps(row)}", flush=True)
+                else:
+                    out.write(line)
+                if time.monotonic() > deadline:
+                    found["failure"] = f"stopped after {limit:.0f} s"
+                    os.killpg(process.pid, 9)
+        finally:
+            if process.poll() is None:
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, 9)
+    if process.returncode and "failure" not in found:
+        found["failure"] = f"exit status {process.returncode}; see {log.name}"
+    if "failure" in found:
+        print(
+            f"{name}: {found['failure']}\n" + "".join(log.read_text().splitlines(keepends=True)[-15:]),
+            flush=True,
+        )
+    if status.exists():
+        found["status"] = json.loads(status.read_text())
+    return found
+
+
+def table(arms: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Medians over rounds by arm and shape, with the speed-up over the best dense arm, and token parity."""
+    by: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for arm in arms:
+        for r in arm["results"]:
+            by.setdefault((arm["arm"], r["batch"], r["context"]), []).append(r)
+    medians = {key: statistics.median(r["ms_step"] for r in rows) for key, rows in by.items()}
+    status = {arm["arm"]: arm.get("status") for arm in arms}
+    rows = []
+    for (name, batch, context), found in by.items():
+        dense = {k: v for k, v in medians.items() if k[0].startswith("dense:") and k[1:] == (batch, context)}
+        best = min(dense, key=lambda k: dense[k]) if dense else None
+        same = None
+        if best is not None and not name.startswith("dense:"):
+            pairs = zip(found[0]["tokens"], by[best][0]["tokens"], strict=True)
+            same = sum(a == b for a, b in pairs)
+        ran = status[name] or {}
+        rows.append({
+            "arm": name, "batch": batch, "context": context, "ms_step": round(medians[name, batch, context], 3),
+            "tok_s": round(batch / medians[name, batch, context] * 1e3, 1),
+            "tpot_p95_ms": max(r["tpot_p95_ms"] for r in found), "rounds": len(found),
+            "speedup": None if best is None else round(dense[best] / medians[name, batch, context], 3),
+            "best_dense": None if best is None else best[0],
+            "answers_equal_to_dense": same, "density": ran.get("density"), "ir_hash": ran.get("ir_hash"),
+        })  # fmt: skip
+    lines = ["| arm | batch | context | ms a step | tok/s | over best dense | answers as dense | density |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in sorted(rows, key=lambda r: (r["batch"], r["context"], r["arm"])):
+        density = "" if r["density"] is None else f"{r['density']:.3f}"
+        same = "" if r["answers_equal_to_dense"] is None else f"{r['answers_equal_to_dense']}/{r['batch']}"
+        lines.append(
+            f"| {r['arm']} | {r['batch']} | {r['context']:,} | {r['ms_step']:.2f} | {r['tok_s']:,.0f} "
+            f"| {r['speedup'] or ''} | {same} | {density} |"
+        )
+    return rows, "\n".join(lines)
+
+
+def jobs(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict[str, Any], dict[str, str]]]:
+    """The arms of one round: name, job, environment variables."""
+    from vortex_core import library
+    from vortex_core.serving.bundle import FlowBundle
+    from vortex_core.serving.entry_points import plugin_path
+    from vortex_core.serving.settings import Settings
+
+    batches = [int(b) for b in args.batches.split(",")]
+    contexts = [int(c) for c in args.contexts.split(",")]
+    limit = max(contexts) + 1024
+    path = write_config(args.model, folder, limit)
+    base = {
+        "path": str(path), "page": args.page, "context_limit": limit, "largest": max(batches), "tp": args.tp,
+        "vocabulary": json.loads((path / "config.json").read_text())["vocab_size"],
+        "sets": [(b, c) for c in contexts for b in sorted(batches, reverse=True)], "repeats": args.repeats,
+    }  # fmt: skip
+    options = {"mem_fraction_static": args.memory, "disable_prefill_cuda_graph": True}
+    if args.device == "cpu":
+        options |= {"device": "cpu", "dtype": "float32", "disable_cuda_graph": True, "max_total_tokens": 8192}
+    else:
+        options["cuda_graph_max_bs_decode"] = max(batches)
+    if args.model == "glm-4.7-flash":
+        options |= {"chunked_prefill_size": 32768, "max_prefill_tokens": 32768}
+    found = []
+    for name in filter(None, args.dense.split(",")):
+        own = {"attention_backend": name}
+        if name != args.prefill and args.prefill:
+            own = {"prefill_attention_backend": args.prefill, "decode_attention_backend": name}
+        found.append((f"dense:{name}", {**base, "options": {**options, **own}}, {}))
+    plugin = plugin_path(folder / "site")
+    flows = [(f, args.budget) for f in filter(None, args.flows.split(","))]
+    if args.parity:
+        flows += [("dense", None), ("block_topk", str(limit))]
+    for flow, budget in flows:
+        traced = library.resolve(flow)
+        if flow != "dense":
+            traced = traced.with_knobs(page_size=args.page, budget=budget)
+        bundle = FlowBundle.of(traced)
+        settings = Settings(str(bundle.write(folder / f"{bundle.key}.json")), args.prefill)
+        name = f"vortex:{flow}" + (" everything" if budget == str(limit) else "")
+        job = {**base, "options": {**options, "attention_backend": "vortex"}}
+        found.append((name, job, {**settings.to_environment(), **plugin}))
+    return found
+
+
+def main() -> None:
+    """Run every arm `--rounds` times, in turn; write `serving_sglang.json` and `.md`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--model", default="qwen3-1.7b", choices=[*SHAPES, "glm-4.7-flash"])
+    parser.add_argument("--batches", default="16")
+    parser.add_argument("--contexts", default="32000")
+    parser.add_argument("--dense", default="fa3", help="SGLang backends to compare with")
+    parser.add_argument("--flows", default="block_topk,quest")
+    parser.add_argument("--budget", default="2048", help="tokens, or an expression")
+    parser.add_argument("--page", type=int, default=16)
+    parser.add_argument("--prefill", help="SGLang backend that prefills every arm")
+    parser.add_argument("--memory", type=float, default=0.86, help="--mem-fraction-static")
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--parity", action="store_true", help="also arms that attend to everything")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--limit", type=float, default=900, help="seconds an arm may take")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    if args.child:
+        child(args.child)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    arms: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        planned = jobs(args, Path(temporary))
+        for round_ in range(args.rounds):
+            for name, job, variables in planned if round_ % 2 == 0 else planned[::-1]:
+                log = args.out / f"serving_sglang-{name.replace(':', '-').replace(' ', '-')}-{round_}.log"
+                arms.append(run_arm(name, job, variables, log, args.limit))
+                rows, text = table(arms)
+                facts = {"model": args.model, "device": device_name(args), "versions": versions(arms),
+                         "note": RANDOM_ROUTING if "glm" in args.model else "random weights", "rows": rows}  # fmt: skip
+                failures = {a["arm"]: a["failure"] for a in arms if "failure" in a}
+                data = {**facts, "failures": failures, "start_s": {a["arm"]: a.get("start_s") for a in arms}}
+                (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
+                (args.out / "serving_sglang.md").write_text(f"{args.model}, {facts['device']}\n\n{text}\n")
+    print(text)
+
+
+def device_name(args: argparse.Namespace) -> str:
+    """The GPU, or the CPU of a trial run."""
+    import torch
+
+    return torch.cuda.get_device_name() if args.device == "cuda" and torch.cuda.is_available() else "CPU"
+
+
+def versions(arms: list[dict[str, Any]]) -> dict[str, str]:
+    """Of what ran."""
+    import torch
+    import triton
+
+    found = {"torch": torch.__version__, "triton": triton.__version__}
+    return found | {"sglang": next((a["sglang"] for a in arms if "sglang" in a), "did not start")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The Triton path of the serving decoder against its torch path: same pool, same steps, same attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.cpu.serving.pools import GQA, MLA, Pool, bundle
+from vortex_core.compiler.interface import Geometry
+from vortex_core.serving.step_view import StepView
+
+MLA_SMALL = Geometry(layers=1, kv_heads=1, group=4, head_dim=48, rope_dim=16, value_dim=32)
+GQA_SMALL = Geometry(layers=2, kv_heads=2, group=2, head_dim=16, rope_dim=16, value_dim=16)
+assert GQA_SMALL.group == GQA.group and MLA_SMALL.head_dim == MLA.head_dim
+
+
+@pytest.mark.parametrize(
+    ("geometry", "flow", "knobs"),
+    [
+        (GQA_SMALL, "dense", {"page_size": 8}),
+        (GQA_SMALL, "quest", {"page_size": 8, "budget": "24", "dense_layers": (1,)}),
+        (GQA_SMALL, "block_topk", {"page_size": 8, "budget": "4096"}),
+        (MLA_SMALL, "block_topk", {"page_size": 8, "budget": "24"}),
+    ],
+)
+def test_steps_equal_those_of_torch(geometry: Geometry, flow: str, knobs: dict[str, object]) -> None:
+    outs = []
+    for backend in ("torch", "triton"):
+        pool = Pool(geometry, page=8, pages=16, requests=2, longest=64)
+        decoder = pool.decoder(bundle(flow, **knobs), backend)
+        pool.prefill(decoder, 0, 30)
+        pool.prefill(decoder, 1, 14)
+        steps = [
+            pool.step(decoder, [1, 0], padded=4) for _ in range(3)
+        ]  # request 1 completes a page in the second
+        outs.append([out[:2] for step in steps for _, out in step])
+        if flow == "quest":
+            attended, there = decoder.attended().tolist()
+            assert attended < there
+    for want, found in zip(*outs, strict=True):
+        torch.testing.assert_close(found, want, rtol=2e-3, atol=2e-4)
+
+
+def test_a_replayed_step_reads_its_buffers_again() -> None:
+    """What a captured graph does: the same launches on the same buffers, for another batch."""
+    geometry = GQA_SMALL
+    pool = Pool(geometry, page=8, pages=16, requests=2, longest=64)
+    decoder = pool.decoder(bundle("block_topk", page_size=8, budget="16"), "triton")
+    pool.prefill(decoder, 0, 40)
+    pool.prefill(decoder, 1, 25)
+    q = torch.randn(1, 4, 16, generator=pool.random)
+    decoder.prepare(1)
+    decoder.begin(pool.slots, torch.tensor([0]), torch.tensor([40]))
+    first = decoder.attend(0, q, 0.25).clone()
+    buffers = [t.data_ptr() for t in (decoder.view.table, decoder.view.lengths, decoder.view.budgets)]
+    lists = decoder._lists[1][0]
+    decoder.begin(pool.slots, torch.tensor([1]), torch.tensor([25]))
+    other = decoder.attend(0, q, 0.25).clone()
+    decoder.begin(pool.slots, torch.tensor([0]), torch.tensor([40]))
+    again = decoder.attend(0, q, 0.25)
+    assert buffers == [t.data_ptr() for t in (decoder.view.table, decoder.view.lengths, decoder.view.budgets)]
+    assert decoder._lists[1][0].ids.data_ptr() == lists.ids.data_ptr()
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first, other)
+
+
+def test_the_view_of_a_step_by_kernel_and_by_torch() -> None:
+    slots = torch.randperm(64 * 4).view(4, 64).to(torch.int32)
+    allowance = [[0, *range(64, 0, -1)], [0, *([7] * 64)]]
+    made = []
+    for by_kernel in (True, False):
+        view = StepView(4, 64, 8, allowance, torch.device("cpu"))
+        view._by_kernel = by_kernel
+        view.fill(slots, torch.tensor([2, 0]), torch.tensor([33, 64]))
+        view.fill(slots, torch.tensor([1]), torch.tensor([9]))  # what the first left beyond it stays valid
+        view.pad(1, 3)
+        made.append(view)
+    for name in ("table", "lengths", "budgets"):
+        assert torch.equal(getattr(made[0], name), getattr(made[1], name)), name
+    assert made[0].table[0, :2].tolist() == (slots[1, :16:8] // 8).tolist()
+    assert made[0].budgets[:, :3].tolist() == [[56, 1, 1], [7, 1, 1]]
+    assert made[0].lengths.tolist() == [9, 1, 1, 1]

@@ -1,0 +1,7 @@
+"""The SGLang plug-in: attention backend `vortex`, registered through SGLang's own entry points."""
+
+from __future__ import annotations
+
+NAME = "vortex"
+# Versions whose interface was read and run against; `contract.py` says what is expected of others.
+SUPPORTED = ("0.5.16",)

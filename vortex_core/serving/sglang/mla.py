@@ -1,0 +1,23 @@
+"""How SGLang's MLA models (DeepSeek's attention, GLM-4.7-Flash among them) call this backend at decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vortex_core.serving.sglang import NAME
+
+
+def register_mla() -> None:
+    """Decode in latent space, with query and key handed over as latent and rotary parts.
+
+    The parts let the new token be stored by SGLang's fused kernel, without a concatenated key.
+    """
+    from sglang.srt.models.deepseek_common import attention_backend_handler as handler
+    from sglang.srt.models.deepseek_common import utils
+
+    def decode(attn: Any, forward_batch: Any) -> Any:
+        return handler._dispatch_mla_subtype(attn, forward_batch)
+
+    handler.AttentionBackendRegistry.register(NAME, decode)
+    if NAME not in utils.FORWARD_ABSORB_CORE_ATTENTION_BACKENDS:
+        utils.FORWARD_ABSORB_CORE_ATTENTION_BACKENDS.append(NAME)

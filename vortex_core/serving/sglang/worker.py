@@ -1,0 +1,60 @@
+"""An SGLang engine that obeys JSON lines: one request on stdin, one answer on the descriptor it was given.
+
+SGLang kills its own process tree when it fails, so nothing else may live in its process. Started by
+`serving.client`; runs in SGLang's environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+class Worker:
+    """The engine behind the protocol."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        import sglang
+
+        began = time.perf_counter()
+        self.engine = sglang.Engine(**options)
+        self.facts = {"sglang": sglang.__version__, "start_s": round(time.perf_counter() - began, 2)}
+
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Greedy answers of exactly `new` tokens to `ids`; seconds of the whole batch."""
+        began = time.perf_counter()
+        found = self.engine.generate(
+            input_ids=request["ids"],
+            sampling_params={"temperature": 0, "max_new_tokens": request["new"], "ignore_eos": True},
+        )
+        seconds = time.perf_counter() - began
+        cached = [int(r["meta_info"].get("cached_tokens", 0)) for r in found]
+        return {"seconds": seconds, "tokens": [r["output_ids"] for r in found], "cached": cached}
+
+    def flush(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Forget all cached prefixes."""
+        self.engine.flush_cache()
+        return {}
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    with os.fdopen(int(sys.argv[1]), "w") as answers:
+
+        def answer(value: dict[str, Any]) -> None:
+            answers.write(json.dumps(value) + "\n")
+            answers.flush()
+
+        worker = Worker(json.loads(sys.stdin.readline()))
+        answer(worker.facts)
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer(getattr(worker, request["do"])(request))
+        worker.engine.shutdown()
+
+
+if __name__ == "__main__":  # SGLang's processes import this module again
+    main()
