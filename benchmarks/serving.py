@@ -24,12 +24,15 @@ from typing import Any
 import torch
 
 from vortex_core import library
+from vortex_core.engine.cache import Prompt
 from vortex_core.engine.cores import wait_passively
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.models.random_weights import LABEL, random_model
 from vortex_core.engine.throughput import (
+    Candidate,
     Reference,
     against_reference,
+    attention_share,
     candidates,
     everything_selected,
     fill,
@@ -109,7 +112,7 @@ def tiny_check(device: str) -> dict[str, Any]:
     engine = Engine(model, spec=spec, max_tokens=8192)
     dense = against_reference(engine, references)
     worst = {}
-    for name in ("block_topk", "quest", "streaming"):
+    for name in ("block_topk", "quest"):
         worst[name] = everything_selected(engine, name, 16, 1e-3).worst
     swaps, memory = hot_swaps(engine)
     if dense.agreed < 1.0 or dense.worst > 1e-3:
@@ -194,8 +197,17 @@ def decode_table(engine: Engine, args: argparse.Namespace, journal: Journal) -> 
                         return asdict(row)
 
                     journal.run("decode", measure)
+                # Afterwards: a profiler that fails or slows the process must not touch the figures above.
+                for candidate in candidates(args.flows, page_size=args.page, budget=args.budget):
+                    journal.run("share", partial(share, engine, candidate, held))
             for prompt in held:
                 engine.release(prompt)
+
+
+def share(engine: Engine, candidate: Candidate, prompts: list[Prompt]) -> dict[str, Any]:
+    """Of a decode step's time, how much is attention."""
+    engine.load_flow(candidate.program, candidate.knobs)
+    return {"flow": candidate.name, "attention_share": attention_share(engine, prompts)}
 
 
 def parse() -> argparse.Namespace:
@@ -241,7 +253,7 @@ def main() -> int:
     if args.check:
         journal.run("tiny", lambda: tiny_check(args.device))
     engine, references = build(args, journal)
-    tolerance = 0.1 if engine.dtype == torch.bfloat16 else 1e-3
+    tolerance = 0.05 if engine.dtype == torch.bfloat16 else 1e-3
     if references:
         journal.run("transformers", lambda: asdict(against_reference(engine, references)))
     for flow in args.flows:

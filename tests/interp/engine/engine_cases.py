@@ -1,0 +1,176 @@
+"""The engine's GPU path under the Triton interpreter: same tokens as the torch backend and as transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cpu.engine.conftest import random_ids, tiny_model
+from vortex_core import library
+from vortex_core.engine import seam
+from vortex_core.engine.engine import Engine
+from vortex_core.engine.fused import fuse
+from vortex_core.engine.graph_batch import GraphBatch
+from vortex_core.engine.requests import Request
+from vortex_core.engine.runner import Shape
+from vortex_core.engine.sampling import Sampling
+from vortex_core.engine.scheduler import Scheduler
+from vortex_core.flow.load import trace_source
+from vortex_core.ir.knobs import Knobs
+
+torch.set_num_threads(1)
+PROMPTS = [random_ids(n, n) for n in (75, 33, 9)]
+STEPS = 5
+REMEMBER = '''
+from vortex_core import ops, register, vFlow
+
+@register("remember")
+class Remember(vFlow):
+    """Prefers pages that once had much attention; the others by similarity."""
+
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim), "peak": page.state(dtype="fp32", carried=True)}
+
+    def forward_cache(self, page):
+        return {"c": page.k.mean("token")}
+
+    def forward_indexer(self, q, cache):
+        peak = ops.maximum(cache["peak"], ops.mass().max("head"))
+        cache["peak"] = peak
+        return ops.topk(ops.maximum((q.mean("head") * cache["c"]).sum("dim"), ops.exp(peak)))
+'''
+
+
+@pytest.fixture(scope="module")
+def engines() -> dict[str, Engine]:
+    """The same weights behind both backends."""
+    options: dict[str, Any] = {"layers": 2, "kv_heads": 2, "group": 2}
+    return {
+        "torch": Engine(tiny_model("qwen3", **options), max_tokens=2048),
+        "triton": Engine(tiny_model("qwen3", **options), max_tokens=2048, backend="triton"),
+    }
+
+
+def decode(engine: Engine, flow: str, **options: Any) -> Any:
+    knobs = Knobs(**options.pop("knobs", {}))
+    program = None
+    if flow != "none":
+        program = (trace_source(REMEMBER) if flow == "remember" else library.load(flow)).program
+    engine.load_flow(program, knobs)
+    prompts = [engine.prefill(ids) for ids in PROMPTS]
+    result = engine.decode(prompts, max_new_tokens=STEPS, **options)
+    for prompt in prompts:
+        engine.release(prompt)
+    engine.check_integrity()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("flow", "knobs"),
+    [
+        ("none", {}),
+        ("block_topk", {"page_size": 8, "budget": "64"}),
+        ("quest", {"page_size": 16, "budget": "64 if layer < 2 else 48", "dense_layers": (0,)}),
+        ("quest", {"page_size": 8, "budget": "48", "reuse_steps": 3, "reuse_layers": 2}),
+        ("remember", {"page_size": 8, "budget": "48", "reuse_steps": 2}),
+    ],
+)
+def test_both_backends_decode_the_same_tokens(engines: dict[str, Engine], flow: str, knobs: Any) -> None:
+    want = decode(engines["torch"], flow, knobs=knobs)
+    got = decode(engines["triton"], flow, knobs=knobs)
+    assert got.tokens == want.tokens
+    assert got.density == pytest.approx(want.density, abs=1e-12)
+    assert got.ir_hash == want.ir_hash
+    for a, b in zip(got.logprobs, want.logprobs, strict=True):
+        assert a == pytest.approx(b, abs=2e-4)
+
+
+def test_tokens_are_those_of_transformers(engines: dict[str, Engine]) -> None:
+    model = tiny_model("qwen3", layers=2, kv_heads=2, group=2)
+    result = decode(engines["triton"], "none")
+    for ids, tokens in zip(PROMPTS, result.tokens, strict=True):
+        with torch.inference_mode():
+            want = model.generate(
+                torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None
+            )[0, len(ids) :]
+        assert tokens == want.tolist()
+
+
+def test_a_step_depends_on_nothing_but_its_buffers(engines: dict[str, Engine]) -> None:
+    """What makes it safe to capture: the same launches again, nothing told by the host, give the next token."""
+    engine = engines["triton"]
+    knobs = {"page_size": 8, "budget": "48", "reuse_steps": 3}
+    want = decode(engine, "quest", knobs=knobs)
+    prompts = [engine.prefill(ids) for ids in PROMPTS]
+    sequences = engine.fork(prompts, [STEPS] * len(prompts))
+    batch = engine.new_batch(sequences)
+    assert isinstance(batch, GraphBatch)
+    runner, count = batch.runner, len(prompts)
+    tokens = []
+    for _ in range(STEPS):
+        runner._step(Shape(4, 8, True), 4)  # one row of padding
+        tokens.append(runner.buffers.tokens[:count].tolist())
+    assert [list(x) for x in zip(*tokens, strict=True)] == want.tokens
+    assert runner.buffers.lengths.tolist()[count:] == [0] * (runner.buffers.rows - count)
+    engine.cache.join(sequences)
+    for prompt in prompts:
+        engine.release(prompt)
+
+
+def test_scheduled_and_sampled_tokens_are_those_of_the_torch_backend(engines: dict[str, Engine]) -> None:
+    """Rows join, leave, grow and are preempted; one of them is sampled."""
+    requests = [
+        Request(random_ids(125, 1), 8),
+        Request(random_ids(122, 2), 8, sampling=Sampling(0.8, 0.9, seed=3)),
+        Request(random_ids(30, 3), 3),
+    ]
+    results = []
+    for engine in engines.values():
+        engine.load_flow(library.load("quest").program, Knobs(page_size=8, budget="64"))
+        scheduler, blocks = Scheduler(engine, max_batch=2), engine.cache.blocks
+        for request in requests:
+            scheduler.submit(request)
+        scheduler.step()
+        taken = blocks.allocate(
+            blocks.available - 1
+        )  # someone else's, for a while: one block for two to grow into
+        while not scheduler.preemptions:
+            scheduler.step()
+        blocks.release(taken)
+        while len(scheduler.finished) < len(requests):
+            scheduler.step()
+        results.append([scheduler.finished[i].tokens for i in range(len(requests))])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_fused_modules_compute_what_they_replace(architecture: str, dtype: torch.dtype) -> None:
+    model = tiny_model(architecture).to(dtype)
+    model.set_attn_implementation(seam.IMPLEMENTATION)
+    layer = model.model.layers[1]
+    x = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0)).to(dtype)
+    angles = model.model.rotary_emb(x, torch.arange(3)[None] + 1000)
+
+    class Step:
+        def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float) -> Any:
+            self.seen = [layer, scale, *(t.clone() for t in (q, k, v))]
+            return q.transpose(1, 2)
+
+    def outputs() -> list[Any]:
+        step = Step()
+        with torch.inference_mode():
+            out, _ = layer.self_attn(
+                hidden_states=x, position_embeddings=angles, attention_mask=None, vortex_step=step
+            )
+            return [out, layer.mlp(x), layer.input_layernorm(x), *step.seen]
+
+    want = outputs()
+    counts = fuse(model)
+    assert (counts.attentions, counts.mlps, counts.norms) == (3, 3, 7)
+    # The interpreter truncates to bf16 where the hardware rounds: a last place a rounding.
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    for a, b in zip(outputs(), want, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
