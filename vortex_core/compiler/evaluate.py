@@ -160,7 +160,9 @@ class Evaluator:
                     stack += inner.inputs
                 else:
                     factors.append(j)
-            if len(factors) > 1:
+            # A factor without a summed dimension would be applied to the sum: inf * (1 - 1) is not inf - inf.
+            gone = set(node.attr["dims"])
+            if len(factors) > 1 and all(gone <= set(self.graph.nodes[j].type.names) for j in factors):
                 self.contractions[i] = factors
                 self._absorbed.update(absorbed)
 

@@ -355,8 +355,8 @@ class _Writer:
                 )
             else:
                 factors.append(self._expr(i))
-        if not factors and over:
-            factors = [_Text("ops.constant(1)", _ATOM)]
+        if not factors:  # numbers only, or nothing but divisors
+            factors, value = [_Text(f"ops.constant({_number(value)})", _ATOM)], 1.0
         text = " * ".join(f.at(_TERM if n == 0 else _TERM + 1) for n, f in enumerate(factors))
         text += "".join(f" / {self._expr(i).at(_TERM + 1)}" for i in over)
         level = _TERM if len(factors) + len(over) > 1 else factors[0].level if factors else _ATOM

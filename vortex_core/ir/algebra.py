@@ -139,7 +139,7 @@ class Algebra(Reductions):
         0."""
         value, rest = self.split_constant(b)
         if value == 0 or not in_range(1 / value) or len(rest) > self.width:
-            return self.raw("div", [a, b])
+            return self.product([a, self._reciprocal(b)])
         free = [f for f in rest if f.facts.positive]
         bound = [f for f in rest if not f.facts.positive]
         scale = abs(value)

@@ -64,6 +64,8 @@ class Reductions(Sums):
         body = self.chain("mul", rest)
         op = op if value > 0 else MIRROR[op]
         if body.op == "add" and body.width > 1:
+            if op == "amin" and self.scale(self.terms(body))[1]:  # x - x is its own negative
+                op, value = "amax", -value
             found = self._bounded_sum(op, self.terms(body), left)
         else:
             found = self._bounded_product(op, self.factors(body), left)

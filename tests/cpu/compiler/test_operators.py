@@ -298,3 +298,20 @@ def test_no_operator_is_left_out() -> None:
         "everything",
     }
     assert here | whole == set(OPS)
+
+
+def test_a_contraction_keeps_what_infinities_make_undefined() -> None:
+    """sum_d (q_d * inf) is NaN where q has both signs, though (sum_d q_d) * inf is not."""
+    builder = GraphBuilder("index")
+    q, s = builder.emit("q"), builder.emit("load", name="s", dims=())
+    last = builder.emit("sum", [builder.emit("mul", [q, s])], dims=("dim",))
+    sources = {
+        "q": torch.tensor([[1.0, 2.0, -0.5], [1.0, 2.0, 0.5]]),
+        "load:s": torch.tensor([math.inf, 2.0]),
+    }
+    geometry = Geometry(1, 1, 2, 3, 3, 3)
+    graph = builder.graph({"result": last})
+    for contract in (False, True):
+        found = Evaluator(graph, geometry, SIZE, torch.float32, contract).run(sources)[last]
+        expected = torch.tensor([[math.nan, math.inf], [5.0, 7.0]])
+        torch.testing.assert_close(found, expected, equal_nan=True)

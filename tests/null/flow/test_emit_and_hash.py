@@ -11,7 +11,8 @@ from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
 from vortex_core.flow.jail import run
 from vortex_core.ir.canonical import canonicalise
-from vortex_core.ir.program import Program
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Graph, GraphBuilder, Program
 from vortex_core.ir.verify import verify
 
 STATES = """
@@ -133,3 +134,14 @@ def test_too_many_learned_values_are_no_source() -> None:
     traced = run(sample_flows.HEADER + body, "x.py")
     with pytest.raises(VortexError, match="5000 values"):
         emit(traced.program, traced.knobs, "w", "?")
+
+
+def test_a_product_of_numbers_is_emitted() -> None:
+    builder = GraphBuilder("index")
+    two, zero = (builder.emit("const", value=v) for v in (2.0, 0.0))
+    q = builder.emit("sum", [builder.emit("q")], dims=("dim", "head"))
+    shift = builder.emit("add", [q, builder.emit("mul", [two, zero])])
+    half = builder.emit("div", [shift, builder.emit("mul", [two, two])])
+    score = builder.emit("mul", [builder.emit("position"), half])
+    program = Program((), Graph(), builder.graph({}, builder.emit("topk", [score])))
+    assert run(emit(program, Knobs(), "w", "?"), "again.py").ir_hash == program.ir_hash

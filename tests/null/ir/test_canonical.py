@@ -63,6 +63,11 @@ SAME = [
     ),
     # Undefined values do not cancel, but have one order.
     (
+        "x = 1 / (q * m); s = (x - x).min('dim', 'row', 'head')",
+        "x = 1 / (q * m); s = -(x - x).max('dim', 'row', 'head')",
+    ),
+    ("s = (m / 0).max('row', 'dim')", "s = 0.5 * (2 * m / 0).max('row', 'dim')"),
+    (
         "x = 1 / (q * m); s = (2 * x - x).sum('dim', 'row', 'head')",
         "x = 1 / (q * m); s = -(x - 2 * x).sum('dim', 'row', 'head')",
     ),
