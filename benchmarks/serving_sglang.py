@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vortex_core import library
+from vortex_core.errors import VortexError
+from vortex_core.serving.bundle import FlowBundle
+from vortex_core.serving.client import EngineProcess
+from vortex_core.serving.settings import Settings
 
 # Dimensions of the published models (configs/models says where from); weights are random.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -76,116 +79,59 @@ def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
     return [random.Random(1000 + i).choices(range(10, vocabulary), k=length) for i in range(batch)]
 
 
+def measure(engine: EngineProcess, vocabulary: int, batch: int, context: int, repeats: int) -> dict[str, Any]:
+    """Step time at one shape, and the tokens of a 64-token answer."""
+    ids = prompts(batch, context, vocabulary)
+    prefill = engine.generate(ids, 1).seconds
+    tokens = engine.generate(ids, 64).tokens  # also warms what this batch runs
+    steps, cached = [], []
+    for _ in range(repeats):
+        short, long = engine.generate(ids, SHORT), engine.generate(ids, LONG)
+        steps.append((long.seconds - short.seconds) / (LONG - SHORT) * 1e3)
+        cached.append(min(short.cached))
+    ms = statistics.median(steps)
+    return {
+        "batch": batch, "context": context, "ms_step": round(ms, 3), "tok_s": round(batch / ms * 1e3, 1),
+        "all_ms": [round(step, 3) for step in steps], "cached_tokens": min(cached),
+        "prefill_s": round(prefill, 2), "tokens": tokens,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One engine in this process, dense or with a flow (chosen by environment variables before start)."""
+    """One configuration: `settings` None is SGLang's own attention."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        import sglang
-
-        began = time.perf_counter()
-        self.job, self.version = job, sglang.__version__
-        options: dict[str, Any] = {
-            "model_path": job["path"], "skip_tokenizer_init": True, "load_format": "dummy",
-            "grammar_backend": "none", "sampling_backend": "pytorch", "random_seed": 0, "log_level": "info",
-            "page_size": job["page"], "context_length": job["context_limit"], "tp_size": job["tp"],
-            "max_running_requests": job["largest"], "watchdog_timeout": 1200, "decode_log_interval": 64,
-            **job["options"],
-        }  # fmt: skip
-        self.engine = sglang.Engine(**options)
-        self.start_seconds = time.perf_counter() - began
-
-    def generate(self, ids: list[list[int]], new: int) -> tuple[float, list[list[int]], int]:
-        """Seconds, tokens, and the fewest prompt tokens that came from the prefix cache."""
-        began = time.perf_counter()
-        found = self.engine.generate(
-            input_ids=ids, sampling_params={"temperature": 0, "max_new_tokens": new, "ignore_eos": True}
-        )
-        seconds = time.perf_counter() - began
-        tokens = [r["output_ids"] for r in found]
-        assert all(len(t) == new for t in tokens), "fewer tokens than asked for"
-        return seconds, tokens, min(r["meta_info"].get("cached_tokens", -1) for r in found)
-
-    def measure(self, batch: int, context: int, repeats: int) -> dict[str, Any]:
-        """Step time at one shape, and the tokens of a 64-token answer."""
-        ids = prompts(batch, context, self.job["vocabulary"])
-        began = time.perf_counter()
-        self.generate(ids, 1)
-        prefill = time.perf_counter() - began
-        _, tokens, _ = self.generate(ids, 64)  # also warms every captured batch
-        steps, cached = [], []
-        for _ in range(repeats):
-            short, _, c = self.generate(ids, SHORT)
-            long, _, _ = self.generate(ids, LONG)
-            steps.append((long - short) / (LONG - SHORT) * 1e3)
-            cached.append(c)
-        ms = statistics.median(steps)
-        return {
-            "batch": batch, "context": context, "ms_step": round(ms, 3), "tok_s": round(batch / ms * 1e3, 1),
-            "tpot_p95_ms": round(max(steps), 3), "all_ms": [round(s, 3) for s in steps],
-            "cached_tokens": min(cached), "prefill_s": round(prefill, 2), "tokens": tokens,
-        }  # fmt: skip
+    name: str
+    options: dict[str, Any]
+    settings: Settings | None
 
 
-def child(path: str) -> None:
-    """Run one arm's job and print each result as soon as it exists."""
-    job = json.loads(Path(path).read_text())
-    arm = Arm(job)
-    print("UP " + json.dumps({"start_s": round(arm.start_seconds, 1), "sglang": arm.version}), flush=True)
-    last = None
-    for batch, context in job["sets"]:
-        if last not in (None, context):
-            arm.engine.flush_cache()
-        last = context
-        print("RESULT " + json.dumps(arm.measure(batch, context, job["repeats"])), flush=True)
-    arm.engine.shutdown()
-
-
-def run_arm(
-    name: str, job: dict[str, Any], variables: dict[str, str], log: Path, limit: float
-) -> dict[str, Any]:
-    """Run one arm in a process of its own; what it printed before a failure is kept."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
-        json.dump(job, file)
-    status = log.with_suffix(".status.json")
-    environment = {**os.environ, **variables, "VORTEX_SERVING_STATUS": str(status), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "benchmarks.serving_sglang", "--child", file.name]
-    found: dict[str, Any] = {"arm": name, "results": []}
-    with (
-        log.open("w") as out,
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=out, text=True, start_new_session=True
-        ) as process,
-    ):
-        deadline = time.monotonic() + limit
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if line.startswith("UP "):
-                    found.update(json.loads(line[3:]))
-                elif line.startswith("RESULT "):
-                    found["results"].append(json.loads(line[7:]))
-                    row = {k: v for k, v in found["results"][-1].items() if k != "tokens"}
-                    print(f"{name}: {json.dumps(row)}", flush=True)
-                else:
-                    out.write(line)
-                if time.monotonic() > deadline:
-                    found["failure"] = f"stopped after {limit:.0f} s"
-                    os.killpg(process.pid, 9)
-        finally:
-            if process.poll() is None:
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, 9)
-    if process.returncode and "failure" not in found:
-        found["failure"] = f"exit status {process.returncode}; see {log.name}"
-    if "failure" in found:
-        print(
-            f"{name}: {found['failure']}\n" + "".join(log.read_text().splitlines(keepends=True)[-15:]),
-            flush=True,
-        )
-    if status.exists():
-        found["status"] = json.loads(status.read_text())
+def run_arm(arm: Arm, args: argparse.Namespace, sets: list[tuple[int, int]], log: Path) -> dict[str, Any]:
+    """Run one arm in processes of its own; what it found before a failure is kept."""
+    found: dict[str, Any] = {"arm": arm.name, "results": []}
+    path = Path(arm.options["model_path"])
+    vocabulary = json.loads((path / "config.json").read_text())["vocab_size"]
+    variables = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    try:
+        with EngineProcess(arm.options, arm.settings, variables=variables, start_limit=args.limit) as engine:
+            found |= engine.facts
+            print(f"{arm.name}: up in {engine.facts['start_s']} s", flush=True)
+            try:
+                last = None
+                for batch, context in sets:
+                    if last not in (None, context):
+                        engine.flush()
+                    last = context
+                    row = measure(engine, vocabulary, batch, context, args.repeats)
+                    found["results"].append(row)
+                    shown = {k: v for k, v in row.items() if k != "tokens"}
+                    print(f"{arm.name}: {json.dumps(shown)}", flush=True)
+            finally:
+                found["status"] = engine.status
+                log.write_bytes(engine.log.read_bytes())
+    except VortexError as error:
+        found["failure"] = str(error)
+        print(f"{arm.name}: {error}", flush=True)
     return found
 
 
@@ -209,7 +155,7 @@ def table(arms: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
         rows.append({
             "arm": name, "batch": batch, "context": context, "ms_step": round(medians[name, batch, context], 3),
             "tok_s": round(batch / medians[name, batch, context] * 1e3, 1),
-            "tpot_p95_ms": max(r["tpot_p95_ms"] for r in found), "rounds": len(found),
+            "all_ms": [ms for r in found for ms in r["all_ms"]], "rounds": len(found),
             "speedup": None if best is None else round(dense[best] / medians[name, batch, context], 3),
             "best_dense": None if best is None else best[0],
             "answers_equal_to_dense": same, "density": ran.get("density"), "ir_hash": ran.get("ir_hash"),
@@ -226,49 +172,46 @@ def table(arms: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     return rows, "\n".join(lines)
 
 
-def jobs(args: argparse.Namespace, folder: Path) -> list[tuple[str, dict[str, Any], dict[str, str]]]:
-    """The arms of one round: name, job, environment variables."""
-    from vortex_core import library
-    from vortex_core.serving.bundle import FlowBundle
-    from vortex_core.serving.entry_points import plugin_path
-    from vortex_core.serving.settings import Settings
-
-    batches = [int(b) for b in args.batches.split(",")]
-    contexts = [int(c) for c in args.contexts.split(",")]
+def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
+    """The arms of one round."""
+    batches, contexts = numbers(args.batches), numbers(args.contexts)
     limit = max(contexts) + 1024
-    path = write_config(args.model, folder, limit)
-    base = {
-        "path": str(path), "page": args.page, "context_limit": limit, "largest": max(batches), "tp": args.tp,
-        "vocabulary": json.loads((path / "config.json").read_text())["vocab_size"],
-        "sets": [(b, c) for c in contexts for b in sorted(batches, reverse=True)], "repeats": args.repeats,
+    options: dict[str, Any] = {
+        "model_path": str(write_config(args.model, folder, limit)), "skip_tokenizer_init": True,
+        "load_format": "dummy", "grammar_backend": "none", "sampling_backend": "pytorch", "random_seed": 0,
+        "log_level": "info", "page_size": args.page, "context_length": limit, "tp_size": args.tp,
+        "max_running_requests": max(batches), "watchdog_timeout": 1200, "decode_log_interval": 64,
+        "mem_fraction_static": args.memory, "disable_prefill_cuda_graph": True,
     }  # fmt: skip
-    options = {"mem_fraction_static": args.memory, "disable_prefill_cuda_graph": True}
     if args.device == "cpu":
         options |= {"device": "cpu", "dtype": "float32", "disable_cuda_graph": True, "max_total_tokens": 8192}
+        del options["mem_fraction_static"], options["disable_prefill_cuda_graph"]
     else:
         options["cuda_graph_max_bs_decode"] = max(batches)
     if args.model == "glm-4.7-flash":
         options |= {"chunked_prefill_size": 32768, "max_prefill_tokens": 32768}
+    if args.kv_dtype:
+        options["kv_cache_dtype"] = args.kv_dtype
     found = []
     for name in filter(None, args.dense.split(",")):
         own = {"attention_backend": name}
-        if name != args.prefill and args.prefill:
+        if args.prefill and name != args.prefill:
             own = {"prefill_attention_backend": args.prefill, "decode_attention_backend": name}
-        found.append((f"dense:{name}", {**base, "options": {**options, **own}}, {}))
-    plugin = plugin_path(folder / "site")
-    flows = [(f, args.budget) for f in filter(None, args.flows.split(","))]
+        found.append(Arm(f"dense:{name}", options | own, None))
+    flows = [(f, f, args.budget) for f in filter(None, args.flows.split(","))]
     if args.parity:
-        flows += [("dense", None), ("block_topk", str(limit))]
-    for flow, budget in flows:
-        traced = library.resolve(flow)
-        if flow != "dense":
-            traced = traced.with_knobs(page_size=args.page, budget=budget)
+        flows += [("dense", "dense", args.budget), ("block_topk everything", "block_topk", str(limit))]
+    for label, flow, budget in flows:
+        traced = library.resolve(flow).with_knobs(page_size=args.page, budget=budget)
         bundle = FlowBundle.of(traced)
         settings = Settings(str(bundle.write(folder / f"{bundle.key}.json")), args.prefill)
-        name = f"vortex:{flow}" + (" everything" if budget == str(limit) else "")
-        job = {**base, "options": {**options, "attention_backend": "vortex"}}
-        found.append((name, job, {**settings.to_environment(), **plugin}))
+        found.append(Arm(f"vortex:{label}", options | {"attention_backend": "vortex"}, settings))
     return found
+
+
+def numbers(text: str) -> list[int]:
+    """Of a comma-separated list."""
+    return [int(n) for n in text.split(",")]
 
 
 def main() -> None:
@@ -276,7 +219,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--model", default="qwen3-1.7b", choices=[*SHAPES, "glm-4.7-flash"])
     parser.add_argument("--batches", default="16")
     parser.add_argument("--contexts", default="32000")
@@ -287,31 +229,33 @@ def main() -> None:
     parser.add_argument("--prefill", help="SGLang backend that prefills every arm")
     parser.add_argument("--memory", type=float, default=0.86, help="--mem-fraction-static")
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--kv-dtype", help="--kv-cache-dtype of every arm, e.g. fp8_e4m3")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--parity", action="store_true", help="also arms that attend to everything")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--limit", type=float, default=900, help="seconds an arm may take")
+    parser.add_argument("--limit", type=float, default=900, help="seconds an engine may take to start")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    if args.child:
-        child(args.child)
-        return
     args.out.mkdir(parents=True, exist_ok=True)
+    sets = [(b, c) for c in numbers(args.contexts) for b in sorted(numbers(args.batches), reverse=True)]
     arms: list[dict[str, Any]] = []
+    text = ""
     with tempfile.TemporaryDirectory() as temporary:
-        planned = jobs(args, Path(temporary))
+        planned = arms_of(args, Path(temporary))
         for round_ in range(args.rounds):
-            for name, job, variables in planned if round_ % 2 == 0 else planned[::-1]:
-                log = args.out / f"serving_sglang-{name.replace(':', '-').replace(' ', '-')}-{round_}.log"
-                arms.append(run_arm(name, job, variables, log, args.limit))
+            for arm in planned if round_ % 2 == 0 else planned[::-1]:
+                log = args.out / f"serving_sglang-{arm.name.replace(':', '-').replace(' ', '-')}-{round_}.log"
+                arms.append(run_arm(arm, args, sets, log))
                 rows, text = table(arms)
-                facts = {"model": args.model, "device": device_name(args), "versions": versions(arms),
-                         "note": RANDOM_ROUTING if "glm" in args.model else "random weights", "rows": rows}  # fmt: skip
-                failures = {a["arm"]: a["failure"] for a in arms if "failure" in a}
-                data = {**facts, "failures": failures, "start_s": {a["arm"]: a.get("start_s") for a in arms}}
+                data = {
+                    "model": args.model, "device": device_name(args), "versions": versions(arms), "tp": args.tp,
+                    "note": RANDOM_ROUTING if "glm" in args.model else "random weights", "rows": rows,
+                    "failures": {a["arm"]: a["failure"] for a in arms if "failure" in a},
+                    "start_s": {a["arm"]: a.get("start_s") for a in arms},
+                }  # fmt: skip
                 (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
-                (args.out / "serving_sglang.md").write_text(f"{args.model}, {facts['device']}\n\n{text}\n")
+                (args.out / "serving_sglang.md").write_text(f"{args.model}, {data['device']}\n\n{text}\n")
     print(text)
 
 

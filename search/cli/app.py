@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli import flows, machine, runs, serving
+from search.cli import bench, flows, machine, runs, serving
 from search.cli.console import Json, duration, fail
 from vortex_core.errors import VortexError
 
@@ -23,6 +23,7 @@ flows.add_to(app)
 runs.add_to(app)
 machine.add_to(app)
 serving.add_to(app)
+bench.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -188,7 +188,7 @@ class FlowDecoder:
         )
         if isinstance(self.compiled, TritonFlow):
             self.compiled.update_decode(states, kv, view, layer)
-            ids, lens = self.compiled.select_in_place(q, states, view)
+            ids, lens = self.compiled.select_in_place(q, states, view, layer)
             return Lists(ids.view(batch, -1, ids.shape[-1]), lens.view(batch, -1))
         lengths = view.lengths.long()
         done = torch.nonzero(lengths % self.page_size == 0).flatten()

@@ -26,7 +26,7 @@ assert GQA_SMALL.group == GQA.group and MLA_SMALL.head_dim == MLA.head_dim
 def test_steps_equal_those_of_torch(geometry: Geometry, flow: str, knobs: dict[str, object]) -> None:
     outs = []
     for backend in ("torch", "triton"):
-        pool = Pool(geometry, page=8, pages=16, requests=2, longest=64)
+        pool = Pool(geometry, page=8, pages=16, requests=4, longest=64)
         decoder = pool.decoder(bundle(flow, **knobs), backend)
         pool.prefill(decoder, 0, 30)
         pool.prefill(decoder, 1, 14)

@@ -20,7 +20,7 @@ from vortex_core.serving.sglang.status import Status
 logger = logging.getLogger(__name__)
 
 
-class VortexAttnBackend(AttentionBackend):  # type: ignore[misc]  # SGLang is not installed where types are checked
+class VortexAttnBackend(AttentionBackend):
     """See SGLang's `AttentionBackend` for the contract of each method.
 
     Args:

@@ -127,4 +127,4 @@ def _resolve(place: str) -> Callable[..., Any] | None:
             found = getattr(found, name)
     except (ImportError, AttributeError):
         return None
-    return found  # type: ignore[no-any-return]  # whatever SGLang has there
+    return found
