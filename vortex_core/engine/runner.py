@@ -6,7 +6,6 @@ meets, and for each of the two kinds of step of a flow that reuses selections.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -212,4 +211,3 @@ class DecodeRunner:
         self.owner = None
         self.kept.clear()
         del self.buffers
-        gc.collect()

@@ -163,24 +163,30 @@ def against_reference(engine: Engine, references: Sequence[Reference]) -> Parity
 
 
 def everything_selected(engine: Engine, name: str, page_size: int, tolerance: float) -> Parity:
-    """A flow with an unlimited budget against dense attention, on real prompts; the flow stays loaded.
+    """`matches_dense` of a library flow."""
+    (candidate,) = candidates([name], page_size=page_size, budget="length")
+    return matches_dense(engine, candidate, tolerance)
+
+
+def matches_dense(engine: Engine, candidate: Candidate, tolerance: float) -> Parity:
+    """A flow with an unlimited budget against dense attention, on real prompts; no flow is loaded afterwards.
 
     Raises:
         VortexError: `VE020` where log-probabilities differ by more than `tolerance` on average.
     """
-    (everything,) = candidates([name], page_size=page_size, budget="length")
     vocab = engine.spec.vocab
+    engine.load_flow(candidate.program, candidate.knobs.with_(budget="length"))
     prompts = [engine.prefill(random_ids(n, vocab, n)) for n in (301, 128, 45)]
-    engine.load_flow(everything.program, everything.knobs)
     with engine.dense():
         dense = engine.decode(prompts, max_new_tokens=8)
     forced = engine.decode(prompts, max_new_tokens=8, forced=dense.tokens)
     greedy = engine.decode(prompts, max_new_tokens=8)
     for prompt in prompts:
         engine.release(prompt)
+    engine.load_flow(None)
     found = _parity(dense.tokens, dense.logprobs, greedy.tokens, forced.logprobs)
     if not found.mean <= tolerance:  # NaN is no parity
-        raise parity_lost(name, found.mean, tolerance)
+        raise parity_lost(candidate.name, found.mean, tolerance)
     return found
 
 
