@@ -43,7 +43,7 @@ def bench(plan: BenchPlan) -> Iterator[dict[str, Any]]:
     """Measure; yields every result as soon as it is there: `parity`, then `decode` rows, then `serve` rows.
 
     Raises:
-        VortexError: for an unknown model or flow, `VE020` where the flow with everything selected is not dense
+        VortexError: for an unknown model or flow, `VE025` where the flow with everything selected is not dense
             attention: then nothing was measured.
     """
     import torch

@@ -78,9 +78,9 @@ def no_room_for_states(needed: int, free: int) -> VortexError:
 
 
 def parity_lost(flow: str, apart: float, tolerance: float) -> VortexError:
-    """`VE020`: a flow that selects everything and yet differs from dense attention."""
+    """`VE025`: a flow that selects everything and yet differs from dense attention."""
     return VortexError(
-        "VE020",
+        "VE025",
         f"{flow} with everything selected differs from dense attention by {apart:.3g} in a token's "
         f"log-probability on average (at most {tolerance:.3g} is rounding)",
         "do not trust any figure of this machine: run the tests of tests/gpu and report what fails",

@@ -172,7 +172,7 @@ def matches_dense(engine: Engine, candidate: Candidate, tolerance: float) -> Par
     """A flow with an unlimited budget against dense attention, on real prompts; no flow is loaded afterwards.
 
     Raises:
-        VortexError: `VE020` where log-probabilities differ by more than `tolerance` on average.
+        VortexError: `VE025` where log-probabilities differ by more than `tolerance` on average.
     """
     vocab = engine.spec.vocab
     engine.load_flow(candidate.program, candidate.knobs.with_(budget="length"))

@@ -62,7 +62,7 @@ def test_a_flow_that_is_not_dense_with_everything_selected_is_not_measured(
     plan = BenchPlan("tiny", "quest", device="cpu", random_weights=True)
     with pytest.raises(VortexError) as caught:
         next(bench(plan))
-    assert caught.value.code == "VE020"
+    assert caught.value.code == "VE025"
 
 
 def test_numbers_on_the_command_line_are_checked() -> None:
