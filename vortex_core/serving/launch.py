@@ -15,6 +15,7 @@ from pathlib import Path
 from vortex_core.errors import VortexError
 from vortex_core.serving.bundle import FlowBundle, load_bundle
 from vortex_core.serving.errors import no_sglang, page_mismatch
+from vortex_core.serving.plan import layer_plan
 from vortex_core.serving.settings import Settings
 
 PYTHON = "VORTEX_SGLANG_PYTHON"
@@ -68,8 +69,10 @@ def launch_command(
         python: interpreter of SGLang's environment; None: `$VORTEX_SGLANG_PYTHON`, else this one.
 
     Raises:
-        VortexError: `VE032` if the page size in `options` does not fit the flow.
+        VortexError: `VE032` if the page size in `options` does not fit the flow, `VE034` for a flow that no
+            server can run.
     """
+    layer_plan(bundle.program, bundle.knobs, 1)  # refuses here what the server would refuse
     given = dict(_pairs(options))
     needed = ["--model-path", model, "--attention-backend", "vortex"]
     page = bundle.knobs.page_size

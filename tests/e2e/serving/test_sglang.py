@@ -120,22 +120,23 @@ def test_a_sparse_flow_equals_the_embedded_engine(
     from vortex_core.engine import Engine
 
     flow = _flow(tmp_path, budget="48", dense_layers=(1,))
+    new = NEW if backend == "torch" else 14  # the interpreter is slow; one prompt completes a page
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():  # SGLang's first token comes from prefill, the embedded engine's from a sparse step
         firsts = [int(reference(torch.tensor([ids])).logits[0, -1].argmax()) for ids in PROMPTS]
     embedded = Engine(reference, None, max_tokens=2048)
     embedded.load_flow(flow.program, flow.knobs)
     prompts = [embedded.prefill([*ids, first]) for ids, first in zip(PROMPTS, firsts, strict=True)]
-    found = embedded.decode(prompts, max_new_tokens=NEW - 1)
+    found = embedded.decode(prompts, max_new_tokens=new - 1)
     assert found.density < 0.7
     want = [[first, *tokens] for first, tokens in zip(firsts, found.tokens, strict=True)]
     settings = Settings(str(tmp_path / "flow.json"), None, backend)
     options = _options(model, chunked_prefill_size=64)
     with EngineProcess(options, settings, python=PYTHON, variables=variables) as engine:
-        first = engine.generate(PROMPTS, NEW)
-        cached = engine.generate(PROMPTS, NEW)
+        first = engine.generate(PROMPTS, new)
+        cached = engine.generate(PROMPTS, new)
         engine.flush()
-        alone = [engine.generate([ids], NEW).tokens[0] for ids in PROMPTS]
+        alone = [engine.generate([ids], new).tokens[0] for ids in PROMPTS]
         status = engine.status
     assert first.tokens == want
     assert cached.tokens == want

@@ -82,15 +82,16 @@ def test_fp8_and_request_local_flows_bring_their_options(quest: FlowBundle) -> N
     fp8 = FlowBundle("f", quest.program, quest.knobs.with_(kv_dtype="fp8_e4m3"))
     arguments = launch_command(fp8, Settings("/b"), "m", (), "p").arguments
     assert arguments[arguments.index("--kv-cache-dtype") + 1] == "fp8_e4m3"
-    local = next(
-        b for b in map(FlowBundle.of, map(library.load, library.names())) if b.program.is_request_local
-    )
+    local = FlowBundle.of(library.load("running_average"))
+    assert local.program.is_request_local
     assert "--disable-radix-cache" in launch_command(local, Settings("/b"), "m", (), "p").arguments
 
 
 def test_what_a_captured_step_cannot_do_is_refused(quest: FlowBundle) -> None:
     with pytest.raises(VortexError, match="reuse_steps=4"):
         layer_plan(quest.program, quest.knobs.with_(reuse_steps=4), 4)
+    with pytest.raises(VortexError, match="VE034|reuse_steps=4"):
+        launch_command(FlowBundle.of(library.load("lserve")), Settings("/b"), "m", (), "p")
     mass = next(b for b in map(FlowBundle.of, map(library.load, library.names())) if b.program.needs_mass)
     with pytest.raises(VortexError, match="attention mass"):
         layer_plan(mass.program, mass.knobs.with_(reuse_steps=1), 4)

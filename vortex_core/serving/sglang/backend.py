@@ -42,9 +42,6 @@ class VortexAttnBackend(AttentionBackend):
         self.is_mla = decoder.geometry.is_mla
         self.largest = decoder.pool.batch
         self.needs_cpu_seq_lens = inner.needs_cpu_seq_lens
-        self.use_captured_forward_metadata_for_breakable_cuda_graph = (
-            inner.use_captured_forward_metadata_for_breakable_cuda_graph
-        )
 
     def __getattr__(self, name: str) -> Any:
         # Models and runners ask a backend for more than its base class names (data_type, kv_cache_dtype, ...).

@@ -115,7 +115,7 @@ def _pool_shape(runner: Any, page_size: int) -> PoolShape:
         layers=(0, runner.model_config.num_hidden_layers),
         kv_dtype=pool.dtype,
         batch=runner.req_to_token_pool.size,
-        longest=runner.model_config.context_len,
+        longest=runner.req_to_token_pool.req_to_token.shape[1],  # a little more than the context length
     )
 
 
