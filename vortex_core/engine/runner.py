@@ -191,17 +191,18 @@ class DecodeRunner:
         self.buffers.active.zero_()
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
+        graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(stream):
                 self._step(shape, shape.rows)
             torch.cuda.current_stream(self.device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
                 self._step(shape, shape.rows)
         except RuntimeError as error:
             raise capture_failed(type(self.model).__name__, str(error)) from error
-        for tensor, value in zip(self.buffers.state(), saved, strict=True):
-            tensor.copy_(value)
+        finally:
+            for tensor, value in zip(self.buffers.state(), saved, strict=True):
+                tensor.copy_(value)
         self._captured[shape] = graph
         self.capture_seconds += time.perf_counter() - started
 

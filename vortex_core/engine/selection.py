@@ -38,7 +38,8 @@ class LoadedFlow:
             self.leader[layer] = sparse[position - position % size]
         self.leaders = sparse[::size]
         self.sparse_layers = len(sparse)
-        pages = pool.slots // self.page_size
+        # One page more where attention mass is stored: what the padding of a captured batch writes goes there.
+        pages = pool.slots // self.page_size + compiled.program.needs_mass
         self.states: dict[int, StateStore] = {
             i: compiled.new_states(pages, pool.k.device) for i in self.leaders
         }

@@ -264,8 +264,9 @@ class StaticStep:
         }
 
     def _observe(self, layer: int, ids: torch.Tensor, lens: torch.Tensor, mass: dict[str, Any]) -> None:
-        """Hand a leader's attention mass back, by query head."""
+        """Hand a leader's attention mass back, by query head. Padding writes to the page behind the pool's."""
         assert self.flow is not None
+        ids = torch.where(lens.unsqueeze(1) > 0, ids, self.pool.slots // self.page_size)
         lse: torch.Tensor = mass["lse"]
         batch, q_heads = lse.shape
         by_page = mass["page_lse"].view(batch, q_heads, -1)  # in base 2
