@@ -40,6 +40,9 @@ class BlockPool:
         self._idle: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
+        # The radix tree's edges: blocks that continue a prefix, by its digest, with their tokens.
+        self._children: dict[bytes, dict[int, array[int]]] = {}
+        self._parent_of: dict[int, bytes] = {}
 
     @property
     def available(self) -> int:
@@ -101,15 +104,35 @@ class BlockPool:
                 self._free[block] = 1
                 self._free_count += 1
 
-    def publish(self, block: int, digest: bytes) -> None:
+    def publish(self, block: int, digest: bytes, parent: bytes = b"", token_ids: Sequence[int] = ()) -> None:
         """Make a full, referenced block findable by the digest of everything up to its end.
 
         Where another block already has that content, it stays the one that is found.
+
+        Args:
+            parent: digest of everything before the block, under which `continuing` finds it by its `token_ids`.
         """
         assert self._references[block] > 0, block
         if digest not in self._block_of and block not in self._digest_of:
             self._block_of[digest] = block
             self._digest_of[block] = digest
+            self._parent_of[block] = parent
+            self._children.setdefault(parent, {})[block] = array("q", token_ids)
+
+    def continuing(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int]:
+        """The known block after a prefix that begins with most of `token_ids`, and how many tokens they share.
+
+        Whole pages of the smallest size are counted; `(-1, 0)` where no block shares one.
+        """
+        best = (-1, 0)
+        wanted = array("q", token_ids)
+        for block, known in self._children.get(parent, {}).items():
+            longest = min(len(known), len(wanted))
+            same = next((i for i in range(longest) if known[i] != wanted[i]), longest)
+            same -= same % min(PAGE_SIZES)
+            if same > best[1]:
+                best = (block, same)
+        return best
 
     def find(self, digests: Iterable[bytes]) -> list[int]:
         """Blocks of the longest known prefix of a chain of digests."""
@@ -129,6 +152,10 @@ class BlockPool:
     def _evict(self) -> None:
         block, _ = self._idle.popitem(last=False)
         del self._block_of[self._digest_of.pop(block)]
+        parent = self._parent_of.pop(block)
+        del self._children[parent][block]
+        if not self._children[parent]:
+            del self._children[parent]
         self._free[block] = 1
         self._free_count += 1
 
@@ -149,6 +176,9 @@ class BlockPool:
         )
         assert {b: d for d, b in self._block_of.items()} == self._digest_of, "content index is not one-to-one"
         assert not any(self._free[b] for b in self._digest_of), "a free block is in the content index"
+        edges = {(parent, b) for parent, children in self._children.items() for b in children}
+        assert edges == {(parent, b) for b, parent in self._parent_of.items()}, "the tree has lost an edge"
+        assert self._parent_of.keys() == self._digest_of.keys(), "the tree and the index differ"
         if owners is not None:
             held = Counter(block for blocks in owners for block in blocks)
             wrong = {b: (held[b], n) for b, n in enumerate(self._references) if held[b] != n}

@@ -96,20 +96,35 @@ class KVCache:
     def open(self, ids: tuple[int, ...]) -> tuple[Prompt, int]:
         """Blocks for a new prompt, and how many leading tokens they hold. Follow with `seal` or `close`.
 
+        Full blocks of a known prefix are shared; of the block after them, the pages that agree are copied.
+
         Raises:
             VortexError: `VE010` where the pool has no room; then nothing was taken.
         """
         prompt = Prompt(ids)
-        shared = self.blocks.find(digests_of(ids[: prompt.cached]))
-        self.blocks.share(shared)  # before allocating, which could evict them
+        digests = digests_of(ids[: prompt.cached])
+        shared = self.blocks.find(digests)
+        held = len(shared) * BLOCK_TOKENS
+        source, same = self.blocks.continuing(
+            digests[len(shared) - 1] if shared else b"", ids[held : min(held + BLOCK_TOKENS, prompt.cached)]
+        )
         missing = blocks_for(prompt.cached) - len(shared)
+        self.blocks.share(shared)  # before allocating, which could evict them
+        kept = [source] if same else []
+        self.blocks.share(kept)
+        if missing > self.blocks.available and kept:
+            self.blocks.release(kept)
+            kept, same = [], 0
         if missing > self.blocks.available:
             fits = (len(shared) + self.blocks.available) * BLOCK_TOKENS + 1
             self.blocks.release(shared)
             raise out_of_memory("prompt", prompt.length, fits)
         prompt.blocks = shared + self._allocate(missing, shared)
+        if kept:
+            self.pool.copy_tokens(source, prompt.blocks[len(shared)], same)
+            self.blocks.release(kept)
         self.opened.append(prompt)
-        return prompt, len(shared) * BLOCK_TOKENS
+        return prompt, held + same
 
     def open_synthetic(self, ids: tuple[int, ...]) -> Prompt:
         """A pinned prompt whose blocks are its own and stay unknown to others; the caller fills them.
@@ -127,8 +142,11 @@ class KVCache:
 
     def seal(self, prompt: Prompt) -> None:
         """The prompt's keys and values are written: pin it, and let others share its full blocks."""
-        for block, digest in zip(prompt.blocks, digests_of(prompt.token_ids[: prompt.cached]), strict=False):
-            self.blocks.publish(block, digest)
+        parent = b""
+        for i, digest in enumerate(digests_of(prompt.token_ids[: prompt.cached])):
+            tokens = prompt.token_ids[i * BLOCK_TOKENS : (i + 1) * BLOCK_TOKENS]
+            self.blocks.publish(prompt.blocks[i], digest, parent, tokens)
+            parent = digest
         assert prompt.token_ids not in self.prompts, "this prompt is pinned already"
         self.opened.remove(prompt)
         self.prompts[prompt.token_ids] = prompt

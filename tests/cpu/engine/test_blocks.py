@@ -107,3 +107,19 @@ def test_runs_join_neighbours_and_stop_at_the_length() -> None:
     assert runs_of([0, 1, 2], t) == [(0, t)], "reserved blocks without tokens are no run"
     assert runs_of([4], 0) == []
     assert [blocks_for(n) for n in (0, 1, t, t + 1)] == [0, 1, 1, 2]
+
+
+def test_the_block_after_a_prefix_is_found_by_its_first_pages() -> None:
+    pool = BlockPool(4)
+    root, left, right = pool.allocate(3)
+    pool.publish(root, b"r", b"", range(128))
+    pool.publish(left, b"l", b"r", [*range(40), *range(1000, 1088)])
+    pool.publish(right, b"m", b"r", [*range(50), *range(2000, 2078)])
+    assert pool.continuing(b"r", range(51)) == (right, 48), "whole pages of eight tokens"
+    assert pool.continuing(b"r", [*range(40), *range(1000, 1008)]) == (left, 48)
+    assert pool.continuing(b"r", [*range(7), 9]) == (-1, 0)
+    assert pool.continuing(b"unknown", range(45)) == (-1, 0)
+    pool.release([root, left, right])
+    pool.allocate(4)  # evicts all
+    pool.check_integrity()
+    assert pool.continuing(b"r", range(45)) == (-1, 0)

@@ -226,3 +226,35 @@ def test_kv_dtype_of_another_pool_is_refused(make_engine: Make) -> None:
     with pytest.raises(VortexError, match="float32") as caught:
         engine.load_flow(library.load("quest").program, Knobs(kv_dtype="fp8_e4m3"))
     assert caught.value.code == "VE013"
+
+
+@pytest.mark.parametrize("flow", [None, "quest"])
+def test_prompts_share_the_pages_on_which_they_agree(
+    make_engine: Make, ids: Make, monkeypatch: pytest.MonkeyPatch, flow: str | None
+) -> None:
+    from vortex_core import library
+
+    engine, fresh = make_engine(), make_engine()
+    for each in (engine, fresh):
+        if flow:
+            each.load_flow(library.load(flow).program, Knobs(page_size=16, budget="64"))
+    common = ids(128 + 75, 0)
+    first = engine.prefill([*common, *ids(100, 1)])
+    begins: list[int] = []
+    chunk = Engine.prefill_chunk
+    monkeypatch.setattr(
+        Engine, "prefill_chunk", lambda self, prompt, at: begins.append(at) or chunk(self, prompt, at)
+    )
+    second = engine.prefill([*common, *ids(60, 2)])
+    assert begins == [128 + 72], "a block is shared, nine pages of eight tokens are copied"
+    assert second.blocks[0] == first.blocks[0]
+    assert second.blocks[1] != first.blocks[1]
+    engine.check_integrity()
+    want = fresh.decode([fresh.prefill(second.token_ids)], max_new_tokens=6)
+    got = engine.decode([second], max_new_tokens=6)
+    assert got.tokens == want.tokens
+    assert got.logprobs[0] == pytest.approx(want.logprobs[0], abs=1e-5)
+    assert (
+        engine.decode([first], max_new_tokens=6).tokens
+        == fresh.decode([fresh.prefill(first.token_ids)], max_new_tokens=6).tokens
+    ), "the source is as it was"
