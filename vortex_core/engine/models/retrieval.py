@@ -57,7 +57,7 @@ def make_texts(
             texts meets long distances (in the spirit of arXiv 2305.16843). Pairs stay together.
     """
     room = length - 1 - 3 * questions
-    assert questions <= pairs and 2 * pairs <= room, "the pairs leave no room"
+    assert 2 * pairs <= room, "the pairs leave no room"
     ids = torch.randint(FIRST_NOISE, VOCAB, (batch, length), generator=generator)
     ids[:, 0] = BOS
     # Where pairs begin: `pairs` of the `room - pairs` places that are left when each takes one token more.
@@ -66,7 +66,7 @@ def make_texts(
     keys = FIRST_KEY + torch.rand(batch, KEYS, generator=generator).argsort(1)[:, :pairs]
     values = FIRST_VALUE + torch.randint(VALUES, (batch, pairs), generator=generator)
     ids.scatter_(1, places, keys).scatter_(1, places + 1, values)
-    asked = torch.rand(batch, pairs, generator=generator).argsort(1)[:, :questions]
+    asked = torch.randint(pairs, (batch, questions), generator=generator)  # a pair may be asked for twice
     start = length - 3 * questions
     ids[:, start::3] = ASK
     ids[:, start + 1 :: 3] = keys.gather(1, asked)
