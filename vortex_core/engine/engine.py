@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from vortex_core.compiler.interface import CompiledFlow, LayerKV
 from vortex_core.engine import memory
-from vortex_core.engine.batch import DecodeBatch, DecodeStep, PrefillStep, Recorder
+from vortex_core.engine.batch import DecodeBatch, PrefillStep, Recorder
 from vortex_core.engine.blocks import BLOCK_TOKENS
 from vortex_core.engine.cache import KVCache, Prompt, SequenceState
+from vortex_core.engine.decoding import decode_to_end, one_step
 from vortex_core.engine.errors import (
     bad_call,
     bad_prompt,
@@ -29,7 +30,7 @@ from vortex_core.engine.packing import pack_linears
 from vortex_core.engine.requests import Generation, Request, Token
 from vortex_core.engine.results import DecodeResult, SwapReport
 from vortex_core.engine.runners import Runners
-from vortex_core.engine.sampling import Sampler, Sampling, choose, token_logprobs
+from vortex_core.engine.sampling import Sampler, Sampling
 from vortex_core.engine.scheduler import Scheduler
 from vortex_core.engine.selection import LoadedFlow
 from vortex_core.engine.synthetic import random_prompt
@@ -346,32 +347,9 @@ class Engine:
         sampling = sampling or Sampling()
         sampler = Sampler([sampling.for_row(i) for i in range(len(prompts))])
         sequences = self.fork(prompts, steps)
-        seconds: list[float] = []
-        stop = frozenset(stop_ids)
         try:
             batch = self.new_batch(sequences)
-            active = list(range(len(prompts)))
-            while active:
-                left = min(steps[i] - len(sequences[i].tokens) for i in active)
-                if isinstance(batch, DecodeBatch) or stop or recorder or forced or not sampler.greedy:
-                    started = time.perf_counter()
-                    wanted: list[int | None] | None = None
-                    if forced is not None:
-                        wanted = [forced[i][len(sequences[i].tokens)] for i in active]
-                    self.step(batch, sampler, wanted, recorder)
-                    seconds.append(time.perf_counter() - started)
-                else:
-                    with torch.inference_mode():
-                        seconds += batch.run_ahead(left)
-                going = [
-                    row
-                    for row, i in enumerate(active)
-                    if len(sequences[i].tokens) < steps[i] and sequences[i].tokens[-1] not in stop
-                ]
-                if len(going) < len(active):
-                    active = [active[row] for row in going]
-                    batch.keep(going)
-                    sampler.keep(going)
+            seconds = decode_to_end(self, batch, sampler, steps, forced, frozenset(stop_ids), recorder)
         finally:
             self.cache.join(sequences)
         return DecodeResult(
@@ -397,23 +375,7 @@ class Engine:
         recorder: Recorder | None = None,
     ) -> None:
         """One token for every sequence of a batch, chosen by `sampler` where `forced` gives none."""
-        if not isinstance(batch, DecodeBatch):
-            with torch.inference_mode():
-                batch.advance(sampler, forced, recorder)
-            return
-        with torch.inference_mode():
-            step = DecodeStep(batch, recorder)
-            output = self.model(
-                input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
-            )
-            logits = output.logits[:, -1].float()
-            chosen = choose(sampler, logits, forced)
-            logprobs = token_logprobs(logits, chosen).tolist()
-        for sequence, token, logprob in zip(batch.sequences, chosen.tolist(), logprobs, strict=True):
-            sequence.age += 1
-            sequence.next_token = token
-            sequence.tokens.append(token)
-            sequence.logprobs.append(logprob)
+        one_step(self, batch, sampler, forced, recorder)
 
     @property
     def private_pages(self) -> bool:

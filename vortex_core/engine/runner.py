@@ -32,7 +32,7 @@ def bucket_of(rows: int) -> int:
 
 
 def width_of(blocks: int) -> int:
-    """Table width in blocks: at most an eighth more than needed, so that lengths share graphs."""
+    """Table width in blocks, in steps of an eighth of the next power of two, so that lengths share graphs."""
     step = max(8, (1 << max(0, blocks - 1).bit_length()) // 8)
     return -(-max(1, blocks) // step) * step
 
