@@ -7,6 +7,7 @@ Optional: SGLang needs an environment of its own (docs/serving.md). Name its int
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -144,6 +145,32 @@ def test_a_sparse_flow_equals_the_embedded_engine(
     assert status is not None
     assert status["sparse_layers"] == 2
     assert 0.2 < status["density"] < 0.9
+
+
+def test_latent_attention_equals_sglangs_own(variables: dict[str, str], tmp_path: Path) -> None:
+    """MLA: everything selected, on the latent pool, against SGLang's dense backend."""
+    from transformers import Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM
+
+    torch.manual_seed(0)
+    config = Glm4MoeLiteConfig(
+        hidden_size=64, intermediate_size=128, moe_intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=48, qk_rope_head_dim=16,
+        qk_nope_head_dim=32, v_head_dim=32, vocab_size=128, max_position_embeddings=1024,
+        initializer_range=0.2, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=2,
+        mlp_layer_types=["dense", "dense"], bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    Glm4MoeLiteForCausalLM(config).float().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"  # fields that SGLang reads and transformers derives
+    more = {"moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    more |= {"num_nextn_predict_layers": 1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    _flow(tmp_path, budget="4096")
+    found = []
+    for backend, settings in (("torch_native", None), ("vortex", Settings(str(tmp_path / "flow.json")))):
+        options = _options(tmp_path, attention_backend=backend)
+        with EngineProcess(options, settings, python=PYTHON, variables=variables) as engine:
+            found += [engine.generate(PROMPTS, NEW).tokens, engine.generate(PROMPTS, NEW).tokens]
+    assert found[1:] == found[:1] * 3
 
 
 def test_a_server_that_cannot_run_the_flow_does_not_start(
