@@ -1,0 +1,98 @@
+"""Runs of `benchmarks.serving` as one page.
+
+    python -m benchmarks.serving_table RUN.json... --name serving_h100 --out benchmarks/results
+
+Keeps the runs as they are in NAME.json and writes NAME.md beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def of_kind(run: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The results of one kind that did not fail."""
+    return [r for r in run["results"] if r["kind"] == kind and "failed" not in r]
+
+
+def section(run: dict[str, Any]) -> list[str]:
+    """One run."""
+    (start,) = of_kind(run, "start")
+    model = of_kind(run, "model")[0]
+    shares: dict[tuple[int, int, str], float] = {}
+    here = (0, 0)
+    for result in run["results"]:
+        if result["kind"] == "prompts":
+            here = (result["batch"], result["context"])
+        if result["kind"] == "share" and result.get("attention_share") is not None:
+            shares[(*here, result["flow"])] = result["attention_share"]
+    lines = [f"`python -m benchmarks.serving {start['command']}`", ""]
+    floor = model.get("weight_floor_ms")
+    lines.append(
+        f"{model['name']}, {model.get('pool_tokens', 0):,} tokens of KV; torch {run['torch']}, {run['device']}."
+        + (f" Reading the weights once takes {floor:.2f} ms." if floor else "")
+    )
+    for found in of_kind(run, "transformers"):
+        lines.append(
+            f"Against transformers on the same weights: log-probability of a token differs by {found['mean']:.3f} on "
+            f"average, {found['worst']:.3f} at worst; {found['agreed']:.0%} of greedy tokens equal."
+        )
+    for found in of_kind(run, "everything selected"):
+        lines.append(
+            f"{found['flow']} with everything selected: {found['agreed']:.0%} of greedy tokens are dense's, "
+            f"log-probabilities differ by {found['worst']:g} at most."
+        )
+    lines += [
+        "",
+        "| batch | context | flow | ms a step | P95 | tokens/s | over dense | density | attention's share | swap s |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in of_kind(run, "decode"):
+        share = shares.get((r["batch"], r["context"], r["flow"]))
+        lines.append(
+            f"| {r['batch']} | {r['context']} | {r['flow']} | {r['step_ms']:.2f} | {r['step_ms_p95']:.2f} | "
+            f"{r['tokens_per_second']:,.0f} | {r['speedup']:.2f}x | {r['density']:.3f} | "
+            f"{'' if share is None else f'{share:.0%}'} | {r['swap_seconds']:.2f} |"
+        )
+    for failed in (r for r in run["results"] if "failed" in r):
+        lines += ["", f"Failed: {failed['kind']}: {failed['failed']}"]
+    return [*lines, ""]
+
+
+def to_markdown(runs: list[dict[str, Any]], date: str) -> str:
+    """All runs."""
+    head = [
+        "# Serving speed of the embedded engine",
+        "",
+        (
+            f"{date}. Dense and sparse steps in turns in one process, medians. Random weights and random KV (throughput "
+            "only). A swap includes state updates and graph capture; the first of a shape also compiles kernels."
+        ),
+        "",
+    ]
+    return "\n".join([*head, *(line for run in runs for line in section(run))])
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--date", required=True, help="when the runs were made")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    runs = [json.loads(path.read_text()) for path in args.runs]
+    (args.out / f"{args.name}.json").write_text(json.dumps(runs, indent=1) + "\n")
+    (args.out / f"{args.name}.md").write_text(to_markdown(runs, args.date))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
