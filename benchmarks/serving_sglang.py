@@ -187,7 +187,7 @@ def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
         options |= {"device": "cpu", "dtype": "float32", "disable_cuda_graph": True, "max_total_tokens": 8192}
         del options["mem_fraction_static"], options["disable_prefill_cuda_graph"]
     else:
-        options["cuda_graph_max_bs_decode"] = max(batches)
+        options["cuda_graph_bs_decode"] = sorted(set(batches))  # others would only lengthen the start
     if args.model == "glm-4.7-flash":
         options |= {"chunked_prefill_size": 32768, "max_prefill_tokens": 32768}
     if args.kv_dtype:
