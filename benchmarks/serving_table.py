@@ -70,8 +70,8 @@ def to_markdown(runs: list[dict[str, Any]], date: str) -> str:
         "# Serving speed of the embedded engine",
         "",
         (
-            f"{date}. Dense and sparse steps in turns in one process, medians. Random weights and random KV: throughput "
-            "only. A swap includes state updates and graph capture; the first of a shape also compiles kernels."
+            f"{date}. Dense and sparse steps in turns in one process, medians. Random weights and random KV: "
+            "throughput only. A swap includes state updates and graph capture; the first of a shape also compiles kernels."
         ),
         "",
     ]
