@@ -71,7 +71,7 @@ def to_markdown(runs: list[dict[str, Any]], date: str) -> str:
         "",
         (
             f"{date}. Dense and sparse steps in turns in one process, medians. Random weights and random KV: "
-            "throughput only. A swap includes state updates and graph capture; the first of a shape also compiles kernels."
+            "throughput only. A swap includes state updates and graph capture; the first also compiles kernels."
         ),
         "",
     ]
