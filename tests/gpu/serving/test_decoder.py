@@ -41,6 +41,10 @@ def _captured(pool: Pool, decoder: FlowDecoder, batch: int):
     return graph, q, out
 
 
+def _error(found: torch.Tensor, want: torch.Tensor) -> float:
+    return float((found.cpu().double() - want).norm() / want.norm())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("geometry", [QWEN, GLM], ids=["qwen", "glm"])
 @pytest.mark.parametrize("flow", ["dense", "quest", "block_topk"])
@@ -75,18 +79,18 @@ def test_a_captured_step(geometry: Geometry, flow: str, dtype: torch.dtype) -> N
             for layer in range(geometry.layers):
                 k, v = (x.float().cpu() for x in pool.tokens(layer, request))
                 want = dense(q[layer, row].cpu(), k, v, scale)
-                assert float((out[layer, row].cpu().double() - want).abs().max()) < 2e-2
-    if flow == "block_topk":  # attention over what it selected, first kv head
+                assert _error(out[layer, row], want) < 0.02
+    if flow == "block_topk":  # attention over what the last layer selected (lists are reused), first kv head
         attended, there = decoder.attended().tolist()
         assert attended < 0.5 * there
+        last = geometry.layers - 1
         for row in range(len(requests)):
-            lists = decoder._lists[4][0]
+            lists = decoder._lists[4][last]
             pages = lists.ids[row, 0].long()
             slots = (pages[:, None] * page + torch.arange(page, device="cuda")).flatten()[
                 : lists.lens[row, 0]
             ]
-            k, v = (x[0].float()[slots, :1].cpu() for x in (pool.k, pool.v))
-            group = q[0, row, : geometry.group].cpu()
+            k, v = (x[last].float()[slots, :1].cpu() for x in (pool.k, pool.v))
+            group = q[last, row, : geometry.group].cpu()
             want = dense(group, k, v, scale)
-            found = out[0, row, : geometry.group].cpu().double()
-            assert float((found - want).abs().max()) < 2e-2
+            assert _error(out[last, row, : geometry.group], want) < 0.02
