@@ -15,7 +15,7 @@ from typing import Any
 
 from vortex_core.ir.facts import Facts, facts
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.types import Dims, Type, make_dims
+from vortex_core.ir.types import Dims, Extent, Type, make_dims
 
 MAX_WIDTH = (
     64  # sums and products of more parts are not flattened further: x * x, squared again and again, is 2^n x
@@ -212,10 +212,10 @@ class Sums:
         if not rest:
             return self.const(value)
         body = self.chain("mul", rest)
+        if value == 0 or body.facts.null:
+            return self._nothing(body)
         if value == 1:
             return body
-        if value == 0 and body.facts.finite:
-            return self.zero(body.type.dims)
         if body.op == "add" and body.width > 1:
             return self.total([self.product([self.const(value), t]) for t in self.terms(body)])
         return self.raw("mul", [self.const(value), body])
@@ -237,7 +237,7 @@ class Sums:
             body = self.chain("mul", rest)
             # inf - inf is not 0: only certainly finite values cancel.
             key = body.digest, 0 if body.facts.finite else (value > 0) - (value < 0)
-            weights[key] = weights.get(key, Fraction(0)) + value
+            weights[key] = value if body.facts.null else weights.get(key, Fraction(0)) + value
             bodies[key] = body
         if not in_range(number) or not all(map(in_range, weights.values())):
             return self.chain("add", terms)
@@ -255,11 +255,23 @@ class Sums:
             parts.append(self.const(number))
         return self.chain("add", parts)
 
-    def zero(self, dims: Dims) -> Expr:
-        """Zero, with these dimensions."""
-        carriers = [
+    def _nothing(self, product: Expr) -> Expr:
+        """0 times a product: 0 where its factors are finite, else NaN, so that only these others matter."""
+        wild = {f.digest: f for f in self.factors(product) if not f.facts.finite}
+        if not wild:
+            return self.zero(product.type.dims)
+        missing = [d for d in product.type.dims if not any(f.has(d[0]) for f in wild.values())]
+        body = self.chain("mul", [*wild.values(), *self._carriers(missing)])
+        return body if body.facts.null else self.raw("mul", [self.const(0), body])
+
+    def _carriers(self, dims: Iterable[tuple[str, Extent]]) -> list[Expr]:
+        return [
             self.raw("position") if d == "page" else self.raw("iota", dim=d, extent=str(e)) for d, e in dims
         ]
+
+    def zero(self, dims: Dims) -> Expr:
+        """Zero, with these dimensions."""
+        carriers = self._carriers(dims)
         return self.raw("mul", [self.const(0), self.chain("mul", carriers)]) if carriers else self.const(0)
 
     def without_shift(self, e: Expr, dim: str) -> Expr:

@@ -8,7 +8,7 @@ the sign of x (zero has no sign), 0 / 0, the logarithm of a negative number and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 
@@ -21,12 +21,14 @@ class Facts:
         nonneg: >= 0, or NaN.
         positive: finite and > 0.
         nonzero: finite and not 0.
+        null: 0, or NaN: no number but 0 changes it.
     """
 
     finite: bool = False
     nonneg: bool = False
     positive: bool = False
     nonzero: bool = False
+    null: bool = False
 
 
 class Value(Protocol):
@@ -63,6 +65,32 @@ def facts(
         factors: the flattened factors of a product, else empty.
         defined: for a load, whether what was written is certainly finite.
     """
+    found = _facts(op, args, attrs, factors, defined)
+    return replace(found, null=True, nonneg=True) if _null(op, args, attrs) else found
+
+
+_KEEPS_NULL = (
+    "add", "maximum", "minimum", "sum", "mean", "cumsum", "conv", "amax", "amin", "maxpool", "slice", "channels",
+    "split", "rename", "abs", "sqrt", "tanh", "floor", "cast",
+)  # fmt: skip
+
+
+def _null(op: str, args: Sequence[Value], attrs: dict[str, Any]) -> bool:
+    match op:
+        case "const":
+            return bool(attrs["value"] == 0)
+        case "mul":
+            return any(a.facts.null for a in args)
+        case "div":
+            return args[0].facts.null
+        case "where":
+            return all(a.facts.null for a in args[1:])
+    return op in _KEEPS_NULL and all(a.facts.null for a in args)
+
+
+def _facts(
+    op: str, args: Sequence[Value], attrs: dict[str, Any], factors: Iterable[Value], defined: bool
+) -> Facts:
     if op == "const":
         v = attrs["value"]
         return Facts(True, v >= 0, v > 0, v != 0)

@@ -57,10 +57,10 @@ class Reductions(Sums):
         if a.op in INCREASING:
             return self.raw(a.op, [self.bounded(op, a.args[0], left)])
         value, rest = self.split_constant(a)
-        if value == 0:
-            if all(f.facts.finite for f in rest):
-                return self.zero(tuple(d for d in a.type.dims if d[0] not in left))
-            return self.raw(op, [a], dims=tuple(sorted(left)))
+        if value == 0 and _finite(rest):
+            return self.zero(tuple(d for d in a.type.dims if d[0] not in left))
+        if a.facts.null:  # no bound tells 0 from 0, and NaN wins each
+            return self._bounded_product("amax", [a] if value == 0 else self.factors(a), left)
         body = self.chain("mul", rest)
         op = op if value > 0 else MIRROR[op]
         if body.op == "add" and body.width > 1:
@@ -109,6 +109,8 @@ class Reductions(Sums):
             outside = not left & set(nested.type.names) and nested in _leaves_bound(parts, left)
             if nested.op == op and not outside and _apart(nested, rest):
                 number, inner = self.split_constant(nested.args[0])
+                if number == 0:
+                    number, inner = number + 1, [nested.args[0]]
                 if number == 1 and _may_leave(rest, inner) and self._fits(rest, inner):
                     left |= set(nested.attr["dims"])
                     parts, n = [*rest, *inner], 0

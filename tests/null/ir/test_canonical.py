@@ -67,6 +67,11 @@ SAME = [
         "x = 1 / (q * m); s = -(x - x).max('dim', 'row', 'head')",
     ),
     ("s = (m / 0).max('row', 'dim')", "s = 0.5 * (2 * m / 0).max('row', 'dim')"),
+    # 0 times an undefined value is 0 or NaN: only what may be undefined matters.
+    ("s = (0 / m).max('row', 'dim')", "s = 4 * (0.25 * 0 / m).max('row').max('dim')"),
+    ("s = (0 / m).max('row', 'dim')", "s = -(0 / m).min('row', 'dim')"),
+    ("s = (0 / m).max('row', 'dim')", "s = (0 * m.exp() / m).max('row', 'dim')"),
+    ("s = (0 / m).max('row', 'dim')", "s = (m * 0 / m / m).max('row', 'dim')"),
     (
         "x = 1 / (q * m); s = (2 * x - x).sum('dim', 'row', 'head')",
         "x = 1 / (q * m); s = -(x - 2 * x).sum('dim', 'row', 'head')",
@@ -95,6 +100,8 @@ DIFFERENT = [
     "s = (p * (q * m).sum('dim').max('head')).sum('row')",
     "s = (p / (q * m)).sum('dim', 'row', 'head')",
     "s = ((q * m) / (p + 1)).sum('dim', 'row', 'head')",
+    "s = (0 / (q * m)).max('dim', 'row', 'head')",
+    "s = (0 / q).max('dim', 'head') * n",
     "x = q * m; s = ops.maximum(2 * x, -x).sum('dim', 'row', 'head')",
     "x = q * m; s = ops.maximum(x, -x).sum('dim', 'row', 'head')",
     "x = q * m; s = ops.minimum(x, -x).sum('dim', 'row', 'head')",
