@@ -19,6 +19,7 @@ from vortex_core.serving.plan import layer_plan
 from vortex_core.serving.settings import Settings
 from vortex_core.serving.sglang import NAME
 from vortex_core.serving.sglang.backend import VortexAttnBackend
+from vortex_core.serving.sglang.mla import register_mla
 from vortex_core.serving.sglang.status import Status
 
 _KV = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
@@ -78,6 +79,8 @@ def build(runner: Any, settings: Settings, bundle: FlowBundle) -> VortexAttnBack
     if inner_name not in ATTENTION_BACKENDS or inner_name == NAME:
         known = ", ".join(sorted(set(ATTENTION_BACKENDS) - {NAME}))
         raise unsupported(f"prefill by {inner_name!r}", f"set VORTEX_SERVING_PREFILL to one of {known}")
+    if geometry.is_mla:
+        register_mla(inner_name)
     status = Status(
         settings.status,
         {

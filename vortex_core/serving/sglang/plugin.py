@@ -61,11 +61,9 @@ def _creator() -> Callable[[Any], Any]:
     def create(runner: Any) -> Any:
         from vortex_core.serving.sglang import contract
         from vortex_core.serving.sglang.build import build
-        from vortex_core.serving.sglang.mla import register_mla
 
         contract.check()
         _check_hook()
-        register_mla()
         return build(runner, settings, bundle)
 
     return create
