@@ -90,7 +90,7 @@ def test_fp8_and_request_local_flows_bring_their_options(quest: FlowBundle) -> N
 def test_what_a_captured_step_cannot_do_is_refused(quest: FlowBundle) -> None:
     with pytest.raises(VortexError, match="reuse_steps=4"):
         layer_plan(quest.program, quest.knobs.with_(reuse_steps=4), 4)
-    with pytest.raises(VortexError, match="VE034|reuse_steps=4"):
+    with pytest.raises(VortexError, match="reuse_steps=4"):
         launch_command(FlowBundle.of(library.load("lserve")), Settings("/b"), "m", (), "p")
     mass = next(b for b in map(FlowBundle.of, map(library.load, library.names())) if b.program.needs_mass)
     with pytest.raises(VortexError, match="attention mass"):

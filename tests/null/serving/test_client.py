@@ -1,0 +1,88 @@
+"""An engine in a process of its own: the protocol, with a stand-in for SGLang, and how failures are told."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vortex_core.errors import VortexError
+from vortex_core.serving import entry_points
+from vortex_core.serving.client import EngineProcess
+from vortex_core.serving.settings import Settings
+
+FAKE = """
+import json, os
+__version__ = "0.0-fake"
+
+class Engine:
+    def __init__(self, **options):
+        if options.get("broken"):
+            print("VE032: pages do not fit")
+            os._exit(3)
+        self.seen = set()
+        status = os.environ.get("VORTEX_SERVING_STATUS")
+        if status:
+            open(status, "w").write(json.dumps({"flow": os.environ["VORTEX_SERVING_FLOW"]}))
+
+    def generate(self, input_ids, sampling_params):
+        new = sampling_params["max_new_tokens"]
+        cached = [len(x) if tuple(x) in self.seen else 0 for x in input_ids]
+        self.seen |= {tuple(x) for x in input_ids}
+        print("engines talk on stdout")
+        return [
+            {"output_ids": [x[-1]] * new, "meta_info": {"cached_tokens": c}}
+            for x, c in zip(input_ids, cached)
+        ]
+
+    def flush_cache(self):
+        self.seen.clear()
+
+    def shutdown(self):
+        pass
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "sglang.py").write_text(FAKE)
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_an_engine_answers_batches(fake: dict[str, str]) -> None:
+    with EngineProcess({}, Settings("quest"), python=sys.executable, variables=fake) as engine:
+        first = engine.generate([[1, 2], [3]], 3)
+        assert first.tokens == [[2, 2, 2], [3, 3, 3]]
+        assert first.cached == [0, 0]
+        assert engine.generate([[1, 2]], 1).cached == [2]
+        engine.flush()
+        assert engine.generate([[1, 2]], 1).cached == [0]
+        assert engine.status == {"flow": "quest"}
+        assert engine.facts["sglang"] == "0.0-fake"
+        log = engine.log
+    assert not log.exists()
+
+
+def test_dense_engines_report_nothing(fake: dict[str, str]) -> None:
+    with EngineProcess({}, python=sys.executable, variables=fake) as engine:
+        assert engine.status is None
+
+
+def test_a_dead_engine_shows_its_last_words(fake: dict[str, str]) -> None:
+    with pytest.raises(VortexError, match="VE032: pages do not fit") as caught:
+        EngineProcess({"broken": True}, python=sys.executable, variables=fake)
+    assert caught.value.code == "VE038"
+
+
+def test_an_uninstalled_tree_is_found_by_plugin_discovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: ())
+    first = entry_points.plugin_path(tmp_path)["PYTHONPATH"].split(os.pathsep)[0]
+    (found,) = importlib.metadata.distributions(path=[first])
+    (plugin,) = found.entry_points.select(group=entry_points.GROUP)
+    assert (plugin.name, plugin.value) == ("vortex", "vortex_core.serving.sglang.plugin:register")
+    assert found.name == "vortex-search"
