@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,10 +72,31 @@ def find_flow(target: str, rank: int) -> tuple[FlowBundle, str | None]:
         raise VortexError("VS001", f"neither a run nor a flow: {target!r}", near) from error
 
 
+def with_knobs(bundle: FlowBundle, changes: Sequence[str]) -> FlowBundle:
+    """The flow with some knobs changed, each as `name=value`: another candidate, under a key of its own.
+
+    Raises:
+        VortexError: `VS010` for what is no such pair, `VF061` for an unknown knob or a value outside its range.
+    """
+    from search.errors import bad_value
+
+    knobs = bundle.knobs.to_json()
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise bad_value("--set", change, "knob=value")
+        try:
+            knobs[name] = json.loads(text)
+        except ValueError:  # an expression, such as a budget
+            knobs[name] = text
+    return replace(bundle, knobs=Knobs.from_json(knobs))
+
+
 def plan_launch(
     target: str,
     *,
     rank: int = 1,
+    changes: Sequence[str] = (),
     model: str | None = None,
     settings: Settings | None = None,
     options: Sequence[str] = (),
@@ -83,6 +105,7 @@ def plan_launch(
     """Write the flow's bundle and make the command that serves it.
 
     Args:
+        changes: knobs to change, each as `name=value`.
         settings: everything but `flow`, which is the bundle written here.
 
     Raises:
@@ -91,6 +114,7 @@ def plan_launch(
     from search.errors import bad_value
 
     bundle, found_on = find_flow(target, rank)
+    bundle = with_knobs(bundle, changes)
     chosen = model or found_on
     if chosen is None:
         raise bad_value("--model", "none", "the model to serve, by name, directory or hub id")

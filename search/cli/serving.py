@@ -23,6 +23,9 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Model by name, directory or hub id; a run knows its own.")
     ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KNOB=VALUE", help="Change a knob; may be repeated.")
+    ] = None,
     prefill: Annotated[
         str | None, typer.Option(help="SGLang attention backend that prefills; SGLang's choice by default.")
     ] = None,
@@ -44,7 +47,7 @@ def serve(
 
         vortex-search serve default-smollm2-135m-grammar-s0 --rank 1 --port 30000
 
-        vortex-search serve quest --model qwen3-8b --tp-size 2 --mem-fraction-static 0.8
+        vortex-search serve quest --model qwen3-8b --set budget=2048 --tp-size 2 --mem-fraction-static 0.8
     """
     from search.serve import plan_launch
     from vortex_core.serving.launch import check_environment
@@ -53,6 +56,7 @@ def serve(
     launch = plan_launch(
         target,
         rank=rank,
+        changes=changes or (),
         model=model,
         settings=Settings("", prefill, backend),
         options=context.args,

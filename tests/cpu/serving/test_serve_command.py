@@ -59,6 +59,16 @@ def test_a_file_is_traced_before_it_is_served(tmp_path: Path, capsys: pytest.Cap
     assert any("qwen3-8b" in str(word).lower() for word in said["command"])
 
 
+def test_knobs_can_be_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    sets = ("--set", "reuse_steps=1", "--set", "budget=max(512, length / 8)", "--set", "dense_layers=[0, 1]")
+    said = _said(capsys, "lserve", "--model", "m", *sets)
+    knobs = load_bundle(said["environment"]["VORTEX_SERVING_FLOW"]).knobs
+    assert (knobs.reuse_steps, knobs.budget, knobs.dense_layers) == (1, "max(512, length / 8)", (0, 1))
+    with pytest.raises(SystemExit):
+        main(["serve", "quest", "--model", "m", "--set", "no_knob=1", "--dry-run"])
+    assert "VF061" in capsys.readouterr().err
+
+
 def test_what_cannot_be_served_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, code in (
         (["nosuch", "--model", "m"], "VS001"),
