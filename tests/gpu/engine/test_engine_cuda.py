@@ -79,9 +79,9 @@ def test_replayed_steps_are_launched_steps(flow: str, knobs: dict[str, Any]) -> 
 
 
 def test_scheduled_requests_finish_as_if_alone_with_preemptions(engine: Engine) -> None:
-    small = Engine(_tiny(), max_tokens=8 * 128)
+    small = Engine(_tiny(), max_tokens=5 * 128)
     requests = [
-        Request(random_ids(100 + 20 * i, i), 150, sampling=Sampling(0.0 if i % 2 else 0.7, seed=i))
+        Request(random_ids(100 + 20 * i, i), 250, sampling=Sampling(0.0 if i % 2 else 0.7, seed=i))
         for i in range(5)
     ]
     got = small.generate(requests, max_batch=4)
