@@ -412,8 +412,8 @@ class Emitter:
         if node.op == "cumsum":
             return self.bind(f"tl.cumsum({self.masked(x, axis, '0.0')}, axis={at})", x.axes, inside)
         if node.op == "largest" and node.attr["k"] == 1:
-            shown = self.masked(x, axis, '-float("inf")')
-            first = self.bind(f"tl.argmax({shown}, axis={at})", [a for a in x.axes if a != axis], inside)
+            candidates = self.masked(x, axis, '-float("inf")')
+            first = self.bind(f"tl.argmax({candidates}, axis={at})", [a for a in x.axes if a != axis], inside)
             lane = Tile(axis.index, (axis,)).to(x.axes)
             return self.bind(f"{lane} == {first.to(x.axes)}", x.axes, inside)
         # The rest compares every lane with every other: small dimensions, a square tile.
