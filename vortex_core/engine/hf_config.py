@@ -128,15 +128,10 @@ def wants_latent(config: Any) -> bool:
     return getattr(config, ATTENTION_KEY, None) == "latent"
 
 
-def latent_width(width: int) -> int:
-    """Channels of a latent that holds `width` value channels: the next power of two."""
-    return 1 << (width - 1).bit_length()
-
-
 def _grouped_as_latent(kv_heads: int, head_dim: int) -> MlaSpec:
     """The latent is the values of all kv heads, the rotary part their keys; no score comes from the latent."""
     width = kv_heads * head_dim
-    return MlaSpec(q_lora=None, kv_lora=latent_width(width), qk_nope=0, qk_rope=width, v_head=head_dim)
+    return MlaSpec(q_lora=None, kv_lora=width, qk_nope=0, qk_rope=width, v_head=head_dim)
 
 
 def _mla(config: Any) -> MlaSpec | None:

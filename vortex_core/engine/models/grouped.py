@@ -1,14 +1,15 @@
 """A grouped-query model as an absorbed MLA model, exactly: the same weights, the same logits.
 
-The cached row of a token is `[v_0 ... v_{n-1}, 0, k_0 ... k_{n-1}]`: the values of all kv heads are the latent, and
-their rotated keys the shared rotary part. Zeros fill the latent up to a power of two, as the attention kernels
-want it: SmolLM2's row is 256 + 192 channels, a sixth more than its keys and values. A query head of group `g`
-is zero everywhere but in the slot of `k_g`, so its scores are those of grouped-query attention; of the attended
-latent it keeps the slot of `v_g`, which is what an MLA up-projection may select. No trained MLA model can be
-had without a hub, and this one runs real weights through the same cache, flows and kernels.
+The cached row of a token is `[v_0 ... v_{n-1}, k_0 ... k_{n-1}]`: the values of all kv heads are the latent, and
+their rotated keys the shared rotary part. A query head of group `g` is zero everywhere but in the slot of
+`k_g`, so its scores are those of grouped-query attention; of the attended latent it keeps the slot of `v_g`,
+which is what an MLA up-projection may select. No trained MLA model can be had without a hub, and this one runs
+real weights through the same cache, flows and kernels.
 
 What differs from a model trained with MLA: attention statistics are those of grouped queries, and the latent
-takes no part in the scores, so flows that look at its `nope` channels alone see nothing.
+takes no part in the scores, so flows that look at its `nope` channels alone see nothing. The GPU kernels want a
+power of two of latent channels and a smaller one of rotary channels (512 + 64); they refuse the equal halves
+here (`VK001`), so this runs on the torch backend only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vortex_core.engine.hf_config import latent_width
 from vortex_core.engine.models.latent import rotate
 from vortex_core.engine.seam import Step
 
@@ -53,17 +53,17 @@ class GroupedAsLatent(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        kv_heads, dim = k.shape[2], self.head_dim
-        width = kv_heads * dim
-        latent = latent_width(width)
-        values = nn.functional.pad(v.flatten(2), (0, latent - width))
-        row = torch.cat((values, k.flatten(2)), -1)[:, None]  # [batch, 1, row, latent + width]
+        kv_heads = k.shape[2]
+        row = torch.cat((v, k), 2).flatten(2)[:, None]  # [batch, 1, row, 2 * kv_head * dim]
         grouped = q.unflatten(2, (kv_heads, -1))  # [batch, row, kv_head, group, dim]
-        query = q.new_zeros(*grouped.shape[:4], latent + width)
+        query = q.new_zeros(*grouped.shape[:4], 2 * kv_heads, self.head_dim)
         for g in range(kv_heads):
-            query[:, :, g, :, latent + g * dim : latent + (g + 1) * dim] = grouped[:, :, g]
-        query = query.flatten(2, 3).transpose(1, 2)  # [batch, q_head, row, latent + width]
-        out = vortex_step.attend(self.layer_idx, query, row, row[..., :latent], self.scaling)
-        slots = out.unflatten(2, (kv_heads, -1))  # [batch, row, kv_head, group, latent]
-        own = torch.stack([slots[:, :, g, :, g * dim : (g + 1) * dim] for g in range(kv_heads)], 2)
+            query[:, :, g, :, kv_heads + g] = grouped[:, :, g]
+        query = query.flatten(2, 3).flatten(3).transpose(1, 2)  # [batch, q_head, row, 2 * kv_head * dim]
+        width = kv_heads * self.head_dim
+        out = vortex_step.attend(self.layer_idx, query, row, row[..., :width], self.scaling)
+        slots = out.unflatten(2, (kv_heads, -1)).unflatten(-1, (kv_heads, -1))
+        own = torch.stack(
+            [slots[:, :, g, :, g] for g in range(kv_heads)], 2
+        )  # [batch, row, kv_head, group, dim]
         return self.o_proj(own.flatten(2)), None
