@@ -3,9 +3,9 @@
     python -m benchmarks.serving_sglang --model qwen3-1.7b --batches 16,64 --contexts 8192,16384,32000 \
         --dense fa3,flashinfer --flows block_topk,quest --out benchmarks/results
 
-Runs in SGLang's environment (docs/serving.md) on one GPU, or on several with --tp. Weights are random: only time
-and parity mean anything. Engines take most of a GPU's memory, so each arm has a process of its own, and `--rounds`
-interleaves the arms. Prompts are prefilled once an engine and stay in the prefix cache; a step's time is the
+Runs in SGLang's environment (docs/serving.md) on one GPU, or on several with --tp. Weights are SGLang's dummies: only time
+means anything, and equal answers mean little unless --weights names a model. Engines take most of a GPU's memory, so
+each arm has processes of its own, and `--rounds` interleaves the arms. Prompts are prefilled once an engine and stay in the prefix cache; a step's time is the
 difference of two generations over the difference of their lengths, as in `t(LONG) - t(SHORT)`.
 """
 
@@ -183,6 +183,8 @@ def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
         "max_running_requests": max(batches), "watchdog_timeout": 1200, "decode_log_interval": 64,
         "mem_fraction_static": args.memory, "disable_prefill_cuda_graph": True,
     }  # fmt: skip
+    if args.weights:
+        options |= {"model_path": str(args.weights), "load_format": "auto"}
     if args.device == "cpu":
         options |= {"device": "cpu", "dtype": "float32", "disable_cuda_graph": True, "max_total_tokens": 8192}
         del options["mem_fraction_static"], options["disable_prefill_cuda_graph"]
@@ -220,6 +222,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="qwen3-1.7b", choices=[*SHAPES, "glm-4.7-flash"])
+    parser.add_argument("--weights", type=Path, help="model directory to load instead of dummy weights")
     parser.add_argument("--batches", default="16")
     parser.add_argument("--contexts", default="32000")
     parser.add_argument("--dense", default="fa3", help="SGLang backends to compare with")
@@ -250,13 +253,20 @@ def main() -> None:
                 rows, text = table(arms)
                 data = {
                     "model": args.model, "device": device_name(args), "versions": versions(arms), "tp": args.tp,
-                    "note": RANDOM_ROUTING if "glm" in args.model else "random weights", "rows": rows,
+                    "note": note(args), "rows": rows,
                     "failures": {a["arm"]: a["failure"] for a in arms if "failure" in a},
                     "start_s": {a["arm"]: a.get("start_s") for a in arms},
                 }  # fmt: skip
                 (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
                 (args.out / "serving_sglang.md").write_text(f"{args.model}, {data['device']}\n\n{text}\n")
     print(text)
+
+
+def note(args: argparse.Namespace) -> str:
+    """What to keep in mind beside the figures."""
+    if args.weights:
+        return f"weights from {args.weights.name}"
+    return RANDOM_ROUTING if "glm" in args.model else "dummy weights"
 
 
 def device_name(args: argparse.Namespace) -> str:
