@@ -3,10 +3,11 @@
     python -m benchmarks.serving_sglang --model qwen3-1.7b --batches 16,64 --contexts 8192,16384,32000 \
         --dense fa3,flashinfer --flows block_topk,quest --out benchmarks/results
 
-Runs in SGLang's environment (docs/serving.md) on one GPU, or on several with --tp. Weights are SGLang's dummies: only time
-means anything, and equal answers mean little unless --weights names a model. Engines take most of a GPU's memory, so
-each arm has processes of its own, and `--rounds` interleaves the arms. Prompts are prefilled once an engine and stay in the prefix cache; a step's time is the
-difference of two generations over the difference of their lengths, as in `t(LONG) - t(SHORT)`.
+Runs in SGLang's environment (docs/serving.md) on one GPU, or on several with --tp. Weights are SGLang's dummies:
+only time means anything, and equal answers mean little unless --weights names a model. Engines take most of a GPU's
+memory, so each arm has processes of its own, and `--rounds` interleaves the arms. Prompts are prefilled once an
+engine and stay in the prefix cache; a step's time is the difference of two generations over the difference of their
+lengths, as in `t(LONG) - t(SHORT)`.
 """
 
 from __future__ import annotations
