@@ -32,6 +32,10 @@ class Algebra(Reductions):
 
     def make(self, op: str, args: Sequence[Expr], attrs: dict[str, Any]) -> Expr:
         """The normal form of one operation on normal-form arguments."""
+        found = self._make(op, args, attrs)
+        return self.zero(found.type.dims) if found.facts.null and found.facts.finite else found
+
+    def _make(self, op: str, args: Sequence[Expr], attrs: dict[str, Any]) -> Expr:
         match op:
             case "const":
                 return self.const(attrs["value"])
@@ -177,6 +181,10 @@ class Algebra(Reductions):
         parts = list(flat.values())
         if len(parts) == 1:
             return parts[0]
+        if all(p.value is not None or (p.facts.null and p.facts.finite) for p in parts):
+            values = [p.value or Fraction(0) for p in parts]
+            number = max(values) if op == "maximum" else min(values)
+            return self.total([self.const(number), self.zero(self.chain(op, parts).type.dims)])
         # max(2 x, y) is 2 max(x, y / 2), and min(x, -x) is -max(x, -x).
         scale, symmetric = self.scale(parts)
         if symmetric and op == "minimum":

@@ -220,6 +220,8 @@ def _drop_factors(algebra: Algebra, score: Expr, share: str | None) -> Expr:
     ]
     if not keep or value == 0:
         return score
+    if {n for f in keep for n in f.type.names} != set(score.type.names):
+        keep = rest  # one of them is all that carries the head
     if len(keep) == len(rest) and abs(value) == 1:
         return score
     return algebra.product([*keep, algebra.const(-1)] if value < 0 else keep)

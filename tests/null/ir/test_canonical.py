@@ -67,6 +67,7 @@ SAME = [
         "x = 1 / (q * m); s = -(x - x).max('dim', 'row', 'head')",
     ),
     ("s = (m / 0).max('row', 'dim')", "s = 0.5 * (2 * m / 0).max('row', 'dim')"),
+    ("s = m.max('row', 'dim') + (n - n).tanh().sqrt()", "s = m.max('row', 'dim') + ops.minimum(n - n, 0.5)"),
     # 0 times an undefined value is 0 or NaN: only what may be undefined matters.
     ("s = (0 / m).max('row', 'dim')", "s = 4 * (0.25 * 0 / m).max('row').max('dim')"),
     ("s = (0 / m).max('row', 'dim')", "s = -(0 / m).min('row', 'dim')"),
@@ -86,6 +87,14 @@ def test_one_meaning_one_form(one: str, other: str) -> None:
         index(other + "\n        return ops.topp(s, 0.5)"),
     )
     assert found[0] == found[1]
+
+
+def test_a_factor_before_a_top_k_goes_even_where_another_must_stay() -> None:
+    """The positive factor is all that carries the head, so it stays; the number before it goes."""
+    scores = "((q.norm('dim') + 1) * n)", "(7.5 * (q.norm('dim') + 1) * n)"
+    one, other = (index(f"return ops.topk({s})") for s in scores)
+    assert one == other
+    assert one.per_query_head
 
 
 DIFFERENT = [
