@@ -11,6 +11,9 @@ FailureKind = Literal["candidate", "infrastructure", "budget"]
 How = Literal["measured", "modelled", "recorded"]
 
 
+TOKEN_TASKS = frozenset({"perplexity"})
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A program and its knobs, as evaluators see it. No user Python: only verified IR.
@@ -69,7 +72,8 @@ class StageResult:
         stage: its name.
         passed: whether later stages may run.
         metrics: numbers by name.
-        items: per-item outcomes for paired statistics, by task: `{task: [score, ...]}` in item order.
+        items: per-item outcomes for paired statistics, by task: `{task: [score, ...]}` in item order. Those of
+            `TOKEN_TASKS` are log-likelihoods of tokens, all others answers from 0 to 1.
         info: side information for the agent (per-head recall, bottleneck, worst task, ...).
         failure: set when it did not pass.
         seconds: wall time.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from evaluators.results import Metric
+from evaluators.results import TOKEN_TASKS, Metric
 from search.archive import Archive
 from search.config import Objective
 from search.events import Purpose
@@ -46,11 +46,11 @@ class Comparison:
 
 
 def common_items(ours: Candidate, theirs: Candidate, purpose: Purpose) -> tuple[list[float], list[float]]:
-    """Outcomes on the items that both answered, in the same order."""
+    """Answers to the items that both were asked, in the same order. Log-likelihoods are on another scale."""
     a, b = ours.items(purpose), theirs.items(purpose)
     left: list[float] = []
     right: list[float] = []
-    for task in sorted(a.keys() & b.keys()):
+    for task in sorted((a.keys() & b.keys()) - TOKEN_TASKS):
         # A run that was stopped early answered the first items only; the rest has no partner.
         n = min(len(a[task]), len(b[task]))
         left += a[task][:n]

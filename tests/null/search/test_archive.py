@@ -205,6 +205,17 @@ def test_findings(ours: tuple[float, list[float]], theirs: tuple[float, list[flo
     assert found.finding == finding
 
 
+def test_log_likelihoods_of_tokens_are_no_answers():
+    pair = [candidate(1, 0, 2.0, items=GOOD[:8]), candidate(2, 0, 1.5, items=GOOD[:8])]
+    for c, level in zip(pair, (-2.0, -3.0), strict=True):
+        c.results["search"]["perplexity"] = StageResult(
+            "perplexity", True, items={"perplexity": [level] * 50}
+        )
+    found = compare(*pair, OBJECTIVE, "search")
+    assert found is not None
+    assert (found.items, found.accuracy.value) == (8, 0.0)
+
+
 def test_nothing_in_common_is_not_compared():
     assert compare(candidate(1, 0, 2.0), candidate(2, 0, 1.5, items=GOOD), OBJECTIVE, "search") is None
 
