@@ -16,18 +16,20 @@ QWEN = Geometry(28, 8, 2, 128, 128, 128)
 BATCH, LENGTH = 4, 8192
 
 
-@pytest.mark.parametrize("name", library.names())
-def test_bytes_and_scratch_are_those_of_the_model_and_the_workspace(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "length"), [*((name, LENGTH) for name in library.names()), ("block_topk", 1 << 17)]
+)
+def test_bytes_and_scratch_are_those_of_the_model_and_the_workspace(name: str, length: int) -> None:
     traced = library.load(name)
-    plan = launch_plan(traced.program, traced.knobs, QWEN, batch=BATCH, length=LENGTH)
-    cost = step_cost(traced.program, traced.knobs, QWEN, batch=BATCH, length=LENGTH)
+    plan = launch_plan(traced.program, traced.knobs, QWEN, batch=BATCH, length=length)
+    cost = step_cost(traced.program, traced.knobs, QWEN, batch=BATCH, length=length)
     assert sum(launch.bytes for launch in plan.launches) >= 0.95 * cost.bytes
     if "rows" not in [launch.name for launch in plan.launches]:  # what passes through scratch is on top
         assert sum(launch.bytes for launch in plan.launches) <= 1.1 * cost.bytes
     flow = backends.get("triton").compile(traced.program, traced.knobs, QWEN)
     assert isinstance(flow, TritonFlow)
     if not traced.program.selects_everything:
-        space = flow.workspace(BATCH, LENGTH // traced.knobs.page_size, torch.device("cpu"))
+        space = flow.workspace(BATCH, length // traced.knobs.page_size, torch.device("cpu"))
         assert plan.scratch_bytes == pytest.approx(space.nbytes, rel=0.05)
 
 

@@ -50,7 +50,7 @@ class Workspace:
     def nbytes(self) -> int:
         """Bytes held."""
         groups = (self.scratch, self.scores, self.page_ids, self.kv_lens)
-        return sum(t.nbytes for g in groups for t in g.values())
+        return self.search.nbytes + sum(t.nbytes for g in groups for t in g.values())
 
 
 class TritonFlow:

@@ -1,7 +1,8 @@
 """The launches of a decode step of one sparse layer, what each moves and computes, and what keeps them apart.
 
 Read from the schedule that code generation uses, so it says what will be launched, not what a model assumes. Bytes and
-FLOPs count each input and output once.
+FLOPs count each input and output once. Steps called "torch operators" are several small launches each: top-p, threshold
+and union still prepare their inputs that way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vortex_core.ir.cost import (
 )
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.kernels.select import select_plan
 
 _BUDGETED = ("topp", "threshold")
 
@@ -151,18 +153,17 @@ class _Planner:
             if node.spec.group != "select" or node.op == "everything":
                 continue
             if node.op == "union":
-                found.append(
-                    Launch(
-                        "marks", "pages of both selections, as marks", "both selections first", 3 * moved, 0
-                    )
-                )
+                marked = float(self.lists * (2 * self.chosen * INDEX_BYTES + self.complete * SCORE_BYTES))
+                does = "pages of both selections, as marks (torch operators)"
+                found.append(Launch("marks", does, "needs both selections", marked, 0))
                 found.append(
                     Launch("union", "marked pages as one list", "needs all marks of a row", moved, 0)
                 )
                 continue
             if node.op in _BUDGETED:
-                does = f"how many pages {node.op} wants of each row"
-                found.append(Launch("count", does, f"{_place(node)} needs all scores of a row", moved / 2, 0))
+                does = f"how many pages {node.op} wants of each row (one kernel and torch operators)"
+                counted = float(self.lists * (self.complete * SCORE_BYTES + INDEX_BYTES))
+                found.append(Launch("count", does, f"{_place(node)} needs all scores of a row", counted, 0))
             does = f"{node.op}: radix select, kept pages included, page ids in logical order"
             why = f"{_place(node)} orders a row's pages, so needs all of its scores"
             found.append(Launch("select", does, why, moved, 0))
@@ -199,6 +200,10 @@ class _Planner:
         lists = [n for n in self.program.index.nodes if n.spec.group == "select" and n.op != "everything"]
         streams = sum(n.op != "union" for n in lists)
         width = self.chosen * (2 if streams < len(lists) else 1)
+        search = select_plan(self.complete, width)
+        if lists and search.segments > 1:  # rows too long for one program
+            bytes_ = self.lists * (2 * search.candidates + 1) * INDEX_BYTES
+            found.append(Buffer("search", bytes_, "select", "select"))
         size = self.lists * (width + 1) * INDEX_BYTES
         found += [Buffer(f"page list {i}", size, "select", "attend") for i in range(len(lists))]
         return found
