@@ -158,7 +158,12 @@ class Finals:
             "library": library,
             "matched": self.state.candidates[self.state.matched.key] if self.state.matched else None,
             "control": next(
-                (self.state.candidates[k] for k in self.state.finalists or () if self._is_control(k)), None
+                (
+                    self.state.candidates[k]
+                    for k in self.state.finalists or ()
+                    if self._is_control(k) and k != winner.key
+                ),
+                None,
             ),
         }
         for name, rival in rivals.items():

@@ -375,22 +375,24 @@ def test_the_ledger_lists_dead_ends(tmp_path: Path):
 
 
 class Unlucky(SimulatedExecutor):
-    """Whatever looked best in the search breaks the gates on fresh items, the first `broken` times."""
+    """Whatever looked best in the search breaks the gates on fresh items, at some turns of the found ones."""
 
-    def __init__(self, broken: int) -> None:
+    def __init__(self, broken: range | set[int]) -> None:
         super().__init__()
-        self.left = broken
+        self.broken, self.turn = broken, -1
 
     async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
         result = await super().run_stage(stage, candidate, seed)
-        if stage == "accuracy" and seed != 1 and candidate.name.startswith("point_") and self.left > 0:
-            self.left -= 1
-            worse = {**result.metrics, "accuracy_delta": Metric(-0.9, -0.95, -0.85, n=40)}
-            return replace(result, metrics=worse)
+        if stage == "accuracy" and seed != 1 and candidate.name.startswith("point_"):
+            self.turn += 1
+            if self.turn in self.broken:
+                worse = {**result.metrics, "accuracy_delta": Metric(-0.9, -0.95, -0.85, n=40)}
+                return replace(result, metrics=worse)
         return result
 
 
-def finalists(broken: int, tmp_path: Path) -> tuple[CampaignState, list[str]]:
+def finalists(broken: range | set[int], tmp_path: Path) -> tuple[CampaignState, list[str]]:
+    """Turn 0 is the first elite, 1 the control's best, 2 and 3 further elites."""
     harness = Harness(tmp_path, config(finals={"elites": 1, "most": 3}))
     harness.executor = Unlucky(broken)
     state = harness.go()
@@ -398,16 +400,23 @@ def finalists(broken: int, tmp_path: Path) -> tuple[CampaignState, list[str]]:
 
 
 def test_the_next_best_are_measured_while_none_keeps_the_gates(tmp_path: Path):
-    state, arms = finalists(3, tmp_path)  # the first elite, the control's best, the second elite
+    state, arms = finalists({0, 1, 2}, tmp_path)
     assert arms == ["evolve", "random", "evolve", "evolve"]
     assert state.finished is not None
-    assert state.candidates[state.finished.winner or ""].key == (state.finalists or ())[-1]
+    assert state.finished.winner == (state.finalists or ())[-1]
 
 
 def test_the_controls_best_wins_where_nothing_else_keeps_the_gates(tmp_path: Path):
-    state, arms = finalists(1, tmp_path)
-    assert arms == ["evolve", "random", "evolve"]
-    state, arms = finalists(99, tmp_path / "none")
+    state, arms = finalists({0, 2, 3}, tmp_path)
+    assert arms == ["evolve", "random", "evolve", "evolve"]
+    assert state.finished is not None
+    assert state.candidates[state.finished.winner or ""].arm == "random"
+    assert state.finished.summary["statement"].startswith("No program of evolve kept the gates")
+    assert state.finished.summary["against_control"] is None, "it was compared with itself"
+
+
+def test_nothing_wins_where_nothing_keeps_the_gates(tmp_path: Path):
+    state, arms = finalists(range(9), tmp_path)
     assert state.finished is not None
     assert state.finished.winner is None
     assert "library flows stand" in state.finished.summary["statement"]
