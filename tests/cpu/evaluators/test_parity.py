@@ -7,10 +7,8 @@ import torch
 
 from evaluators.parity import compare
 from vortex_core import library
-from vortex_core.compiler import backends
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.torch_backend import TorchFlow
-from vortex_core.errors import VortexError
 from vortex_core.flow.load import trace_source
 
 GQA = Geometry(layers=2, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16)
@@ -40,10 +38,6 @@ def flow(states: str, score: str, cache: str) -> Any:
 @pytest.mark.parametrize("name", library.names())
 def test_library_flows_agree(name: str, geometry: Geometry) -> None:
     traced = library.load(name)
-    try:
-        backends.get("torch").compile(traced.program, traced.knobs, geometry)
-    except VortexError as error:
-        pytest.skip(f"not made for this attention: {error.message}")
     found = compare(traced.program, traced.knobs, geometry, **SETTINGS)
     assert found.holds, found
     assert found.rows >= 2 * 2 * 5  # seeds x steps x sequences, and heads

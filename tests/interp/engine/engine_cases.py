@@ -9,6 +9,7 @@ import torch
 
 from tests.cpu.engine.conftest import random_ids, tiny_model
 from tests.cpu.engine.models.conftest import tiny
+from tests.cpu.engine.test_flows import CARRIED
 from vortex_core import library
 from vortex_core.engine import seam
 from vortex_core.engine.engine import Engine
@@ -24,24 +25,6 @@ from vortex_core.ir.knobs import Knobs
 torch.set_num_threads(1)
 PROMPTS = [random_ids(n, n) for n in (75, 33, 9)]
 STEPS = 4
-REMEMBER = '''
-from vortex_core import ops, register, vFlow
-
-@register("remember")
-class Remember(vFlow):
-    """Prefers pages that once had much attention; the others by similarity."""
-
-    def create_cache(self, page):
-        return {"c": page.state(dim=page.head_dim), "peak": page.state(dtype="fp32", carried=True)}
-
-    def forward_cache(self, page):
-        return {"c": page.k.mean("token")}
-
-    def forward_indexer(self, q, cache):
-        peak = ops.maximum(cache["peak"], ops.mass().max("head"))
-        cache["peak"] = peak
-        return ops.topk(ops.maximum((q.mean("head") * cache["c"]).sum("dim"), ops.exp(peak)))
-'''
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +41,7 @@ def decode(engine: Engine, flow: str, **options: Any) -> Any:
     knobs = Knobs(**options.pop("knobs", {}))
     program = None
     if flow != "none":
-        program = (trace_source(REMEMBER) if flow == "remember" else library.load(flow)).program
+        program = (trace_source(CARRIED) if flow == "remember" else library.load(flow)).program
     engine.load_flow(program, knobs)
     prompts = [engine.prefill(ids) for ids in PROMPTS]
     result = engine.decode(prompts, max_new_tokens=STEPS, **options)
