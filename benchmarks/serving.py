@@ -1,17 +1,23 @@
 """Serving speed of a model with dense attention and with flows: parity first, then decode in turns, then requests.
 
-    python -m benchmarks.serving --model qwen3-1.7b --random-weights --random-kv --out benchmarks/results
+    python -m benchmarks.serving --model qwen3-1.7b --random-weights --random-kv --out benchmarks/results \\
+        --batch 1,8,16,64 --context 8192,32768,131072 --flows dense,block_topk@64,block_topk@16 --seconds 100
+    python -m benchmarks.serving --model qwen3-8b --random-weights --random-kv --tp 2 --batch 16 --context 32768
     python -m benchmarks.serving --model smollm2-135m --batch 2 --context 512 --new-tokens 8 --serve 4
 
 Every result is printed and written as soon as it is there. `--random-kv` fills the cache with random numbers instead
-of prefilling (speed only). `--check` first compares a tiny random model with transformers and swaps twenty flows.
+of prefilling (speed only). `--check` first compares a tiny random model with transformers and swaps twenty flows;
+over several ranks the tiny model is always compared. A batch and context that the pool cannot hold are skipped with the
+batch that it can.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -22,11 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from vortex_core import library
+from benchmarks.serving_checks import ranks_check, tiny_check
+from vortex_core.engine.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.cache import Prompt
 from vortex_core.engine.cores import wait_passively
 from vortex_core.engine.engine import Engine
+from vortex_core.engine.models.parallel import Ranks, join_ranks
 from vortex_core.engine.models.random_weights import LABEL, random_model
 from vortex_core.engine.throughput import (
     Candidate,
@@ -34,24 +43,29 @@ from vortex_core.engine.throughput import (
     against_reference,
     attention_share,
     candidates,
-    everything_selected,
     fill,
+    matches_dense,
     measure_decode,
     measure_serving,
     random_ids,
     reference,
 )
-from vortex_core.ir.knobs import Knobs
-from vortex_core.specs import load_model
+from vortex_core.specs import ModelSpec, load_model
 
 COPY_BANDWIDTH = {"NVIDIA H100 80GB HBM3": 3.03e12, "NVIDIA H200": 4.28e12}  # bytes/s, read + write, measured
 
 
 class Journal:
-    """Results as they come: a line each, and a JSON file that is whole after every one."""
+    """Results as they come: a line each, and a JSON file that is whole after every one.
 
-    def __init__(self, out: Path | None, as_json: bool) -> None:
+    Of several ranks, the first speaks. `seconds`: how long new parts may begin; 0 for ever.
+    """
+
+    def __init__(self, out: Path | None, as_json: bool, ranks: Ranks | None, seconds: float) -> None:
         self.started = time.perf_counter()
+        self.ranks, self.seconds = ranks, seconds
+        self.speaks = ranks is None or ranks.rank == 0
+        out = out if self.speaks else None
         self.path = None if out is None else out / "serving.json"
         self.as_json = as_json
         self.document: dict[str, Any] = {
@@ -64,10 +78,21 @@ class Journal:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
 
+    def time_left(self) -> bool:
+        """Whether another part may begin: the first rank's clock decides for all."""
+        left = not self.seconds or time.perf_counter() - self.started < self.seconds
+        if self.ranks is not None:
+            said = [left]
+            dist.broadcast_object_list(said, src=0, group=self.ranks.group)
+            left = said[0]
+        return left
+
     def add(self, kind: str, **values: Any) -> None:
         """Write one result."""
         row = {"kind": kind, "at_s": round(time.perf_counter() - self.started, 1), **values}
         self.document["results"].append(row)
+        if not self.speaks:
+            return
         if self.path is not None:
             self.path.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
         if self.as_json:
@@ -96,52 +121,13 @@ def _row(part: Callable[[], Any], **more: Any) -> dict[str, Any]:
     return {**more, **asdict(part())}
 
 
-def tiny_check(device: str) -> dict[str, Any]:
-    """A tiny model in float32: transformers' tokens, every flow's with everything selected, sampling, hot swaps."""
-    spec = load_model("qwen3-1.7b").model_copy(
-        update={
-            "layers": 3, "hidden": 128, "q_heads": 4, "kv_heads": 2, "head_dim": 64, "intermediate": 256,
-            "vocab": 512, "tie_embeddings": False,
-        }
-    )  # fmt: skip
-    model, spec = random_model(spec, device=device, dtype=torch.float32)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            parameter.mul_(8.0 if "proj" in name else 4.0)  # attention that looks far, and spread logits
-    references = [reference(model, random_ids(n, spec.vocab, n), 12) for n in (300, 129, 20)]
-    engine = Engine(model, spec=spec, max_tokens=8192)
-    dense = against_reference(engine, references)
-    worst = {}
-    for name in ("block_topk", "quest"):
-        worst[name] = everything_selected(engine, name, 16, 1e-3).worst
-    swaps, memory = hot_swaps(engine)
-    if dense.agreed < 1.0 or dense.worst > 1e-3:
-        raise AssertionError(f"differs from transformers: {dense}")
-    return {
-        "transformers_logprob_error": dense.worst,
-        "transformers_tokens_equal": dense.agreed,
-        "everything_selected_logprob_error": max(worst.values()),
-        "swap_seconds_median": sorted(swaps)[len(swaps) // 2],
-        "swap_seconds_worst_warm": max(swaps[4:]),
-        "memory_growth_bytes": memory[-1] - memory[5],  # both of Quest
-    }
-
-
-def hot_swaps(engine: Engine, count: int = 20) -> tuple[list[float], list[int]]:
-    """Load flow after flow over a pinned prompt, decoding with each; seconds of each swap and bytes after it."""
-    prompt = engine.prefill(random_ids(700, engine.spec.vocab, 7))
-    seconds, memory = [], []
-    for i in range(count):
-        name = ("block_topk", "quest")[i % 2]
-        knobs = Knobs(page_size=16, budget=str(128 + 16 * (i // 2)))
-        report = engine.load_flow(library.load(name).program, knobs)
-        engine.decode([prompt], max_new_tokens=3)
-        engine.synchronize()
-        seconds.append(report.seconds)
-        memory.append(torch.cuda.memory_allocated() if engine.device.type == "cuda" else 0)
-    engine.load_flow(None)
-    engine.release(prompt)
-    return seconds, memory
+def spec_of(args: argparse.Namespace) -> ModelSpec:
+    """The model's dimensions, with fewer layers where that is asked for: its name then says so."""
+    spec = load_model(args.model)
+    if not args.layers or args.layers >= spec.layers:
+        return spec
+    name = f"{spec.name}, {args.layers} of {spec.layers} layers"
+    return spec.model_copy(update={"name": name, "layers": args.layers})
 
 
 def build(args: argparse.Namespace, journal: Journal) -> tuple[Engine, list[Reference]]:
@@ -153,61 +139,73 @@ def build(args: argparse.Namespace, journal: Journal) -> tuple[Engine, list[Refe
         journal.add("model", name=engine.spec.name, seconds=time.perf_counter() - started)
         return engine, []
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    model, spec = random_model(load_model(args.model), device=args.device, dtype=dtype)
-    references = [reference(model, random_ids(n, spec.vocab, n), 8) for n in args.reference]
+    spec = spec_of(args)
+    model, named = random_model(spec, device=args.device, dtype=dtype, ranks=journal.ranks)
+    references = []
+    if journal.ranks is None:  # transformers cannot run a part of a model
+        references = [reference(model, random_ids(n, spec.vocab, n), 8) for n in args.reference]
     built = time.perf_counter() - started
-    engine = Engine(model, spec=spec, max_tokens=tokens)
+    engine = Engine(model, spec=named, max_tokens=tokens)
     engine.synchronize()
     weights = sum(p.nbytes for p in {id(p): p for p in engine.model.parameters()}.values())
     floor = None
-    if journal.document["device"] in COPY_BANDWIDTH:
+    if journal.document["device"] in COPY_BANDWIDTH and spec.moe is None:  # a step reads some of the experts
         floor = weights / COPY_BANDWIDTH[journal.document["device"]] * 1e3
     journal.add(
-        "model", name=spec.name, model_seconds=built, seconds=time.perf_counter() - started,
+        "model", name=named.name, model_seconds=built, seconds=time.perf_counter() - started,
         weight_gib=weights / 2**30, weight_floor_ms=floor, pool_tokens=engine.cache.pool.slots,
+        ranks=1 if journal.ranks is None else journal.ranks.size,
     )  # fmt: skip
     return engine, references
 
 
 def decode_table(engine: Engine, args: argparse.Namespace, journal: Journal) -> None:
-    """Decode steps for every batch and context."""
-    for batch in args.batch:
-        for context in args.context:
-            held: list[Any] = []
+    """Decode steps for every batch and context that fits, the smallest first, while there is time."""
+    blocks = engine.cache.blocks.available
+    wanted = sorted(((b, c) for c in args.context for b in args.batch), key=lambda bc: (bc[0] * bc[1], bc))
+    for batch, context in wanted:
+        each = blocks_for(context + args.new_tokens)
+        if batch * each > blocks:
+            why = f"needs {batch * each * BLOCK_TOKENS:,} tokens of KV, {blocks * BLOCK_TOKENS:,} are there"
+            journal.add("skipped", batch=batch, context=context, why=why, batch_that_fits=blocks // each)
+        elif not journal.time_left():
+            journal.add("skipped", batch=batch, context=context, why=f"{args.seconds} seconds were over")
+        else:
+            decode_row(engine, args, journal, batch, context)
 
-            def prepare(batch: int = batch, context: int = context, held: list[Any] = held) -> dict[str, Any]:
-                started = time.perf_counter()
-                engine.load_flow(None)
-                held.extend(fill(engine, batch, context, random_kv=args.random_kv))
-                engine.synchronize()
-                return {
-                    "batch": batch,
-                    "context": context,
-                    "random_kv": args.random_kv,
-                    "seconds": time.perf_counter() - started,
-                }
 
-            if journal.run("prompts", prepare):
-                for candidate in candidates(args.flows, page_size=args.page, budget=args.budget):
+def decode_row(engine: Engine, args: argparse.Namespace, journal: Journal, batch: int, context: int) -> None:
+    """Decode steps of every flow for one batch and context."""
+    held: list[Prompt] = []
 
-                    def measure(candidate: Any = candidate, held: list[Any] = held) -> dict[str, Any]:
-                        row = measure_decode(
-                            engine, candidate, held, new_tokens=args.new_tokens, rounds=args.rounds
-                        )
-                        return asdict(row)
+    def prepare() -> dict[str, Any]:
+        started = time.perf_counter()
+        engine.load_flow(None)
+        held.extend(fill(engine, batch, context, random_kv=args.random_kv))
+        engine.synchronize()
+        seconds = time.perf_counter() - started
+        return {"batch": batch, "context": context, "random_kv": args.random_kv, "seconds": seconds}
 
-                    journal.run("decode", measure)
-                # Afterwards: a profiler that fails or slows the process must not touch the figures above.
-                for candidate in candidates(args.flows, page_size=args.page, budget=args.budget):
-                    journal.run("share", partial(share, engine, candidate, held))
-            for prompt in held:
-                engine.release(prompt)
+    if journal.run("prompts", prepare):
+        chosen = candidates(args.flows, page_size=args.page, budget=args.budget)
+        for candidate in chosen:
+            measure = partial(
+                measure_decode, engine, candidate, held, new_tokens=args.new_tokens, rounds=args.rounds
+            )
+            journal.run("decode", partial(_row, measure))
+        # Afterwards: a profiler that fails or slows the process must not touch the figures above.
+        if not args.no_share:
+            for candidate in chosen:
+                journal.run("share", partial(share, engine, candidate, held))
+    for prompt in held:
+        engine.release(prompt)
 
 
 def share(engine: Engine, candidate: Candidate, prompts: list[Prompt]) -> dict[str, Any]:
     """Of a decode step's time, how much is attention."""
     engine.load_flow(candidate.program, candidate.knobs)
-    return {"flow": candidate.name, "attention_share": attention_share(engine, prompts)}
+    found = attention_share(engine, prompts)
+    return {"flow": candidate.name, "page_size": candidate.knobs.page_size, "attention_share": found}
 
 
 def parse() -> argparse.Namespace:
@@ -223,7 +221,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--random-weights", action="store_true", help=LABEL)
     parser.add_argument("--random-kv", action="store_true", help="random keys and values, throughput only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--flows", type=lambda s: s.split(","), default=["dense", "block_topk", "quest"])
+    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, a process each")
+    parser.add_argument("--layers", type=int, default=0, help="with random weights: only so many layers")
+    parser.add_argument(
+        "--flows",
+        type=lambda s: s.split(","),
+        default=["dense", "block_topk", "quest"],
+        help="library flows, NAME or NAME@PAGE",
+    )
     parser.add_argument("--batch", type=numbers, default=[1])
     parser.add_argument("--context", type=numbers, default=[1024], help="tokens of each prompt")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -238,28 +243,52 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--reference", type=numbers, default=[200, 33], help="prompts compared with transformers"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=0, help="begin nothing new after so long; 0: no limit"
+    )
+    parser.add_argument("--no-share", action="store_true", help="do not profile attention's share of a step")
     parser.add_argument("--check", action="store_true", help="check a tiny model first")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--out", type=Path, help="folder for serving.json")
     return parser.parse_args()
 
 
+def spawn(ranks: int) -> int:
+    """The same command once for each rank."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run([*command, "-m", "benchmarks.serving", *sys.argv[1:]], check=False).returncode
+
+
 def main() -> int:
     """Run it; 1 if a part failed."""
-    wait_passively()
     args = parse()
-    journal = Journal(args.out, args.json)
+    if args.tp > 1 and "WORLD_SIZE" not in os.environ:
+        return spawn(args.tp)
+    wait_passively()
+    ranks = join_ranks(args.device)
+    try:
+        return measure_all(args, Journal(args.out, args.json, ranks, args.seconds))
+    finally:
+        if ranks is not None:
+            dist.destroy_process_group()
+
+
+def measure_all(args: argparse.Namespace, journal: Journal) -> int:
+    """Checks, the decode table, requests; 1 if a part failed."""
     journal.add("start", command=" ".join(sys.argv[1:]), device=journal.document["device"])
-    if args.check:
-        journal.run("tiny", lambda: tiny_check(args.device))
+    if journal.ranks is not None:
+        journal.run("ranks", partial(ranks_check, args.device, journal.ranks))
+    elif args.check:
+        journal.run("tiny", partial(tiny_check, args.device))
     engine, references = build(args, journal)
     tolerance = 0.05 if engine.dtype == torch.bfloat16 else 1e-3
     if references:
-        journal.run("transformers", lambda: asdict(against_reference(engine, references)))
-    for flow in args.flows:
-        if flow != "dense":
-            check = partial(everything_selected, engine, flow, args.page, tolerance)
-            journal.run("everything selected", partial(_row, check, flow=flow))
+        journal.run("transformers", partial(_row, partial(against_reference, engine, references)))
+    for candidate in candidates(args.flows, page_size=args.page, budget=args.budget):
+        if candidate.program is not None:
+            check = partial(matches_dense, engine, candidate, tolerance)
+            row = partial(_row, check, flow=candidate.name, page_size=candidate.knobs.page_size)
+            journal.run("everything selected", row)
     decode_table(engine, args, journal)
     if args.serve:
         for candidate in candidates(args.flows, page_size=args.page, budget=args.budget):

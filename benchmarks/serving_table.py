@@ -20,23 +20,35 @@ def of_kind(run: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [r for r in run["results"] if r["kind"] == kind and "failed" not in r]
 
 
+def _flow(result: dict[str, Any]) -> tuple[str, int]:
+    """A flow and its page size; dense has none."""
+    return result["flow"], 0 if result["flow"] == "dense" else result.get("page_size", 0)
+
+
+def _name(result: dict[str, Any]) -> str:
+    name, page = _flow(result)
+    return f"{name}, page {page}" if page else name
+
+
 def section(run: dict[str, Any]) -> list[str]:
     """One run."""
     (start,) = of_kind(run, "start")
     model = of_kind(run, "model")[0]
-    shares: dict[tuple[int, int, str], float] = {}
+    shares: dict[tuple[int, int, str, int], float] = {}
     here = (0, 0)
     for result in run["results"]:
         if result["kind"] == "prompts":
             here = (result["batch"], result["context"])
         if result["kind"] == "share" and result.get("attention_share") is not None:
-            shares[(*here, result["flow"])] = result["attention_share"]
+            shares[(*here, *_flow(result))] = result["attention_share"]
     lines = [f"`python -m benchmarks.serving {start['command']}`", ""]
     floor = model.get("weight_floor_ms")
     lines.append(
         f"{model['name']}, {model.get('pool_tokens', 0):,} tokens of KV; torch {run['torch']}, {run['device']}."
         + (f" Reading the weights once takes {floor:.2f} ms." if floor else "")
     )
+    if model.get("ranks", 1) > 1:
+        lines.append(f"{model['ranks']} ranks, a GPU each; weights and tokens are one rank's.")
     for found in of_kind(run, "transformers"):
         lines.append(
             f"Against transformers on the same weights: log-probability of a token differs by {found['mean']:.3f} on "
@@ -44,7 +56,7 @@ def section(run: dict[str, Any]) -> list[str]:
         )
     for found in of_kind(run, "everything selected"):
         lines.append(
-            f"{found['flow']} with everything selected: {found['agreed']:.0%} of greedy tokens are dense's, "
+            f"{_name(found)} with everything selected: {found['agreed']:.0%} of greedy tokens are dense's, "
             f"log-probabilities differ by {found['worst']:g} at most."
         )
     lines += [
@@ -53,12 +65,15 @@ def section(run: dict[str, Any]) -> list[str]:
         "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in of_kind(run, "decode"):
-        share = shares.get((r["batch"], r["context"], r["flow"]))
+        share = shares.get((r["batch"], r["context"], *_flow(r)))
         lines.append(
-            f"| {r['batch']} | {r['context']} | {r['flow']} | {r['step_ms']:.2f} | {r['step_ms_p95']:.2f} | "
+            f"| {r['batch']} | {r['context']} | {_name(r)} | {r['step_ms']:.2f} | {r['step_ms_p95']:.2f} | "
             f"{r['tokens_per_second']:,.0f} | {r['speedup']:.2f}x | {r['density']:.3f} | "
             f"{'' if share is None else f'{share:.0%}'} | {r['swap_seconds']:.2f} |"
         )
+    for r in of_kind(run, "skipped"):
+        fits = f" (a batch of {r['batch_that_fits']} would fit)" if r.get("batch_that_fits") else ""
+        lines += ["", f"Not run: batch {r['batch']} x {r['context']}: {r['why']}{fits}."]
     for failed in (r for r in run["results"] if "failed" in r):
         lines += ["", f"Failed: {failed['kind']}: {failed['failed']}"]
     return [*lines, ""]

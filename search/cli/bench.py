@@ -79,6 +79,11 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 def _line(row: dict[str, Any]) -> str:
     """One result in a line."""
     match row["kind"]:
+        case "parity" if row["density"] < 1.0:
+            return (
+                f"{row['model']} on {row['device']} ({row['backend']}): this flow leaves pages out by their scores "
+                f"whatever the budget (density {row['density']:.3f}), so it is not compared with dense attention"
+            )
         case "parity":
             return (
                 f"{row['model']} on {row['device']} ({row['backend']}): everything selected differs from dense by "

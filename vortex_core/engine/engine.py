@@ -24,7 +24,7 @@ from vortex_core.engine.errors import (
     unsupported_kv_dtype,
 )
 from vortex_core.engine.hf_config import spec_from_hf_config
-from vortex_core.engine.models import adapt, check_flow, sharding_of
+from vortex_core.engine.models import adapt, check_flow, least_of_ranks, sharding_of
 from vortex_core.engine.models.loading import load_weights
 from vortex_core.engine.packing import pack_linears
 from vortex_core.engine.requests import Generation, Request, Token
@@ -100,6 +100,8 @@ class Engine:
         self._runners = Runners(self, graphs=graphs)
         if max_tokens is None:
             max_tokens = memory.pool_tokens(self.geometry, self.dtype, self.device, memory_fraction)
+            if self.sharding is not None:
+                max_tokens = least_of_ranks(max_tokens, self.sharding.ranks, self.device)
         self.cache = KVCache(self.geometry, max_tokens, self.dtype, self.device, self._on_reuse)
 
     def _check_backend(self) -> None:

@@ -65,6 +65,14 @@ def test_a_flow_that_is_not_dense_with_everything_selected_is_not_measured(
     assert caught.value.code == "VE025"
 
 
+def test_a_flow_that_selects_by_value_is_not_compared_with_dense(tiny: None) -> None:
+    from search.cli.bench import _line
+
+    parity = next(bench(BenchPlan("tiny", "twilight", device="cpu", random_weights=True)))
+    assert parity["density"] < 1.0
+    assert "not compared" in _line(parity)
+
+
 def test_numbers_on_the_command_line_are_checked() -> None:
     from search.cli.bench import bench as command
 

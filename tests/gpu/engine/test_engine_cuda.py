@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.serving import hot_swaps
+from benchmarks.serving_checks import hot_swaps
 from tests.cpu.engine.conftest import random_ids, tiny_model
 from vortex_core import library
 from vortex_core.engine.engine import Engine
@@ -50,7 +50,7 @@ def test_tokens_are_those_of_transformers(architecture: str, graphs: bool) -> No
     assert found.worst < 1e-3
 
 
-@pytest.mark.parametrize("flow", ["block_topk", "quest", "streaming", "h2o", "lserve", "twilight"])
+@pytest.mark.parametrize("flow", ["block_topk", "quest", "streaming", "h2o", "lserve"])
 def test_with_everything_selected_tokens_are_dense(engine: Engine, flow: str) -> None:
     assert everything_selected(engine, flow, 16, 1e-3).agreed == 1.0
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from vortex_core.engine.models.adapt import adapt
-from vortex_core.engine.models.parallel import check_flow, sharding_of
+from vortex_core.engine.models.parallel import check_flow, least_of_ranks, sharding_of
 
-__all__ = ["adapt", "check_flow", "sharding_of"]
+__all__ = ["adapt", "check_flow", "least_of_ranks", "sharding_of"]

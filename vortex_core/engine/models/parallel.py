@@ -91,6 +91,13 @@ def join_ranks(device_type: str) -> Ranks | None:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+def least_of_ranks(value: int, ranks: Ranks, device: torch.device) -> int:
+    """The smallest of the ranks' values: what all of them can do, e.g. the tokens that fit each one's memory."""
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MIN, group=ranks.group)
+    return int(shared)
+
+
 def divide(total: int, parts: int) -> tuple[Span, ...]:
     """`total` in `parts` spans whose lengths differ by one at most."""
     ends = [total * i // parts for i in range(parts + 1)]

@@ -53,8 +53,10 @@ def random_model(
         from vortex_core.engine.models.parallel import shard
 
         shard(model, spec, ranks)
+    if spec.tie_embeddings:  # `to_empty` would give each of the two a tensor of its own
+        model.lm_head.weight = None
     model.to_empty(device=device)
-    if spec.tie_embeddings:  # `to_empty` gave each of the two a tensor of its own
+    if spec.tie_embeddings:
         model.lm_head.weight = model.base_model.embed_tokens.weight
     generator = torch.Generator(device=device).manual_seed(seed)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)

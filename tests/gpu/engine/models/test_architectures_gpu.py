@@ -52,6 +52,16 @@ def _model(name: str) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().to("cuda")
 
 
+def _transformers(model: Any, prompts: list[list[int]], tokens: list[list[int]]) -> torch.Tensor:
+    """Log-probabilities of the tokens after each prompt, `[prompt, token]`, on the CPU."""
+    found = []
+    with torch.inference_mode():
+        for ids, forced in zip(prompts, tokens, strict=True):
+            logits = model(torch.tensor([ids + forced], device="cuda")).logits[0, len(ids) - 1 : -1].float()
+            found.append(torch.log_softmax(logits, -1).cpu()[range(16), forced])
+    return torch.stack(found)
+
+
 def _forced(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) -> torch.Tensor:
     pinned = [engine.prefill(ids) for ids in prompts]
     result = engine.decode(pinned, max_new_tokens=len(tokens[0]), forced=tokens)
@@ -63,20 +73,18 @@ def _forced(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) -
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_logits_are_transformers_within_bf16(name: str) -> None:
     model = _model(name)
-    exact = copy.deepcopy(model).float()
     prompts, tokens = [_ids(40, 1), _ids(700, 2)], [_ids(16, 3), _ids(16, 4)]
-    expected = []
-    with torch.inference_mode():
-        for ids, forced in zip(prompts, tokens, strict=True):
-            logits = exact(torch.tensor([ids + forced], device="cuda")).logits[0, len(ids) - 1 : -1]
-            expected.append(torch.log_softmax(logits, -1).cpu()[range(16), forced])
-    wanted = torch.stack(expected)
-    del exact
+    rounded = _transformers(model, prompts, tokens)
+    wanted = _transformers(copy.deepcopy(model).float(), prompts, tokens)
+    theirs = (rounded - wanted).abs()
     engine = Engine(model, max_tokens=4096)
     dense = _forced(engine, prompts, tokens)
     error = (dense - wanted).abs()
     assert wanted.std() > 0.5
-    assert error.mean() < 0.05 and error.max() < 0.5, (error.mean(), error.max())
+    # What bf16 costs depends on the architecture: an expert chosen otherwise moves a token by tenths. So the bound is
+    # what it costs transformers itself.
+    assert error.mean() < max(0.02, 1.5 * theirs.mean()), (error.mean(), theirs.mean())
+    assert error.median() < max(0.02, 1.5 * theirs.median()), (error.median(), theirs.median())
     everything = library.load("block_topk").with_knobs(budget="length", page_size=16)
     engine.load_flow(everything.program, everything.knobs)
     assert (_forced(engine, prompts, tokens) - dense).abs().max() < 0.2
