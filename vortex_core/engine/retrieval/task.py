@@ -1,0 +1,96 @@
+"""A retrieval task small enough to train a model for: look up a key in a long text of noise.
+
+A text is noise with pairs `key value` hidden in it, then questions: a key, answered by its value. Keys, values
+and noise are disjoint sets of tokens; keys differ within a text and everything is drawn anew for every text, so
+nothing can be memorised and guessing is right once in `VALUES` times, or once in as many times as there are pairs
+for a guess among the values of the text. This is multi-query associative recall (arXiv 2312.04927) spread out in noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+BOS, EOS = 0, 1
+KEYS = 160
+VALUES = 160
+FIRST_KEY = 2
+FIRST_VALUE = FIRST_KEY + KEYS
+FIRST_NOISE = FIRST_VALUE + VALUES
+VOCAB = 384
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A batch of equally long texts.
+
+    Attributes:
+        ids: int64 `[batch, token]`, questions and answers included.
+        asked: int64 `[question]`, where the keys of questions lie; the answer is the next token.
+        known: bool `[batch, question]`, whether the text has told the answer before.
+    """
+
+    ids: torch.Tensor
+    asked: torch.Tensor
+    known: torch.Tensor
+
+    @property
+    def answers(self) -> torch.Tensor:
+        """The right tokens, `[batch, question]`."""
+        return self.ids[:, self.asked + 1]
+
+
+def _pairs(
+    batch: int, pairs: int, device: torch.device, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    keys = torch.rand(batch, KEYS, generator=generator, device=device).argsort(1)[:, :pairs] + FIRST_KEY
+    values = torch.randint(VALUES, (batch, pairs), generator=generator, device=device) + FIRST_VALUE
+    return keys, values
+
+
+def stream_texts(
+    batch: int, length: int, pairs: int, *, device: torch.device, generator: torch.Generator | None = None
+) -> Texts:
+    """Texts without noise: `pairs` pairs again and again, in random order. Every key is a question.
+
+    The gentlest form of the task: distances are short, and a text asks as often as it can.
+
+    Args:
+        length: tokens, odd.
+        generator: of the random numbers; None: the device's own, which CUDA graphs can replay.
+    """
+    assert length % 2 == 1, length
+    keys, values = _pairs(batch, pairs, device, generator)
+    which = torch.randint(pairs, (batch, length // 2), generator=generator, device=device)
+    ids = torch.full((batch, length), BOS, device=device)
+    ids[:, 1::2] = keys.gather(1, which)
+    ids[:, 2::2] = values.gather(1, which)
+    known = (which[:, :, None] == which[:, None, :]).tril(-1).any(2)
+    return Texts(ids, torch.arange(1, length, 2, device=device), known)
+
+
+def noise_texts(
+    batch: int,
+    length: int,
+    pairs: int,
+    questions: int,
+    *,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Texts:
+    """Texts of noise with `pairs` pairs at random places, then `questions` questions; a pair may be asked for twice."""
+    room = length - 2 * questions
+    assert 1 + 2 * pairs <= room, "the pairs leave no room"
+    ids = torch.randint(FIRST_NOISE, VOCAB, (batch, length), generator=generator, device=device)
+    ids[:, 0] = BOS
+    # Where pairs begin: `pairs` of the `room - 1 - pairs` places that are left when each takes one token more.
+    free = torch.rand(batch, room - 1 - pairs, generator=generator, device=device)
+    places = free.argsort(1)[:, :pairs].sort(1).values + 1 + torch.arange(pairs, device=device)
+    keys, values = _pairs(batch, pairs, device, generator)
+    ids.scatter_(1, places, keys).scatter_(1, places + 1, values)
+    which = torch.randint(pairs, (batch, questions), generator=generator, device=device)
+    ids[:, room::2] = keys.gather(1, which)
+    ids[:, room + 1 :: 2] = values.gather(1, which)
+    asked = torch.arange(room, length, 2, device=device)
+    return Texts(ids, asked, torch.ones(batch, questions, dtype=torch.bool, device=device))
