@@ -1,13 +1,18 @@
 """Decode throughput and token parity inside SGLang: its own backends and this project's plug-in, in turn.
 
-    python -m benchmarks.serving_sglang --model qwen3-1.7b --batches 16,64 --contexts 8192,16384,32000 \
+    python -m benchmarks.serving_sglang --model qwen3-1.7b --sets 16x8192 16x16384 16x32000 64x8192 \
         --dense fa3,flashinfer --flows block_topk,quest --out benchmarks/results
 
 Runs in SGLang's environment (docs/serving.md) on one GPU, or on several with --tp. Weights are SGLang's dummies:
 only time means anything, and equal answers mean little unless --weights names a model. Engines take most of a GPU's
 memory, so each arm has processes of its own, and `--rounds` interleaves the arms. Prompts are prefilled once an
 engine and stay in the prefix cache; a step's time is the difference of two generations over the difference of their
-lengths, as in `t(LONG) - t(SHORT)`.
+lengths (--lengths). P95 is over the gaps between streamed tokens of every sequence.
+
+`--ahead N` starts the processes of the next N arms early and holds them off the GPU until their turn, `--random-kv`
+fills prompts with random keys and values instead of computing them (benchmarks/serving_held.py). `of the floor` is
+computed: the step that would be left if dense attention lost exactly the time of the bytes not read, at the
+bandwidth given by --bandwidth, over the step measured.
 """
 
 from __future__ import annotations
@@ -17,62 +22,24 @@ import json
 import random
 import statistics
 import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import serving_held
+from benchmarks.serving_shapes import GLM, MODELS, NOTES, kv_bytes_per_token, write_config
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings
 
-# Dimensions of the published models (configs/models says where from); weights are random.
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 128,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-        "vocab_size": 256, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-    },
-    "qwen3-1.7b": {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 2048,
-        "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
-        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": True,
-    },
-    "qwen3-8b": {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096,
-        "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
-QWEN_REST = {
-    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "torch_dtype": "bfloat16", "hidden_act": "silu",
-    "attention_bias": False, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True, "sliding_window": None,
-    "use_sliding_window": False, "attention_dropout": 0.0,
-}  # fmt: skip
-GLM_REST = {
-    "architectures": ["Glm4MoeLiteForCausalLM"], "torch_dtype": "bfloat16", "first_k_dense_replace": 1,
-    "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 1,
-}  # fmt: skip
-RANDOM_ROUTING = (
-    "random weights route to few experts: absolute tok/s is optimistic and speed-ups are overstated"
-)
-SHORT, LONG = 33, 161
-
-
-def write_config(model: str, folder: Path, context: int) -> Path:
-    """A model directory with a configuration and no weights."""
-    if model == "glm-4.7-flash":
-        from transformers import Glm4MoeLiteConfig
-
-        config = {**Glm4MoeLiteConfig().to_dict(), **GLM_REST}
-    else:
-        config = {**QWEN_REST, **SHAPES[model]}
-    config["max_position_embeddings"] = max(context, int(config["max_position_embeddings"]))
-    path = folder / model
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config))
-    return path
+STREAMED = 64  # new tokens of the generation whose answers are compared
+# Some hosts must not use NVLink multicast; nothing here needs it.
+QUIET = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 
 
 def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -80,103 +47,185 @@ def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
     return [random.Random(1000 + i).choices(range(10, vocabulary), k=length) for i in range(batch)]
 
 
-def measure(engine: EngineProcess, vocabulary: int, batch: int, context: int, repeats: int) -> dict[str, Any]:
-    """Step time at one shape, and the tokens of a 64-token answer."""
+def measure(
+    engine: EngineProcess, vocabulary: int, batch: int, context: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Step time at one shape, the gaps between streamed tokens, and those tokens."""
+    few, many = args.lengths
+    before = engine.status or {}
     ids = prompts(batch, context, vocabulary)
     prefill = engine.generate(ids, 1).seconds
-    tokens = engine.generate(ids, 64).tokens  # also warms what this batch runs
+    streamed = engine.stream(ids, STREAMED)  # also warms what this batch runs
+    gaps = sorted(streamed.gaps[batch:])  # the first step of each may wait for prefills
     steps, cached = [], []
-    for _ in range(repeats):
-        short, long = engine.generate(ids, SHORT), engine.generate(ids, LONG)
-        steps.append((long.seconds - short.seconds) / (LONG - SHORT) * 1e3)
+    for _ in range(args.repeats):
+        short, long = engine.generate(ids, few), engine.generate(ids, many)
+        steps.append((long.seconds - short.seconds) / (many - few) * 1e3)
         cached.append(min(short.cached))
     ms = statistics.median(steps)
     return {
         "batch": batch, "context": context, "ms_step": round(ms, 3), "tok_s": round(batch / ms * 1e3, 1),
         "all_ms": [round(step, 3) for step in steps], "cached_tokens": min(cached),
-        "prefill_s": round(prefill, 2), "tokens": tokens,
+        "tpot_p50_ms": round(gaps[len(gaps) // 2] * 1e3, 3),
+        "tpot_p95_ms": round(gaps[int(len(gaps) * 0.95)] * 1e3, 3),
+        "prefill_s": round(prefill, 2), "density": density_since(before, engine.status or {}),
+        "tokens": streamed.tokens,
     }  # fmt: skip
+
+
+def density_since(before: dict[str, Any], after: dict[str, Any]) -> float | None:
+    """Share of the tokens there that the plug-in's sampled steps attended between two reports."""
+    there = after.get("tokens_there", 0.0) - before.get("tokens_there", 0.0)
+    if not there:
+        return None
+    return float((after["attended_tokens"] - before.get("attended_tokens", 0.0)) / there)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration: `settings` None is SGLang's own attention."""
+    """One configuration at its shapes (batch, context). `settings` None is SGLang's own attention."""
 
     name: str
     options: dict[str, Any]
     settings: Settings | None
+    sets: tuple[tuple[int, int], ...]
 
 
-def run_arm(arm: Arm, args: argparse.Namespace, sets: list[tuple[int, int]], log: Path) -> dict[str, Any]:
-    """Run one arm in processes of its own; what it found before a failure is kept."""
+@dataclass
+class Run:
+    """One arm in one round. `gate`: the file that lets its processes on to the GPU."""
+
+    arm: Arm
+    log: Path
+    folder: Path
+    gate: Path | None
+
+    def start(self, args: argparse.Namespace) -> EngineProcess:
+        """The engine, once it is up."""
+        variables = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **QUIET}
+        if self.gate is not None or args.random_kv:
+            variables |= serving_held.install(self.folder, gate=self.gate, random_kv=args.random_kv)
+        return EngineProcess(self.arm.options, self.arm.settings, variables=variables, start_limit=args.limit)
+
+
+def run_all(runs: list[Run], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Results of the runs in turn; up to `--ahead` later ones are starting meanwhile, held at their gates."""
+    with ThreadPoolExecutor(max_workers=args.ahead + 1) as pool:
+        starting = [pool.submit(run.start, args) for run in runs[: args.ahead]]
+        for at, run in enumerate(runs):
+            if at + args.ahead < len(runs):
+                starting.append(pool.submit(runs[at + args.ahead].start, args))
+            if run.gate is not None:
+                run.gate.touch()
+            yield measured(run, starting[at], args)
+
+
+def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace) -> dict[str, Any]:
+    """What one run found; what it found before a failure is kept."""
+    arm = run.arm
     found: dict[str, Any] = {"arm": arm.name, "results": []}
-    path = Path(arm.options["model_path"])
-    vocabulary = json.loads((path / "config.json").read_text())["vocab_size"]
-    variables = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    vocabulary = json.loads((Path(arm.options["model_path"]) / "config.json").read_text())["vocab_size"]
+    began = time.perf_counter()
     try:
-        with EngineProcess(arm.options, arm.settings, variables=variables, start_limit=args.limit) as engine:
-            found |= engine.facts
-            print(f"{arm.name}: up in {engine.facts['start_s']} s", flush=True)
+        with starting.result() as engine:
+            found |= engine.facts | {"waited_s": round(time.perf_counter() - began, 1)}
+            print(f"{arm.name}: up, waited {found['waited_s']} s", flush=True)
             try:
                 last = None
-                for batch, context in sets:
+                for batch, context in arm.sets:
                     if last not in (None, context):
                         engine.flush()
                     last = context
-                    row = measure(engine, vocabulary, batch, context, args.repeats)
+                    row = measure(engine, vocabulary, batch, context, args)
                     found["results"].append(row)
                     shown = {k: v for k, v in row.items() if k != "tokens"}
                     print(f"{arm.name}: {json.dumps(shown)}", flush=True)
             finally:
                 found["status"] = engine.status
-                log.write_bytes(engine.log.read_bytes())
+                run.log.write_bytes(engine.log.read_bytes())
     except VortexError as error:
         found["failure"] = str(error)
         print(f"{arm.name}: {error}", flush=True)
     return found
 
 
-def table(arms: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """Medians over rounds by arm and shape, with the speed-up over the best dense arm, and token parity."""
+@dataclass(frozen=True)
+class Saved:
+    """Dense attention's bytes, for the floor of a sparse step.
+
+    Attributes:
+        bytes_per_token: of K and V on one rank, all layers.
+        layers: of the model.
+        bandwidth: bytes/s; None: no floor is computed.
+        new: tokens of a sequence beyond its prompt, on average.
+    """
+
+    bytes_per_token: int
+    layers: int
+    bandwidth: float | None
+    new: float
+
+    def floor_ms(
+        self, dense_ms: float, batch: int, context: int, density: float, sparse_layers: int
+    ) -> float | None:
+        """The dense step without the time of the bytes that a sparse one does not read. Reading page states,
+        scoring and selecting count as nothing."""
+        if self.bandwidth is None:
+            return None
+        tokens = batch * (context + self.new) * (1 - density) * sparse_layers / self.layers
+        return dense_ms - tokens * self.bytes_per_token / self.bandwidth * 1e3
+
+
+def table(arms: list[dict[str, Any]], saved: Saved, meaningful: bool) -> tuple[list[dict[str, Any]], str]:
+    """Medians over rounds by arm and shape, with the speed-up over the best dense arm, and token parity where
+    answers are `meaningful`."""
     by: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for arm in arms:
         for r in arm["results"]:
             by.setdefault((arm["arm"], r["batch"], r["context"]), []).append(r)
     medians = {key: statistics.median(r["ms_step"] for r in rows) for key, rows in by.items()}
-    status = {arm["arm"]: arm.get("status") for arm in arms}
+    status = {arm["arm"]: arm.get("status") or {} for arm in arms}
     rows = []
     for (name, batch, context), found in by.items():
+        ms, ran, density = medians[name, batch, context], status[name], found[-1]["density"]
         dense = {k: v for k, v in medians.items() if k[0].startswith("dense:") and k[1:] == (batch, context)}
         best = min(dense, key=lambda k: dense[k]) if dense else None
-        same = None
+        same = floor = None
         if best is not None and not name.startswith("dense:"):
-            pairs = zip(found[0]["tokens"], by[best][0]["tokens"], strict=True)
-            same = sum(a == b for a, b in pairs)
-        ran = status[name] or {}
+            if meaningful:
+                pairs = zip(found[0]["tokens"], by[best][0]["tokens"], strict=True)
+                same = sum(a == b for a, b in pairs)
+            if density is not None:
+                floor = saved.floor_ms(dense[best], batch, context, density, ran["sparse_layers"])
         rows.append({
-            "arm": name, "batch": batch, "context": context, "ms_step": round(medians[name, batch, context], 3),
-            "tok_s": round(batch / medians[name, batch, context] * 1e3, 1),
-            "all_ms": [ms for r in found for ms in r["all_ms"]], "rounds": len(found),
-            "speedup": None if best is None else round(dense[best] / medians[name, batch, context], 3),
+            "arm": name, "batch": batch, "context": context, "ms_step": round(ms, 3),
+            "tok_s": round(batch / ms * 1e3, 1), "all_ms": [ms for r in found for ms in r["all_ms"]],
+            "tpot_p50_ms": statistics.median(r["tpot_p50_ms"] for r in found),
+            "tpot_p95_ms": statistics.median(r["tpot_p95_ms"] for r in found), "rounds": len(found),
+            "speedup": None if best is None else round(dense[best] / ms, 3),
             "best_dense": None if best is None else best[0],
-            "answers_equal_to_dense": same, "density": ran.get("density"), "ir_hash": ran.get("ir_hash"),
+            "floor_ms": None if floor is None else round(floor, 3),
+            "share_of_allowed": None if floor is None else round(floor / ms, 3),
+            "answers_equal_to_dense": same, "density": density, "ir_hash": ran.get("ir_hash"),
         })  # fmt: skip
-    lines = ["| arm | batch | context | ms a step | tok/s | over best dense | answers as dense | density |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = "| arm | batch | context | ms a step | P95 | tok/s | over best dense | of the floor |"
+    lines = [f"{head} answers as dense | density |", "|---" * 10 + "|"]
     for r in sorted(rows, key=lambda r: (r["batch"], r["context"], r["arm"])):
         density = "" if r["density"] is None else f"{r['density']:.3f}"
         same = "" if r["answers_equal_to_dense"] is None else f"{r['answers_equal_to_dense']}/{r['batch']}"
+        share = "" if r["share_of_allowed"] is None else f"{r['share_of_allowed']:.0%}"
         lines.append(
-            f"| {r['arm']} | {r['batch']} | {r['context']:,} | {r['ms_step']:.2f} | {r['tok_s']:,.0f} "
-            f"| {r['speedup'] or ''} | {same} | {density} |"
+            f"| {r['arm']} | {r['batch']} | {r['context']:,} | {r['ms_step']:.2f} | {r['tpot_p95_ms']:.2f} "
+            f"| {r['tok_s']:,.0f} | {r['speedup'] or ''} | {share} | {same} | {density} |"
         )
     return rows, "\n".join(lines)
 
 
 def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
     """The arms of one round."""
-    batches, contexts = numbers(args.batches), numbers(args.contexts)
-    limit = max(contexts) + 1024
+    sets = shapes(args.sets)
+    batches = sorted({batch for batch, _ in sets})
+    limit = max(context for _, context in sets) + 1024
     options: dict[str, Any] = {
         "model_path": str(write_config(args.model, folder, limit)), "skip_tokenizer_init": True,
         "load_format": "dummy", "grammar_backend": "none", "sampling_backend": "pytorch", "random_seed": 0,
@@ -190,17 +239,19 @@ def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
         options |= {"device": "cpu", "dtype": "float32", "disable_cuda_graph": True, "max_total_tokens": 8192}
         del options["mem_fraction_static"], options["disable_prefill_cuda_graph"]
     else:
-        options["cuda_graph_bs_decode"] = sorted(set(batches))  # others would only lengthen the start
-    if args.model == "glm-4.7-flash":
+        options["cuda_graph_bs_decode"] = batches  # others would only lengthen the start
+    if args.model == GLM:
         options |= {"chunked_prefill_size": 32768, "max_prefill_tokens": 32768}
+    if args.tp > 1:  # NCCL alone, as not every host allows the others; the same for all arms
+        options |= {"disable_custom_all_reduce": True, "enforce_disable_flashinfer_allreduce_fusion": True}
     if args.kv_dtype:
         options["kv_cache_dtype"] = args.kv_dtype
     found = []
-    for name in filter(None, args.dense.split(",")):
+    for name, _, only in (word.partition("@") for word in filter(None, args.dense.split(","))):
         own = {"attention_backend": name}
         if args.prefill and name != args.prefill:
             own = {"prefill_attention_backend": args.prefill, "decode_attention_backend": name}
-        found.append(Arm(f"dense:{name}", options | own, None))
+        found.append(Arm(f"dense:{name}", options | own, None, shapes([only]) if only else sets))
     flows = [(f, f, args.budget) for f in filter(None, args.flows.split(","))]
     if args.parity:
         flows += [("dense", "dense", args.budget), ("block_topk everything", "block_topk", str(limit))]
@@ -208,13 +259,14 @@ def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
         traced = library.resolve(flow).with_knobs(page_size=args.page, budget=budget)
         bundle = FlowBundle.of(traced)
         settings = Settings(str(bundle.write(folder / f"{bundle.key}.json")), args.prefill)
-        found.append(Arm(f"vortex:{label}", options | {"attention_backend": "vortex"}, settings))
+        found.append(Arm(f"vortex:{label}", options | {"attention_backend": "vortex"}, settings, sets))
     return found
 
 
-def numbers(text: str) -> list[int]:
-    """Of a comma-separated list."""
-    return [int(n) for n in text.split(",")]
+def shapes(pairs: list[str]) -> tuple[tuple[int, int], ...]:
+    """`BATCHxCONTEXT` as numbers: equal contexts together, the largest batch of each first, as it prefills for all."""
+    read = (pair.split("x") for pair in pairs)
+    return tuple(sorted(((int(b), int(c)) for b, c in read), key=lambda s: (s[1], -s[0])))
 
 
 def main() -> None:
@@ -222,11 +274,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="qwen3-1.7b", choices=[*SHAPES, "glm-4.7-flash"])
+    parser.add_argument("--model", default="qwen3-1.7b", choices=MODELS)
     parser.add_argument("--weights", type=Path, help="model directory to load instead of dummy weights")
-    parser.add_argument("--batches", default="16")
-    parser.add_argument("--contexts", default="32000")
-    parser.add_argument("--dense", default="fa3", help="SGLang backends to compare with")
+    parser.add_argument("--sets", nargs="+", default=["16x32000"], metavar="BATCHxCONTEXT")
+    parser.add_argument(
+        "--dense", default="fa3", help="SGLang backends to compare with; NAME@SET: at that set only"
+    )
     parser.add_argument("--flows", default="block_topk,quest")
     parser.add_argument("--budget", default="2048", help="tokens, or an expression")
     parser.add_argument("--page", type=int, default=16)
@@ -236,38 +289,58 @@ def main() -> None:
     parser.add_argument("--kv-dtype", help="--kv-cache-dtype of every arm, e.g. fp8_e4m3")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument(
+        "--lengths", type=int, nargs=2, default=(33, 161), help="new tokens of the two generations"
+    )
     parser.add_argument("--parity", action="store_true", help="also arms that attend to everything")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--limit", type=float, default=900, help="seconds an engine may take to start")
+    parser.add_argument("--ahead", type=int, default=0, help="arms whose processes start before their turn")
+    parser.add_argument("--random-kv", action="store_true", help="prompts of random K and V, not computed")
+    parser.add_argument("--bandwidth", type=float, help="bytes/s, for the computed floor of a sparse step")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sets = [(b, c) for c in numbers(args.contexts) for b in sorted(numbers(args.batches), reverse=True)]
     arms: list[dict[str, Any]] = []
     text = ""
     with tempfile.TemporaryDirectory() as temporary:
-        planned = arms_of(args, Path(temporary))
+        folder = Path(temporary)
+        planned = arms_of(args, folder)
+        runs = []
         for round_ in range(args.rounds):
             for arm in planned if round_ % 2 == 0 else planned[::-1]:
-                log = args.out / f"serving_sglang-{arm.name.replace(':', '-').replace(' ', '-')}-{round_}.log"
-                arms.append(run_arm(arm, args, sets, log))
-                rows, text = table(arms)
-                data = {
-                    "model": args.model, "device": device_name(args), "versions": versions(arms), "tp": args.tp,
-                    "note": note(args), "rows": rows,
-                    "failures": {a["arm"]: a["failure"] for a in arms if "failure" in a},
-                    "start_s": {a["arm"]: a.get("start_s") for a in arms},
-                }  # fmt: skip
-                (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
-                (args.out / "serving_sglang.md").write_text(f"{args.model}, {data['device']}\n\n{text}\n")
+                name = f"{arm.name.replace(':', '-').replace(' ', '-')}-{round_}"
+                gate = folder / f"{name}.gate" if args.ahead else None
+                log = args.out / f"serving_sglang-{name}.log"
+                runs.append(Run(arm, log, folder / f"{name}.site", gate))
+        saved = saved_bytes(args, planned[0])
+        for found in run_all(runs, args):
+            arms.append(found)
+            rows, text = table(arms, saved, meaningful=not args.random_kv)
+            data = {
+                "model": args.model, "device": device_name(args), "versions": versions(arms), "tp": args.tp,
+                "note": note(args), "random_kv": args.random_kv, "bandwidth": args.bandwidth, "rows": rows,
+                "failures": {a["arm"]: a["failure"] for a in arms if "failure" in a},
+                "start_s": {a["arm"]: a.get("start_s") for a in arms},
+            }  # fmt: skip
+            (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
+            head = f"{args.model}, {data['device']} x {args.tp}, page {args.page}; {data['note']}"
+            (args.out / "serving_sglang.md").write_text(f"{head}\n\n{text}\n")
     print(text)
+
+
+def saved_bytes(args: argparse.Namespace, arm: Arm) -> Saved:
+    """What dense attention reads of a token."""
+    config = json.loads((Path(arm.options["model_path"]) / "config.json").read_text())
+    element = 1 if (args.kv_dtype or "").startswith("fp8") else 2
+    layers = int(config["num_hidden_layers"])
+    return Saved(kv_bytes_per_token(config, element, args.tp), layers, args.bandwidth, sum(args.lengths) / 2)
 
 
 def note(args: argparse.Namespace) -> str:
     """What to keep in mind beside the figures."""
-    if args.weights:
-        return f"weights from {args.weights.name}"
-    return RANDOM_ROUTING if "glm" in args.model else "dummy weights"
+    notes = [f"weights from {args.weights.name}" if args.weights else NOTES.get(args.model, "dummy weights")]
+    return "; ".join([*notes, "random keys and values"] if args.random_kv else notes)
 
 
 def device_name(args: argparse.Namespace) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,11 +33,13 @@ class Answer:
         seconds: from handing the batch over to the last token.
         tokens: new tokens of each prompt.
         cached: prompt tokens of each that came from the prefix cache.
+        gaps: of a stream, seconds between consecutive tokens of a sequence, all sequences, oldest first.
     """
 
     seconds: float
     tokens: list[list[int]]
     cached: list[int]
+    gaps: list[float] = field(default_factory=list)
 
 
 class EngineProcess:
@@ -119,6 +121,10 @@ class EngineProcess:
     def generate(self, ids: Sequence[Sequence[int]], new: int, limit: float = 600.0) -> Answer:
         """Greedy answers of exactly `new` tokens to a batch of prompts."""
         return Answer(**self._ask({"do": "generate", "ids": [list(x) for x in ids], "new": new}, limit))
+
+    def stream(self, ids: Sequence[Sequence[int]], new: int, limit: float = 600.0) -> Answer:
+        """The same token by token, with the time between tokens."""
+        return Answer(**self._ask({"do": "stream", "ids": [list(x) for x in ids], "new": new}, limit))
 
     def flush(self) -> None:
         """Forget all cached prefixes."""

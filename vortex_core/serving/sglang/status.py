@@ -24,6 +24,8 @@ class Status:
     Attributes:
         path: file that always holds the newest report, or None.
         facts: what does not change: program, settings, layers, bytes.
+        steps, samples: decode steps so far, and how many of them were looked at.
+        attended, there: tokens that those attended, and tokens there were; density is their ratio.
     """
 
     path: str | None
@@ -77,7 +79,10 @@ class Status:
         if self.path is None:
             return
         density = self.attended / self.there if self.there else None
-        report = {**self.facts, "decode_steps": self.steps, "density": density, "samples": self.samples}
+        report = {
+            **self.facts, "decode_steps": self.steps, "density": density, "samples": self.samples,
+            "attended_tokens": self.attended, "tokens_there": self.there,
+        }  # fmt: skip
         target = Path(self.path)
         staged = target.with_name(f"{target.name}.{os.getpid()}")
         staged.write_text(json.dumps(report), encoding="utf-8")

@@ -34,6 +34,34 @@ class Worker:
         cached = [int(r["meta_info"].get("cached_tokens", 0)) for r in found]
         return {"seconds": seconds, "tokens": [r["output_ids"] for r in found], "cached": cached}
 
+    def stream(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The same answers token by token; seconds between consecutive tokens of a sequence, oldest first.
+
+        Tokens that arrive together share the time since the one before.
+        """
+        began = time.perf_counter()
+        last: dict[int, tuple[float, int]] = {}
+        ends: dict[int, dict[str, Any]] = {}
+        gaps: list[float] = []
+        for found in self.engine.generate(
+            input_ids=request["ids"],
+            sampling_params={"temperature": 0, "max_new_tokens": request["new"], "ignore_eos": True},
+            stream=True,
+        ):
+            now, at = time.perf_counter(), found["index"]
+            count = int(found["meta_info"]["completion_tokens"])
+            if at in last and count > last[at][1]:
+                then, before = last[at]
+                gaps += [(now - then) / (count - before)] * (count - before)
+            last[at], ends[at] = (now, count), found
+        answers = [ends[at] for at in range(len(request["ids"]))]
+        return {
+            "seconds": time.perf_counter() - began,
+            "tokens": [answer["output_ids"] for answer in answers],
+            "cached": [int(answer["meta_info"].get("cached_tokens", 0)) for answer in answers],
+            "gaps": gaps,
+        }
+
     def flush(self, request: dict[str, Any]) -> dict[str, Any]:
         """Forget all cached prefixes."""
         self.engine.flush_cache()
