@@ -15,7 +15,7 @@ from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings
 
 FAKE = """
-import json, os
+import json, os, time
 __version__ = "0.0-fake"
 
 class Engine:
@@ -28,8 +28,10 @@ class Engine:
         if status:
             open(status, "w").write(json.dumps({"flow": os.environ["VORTEX_SERVING_FLOW"]}))
 
-    def generate(self, input_ids, sampling_params):
+    def generate(self, input_ids, sampling_params, stream=False):
         new = sampling_params["max_new_tokens"]
+        if stream:
+            return self.chunks(input_ids, new)
         cached = [len(x) if tuple(x) in self.seen else 0 for x in input_ids]
         self.seen |= {tuple(x) for x in input_ids}
         print("engines talk on stdout")
@@ -37,6 +39,12 @@ class Engine:
             {"output_ids": [x[-1]] * new, "meta_info": {"cached_tokens": c}}
             for x, c in zip(input_ids, cached)
         ]
+
+    def chunks(self, input_ids, new):
+        for count in sorted({1, max(1, new - 2), new}):  # the last two arrive together
+            for index, x in enumerate(input_ids):
+                time.sleep(0.01)
+                yield {"index": index, "output_ids": [x[-1]] * count, "meta_info": {"completion_tokens": count}}
 
     def flush_cache(self):
         self.seen.clear()
@@ -58,6 +66,10 @@ def test_an_engine_answers_batches(fake: dict[str, str]) -> None:
         assert first.tokens == [[2, 2, 2], [3, 3, 3]]
         assert first.cached == [0, 0]
         assert engine.generate([[1, 2]], 1).cached == [2]
+        streamed = engine.stream([[1, 2], [3]], 5)
+        assert streamed.tokens == [[2] * 5, [3] * 5]
+        assert len(streamed.gaps) == 2 * 4
+        assert all(gap >= 0.009 for gap in streamed.gaps)
         engine.flush()
         assert engine.generate([[1, 2]], 1).cached == [0]
         assert engine.status == {"flow": "quest"}

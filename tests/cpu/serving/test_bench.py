@@ -1,0 +1,58 @@
+"""What the serving benchmark computes beside what it measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.serving_sglang import Saved, density_since, shapes, table
+from benchmarks.serving_shapes import kv_bytes_per_token, write_config
+
+
+def test_shapes_keep_contexts_together_and_begin_with_the_largest_batch() -> None:
+    assert shapes(["16x8192", "4x32000", "64x8192"]) == ((64, 8192), (16, 8192), (4, 32000))
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "want"),
+    [
+        ("qwen3-8b", 1, 36 * 8 * 128 * 4),
+        ("qwen3-8b", 2, 36 * 4 * 128 * 4),
+        ("glm-4.7-flash", 2, 47 * 576 * 2),
+    ],
+)
+def test_bytes_of_a_token(tmp_path: Path, model: str, ranks: int, want: int) -> None:
+    config = json.loads((write_config(model, tmp_path, 1024) / "config.json").read_text())
+    assert kv_bytes_per_token(config, 2, ranks) == want
+
+
+def test_the_floor_is_the_dense_step_without_the_bytes_not_read() -> None:
+    saved = Saved(bytes_per_token=1000, layers=4, bandwidth=1e9, new=10)
+    # 8 x (990 + 10) tokens, three of four layers keep a quarter: 8000 * 0.75 * 0.75 * 1000 B at 1 GB/s.
+    assert saved.floor_ms(20.0, 8, 990, 0.25, 3) == pytest.approx(20.0 - 4.5)
+
+
+def test_density_is_that_of_the_steps_between_two_reports() -> None:
+    before = {"tokens_there": 100.0, "attended_tokens": 100.0}
+    after = {"tokens_there": 300.0, "attended_tokens": 120.0}
+    assert density_since(before, after) == pytest.approx(0.1)
+    assert density_since(after, after) is None
+
+
+def test_speed_ups_are_over_the_best_dense_arm_of_the_same_shape() -> None:
+    def arm(name: str, ms: float, **status: object) -> dict[str, object]:
+        row = {
+            "batch": 2, "context": 100, "ms_step": ms, "all_ms": [ms], "tpot_p50_ms": ms, "tpot_p95_ms": ms,
+            "tokens": [[1], [2]], "density": status.pop("density", None),
+        }  # fmt: skip
+        return {"arm": name, "results": [row], "status": status or None}
+
+    arms = [arm("dense:a", 4.0), arm("dense:b", 3.0), arm("vortex:x", 1.5, density=0.5, sparse_layers=4)]
+    rows, text = table(arms, Saved(10_000, 4, 1e9, 0), meaningful=True)
+    ours = next(row for row in rows if row["arm"] == "vortex:x")
+    assert (ours["speedup"], ours["best_dense"], ours["answers_equal_to_dense"]) == (2.0, "dense:b", 2)
+    assert ours["floor_ms"] == pytest.approx(2.0)  # 3 ms less 2 x 100 x 0.5 x 10 kB at 1 GB/s
+    assert ours["share_of_allowed"] == pytest.approx(2.0 / 1.5, abs=1e-3)
+    assert "| vortex:x | 2 | 100 | 1.50 | 1.50 |" in text
