@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 
 BOS, EOS = 0, 1
-KEYS = 160
-VALUES = 160
+KEYS = VALUES = 160
 FIRST_KEY = 2
 FIRST_VALUE = FIRST_KEY + KEYS
 FIRST_NOISE = FIRST_VALUE + VALUES
@@ -42,15 +41,21 @@ class Texts:
 
 
 def _pairs(
-    batch: int, pairs: int, device: torch.device, generator: torch.Generator | None
+    batch: int, pairs: int, alphabet: int, device: torch.device, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    keys = torch.rand(batch, KEYS, generator=generator, device=device).argsort(1)[:, :pairs] + FIRST_KEY
-    values = torch.randint(VALUES, (batch, pairs), generator=generator, device=device) + FIRST_VALUE
+    keys = torch.rand(batch, alphabet, generator=generator, device=device).argsort(1)[:, :pairs] + FIRST_KEY
+    values = torch.randint(alphabet, (batch, pairs), generator=generator, device=device) + FIRST_VALUE
     return keys, values
 
 
 def stream_texts(
-    batch: int, length: int, pairs: int, *, device: torch.device, generator: torch.Generator | None = None
+    batch: int,
+    length: int,
+    pairs: int,
+    *,
+    device: torch.device,
+    alphabet: int = KEYS,
+    generator: torch.Generator | None = None,
 ) -> Texts:
     """Texts without noise: `pairs` pairs again and again, in random order. Every key is a question.
 
@@ -58,10 +63,11 @@ def stream_texts(
 
     Args:
         length: tokens, odd.
+        alphabet: how many of the keys, and of the values, occur at all.
         generator: of the random numbers; None: the device's own, which CUDA graphs can replay.
     """
     assert length % 2 == 1, length
-    keys, values = _pairs(batch, pairs, device, generator)
+    keys, values = _pairs(batch, pairs, alphabet, device, generator)
     which = torch.randint(pairs, (batch, length // 2), generator=generator, device=device)
     ids = torch.full((batch, length), BOS, device=device)
     ids[:, 1::2] = keys.gather(1, which)
@@ -87,7 +93,7 @@ def noise_texts(
     # Where pairs begin: `pairs` of the `room - 1 - pairs` places that are left when each takes one token more.
     free = torch.rand(batch, room - 1 - pairs, generator=generator, device=device)
     places = free.argsort(1)[:, :pairs].sort(1).values + 1 + torch.arange(pairs, device=device)
-    keys, values = _pairs(batch, pairs, device, generator)
+    keys, values = _pairs(batch, pairs, KEYS, device, generator)
     ids.scatter_(1, places, keys).scatter_(1, places + 1, values)
     which = torch.randint(pairs, (batch, questions), generator=generator, device=device)
     ids[:, room::2] = keys.gather(1, which)

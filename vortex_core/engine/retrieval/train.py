@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from vortex_core.engine.retrieval.model import Shape, fix_shapes, hidden_states, new_model, rotary_of
-from vortex_core.engine.retrieval.task import VOCAB, Texts, noise_texts, stream_texts
+from vortex_core.engine.retrieval.task import KEYS, VOCAB, Texts, noise_texts, stream_texts
 
 TRAIN_SEED = 1
 FRESH_SEED = 2_000_003
@@ -48,6 +48,7 @@ class Stage:
         until: share of the time by which the stage ends.
         questions: at the end of a text of noise; 0: a stream of pairs without noise.
         enough: share of right answers over a window at which the stage ends early.
+        alphabet: keys and values that occur in a stream; the circuit forms sooner on few, and holds for the others.
     """
 
     length: int
@@ -56,15 +57,17 @@ class Stage:
     until: float
     questions: int = 0
     enough: float = 0.98
+    alphabet: int = KEYS
 
     def texts(self, device: torch.device) -> Texts:
         """A batch, drawn by the device's own generator."""
         if self.questions == 0:
-            return stream_texts(self.batch, self.length, self.pairs, device=device)
+            return stream_texts(self.batch, self.length, self.pairs, alphabet=self.alphabet, device=device)
         return noise_texts(self.batch, self.length, self.pairs, self.questions, device=device)
 
 
 CURRICULUM = (
+    Stage(length=33, pairs=4, batch=256, until=0.4, enough=0.95, alphabet=32),
     Stage(length=65, pairs=4, batch=256, until=0.5, enough=0.95),
     Stage(length=129, pairs=16, batch=128, until=0.6, enough=0.95),
     Stage(length=256, pairs=16, questions=32, batch=64, until=0.66),
