@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evaluators.errors import not_what_ran
-from evaluators.items import FRESH_SEEDS, ItemSet, build_items, check_context
+from evaluators.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
 from evaluators.plan import EvaluationPlan
 from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
 from evaluators.stage import Deadline, Subject
-from evaluators.tasks.needle import needle_item
 from evaluators.tasks.tokens import encode
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
@@ -109,10 +108,7 @@ class Bench:
     @contextmanager
     def long_prompts(self, context: int, count: int, seed: int) -> Iterator[list[Prompt]]:
         """Prompts of an exact length for timing: retrieval items, the seed's own where it has that length."""
-        items = [
-            needle_item(self.engine.tokenizer, task="needle_single", context=context, seed=seed, index=i)
-            for i in range(count)
-        ]
+        items = [timing_item(self.plan, self.engine.tokenizer, context, seed, i) for i in range(count)]
         prompts = [self._prefill(item.prompt) for item in items]
         try:
             yield prompts

@@ -70,6 +70,21 @@ def needs_engine(stage: str) -> VortexError:
     )
 
 
+def other_alphabet(plan: str, *, in_pairs: bool) -> VortexError:
+    """`VV007`: items in an alphabet that the model was not made for."""
+    if in_pairs:
+        return VortexError(
+            "VV007",
+            f"the items of plan {plan} are in the retrieval model's alphabet, which this model does not read",
+            "take the model retrieval-mla, or a plan of English text",
+        )
+    return VortexError(
+        "VV007",
+        f"the items of plan {plan} are English, and this model reads keys, values and noise alone",
+        "take the plan retrieval",
+    )
+
+
 def too_slow(stage: str, seconds: float, done: str) -> VortexError:
     """`VV010`: the candidate did not finish in time."""
     return VortexError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from evaluators.errors import context_too_long
-from evaluators.plan import EvaluationPlan
+from evaluators.errors import context_too_long, other_alphabet
+from evaluators.plan import EvaluationPlan, NeedleTask
 from evaluators.tasks.needle import NeedleItem, needle_item
+from evaluators.tasks.pairs import pair_item, pair_passage, reads_pairs
 from evaluators.tasks.perplexity import PerplexityItem, perplexity_item
 from evaluators.tasks.tokens import Tokenizer
 from vortex_core.specs import ModelSpec
@@ -55,29 +56,43 @@ def build_items(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int) -> ItemSe
     """The items of a plan for one seed; fresh seeds keep a share of every task's items, at least one.
 
     Raises:
-        VortexError: `VV002` where an item cannot be built at its size.
+        VortexError: `VV002` where an item cannot be built at its size, `VV007` where the model cannot read them.
     """
+    if plan.in_pairs != reads_pairs(tokenizer):
+        raise other_alphabet(plan.name, in_pairs=plan.in_pairs)
     share = plan.fresh.share if seed >= FRESH_SEEDS else 1.0
     needles = {
-        task.key: tuple(
-            needle_item(
-                tokenizer,
-                task=task.task,
-                context=task.context,
-                seed=seed,
-                index=i,
-                distractors=task.distractors,
-            )
-            for i in range(math.ceil(task.items * share))
-        )
+        task.key: tuple(_item(tokenizer, task, seed, i) for i in range(math.ceil(task.items * share)))
         for task in plan.accuracy.tasks
     }
-    p = plan.perplexity
     passages = tuple(
-        perplexity_item(tokenizer, context=p.context, continuation=p.continuation, seed=seed, index=i)
-        for i in range(math.ceil(p.items * share))
+        _passage(plan, tokenizer, seed, i) for i in range(math.ceil(plan.perplexity.items * share))
     )
     return ItemSet(seed, needles, passages)
+
+
+def timing_item(
+    plan: EvaluationPlan, tokenizer: Tokenizer, context: int, seed: int, index: int
+) -> NeedleItem:
+    """A prompt of an exact length in the plan's language: that of its own retrieval items where lengths agree."""
+    if plan.in_pairs:
+        return pair_item(context=context, seed=seed, index=index, distractors=0)
+    return needle_item(tokenizer, task="needle_single", context=context, seed=seed, index=index)
+
+
+def _item(tokenizer: Tokenizer, task: NeedleTask, seed: int, index: int) -> NeedleItem:
+    if task.task == "pair_recall":
+        return pair_item(context=task.context, seed=seed, index=index, distractors=task.distractors)
+    return needle_item(
+        tokenizer, task=task.task, context=task.context, seed=seed, index=index, distractors=task.distractors
+    )
+
+
+def _passage(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int, index: int) -> PerplexityItem:
+    p = plan.perplexity
+    if p.text == "pairs":
+        return pair_passage(context=p.context, seed=seed, index=index, distractors=p.distractors)
+    return perplexity_item(tokenizer, context=p.context, continuation=p.continuation, seed=seed, index=index)
 
 
 def check_context(plan: EvaluationPlan, model: ModelSpec) -> None:

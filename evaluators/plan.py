@@ -30,14 +30,14 @@ class _Strict(BaseModel):
 class NeedleTask(_Strict):
     """Retrieval items of one task at one context."""
 
-    task: Literal["needle_single", "needle_multikey"]
+    task: Literal["needle_single", "needle_multikey", "pair_recall"]
     context: PositiveInt = Field(description="prompt tokens, exact")
     items: PositiveInt
     distractors: int = Field(0, ge=0, description="needles of the same form with other keys")
 
     @model_validator(mode="after")
     def _distractors_fit(self) -> NeedleTask:
-        if (self.task == "needle_multikey") != (self.distractors > 0):
+        if self.task != "pair_recall" and (self.task == "needle_multikey") != (self.distractors > 0):
             raise ValueError("needle_multikey has distractors, needle_single has none")
         return self
 
@@ -68,12 +68,22 @@ class AccuracyPlan(_Strict):
 
 
 class PerplexityPlan(_Strict):
-    """Perplexity of held text decoded through the sparse path."""
+    """Perplexity of held text decoded through the sparse path, or of the answers of pair recall."""
 
+    text: Literal["held", "pairs"] = "held"
+    distractors: int = Field(0, ge=0, description="other pairs in a text of pairs")
     context: PositiveInt
     continuation: PositiveInt = Field(description="tokens scored per passage")
     items: PositiveInt
     max_ratio: float = Field(gt=1, description="candidate over dense; above it the candidate stops")
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> PerplexityPlan:
+        if self.text == "pairs" and self.continuation != 1:
+            raise ValueError("a text of pairs has one answer: continuation 1")
+        if self.text == "held" and self.distractors:
+            raise ValueError("distractors are for texts of pairs")
+        return self
 
 
 class RecallPlan(_Strict):
@@ -166,9 +176,16 @@ class EvaluationPlan(_Strict):
             raise ValueError(
                 f"recall.perplexity_items {self.recall.perplexity_items} of {self.perplexity.items} passages"
             )
+        if any((task.task == "pair_recall") != self.in_pairs for task in self.accuracy.tasks):
+            raise ValueError("pair_recall and perplexity of pairs go together, without other tasks")
         if self.recall.steps > self.perplexity.continuation:
             raise ValueError(f"recall.steps {self.recall.steps} of {self.perplexity.continuation} tokens")
         return self
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether its items are written in the retrieval model's alphabet instead of English."""
+        return self.perplexity.text == "pairs"
 
     @property
     def longest_context(self) -> int:

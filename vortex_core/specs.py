@@ -103,6 +103,10 @@ class ModelSpec(_Spec):
     moe: MoeSpec | None = None
     dense_first_layers: int = Field(default=0, ge=0, description="leading layers with a dense MLP (MoE only)")
     pypi: PypiWeights | None = None
+    shipped: str | None = Field(
+        default=None,
+        description="folder of the package vortex_core that holds the weights, trained by this project",
+    )
     weights_of: str | None = Field(
         default=None, description="the described GQA model that this one is, with the same weights, as MLA"
     )

@@ -82,7 +82,7 @@ def needle_item(
     room = context - len(head) - len(tail) - sum(map(len, needles))
     if room < 2 * max(map(len, needles)):
         raise no_room(context, room, task)
-    depth = ((index + 0.5) * _GOLDEN + random.Random(f"{task}:{context}:{seed}").random()) % 1.0
+    depth = golden_depth(task, context, seed, index)
     depths = [depth, *(rng.random() for _ in range(distractors))]
     passage, start = _hide(_passage(tokenizer, rng, room), needles, depths)
     prompt = (*head, *passage, *tail)
@@ -99,6 +99,11 @@ def needle_item(
         needle_end=len(head) + start + len(needles[0]),
         max_new_tokens=len(encode(tokenizer, f" {values[0]}.")) + 4,
     )
+
+
+def golden_depth(task: str, context: int, seed: int, index: int) -> float:
+    """Where the needle of item `index` lies, 0 (start) to 1 (end): steps of the golden ratio from a random place."""
+    return ((index + 0.5) * _GOLDEN + random.Random(f"{task}:{context}:{seed}").random()) % 1.0
 
 
 def _keys(rng: random.Random, count: int) -> list[str]:

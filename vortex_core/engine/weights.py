@@ -1,8 +1,8 @@
 """From a model's name to a directory that `transformers` loads, and an honest answer where that cannot be.
 
-Three sources, tried in this order: a local directory in Hugging Face layout; the GGUF file inside a Python
-package, converted once (`smollm2-135m`); a Hugging Face hub. Heavy libraries are imported where they are
-used, so that listing models stays quick.
+Four sources, tried in this order: a local directory in Hugging Face layout; a folder of this package
+(`retrieval-mla`); the GGUF file inside a Python package, converted once (`smollm2-135m`); a Hugging Face hub.
+Heavy libraries are imported where they are used, so that listing models stays quick.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+import vortex_core
 from vortex_core.engine.hf_config import ATTENTION_KEY, spec_from_directory
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec, PypiWeights, list_models, load_model
@@ -167,6 +168,8 @@ def fetch_model(name: str) -> ModelPath:
     spec = load_model(name)
     if spec.weights_of is not None:
         return _path(spec, fetch_model(spec.weights_of).directory)
+    if (found := _shipped(spec)) is not None:
+        return ModelPath(spec, found)
     if spec.pypi is None:
         return _from_hub(spec.hf_id, spec, fetch=True, check_memory=False)
     target = _converted(spec)
@@ -293,9 +296,19 @@ def _find(spec: ModelSpec) -> Path | None:
     """The directory that already holds the weights: a conversion or a complete hub snapshot."""
     if spec.weights_of is not None:
         return _find(load_model(spec.weights_of))
+    if spec.shipped is not None:
+        return _shipped(spec)
     if spec.pypi is not None and _converted(spec).is_dir():
         return _converted(spec)
     return _snapshot(spec.hf_id)
+
+
+def _shipped(spec: ModelSpec) -> Path | None:
+    """The folder beside the code that holds the weights, where the installation has it."""
+    if spec.shipped is None:
+        return None
+    directory = Path(vortex_core.__file__).parent / spec.shipped
+    return directory if has_weights(directory) else None
 
 
 def _snapshot(hf_id: str) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vortex_core.engine.retrieval.task import BOS, EOS, VOCAB
+from vortex_core.engine.retrieval.alphabet import BOS, EOS, VOCAB
 
 MAX_CONTEXT = 4096
 

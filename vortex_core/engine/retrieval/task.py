@@ -12,12 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-BOS, EOS = 0, 1
-KEYS = VALUES = 160
-FIRST_KEY = 2
-FIRST_VALUE = FIRST_KEY + KEYS
-FIRST_NOISE = FIRST_VALUE + VALUES
-VOCAB = 384
+from vortex_core.engine.retrieval.alphabet import BOS, FIRST_KEY, FIRST_NOISE, FIRST_VALUE, KEYS, VOCAB
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from vortex_core.engine.retrieval.alphabet import KEYS, VOCAB, save_tokenizer
 from vortex_core.engine.retrieval.model import Shape, fix_shapes, hidden_states, new_model, rotary_of
-from vortex_core.engine.retrieval.task import KEYS, VOCAB, Texts, noise_texts, stream_texts
+from vortex_core.engine.retrieval.task import Texts, noise_texts, stream_texts
 
 TRAIN_SEED = 1
 FRESH_SEED = 2_000_003
@@ -300,6 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     except NotCapturedError as error:
         say(f"steps could not be captured ({error}); use --eager")
         return NOT_CAPTURED
+    save_tokenizer(chosen.out)
     found = report(chosen.out, device)
     result = {"setting": chosen.setting, "parameters_millions": millions, "trained": share, "accuracy": found}
     (chosen.out / "training.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

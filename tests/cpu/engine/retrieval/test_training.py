@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vortex_core.engine.retrieval.alphabet import FIRST_KEY, FIRST_NOISE, FIRST_VALUE
 from vortex_core.engine.retrieval.model import Shape, fix_shapes, hidden_states, new_model, rotary_of
-from vortex_core.engine.retrieval.task import (
-    FIRST_KEY,
-    FIRST_NOISE,
-    FIRST_VALUE,
-    Texts,
-    noise_texts,
-    stream_texts,
-)
+from vortex_core.engine.retrieval.task import Texts, noise_texts, stream_texts
 from vortex_core.engine.retrieval.train import Setting, Stage, Trainer, accuracy, save
 
 CPU = torch.device("cpu")
