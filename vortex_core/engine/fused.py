@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vortex_core.engine.fused_kernels import norm_rotate, rms_norm, silu_mul
+from vortex_core.engine.fused_experts import FusedExperts, fits_experts
+from vortex_core.engine.fused_kernels import add_rms_norm, norm_rotate, rms_norm, silu_mul
+from vortex_core.engine.fused_latent import FusedLatentAttention
+from vortex_core.engine.models.latent import LatentAttention
 
 NORMS = frozenset(
     {
@@ -31,6 +34,22 @@ GATED_MLPS = frozenset({"Glm4MoeLiteMLP", "LlamaMLP", "MistralMLP", "Qwen2MLP", 
 ATTENTIONS = frozenset(
     {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "Qwen3MoeAttention"}
 )
+# Layers that add attention and MLP to one residual stream, each behind a norm.
+LAYERS = frozenset(
+    {
+        "Glm4MoeLiteDecoderLayer",
+        "LlamaDecoderLayer",
+        "MiniMaxM2DecoderLayer",
+        "MistralDecoderLayer",
+        "Qwen2DecoderLayer",
+        "Qwen3DecoderLayer",
+        "Qwen3MoeDecoderLayer",
+    }
+)
+
+
+# What replaced modules held and their replacements hold packed.
+PACKED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "q_a_proj", "kv_a_proj_with_mqa")
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,8 @@ class FusedModules:
     norms: int
     mlps: int
     attentions: int
+    experts: int
+    layers: int
 
 
 class FusedRMSNorm(nn.Module):
@@ -113,6 +134,50 @@ class FusedAttention(nn.Module):
         return self.o_proj(out.reshape(batch, rows, -1)), None
 
 
+class Stream:
+    """The residual stream of a forward pass, which the layers of a model hand on beside their output."""
+
+    def __init__(self) -> None:
+        self.residual: torch.Tensor | None = None
+
+
+class FusedLayer(nn.Module):
+    """A decoder layer whose additions are one launch with the norms that follow them.
+
+    It ends with the norm that the next layer (or the model) would begin with, and returns that; the residual stream
+    goes on in `stream`.
+
+    Args:
+        after: the norm behind it.
+        first: whether it is the model's first layer, which begins the stream with what it is given.
+        last: whether it is the last, which ends it.
+    """
+
+    def __init__(self, layer: Any, stream: Stream, after: FusedRMSNorm, *, first: bool, last: bool) -> None:
+        super().__init__()
+        self.self_attn = layer.self_attn
+        self.mlp = layer.mlp
+        self.begin = layer.input_layernorm if first else None
+        self.between = layer.post_attention_layernorm
+        self.after = after
+        self._stream, self._last = stream, last
+
+    def forward(self, hidden_states: torch.Tensor, **others: Any) -> torch.Tensor:
+        """As transformers calls it: `[batch, row, hidden]` to the same, normalised."""
+        residual, x = self._stream.residual, hidden_states
+        if self.begin is not None:
+            residual, x = hidden_states.contiguous(), self.begin(hidden_states)
+        assert residual is not None, "the layer before this one did not run"
+        attended, _ = self.self_attn(hidden_states=x, **others)
+        x = self._add(attended, residual, self.between)
+        x = self._add(self.mlp(x), residual, self.after)
+        self._stream.residual = None if self._last else residual
+        return x
+
+    def _add(self, x: torch.Tensor, residual: torch.Tensor, norm: FusedRMSNorm) -> torch.Tensor:
+        return add_rms_norm(x.contiguous(), residual, norm.weight, norm.variance_epsilon)
+
+
 def packed(linears: Sequence[nn.Linear]) -> nn.Linear:
     """One linear layer with the outputs of several side by side."""
     weight = torch.cat([linear.weight for linear in linears])
@@ -125,7 +190,12 @@ def packed(linears: Sequence[nn.Linear]) -> nn.Linear:
 
 def fuse(model: nn.Module) -> FusedModules:
     """Replace what the tables name, in place. Weights are packed layer by layer, so memory peaks at one layer more."""
-    counts = dict.fromkeys(("norms", "mlps", "attentions"), 0)
+    counts = dict.fromkeys(("norms", "mlps", "attentions", "experts", "layers"), 0)
+    for parent in list(model.modules()):  # before the walk below: shared experts are MLPs of their own
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "experts") and fits_experts(child):
+                setattr(parent, name, FusedExperts(child))
+                counts["experts"] += 1
     found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
     replaced: set[int] = set()
     for parent, name, child in found:
@@ -135,6 +205,11 @@ def fuse(model: nn.Module) -> FusedModules:
         made: nn.Module
         if _fits_attention(child):
             kind, made = "attentions", FusedAttention(child)
+        elif isinstance(child, LatentAttention):
+            projection = _latent_projection(child)
+            if projection is None:
+                continue
+            kind, made = "attentions", FusedLatentAttention(child, projection)
         elif _fits_mlp(child):
             kind, made = "mlps", FusedGatedMLP(child)
         elif type(child).__name__ in NORMS:
@@ -144,10 +219,29 @@ def fuse(model: nn.Module) -> FusedModules:
         setattr(parent, name, made)
         counts[kind] += 1
         replaced.add(id(child))
-        for inner in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+        for inner in PACKED:
             if kind != "norms" and hasattr(child, inner):
                 delattr(child, inner)  # packed now: freed before the next layer is packed
+    counts["layers"] = _fuse_layers(getattr(model, "base_model", model))
     return FusedModules(**counts)
+
+
+def _fuse_layers(base: Any) -> int:
+    """Replace all decoder layers of a model, or none: they hand on a normalised stream."""
+    layers = getattr(base, "layers", None)
+    if not layers or not all(_fits_layer(layer) for layer in layers) or type(base.norm) is not FusedRMSNorm:
+        return 0
+    stream = Stream()
+    afters = [*(layer.input_layernorm for layer in layers[1:]), base.norm]
+    for i, (layer, after) in enumerate(zip(list(layers), afters, strict=True)):
+        layers[i] = FusedLayer(layer, stream, after, first=i == 0, last=i == len(layers) - 1)
+    base.norm = nn.Identity()  # the last layer's
+    return len(layers)
+
+
+def _fits_layer(layer: Any) -> bool:
+    norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
+    return type(layer).__name__ in LAYERS and all(type(norm) is FusedRMSNorm for norm in norms)
 
 
 def _plain(*linears: Any) -> bool:
@@ -165,6 +259,13 @@ def _fits_attention(module: Any) -> bool:
     norm = getattr(module, "q_norm", None)
     known_norm = norm is None or tuple(norm.weight.shape) == (module.head_dim,)
     return known_norm and module.head_dim % 2 == 0 and _plain(module.q_proj, module.k_proj, module.v_proj)
+
+
+def _latent_projection(attention: LatentAttention) -> nn.Linear | None:
+    """Queries and the latent from one product; None where the layers are of another kind."""
+    first = attention.q_up_proj if attention.q_a_proj is None else attention.q_a_proj
+    linears: list[Any] = [first, attention.kv_a_proj_with_mqa]
+    return packed(linears) if _plain(*linears) else None
 
 
 def _fits_mlp(module: Any) -> bool:

@@ -39,6 +39,25 @@ def rms_norm_kernel(
 
 
 @triton.jit
+def add_rms_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, out_ptr, rows, eps, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """Grid (row blocks,): residual += x, in place, and its norm."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.arange(0, BLOCK)[None, :]
+    ok = (row < rows) & (channel < DIM)
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    at = row * DIM + channel
+    x = tl.load(x_ptr + at, mask=ok, other=0.0).to(tl.float32)
+    total = (tl.load(residual_ptr + at, mask=ok, other=0.0).to(tl.float32) + x).to(dtype)
+    tl.store(residual_ptr + at, total, mask=ok)
+    wide = total.to(tl.float32)
+    weight = tl.load(weight_ptr + channel, mask=channel < DIM, other=0.0).to(tl.float32)
+    mean_square = tl.sum(wide * wide, 1)[:, None] / DIM
+    tl.store(out_ptr + at, _normed(wide, weight, mean_square, eps, dtype).to(dtype), mask=ok)
+
+
+@triton.jit
 def norm_rotate_kernel(
     qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, tokens, stride, stride_cos, eps,
     Q_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_PAD: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
@@ -127,6 +146,21 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         block = next_power_of_2(dim)
         rms_norm_kernel[(triton.cdiv(count, ROWS),)](
             rows, weight, out, count, rows.stride(0), eps, DIM=dim, BLOCK=block, ROWS=ROWS,
+            num_warps=4 if block <= 2048 else 8,
+        )  # fmt: skip
+    return out
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`residual += x`, in place, and the norm of that. `x, residual`: `[..., dim]`, both contiguous."""
+    assert x.is_contiguous() and residual.is_contiguous() and x.shape == residual.shape
+    dim = x.shape[-1]
+    count = x.numel() // dim
+    out = torch.empty_like(x)
+    if count:
+        block = next_power_of_2(dim)
+        add_rms_norm_kernel[(triton.cdiv(count, ROWS),)](
+            x, residual, weight, out, count, eps, DIM=dim, BLOCK=block, ROWS=ROWS,
             num_warps=4 if block <= 2048 else 8,
         )  # fmt: skip
     return out

@@ -19,9 +19,9 @@ from vortex_core.engine.blocks import BLOCK_TOKENS
 from vortex_core.engine.budget_table import BudgetTable
 from vortex_core.engine.errors import capture_failed
 from vortex_core.engine.pool import KVPool
-from vortex_core.engine.sampling import token_logprobs
 from vortex_core.engine.selection import LoadedFlow
 from vortex_core.engine.static_step import AttentionSpace, StaticBuffers, StaticStep
+from vortex_core.engine.step_kernels import choose_greedy
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 
@@ -146,12 +146,10 @@ class DecodeRunner:
                 input_ids=buffers.tokens[:rows, None], position_ids=step.positions, use_cache=False,
                 vortex_step=step,
             )  # fmt: skip
-            logits = buffers.logits[:rows]
-            logits.copy_(output.logits[:, -1])
-            chosen = logits.argmax(-1)
-            buffers.tokens[:rows].copy_(chosen)
-            buffers.logprobs[:rows].copy_(token_logprobs(logits, chosen))
-            buffers.ages[:rows].add_(buffers.active[:rows])
+            choose_greedy(
+                output.logits[:, -1], buffers.logits[:rows], buffers.tokens[:rows], buffers.logprobs[:rows],
+                buffers.ages[:rows], buffers.active[:rows],
+            )  # fmt: skip
 
     def _observer(self, step: StaticStep, recorder: Recorder) -> Callable[[int, torch.Tensor], None]:
         """A recorder sees the batch as `engine.decode` documents it."""

@@ -20,6 +20,7 @@ from vortex_core.engine.budget_table import BudgetTable
 from vortex_core.engine.fused_kernels import keep_lists
 from vortex_core.engine.pool import KVPool
 from vortex_core.engine.selection import LoadedFlow
+from vortex_core.engine.step_kernels import begin_step
 from vortex_core.kernels.kv_write import write_kv
 from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace, mla_rows
 from vortex_core.kernels.paged_decode import decode_config, paged_decode, paged_decode_workspace
@@ -129,17 +130,12 @@ class StaticStep:
 
     def _begin(self) -> None:
         """Make room for the tokens being decoded."""
-        self.lengths.add_(self.buffers.active[: self.rows])
-        last = (self.lengths - 1).clamp_min(0).to(torch.int64)
-        block = self.blocks.gather(1, (last // BLOCK_TOKENS)[:, None])[:, 0]
-        slots = block * BLOCK_TOKENS + last % BLOCK_TOKENS
-        self.slots = torch.where(self.lengths > 0, slots, -1)
-        self.positions = last[:, None]
         # Rows that keep their lists select nothing: to the indexer they are empty.
-        period = 1 if self.flow is None else self.flow.knobs.reuse_steps
-        self.selecting = self.lengths
-        if period > 1:
-            self.selecting = torch.where(self.ages % period == 0, self.lengths, 0)
+        self.slots, positions, self.selecting = begin_step(
+            self.lengths, self.buffers.active[: self.rows], self.ages, self.blocks,
+            period=1 if self.flow is None else self.flow.knobs.reuse_steps, block_tokens=BLOCK_TOKENS,
+        )  # fmt: skip
+        self.positions = positions[:, None]
         self._budgets: dict[int, torch.Tensor] = {}
 
     def view(self, layer: int) -> BatchView:

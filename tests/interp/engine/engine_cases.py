@@ -11,14 +11,17 @@ from tests.cpu.engine.conftest import random_ids, tiny_model
 from tests.cpu.engine.models.conftest import tiny
 from tests.cpu.engine.test_flows import CARRIED
 from vortex_core import library
-from vortex_core.engine import seam
+from vortex_core.engine import fused_experts, seam
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.fused import fuse
+from vortex_core.engine.fused_latent import FusedLatentAttention
 from vortex_core.engine.graph_batch import GraphBatch
+from vortex_core.engine.models import adapt
 from vortex_core.engine.requests import Request
 from vortex_core.engine.runner import Shape
 from vortex_core.engine.sampling import Sampling
 from vortex_core.engine.scheduler import Scheduler
+from vortex_core.engine.step_kernels import choose_greedy
 from vortex_core.flow.load import trace_source
 from vortex_core.ir.knobs import Knobs
 
@@ -171,8 +174,86 @@ def test_fused_modules_compute_what_they_replace(architecture: str, dtype: torch
 
     want = outputs()
     counts = fuse(model)
-    assert (counts.attentions, counts.mlps, counts.norms) == (3, 3, 7)
+    assert (counts.attentions, counts.mlps, counts.norms, counts.layers) == (3, 3, 7, 3)
     # The interpreter truncates to bf16 where the hardware rounds: a last place a rounding.
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
     for a, b in zip(outputs(), want, strict=True):
         torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("glm4_moe_lite", torch.float32),
+        ("minimax_m2", torch.float32),
+        ("qwen3_moe", torch.float32),
+        ("qwen3_moe", torch.bfloat16),
+    ],
+)
+def test_fused_experts_compute_what_they_replace(
+    architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tokens go through the kernels, many through transformers' own product behind the fused routing."""
+    monkeypatch.setattr(fused_experts, "MOST_PAIRS", 40)
+    model = tiny(architecture, num_hidden_layers=2).to(dtype)
+    block = model.model.layers[1].mlp
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*shape, 48, generator=draw).to(dtype) for shape in ((19, 1), (1, 66))]
+    with torch.inference_mode():
+        want = [block(x) for x in inputs]
+        assert fuse(model).experts == (1 if architecture == "glm4_moe_lite" else 2)
+        fused = model.model.layers[1].mlp
+        assert type(fused) is fused_experts.FusedExperts
+        got = [fused(x) for x in inputs]
+    for a, b in zip(got, want, strict=True):
+        if dtype == torch.float32:
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+        else:  # the interpreter truncates to bf16; a token whose expert was a close call goes elsewhere
+            far = ((a - b).abs() > 0.05 * b.abs() + 0.1).flatten(0, 1).any(-1)
+            assert far.float().mean() < 0.05
+
+
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_fused_latent_attention_computes_what_it_replaces(factored: bool, interleaved: bool) -> None:
+    changes = {} if factored else {"q_lora_rank": None}
+    model = adapt(tiny("glm4_moe_lite", num_hidden_layers=1, rope_interleave=interleaved, **changes))
+    x = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0))
+    angles = model.model.rotary_emb(x, torch.arange(3)[None] + 1000)
+
+    class Step:
+        def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float) -> Any:
+            self.seen = [torch.tensor([layer, scale]), *(t.clone() for t in (q, k, v))]
+            return q.transpose(1, 2)[..., : v.shape[-1]]
+
+    def outputs() -> list[Any]:
+        step = Step()
+        with torch.inference_mode():
+            out, _ = model.model.layers[0].self_attn(
+                hidden_states=x, position_embeddings=angles, attention_mask=None, vortex_step=step
+            )
+        return [out, *step.seen]
+
+    want = outputs()
+    assert fuse(model).attentions == 1
+    assert type(model.model.layers[0].self_attn) is FusedLatentAttention
+    for a, b in zip(outputs(), want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chosen_token_is_the_likeliest(dtype: torch.dtype) -> None:
+    """Over several stretches of the vocabulary, with equals, infinities, and a row that is NaN."""
+    logits = torch.randn(4, 9001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[1, 5000:] = float("-inf")
+    logits[2, [4095, 4096, 9000]] = 9.0
+    logits[3] = float("nan")
+    copy, logprobs = torch.zeros(4, 9001), torch.zeros(4)
+    tokens, ages = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 3, 5, 9], dtype=torch.int32)
+    choose_greedy(logits, copy, tokens, logprobs, ages, torch.tensor([1, 1, 1, 0], dtype=torch.int32))
+    assert tokens[:3].tolist() == [int(row.float().argmax()) for row in logits[:3]]
+    assert tokens[2] == 4095
+    assert 0 <= tokens[3] < 9001 and logprobs[3].isnan()
+    torch.testing.assert_close(logprobs[:3], logits[:3].float().log_softmax(-1).amax(-1))
+    torch.testing.assert_close(copy, logits.float(), equal_nan=True)
+    assert ages.tolist() == [1, 4, 6, 9]

@@ -1,0 +1,96 @@
+"""Absorbed latent attention (see `models.latent`) in eight launches around the engine's step instead of thirty.
+
+One product projects queries and the latent, one launch normalises and rotates what becomes the cached row, the
+absorbed queries are written where attention reads them, and one more launch rotates their other part beside them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import nn
+
+from vortex_core.engine.fused_kernels import ROWS, rms_norm
+from vortex_core.engine.latent_kernels import latent_row_kernel, rotate_queries_kernel
+from vortex_core.engine.models.latent import LatentAttention
+from vortex_core.engine.seam import Step
+from vortex_core.kernels.runtime import next_power_of_2
+
+
+class FusedLatentAttention(nn.Module):
+    """Takes the place of a `LatentAttention`, with its weights."""
+
+    k_up: torch.Tensor  # [head, nope, kv_lora]
+    v_up: torch.Tensor  # [head, kv_lora, v_head]
+
+    def __init__(self, source: LatentAttention, projection: nn.Linear) -> None:
+        super().__init__()
+        self.layer_idx, self.scaling = source.layer_idx, source.scaling
+        self.nope, self.rope, self.latent = source.nope, source.rope, source.latent
+        self.interleaved = source.interleaved
+        self.projection = projection
+        self.q_norm: Any = source.q_a_layernorm
+        self.q_up_proj: Any = source.q_up_proj if self.q_norm is not None else None
+        self.kv_norm: Any = source.kv_a_layernorm
+        self.o_proj = source.o_proj
+        self.register_buffer("k_up", source.k_up, persistent=False)
+        self.register_buffer("v_up", source.v_up, persistent=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        vortex_step: Step,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """`[batch, row, hidden]` to the same."""
+        batch, rows, _hidden = hidden_states.shape
+        tokens, heads = batch * rows, self.k_up.shape[0]
+        cos, sin = (x.expand(batch, -1, -1).reshape(tokens, -1) for x in position_embeddings)
+        both = self.projection(hidden_states).view(tokens, -1)
+        width = both.shape[1] - self.latent - self.rope
+        q = both[:, :width]
+        if self.q_up_proj is not None:
+            q = self.q_up_proj(rms_norm(q, self.q_norm.weight, self.q_norm.variance_epsilon))
+        q = q.contiguous().view(tokens, heads, -1)
+        row = both.new_empty(tokens, self.latent + self.rope)
+        query = both.new_empty(tokens, heads, self.latent + self.rope)
+        torch.bmm(
+            q[..., : self.nope].transpose(0, 1), self.k_up, out=query[..., : self.latent].transpose(0, 1)
+        )
+        self._rotate(both[:, width:], q, cos, sin, row, query)
+
+        q4 = query.view(batch, rows, heads, -1).transpose(1, 2)
+        k4 = row.view(batch, 1, rows, -1)
+        out = vortex_step.attend(self.layer_idx, q4, k4, k4[..., : self.latent], self.scaling)
+        values = both.new_empty(tokens, heads, self.v_up.shape[2])
+        torch.bmm(out.reshape(tokens, heads, -1).transpose(0, 1), self.v_up, out=values.transpose(0, 1))
+        return self.o_proj(values.view(batch, rows, -1)), None
+
+    def _rotate(
+        self,
+        x: torch.Tensor,
+        q: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        row: torch.Tensor,
+        query: torch.Tensor,
+    ) -> None:
+        """Write the cached rows, and the rotary part of the queries."""
+        assert cos.stride() == sin.stride() and cos.stride(1) == x.stride(1) == 1
+        tokens, half = len(x), self.rope // 2
+        common = {
+            "LATENT": self.latent, "HALF": half, "HALF_PAD": next_power_of_2(half),
+            "INTERLEAVED": self.interleaved, "ROWS": ROWS,
+        }  # fmt: skip
+        latent_row_kernel[(triton.cdiv(tokens, ROWS),)](
+            x, self.kv_norm.weight, cos, sin, row, tokens, x.stride(0), cos.stride(0),
+            self.kv_norm.variance_epsilon, LATENT_PAD=next_power_of_2(self.latent), **common, num_warps=4,
+        )  # fmt: skip
+        heads = q.shape[1]
+        rotate_queries_kernel[(triton.cdiv(tokens * heads, ROWS),)](
+            q, cos, sin, query, tokens * heads, heads, cos.stride(0), NOPE=self.nope, **common, num_warps=1,
+        )  # fmt: skip
