@@ -17,12 +17,14 @@ from vortex_core.compiler.interface import BatchView
 from vortex_core.engine.batch import Recorder
 from vortex_core.engine.blocks import BLOCK_TOKENS
 from vortex_core.engine.budget_table import BudgetTable
+from vortex_core.engine.compile_ahead import compiling_ahead
 from vortex_core.engine.errors import capture_failed
 from vortex_core.engine.pool import KVPool
 from vortex_core.engine.selection import LoadedFlow
 from vortex_core.engine.static_step import AttentionSpace, StaticBuffers, StaticStep
 from vortex_core.engine.step_kernels import choose_greedy
 
+_MET: set[Any] = set()  # programs and shapes whose kernels were compiled
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 
 
@@ -146,6 +148,7 @@ class DecodeRunner:
                 input_ids=buffers.tokens[:rows, None], position_ids=step.positions, use_cache=False,
                 vortex_step=step,
             )  # fmt: skip
+            step.finish()
             choose_greedy(
                 output.logits[:, -1], buffers.logits[:rows], buffers.tokens[:rows], buffers.logprobs[:rows],
                 buffers.ages[:rows], buffers.active[:rows],
@@ -183,15 +186,17 @@ class DecodeRunner:
         """
         assert self.graphs
         started = time.perf_counter()
-        saved = [x.clone() for x in self.buffers.state()]
+        kept = [lens for _, lens in self.kept.values()]
+        saved = [x.clone() for x in (*self.buffers.state(), *kept)]
         # Every row is padding now: the warm-up compiles and allocates, and touches no sequence.
-        self.buffers.lengths.zero_()
-        self.buffers.active.zero_()
+        for tensor in (self.buffers.lengths, self.buffers.active, *kept):
+            tensor.zero_()
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(stream):
+                self._compile(shape)
                 self._step(shape, shape.rows)
             torch.cuda.current_stream(self.device).wait_stream(stream)
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
@@ -199,10 +204,27 @@ class DecodeRunner:
         except RuntimeError as error:
             raise capture_failed(type(self.model).__name__, str(error)) from error
         finally:
-            for tensor, value in zip(self.buffers.state(), saved, strict=True):
+            for tensor, value in zip((*self.buffers.state(), *kept), saved, strict=True):
                 tensor.copy_(value)
         self._captured[shape] = graph
         self.capture_seconds += time.perf_counter() - started
+
+    def _compile(self, shape: Shape) -> None:
+        """Compile a shape's kernels side by side, unless this process has met them."""
+        flow = self.flow
+        # Attention mass goes back to the states through torch, with whatever stands in the outputs of kernels.
+        if flow is not None and flow.compiled.program.needs_mass:
+            return
+        met = (
+            None if flow is None else (flow.compiled.program.ir_hash, flow.page_size),
+            id(self.model),
+            shape,
+        )
+        if met in _MET:
+            return
+        _MET.add(met)
+        with compiling_ahead():
+            self._step(shape, shape.rows)
 
     def close(self) -> None:
         """Drop graphs and buffers; their memory goes back to the allocator."""

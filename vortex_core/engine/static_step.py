@@ -126,6 +126,7 @@ class StaticStep:
         self.max_length = blocks * BLOCK_TOKENS
         self.attended = buffers.attended[:rows]
         self._list: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.counts = self._counts()
         self._begin()
 
     def _begin(self) -> None:
@@ -137,6 +138,30 @@ class StaticStep:
         )  # fmt: skip
         self.positions = positions[:, None]
         self._budgets: dict[int, torch.Tensor] = {}
+
+    def _counts(self) -> torch.Tensor | None:
+        """Where each leader's token counts go, `[leader, rows * heads]`, to be added up once a step.
+
+        None where they must be added layer by layer: lists that are kept from step to step, and flows whose list is
+        the page table itself.
+        """
+        flow = self.flow
+        if flow is None or self.kept or not flow.leaders or flow.compiled.program.selects_everything:
+            return None
+        return torch.zeros(
+            len(flow.leaders), self.attended.numel(), dtype=torch.int32, device=self.attended.device
+        )
+
+    def finish(self) -> None:
+        """Count what the step attended."""
+        if self.counts is None:
+            return
+        assert self.flow is not None
+        followers, rest = self.flow.knobs.reuse_layers, self.flow.sparse_layers % self.flow.knobs.reuse_layers
+        total = self.counts.sum(0, dtype=torch.int64) * followers
+        if rest:  # the last group is smaller
+            total -= self.counts[-1] * (followers - rest)
+        self.attended.add_(total.view_as(self.attended))
 
     def view(self, layer: int) -> BatchView:
         """The batch as a leader's indexer sees it."""
@@ -186,7 +211,8 @@ class StaticStep:
             self._list = self._select(layer, q, compiled, states)
         assert self._list is not None
         ids, lens = self._list
-        self.attended.add_(lens.view(self.rows, -1))
+        if self.counts is None:
+            self.attended.add_(lens.view(self.rows, -1))
         want_mass = layer == leader and compiled.program.needs_mass
         return self._attend(layer, q, ids, lens, scale, size, per_head=True, want_mass=want_mass)
 
@@ -194,13 +220,14 @@ class StaticStep:
         self, layer: int, q: torch.Tensor, compiled: TritonFlow, states: TorchStates
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The lists of a leader's group: int32 `[batch * heads, columns]` and token counts."""
-        kept = self.kept.get(layer)
-        new = compiled.select_in_place(q, states, self.view(layer), layer) if self.selects else None
+        assert self.flow is not None
+        kept, flow_leaders = self.kept.get(layer), self.flow.leaders
+        counts = None if self.counts is None else self.counts[flow_leaders.index(layer)]
+        new = compiled.select_in_place(q, states, self.view(layer), layer, counts) if self.selects else None
         if kept is None:
             assert new is not None
             return new[0].reshape(-1, new[0].shape[-1]), new[1].reshape(-1)
         ids, lens = (x[: self.rows * (x.shape[0] // self.buffers.rows)] for x in kept)
-        assert self.flow is not None
         keep_lists(
             ids, lens, new, self.pages, self.lengths, self.ages,
             period=self.flow.knobs.reuse_steps, page_size=self.page_size,

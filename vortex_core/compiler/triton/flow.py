@@ -175,9 +175,18 @@ class TritonFlow:
         return PageList(ids, (lens + self.knobs.page_size - 1) // self.knobs.page_size, lens)
 
     def select_in_place(
-        self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int
+        self,
+        q: torch.Tensor,
+        states: StateStore,
+        view: BatchView,
+        layer: int,
+        lens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `select`, as int32 page ids and token counts in the workspace, which the next call overwrites."""
+        """As `select`, as int32 page ids and token counts in the workspace, which the next call overwrites.
+
+        Args:
+            lens: int32 `[rows]`, where the token counts go instead (unless the program selects everything).
+        """
         assert isinstance(states, TorchStates)
         size = self.knobs.page_size
         width = max(1, -(-view.max_length // size))
@@ -187,7 +196,7 @@ class TritonFlow:
         work = self.workspace(len(q), width, q.device)
         self.launch_scores(q, states, table, lengths, budgets, work, layer)
         assert self._graph.result is not None
-        return self._selection(self._graph.result, table, lengths, budgets, work)
+        return self._selection(self._graph.result, table, lengths, budgets, work, lens)
 
     def launch_scores(
         self,
@@ -214,16 +223,24 @@ class TritonFlow:
             self._kernels.row_kernel[(rows,)](*args, num_warps=WARPS)
 
     def _selection(
-        self, i: int, table: torch.Tensor, lengths: torch.Tensor, budgets: torch.Tensor, work: Workspace
+        self,
+        i: int,
+        table: torch.Tensor,
+        lengths: torch.Tensor,
+        budgets: torch.Tensor,
+        work: Workspace,
+        lens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         node = self._graph.nodes[i]
+        lens = work.kv_lens.get(i) if lens is None else lens
         batch, size = len(lengths), self.knobs.page_size
         if node.op == "everything":
             heads = self.geometry.kv_heads
             ids = table[:, : work.width].unsqueeze(1).expand(batch, heads, work.width)
             return ids, lengths.unsqueeze(1).expand(batch, heads)
+        assert lens is not None
         if node.op == "union":
-            return self._union(node, i, table, lengths, budgets, work)
+            return self._union(node, i, table, lengths, budgets, work, lens)
         scores = work.scores[node.inputs[0]]
         share = node.attr.get("share")
         if share is not None:
@@ -233,11 +250,11 @@ class TritonFlow:
         limit = self._limit(node, scores, lengths, budgets)
         select_pages(
             scores, lengths, limit, table, heads=self._heads, page_size=size,
-            page_ids=work.page_ids[i], kv_lens=work.kv_lens[i],
+            page_ids=work.page_ids[i], kv_lens=lens,
             keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last, workspace=work.search,
             tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
         )  # fmt: skip
-        return work.page_ids[i], work.kv_lens[i]
+        return work.page_ids[i], lens
 
     def _limit(
         self, node: Node, scores: torch.Tensor, lengths: torch.Tensor, budgets: torch.Tensor
@@ -285,6 +302,7 @@ class TritonFlow:
         lengths: torch.Tensor,
         budgets: torch.Tensor,
         work: Workspace,
+        into: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both selections as marks on logical pages, then one selection of all that is marked."""
         size = self.knobs.page_size
@@ -302,10 +320,10 @@ class TritonFlow:
         limit = marks.sum(1).to(torch.int32)
         select_pages(
             marks, lengths, limit, table, heads=self._heads, page_size=size,
-            page_ids=work.page_ids[i], kv_lens=work.kv_lens[i],
+            page_ids=work.page_ids[i], kv_lens=into,
             keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last, workspace=work.search,
         )  # fmt: skip
-        return work.page_ids[i], work.kv_lens[i]
+        return work.page_ids[i], into
 
     def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
         """Keep the attention mass of a step, `[batch, q_head, max_selected]`."""
