@@ -43,6 +43,7 @@ from vortex_core.engine.throughput import (
     against_reference,
     attention_share,
     candidates,
+    experts_used,
     fill,
     matches_dense,
     measure_decode,
@@ -193,12 +194,22 @@ def decode_row(engine: Engine, args: argparse.Namespace, journal: Journal, batch
                 measure_decode, engine, candidate, held, new_tokens=args.new_tokens, rounds=args.rounds
             )
             journal.run("decode", partial(_row, measure))
+        if engine.spec.moe is not None:
+            journal.run("experts", partial(experts, engine, held))
         # Afterwards: a profiler that fails or slows the process must not touch the figures above.
         if not args.no_share:
             for candidate in chosen:
                 journal.run("share", partial(share, engine, candidate, held))
     for prompt in held:
         engine.release(prompt)
+
+
+def experts(engine: Engine, prompts: list[Prompt]) -> dict[str, Any]:
+    """How many experts the layers of a step read."""
+    engine.load_flow(None)
+    assert engine.spec.moe is not None
+    used = experts_used(engine, prompts)
+    return {"batch": len(prompts), "used": used, "of": engine.spec.moe.experts}
 
 
 def share(engine: Engine, candidate: Candidate, prompts: list[Prompt]) -> dict[str, Any]:

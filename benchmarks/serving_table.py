@@ -71,6 +71,13 @@ def section(run: dict[str, Any]) -> list[str]:
             f"{r['tokens_per_second']:,.0f} | {r['speedup']:.2f}x | {r['density']:.3f} | "
             f"{'' if share is None else f'{share:.0%}'} | {r['swap_seconds']:.2f} |"
         )
+    used = {
+        r["batch"]: f"{r['used']:.0f} of {r['of']} at batch {r['batch']}"
+        for r in of_kind(run, "experts")
+        if r["used"]
+    }
+    if used:
+        lines += ["", f"Experts that a step read in a layer, on average: {', '.join(used.values())}."]
     for r in of_kind(run, "skipped"):
         fits = f" (a batch of {r['batch_that_fits']} would fit)" if r.get("batch_that_fits") else ""
         lines += ["", f"Not run: batch {r['batch']} x {r['context']}: {r['why']}{fits}."]

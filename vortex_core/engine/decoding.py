@@ -32,7 +32,7 @@ def decode_to_end(
     sequences = list(batch.sequences)
     active = list(range(len(sequences)))
     seconds: list[float] = []
-    watched = bool(stop_ids) or recorder is not None or forced is not None or not sampler.greedy
+    watched = recorder is not None or forced is not None or not sampler.greedy
     while active:
         if isinstance(batch, DecodeBatch) or watched:
             started = time.perf_counter()
@@ -43,7 +43,8 @@ def decode_to_end(
             seconds.append(time.perf_counter() - started)
         else:
             with torch.inference_mode():
-                seconds += batch.run_ahead(min(steps[i] - len(sequences[i].tokens) for i in active))
+                left = min(steps[i] - len(sequences[i].tokens) for i in active)
+                seconds += batch.run_ahead(left, stop_ids)
         going = [
             row
             for row, i in enumerate(active)

@@ -50,7 +50,13 @@ def fits_experts(block: Any) -> bool:
 
 
 class FusedExperts(nn.Module):
-    """Takes the place of a sparse layer, with its weights and its hooks."""
+    """Takes the place of a sparse layer, with its weights and its hooks.
+
+    Attributes:
+        seen: where it is a list, each pass appends the experts it chose, `[token, top]`.
+    """
+
+    seen: list[torch.Tensor] | None = None
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -75,6 +81,8 @@ class FusedExperts(nn.Module):
             tokens, self.gate_weight, self.bias, top=self.top, sigmoid=self.sigmoid,
             normalise=self.normalise, scale=self.scale, wide=self.wide,
         )  # fmt: skip
+        if self.seen is not None:
+            self.seen.append(ids)
         shared = None if self.shared_experts is None else self.shared_experts(x).view_as(tokens)
         if 0 < ids.numel() <= MOST_PAIRS:
             gate_up, down = self.experts.gate_up_proj, self.experts.down_proj

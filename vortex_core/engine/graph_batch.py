@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -139,22 +140,35 @@ class GraphBatch:
         self._record([tokens], [values])
         return StepResult(tokens, values, time.perf_counter() - started)
 
-    def run_ahead(self, steps: int) -> list[float]:
-        """Several greedy steps without waiting for any of them; seconds of each, by the device's clock.
+    def run_ahead(self, steps: int, stop_ids: Collection[int] = ()) -> list[float]:
+        """Several greedy steps, launched before their tokens are known; seconds of each, by the device's clock.
 
-        The host needs no token in between: sequences get theirs when all is done.
+        Sequences get their tokens at the end. Tokens are looked at a step late for `stop_ids`, and the first of these
+        ends the call: what a stopped sequence produced in the step that ran meanwhile is dropped.
         """
         count, b, device = len(self.sequences), self.runner.buffers, self.runner.device
-        tokens = torch.empty(steps, count, dtype=torch.int64, device=device)
-        logprobs = torch.empty(steps, count, device=device)
+        pinned = device.type == "cuda"  # else a copy to the host waits for it
+        tokens = torch.empty(steps, count, dtype=torch.int64, pin_memory=pinned)
+        logprobs = torch.empty(steps, count, pin_memory=pinned)
         clock = _Clock(device, steps)
-        for i in range(steps):
+        done = 0
+        stopped: list[int] = []
+        while done < steps and not stopped:
             self._launch(None)
-            tokens[i].copy_(b.tokens[:count])
-            logprobs[i].copy_(b.logprobs[:count])
+            tokens[done].copy_(b.tokens[:count], non_blocking=True)
+            logprobs[done].copy_(b.logprobs[:count], non_blocking=True)
             clock.tick()
+            done += 1
+            if stop_ids and done > 1:
+                clock.wait(done - 1)
+                stopped = [row for row, token in enumerate(tokens[done - 2].tolist()) if token in stop_ids]
         seconds = clock.seconds()
-        self._record(tokens.tolist(), logprobs.tolist())
+        self._record(tokens[:done].tolist(), logprobs[:done].tolist())
+        for sequence in (self.sequences[row] for row in stopped):
+            del sequence.tokens[-1], sequence.logprobs[-1]
+            sequence.next_token = sequence.tokens[-1]
+            sequence.length -= 1
+            sequence.age -= 1
         return seconds
 
     def _launch(self, recorder: Recorder | None) -> None:
@@ -209,24 +223,30 @@ class _Clock:
 
     def __init__(self, device: torch.device, ticks: int) -> None:
         self.cuda = device.type == "cuda"
+        self._ticks = 0
         if self.cuda:
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(ticks + 1)]
             self._events[0].record()
-            self._next = 1
         else:
             self._times = [time.perf_counter()]
 
     def tick(self) -> None:
         """A step was launched."""
+        self._ticks += 1
         if self.cuda:
-            self._events[self._next].record()
-            self._next += 1
+            self._events[self._ticks].record()
         else:
             self._times.append(time.perf_counter())
+
+    def wait(self, tick: int) -> None:
+        """Wait until the device has passed a tick, counted from 1."""
+        if self.cuda:
+            self._events[tick].synchronize()
 
     def seconds(self) -> list[float]:
         """Between consecutive ticks; waits for the last."""
         if not self.cuda:
             return [b - a for a, b in zip(self._times, self._times[1:], strict=False)]
-        self._events[-1].synchronize()
-        return [a.elapsed_time(b) / 1e3 for a, b in zip(self._events, self._events[1:], strict=False)]
+        events = self._events[: self._ticks + 1]
+        events[-1].synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]

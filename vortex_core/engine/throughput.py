@@ -301,6 +301,21 @@ def attention_share(engine: Engine, prompts: Sequence[Prompt], steps: int = 2) -
     return attention / total if total else None
 
 
+def experts_used(engine: Engine, prompts: Sequence[Prompt]) -> float | None:
+    """Experts that a decode step reads in each sparse layer, on average; None where there are none.
+
+    A trained router chooses otherwise than one with random weights, and a step's time follows the experts it reads.
+    """
+    layers = [m for m in engine.model.modules() if hasattr(m, "seen")]
+    for layer in layers:
+        layer.seen = []
+    engine.decode(prompts, max_new_tokens=1, recorder=lambda *_: None)  # launched, not replayed
+    used = [ids.unique().numel() for layer in layers for ids in layer.seen]
+    for layer in layers:
+        layer.seen = None
+    return statistics.fmean(used) if used else None
+
+
 def measure_serving(
     engine: Engine, candidate: Candidate, *, requests: int, context: int, new_tokens: int, max_batch: int
 ) -> ServeRow:

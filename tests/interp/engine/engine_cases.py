@@ -101,6 +101,17 @@ def test_tokens_are_those_of_transformers(engines: dict[str, Engine]) -> None:
         assert tokens == want.tolist()
 
 
+def test_stop_tokens_end_a_sequence_where_they_first_appear(engines: dict[str, Engine]) -> None:
+    """Steps run ahead of the host by one, and what is produced behind a stop token is dropped."""
+    free = decode(engines["torch"], "none")
+    for stop in ([free.tokens[0][0]], [free.tokens[0][1], free.tokens[1][2]], [free.tokens[2][-1]]):
+        want = decode(engines["torch"], "none", stop_ids=stop)
+        got = decode(engines["triton"], "none", stop_ids=stop)
+        assert got.tokens == want.tokens
+        assert [len(x) for x in got.logprobs] == [len(x) for x in want.tokens]
+    assert len(want.tokens[2]) == len(free.tokens[2])
+
+
 def test_a_step_depends_on_nothing_but_its_buffers(engines: dict[str, Engine]) -> None:
     """What makes it safe to capture: the same launches again, nothing told by the host, give the next token."""
     engine = engines["triton"]
