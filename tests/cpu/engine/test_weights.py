@@ -72,7 +72,7 @@ def test_a_config_and_its_description_say_the_same(name: str):
     if spec.dtype == "fp8":
         config.quantization_config = {"quant_method": "fp8"}
     found = spec_from_hf_config(config, name=name)
-    assert found == spec.model_copy(update={"hf_id": name, "pypi": None, "weights_of": None})
+    assert found == spec.model_copy(update={"hf_id": name, "pypi": None, "shipped": None, "weights_of": None})
 
 
 def test_layers_that_are_not_full_attention_are_refused():

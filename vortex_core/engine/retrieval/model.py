@@ -20,9 +20,8 @@ MAX_CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Shape:
-    """What settings vary; the rest of the configuration is in `config`."""
+    """The dimensions that tests make smaller; the rest of the configuration is in `config`."""
 
-    layers: int = 2
     hidden: int = 128
     heads: int = 4
     kv_lora: int = 512
@@ -31,14 +30,14 @@ class Shape:
 
 
 def config(shape: Shape) -> Any:
-    """The configuration of a shape: the first layer's MLP is dense, the others are mixtures of four experts."""
+    """The configuration of a shape: a layer with a dense MLP, and one with four experts."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(
         "glm4_moe_lite",
         vocab_size=VOCAB,
         hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
+        num_hidden_layers=2,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads,
         q_lora_rank=96,
@@ -80,23 +79,21 @@ def new_model(shape: Shape, *, seed: int = 0) -> Any:
     return model
 
 
-def _every_expert(
-    experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """What transformers' experts compute, with every expert run on every token: four are few, and shapes stay fixed."""
-    share = hidden.new_zeros(hidden.shape[0], experts.num_experts).scatter(
-        1, chosen, weights.to(hidden.dtype)
-    )
+def every_expert(model: Any) -> None:
+    """Run every expert on every token, in place: four are few, and a loop over those hit costs more than it saves.
+
+    Saved and loaded again the model is transformers' own.
+    """
+    for layer in model.model.layers:
+        if hasattr(layer.mlp, "experts"):
+            layer.mlp.experts.forward = types.MethodType(_forward, layer.mlp.experts)
+
+
+def _forward(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    share = hidden.new_zeros(hidden.shape[0], experts.num_experts).scatter(1, chosen, weights)
     gate, up = torch.einsum("th,efh->tef", hidden, experts.gate_up_proj).chunk(2, -1)
     inner = experts.act_fn(gate) * up * share[..., None]
     return torch.einsum("tef,ehf->th", inner, experts.down_proj)
-
-
-def fix_shapes(model: Any) -> None:
-    """Run every expert on every token, in place: no launch then depends on the routing, and steps can be captured."""
-    for layer in model.model.layers:
-        if hasattr(layer.mlp, "experts"):
-            layer.mlp.experts.forward = types.MethodType(_every_expert, layer.mlp.experts)
 
 
 def hidden_states(
@@ -104,7 +101,7 @@ def hidden_states(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The first layer's output and the last's after its norm, each `[batch, token, hidden]`.
 
-    transformers' own layers in order, without its mask building, which looks at tensors on the host.
+    transformers' own layers in order; its model hands out the last alone.
 
     Args:
         rotary: cosines and sines, `[1, token, rope]` each.

@@ -35,22 +35,8 @@ class Texts:
         return self.ids[:, self.asked + 1]
 
 
-def _pairs(
-    batch: int, pairs: int, alphabet: int, device: torch.device, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    keys = torch.rand(batch, alphabet, generator=generator, device=device).argsort(1)[:, :pairs] + FIRST_KEY
-    values = torch.randint(alphabet, (batch, pairs), generator=generator, device=device) + FIRST_VALUE
-    return keys, values
-
-
 def stream_texts(
-    batch: int,
-    length: int,
-    pairs: int,
-    *,
-    device: torch.device,
-    alphabet: int = KEYS,
-    generator: torch.Generator | None = None,
+    batch: int, length: int, pairs: int, generator: torch.Generator, *, alphabet: int = KEYS
 ) -> Texts:
     """Texts without noise: `pairs` pairs again and again, in random order. Every key is a question.
 
@@ -58,11 +44,12 @@ def stream_texts(
 
     Args:
         length: tokens, odd.
+        generator: of the random numbers; the texts lie on its device.
         alphabet: how many of the keys, and of the values, occur at all.
-        generator: of the random numbers; None: the device's own, which CUDA graphs can replay.
     """
     assert length % 2 == 1, length
-    keys, values = _pairs(batch, pairs, alphabet, device, generator)
+    device = generator.device
+    keys, values = _pairs(batch, pairs, alphabet, generator)
     which = torch.randint(pairs, (batch, length // 2), generator=generator, device=device)
     ids = torch.full((batch, length), BOS, device=device)
     ids[:, 1::2] = keys.gather(1, which)
@@ -71,27 +58,33 @@ def stream_texts(
     return Texts(ids, torch.arange(1, length, 2, device=device), known)
 
 
-def noise_texts(
-    batch: int,
-    length: int,
-    pairs: int,
-    questions: int,
-    *,
-    device: torch.device,
-    generator: torch.Generator | None = None,
-) -> Texts:
-    """Texts of noise with `pairs` pairs at random places, then `questions` questions; a pair may be asked for twice."""
+def noise_texts(batch: int, length: int, pairs: int, questions: int, generator: torch.Generator) -> Texts:
+    """Texts of noise with `pairs` pairs at random places, then `questions` questions; a pair may be asked for twice.
+
+    Args:
+        generator: of the random numbers; the texts lie on its device.
+    """
     room = length - 2 * questions
     assert 1 + 2 * pairs <= room, "the pairs leave no room"
+    device = generator.device
     ids = torch.randint(FIRST_NOISE, VOCAB, (batch, length), generator=generator, device=device)
     ids[:, 0] = BOS
     # Where pairs begin: `pairs` of the `room - 1 - pairs` places that are left when each takes one token more.
     free = torch.rand(batch, room - 1 - pairs, generator=generator, device=device)
     places = free.argsort(1)[:, :pairs].sort(1).values + 1 + torch.arange(pairs, device=device)
-    keys, values = _pairs(batch, pairs, KEYS, device, generator)
+    keys, values = _pairs(batch, pairs, KEYS, generator)
     ids.scatter_(1, places, keys).scatter_(1, places + 1, values)
     which = torch.randint(pairs, (batch, questions), generator=generator, device=device)
     ids[:, room::2] = keys.gather(1, which)
     ids[:, room + 1 :: 2] = values.gather(1, which)
     asked = torch.arange(room, length, 2, device=device)
     return Texts(ids, asked, torch.ones(batch, questions, dtype=torch.bool, device=device))
+
+
+def _pairs(
+    batch: int, pairs: int, alphabet: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    device = generator.device
+    keys = torch.rand(batch, alphabet, generator=generator, device=device).argsort(1)[:, :pairs] + FIRST_KEY
+    values = torch.randint(alphabet, (batch, pairs), generator=generator, device=device) + FIRST_VALUE
+    return keys, values

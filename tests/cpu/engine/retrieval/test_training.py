@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from vortex_core.engine.retrieval.alphabet import FIRST_KEY, FIRST_NOISE, FIRST_VALUE
-from vortex_core.engine.retrieval.model import Shape, fix_shapes, hidden_states, new_model, rotary_of
+from vortex_core.engine.retrieval.model import Shape, every_expert, hidden_states, new_model, rotary_of
 from vortex_core.engine.retrieval.task import Texts, noise_texts, stream_texts
-from vortex_core.engine.retrieval.train import Setting, Stage, Trainer, accuracy, save
+from vortex_core.engine.retrieval.train import WINDOW, Stage, Trainer, accuracy, save, train
 
-CPU = torch.device("cpu")
 SMALL = Shape(hidden=32, heads=2, kv_lora=32, qk_nope=16, qk_rope=16)
 
 
@@ -34,9 +33,9 @@ def told(texts: Texts) -> list[list[dict[int, int]]]:
 @pytest.mark.parametrize(
     "texts",
     [
-        stream_texts(3, 41, 5, device=CPU, generator=torch.Generator().manual_seed(1)),
-        noise_texts(3, 64, 9, 7, device=CPU, generator=torch.Generator().manual_seed(2)),
-        noise_texts(2, 33, 9, 7, device=CPU, generator=torch.Generator().manual_seed(3)),  # no room for noise
+        stream_texts(3, 41, 5, torch.Generator().manual_seed(1)),
+        noise_texts(3, 64, 9, 7, torch.Generator().manual_seed(2)),
+        noise_texts(2, 33, 9, 7, torch.Generator().manual_seed(3)),  # no room for noise
     ],
     ids=["stream", "noise", "full"],
 )
@@ -51,7 +50,7 @@ def test_a_question_is_known_when_the_text_has_told_it(texts: Texts) -> None:
 
 
 def test_noise_hides_every_pair_once() -> None:
-    texts = noise_texts(4, 100, 12, 5, device=CPU, generator=torch.Generator().manual_seed(4))
+    texts = noise_texts(4, 100, 12, 5, torch.Generator().manual_seed(4))
     story = texts.ids[:, :90]
     keys = (story >= FIRST_KEY) & (story < FIRST_VALUE)
     values = (story >= FIRST_VALUE) & (story < FIRST_NOISE)
@@ -64,10 +63,10 @@ def test_training_computes_what_transformers_does(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = new_model(SMALL).eval()
-    ids = noise_texts(2, 64, 8, 4, device=CPU).ids
+    ids = noise_texts(2, 64, 8, 4, torch.Generator()).ids
     with torch.no_grad():
         stock = model(input_ids=ids, use_cache=False).logits
-        fix_shapes(model)
+        every_expert(model)
         ours = model.lm_head(hidden_states(model, ids, rotary_of(model, 64))[1])
     torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-5)
     save(model, tmp_path)
@@ -78,16 +77,20 @@ def test_training_computes_what_transformers_does(tmp_path: Path) -> None:
 
 
 def test_steps_learn_the_token_before() -> None:
-    torch.manual_seed(0)
-    trainer = Trainer(Setting(SMALL, rate=1e-2), CPU, capture=False)
-    step = trainer.stepper(Stage(length=33, pairs=4, batch=16, until=1.0))
-    trainer.rate.fill_(1e-2)
-    losses = []
-    for _ in range(12):
-        trainer.sums.zero_()
-        for _ in range(10):
-            step()
-        losses.append((trainer.sums / 10).tolist())
-    answer, previous, _ = zip(*losses, strict=True)
-    assert answer[-1] < answer[0] - 0.5
-    assert previous[-1] < 5.0 < previous[0]  # below what the frequencies of tokens alone give (5.5)
+    trainer = Trainer(new_model(SMALL), rate=1e-2)
+    stage = Stage(length=33, pairs=4, batch=16, steps=120)
+    losses = [trainer.step(stage) for _ in range(stage.steps)]
+    early, late = losses[0], [sum(x) / 10 for x in zip(*losses[-10:], strict=True)]
+    assert late[0] < early[0] - 0.5
+    assert late[1] < 5.0 < early[1]  # below what the frequencies of tokens alone give (5.5)
+
+
+def test_a_curriculum_ends_where_a_stage_was_not_learnt() -> None:
+    said: list[str] = []
+    trainer = Trainer(new_model(SMALL))
+    easy = Stage(length=9, pairs=1, batch=4, steps=30, enough=0.0)
+    hard = Stage(length=33, pairs=4, batch=4, steps=6)
+    assert train(trainer, curriculum=(hard, easy), say=said.append) < 0.5
+    assert (trainer.steps, len(said)) == (6, 1)
+    train(trainer, curriculum=(easy,), say=said.append)
+    assert trainer.steps == 6 + WINDOW  # enough at the first look
