@@ -136,7 +136,7 @@ def build(args: argparse.Namespace, journal: Journal) -> tuple[Engine, list[Refe
     started = time.perf_counter()
     tokens = None if args.max_tokens == 0 else args.max_tokens
     if not args.random_weights:
-        engine = Engine.from_model(args.model, device=args.device, max_tokens=tokens)
+        engine = Engine.from_model(args.model, device=args.device, max_tokens=tokens, kv_dtype=args.kv_dtype)
         journal.add("model", name=engine.spec.name, seconds=time.perf_counter() - started)
         return engine, []
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
@@ -146,7 +146,7 @@ def build(args: argparse.Namespace, journal: Journal) -> tuple[Engine, list[Refe
     if journal.ranks is None:  # transformers cannot run a part of a model
         references = [reference(model, random_ids(n, spec.vocab, n), 8) for n in args.reference]
     built = time.perf_counter() - started
-    engine = Engine(model, spec=named, max_tokens=tokens)
+    engine = Engine(model, spec=named, max_tokens=tokens, kv_dtype=args.kv_dtype)
     engine.synchronize()
     weights = sum(p.nbytes for p in {id(p): p for p in engine.model.parameters()}.values())
     floor = None
@@ -155,7 +155,7 @@ def build(args: argparse.Namespace, journal: Journal) -> tuple[Engine, list[Refe
     journal.add(
         "model", name=named.name, model_seconds=built, seconds=time.perf_counter() - started,
         weight_gib=weights / 2**30, weight_floor_ms=floor, pool_tokens=engine.cache.pool.slots,
-        ranks=1 if journal.ranks is None else journal.ranks.size,
+        kv_dtype=str(engine.kv_dtype), ranks=1 if journal.ranks is None else journal.ranks.size,
     )  # fmt: skip
     return engine, references
 
@@ -249,6 +249,7 @@ def parse() -> argparse.Namespace:
         "--budget", default="2048", help="tokens a step may attend, a number or an expression"
     )
     parser.add_argument("--max-tokens", type=int, default=0, help="of the KV pool; 0 for the default")
+    parser.add_argument("--kv-dtype", default="auto", help="of the KV pool: auto, fp8_e4m3 or fp8_e5m2")
     parser.add_argument("--serve", type=int, default=0, help="requests to run through the scheduler as well")
     parser.add_argument("--serve-context", type=int, default=1024)
     parser.add_argument(

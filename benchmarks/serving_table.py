@@ -43,8 +43,9 @@ def section(run: dict[str, Any]) -> list[str]:
             shares[(*here, *_flow(result))] = result["attention_share"]
     lines = [f"`python -m benchmarks.serving {start['command']}`", ""]
     floor = model.get("weight_floor_ms")
+    narrow = f" in {model['kv_dtype'][6:]}" if "float8" in model.get("kv_dtype", "") else ""
     lines.append(
-        f"{model['name']}, {model.get('pool_tokens', 0):,} tokens of KV; torch {run['torch']}, {run['device']}."
+        f"{model['name']}, {model.get('pool_tokens', 0):,} tokens of KV{narrow}; torch {run['torch']}, {run['device']}."
         + (f" Reading the weights once takes {floor:.2f} ms." if floor else "")
     )
     if model.get("ranks", 1) > 1:

@@ -109,7 +109,8 @@ def causal_prefill(
     parts = [own]
     rows = grouped.reshape(1, kv_heads, group * chunk, -1)
     for start, n in runs:
-        out, lse = attend_part(rows, k[None, :, start : start + n], v[None, :, start : start + n], scale)
+        past_k, past_v = (x[None, :, start : start + n].to(q.dtype) for x in (k, v))  # a copy of fp8 alone
+        out, lse = attend_part(rows, past_k, past_v, scale)
         parts.append((out[0].unflatten(1, (group, chunk)), lse[0].unflatten(1, (group, chunk))))
     return merge_parts(parts).flatten(0, 1)
 

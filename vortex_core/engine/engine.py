@@ -47,6 +47,10 @@ PREFILL_CHUNK = {"cpu": 1024, "cuda": 4096}
 _KV_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class Engine:
     """A resident model. Not thread-safe; one per process.
 
@@ -60,9 +64,12 @@ class Engine:
         backend: `torch` (the default on a CPU) or `triton` (on a GPU, or under Triton's interpreter).
         graphs: on a GPU, replay decode steps from CUDA graphs.
         memory_fraction: share of the GPU that weights, pool and page states may take together.
+        kv_dtype: what the pool holds: `auto` (the model's own), `fp8_e4m3` or `fp8_e5m2`, rounded without scales. fp8
+            needs the Triton backend.
 
     Raises:
-        VortexError: `VE012` for a model that cannot be served, `VE018` for a backend that does not run there.
+        VortexError: `VE012` for a model that cannot be served, `VE018` for a backend that does not run there, `VE013`
+            for KV that it cannot hold.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Engine:
         backend: str | None = None,
         graphs: bool = True,
         memory_fraction: float = 0.92,
+        kv_dtype: str = "auto",
     ) -> None:
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         self.spec = spec or spec_from_hf_config(model.config.get_text_config(), name=name)
@@ -86,6 +94,7 @@ class Engine:
         self.dtype: torch.dtype = model.dtype
         self.backend = backend or ("torch" if self.device.type == "cpu" else "triton")
         self._check_backend()
+        self.kv_dtype = self._kv_dtype(kv_dtype)
         if self.backend == "triton":
             from vortex_core.engine.fused import fuse
 
@@ -99,10 +108,18 @@ class Engine:
         self._suspended: LoadedFlow | None = None
         self._runners = Runners(self, graphs=graphs)
         if max_tokens is None:
-            max_tokens = memory.pool_tokens(self.geometry, self.dtype, self.device, memory_fraction)
+            max_tokens = memory.pool_tokens(self.geometry, self.kv_dtype, self.device, memory_fraction)
             if self.sharding is not None:
                 max_tokens = least_of_ranks(max_tokens, self.sharding.ranks, self.device)
-        self.cache = KVCache(self.geometry, max_tokens, self.dtype, self.device, self._on_reuse)
+        self.cache = KVCache(self.geometry, max_tokens, self.kv_dtype, self.device, self._on_reuse)
+
+    def _kv_dtype(self, name: str) -> torch.dtype:
+        if name != "auto" and name not in _KV_DTYPES:
+            raise bad_call(f"kv_dtype {name!r}", f"give one of auto, {', '.join(_KV_DTYPES)}")
+        wanted = self.dtype if name == "auto" else _KV_DTYPES[name]
+        if wanted == self.dtype or (self.backend == "triton" and name.startswith("fp8")):
+            return wanted
+        raise unsupported_kv_dtype(name, f"{_short(self.dtype)} (fp8 takes the Triton backend)")
 
     def _check_backend(self) -> None:
         if self.backend not in ("torch", "triton"):
@@ -179,8 +196,8 @@ class Engine:
         before = memory.allocated(self.device)
         if compiled is not None:
             wanted = compiled.knobs.kv_dtype
-            if wanted != "auto" and _KV_DTYPES[wanted] != self.dtype:
-                raise unsupported_kv_dtype(wanted, str(self.dtype).removeprefix("torch."))
+            if wanted != "auto" and _KV_DTYPES[wanted] != self.kv_dtype:
+                raise unsupported_kv_dtype(wanted, _short(self.kv_dtype))
             if self.sharding is not None:
                 check_flow(compiled.program, self.sharding)
         shape = self._runners.drop(self.flow)

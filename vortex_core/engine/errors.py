@@ -27,10 +27,10 @@ def unsupported_model(name: str, why: str) -> VortexError:
 
 
 def unsupported_kv_dtype(wanted: str, have: str) -> VortexError:
-    """`VE013`: the flow asks for KV in a type that this pool does not hold."""
+    """`VE013`: KV in a type that this pool does not, or cannot, hold."""
     return VortexError(
         "VE013",
-        f"knob kv_dtype={wanted!r}, but this engine keeps K and V in {have}",
+        f"kv_dtype={wanted!r}, but this engine keeps K and V in {have}",
         'set kv_dtype="auto", or build the engine with that dtype',
     )
 

@@ -60,9 +60,19 @@ class KVPool:
         """Store tokens, from any device. `slots`: int64 `[n]`; `k, v`: `[kv_head, n, dim]`."""
         device = self.k.device
         slots = slots.to(device)
-        self._k[layer].index_copy_(1, slots, k.to(device))
+        self._put(self._k[layer], slots, k.to(device))
         if not self.geometry.is_mla:
-            self._v[layer].index_copy_(1, slots, v.to(device))
+            self._put(self._v[layer], slots, v.to(device))
+
+    @staticmethod
+    def _put(target: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> None:
+        if target.dtype.itemsize > 1:
+            target.index_copy_(1, slots, values)
+            return
+        # fp8 saturates, as in `kernels.kv_write`; torch copies bytes by index, but not fp8.
+        limit = torch.finfo(target.dtype).max
+        narrow = values.clamp(-limit, limit).to(target.dtype)
+        target.view(torch.uint8).index_copy_(1, slots, narrow.view(torch.uint8))
 
     def copy_tokens(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of one block to another, all layers."""

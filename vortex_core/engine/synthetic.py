@@ -25,7 +25,15 @@ def random_prompt(cache: KVCache, length: int, vocab: int, seed: int) -> Prompt:
     for start, tokens in runs_of(prompt.blocks, prompt.cached):
         for layer in range(pool.geometry.layers):
             k, v = pool.layer(layer)
-            k[:, start : start + tokens].normal_(generator=generator)
-            if not pool.geometry.is_mla:
-                v[:, start : start + tokens].normal_(generator=generator)
+            for target in (k,) if pool.geometry.is_mla else (k, v):
+                _fill(target[:, start : start + tokens], generator)
     return prompt
+
+
+def _fill(target: torch.Tensor, generator: torch.Generator) -> None:
+    """Standard normal numbers, which torch does not draw in fp8."""
+    if target.dtype.itemsize > 1:
+        target.normal_(generator=generator)
+    else:
+        wide = torch.empty(target.shape, dtype=torch.bfloat16, device=target.device)
+        target.copy_(wide.normal_(generator=generator))

@@ -252,6 +252,33 @@ def test_fused_latent_attention_computes_what_it_replaces(factored: bool, interl
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "glm4_moe_lite"])
+def test_fp8_pools_hold_what_was_rounded(architecture: str) -> None:
+    """Prompts store rounded keys and values, and a step attends to these; a flow with everything selected too."""
+
+    def engine(kv_dtype: str) -> Engine:
+        model = tiny(architecture, num_hidden_layers=2)
+        return Engine(model, max_tokens=1024, backend="triton", kv_dtype=kv_dtype)
+
+    narrow, wide = engine("fp8_e4m3"), engine("auto")
+    pinned = [e.prefill(PROMPTS[0]) for e in (narrow, wide)]
+    pools = [e.cache.pool for e in (narrow, wide)]
+    for part in (pools[1].k,) if narrow.geometry.is_mla else (pools[1].k, pools[1].v):
+        part.copy_(part.to(torch.float8_e4m3fn).float())
+    for a, b in ((pools[0].k, pools[1].k), (pools[0].v, pools[1].v)):
+        assert a.dtype == torch.float8_e4m3fn
+        assert (a.float() != b).float().mean() < 0.01, "but for what lies between two roundings"
+    forced = [[5, 6]]
+    got, want = (
+        e.decode([p], max_new_tokens=2, forced=forced) for e, p in zip((narrow, wide), pinned, strict=True)
+    )
+    torch.testing.assert_close(torch.tensor(got.logprobs), torch.tensor(want.logprobs), atol=0.1, rtol=0.05)
+    traced = library.load("block_topk").with_knobs(budget="length", page_size=16, kv_dtype="fp8_e4m3")
+    narrow.load_flow(traced.program, traced.knobs)
+    every = narrow.decode(pinned[:1], max_new_tokens=2, forced=forced)
+    torch.testing.assert_close(torch.tensor(every.logprobs), torch.tensor(got.logprobs), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_chosen_token_is_the_likeliest(dtype: torch.dtype) -> None:
     """Over several stretches of the vocabulary, with equals, infinities, and a row that is NaN."""
