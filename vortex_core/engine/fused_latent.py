@@ -1,4 +1,4 @@
-"""Absorbed latent attention (see `models.latent`) in eight launches around the engine's step instead of thirty.
+"""Absorbed latent attention (see `models.latent`) in seven launches around the engine's step instead of thirty.
 
 One product projects queries and the latent, one launch normalises and rotates what becomes the cached row, the
 absorbed queries are written where attention reads them, and one more launch rotates their other part beside them.
@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import nn
 
-from vortex_core.engine.fused_kernels import ROWS, rms_norm
+from vortex_core.engine.fused_kernels import ROWS
 from vortex_core.engine.latent_kernels import latent_row_kernel, rotate_queries_kernel
 from vortex_core.engine.models.latent import LatentAttention
 from vortex_core.engine.seam import Step
@@ -51,17 +51,17 @@ class FusedLatentAttention(nn.Module):
         tokens, heads = batch * rows, self.k_up.shape[0]
         cos, sin = (x.expand(batch, -1, -1).reshape(tokens, -1) for x in position_embeddings)
         both = self.projection(hidden_states).view(tokens, -1)
-        width = both.shape[1] - self.latent - self.rope
-        q = both[:, :width]
-        if self.q_up_proj is not None:
-            q = self.q_up_proj(rms_norm(q, self.q_norm.weight, self.q_norm.variance_epsilon))
-        q = q.contiguous().view(tokens, heads, -1)
-        row = both.new_empty(tokens, self.latent + self.rope)
+        row, q = self._project(both, cos, sin)
+        q = q.view(tokens, heads, -1)
         query = both.new_empty(tokens, heads, self.latent + self.rope)
         torch.bmm(
             q[..., : self.nope].transpose(0, 1), self.k_up, out=query[..., : self.latent].transpose(0, 1)
         )
-        self._rotate(both[:, width:], q, cos, sin, row, query)
+        half = self.rope // 2
+        rotate_queries_kernel[(triton.cdiv(tokens * heads, ROWS),)](
+            q, cos, sin, query, tokens * heads, heads, cos.stride(0), NOPE=self.nope, LATENT=self.latent,
+            HALF=half, HALF_PAD=next_power_of_2(half), INTERLEAVED=self.interleaved, ROWS=ROWS, num_warps=1,
+        )  # fmt: skip
 
         q4 = query.view(batch, rows, heads, -1).transpose(1, 2)
         k4 = row.view(batch, 1, rows, -1)
@@ -70,27 +70,22 @@ class FusedLatentAttention(nn.Module):
         torch.bmm(out.reshape(tokens, heads, -1).transpose(0, 1), self.v_up, out=values.transpose(0, 1))
         return self.o_proj(values.view(batch, rows, -1)), None
 
-    def _rotate(
-        self,
-        x: torch.Tensor,
-        q: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        row: torch.Tensor,
-        query: torch.Tensor,
-    ) -> None:
-        """Write the cached rows, and the rotary part of the queries."""
-        assert cos.stride() == sin.stride() and cos.stride(1) == x.stride(1) == 1
-        tokens, half = len(x), self.rope // 2
-        common = {
-            "LATENT": self.latent, "HALF": half, "HALF_PAD": next_power_of_2(half),
-            "INTERLEAVED": self.interleaved, "ROWS": ROWS,
-        }  # fmt: skip
+    def _project(
+        self, both: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cached rows `[token, latent + rope]` and the heads' queries, from the first product."""
+        assert cos.stride() == sin.stride() and cos.stride(1) == both.stride(1) == 1
+        tokens, half = len(both), self.rope // 2
+        width = both.shape[1] - self.latent - self.rope
+        row = both.new_empty(tokens, self.latent + self.rope)
+        norm, up = self.q_norm, self.q_up_proj
+        queries = None if norm is None else both.new_empty(tokens, width)
         latent_row_kernel[(triton.cdiv(tokens, ROWS),)](
-            x, self.kv_norm.weight, cos, sin, row, tokens, x.stride(0), cos.stride(0),
-            self.kv_norm.variance_epsilon, LATENT_PAD=next_power_of_2(self.latent), **common, num_warps=4,
+            both, self.kv_norm.weight, cos, sin, row, None if norm is None else norm.weight, queries, tokens,
+            both.stride(0), cos.stride(0), self.kv_norm.variance_epsilon,
+            0.0 if norm is None else norm.variance_epsilon,
+            WIDTH=width, Q_PAD=next_power_of_2(width), Q_NORM=norm is not None, LATENT=self.latent,
+            LATENT_PAD=next_power_of_2(self.latent), HALF=half, HALF_PAD=next_power_of_2(half),
+            INTERLEAVED=self.interleaved, ROWS=ROWS, num_warps=4,
         )  # fmt: skip
-        heads = q.shape[1]
-        rotate_queries_kernel[(triton.cdiv(tokens * heads, ROWS),)](
-            q, cos, sin, query, tokens * heads, heads, cos.stride(0), NOPE=self.nope, **common, num_warps=1,
-        )  # fmt: skip
+        return row, both[:, :width].contiguous() if queries is None else up(queries)

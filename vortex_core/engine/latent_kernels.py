@@ -24,15 +24,25 @@ def _rotated(base, pair, ok, cos, sin, HALF: tl.constexpr, INTERLEAVED: tl.const
 
 @triton.jit
 def latent_row_kernel(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, tokens, stride_x, stride_angle, eps,
-    LATENT: tl.constexpr, LATENT_PAD: tl.constexpr, HALF: tl.constexpr, HALF_PAD: tl.constexpr,
-    INTERLEAVED: tl.constexpr, ROWS: tl.constexpr,
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, q_weight_ptr, q_out_ptr, tokens, stride_x, stride_angle, eps,
+    q_eps, WIDTH: tl.constexpr, Q_PAD: tl.constexpr, Q_NORM: tl.constexpr, LATENT: tl.constexpr,
+    LATENT_PAD: tl.constexpr, HALF: tl.constexpr, HALF_PAD: tl.constexpr, INTERLEAVED: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (token blocks,): `[latent, rotary key]` to the cached row: the latent normalised, the key rotated."""
+    """Grid (token blocks,): from `[queries, latent, rotary key]` the cached row, its latent normalised and its key
+    rotated, and with `Q_NORM` the normalised queries."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, LATENT_PAD)[None, :]
     pair = tl.arange(0, HALF_PAD)[None, :]
     dtype: tl.constexpr = out_ptr.dtype.element_ty
+    if Q_NORM:
+        at = tl.arange(0, Q_PAD)[None, :]
+        ok = (token < tokens) & (at < WIDTH)
+        q = tl.load(x_ptr + token * stride_x + at, mask=ok, other=0.0).to(tl.float32)
+        weight = tl.load(q_weight_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+        q = _normed(q, weight, tl.sum(q * q, 1)[:, None] / WIDTH, q_eps, dtype)
+        tl.store(q_out_ptr + token * WIDTH + at, q.to(dtype), mask=ok)
+    x_ptr += WIDTH
     ok = (token < tokens) & (channel < LATENT)
     c = tl.load(x_ptr + token * stride_x + channel, mask=ok, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + channel, mask=channel < LATENT, other=0.0).to(tl.float32)

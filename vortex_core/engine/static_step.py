@@ -158,7 +158,9 @@ class StaticStep:
             return
         assert self.flow is not None
         followers, rest = self.flow.knobs.reuse_layers, self.flow.sparse_layers % self.flow.knobs.reuse_layers
-        total = self.counts.sum(0, dtype=torch.int64) * followers
+        total = self.counts.sum(0, dtype=torch.int64)
+        if followers > 1:
+            total *= followers
         if rest:  # the last group is smaller
             total -= self.counts[-1] * (followers - rest)
         self.attended.add_(total.view_as(self.attended))

@@ -54,10 +54,13 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "latent_row_kernel": (
         {
             **dict.fromkeys(("x_ptr", "weight_ptr", "cos_ptr", "sin_ptr", "out_ptr"), BF16),
+            **dict.fromkeys(("q_weight_ptr", "q_out_ptr"), BF16),
             **dict.fromkeys(("tokens", "stride_x", "stride_angle"), "i32"),
             "eps": "fp32",
+            "q_eps": "fp32",
         },
-        {"LATENT": 512, "LATENT_PAD": 512, "HALF": 32, "HALF_PAD": 32, "INTERLEAVED": True, "ROWS": 1},
+        {"WIDTH": 768, "Q_PAD": 1024, "Q_NORM": True}
+        | {"LATENT": 512, "LATENT_PAD": 512, "HALF": 32, "HALF_PAD": 32, "INTERLEAVED": True, "ROWS": 1},
     ),
     "scan_logits_kernel": (
         {

@@ -78,6 +78,32 @@ def test_replayed_steps_are_launched_steps(flow: str, knobs: dict[str, Any]) -> 
     assert replayed.logprobs[0] == pytest.approx(launched.logprobs[0], abs=1e-4)
 
 
+def test_stop_tokens_end_a_sequence_where_they_first_appear(engine: Engine) -> None:
+    """Captured steps run ahead of the host by one; what is produced behind a stop token is dropped."""
+    engine.load_flow(None)
+    prompts = [engine.prefill(ids) for ids in PROMPTS]
+    free = engine.decode(prompts, max_new_tokens=30).tokens
+    stop = [free[0][0], free[1][7], free[2][29]]
+    got = engine.decode(prompts, max_new_tokens=30, stop_ids=stop).tokens
+    for tokens, ended in zip(free, got, strict=True):
+        first = min(i for i, token in enumerate([*tokens, stop[0]]) if token in stop)
+        assert ended == tokens[: first + 1]
+    for prompt in prompts:
+        engine.release(prompt)
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("flow", ["block_topk", "quest"])
+def test_fp8_pools_serve_flows(flow: str) -> None:
+    model = _tiny()
+    references = [reference(model, ids, 12) for ids in PROMPTS]
+    narrow = Engine(model, max_tokens=4096, kv_dtype="fp8_e4m3")
+    assert narrow.cache.pool.k.dtype == torch.float8_e4m3fn
+    apart = against_reference(narrow, references)
+    assert 1e-4 < apart.mean < 0.3, "rounded, and no more than that"
+    assert everything_selected(narrow, flow, 16, 1e-3).agreed == 1.0
+
+
 def test_scheduled_requests_finish_as_if_alone_with_preemptions(engine: Engine) -> None:
     small = Engine(_tiny(), max_tokens=5 * 128)
     requests = [
