@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import serving_held
-from benchmarks.serving_shapes import GLM, MODELS, NOTES, kv_bytes_per_token, write_config
+from benchmarks.serving_shapes import CPU_VARIABLES, GLM, MODELS, NOTES, kv_bytes_per_token, write_config
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.serving.bundle import FlowBundle
@@ -103,6 +103,8 @@ class Run:
     def start(self, args: argparse.Namespace) -> EngineProcess:
         """The engine, once it is up."""
         variables = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **QUIET}
+        if args.device == "cpu":
+            variables |= CPU_VARIABLES
         if self.gate is not None or args.random_kv:
             variables |= serving_held.install(self.folder, gate=self.gate, random_kv=args.random_kv)
         return EngineProcess(self.arm.options, self.arm.settings, variables=variables, start_limit=args.limit)

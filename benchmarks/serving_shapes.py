@@ -51,6 +51,8 @@ _GLM_REST = {
     "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 1,
 }  # fmt: skip
 MODELS = (*SHAPES, GLM)
+# Environment of an SGLang that runs without a GPU.
+CPU_VARIABLES = {"SGLANG_USE_CPU_ENGINE": "1", "TRITON_INTERPRET": "1"}
 NOTES = {
     GLM: "random weights route to few experts: absolute tok/s is optimistic and speed-ups are overstated",
     "minimax-m2-layers": "eight of the model's 62 layers; random weights route to few experts",

@@ -110,6 +110,8 @@ class EngineProcess:
                     raise self._death(f"gave no answer in {limit:.0f} s")
         line = self._answers.readline()
         if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)  # its last words are written after the answers' end is closed
             raise self._death("ended")
         found: dict[str, Any] = json.loads(line)
         return found

@@ -34,7 +34,8 @@ def sglang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], types.Mo
         return modules[name]
 
     module("sglang").__version__ = "0.5.16"
-    for place, parameters in contract.PARAMETERS.items():
+    places = {**contract.PARAMETERS, **dict.fromkeys(contract.REGISTRATIONS, ("anything",))}
+    for place, parameters in places.items():
         name, _, path = place.partition(":")
         *classes, function = path.split(".")
         holder: Any = module(name)
@@ -61,6 +62,7 @@ def test_every_move_is_named_in_one_error(sglang) -> None:
     del base.init_cuda_graph_state
     info = sglang("sglang.srt.model_executor.forward_batch_info")
     del info.ForwardBatch.__dataclass_fields__["extend_seq_lens_cpu"]
+    sglang("sglang.srt.server_args").add_attention_backend_choices = _function(())
     sglang("sglang").__version__ = "0.9.0"
     with pytest.raises(VortexError) as caught:
         contract.check()
@@ -69,6 +71,7 @@ def test_every_move_is_named_in_one_error(sglang) -> None:
     assert "SGLang 0.9.0" in text
     assert "forward_decode takes self, q, k, v, layer, not forward_batch, save_kv_cache" in text
     assert "init_cuda_graph_state is gone" in text
+    assert "add_attention_backend_choices does not take one argument" in text
     assert "ForwardBatch has no field extend_seq_lens_cpu" in text
 
 

@@ -10,11 +10,14 @@ from typing import Any
 from vortex_core.serving.errors import interface_moved
 from vortex_core.serving.sglang import SUPPORTED
 
+# What is called with one argument, whatever its name.
+REGISTRATIONS = (
+    "sglang.srt.layers.attention.attention_registry:register_attention_backend",
+    "sglang.srt.server_args:add_attention_backend_choices",
+    "sglang.srt.server_args:add_chunked_prefix_cache_attention_backend",
+)
 # Parameters that calls of ours or overrides of ours rely on, by callable.
 PARAMETERS = {
-    "sglang.srt.layers.attention.attention_registry:register_attention_backend": ("name",),
-    "sglang.srt.server_args:add_attention_backend_choices": ("choices",),
-    "sglang.srt.server_args:add_chunked_prefix_cache_attention_backend": ("backend_name",),
     "sglang.srt.layers.attention.base_attn_backend:AttentionBackend.init_forward_metadata": (
         "self",
         "forward_batch",
@@ -91,6 +94,12 @@ MODES = ("is_decode", "is_idle", "is_extend", "is_target_verify", "is_draft_exte
 
 def differences() -> Iterator[str]:
     """How the installed SGLang differs from what is expected; nothing where it does not."""
+    for place in REGISTRATIONS:
+        found = _resolve(place)
+        if found is None:
+            yield f"{place} is gone"
+        elif not _takes_one(found):
+            yield f"{place} does not take one argument"
     for place, wanted in PARAMETERS.items():
         found = _resolve(place)
         if found is None:
@@ -117,6 +126,14 @@ def check() -> None:
     found = list(differences())
     if found:
         raise interface_moved(sglang.__version__, found, SUPPORTED)
+
+
+def _takes_one(found: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(found).bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def _resolve(place: str) -> Callable[..., Any] | None:
