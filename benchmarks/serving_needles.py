@@ -14,6 +14,8 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -190,8 +192,8 @@ def row(name: str, ours: Answered, theirs: Answered, dense: Answered) -> dict[st
 def page(data: dict[str, Any]) -> str:
     """The result as Markdown."""
     about = (
-        f"{data['model']} (real weights), {data['dtype']}, {data['device']}; SGLang {data['sglang']}, torch "
-        f"{data['torch']} here. Items: {', '.join(data['tasks'])} (task:context:items:distractors), seed "
+        f"{data['date']}. {data['model']} (real weights), {data['dtype']}, {data['device']}; SGLang "
+        f"{data['sglang']}, torch {data['torch']} here. Items: {', '.join(data['tasks'])} (task:context:items:distractors), seed "
         f"{data['seed']}; budget {data['budget']} tokens, pages of {data['page']}. The first new token is dense "
         "in both engines, a flow decodes from the second on. Differences in accuracy with their 95% interval, "
         "paired by item."
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("--flows", default="block_topk,quest")
     parser.add_argument("--budget", default="256", help="tokens, or an expression")
     parser.add_argument("--page", type=int, default=16)
-    tasks = ["needle_single:1024:8", "needle_multikey:1024:8:2", "needle_single:2048:8"]
+    tasks = ["needle_single:1024:10", "needle_multikey:1024:10:2", "needle_single:2048:4"]
     parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK:CONTEXT:ITEMS[:DISTRACTORS]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
@@ -251,10 +253,11 @@ def main() -> None:
         ours, version = through_sglang(items, flows, args, Path(folder))
     gpu = args.device == "cuda"
     data = {
-        "model": args.model, "dtype": args.dtype, "sglang": version, "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"), "model": args.model, "dtype": args.dtype, "sglang": version,
+        "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "tasks": args.tasks, "seed": args.seed, "budget": args.budget, "page": args.page,
-        "command": f"python -m benchmarks.serving_needles --flows {args.flows} --budget {args.budget}",
+        "command": shlex.join(["python", "-m", "benchmarks.serving_needles", *sys.argv[1:]]),
         "rows": [row(name, ours[name], theirs[name], ours[DENSE]) for name in flows],
         "answers": {"sglang": {n: asdict(a) for n, a in ours.items()},
                     "embedded": {n: asdict(a) for n, a in theirs.items()}},

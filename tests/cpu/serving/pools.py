@@ -33,6 +33,7 @@ class Pool:
     requests: int
     longest: int
     seed: int = 0
+    dtype: torch.dtype = torch.float32
     k: list[torch.Tensor] = field(default_factory=list)
     v: list[torch.Tensor] = field(default_factory=list)
 
@@ -40,9 +41,10 @@ class Pool:
         g = self.geometry
         self.random = torch.Generator().manual_seed(self.seed)
         for _ in range(g.layers):
-            k = torch.zeros((self.pages + 1) * self.page, g.kv_heads, g.head_dim)
+            k = torch.zeros((self.pages + 1) * self.page, g.kv_heads, g.head_dim).to(self.dtype)
+            v = k if g.is_mla else torch.zeros(len(k), g.kv_heads, g.value_dim).to(self.dtype)
             self.k.append(k)
-            self.v.append(k[..., : g.value_dim] if g.is_mla else torch.zeros(*k.shape[:2], g.value_dim))
+            self.v.append(v[..., : g.value_dim])
         self.slots = torch.zeros(self.requests, self.longest, dtype=torch.int32)
         self.free = (torch.randperm(self.pages, generator=self.random) + 1).tolist()
         self.lengths = [0] * self.requests
@@ -99,7 +101,9 @@ class Pool:
         for layer in range(g.layers):
             self.write(layer, slots)
             q = torch.randn(decoder.count, g.kv_heads * g.group, g.head_dim, generator=self.random)
-            found.append((q, decoder.attend(layer, q.to(self.k[0].dtype), g.head_dim**-0.5)))
+            stored = self.k[0].dtype
+            asked = q if stored.itemsize == 1 else q.to(stored)  # queries are never fp8
+            found.append((q, decoder.attend(layer, asked, g.head_dim**-0.5)))
         return found
 
     def tokens(self, layer: int, request: int) -> tuple[torch.Tensor, torch.Tensor]:

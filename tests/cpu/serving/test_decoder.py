@@ -21,16 +21,21 @@ def _begin(pool: Pool, decoder) -> None:
 
 
 @pytest.mark.parametrize("geometry", [GQA, MLA])
-@pytest.mark.parametrize("flow", ["dense", "quest"])
-def test_everything_selected_is_dense_attention(geometry, flow: str) -> None:
-    pool = Pool(geometry, page=16, pages=24, requests=3, longest=128)
+@pytest.mark.parametrize(
+    ("flow", "dtype"),
+    [("dense", torch.float32), ("quest", torch.float32), ("quest", torch.float8_e4m3fn)],
+    ids=["dense", "quest", "quest-fp8"],
+)
+def test_everything_selected_is_dense_attention(geometry, flow: str, dtype: torch.dtype) -> None:
+    pool = Pool(geometry, page=16, pages=24, requests=3, longest=128, dtype=dtype)
     knobs = {} if flow == "dense" else {"budget": "4096", "page_size": 8}
     decoder = pool.decoder(bundle(flow, **knobs), "torch")
     _begin(pool, decoder)
     for _ in range(10):
         for layer, (q, out) in enumerate(pool.step(decoder, [2, 0])):
             for row, request in enumerate((2, 0)):
-                want = dense(q[row], *pool.tokens(layer, request), geometry.head_dim**-0.5)
+                k, v = (x.float() for x in pool.tokens(layer, request))
+                want = dense(q[row], k, v, geometry.head_dim**-0.5)
                 torch.testing.assert_close(out[row].double(), want, rtol=1e-4, atol=1e-5)
 
 

@@ -178,6 +178,22 @@ def test_latent_attention_equals_transformers(variables: dict[str, str], tmp_pat
         assert engine.generate(PROMPTS, NEW).tokens == want
 
 
+def test_unscaled_fp8_keys_give_sglangs_own_tokens(
+    model: Path, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """Everything selected from a pool in fp8 without scales, against SGLang's own attention on such a pool."""
+    _flow(tmp_path, budget="4096")
+    answers = []
+    for backend, settings in (("torch_native", None), ("vortex", Settings(str(tmp_path / "flow.json")))):
+        options = _options(model, kv_cache_dtype="fp8_e4m3", attention_backend=backend)
+        with EngineProcess(options, settings, python=PYTHON, variables=variables) as engine:
+            answers.append(engine.generate(PROMPTS, NEW).tokens)
+            status = engine.status
+    assert answers[0] == answers[1]
+    assert status is not None
+    assert (status["kv_dtype"], status["density"]) == ("float8_e4m3fn", 1.0)
+
+
 def test_a_server_that_cannot_run_the_flow_does_not_start(
     model: Path, variables: dict[str, str], tmp_path: Path
 ) -> None:

@@ -15,18 +15,22 @@ assert GQA_SMALL.group == GQA.group and MLA_SMALL.head_dim == MLA.head_dim
 
 
 @pytest.mark.parametrize(
-    ("geometry", "flow", "knobs"),
+    ("geometry", "flow", "knobs", "dtype"),
     [
-        (GQA_SMALL, "dense", {"page_size": 8}),
-        (GQA_SMALL, "quest", {"page_size": 8, "budget": "24", "dense_layers": (1,)}),
-        (GQA_SMALL, "block_topk", {"page_size": 8, "budget": "4096"}),
-        (MLA_SMALL, "block_topk", {"page_size": 8, "budget": "24"}),
+        (GQA_SMALL, "dense", {"page_size": 8}, torch.float32),
+        (GQA_SMALL, "quest", {"page_size": 8, "budget": "24", "dense_layers": (1,)}, torch.float32),
+        (GQA_SMALL, "block_topk", {"page_size": 8, "budget": "4096"}, torch.float32),
+        (GQA_SMALL, "block_topk", {"page_size": 8, "budget": "24"}, torch.float8_e4m3fn),
+        (MLA_SMALL, "block_topk", {"page_size": 8, "budget": "24"}, torch.float32),
+        (MLA_SMALL, "block_topk", {"page_size": 8, "budget": "24"}, torch.float8_e4m3fn),
     ],
 )
-def test_steps_equal_those_of_torch(geometry: Geometry, flow: str, knobs: dict[str, object]) -> None:
+def test_steps_equal_those_of_torch(
+    geometry: Geometry, flow: str, knobs: dict[str, object], dtype: torch.dtype
+) -> None:
     outs = []
     for backend in ("torch", "triton"):
-        pool = Pool(geometry, page=8, pages=16, requests=4, longest=64)
+        pool = Pool(geometry, page=8, pages=16, requests=4, longest=64, dtype=dtype)
         decoder = pool.decoder(bundle(flow, **knobs), backend)
         pool.prefill(decoder, 0, 30)
         pool.prefill(decoder, 1, 14)

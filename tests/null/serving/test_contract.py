@@ -48,6 +48,8 @@ def sglang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], types.Mo
     info.ForwardBatch = type("ForwardBatch", (), {"__dataclass_fields__": dict.fromkeys(contract.FIELDS)})
     info.ForwardMode = type("ForwardMode", (), dict.fromkeys(contract.MODES))
     module("sglang.srt.layers.attention.attention_registry").ATTENTION_BACKENDS = {}
+    module("sglang.srt.models.deepseek_common.utils").FORWARD_ABSORB_CORE_ATTENTION_BACKENDS = []
+    module("sglang.srt.server_args").ServerArgs.__dataclass_fields__ = dict.fromkeys(contract.SETTINGS)
     return module
 
 
@@ -63,6 +65,7 @@ def test_every_move_is_named_in_one_error(sglang) -> None:
     info = sglang("sglang.srt.model_executor.forward_batch_info")
     del info.ForwardBatch.__dataclass_fields__["extend_seq_lens_cpu"]
     sglang("sglang.srt.server_args").add_attention_backend_choices = _function(())
+    del sglang("sglang.srt.server_args").ServerArgs.__dataclass_fields__["dcp_size"]
     sglang("sglang").__version__ = "0.9.0"
     with pytest.raises(VortexError) as caught:
         contract.check()
@@ -73,6 +76,7 @@ def test_every_move_is_named_in_one_error(sglang) -> None:
     assert "init_cuda_graph_state is gone" in text
     assert "add_attention_backend_choices does not take one argument" in text
     assert "ForwardBatch has no field extend_seq_lens_cpu" in text
+    assert "ServerArgs has no field dcp_size" in text
 
 
 @pytest.mark.parametrize(

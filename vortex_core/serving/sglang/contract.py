@@ -78,7 +78,36 @@ PARAMETERS = {
         "num_layers",
     ),
     "sglang.srt.plugins.hook_registry:HookRegistry.register": ("target", "hook", "hook_type"),
+    "sglang.srt.server_args:ServerArgs._get_default_attn_backend": (
+        "self",
+        "use_mla_backend",
+        "model_config",
+    ),
+    "sglang.srt.server_args:ServerArgs.get_attention_backends": ("self",),
+    "sglang.srt.runtime_context:get_parallel": (),
+    "sglang.srt.mem_cache.memory_pool:KVWriteLoc": (),
+    "sglang.srt.models.deepseek_common.attention_backend_handler:AttentionBackendRegistry.register": (
+        "backend_name",
+        "handler_func",
+    ),
+    "sglang.srt.models.deepseek_common.attention_backend_handler:_dispatch_mla_subtype": (
+        "attn",
+        "forward_batch",
+    ),
 }
+# Settings of the server that are read, for what would be served wrongly.
+SETTINGS = (
+    "attention_backend",
+    "speculative_algorithm",
+    "pp_size",
+    "tp_size",
+    "enable_two_batch_overlap",
+    "enable_pdmux",
+    "disaggregation_mode",
+    "enable_hierarchical_cache",
+    "dcp_size",
+    "disable_radix_cache",
+)
 # Fields of `ForwardBatch` that are read.
 FIELDS = (
     "forward_mode",
@@ -112,11 +141,16 @@ def differences() -> Iterator[str]:
     batch = _resolve("sglang.srt.model_executor.forward_batch_info:ForwardBatch")
     fields = getattr(batch, "__dataclass_fields__", {})
     yield from (f"ForwardBatch has no field {name}" for name in FIELDS if name not in fields)
+    settings = getattr(_resolve("sglang.srt.server_args:ServerArgs"), "__dataclass_fields__", {})
+    yield from (f"ServerArgs has no field {name}" for name in SETTINGS if name not in settings)
     mode = _resolve("sglang.srt.model_executor.forward_batch_info:ForwardMode")
     yield from (f"ForwardMode has no {name}" for name in MODES if not hasattr(mode, name))
     registry = _resolve("sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS")
     if not isinstance(registry, dict):
         yield "attention_registry.ATTENTION_BACKENDS is no table by name"
+    absorbing = _resolve("sglang.srt.models.deepseek_common.utils:FORWARD_ABSORB_CORE_ATTENTION_BACKENDS")
+    if not isinstance(absorbing, list):
+        yield "deepseek_common.utils.FORWARD_ABSORB_CORE_ATTENTION_BACKENDS is no list"
 
 
 def check() -> None:
