@@ -193,10 +193,10 @@ def page(data: dict[str, Any]) -> str:
     """The result as Markdown."""
     about = (
         f"{data['date']}. {data['model']} (real weights), {data['dtype']}, {data['device']}; SGLang "
-        f"{data['sglang']}, torch {data['torch']} here. Items: {', '.join(data['tasks'])} (task:context:items:distractors), seed "
-        f"{data['seed']}; budget {data['budget']} tokens, pages of {data['page']}. The first new token is dense "
-        "in both engines, a flow decodes from the second on. Differences in accuracy with their 95% interval, "
-        "paired by item."
+        f"{data['sglang']}, torch {data['torch']} here. Items: {', '.join(data['tasks'])} "
+        f"(task:context:items:distractors), seed {data['seed']}; budget {data['budget']} tokens, pages of "
+        f"{data['page']}. The first new token is dense in both engines, a flow decodes from the second on. "
+        "Differences in accuracy with their 95% interval, paired by item."
     )
     columns = (
         "| flow | SGLang | embedded | SGLang - embedded | SGLang - its dense | equal answers | equal tokens "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving_needles import Answered, row
 from benchmarks.serving_sglang import Saved, density_since, shapes, table
 from benchmarks.serving_shapes import kv_bytes_per_token, write_config
 
@@ -56,3 +57,17 @@ def test_speed_ups_are_over_the_best_dense_arm_of_the_same_shape() -> None:
     assert ours["floor_ms"] == pytest.approx(2.0)  # 3 ms less 2 x 100 x 0.5 x 10 kB at 1 GB/s
     assert ours["share_of_allowed"] == pytest.approx(2.0 / 1.5, abs=1e-3)
     assert "| vortex:x | 2 | 100 | 1.50 | 1.50 |" in text
+
+
+def test_needle_rows_pair_answers_item_by_item() -> None:
+    def answered(scores: list[float], tokens: list[list[int]]) -> Answered:
+        return Answered(tokens, scores, None, "hash", 1.0)
+
+    ours = answered([1.0, 1.0, 0.0, 0.0], [[5, 6], [5], [7, 8], [9]])
+    theirs = answered([1.0, 0.0, 1.0, 0.0], [[5, 6], [6], [7, 9, 1], [9]])
+    found = row("quest", ours, theirs, answered([1.0] * 4, [[1]] * 4))
+    assert (found["same_answers"], found["same_first_tokens"]) == (2, 3)
+    assert found["same_tokens"] == pytest.approx(4 / 7)
+    assert found["difference"]["value"] == 0.0
+    assert found["over_dense"]["value"] == -0.5
+    assert found["difference"]["low"] < 0.0 < found["difference"]["high"]
