@@ -11,10 +11,17 @@ import torch
 import triton.compiler
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime._async_compile import FutureKernel
 from triton.runtime.jit import JITFunction
 
+from vortex_core import library
 from vortex_core.engine import fused_kernels
 from vortex_core.engine.compile_ahead import compiling_ahead
+from vortex_core.engine.engine import Engine
+from vortex_core.engine.models.random_weights import random_model
+from vortex_core.engine.runner import Shape
+from vortex_core.kernels import runtime
+from vortex_core.specs import load_model
 
 
 @pytest.fixture
@@ -60,3 +67,66 @@ def test_launches_compile_in_threads_and_do_not_run(hopper: Any, monkeypatch: py
     with pytest.raises(ZeroDivisionError), compiling_ahead():
         _ = 1 / 0
     assert JITFunction.run is run
+
+
+@pytest.mark.parametrize(("name", "flow"), [("qwen3-1.7b", "quest"), ("glm-4.7-flash", "block_topk")])
+def test_a_step_of_a_real_shape_compiles(
+    hopper: Any, monkeypatch: pytest.MonkeyPatch, name: str, flow: str
+) -> None:
+    """Every launch of a decode step, with the arguments it gets, becomes machine code for a GPU that is not there."""
+    compiled: list[Any] = []
+    compile_one = triton.compiler.compile
+
+    def watched(src: Any, **options: Any) -> Any:
+        made = compile_one(src, **options)
+        compiled.append(src.fn)
+        return made
+
+    monkeypatch.setattr("triton.compiler.compile", watched)
+    monkeypatch.setattr(Engine, "_check_backend", lambda self: None)
+    monkeypatch.setattr(runtime, "INTERPRETER_MULTIPROCESSORS", 132)
+    spec = load_model(name).model_copy(update={"layers": 2, "vocab": 4096})
+    if spec.moe is not None:
+        spec = spec.model_copy(update={"moe": spec.moe.model_copy(update={"experts": 8})})
+    model, spec = random_model(spec)
+    engine = Engine(model, spec=spec, max_tokens=256 * 128, backend="triton")
+    traced = library.load(flow).with_knobs(page_size=64, budget="2048")
+    engine.load_flow(traced.program, traced.knobs)
+    runner = engine._runners.runner(engine.flow)
+    failures: list[BaseException] = []
+    monkeypatch.setattr(FutureKernel, "result", _collecting(failures))
+    with compiling_ahead():
+        runner._step(Shape(16, 256, True), 16)
+    for kernel in compiled:
+        kernel.device_caches.clear()  # of a GPU that is not there
+    assert not failures
+    expected = {
+        "begin_kernel",
+        "update_kernel",
+        "score_kernel",
+        "select_kernel",
+        "paged_decode_kernel",
+        "choose_kernel",
+    }
+    if spec.moe is not None:
+        expected |= {
+            "latent_row_kernel",
+            "route_kernel",
+            "experts_up_kernel",
+            "experts_down_kernel",
+            "combine_kernel",
+        }
+    assert expected <= {kernel.__name__ for kernel in compiled}
+
+
+def _collecting(failures: list[BaseException]) -> Any:
+    """`FutureKernel.result` that keeps what went wrong."""
+    result = FutureKernel.result
+
+    def collected(self: Any, ignore_errors: bool = False) -> Any:
+        try:
+            return result(self)
+        except Exception as error:
+            failures.append(error)
+
+    return collected

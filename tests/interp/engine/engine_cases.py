@@ -104,12 +104,12 @@ def test_tokens_are_those_of_transformers(engines: dict[str, Engine]) -> None:
 def test_stop_tokens_end_a_sequence_where_they_first_appear(engines: dict[str, Engine]) -> None:
     """Steps run ahead of the host by one, and what is produced behind a stop token is dropped."""
     free = decode(engines["torch"], "none")
-    for stop in ([free.tokens[0][0]], [free.tokens[0][1], free.tokens[1][2]], [free.tokens[2][-1]]):
-        want = decode(engines["torch"], "none", stop_ids=stop)
-        got = decode(engines["triton"], "none", stop_ids=stop)
-        assert got.tokens == want.tokens
-        assert [len(x) for x in got.logprobs] == [len(x) for x in want.tokens]
-    assert len(want.tokens[2]) == len(free.tokens[2])
+    stop = [free.tokens[0][0], free.tokens[1][2]]
+    want = decode(engines["torch"], "none", stop_ids=stop)
+    got = decode(engines["triton"], "none", stop_ids=stop)
+    assert got.tokens == want.tokens
+    assert [len(x) for x in got.logprobs] == [len(x) for x in want.tokens]
+    assert len({len(x) for x in want.tokens}) > 1, "they end at different steps"
 
 
 def test_a_step_depends_on_nothing_but_its_buffers(engines: dict[str, Engine]) -> None:
@@ -257,25 +257,26 @@ def test_fp8_pools_hold_what_was_rounded(architecture: str) -> None:
     """Prompts store rounded keys and values, and a step attends to these; a flow with everything selected too."""
 
     def engine(kv_dtype: str) -> Engine:
-        model = tiny(architecture, num_hidden_layers=2)
-        return Engine(model, max_tokens=1024, backend="triton", kv_dtype=kv_dtype)
+        changes = {"mlp_layer_types": ["dense"]} if architecture == "glm4_moe_lite" else {}
+        model = tiny(architecture, num_hidden_layers=1, **changes)
+        return Engine(model, max_tokens=512, backend="triton", kv_dtype=kv_dtype)
 
     narrow, wide = engine("fp8_e4m3"), engine("auto")
-    pinned = [e.prefill(PROMPTS[0]) for e in (narrow, wide)]
+    pinned = [e.prefill(PROMPTS[1]) for e in (narrow, wide)]
     pools = [e.cache.pool for e in (narrow, wide)]
     for part in (pools[1].k,) if narrow.geometry.is_mla else (pools[1].k, pools[1].v):
         part.copy_(part.to(torch.float8_e4m3fn).float())
     for a, b in ((pools[0].k, pools[1].k), (pools[0].v, pools[1].v)):
         assert a.dtype == torch.float8_e4m3fn
         assert (a.float() != b).float().mean() < 0.01, "but for what lies between two roundings"
-    forced = [[5, 6]]
+    forced = [[5]]
     got, want = (
-        e.decode([p], max_new_tokens=2, forced=forced) for e, p in zip((narrow, wide), pinned, strict=True)
+        e.decode([p], max_new_tokens=1, forced=forced) for e, p in zip((narrow, wide), pinned, strict=True)
     )
     torch.testing.assert_close(torch.tensor(got.logprobs), torch.tensor(want.logprobs), atol=0.1, rtol=0.05)
     traced = library.load("block_topk").with_knobs(budget="length", page_size=16, kv_dtype="fp8_e4m3")
     narrow.load_flow(traced.program, traced.knobs)
-    every = narrow.decode(pinned[:1], max_new_tokens=2, forced=forced)
+    every = narrow.decode(pinned[:1], max_new_tokens=1, forced=forced)
     torch.testing.assert_close(torch.tensor(every.logprobs), torch.tensor(got.logprobs), atol=1e-4, rtol=1e-4)
 
 
