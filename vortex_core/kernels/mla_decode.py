@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vortex_core.kernels.latent_decode import on_hopper
 from vortex_core.kernels.paged_decode import FP8_DTYPES, DecodeConfig, decode_workers, paged_decode
 from vortex_core.kernels.pages import PageList, require, shared_page_list
 from vortex_core.kernels.runtime import INTERPRETED
@@ -35,7 +36,7 @@ def mla_config(heads: int, kv_dtype: torch.dtype, page_size: int) -> DecodeConfi
     if kv_dtype in FP8_DTYPES:
         # The converted tile feeds both products from registers and is not pipelined: shorter tiles fit.
         return DecodeConfig(32, 8, 3, 1, 1, fused_merge=False)
-    return DecodeConfig(64, 4 if group <= 16 else 8, 3, 1, 1, fused_merge=False)
+    return DecodeConfig(64, 4 if group <= 16 else 8, 3, 1, 1, fused_merge=False, latent_kernel=on_hopper())
 
 
 def mla_decode_workspace(

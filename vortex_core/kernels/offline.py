@@ -22,6 +22,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from vortex_core.errors import VortexError
 
@@ -147,7 +148,8 @@ def build_kernel(
     if divisible_by_16 is None:
         divisible_by_16 = [n for n, t in full.items() if t.startswith("*") or n.startswith("stride_")]
     attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible_by_16 if full[n] != "constexpr"}
-    source = ASTSource(fn, full, dict(constexprs), attrs)
+    source_type = GluonASTSource if isinstance(fn, GluonJITFunction) else ASTSource
+    source = source_type(fn, full, dict(constexprs), attrs)
     gpu = GPUTarget("cuda", TARGETS[target], 32)
     try:
         return triton.compile(source, target=gpu, options={"num_warps": num_warps, "num_stages": num_stages})

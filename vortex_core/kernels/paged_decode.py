@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
+from vortex_core.kernels.latent_decode import latent_kernel_fits, launch_latent
 from vortex_core.kernels.pages import PageList, require
 from vortex_core.kernels.runtime import INTERPRETED, multiprocessors, next_power_of_2, split_dim
 from vortex_core.kernels.split import SplitWorkspace, merge_kernel, plan_block, plan_kernel, split_workspace
@@ -29,6 +30,8 @@ class DecodeConfig:
     workers_per_sm: workers of the fixed grid for each multiprocessor.
     min_tiles: fewest tiles a worker takes. fused_merge: merge in the same launch (few pieces a row) or in a
     second. group_pad: rows of the products, 0 for the least that holds the group.
+    latent_kernel: latent attention of 512 + 64 channels runs in `latent_kernel.py` (Hopper only), except where
+    page masses are asked for.
     """
 
     block_n: int
@@ -38,6 +41,7 @@ class DecodeConfig:
     min_tiles: int = 1
     fused_merge: bool = True
     group_pad: int = 0
+    latent_kernel: bool = False
 
 
 def decode_config(
@@ -250,16 +254,24 @@ def paged_decode(
             HEADS=heads, BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"], MIN_TILES=config.min_tiles,
             num_warps=4,
         )  # fmt: skip
-    paged_decode_kernel[(workers,)](
-        q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
-        workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
-        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
-        ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
-        scale * k_scale * LOG2_E, v_scale, rows, workers,
-        **constants,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+    if (
+        config.latent_kernel
+        and latent_kernel_fits(q, k_cache, v_cache, pages, value_in_key)
+        and page_mass is None
+    ):
+        score_scale = scale * k_scale * LOG2_E
+        launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale)
+    else:
+        paged_decode_kernel[(workers,)](
+            q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
+            workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
+            q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
+            v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
+            ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
+            scale * k_scale * LOG2_E, v_scale, rows, workers,
+            **constants,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
     if not config.fused_merge:
         # Few rows: spread their channels over more programs. Many: fewer programs, and as many pieces at
         # once as a row is cut into when all rows are alike.

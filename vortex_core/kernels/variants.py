@@ -17,6 +17,8 @@ import torch
 from vortex_core.kernels.budget import threshold_kernel, top_p_kernel
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
 from vortex_core.kernels.kv_write import kv_write_kernel
+from vortex_core.kernels.latent_decode import latent_constants
+from vortex_core.kernels.latent_kernel import WARPS, latent_decode_kernel
 from vortex_core.kernels.mla_decode import mla_config, mla_rows
 from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
 from vortex_core.kernels.paged_decode import decode_config, decode_constants
@@ -58,6 +60,7 @@ class Variant:
     name: str
     compile: Callable[[str], KernelReport]
     streams: bool = False
+    targets: tuple[str, ...] = tuple(TARGETS)
 
 
 def _variant(
@@ -69,6 +72,7 @@ def _variant(
     num_warps: int,
     num_stages: int = 3,
     streams: bool = False,
+    targets: tuple[str, ...] = tuple(TARGETS),
 ) -> Variant:
     def build(target: str) -> KernelReport:
         return compile_kernel(
@@ -80,7 +84,7 @@ def _variant(
             num_stages=num_stages,
         )
 
-    return Variant(name, build, streams)
+    return Variant(name, build, streams, targets)
 
 
 _FLOATS = dict.fromkeys(
@@ -135,8 +139,30 @@ def decode_variant(
     )
 
 
+def latent_variant(heads: int, page_size: int, rows: int) -> Variant:
+    """Latent decode as `mla_decode` launches it on Hopper."""
+    lists = mla_rows(heads)
+    constants = latent_constants(
+        heads=lists,
+        group=heads // lists,
+        page_size=page_size,
+        stride_token=576,
+        rows=rows * lists,
+        has_lse=True,
+    )
+    return _variant(
+        f"latent-g{heads}-p{page_size}-r{rows}",
+        latent_decode_kernel,
+        constants | {"PDL": True},
+        attention_pointers(torch.bfloat16) | {"kv_ptr": torch.bfloat16},
+        num_warps=WARPS,
+        streams=True,
+        targets=("sm_90a",),
+    )
+
+
 def mla_variant(heads: int, kv_dtype: torch.dtype, page_size: int) -> Variant:
-    """Latent decode as `mla_decode` launches it."""
+    """Latent decode as `mla_decode` launches it where `latent_variant` does not apply."""
     config = mla_config(heads, kv_dtype, page_size)
     rows = mla_rows(heads)
     constants = decode_constants(
@@ -195,6 +221,9 @@ def variants() -> Iterator[Variant]:
     yield decode_variant(256, 2, bf16, 128, 128)
     yield decode_variant(128, 4, e4m3, 16, 128)
     yield decode_variant(128, 2, e5m2, 64, 128)
+    yield latent_variant(20, 64, 32)
+    yield latent_variant(20, 16, 32)
+    yield latent_variant(128, 8, 512)
     yield mla_variant(16, bf16, 64)
     yield mla_variant(20, bf16, 64)
     yield mla_variant(20, bf16, 16)
@@ -232,7 +261,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown variants {', '.join(unknown)}; known: {', '.join(known)}")
     for name in options.names or known:
-        for target in options.target or TARGETS:
+        for target in options.target or known[name].targets:
             report = known[name].compile(target)
             row = asdict(report) | {
                 "variant": name,

@@ -23,6 +23,8 @@ HOPPER = (
     "decode-d192-g16-bf16-p16-r128",
     "decode-d256-g2-bf16-p128-r128",
     "decode-d128-g4-fp8e4nv-p16-r128",
+    "latent-g20-p64-r32",
+    "latent-g20-p16-r32",
     "mla-g20-bf16-p64",
     "mla-g64-bf16-p64",
     "mla-g20-fp8e4nv-p64",
@@ -66,7 +68,9 @@ def test_compiles_without_spills(name: str, target: str) -> None:
     assert row["shared_bytes"] <= MAX_SHARED_BYTES
 
 
-@pytest.mark.parametrize(("name", "target"), [c for c in CASES if c[0].startswith(("decode", "mla"))])
+@pytest.mark.parametrize(
+    ("name", "target"), [c for c in CASES if c[0].startswith(("decode", "latent", "mla"))]
+)
 def test_streams_through_tensor_cores_and_wide_asynchronous_copies(name: str, target: str) -> None:
     row = reports(target)[name]
     assert row["streams"]
@@ -74,6 +78,14 @@ def test_streams_through_tensor_cores_and_wide_asynchronous_copies(name: str, ta
     assert row["async_copy"], row["opcodes"]
     # The converted fp8 latent feeds both products, which Triton does not pipeline: only the rotary part is.
     assert row["copy_bits"] == (64 if "mla" in name and "fp8" in name else 128)
+
+
+def test_latent_tiles_feed_warpgroup_products_from_shared_memory() -> None:
+    """Nothing reads a tile back into registers: the products find their operands in shared memory."""
+    for name in (n for n in HOPPER if n.startswith("latent")):
+        opcodes = reports("sm_90a")[name]["opcodes"]
+        assert opcodes["HGMMA"] > 0
+        assert not opcodes.get("LDSM") and not opcodes.get("HMMA"), opcodes
 
 
 def test_a_spilling_kernel_is_reported() -> None:

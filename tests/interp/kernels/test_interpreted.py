@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = ("decode_cases", "select_cases", "write_cases")
+CASES = ("decode_cases", "latent_cases", "select_cases", "write_cases")
 
 
 @pytest.mark.slow
