@@ -1,4 +1,4 @@
-"""Launches `latent_decode_kernel`: latent attention with tokens as rows, on Hopper."""
+"""Latent attention with tokens as rows, on Hopper: plans, launches `latent_decode_kernel` and merges."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from torch import Tensor
 
 from vortex_core.kernels.latent_kernel import TILE, WARPS, latent_decode_kernel
 from vortex_core.kernels.pages import PageList
-from vortex_core.kernels.runtime import INTERPRETED
-from vortex_core.kernels.split import SplitWorkspace, plan_block
+from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2
+from vortex_core.kernels.split import (
+    SplitWorkspace,
+    merge_even_kernel,
+    merge_kernel,
+    plan_block,
+    plan_kernel,
+)
 
 CHANNELS = (576, 512)  # of a cached token, and of its latent
+EVEN_TOKENS = 4096  # longest lists whose rows are cut alike
 MAX_GROUP = 32  # query heads a list: more do not fit shared memory beside two tiles
 
 
@@ -40,7 +47,7 @@ def latent_kernel_fits(
 
 
 def latent_constants(
-    *, heads: int, group: int, page_size: int, stride_token: int, rows: int, has_lse: bool
+    *, heads: int, group: int, page_size: int, stride_token: int, rows: int, even: bool, has_lse: bool
 ) -> dict[str, Any]:
     """Compile-time constants of `latent_decode_kernel` for a launch."""
     plan = plan_block(rows)
@@ -54,8 +61,20 @@ def latent_constants(
         "WARPS": WARPS,
         "PLAN": plan,
         "ONE_BLOCK": rows <= plan,
+        "EVEN": even,
         "HAS_LSE": has_lse,
     }
+
+
+def even_splits(rows: int, workers: int, max_tokens: int) -> int:
+    """Pieces to cut each row into where all rows are cut alike; 0 where tiles are shared out by a plan.
+
+    A function of maxima alone. Short lists, as a selection leaves them, are cut alike: that saves a step of
+    dependent reads, and however uneven the rows are, it costs no more than the time of a few tiles.
+    """
+    if max_tokens > EVEN_TOKENS or rows > workers:
+        return 0
+    return min(workers // rows, -(-max_tokens // TILE))
 
 
 def launch_latent(
@@ -69,20 +88,46 @@ def launch_latent(
     score_scale: float,
     v_scale: float,
 ) -> None:
-    """One launch of `workers` programs; pieces of rows go to the workspace for the merge. See `paged_decode`."""
-    rows = pages.batch * pages.kv_heads
+    """Attention and merge, as `paged_decode` describes them."""
+    ids, lens = pages.page_ids, pages.kv_lens
+    heads, group = pages.kv_heads, q.shape[1] // pages.kv_heads
+    rows, page_size = pages.batch * heads, cache.shape[1]
+    max_tokens = pages.max_pages * page_size
+    splits = even_splits(rows, workers, max_tokens)
     constants = latent_constants(
-        heads=pages.kv_heads,
-        group=q.shape[1] // pages.kv_heads,
-        page_size=cache.shape[1],
+        heads=heads,
+        group=group,
+        page_size=page_size,
         stride_token=cache.stride(1),
         rows=rows,
+        even=splits > 0,
         has_lse=lse is not None,
     )
-    ids, lens = pages.page_ids, pages.kv_lens
-    latent_decode_kernel[(workers,)](
+    plan = {"HEADS": heads, "BLOCK_N": TILE, "PLAN": constants["PLAN"], "MIN_TILES": 1}
+    if splits == 0 and not constants["ONE_BLOCK"]:
+        plan_kernel[(workers,)](
+            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers, **plan, num_warps=4
+        )
+    latent_decode_kernel[(rows * splits or workers,)](
         q, cache, out, lse, ids, lens, workspace.part_out, workspace.part_lse, workspace.plan,
         q.stride(0), q.stride(1), cache.stride(0), out.stride(0), out.stride(1),
         ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), score_scale, v_scale, rows, workers,
-        **constants, PDL=False, num_warps=WARPS,
+        splits, max_tokens,
+        **constants, PDL=0, num_warps=WARPS,
     )  # fmt: skip
+    if splits > 1:
+        pieces = next_power_of_2(splits)
+        block = min(512, max(64, 4096 // pieces))
+        merge_even_kernel[(rows, group, 512 // block)](
+            out, lse, workspace.part_out, workspace.part_lse, out.stride(0), out.stride(1), splits,
+            HEADS=heads, GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None,
+            num_warps=4,
+        )  # fmt: skip
+    elif splits == 0:
+        block = 512 if rows * group >= 512 else 128
+        pieces = min(4096 // block, max(4, next_power_of_2(workers // rows + 1)))
+        merge_kernel[(rows, group, 512 // block)](
+            out, lse, workspace.part_out, workspace.part_lse, lens,
+            out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
+            GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None, **plan, num_warps=4,
+        )  # fmt: skip

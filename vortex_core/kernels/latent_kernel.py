@@ -27,8 +27,25 @@ TILE = 64  # tokens: the rows of a warpgroup product, and of all that fits share
 WARPS = 8
 LATENT = gl.constexpr(512)
 ROPE = gl.constexpr(64)
+# When the next kernel may begin under programmatic dependent launch: at once, or after the last tile.
+EARLY = gl.constexpr(1)
+LATE = gl.constexpr(2)
 
 block_barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # renamed in Triton 3.7
+
+
+@gluon.jit
+def _wait_for_previous():
+    gl.inline_asm_elementwise(
+        "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _release_next():
+    gl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
@@ -37,53 +54,74 @@ def _add(a, b):
 
 
 @gluon.jit
+def _tile_pages(ids, tile, limit, PAGE: gl.constexpr, TILE: gl.constexpr, LAYOUT: gl.constexpr):
+    """The physical page of each token of a tile, or of the tile; 0 for tokens at or past `limit`."""
+    start = tile * TILE
+    if PAGE >= TILE:
+        page = gl.load(ids + start // PAGE, mask=start < limit, other=0)
+    else:
+        token = gl.arange(0, TILE, layout=gl.SliceLayout(1, LAYOUT))
+        page = gl.load(ids + (start // PAGE + token // PAGE), mask=start + token < limit, other=0)
+    return page
+
+
+@gluon.jit
 def _copy_tile(
-    kv_ptr, stride_page, ids, tile, end, latent, rope,
+    kv_ptr, stride_page, page_w, page_n, tile, end, latent, rope,
     STRIDE_TOKEN: gl.constexpr, PAGE: gl.constexpr, TILE: gl.constexpr, WIDE: gl.constexpr, NARROW: gl.constexpr,
 ):  # fmt: skip
     """Starts the copy of a tile's tokens before `end` into shared memory, the others as zeros.
 
-    Zeros, not what the pool holds: 0 * NaN would poison the sum. latent [TILE, 512], rope [TILE, 64].
+    Zeros, not what the pool holds: 0 * NaN would poison the sum. page_w, page_n: `_tile_pages` for the two
+    layouts. latent [TILE, 512], rope [TILE, 64].
     """
     token_w = gl.arange(0, TILE, layout=gl.SliceLayout(1, WIDE))
     token_n = gl.arange(0, TILE, layout=gl.SliceLayout(1, NARROW))
     channel_w = gl.arange(0, LATENT, layout=gl.SliceLayout(0, WIDE))
     channel_n = LATENT + gl.arange(0, ROPE, layout=gl.SliceLayout(0, NARROW))
     start = tile * TILE
-    ok_w = start + token_w < end
-    ok_n = start + token_n < end
     if PAGE >= TILE:
-        page = gl.load(ids + start // PAGE, mask=start < end, other=0).to(gl.int64)
-        rows = kv_ptr + page * stride_page + (start % PAGE) * STRIDE_TOKEN
+        rows = kv_ptr + page_w.to(gl.int64) * stride_page + (start % PAGE) * STRIDE_TOKEN
         from_w = rows + token_w[:, None] * STRIDE_TOKEN + channel_w[None, :]
         from_n = rows + token_n[:, None] * STRIDE_TOKEN + channel_n[None, :]
     else:
-        page_w = gl.load(ids + (start // PAGE + token_w // PAGE), mask=ok_w, other=0).to(gl.int64)
-        page_n = gl.load(ids + (start // PAGE + token_n // PAGE), mask=ok_n, other=0).to(gl.int64)
-        rows_w = kv_ptr + page_w * stride_page + (token_w % PAGE) * STRIDE_TOKEN
-        rows_n = kv_ptr + page_n * stride_page + (token_n % PAGE) * STRIDE_TOKEN
+        rows_w = kv_ptr + page_w.to(gl.int64) * stride_page + (token_w % PAGE) * STRIDE_TOKEN
+        rows_n = kv_ptr + page_n.to(gl.int64) * stride_page + (token_n % PAGE) * STRIDE_TOKEN
         from_w = rows_w[:, None] + channel_w[None, :]
         from_n = rows_n[:, None] + channel_n[None, :]
-    async_copy.async_copy_global_to_shared(latent, from_w, mask=ok_w[:, None])
-    async_copy.async_copy_global_to_shared(rope, from_n, mask=ok_n[:, None])
+    async_copy.async_copy_global_to_shared(latent, from_w, mask=(start + token_w < end)[:, None])
+    async_copy.async_copy_global_to_shared(rope, from_n, mask=(start + token_n < end)[:, None])
     async_copy.commit_group()
 
 
 # Not specialised on: batch sizes and list strides vary between captured graphs, one binary serves them all.
 @gluon.jit(
-    do_not_specialize=["rows", "workers", "stride_ids_b", "stride_ids_h", "stride_lens_b", "stride_lens_h"]
+    do_not_specialize=[
+        "rows",
+        "workers",
+        "splits",
+        "max_tokens",
+        "stride_ids_b",
+        "stride_ids_h",
+        "stride_lens_b",
+        "stride_lens_h",
+    ]
 )
 def latent_decode_kernel(
     q_ptr, kv_ptr, out_ptr, lse_ptr, ids_ptr, lens_ptr, part_out_ptr, part_lse_ptr, plan_ptr,
     stride_q_b, stride_q_h, stride_kv_page, stride_out_b, stride_out_h,
     stride_ids_b, stride_ids_h, stride_lens_b, stride_lens_h, score_scale, v_scale, rows, workers,
+    splits, max_tokens,
     STRIDE_TOKEN: gl.constexpr, HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr,
     PAGE: gl.constexpr, TILE: gl.constexpr, WARPS: gl.constexpr, PLAN: gl.constexpr, ONE_BLOCK: gl.constexpr,
-    HAS_LSE: gl.constexpr, PDL: gl.constexpr,
+    EVEN: gl.constexpr, HAS_LSE: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """Grid (workers,), `WARPS` warps. `score_scale` = softmax scale * k_scale * log2(e).
 
     HEADS lists a request, GROUP <= 32 query heads a list; GROUP_PAD is 16 or 32. bf16 or fp16.
+    EVEN: grid (rows * splits,) instead. Program `row * splits + piece` takes every `splits`-th tile of its row, so
+    its first page ids are read along with the row's length, not after it; the lists have room for `max_tokens`.
+    A piece then goes to slot 2 * program.
     """
     DTYPE: gl.constexpr = kv_ptr.dtype.element_ty
     # One row of 512 channels a warp and step, and four of 64: 16 bytes a thread, whole lines of memory.
@@ -104,16 +142,21 @@ def latent_decode_kernel(
         DTYPE, [TILE, GROUP_PAD], gl.NVMMASharedLayout(2 * GROUP_PAD, 16, rank=2)
     )
 
-    if PDL:  # `dependent.await_previous`
-        gl.inline_asm_elementwise(
-            "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
-        gl.inline_asm_elementwise(
-            "griddepcontrol.launch_dependents; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
+    if PDL > 0:
+        _wait_for_previous()
+    if PDL == EARLY:
+        _release_next()
 
     worker = gl.program_id(0)
-    if ONE_BLOCK:  # `split.plan_worker`
+    step = 1
+    if EVEN:
+        row = worker // splits
+        begin = 0
+        tile = worker % splits
+        tile_end = tile + 1  # one row; its last tile is known when its length is
+        share = 1
+        step = splits
+    elif ONE_BLOCK:  # `split.plan_worker`
         index = gl.arange(0, PLAN, layout=PLANNED)
         at = (index // HEADS) * stride_lens_b + (index % HEADS) * stride_lens_h
         lens = gl.load(lens_ptr + at, mask=index < rows, other=0)
@@ -144,32 +187,42 @@ def latent_decode_kernel(
     while tile < tile_end:
         b = (row // HEADS).to(gl.int64)
         h = row % HEADS
-        kv_len = gl.load(lens_ptr + b * stride_lens_b + h * stride_lens_h)
-        tiles = gl.maximum((kv_len + TILE - 1) // TILE, 1)
-        first = tile - begin
-        last = gl.minimum(tiles, tile_end - begin)
-        end = gl.minimum(kv_len, last * TILE)
         ids = ids_ptr + b * stride_ids_b + h * stride_ids_h
-        for ahead in gl.static_range(2):
-            _copy_tile(
-                kv_ptr, stride_kv_page, ids, first + ahead, end, latents.index(ahead), ropes.index(ahead),
-                STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
-            )  # fmt: skip
+        kv_len = gl.load(lens_ptr + b * stride_lens_b + h * stride_lens_h)
+        first = tile - begin
+        room = kv_len
+        if EVEN:
+            room = max_tokens
+        page_w0 = _tile_pages(ids, first, room, PAGE, TILE, WIDE)
+        page_n0 = _tile_pages(ids, first, room, PAGE, TILE, NARROW)
+        page_w1 = _tile_pages(ids, first + step, room, PAGE, TILE, WIDE)
+        page_n1 = _tile_pages(ids, first + step, room, PAGE, TILE, NARROW)
         q_rows = q_ptr + b * stride_q_b + h * GROUP * stride_q_h
-        q_latent.store(
-            gl.load(
-                q_rows + head_w[:, None] * stride_q_h + channel_w[None, :],
-                mask=(head_w < GROUP)[:, None],
-                other=0.0,
-            )
+        q_w = gl.load(
+            q_rows + head_w[:, None] * stride_q_h + channel_w[None, :],
+            mask=(head_w < GROUP)[:, None],
+            other=0.0,
         )
-        q_rope.store(
-            gl.load(
-                q_rows + head_n[:, None] * stride_q_h + channel_n[None, :],
-                mask=(head_n < GROUP)[:, None],
-                other=0.0,
-            )
+        q_n = gl.load(
+            q_rows + head_n[:, None] * stride_q_h + channel_n[None, :],
+            mask=(head_n < GROUP)[:, None],
+            other=0.0,
         )
+        tiles = gl.maximum((kv_len + TILE - 1) // TILE, 1)
+        last = tiles
+        if not EVEN:
+            last = gl.minimum(tiles, tile_end - begin)
+        end = gl.minimum(kv_len, last * TILE)
+        _copy_tile(
+            kv_ptr, stride_kv_page, page_w0, page_n0, first, end, latents.index(0), ropes.index(0),
+            STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
+        )  # fmt: skip
+        _copy_tile(
+            kv_ptr, stride_kv_page, page_w1, page_n1, first + step, end, latents.index(1), ropes.index(1),
+            STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
+        )  # fmt: skip
+        q_latent.store(q_w)
+        q_rope.store(q_n)
         # Products read through the asynchronous proxy: writes are fenced before the barrier that precedes them.
         fence_async_shared()
 
@@ -178,7 +231,10 @@ def latent_decode_kernel(
         sums = gl.zeros([TILE, GROUP_PAD], gl.float32, layout=SCORES)  # by token: added up at the end
         acc = gl.zeros([LATENT, GROUP_PAD], gl.float32, layout=OUT)
         buffer = 0
-        for t in range(first, last):
+        for t in range(first, last, step):
+            # Read long before their copy: nothing waits for them.
+            page_w = _tile_pages(ids, t + 2 * step, end, PAGE, TILE, WIDE)
+            page_n = _tile_pages(ids, t + 2 * step, end, PAGE, TILE, NARROW)
             latent = latents.index(buffer)
             rope = ropes.index(buffer)
             async_copy.wait_group(1)
@@ -205,29 +261,39 @@ def latent_decode_kernel(
             acc = warpgroup_mma_wait(0, deps=[acc])
             block_barrier()  # all warps are done with the buffer
             _copy_tile(
-                kv_ptr, stride_kv_page, ids, t + 2, end, latent, rope, STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW
-            )
+                kv_ptr, stride_kv_page, page_w, page_n, t + 2 * step, end, latent, rope,
+                STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
+            )  # fmt: skip
             buffer = buffer ^ 1
 
         async_copy.wait_group(0)
+        if PDL == LATE and EVEN:
+            _release_next()
         total_weight = gl.sum(sums, 0)
         seen = total_weight > 0
         norm = gl.convert_layout(gl.where(seen, v_scale / total_weight, 0.0), gl.SliceLayout(0, OUT))
         lse = gl.where(seen, top + gl.log2(total_weight), float("-inf"))
         acc = acc * norm[None, :]
         ok = (out_head < GROUP)[None, :]
-        if last - first == tiles:
+        whole = last - first == tiles
+        if EVEN:
+            whole = splits == 1
+        if whole:
             out = out_ptr + b * stride_out_b + (h * GROUP + out_head)[None, :] * stride_out_h
             gl.store(out + out_channel[:, None], acc.to(out_ptr.dtype.element_ty), mask=ok)
             if HAS_LSE:
                 gl.store(lse_ptr + row * GROUP + head, lse * 0.6931471805599453, mask=head < GROUP)
         else:
-            first_worker = begin // share  # `split.piece_slot`
-            second = (worker == first_worker) & (worker * share < begin)
-            part = (2 * worker + second.to(gl.int32)).to(gl.int64) * GROUP
+            slot = 2 * worker
+            if not EVEN:  # `split.piece_slot`
+                slot += ((worker == begin // share) & (worker * share < begin)).to(gl.int32)
+            part = slot.to(gl.int64) * GROUP
             gl.store(part_out_ptr + (part + out_head)[None, :] * LATENT + out_channel[:, None], acc, mask=ok)
             gl.store(part_lse_ptr + part + head, lse, mask=head < GROUP)
 
-        tile = begin + last
-        begin += tiles
-        row += 1
+        if EVEN:
+            tile = tile_end
+        else:
+            tile = begin + last
+            begin += tiles
+            row += 1

@@ -247,6 +247,14 @@ def paged_decode(
     if rows == 0:
         return out
     scale = dim**-0.5 if sm_scale is None else sm_scale
+    if (
+        config.latent_kernel
+        and page_mass is None
+        and latent_kernel_fits(q, k_cache, v_cache, pages, value_in_key)
+    ):
+        score_scale = scale * k_scale * LOG2_E
+        launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale)
+        return out
     ids, lens = pages.page_ids, pages.kv_lens
     if not constants["ONE_BLOCK"]:
         plan_kernel[(workers,)](
@@ -254,24 +262,16 @@ def paged_decode(
             HEADS=heads, BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"], MIN_TILES=config.min_tiles,
             num_warps=4,
         )  # fmt: skip
-    if (
-        config.latent_kernel
-        and latent_kernel_fits(q, k_cache, v_cache, pages, value_in_key)
-        and page_mass is None
-    ):
-        score_scale = scale * k_scale * LOG2_E
-        launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale)
-    else:
-        paged_decode_kernel[(workers,)](
-            q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
-            workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
-            q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
-            v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
-            ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
-            scale * k_scale * LOG2_E, v_scale, rows, workers,
-            **constants,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
+    paged_decode_kernel[(workers,)](
+        q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
+        workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
+        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
+        ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
+        scale * k_scale * LOG2_E, v_scale, rows, workers,
+        **constants,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
     if not config.fused_merge:
         # Few rows: spread their channels over more programs. Many: fewer programs, and as many pieces at
         # once as a row is cut into when all rows are alike.

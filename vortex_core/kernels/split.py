@@ -207,6 +207,37 @@ def merge_kernel(
             tl.store(lse_ptr + row * GROUP + head, (top + tl.log2(weight_sum)) * 0.6931471805599453)
 
 
+@triton.jit(do_not_specialize=["splits"])
+def merge_even_kernel(
+    out_ptr, lse_ptr, part_out_ptr, part_lse_ptr, stride_out_b, stride_out_h, splits,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    PIECES: tl.constexpr, HAS_LSE: tl.constexpr,
+):  # fmt: skip
+    """Grid (row, query head, channel block): merges rows that are all cut into `splits` <= PIECES pieces.
+
+    Piece p of row r is in slot 2 * (r * splits + p); one without tokens has an lse of -inf.
+    """
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    dim = tl.program_id(2) * DIM_BLOCK + tl.arange(0, DIM_BLOCK)
+    piece = tl.arange(0, PIECES)
+    ok = piece < splits
+    slot = (2 * (row * splits + piece)).to(tl.int64) * GROUP + head
+    lse = tl.load(part_lse_ptr + slot, mask=ok, other=float("-inf"))
+    part = tl.load(
+        part_out_ptr + slot[:, None] * DIM + dim[None, :], mask=ok[:, None] & (dim < DIM)[None, :], other=0.0
+    )
+    top = tl.maximum(tl.max(lse, 0), -3.0e38)  # finite: the pieces of an empty row weigh zero, not NaN
+    weight = tl.exp2(lse - top)
+    total = tl.sum(weight, 0)
+    out = tl.sum(weight[:, None] * part, 0) / tl.where(total > 0, total, 1.0)
+    at = out_ptr + (row // HEADS).to(tl.int64) * stride_out_b + ((row % HEADS) * GROUP + head) * stride_out_h
+    tl.store(at + dim, out.to(out_ptr.dtype.element_ty), mask=dim < DIM)
+    if HAS_LSE:
+        merged = tl.where(total > 0, (top + tl.log2(total)) * 0.6931471805599453, float("-inf"))
+        tl.store(lse_ptr + row * GROUP + head, merged)
+
+
 @dataclass(frozen=True)
 class SplitWorkspace:
     """Scratch of one attention launch; sized by maxima, reused by every layer and every step.

@@ -24,7 +24,7 @@ from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
 from vortex_core.kernels.paged_decode import decode_config, decode_constants
 from vortex_core.kernels.select import select_plan
 from vortex_core.kernels.select_kernel import select_kernel
-from vortex_core.kernels.split import merge_kernel, plan_kernel
+from vortex_core.kernels.split import merge_even_kernel, merge_kernel, plan_kernel
 
 TRITON_TYPES: dict[torch.dtype, str] = {
     torch.bfloat16: "bf16",
@@ -139,7 +139,7 @@ def decode_variant(
     )
 
 
-def latent_variant(heads: int, page_size: int, rows: int) -> Variant:
+def latent_variant(heads: int, page_size: int, rows: int, *, even: bool) -> Variant:
     """Latent decode as `mla_decode` launches it on Hopper."""
     lists = mla_rows(heads)
     constants = latent_constants(
@@ -148,12 +148,13 @@ def latent_variant(heads: int, page_size: int, rows: int) -> Variant:
         page_size=page_size,
         stride_token=576,
         rows=rows * lists,
+        even=even,
         has_lse=True,
     )
     return _variant(
-        f"latent-g{heads}-p{page_size}-r{rows}",
+        f"latent-g{heads}-p{page_size}-r{rows}{'-even' if even else ''}",
         latent_decode_kernel,
-        constants | {"PDL": True},
+        constants | {"PDL": 1},
         attention_pointers(torch.bfloat16) | {"kv_ptr": torch.bfloat16},
         num_warps=WARPS,
         streams=True,
@@ -221,9 +222,10 @@ def variants() -> Iterator[Variant]:
     yield decode_variant(256, 2, bf16, 128, 128)
     yield decode_variant(128, 4, e4m3, 16, 128)
     yield decode_variant(128, 2, e5m2, 64, 128)
-    yield latent_variant(20, 64, 32)
-    yield latent_variant(20, 16, 32)
-    yield latent_variant(128, 8, 512)
+    yield latent_variant(20, 64, 32, even=True)
+    yield latent_variant(20, 16, 32, even=True)
+    yield latent_variant(20, 16, 32, even=False)
+    yield latent_variant(128, 8, 512, even=False)
     yield mla_variant(16, bf16, 64)
     yield mla_variant(20, bf16, 64)
     yield mla_variant(20, bf16, 16)
@@ -239,6 +241,8 @@ def variants() -> Iterator[Variant]:
     yield _variant("threshold", threshold_kernel, per_row, rows, num_warps=8)
     merge = {"HEADS": 8, "GROUP": 4, "DIM": 128, "DIM_BLOCK": 128, "BLOCK_N": 64, "PLAN": 128, "MIN_TILES": 1}
     merge_pointers = {**_FLOATS, "out_ptr": bf16}
+    even_merge = {"HEADS": 1, "GROUP": 20, "DIM": 512, "DIM_BLOCK": 512, "PIECES": 4, "HAS_LSE": True}
+    yield _variant("merge-even", merge_even_kernel, even_merge, merge_pointers, num_warps=4)
     constants = {**merge, "PIECES": 32, "HAS_LSE": True}
     yield _variant("merge", merge_kernel, constants, merge_pointers, num_warps=4)
     plan = {"HEADS": 8, "BLOCK_N": 64, "PLAN": 1024, "MIN_TILES": 1}

@@ -23,7 +23,7 @@ HOPPER = (
     "decode-d192-g16-bf16-p16-r128",
     "decode-d256-g2-bf16-p128-r128",
     "decode-d128-g4-fp8e4nv-p16-r128",
-    "latent-g20-p64-r32",
+    "latent-g20-p64-r32-even",
     "latent-g20-p16-r32",
     "mla-g20-bf16-p64",
     "mla-g64-bf16-p64",
@@ -31,6 +31,7 @@ HOPPER = (
     "select-2048-k128-fp32",
     "select-65536-k128-fp32",
     "merge",
+    "merge-even",
     "write-decode",
 )
 BLACKWELL = ("decode-d128-g4-bf16-p16-r128", "mla-g20-bf16-p64", "select-2048-k128-bf16-stochastic")

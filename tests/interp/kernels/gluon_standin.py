@@ -96,7 +96,7 @@ def _namespace(program: int) -> dict[str, Any]:
     }
     gl |= {
         "constexpr": None, "int32": torch.int32, "int64": torch.int64, "float32": torch.float32,
-        "program_id": lambda axis: program,
+        "program_id": lambda axis: torch.tensor(program, dtype=torch.int32),
         "static_range": range,
         "arange": lambda a, b, layout: torch.arange(a, b),
         "full": lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),

@@ -16,17 +16,19 @@ UNIT = 2**-8
 
 
 @pytest.mark.parametrize(
-    ("heads", "page_size", "lens", "workers"),
+    ("heads", "page_size", "lens", "workers", "even"),
     [
-        (3, 16, [0, 1, 63, 64, 65, 300], 3),  # workers hold ends, whole rows and beginnings
-        (20, 64, [700], 4),  # a row over several workers, and more tiles than workers
-        (5, 128, [129, 0], 7),
-        (34, 8, [70], 1),  # two rows of 17 heads a request
+        (3, 16, [0, 1, 63, 64, 65, 300], 3, False),  # workers hold ends, whole rows and beginnings
+        (20, 64, [700], 4, False),  # a row over several workers, and more tiles than workers
+        (3, 16, [0, 70, 300], 7, True),  # two pieces a row, some without tokens
+        (5, 128, [129, 0], 2, True),  # one piece a row
+        (34, 8, [70], 1, False),  # two rows of 17 heads a request
     ],
 )
 def test_latent_kernel_equals_the_definition(
-    monkeypatch: pytest.MonkeyPatch, heads: int, page_size: int, lens: list[int], workers: int
+    monkeypatch: pytest.MonkeyPatch, heads: int, page_size: int, lens: list[int], workers: int, even: bool
 ) -> None:
+    monkeypatch.setattr(latent_decode, "EVEN_TOKENS", 4096 if even else 0)
     monkeypatch.setattr(latent_decode, "latent_decode_kernel", StandIn(latent_decode.latent_decode_kernel))
     monkeypatch.setattr("vortex_core.kernels.runtime.INTERPRETER_MULTIPROCESSORS", workers)
     case = inputs.attention(
