@@ -11,6 +11,7 @@ them; both engines are asked for the same number of tokens. The paired interval 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -145,21 +147,25 @@ def through_sglang(
         variables |= CPU_VARIABLES
     else:
         options |= {"mem_fraction_static": 0.5, "cuda_graph_bs_decode": [args.batch]}
-    answers, version = {}, ""
-    for name, bundle in flows.items():
-        settings, backend = None, args.dense
+
+    def one(name: str) -> tuple[Answered, str]:
+        bundle, settings, backend = flows[name], None, args.dense
         if bundle is not None:
             settings, backend = Settings(str(bundle.write(folder / f"{name}.json")), args.dense), "vortex"
         with EngineProcess(options | {"attention_backend": backend}, settings, variables=variables) as engine:
-            version = engine.facts["sglang"]
             began = time.perf_counter()
             found: list[list[int]] = []
             for group in batches(items.prompts, args.batch):
                 found += engine.generate(group, items.new).tokens
             seconds, status = time.perf_counter() - began, engine.status or {}
-        answers[name] = items.answered(found, status.get("density"), status.get("ir_hash"), seconds)
-        report("sglang", name, answers[name])
-    return answers, version
+            version = str(engine.facts["sglang"])
+        answered = items.answered(found, status.get("density"), status.get("ir_hash"), seconds)
+        report("sglang", name, answered)
+        return answered, version
+
+    with ThreadPoolExecutor(args.parallel) as pool:
+        results = dict(zip(flows, pool.map(one, flows), strict=True))
+    return {name: answered for name, (answered, _) in results.items()}, results[DENSE][1]
 
 
 def batches(prompts: Sequence[list[int]], size: int) -> list[list[list[int]]]:
@@ -234,6 +240,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK:CONTEXT:ITEMS[:DISTRACTORS]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--parallel", type=int, default=1, help="SGLang engines at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of both engines; float32 on a CPU, else bfloat16")
     parser.add_argument("--dense", help="SGLang backend: dense arm and prefill of all")
@@ -247,13 +254,14 @@ def main() -> None:
     for name in args.flows.split(","):
         flows[name] = FlowBundle.of(library.resolve(name).with_knobs(page_size=args.page, budget=args.budget))
     theirs = embedded(items, flows, args)
-    if args.device == "cuda":
+    if args.device == "cuda":  # the engine is gone, its memory is SGLang's
+        gc.collect()
         torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as folder:
         ours, version = through_sglang(items, flows, args, Path(folder))
     gpu = args.device == "cuda"
     data = {
-        "date": time.strftime("%Y-%m-%d"), "model": args.model, "dtype": args.dtype, "sglang": version,
+        "date": time.strftime("%Y-%m-%d"), "model": resolve_model(args.model).spec.name, "dtype": args.dtype, "sglang": version,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "tasks": args.tasks, "seed": args.seed, "budget": args.budget, "page": args.page,
