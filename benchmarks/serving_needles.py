@@ -261,8 +261,8 @@ def main() -> None:
         ours, version = through_sglang(items, flows, args, Path(folder))
     gpu = args.device == "cuda"
     data = {
-        "date": time.strftime("%Y-%m-%d"), "model": resolve_model(args.model).spec.name, "dtype": args.dtype, "sglang": version,
-        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"), "model": resolve_model(args.model).spec.name, "dtype": args.dtype,
+        "sglang": version, "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "tasks": args.tasks, "seed": args.seed, "budget": args.budget, "page": args.page,
         "command": shlex.join(["python", "-m", "benchmarks.serving_needles", *sys.argv[1:]]),
