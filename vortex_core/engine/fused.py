@@ -17,6 +17,7 @@ from vortex_core.engine.fused_experts import FusedExperts, fits_experts
 from vortex_core.engine.fused_kernels import add_rms_norm, norm_rotate, rms_norm, silu_mul
 from vortex_core.engine.fused_latent import FusedLatentAttention
 from vortex_core.engine.models.latent import LatentAttention
+from vortex_core.engine.static_step import StaticStep
 
 NORMS = frozenset(
     {
@@ -122,15 +123,20 @@ class FusedAttention(nn.Module):
         qkv = self.qkv(hidden_states).view(batch * rows, -1)
         cos, sin = (x.expand(batch, -1, -1).reshape(batch * rows, -1) for x in position_embeddings)
         norm = self.q_norm
+        stores = isinstance(vortex_step, StaticStep)
         norm_rotate(
             qkv, cos, sin, q_heads=self.q_heads, kv_heads=self.kv_heads, dim=self.head_dim,
             q_weight=None if norm is None else norm.weight,
             k_weight=None if self.k_norm is None else self.k_norm.weight,
             eps=0.0 if norm is None else norm.variance_epsilon,
+            store=vortex_step.target(self.layer_idx) if stores else None,
         )  # fmt: skip
         heads = qkv.view(batch, rows, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split([self.q_heads, self.kv_heads, self.kv_heads], dim=1)
-        out = vortex_step.attend(self.layer_idx, q, k, v, self.scaling)
+        if stores:
+            out = vortex_step.attend_stored(self.layer_idx, q, self.scaling)
+        else:
+            out = vortex_step.attend(self.layer_idx, q, k, v, self.scaling)
         return self.o_proj(out.reshape(batch, rows, -1)), None
 
 

@@ -58,11 +58,23 @@ def add_rms_norm_kernel(
 
 
 @triton.jit
+def _narrow(x, limit, dtype: tl.constexpr):
+    """To the type of a cache; fp8 saturates, as in `kernels.kv_write`."""
+    return tl.minimum(tl.maximum(x.to(tl.float32), -limit), limit).to(dtype)
+
+
+@triton.jit
 def norm_rotate_kernel(
-    qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, tokens, stride, stride_cos, eps,
-    Q_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_PAD: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr,
+    qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, tokens, stride,
+    stride_cos, stride_k_head, stride_v_head, eps, limit,
+    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_PAD: tl.constexpr,
+    NORM: tl.constexpr, STORE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (token blocks, query heads + kv heads): one head's channels, normalised and rotated in place."""
+    """Grid (token blocks, heads): one head's channels, normalised and rotated in place.
+
+    With `STORE` keys go to their slots in the cache instead, and the grid goes on with the heads of the values, which
+    go there as they are.
+    """
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     head = tl.program_id(1)
     half = tl.arange(0, HALF_PAD)[None, :]
@@ -72,6 +84,15 @@ def norm_rotate_kernel(
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     low = tl.load(base + half, mask=ok, other=0.0).to(tl.float32)
     high = tl.load(base + DIM // 2 + half, mask=ok, other=0.0).to(tl.float32)
+    if STORE:
+        slot = tl.load(slots_ptr + token, mask=token < tokens, other=-1)
+        held = ok & (slot >= 0)
+        if head >= Q_HEADS + KV_HEADS:
+            at = v_cache_ptr + (head - Q_HEADS - KV_HEADS).to(tl.int64) * stride_v_head + slot * DIM + half
+            narrow: tl.constexpr = v_cache_ptr.dtype.element_ty
+            tl.store(at, _narrow(low, limit, narrow), mask=held)
+            tl.store(at + DIM // 2, _narrow(high, limit, narrow), mask=held)
+            return
     if NORM:
         weight = q_weight_ptr
         if head >= Q_HEADS:
@@ -88,8 +109,16 @@ def norm_rotate_kernel(
     sin_high = tl.load(sin + DIM // 2, mask=ok, other=0.0).to(tl.float32)
     new_low = (low * cos_low).to(dtype).to(tl.float32) + (-high * sin_low).to(dtype).to(tl.float32)
     new_high = (high * cos_high).to(dtype).to(tl.float32) + (low * sin_high).to(dtype).to(tl.float32)
-    tl.store(base + half, new_low.to(dtype), mask=ok)
-    tl.store(base + DIM // 2 + half, new_high.to(dtype), mask=ok)
+    new_low, new_high = new_low.to(dtype), new_high.to(dtype)
+    if STORE:  # noqa: SIM102  (one is known when the kernel is compiled)
+        if head >= Q_HEADS:
+            at = k_cache_ptr + (head - Q_HEADS).to(tl.int64) * stride_k_head + slot * DIM + half
+            key: tl.constexpr = k_cache_ptr.dtype.element_ty
+            tl.store(at, _narrow(new_low, limit, key), mask=held)
+            tl.store(at + DIM // 2, _narrow(new_high, limit, key), mask=held)
+            return
+    tl.store(base + half, new_low, mask=ok)
+    tl.store(base + DIM // 2 + half, new_high, mask=ok)
 
 
 @triton.jit
@@ -177,19 +206,30 @@ def norm_rotate(
     q_weight: torch.Tensor | None,
     k_weight: torch.Tensor | None,
     eps: float,
+    store: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """Normalise (where there are weights) and rotate the query and key heads in place.
 
     Args:
         qkv: `[token, (q_heads + 2 * kv_heads) * dim]`, queries, keys, values side by side.
         cos, sin: `[token, dim]`, in the dtype of `qkv`.
+        store: caches of keys and values, `[kv_head, slot, dim]`, and int64 slots `[token]`, negative to skip: keys
+            and values are written there, and `qkv` keeps the keys as they were.
     """
     assert cos.stride() == sin.stride() and cos.stride(-1) == 1
     norm = q_weight is not None
-    tokens = qkv.shape[0]
-    norm_rotate_kernel[(triton.cdiv(tokens, ROWS), q_heads + kv_heads)](
-        qkv, q_weight, k_weight, cos, sin, tokens, qkv.stride(0), cos.stride(0), eps,
-        Q_HEADS=q_heads, DIM=dim, HALF_PAD=next_power_of_2(dim // 2), NORM=norm, ROWS=ROWS, num_warps=1,
+    tokens, heads = qkv.shape[0], q_heads + kv_heads
+    k_cache = v_cache = slots = None
+    strides, limit = (0, 0), 0.0
+    if store is not None:
+        k_cache, v_cache, slots = store
+        heads += kv_heads
+        assert k_cache.stride()[1:] == v_cache.stride()[1:] == (dim, 1) and slots.is_contiguous()
+        strides, limit = (k_cache.stride(0), v_cache.stride(0)), torch.finfo(k_cache.dtype).max
+    norm_rotate_kernel[(triton.cdiv(tokens, ROWS), heads)](
+        qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, slots, tokens, qkv.stride(0), cos.stride(0),
+        *strides, eps, limit, Q_HEADS=q_heads, KV_HEADS=kv_heads, DIM=dim, HALF_PAD=next_power_of_2(dim // 2),
+        NORM=norm, STORE=store is not None, ROWS=ROWS, num_warps=1,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from vortex_core.engine.fused_kernels import ROWS
 from vortex_core.engine.latent_kernels import latent_row_kernel, rotate_queries_kernel
 from vortex_core.engine.models.latent import LatentAttention
 from vortex_core.engine.seam import Step
+from vortex_core.engine.static_step import StaticStep
 from vortex_core.kernels.runtime import next_power_of_2
 
 
@@ -44,14 +45,18 @@ class FusedLatentAttention(nn.Module):
         *,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         vortex_step: Step,
-        **_: Any,
+        **_others: Any,
     ) -> tuple[torch.Tensor, None]:
         """`[batch, row, hidden]` to the same."""
         batch, rows, _hidden = hidden_states.shape
         tokens, heads = batch * rows, self.k_up.shape[0]
         cos, sin = (x.expand(batch, -1, -1).reshape(tokens, -1) for x in position_embeddings)
         both = self.projection(hidden_states).view(tokens, -1)
-        row, q = self._project(both, cos, sin)
+        target = None
+        if isinstance(vortex_step, StaticStep):
+            cache, _, slots = vortex_step.target(self.layer_idx)
+            target = (cache[0], slots)
+        row, q = self._project(both, cos, sin, target)
         q = q.view(tokens, heads, -1)
         query = both.new_empty(tokens, heads, self.latent + self.rope)
         torch.bmm(
@@ -64,28 +69,41 @@ class FusedLatentAttention(nn.Module):
         )  # fmt: skip
 
         q4 = query.view(batch, rows, heads, -1).transpose(1, 2)
-        k4 = row.view(batch, 1, rows, -1)
-        out = vortex_step.attend(self.layer_idx, q4, k4, k4[..., : self.latent], self.scaling)
+        if isinstance(vortex_step, StaticStep):
+            out = vortex_step.attend_stored(self.layer_idx, q4, self.scaling)
+        else:
+            k4 = row.view(batch, 1, rows, -1)
+            out = vortex_step.attend(self.layer_idx, q4, k4, k4[..., : self.latent], self.scaling)
         values = both.new_empty(tokens, heads, self.v_up.shape[2])
         torch.bmm(out.reshape(tokens, heads, -1).transpose(0, 1), self.v_up, out=values.transpose(0, 1))
         return self.o_proj(values.view(batch, rows, -1)), None
 
     def _project(
-        self, both: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+        self,
+        both: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        target: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cached rows `[token, latent + rope]` and the heads' queries, from the first product."""
+        """The rows to cache, `[token, latent + rope]`, and the heads' queries, from the first product.
+
+        Args:
+            target: a cache `[slot, latent + rope]`, and the slots to which the rows go instead.
+        """
         assert cos.stride() == sin.stride() and cos.stride(1) == both.stride(1) == 1
         tokens, half = len(both), self.rope // 2
         width = both.shape[1] - self.latent - self.rope
-        row = both.new_empty(tokens, self.latent + self.rope)
+        row = both.new_empty(tokens, self.latent + self.rope) if target is None else target[0]
+        slots = None if target is None else target[1]
+        assert row.is_contiguous()
         norm, up = self.q_norm, self.q_up_proj
         queries = None if norm is None else both.new_empty(tokens, width)
         latent_row_kernel[(triton.cdiv(tokens, ROWS),)](
-            both, self.kv_norm.weight, cos, sin, row, None if norm is None else norm.weight, queries, tokens,
-            both.stride(0), cos.stride(0), self.kv_norm.variance_epsilon,
-            0.0 if norm is None else norm.variance_epsilon,
+            both, self.kv_norm.weight, cos, sin, row, slots, None if norm is None else norm.weight, queries,
+            tokens, both.stride(0), cos.stride(0), self.kv_norm.variance_epsilon,
+            0.0 if norm is None else norm.variance_epsilon, torch.finfo(row.dtype).max,
             WIDTH=width, Q_PAD=next_power_of_2(width), Q_NORM=norm is not None, LATENT=self.latent,
             LATENT_PAD=next_power_of_2(self.latent), HALF=half, HALF_PAD=next_power_of_2(half),
-            INTERLEAVED=self.interleaved, ROWS=ROWS, num_warps=4,
+            INTERLEAVED=self.interleaved, STORE=target is not None, ROWS=ROWS, num_warps=4,
         )  # fmt: skip
         return row, both[:, :width].contiguous() if queries is None else up(queries)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vortex_core.engine.fused_kernels import _normed
+from vortex_core.engine.fused_kernels import _narrow, _normed
 
 
 @triton.jit
@@ -24,17 +24,22 @@ def _rotated(base, pair, ok, cos, sin, HALF: tl.constexpr, INTERLEAVED: tl.const
 
 @triton.jit
 def latent_row_kernel(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, q_weight_ptr, q_out_ptr, tokens, stride_x, stride_angle, eps,
-    q_eps, WIDTH: tl.constexpr, Q_PAD: tl.constexpr, Q_NORM: tl.constexpr, LATENT: tl.constexpr,
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, slots_ptr, q_weight_ptr, q_out_ptr, tokens, stride_x,
+    stride_angle, eps, q_eps, limit,
+    WIDTH: tl.constexpr, Q_PAD: tl.constexpr, Q_NORM: tl.constexpr, LATENT: tl.constexpr,
     LATENT_PAD: tl.constexpr, HALF: tl.constexpr, HALF_PAD: tl.constexpr, INTERLEAVED: tl.constexpr,
-    ROWS: tl.constexpr,
+    STORE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Grid (token blocks,): from `[queries, latent, rotary key]` the cached row, its latent normalised and its key
-    rotated, and with `Q_NORM` the normalised queries."""
+    rotated, and with `Q_NORM` the normalised queries. With `STORE` rows go to their slots of a cache."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, LATENT_PAD)[None, :]
     pair = tl.arange(0, HALF_PAD)[None, :]
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    kept: tl.constexpr = out_ptr.dtype.element_ty
+    to = token
+    if STORE:
+        to = tl.load(slots_ptr + token, mask=token < tokens, other=-1)
     if Q_NORM:
         at = tl.arange(0, Q_PAD)[None, :]
         ok = (token < tokens) & (at < WIDTH)
@@ -47,14 +52,14 @@ def latent_row_kernel(
     c = tl.load(x_ptr + token * stride_x + channel, mask=ok, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + channel, mask=channel < LATENT, other=0.0).to(tl.float32)
     c = _normed(c, weight, tl.sum(c * c, 1)[:, None] / LATENT, eps, dtype)
-    row = out_ptr + token * (LATENT + 2 * HALF)
-    tl.store(row + channel, c.to(dtype), mask=ok)
+    row = out_ptr + to * (LATENT + 2 * HALF)
+    tl.store(row + channel, _narrow(c, limit, kept), mask=ok & (to >= 0))
     ok = (token < tokens) & (pair < HALF)
     cos = tl.load(cos_ptr + token * stride_angle + pair, mask=ok, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + token * stride_angle + pair, mask=ok, other=0.0).to(tl.float32)
     low, high = _rotated(x_ptr + token * stride_x + LATENT, pair, ok, cos, sin, HALF, INTERLEAVED, dtype)
-    tl.store(row + LATENT + pair, low, mask=ok)
-    tl.store(row + LATENT + HALF + pair, high, mask=ok)
+    tl.store(row + LATENT + pair, _narrow(low, limit, kept), mask=ok & (to >= 0))
+    tl.store(row + LATENT + HALF + pair, _narrow(high, limit, kept), mask=ok & (to >= 0))
 
 
 @triton.jit

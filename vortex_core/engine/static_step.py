@@ -178,6 +178,17 @@ class StaticStep:
     ) -> torch.Tensor:
         """Store the new token, update states, select, attend."""
         self._write(layer, k[:, :, 0], v[:, :, 0])
+        return self.attend_stored(layer, q, scale)
+
+    def target(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the new tokens' keys and values belong, for those who store them and call `attend_stored`.
+
+        `[kv_head, slot, dim]` of each (of the latent twice), and int64 slots `[batch]`, -1 for padding.
+        """
+        return *self.pool.layer(layer), self.slots
+
+    def attend_stored(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """`attend` for keys and values that are in the pool already."""
         q = q[:, :, 0]
         if self.observer is not None:
             self.observer(layer, q)

@@ -56,10 +56,9 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
             **dict.fromkeys(("x_ptr", "weight_ptr", "cos_ptr", "sin_ptr", "out_ptr"), BF16),
             **dict.fromkeys(("q_weight_ptr", "q_out_ptr"), BF16),
             **dict.fromkeys(("tokens", "stride_x", "stride_angle"), "i32"),
-            "eps": "fp32",
-            "q_eps": "fp32",
+            "slots_ptr": "*i64", "eps": "fp32", "q_eps": "fp32", "limit": "fp32",
         },
-        {"WIDTH": 768, "Q_PAD": 1024, "Q_NORM": True}
+        {"WIDTH": 768, "Q_PAD": 1024, "Q_NORM": True, "STORE": True}
         | {"LATENT": 512, "LATENT_PAD": 512, "HALF": 32, "HALF_PAD": 32, "INTERLEAVED": True, "ROWS": 1},
     ),
     "scan_logits_kernel": (
@@ -72,10 +71,11 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "norm_rotate_kernel": (
         {
             **dict.fromkeys(("qkv_ptr", "q_weight_ptr", "k_weight_ptr", "cos_ptr", "sin_ptr"), BF16),
-            **dict.fromkeys(("tokens", "stride", "stride_cos"), "i32"),
-            "eps": "fp32",
+            "k_cache_ptr": "*fp8e4nv", "v_cache_ptr": "*fp8e4nv", "slots_ptr": "*i64",
+            **dict.fromkeys(("tokens", "stride", "stride_cos", "stride_k_head", "stride_v_head"), "i32"),
+            "eps": "fp32", "limit": "fp32",
         },
-        {"Q_HEADS": 16, "DIM": 128, "HALF_PAD": 64, "NORM": True, "ROWS": 1},
+        {"Q_HEADS": 16, "KV_HEADS": 8, "DIM": 128, "HALF_PAD": 64, "NORM": True, "STORE": True, "ROWS": 1},
     ),
     "silu_mul_kernel": (
         {"x_ptr": BF16, "out_ptr": BF16, "tokens": "i32", "stride": "i32"},
