@@ -9,6 +9,8 @@ memory, so each arm has processes of its own, and `--rounds` interleaves the arm
 engine and stay in the prefix cache; a step's time is the difference of two generations over the difference of their
 lengths (--lengths). P95 is over the gaps between streamed tokens of every sequence.
 
+Answers are compared with those of the fastest dense arm. SGLang's dummy weights answer much the same whatever is
+attended; --normal-weights makes answers depend on it, and tokens route to many experts.
 `--ahead N` starts the processes of the next N arms early and holds them off the GPU until their turn, `--random-kv`
 fills prompts with random keys and values instead of computing them (benchmarks/serving_held.py). `of the floor` is
 computed: the step that would be left if dense attention lost exactly the time of the bytes not read, at the
@@ -30,7 +32,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import serving_held
-from benchmarks.serving_shapes import CPU_VARIABLES, GLM, MODELS, NOTES, kv_bytes_per_token, write_config
+from benchmarks.serving_shapes import (
+    CPU_VARIABLES,
+    GLM,
+    MIXTURES,
+    MODELS,
+    NOTES,
+    kv_bytes_per_token,
+    write_config,
+)
+from benchmarks.serving_speedups import Saved, density_since, table
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.serving.bundle import FlowBundle
@@ -73,14 +84,6 @@ def measure(
     }  # fmt: skip
 
 
-def density_since(before: dict[str, Any], after: dict[str, Any]) -> float | None:
-    """Share of the tokens there that the plug-in's sampled steps attended between two reports."""
-    there = after.get("tokens_there", 0.0) - before.get("tokens_there", 0.0)
-    if not there:
-        return None
-    return float((after["attended_tokens"] - before.get("attended_tokens", 0.0)) / there)
-
-
 @dataclass(frozen=True)
 class Arm:
     """One configuration at its shapes (batch, context). `settings` None is SGLang's own attention."""
@@ -105,8 +108,10 @@ class Run:
         variables = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **QUIET}
         if args.device == "cpu":
             variables |= CPU_VARIABLES
-        if self.gate is not None or args.random_kv:
-            variables |= serving_held.install(self.folder, gate=self.gate, random_kv=args.random_kv)
+        if self.gate is not None or args.random_kv or args.normal_weights:
+            variables |= serving_held.install(
+                self.folder, gate=self.gate, random_kv=args.random_kv, normal=args.normal_weights
+            )
         return EngineProcess(self.arm.options, self.arm.settings, variables=variables, start_limit=args.limit)
 
 
@@ -149,78 +154,6 @@ def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace
         found["failure"] = str(error)
         print(f"{arm.name}: {error}", flush=True)
     return found
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Dense attention's bytes, for the floor of a sparse step.
-
-    Attributes:
-        bytes_per_token: of K and V on one rank, all layers.
-        layers: of the model.
-        bandwidth: bytes/s; None: no floor is computed.
-        new: tokens of a sequence beyond its prompt, on average.
-    """
-
-    bytes_per_token: int
-    layers: int
-    bandwidth: float | None
-    new: float
-
-    def floor_ms(
-        self, dense_ms: float, batch: int, context: int, density: float, sparse_layers: int
-    ) -> float | None:
-        """The dense step without the time of the bytes that a sparse one does not read. Reading page states,
-        scoring and selecting count as nothing."""
-        if self.bandwidth is None:
-            return None
-        tokens = batch * (context + self.new) * (1 - density) * sparse_layers / self.layers
-        return dense_ms - tokens * self.bytes_per_token / self.bandwidth * 1e3
-
-
-def table(arms: list[dict[str, Any]], saved: Saved, meaningful: bool) -> tuple[list[dict[str, Any]], str]:
-    """Medians over rounds by arm and shape, with the speed-up over the best dense arm, and token parity where
-    answers are `meaningful`."""
-    by: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-    for arm in arms:
-        for r in arm["results"]:
-            by.setdefault((arm["arm"], r["batch"], r["context"]), []).append(r)
-    medians = {key: statistics.median(r["ms_step"] for r in rows) for key, rows in by.items()}
-    status = {arm["arm"]: arm.get("status") or {} for arm in arms}
-    rows = []
-    for (name, batch, context), found in by.items():
-        ms, ran, density = medians[name, batch, context], status[name], found[-1]["density"]
-        dense = {k: v for k, v in medians.items() if k[0].startswith("dense:") and k[1:] == (batch, context)}
-        best = min(dense, key=lambda k: dense[k]) if dense else None
-        same = floor = None
-        if best is not None and not name.startswith("dense:"):
-            if meaningful:
-                pairs = zip(found[0]["tokens"], by[best][0]["tokens"], strict=True)
-                same = sum(a == b for a, b in pairs)
-            if density is not None:
-                floor = saved.floor_ms(dense[best], batch, context, density, ran["sparse_layers"])
-        rows.append({
-            "arm": name, "batch": batch, "context": context, "ms_step": round(ms, 3),
-            "tok_s": round(batch / ms * 1e3, 1), "all_ms": [ms for r in found for ms in r["all_ms"]],
-            "tpot_p50_ms": statistics.median(r["tpot_p50_ms"] for r in found),
-            "tpot_p95_ms": statistics.median(r["tpot_p95_ms"] for r in found), "rounds": len(found),
-            "speedup": None if best is None else round(dense[best] / ms, 3),
-            "best_dense": None if best is None else best[0],
-            "floor_ms": None if floor is None else round(floor, 3),
-            "share_of_allowed": None if floor is None else round(floor / ms, 3),
-            "answers_equal_to_dense": same, "density": density, "ir_hash": ran.get("ir_hash"),
-        })  # fmt: skip
-    head = "| arm | batch | context | ms a step | P95 | tok/s | over best dense | of the floor |"
-    lines = [f"{head} answers as dense | density |", "|---" * 10 + "|"]
-    for r in sorted(rows, key=lambda r: (r["batch"], r["context"], r["arm"])):
-        density = "" if r["density"] is None else f"{r['density']:.3f}"
-        same = "" if r["answers_equal_to_dense"] is None else f"{r['answers_equal_to_dense']}/{r['batch']}"
-        share = "" if r["share_of_allowed"] is None else f"{r['share_of_allowed']:.0%}"
-        lines.append(
-            f"| {r['arm']} | {r['batch']} | {r['context']:,} | {r['ms_step']:.2f} | {r['tpot_p95_ms']:.2f} "
-            f"| {r['tok_s']:,.0f} | {r['speedup'] or ''} | {share} | {same} | {density} |"
-        )
-    return rows, "\n".join(lines)
 
 
 def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
@@ -299,6 +232,9 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds an engine may take to start")
     parser.add_argument("--ahead", type=int, default=0, help="arms whose processes start before their turn")
     parser.add_argument("--random-kv", action="store_true", help="prompts of random K and V, not computed")
+    parser.add_argument(
+        "--normal-weights", action="store_true", help="drawn as for training, not SGLang's dummies"
+    )
     parser.add_argument("--bandwidth", type=float, help="bytes/s, for the computed floor of a sparse step")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
@@ -341,7 +277,14 @@ def saved_bytes(args: argparse.Namespace, arm: Arm) -> Saved:
 
 def note(args: argparse.Namespace) -> str:
     """What to keep in mind beside the figures."""
-    notes = [f"weights from {args.weights.name}" if args.weights else NOTES.get(args.model, "dummy weights")]
+    if args.weights:
+        notes = [f"weights from {args.weights.name}"]
+    elif args.normal_weights:
+        notes = ["random weights: N(0, 0.02^2), norms 1", *NOTES.get(args.model, ())]
+    else:
+        notes = ["dummy weights", *NOTES.get(args.model, ())]
+        if args.model in MIXTURES:
+            notes.append("they route to few experts: absolute tok/s is optimistic, speed-ups are overstated")
     return "; ".join([*notes, "random keys and values"] if args.random_kv else notes)
 
 

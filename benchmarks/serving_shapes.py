@@ -53,10 +53,8 @@ _GLM_REST = {
 MODELS = (*SHAPES, GLM)
 # Environment of an SGLang that runs without a GPU.
 CPU_VARIABLES = {"SGLANG_USE_CPU_ENGINE": "1", "TRITON_INTERPRET": "1"}
-NOTES = {
-    GLM: "random weights route to few experts: absolute tok/s is optimistic and speed-ups are overstated",
-    "minimax-m2-layers": "eight of the model's 62 layers; random weights route to few experts",
-}
+MIXTURES = (GLM, "minimax-m2-layers")
+NOTES = {"minimax-m2-layers": ("eight of the model's 62 layers",)}
 
 
 def write_config(model: str, folder: Path, context: int) -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving_needles import Answered, row
-from benchmarks.serving_sglang import Saved, density_since, shapes, table
+from benchmarks.serving_sglang import shapes
 from benchmarks.serving_shapes import kv_bytes_per_token, write_config
+from benchmarks.serving_speedups import Saved, density_since, table
 
 
 def test_shapes_keep_contexts_together_and_begin_with_the_largest_batch() -> None:
