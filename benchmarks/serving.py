@@ -14,6 +14,7 @@ batch that it can.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -267,7 +268,8 @@ def parse() -> argparse.Namespace:
 
 def spawn(ranks: int) -> int:
     """The same command once for each rank."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", str(ranks)]
     return subprocess.run([*command, "-m", "benchmarks.serving", *sys.argv[1:]], check=False).returncode
 
 
@@ -282,6 +284,7 @@ def main() -> int:
         return measure_all(args, Journal(args.out, args.json, ranks, args.seconds))
     finally:
         if ranks is not None:
+            gc.collect()  # graphs that hold sums over the ranks go before the ranks part
             dist.destroy_process_group()
 
 
