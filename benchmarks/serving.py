@@ -42,6 +42,7 @@ from vortex_core.engine.throughput import (
     Candidate,
     Reference,
     against_reference,
+    attention_part,
     attention_share,
     candidates,
     experts_used,
@@ -51,6 +52,7 @@ from vortex_core.engine.throughput import (
     measure_serving,
     random_ids,
     reference,
+    step_launches,
 )
 from vortex_core.specs import ModelSpec, load_model
 
@@ -216,8 +218,15 @@ def experts(engine: Engine, prompts: list[Prompt]) -> dict[str, Any]:
 def share(engine: Engine, candidate: Candidate, prompts: list[Prompt]) -> dict[str, Any]:
     """Of a decode step's time, how much is attention."""
     engine.load_flow(candidate.program, candidate.knobs)
-    found = attention_share(engine, prompts)
-    return {"flow": candidate.name, "page_size": candidate.knobs.page_size, "attention_share": found}
+    row: dict[str, Any] = {"flow": candidate.name, "page_size": candidate.knobs.page_size}
+    if engine.device.type != "cuda":
+        row["attention_share"] = attention_share(engine, prompts)
+    else:
+        launches = step_launches(engine, prompts)
+        row["attention_share"] = attention_part(launches)
+        row["launches"] = sum(x.count for x in launches)
+        row["longest"] = [f"{x.microseconds:.0f} us in {x.count:g} {x.kernel[:60]}" for x in launches[:16]]
+    return row
 
 
 def parse() -> argparse.Namespace:

@@ -287,18 +287,38 @@ def attention_share(engine: Engine, prompts: Sequence[Prompt], steps: int = 2) -
         result = engine.decode(prompts, max_new_tokens=steps)
         assert result.attention_seconds is not None
         return result.attention_seconds / sum(result.step_seconds)
+    return attention_part(step_launches(engine, prompts, steps))
+
+
+@dataclass(frozen=True)
+class Launches:
+    """A kernel's launches in one decode step, and their time on the device together."""
+
+    kernel: str
+    count: float
+    microseconds: float
+
+
+def attention_part(launches: Sequence[Launches]) -> float | None:
+    """Of a step's time on the device, how much is attention."""
+    total = sum(launch.microseconds for launch in launches)
+    attention = sum(x.microseconds for x in launches if x.kernel.startswith(ATTENTION_KERNELS))
+    return attention / total if total else None
+
+
+def step_launches(engine: Engine, prompts: Sequence[Prompt], steps: int = 2) -> list[Launches]:
+    """What a decode step launches on a GPU, the longest first; empty where the profiler gives no kernel times."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         engine.decode(prompts, max_new_tokens=steps)
         engine.synchronize()
-    attention = total = 0.0
-    for event in profiler.key_averages():
-        if event.key.startswith(("Memcpy", "Memset", "cuda")):
-            continue
-        total += event.self_device_time_total
-        attention += event.self_device_time_total if event.key.startswith(ATTENTION_KERNELS) else 0.0
-    return attention / total if total else None
+    found = [
+        Launches(event.key, event.count / steps, event.self_device_time_total / steps)
+        for event in profiler.key_averages()
+        if not event.key.startswith(("Memcpy", "Memset", "cuda")) and event.self_device_time_total
+    ]
+    return sorted(found, key=lambda launch: -launch.microseconds)
 
 
 def experts_used(engine: Engine, prompts: Sequence[Prompt]) -> float | None:
