@@ -4,7 +4,8 @@
 
 Every shape is checked before it is timed: selected pages against fp64 scores, attention against fp64 over the
 selected pages. Then the step, its parts, our dense attention and (where importable) FlashInfer's are timed in the
-same run. The floor is the bytes a step must read over the measured copy bandwidth.
+same run. The floor is the bytes a step must read over the measured copy bandwidth; `null_us` is a chain of as many
+kernels that do nothing, the least that the step's launches cost.
 """
 
 from __future__ import annotations
@@ -18,15 +19,24 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks.kernels_timing import Launch, Report, copy_bandwidth, graph_time, relative_error
+from benchmarks.kernels_timing import (
+    Launch,
+    Report,
+    copy_bandwidth,
+    count_launches,
+    graph_time,
+    null_chain_time,
+    relative_error,
+)
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.triton.flow import TritonFlow
 from vortex_core.ir.cost import step_cost
+from vortex_core.kernels.decode_config import decode_config
 from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace
-from vortex_core.kernels.paged_decode import decode_config, paged_decode, paged_decode_workspace
+from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
 from vortex_core.kernels.pages import PageList
 
 FLOWS = ("block_topk", "quest", "gqa_block_topk", "lserve")
@@ -70,10 +80,11 @@ class Case:
         self.out = torch.empty(batch, q_heads, value, device="cuda", dtype=torch.bfloat16)
         device = torch.device("cuda")
         if self.mla:
-            self.config = mla_config(q_heads, torch.bfloat16, page)
+            self.config = self.list_config = mla_config(q_heads, torch.bfloat16, page)
             self.space = mla_decode_workspace(batch, q_heads, device, self.config)
         else:
-            self.config = decode_config(dim, self.geometry.group, torch.bfloat16, page, batch * kv_heads)
+            shape_ = (dim, self.geometry.group, torch.bfloat16, page, batch * kv_heads)
+            self.config, self.list_config = decode_config(*shape_), decode_config(*shape_, even=True)
             self.space = paged_decode_workspace(
                 batch, kv_heads, self.geometry.group, dim, device, self.config
             )
@@ -98,13 +109,13 @@ class Case:
         if self.mla:
             return mla_decode(
                 self.q, self.k[layer].squeeze(2), ids, lens,
-                workspace=self.space, config=self.config, sm_scale=SCALE, out=self.out,
+                workspace=self.space, config=self.list_config, sm_scale=SCALE, out=self.out,
             )  # fmt: skip
         shape = (self.batch, self.geometry.kv_heads)
         pages = PageList(ids.view(*shape, -1), lens.view(shape))
         k, v = self.k[layer], self.v[layer]
         return paged_decode(
-            self.q, k, v, pages, workspace=self.space, config=self.config, sm_scale=SCALE, out=self.out
+            self.q, k, v, pages, workspace=self.space, config=self.list_config, sm_scale=SCALE, out=self.out
         )
 
     def step(self, layer: int) -> None:
@@ -201,6 +212,7 @@ def measure(report: Report, case: Case, flow: str, peer: dict[str, float | None]
     )
     floor = report.floor_us(cost.bytes - cost.update_bytes)
     step = graph_time([partial(case.step, n) for n in layers])
+    launches = count_launches(partial(case.step, 0))
     best = min(us for us in peer.values() if us is not None)
     report.add(
         "sparse step",
@@ -218,7 +230,8 @@ def measure(report: Report, case: Case, flow: str, peer: dict[str, float | None]
         dense_us=peer["dense"],
         flashinfer_us=peer["flashinfer"],
         speedup=best / step,
-        launches=cost.launches,
+        launches=launches,
+        null_us=null_chain_time(launches),
         **checked,
     )
 

@@ -8,8 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import triton
+import triton.language as tl
+
+from vortex_core.kernels.dependent import await_previous
+from vortex_core.kernels.runtime import dependent_launch, multiprocessors
 
 Launch = Callable[[], object]
 
@@ -49,6 +55,40 @@ def graph_time(launches: Sequence[Launch], *, replays: int = 15, replay_ms: floa
         torch.cuda.synchronize()
         times.append(start.elapsed_time(stop))
     return statistics.median(times) * 1e3 / (inner * len(launches))
+
+
+@triton.jit
+def null_kernel(PDL: tl.constexpr):
+    """Waits its turn and does nothing."""
+    await_previous(PDL)
+
+
+def null_chain_time(length: int) -> float:
+    """Microseconds of `length` kernels that do nothing, a block an SM each, launched as our kernels are."""
+    device = torch.device("cuda")
+    blocks = multiprocessors(device)
+    early = dependent_launch(device)
+
+    def chain() -> None:
+        for _ in range(length):
+            null_kernel[(blocks,)](num_warps=4, **early)
+
+    return graph_time([chain])
+
+
+def count_launches(step: Launch) -> int:
+    """Triton kernels that `step` launches."""
+    count = 0
+    run = triton.JITFunction.run
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        return run(*args, **options)
+
+    with mock.patch.object(triton.JITFunction, "run", counted):
+        step()
+    return count
 
 
 def copy_bandwidth() -> float:

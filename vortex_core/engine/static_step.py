@@ -21,9 +21,10 @@ from vortex_core.engine.fused_kernels import keep_lists
 from vortex_core.engine.pool import KVPool
 from vortex_core.engine.selection import LoadedFlow
 from vortex_core.engine.step_kernels import begin_step
+from vortex_core.kernels.decode_config import decode_config
 from vortex_core.kernels.kv_write import write_kv
 from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace, mla_rows
-from vortex_core.kernels.paged_decode import decode_config, paged_decode, paged_decode_workspace
+from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
 from vortex_core.kernels.pages import PageList as Rows
 from vortex_core.kernels.pages import shared_page_list
 from vortex_core.kernels.split import SplitWorkspace
@@ -281,7 +282,9 @@ class StaticStep:
                 pages = shared_page_list(ids, lens, lists)
             paged_decode(
                 q, keys, values, pages, workspace=self.space.at(batch, lists),
-                config=decode_config(g.head_dim, q_heads // lists, keys.dtype, page_size, batch * lists),
+                config=decode_config(
+                    g.head_dim, q_heads // lists, keys.dtype, page_size, batch * lists, even=per_head
+                ),
                 sm_scale=scale, kv_repeat=lists // g.kv_heads, out=out, **mass,
             )  # fmt: skip
         if want_mass:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vortex_core.kernels.pages import require
 from vortex_core.kernels.runtime import next_power_of_2
-from vortex_core.kernels.select import MAX_BLOCK, SCORE_DTYPES, row_strides
+from vortex_core.kernels.select import SCORE_DTYPES, SEGMENT, row_strides
 from vortex_core.kernels.select_kernel import order_key
 
 
@@ -118,7 +118,7 @@ def _check(scores: Tensor, n_tokens: Tensor, heads: int, budget: Tensor) -> int:
         f"{scores.shape[0]} rows for {n_tokens.numel()} x {heads}",
     )
     require(budget.numel() == scores.shape[0] and budget.dtype == torch.int32, "budget must be int32 [rows]")
-    return min(MAX_BLOCK, max(16, next_power_of_2(scores.shape[1])))
+    return min(SEGMENT, max(16, next_power_of_2(scores.shape[1])))
 
 
 def top_p_budget(

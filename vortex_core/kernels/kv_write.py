@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vortex_core.kernels.dependent import await_previous
 from vortex_core.kernels.pages import require
-from vortex_core.kernels.runtime import next_power_of_2
+from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 
 
 @triton.jit
@@ -33,9 +34,10 @@ def kv_write_kernel(
     stride_k, stride_k_head, stride_v, stride_v_head,
     stride_kc_page, stride_kc_token, stride_kc_head, stride_vc_page, stride_vc_token, stride_vc_head,
     PAGE: tl.constexpr, DK: tl.constexpr, DK_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
-    HAS_V: tl.constexpr, BLOCK_T: tl.constexpr,
+    HAS_V: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (token block, kv head)."""
+    await_previous(PDL)
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     head = tl.program_id(1).to(tl.int64)
     slot = tl.load(slots_ptr + token, mask=token < tokens, other=-1).to(tl.int64)
@@ -106,7 +108,7 @@ def write_kv(
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
         PAGE=page_size, DK=k.shape[2], DK_PAD=next_power_of_2(k.shape[2]),
         DV=v.shape[2], DV_PAD=next_power_of_2(v.shape[2]), HAS_V=has_v, BLOCK_T=block_t,
-        num_warps=1 if block_t == 1 else 4,
+        num_warps=1 if block_t == 1 else 4, **dependent_launch(k.device),
     )  # fmt: skip
 
 

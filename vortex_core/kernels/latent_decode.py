@@ -12,6 +12,7 @@ from vortex_core.kernels.latent_kernel import TILE, WARPS, latent_decode_kernel
 from vortex_core.kernels.pages import PageList
 from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2
 from vortex_core.kernels.split import (
+    EVEN_TOKENS,
     SplitWorkspace,
     merge_even_kernel,
     merge_kernel,
@@ -20,7 +21,6 @@ from vortex_core.kernels.split import (
 )
 
 CHANNELS = (576, 512)  # of a cached token, and of its latent
-EVEN_TOKENS = 4096  # longest lists whose rows are cut alike
 MAX_GROUP = 32  # query heads a list: more do not fit shared memory beside two tiles
 
 
@@ -104,16 +104,17 @@ def launch_latent(
         has_lse=lse is not None,
     )
     plan = {"HEADS": heads, "BLOCK_N": TILE, "PLAN": constants["PLAN"], "MIN_TILES": 1}
+    early = {"PDL": 0}
     if splits == 0 and not constants["ONE_BLOCK"]:
         plan_kernel[(workers,)](
-            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers, **plan, num_warps=4
+            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers, **plan, num_warps=4, **early
         )
     latent_decode_kernel[(rows * splits or workers,)](
         q, cache, out, lse, ids, lens, workspace.part_out, workspace.part_lse, workspace.plan,
         q.stride(0), q.stride(1), cache.stride(0), out.stride(0), out.stride(1),
         ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), score_scale, v_scale, rows, workers,
         splits, max_tokens,
-        **constants, PDL=0, num_warps=WARPS,
+        **constants, num_warps=WARPS, **early,
     )  # fmt: skip
     if splits > 1:
         pieces = next_power_of_2(splits)
@@ -121,7 +122,7 @@ def launch_latent(
         merge_even_kernel[(rows, group, 512 // block)](
             out, lse, workspace.part_out, workspace.part_lse, out.stride(0), out.stride(1), splits,
             HEADS=heads, GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None,
-            num_warps=4,
+            num_warps=4, **early,
         )  # fmt: skip
     elif splits == 0:
         block = 512 if rows * group >= 512 else 128
@@ -130,4 +131,5 @@ def launch_latent(
             out, lse, workspace.part_out, workspace.part_lse, lens,
             out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
             GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None, **plan, num_warps=4,
+            **early,
         )  # fmt: skip

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vortex_core.kernels.decode_config import FP8_DTYPES, DecodeConfig, decode_workers
 from vortex_core.kernels.latent_decode import on_hopper
-from vortex_core.kernels.paged_decode import FP8_DTYPES, DecodeConfig, decode_workers, paged_decode
+from vortex_core.kernels.paged_decode import paged_decode
 from vortex_core.kernels.pages import PageList, require, shared_page_list
 from vortex_core.kernels.runtime import INTERPRETED
 from vortex_core.kernels.split import SplitWorkspace, split_workspace

@@ -38,7 +38,9 @@ INSTRUCTION_GROUPS: dict[str, str] = {
     "CP_ASYNC": r"^LDGSTS",  # 16-byte asynchronous copies
     "LDSM": r"^LDSM",  # shared memory to matrix fragments
     "LOCAL": r"^(LDL|STL)",  # local memory: spills
-    "ATOM": r"^(ATOM|RED)",
+    "ATOM": r"^(ATOM\w*|RED)$",
+    "PDL_WAIT": r"^ACQBULK",  # griddepcontrol.wait
+    "PDL_NEXT": r"^PREEXIT",  # griddepcontrol.launch_dependents
     "BAR": r"^BAR",
 }
 
@@ -57,6 +59,8 @@ class KernelReport:
     registers: per thread. stack_bytes: local memory a thread (0 = no spills). shared_bytes: per block,
     static + dynamic.
     opcodes: counts in the machine code by `INSTRUCTION_GROUPS`. copy_bits: widest asynchronous copy in bits.
+    memory_before_wait: accesses to global memory ahead of the wait for the kernel before (`dependent.py`), which
+    must be none; None where the kernel does not wait.
     """
 
     name: str
@@ -69,6 +73,7 @@ class KernelReport:
     instructions: int
     opcodes: dict[str, int] = field(default_factory=dict)
     copy_bits: int = 0
+    memory_before_wait: int | None = None
 
     @property
     def spills(self) -> bool:
@@ -112,6 +117,14 @@ def read_cubin(cubin: bytes) -> tuple[dict[str, int], list[str]]:
     usage = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage_text)}
     opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
     return usage, opcodes
+
+
+def memory_before_wait(opcodes: list[str]) -> int | None:
+    """Global memory accesses before `griddepcontrol.wait`, in the order of the machine code; None without one."""
+    wait = next((i for i, opcode in enumerate(opcodes) if opcode.startswith("ACQBULK")), None)
+    if wait is None:
+        return None
+    return sum(bool(re.match(r"(LDG|STG|LD\.|ST\.|ATOM|RED\.|UTMA|UBLKCP)", o)) for o in opcodes[:wait])
 
 
 def build_kernel(
@@ -192,4 +205,5 @@ def compile_kernel(
         instructions=len(opcodes),
         opcodes={k: v for k, v in groups.items() if v},
         copy_bits=max(widths, default=32 if groups["CP_ASYNC"] else 0),
+        memory_before_wait=memory_before_wait(opcodes),
     )

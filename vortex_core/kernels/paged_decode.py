@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,59 +10,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vortex_core.kernels.decode_config import FP8_DTYPES, DecodeConfig, decode_workers
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
 from vortex_core.kernels.latent_decode import latent_kernel_fits, launch_latent
+from vortex_core.kernels.list_kernel import list_decode_kernel
 from vortex_core.kernels.pages import PageList, require
-from vortex_core.kernels.runtime import INTERPRETED, multiprocessors, next_power_of_2, split_dim
-from vortex_core.kernels.split import SplitWorkspace, merge_kernel, plan_block, plan_kernel, split_workspace
+from vortex_core.kernels.runtime import (
+    INTERPRETED,
+    dependent_launch,
+    next_power_of_2,
+    split_dim,
+)
+from vortex_core.kernels.split import (
+    EVEN_TOKENS,
+    SplitWorkspace,
+    merge_even_kernel,
+    merge_kernel,
+    plan_block,
+    plan_kernel,
+    split_workspace,
+)
 
 LOG2_E = math.log2(math.e)
-FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 KV_DTYPES = (torch.bfloat16, torch.float16, torch.float32, *FP8_DTYPES)
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """Tuning of one decode launch.
-
-    block_n: tokens a tile (a power of two that divides or is divided by the page size).
-    workers_per_sm: workers of the fixed grid for each multiprocessor.
-    min_tiles: fewest tiles a worker takes. fused_merge: merge in the same launch (few pieces a row) or in a
-    second. group_pad: rows of the products, 0 for the least that holds the group.
-    latent_kernel: latent attention of 512 + 64 channels runs in `latent_kernel.py` (Hopper only), except where
-    page masses are asked for.
-    """
-
-    block_n: int
-    num_warps: int
-    num_stages: int
-    workers_per_sm: int
-    min_tiles: int = 1
-    fused_merge: bool = True
-    group_pad: int = 0
-    latent_kernel: bool = False
-
-
-def decode_config(
-    head_dim: int, group: int, kv_dtype: torch.dtype, page_size: int, rows: int
-) -> DecodeConfig:
-    """The tuned configuration for a shape. `rows` is the largest number of (request, kv head) rows."""
-    if INTERPRETED:
-        return DecodeConfig(16, 4, 1, 1, 1, rows >= 4)
-    element = 1 if kv_dtype in FP8_DTYPES else 2 if kv_dtype != torch.float32 else 4
-    # Measured on an H100: two blocks an SM with two 32 KiB tiles of K and V in flight each reach the
-    # bandwidth of HBM. Wider heads take shorter tiles, for registers as much as for shared memory.
-    block_n = 64 if head_dim * element <= 256 and head_dim <= 192 and group <= 16 else 32
-    if head_dim <= 64 and element == 2 and group <= 16:
-        block_n = 128
-    # A row cut over many workers merges faster with a block a head than in its last worker.
-    # fp8 tiles are half as large: three blocks keep as many bytes in flight.
-    return DecodeConfig(block_n, 4, 3, 3 if element == 1 else 2, 1, fused_merge=rows >= 32)
-
-
-def decode_workers(device: torch.device, config: DecodeConfig) -> int:
-    """Size of the fixed grid: a function of the device alone, so that a captured graph fits every step."""
-    return multiprocessors(device) * config.workers_per_sm
 
 
 def paged_decode_workspace(
@@ -141,6 +110,12 @@ def decode_constants(
     }
 
 
+def even_constants(constants: dict[str, Any], *, split: bool) -> dict[str, Any]:
+    """Those of `list_decode_kernel`, from `decode_constants`."""
+    planning = ("PLAN", "ONE_BLOCK", "MIN_TILES")
+    return {name: value for name, value in constants.items() if name not in planning} | {"SPLIT": split}
+
+
 def check_decode_inputs(q: Tensor, k_cache: Tensor, v_cache: Tensor, pages: PageList, kv_repeat: int) -> None:
     """Raises `KernelInputError` for what the kernel cannot take."""
     require(
@@ -167,6 +142,101 @@ def check_decode_inputs(q: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Page
     require(
         q.shape[1] % pages.kv_heads == 0, f"{q.shape[1]} query heads do not divide by {pages.kv_heads} rows"
     )
+
+
+def list_splits(rows: int, workers: int, tokens: int, block_n: int) -> int:
+    """Pieces each row of at most `tokens` tokens is cut into, so that all run at once: a function of maxima."""
+    return max(1, min(workers // rows, -(-tokens // block_n)))
+
+
+def _launch_even(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    pages: PageList,
+    workspace: SplitWorkspace,
+    config: DecodeConfig,
+    constants: dict[str, Any],
+    out: Tensor,
+    lse: Tensor | None,
+    page_lse: Tensor | None,
+    score_scale: float,
+    v_scale: float,
+    splits: int,
+) -> None:
+    """Every row in `splits` pieces, then the merge unless the last piece of a row does it."""
+    ids, lens, group, dim = pages.page_ids, pages.kv_lens, constants["GROUP"], constants["DV"]
+    rows = pages.batch * pages.kv_heads
+    # With one block a multiprocessor, those that start early spread evenly.
+    early = dependent_launch(q.device, early=config.workers_per_sm == 1)
+    list_decode_kernel[(rows * splits,)](
+        q, k_cache, v_cache, out, lse, page_lse, ids, lens,
+        workspace.part_out, workspace.part_lse, workspace.finished,
+        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
+        ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
+        score_scale, v_scale, splits,
+        **even_constants(constants, split=splits > 1),
+        num_warps=config.num_warps, num_stages=config.num_stages, **early,
+    )  # fmt: skip
+    if splits > 1 and not config.fused_merge:
+        dim_block = min(128, next_power_of_2(dim))
+        merge_even_kernel[(rows, group, triton.cdiv(dim, dim_block))](
+            out, lse, workspace.part_out, workspace.part_lse, out.stride(0), out.stride(1), splits,
+            HEADS=constants["HEADS"], GROUP=group, DIM=dim, DIM_BLOCK=dim_block,
+            PIECES=next_power_of_2(splits), HAS_LSE=lse is not None, num_warps=4, **early,
+        )  # fmt: skip
+
+
+def _launch_planned(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    pages: PageList,
+    workspace: SplitWorkspace,
+    config: DecodeConfig,
+    constants: dict[str, Any],
+    out: Tensor,
+    lse: Tensor | None,
+    page_lse: Tensor | None,
+    score_scale: float,
+    v_scale: float,
+    workers: int,
+) -> None:
+    """Tiles of all rows shared out over the workers, then the merge unless each row's last worker does it."""
+    ids, lens = pages.page_ids, pages.kv_lens
+    heads, group, dim_v = constants["HEADS"], constants["GROUP"], constants["DV"]
+    rows = pages.batch * heads
+    early = dependent_launch(q.device)
+    if not constants["ONE_BLOCK"]:
+        plan_kernel[(workers,)](
+            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers,
+            HEADS=heads, BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"], MIN_TILES=config.min_tiles,
+            num_warps=4, **early,
+        )  # fmt: skip
+    paged_decode_kernel[(workers,)](
+        q, k_cache, v_cache, out, lse, page_lse, ids, lens,
+        workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
+        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
+        ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
+        score_scale, v_scale, rows, workers,
+        **constants,
+        num_warps=config.num_warps, num_stages=config.num_stages, **early,
+    )  # fmt: skip
+    if not config.fused_merge:
+        # Few rows: spread their channels over more programs. Many: fewer programs, and as many pieces at
+        # once as a row is cut into when all rows are alike.
+        dim_block = next_power_of_2(dim_v) if rows * group >= 512 else min(128, next_power_of_2(dim_v))
+        pieces = min(4096 // dim_block, max(4, next_power_of_2(workers // rows + 1)))
+        merge_kernel[(rows, group, triton.cdiv(dim_v, dim_block))](
+            out, lse, workspace.part_out, workspace.part_lse, lens,
+            out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
+            HEADS=heads, GROUP=group, DIM=dim_v, DIM_BLOCK=dim_block,
+            BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"],
+            MIN_TILES=config.min_tiles, PIECES=pieces, HAS_LSE=lse is not None,
+            num_warps=4, **early,
+        )  # fmt: skip
 
 
 def paged_decode(
@@ -255,35 +325,17 @@ def paged_decode(
         score_scale = scale * k_scale * LOG2_E
         launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale)
         return out
-    ids, lens = pages.page_ids, pages.kv_lens
-    if not constants["ONE_BLOCK"]:
-        plan_kernel[(workers,)](
-            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers,
-            HEADS=heads, BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"], MIN_TILES=config.min_tiles,
-            num_warps=4,
+    lens = pages.kv_lens
+    splits = list_splits(rows, workers, pages.max_pages * page_size, constants["BLOCK_N"])
+    if config.even and rows <= workers and pages.max_pages * page_size <= EVEN_TOKENS:
+        _launch_even(
+            q, k_cache, v_cache, pages, workspace, config, constants, out, lse,
+            page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale, splits,
         )  # fmt: skip
-    paged_decode_kernel[(workers,)](
-        q, k_cache, v_cache, out, lse, page_lse if page_mass is not None else None, ids, lens,
-        workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
-        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
-        ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
-        scale * k_scale * LOG2_E, v_scale, rows, workers,
-        **constants,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-    if not config.fused_merge:
-        # Few rows: spread their channels over more programs. Many: fewer programs, and as many pieces at
-        # once as a row is cut into when all rows are alike.
-        dim_block = next_power_of_2(dim_v) if rows * group >= 512 else min(128, next_power_of_2(dim_v))
-        pieces = min(4096 // dim_block, max(4, next_power_of_2(workers // rows + 1)))
-        merge_kernel[(rows, group, triton.cdiv(dim_v, dim_block))](
-            out, lse, workspace.part_out, workspace.part_lse, lens,
-            out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
-            HEADS=heads, GROUP=group, DIM=dim_v, DIM_BLOCK=dim_block,
-            BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"],
-            MIN_TILES=config.min_tiles, PIECES=pieces, HAS_LSE=lse is not None,
-            num_warps=4,
+    else:
+        _launch_planned(
+            q, k_cache, v_cache, pages, workspace, config, constants, out, lse,
+            page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale, workers,
         )  # fmt: skip
     if page_mass is not None:
         assert lse is not None and page_lse is not None
@@ -292,5 +344,6 @@ def paged_decode(
             page_lse, lse, lens, page_mass, pages.max_pages, lens.stride(0), lens.stride(1),
             page_mass.stride(0), pages.max_pages,
             HEADS=heads, GROUP=group, PAGE=page_size, BLOCK=block, num_warps=4,
+            **dependent_launch(q.device),
         )  # fmt: skip
     return out

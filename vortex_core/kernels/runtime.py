@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -12,6 +14,29 @@ INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 
 # Enough programs to exercise splitting without making the interpreter crawl.
 INTERPRETER_MULTIPROCESSORS = 3
+
+
+# Environment variable; "0" launches every kernel only after the one before it has ended, for comparisons.
+PDL_SWITCH = "VORTEX_PDL"
+
+
+@lru_cache(maxsize=16)
+def _has_dependent_launch(index: int) -> bool:
+    return torch.cuda.get_device_capability(index) >= (9, 0)
+
+
+def dependent_launch(device: torch.device, *, early: bool = False) -> dict[str, Any]:
+    """Arguments of a launch that let the kernel start while the one before it ends (`dependent.py`).
+
+    On for Hopper and later unless `VORTEX_PDL=0`, read at each launch. early: the next kernel may take its places
+    at once, for a kernel that leaves it no room to crowd into.
+    """
+    if device.type != "cuda" or os.environ.get(PDL_SWITCH) == "0":
+        return {"PDL": 0}
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    if not _has_dependent_launch(index):
+        return {"PDL": 0}
+    return {"PDL": 1 if early else 2, "launch_pdl": True}
 
 
 @lru_cache(maxsize=16)

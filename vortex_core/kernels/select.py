@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vortex_core.kernels.pages import PageList, require
-from vortex_core.kernels.runtime import next_power_of_2
+from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 from vortex_core.kernels.select_kernel import select_kernel
 
 # Longest row that one program holds in registers, and the length of the segments of longer rows.
-MAX_BLOCK = 4096
+MAX_BLOCK = 8192
 SEGMENT = 4096
 # Most candidates of a long row that its last program holds in registers.
 MAX_FINAL_BLOCK = 4096
@@ -27,13 +27,17 @@ SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class SelectPlan:
-    """How rows of at most `max_pages` pages are searched: a function of maxima only."""
+    """How rows of at most `max_pages` pages are searched: a function of maxima only.
+
+    max_registers: per thread, so that two programs share a multiprocessor; None leaves it to the compiler.
+    """
 
     block: int
     segments: int
     candidates: int
     final_block: int
     num_warps: int
+    max_registers: int | None = None
 
 
 def select_plan(
@@ -46,7 +50,10 @@ def select_plan(
     segments = -(-max_pages // block) if max_pages > block else 1
     candidates = segments * min(capacity, block) if segments > 1 else 0
     final_block = min(MAX_FINAL_BLOCK, max(16, next_power_of_2(candidates)))
-    return SelectPlan(block, segments, candidates, final_block, 4 if max(block, final_block) <= 512 else 8)
+    largest = max(block, final_block)
+    if largest > 4096:
+        return SelectPlan(block, segments, candidates, final_block, 16, 64)
+    return SelectPlan(block, segments, candidates, final_block, 4 if largest <= 512 else 8)
 
 
 @dataclass(frozen=True)
@@ -159,11 +166,11 @@ def select_pages(
             scores, n_tokens, budget, block_table, page_ids, kv_lens, keys, pages, finished,
             scores.stride(0), stride_b, stride_h, block_table.stride(0), page_ids.stride(0),
             0 if keys is None else keys.stride(0),
-            capacity, keep_first, keep_last, 1.0 - tolerance, seed,
+            max_pages, capacity, keep_first, keep_last, 1.0 - tolerance, seed,
             HEADS=heads, PAGE=page_size, BLOCK=plan.block, SEGMENTS=plan.segments,
             FINAL_BLOCK=plan.final_block,
             # bf16 keys differ in their upper half only.
             LAST_SHIFT=16 if scores.dtype == torch.bfloat16 else 0, STOCHASTIC=tolerance > 0.0,
-            num_warps=plan.num_warps,
+            num_warps=plan.num_warps, maxnreg=plan.max_registers, **dependent_launch(scores.device),
         )  # fmt: skip
     return PageList(page_ids.view(batch, heads, capacity), kv_lens.view(batch, heads))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vortex_core.kernels.dependent import await_previous
+
 KEY_ALWAYS = tl.constexpr(0x7FFFFFFF)  # above +inf: pages that are always kept
 KEY_NAN = tl.constexpr(-0x7FFFFFFF)  # below -inf
 KEY_NONE = tl.constexpr(-0x80000000)  # beyond the row: never chosen
@@ -34,7 +36,7 @@ def load_keys(source, item, end, n_pages, keep_first, keep_last, ARE_KEYS: tl.co
 
 @triton.jit
 def narrow_in_registers(key, count, k, enough, LAST_SHIFT: tl.constexpr):
-    """Finds the bin of keys that holds the k-th largest, two bits a step. key [N, 4], all in registers.
+    """Finds the bin of keys that holds the k-th largest, two bits a step. key [N, <= 512], all in registers.
 
     Stops when the bin is one value, when it can be taken whole, or when at least `enough` keys lie above it.
     Returns the bin's edges (inclusive), the number of keys above it, the number in it, and whether the
@@ -51,7 +53,7 @@ def narrow_in_registers(key, count, k, enough, LAST_SHIFT: tl.constexpr):
         t1 = low + step
         t2 = t1 + step
         t3 = t2 + step
-        # The four keys of a thread vote into ten-bit fields of one word before the wide sum.
+        # The keys of a row vote into ten-bit fields of one word: a warp adds up such words in one instruction.
         votes = (key >= t1).to(tl.int32) + ((key >= t2).to(tl.int32) << 10) + ((key >= t3).to(tl.int32) << 20)
         votes = tl.sum(votes, 1)
         wide = (votes & 0x3FF).to(tl.int64) + ((votes & 0xFFC00).to(tl.int64) << 11)
@@ -129,26 +131,34 @@ def place(key, valid, low, high, above_base, inside_base, need, inside_count, st
 
 
 @triton.jit
+def in_rows(BLOCK: tl.constexpr):
+    """Indices 0 .. BLOCK - 1 in rows that one warp holds each, for `narrow_in_registers`."""
+    WIDTH: tl.constexpr = 128 if BLOCK >= 128 else BLOCK
+    return tl.arange(0, BLOCK // WIDTH)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
 def choose(
-    source, pages_ptr, first, end, k, enough, n_pages, keep_first, keep_last, seed, row,
+    keys, source, pages_ptr, first, end, k, enough, n_pages, keep_first, keep_last, seed, row,
     table_row, out_row, out_keys_row,
     ARE_KEYS: tl.constexpr, TO_CANDIDATES: tl.constexpr, BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):  # fmt: skip
-    """Chooses k of the at most BLOCK items [first, end) of `source`, held in registers.
+    """Chooses k of the at most BLOCK items [first, end) of `source`, whose keys `keys` holds in any order.
 
     Items are pages with their scores, or candidates (ARE_KEYS) whose pages `pages_ptr` gives. Chosen items go
     to `out_row`: as logical pages beside their keys (TO_CANDIDATES), or as physical pages. Returns whether
     the row's last page was chosen.
     """
-    quad = first + tl.arange(0, BLOCK // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    quads = load_keys(source, quad, end, n_pages, keep_first, keep_last, ARE_KEYS)
-    low, high, above, inside, resolved = narrow_in_registers(quads, end - first, k, enough, LAST_SHIFT)
+    item = first + tl.arange(0, BLOCK)
+    EARLY: tl.constexpr = not (ARE_KEYS or TO_CANDIDATES) and BLOCK <= 4096  # while registers last
+    if EARLY:
+        physical = tl.load(table_row + item, mask=item < end, other=0)  # on its way during the search
+    low, high, above, inside, resolved = narrow_in_registers(keys, end - first, k, enough, LAST_SHIFT)
     start = 0
     if STOCHASTIC:
         start = first_rank(seed, row, n_pages, inside, resolved)
     # Read again, one item a lane: the order of the search's registers does not suit a running count.
-    item = first + tl.arange(0, BLOCK)
     key = load_keys(source, item, end, n_pages, keep_first, keep_last, ARE_KEYS)
     take, position, _, _ = place(key, item < end, low, high, 0, 0, k - above, inside, start)
     if ARE_KEYS:
@@ -159,7 +169,9 @@ def choose(
         tl.store(out_row + position, page, mask=take)
         tl.store(out_keys_row + position, key, mask=take)
     else:
-        tl.store(out_row + position, tl.load(table_row + page, mask=take, other=0), mask=take)
+        if not EARLY:
+            physical = tl.load(table_row + page, mask=take, other=0)
+        tl.store(out_row + position, physical, mask=take)
     return tl.sum((take & (page == n_pages - 1)).to(tl.int32))
 
 
@@ -198,26 +210,29 @@ def select_kernel(
     scores_ptr, n_tokens_ptr, budget_ptr, table_ptr, out_ptr, lens_ptr,
     candidate_keys_ptr, candidate_pages_ptr, finished_ptr,
     stride_scores, stride_budget_b, stride_budget_h, stride_table_b, stride_out, stride_candidates,
-    capacity, keep_first, keep_last, keep_share, seed,
+    max_pages, capacity, keep_first, keep_last, keep_share, seed,
     HEADS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
-    FINAL_BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr,
+    FINAL_BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, SEGMENTS): one row's pages, straight to physical ids in ascending logical order.
 
     A row longer than BLOCK is cut into segments. Each keeps its own best k, and the one that finishes last
     chooses among those: the best k of a row are among the best k of its segments, and in the same order.
     """
+    await_previous(PDL)
     row = tl.program_id(0)
     segment = tl.program_id(1)
     b = row // HEADS
+    scores_row = scores_ptr + row.to(tl.int64) * stride_scores
+    first = segment * BLOCK
+    page = first + in_rows(BLOCK)
+    scores = tl.load(scores_row + page, mask=page < max_pages, other=0.0)  # before the row's length is known
     n_tokens = tl.load(n_tokens_ptr + b)
     n_pages = (n_tokens + PAGE - 1) // PAGE
     k = tl.load(budget_ptr + b * stride_budget_b + (row % HEADS) * stride_budget_h)
     k = tl.minimum(tl.maximum(k, keep_first + keep_last), tl.minimum(capacity, n_pages))
-    scores_row = scores_ptr + row.to(tl.int64) * stride_scores
     table_row = table_ptr + b.to(tl.int64) * stride_table_b
     out_row = out_ptr + row.to(tl.int64) * stride_out
-    first = segment * BLOCK
     end = tl.minimum(first + BLOCK, n_pages)
     enough = k
     if STOCHASTIC:
@@ -228,14 +243,15 @@ def select_kernel(
             tl.store(lens_ptr + row, 0)
     elif k >= n_pages:
         # Inside its budget: everything, without looking at a score.
-        page = first + tl.arange(0, BLOCK)
-        tl.store(out_row + page, tl.load(table_row + page, mask=page < end, other=0), mask=page < end)
+        item = first + tl.arange(0, BLOCK)
+        tl.store(out_row + item, tl.load(table_row + item, mask=item < end, other=0), mask=item < end)
         if segment == 0:
             tl.store(lens_ptr + row, n_tokens)
     elif (SEGMENTS == 1) or (n_pages <= BLOCK):
         if segment == 0:
             last = choose(
-                scores_row, table_row, 0, n_pages, k, enough, n_pages, keep_first, keep_last, seed, row,
+                order_key(scores, page, n_pages, keep_first, keep_last), scores_row, table_row,
+                0, n_pages, k, enough, n_pages, keep_first, keep_last, seed, row,
                 table_row, out_row, out_row, False, False, BLOCK, LAST_SHIFT, STOCHASTIC,
             )  # fmt: skip
             tl.store(lens_ptr + row, k * PAGE - last * missing)
@@ -245,8 +261,9 @@ def select_kernel(
         each = tl.minimum(k, BLOCK)  # candidates of a full segment
         here = tl.minimum(k, end - first)
         at = segment * each
+        keys = order_key(scores, page, n_pages, keep_first, keep_last)
         choose(
-            scores_row, table_row, first, end, here, here, n_pages, keep_first, keep_last, seed, row,
+            keys, scores_row, table_row, first, end, here, here, n_pages, keep_first, keep_last, seed, row,
             table_row, pages_row + at, keys_row + at, False, True, BLOCK, LAST_SHIFT, False,
         )  # fmt: skip
         segments = (n_pages + BLOCK - 1) // BLOCK
@@ -256,8 +273,11 @@ def select_kernel(
             tl.store(finished_ptr + row, 0)
             count = (segments - 1) * each + tl.minimum(k, n_pages - (segments - 1) * BLOCK)
             if count <= FINAL_BLOCK:
+                found = in_rows(FINAL_BLOCK)
+                best = tl.load(keys_row + found, mask=found < count, other=KEY_NONE)
                 last = choose(
-                    keys_row, pages_row, 0, count, k, enough, n_pages, keep_first, keep_last, seed, row,
+                    best, keys_row, pages_row,
+                    0, count, k, enough, n_pages, keep_first, keep_last, seed, row,
                     table_row, out_row, out_row, True, False, FINAL_BLOCK, LAST_SHIFT, STOCHASTIC,
                 )  # fmt: skip
             else:

@@ -21,7 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vortex_core.kernels.dependent import await_previous
+
 PLAN_BLOCKS = (32, 128, 1024)
+# Longest lists that are cut into equal pieces: an uneven batch then costs at most the time of a few tiles.
+EVEN_TOKENS = 4096
 
 
 def plan_block(rows: int) -> int:
@@ -73,11 +77,13 @@ def plan_worker(
 def plan_kernel(
     lens_ptr, plan_ptr, stride_b, stride_h, rows, workers,
     HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (workers,): `plan_worker` for more rows than one scan holds, written to plan [worker, 5].
 
     A launch of its own: scans in a loop before the attention loop keep Triton 3.7 from vectorising its loads.
     """
+    await_previous(PDL)
     worker = tl.program_id(0)
     total = 0
     for base in range(0, rows, PLAN):
@@ -139,9 +145,12 @@ def merge_pieces(
     part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share, head, head_ok, dim, dim_ok,
     GROUP: tl.constexpr, DIM: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Merges a row's pieces in order. head [H], dim [D] -> out [H, D] fp32, lse [H] in base 2."""
-    top = tl.where(head_ok, float("-inf"), 0.0)
-    total = tl.where(head_ok, 0.0, 1.0)
+    """Merges a row's pieces in order. head [H], dim [D] -> out [H, D] fp32, lse [H] in base 2.
+
+    A piece may be empty (lse -inf); where all are, out is 0 and lse -inf.
+    """
+    top = tl.full([head.shape[0]], -3.0e38, tl.float32)  # finite: empty pieces weigh zero, not NaN
+    total = tl.zeros([head.shape[0]], tl.float32)
     out = tl.zeros([head.shape[0], dim.shape[0]], tl.float32)
     for start in range(0, pieces, UNROLL):
         # Unrolled so that the loads of several pieces are in flight together.
@@ -160,7 +169,10 @@ def merge_pieces(
             out = out * decay[:, None] + weight[:, None] * part
             total = total * decay + weight
             top = new_top
-    return out / total[:, None], top + tl.log2(total)
+    seen = total > 0
+    return out * tl.where(seen, 1.0 / total, 0.0)[:, None], tl.where(
+        seen, top + tl.log2(total), float("-inf")
+    )
 
 
 @triton.jit(do_not_specialize=["rows", "workers", "stride_lens_b", "stride_lens_h"])
@@ -169,9 +181,10 @@ def merge_kernel(
     stride_out_b, stride_out_h, stride_lens_b, stride_lens_h, rows, workers,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr, PLAN: tl.constexpr, MIN_TILES: tl.constexpr, PIECES: tl.constexpr,
-    HAS_LSE: tl.constexpr,
+    HAS_LSE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (row, query head, channel block): merges the row's pieces, `PIECES` at a time, if it was split."""
+    await_previous(PDL)
     row = tl.program_id(0)
     head = tl.program_id(1)
     begin, total = rows_before(row, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
@@ -211,12 +224,13 @@ def merge_kernel(
 def merge_even_kernel(
     out_ptr, lse_ptr, part_out_ptr, part_lse_ptr, stride_out_b, stride_out_h, splits,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
-    PIECES: tl.constexpr, HAS_LSE: tl.constexpr,
+    PIECES: tl.constexpr, HAS_LSE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (row, query head, channel block): merges rows that are all cut into `splits` <= PIECES pieces.
 
     Piece p of row r is in slot 2 * (r * splits + p); one without tokens has an lse of -inf.
     """
+    await_previous(PDL)
     row = tl.program_id(0)
     head = tl.program_id(1)
     dim = tl.program_id(2) * DIM_BLOCK + tl.arange(0, DIM_BLOCK)

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 
 from vortex_core.kernels.budget import threshold_kernel, top_p_kernel
+from vortex_core.kernels.decode_config import decode_config
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
 from vortex_core.kernels.kv_write import kv_write_kernel
 from vortex_core.kernels.latent_decode import latent_constants
 from vortex_core.kernels.latent_kernel import WARPS, latent_decode_kernel
+from vortex_core.kernels.list_kernel import list_decode_kernel
 from vortex_core.kernels.mla_decode import mla_config, mla_rows
 from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
-from vortex_core.kernels.paged_decode import decode_config, decode_constants
+from vortex_core.kernels.paged_decode import decode_constants, even_constants
 from vortex_core.kernels.select import select_plan
 from vortex_core.kernels.select_kernel import select_kernel
 from vortex_core.kernels.split import merge_even_kernel, merge_kernel, plan_kernel
@@ -73,15 +75,24 @@ def _variant(
     num_stages: int = 3,
     streams: bool = False,
     targets: tuple[str, ...] = tuple(TARGETS),
+    aligned: tuple[str, ...] = (),
 ) -> Variant:
+    """aligned: scalars that launches pass as multiples of 16, besides pointers and strides."""
+    constants = {**constants, **({"PDL": True} if "PDL" in fn.arg_names else {})}
+
     def build(target: str) -> KernelReport:
+        types = signature(fn, constants, pointers)
+        multiples = [
+            n for n, t in types.items() if t.startswith("*") or n.startswith("stride_") or n in aligned
+        ]
         return compile_kernel(
             fn,
-            signature(fn, constants, pointers),
+            types,
             constants,
             target=target,
             num_warps=num_warps,
             num_stages=num_stages,
+            divisible_by_16=multiples,
         )
 
     return Variant(name, build, streams, targets)
@@ -104,11 +115,18 @@ def attention_pointers(kv_dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def decode_variant(
-    head_dim: int, group: int, kv_dtype: torch.dtype, page_size: int, rows: int, *, mass: bool = False
+    head_dim: int,
+    group: int,
+    kv_dtype: torch.dtype,
+    page_size: int,
+    rows: int,
+    *,
+    mass: bool = False,
+    even: bool = False,
 ) -> Variant:
     """GQA decode as `paged_decode` launches it with its default configuration."""
     heads = 8
-    config = decode_config(head_dim, group, kv_dtype, page_size, rows)
+    config = decode_config(head_dim, group, kv_dtype, page_size, rows, even=even)
     constants = decode_constants(
         heads=heads,
         kv_repeat=1,
@@ -126,11 +144,16 @@ def decode_variant(
         has_page_lse=mass,
     )
     pointers = attention_pointers(kv_dtype)
-    name = f"decode-d{head_dim}-g{group}-{TRITON_TYPES[kv_dtype]}-p{page_size}-r{rows}"
+    kernel = list_decode_kernel if even else paged_decode_kernel
+    if even:
+        constants = even_constants(constants, split=True)
+    name = (
+        f"{'lists' if even else 'decode'}-d{head_dim}-g{group}-{TRITON_TYPES[kv_dtype]}-p{page_size}-r{rows}"
+    )
     name += "-mass" if mass else ""
     return _variant(
         name,
-        paged_decode_kernel,
+        kernel,
         constants,
         pointers,
         num_warps=config.num_warps,
@@ -207,7 +230,10 @@ def select_variant(max_pages: int, capacity: int, dtype: torch.dtype, *, stochas
         "STOCHASTIC": stochastic,
     }
     name = f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}{'-stochastic' if stochastic else ''}"
-    return _variant(name, select_kernel, constants, {"scores_ptr": dtype}, num_warps=plan.num_warps)
+    pointers = {"scores_ptr": dtype}
+    return _variant(
+        name, select_kernel, constants, pointers, num_warps=plan.num_warps, aligned=("max_pages",)
+    )
 
 
 def variants() -> Iterator[Variant]:
@@ -226,6 +252,13 @@ def variants() -> Iterator[Variant]:
     yield latent_variant(20, 16, 32, even=True)
     yield latent_variant(20, 16, 32, even=False)
     yield latent_variant(128, 8, 512, even=False)
+    yield decode_variant(128, 4, bf16, 16, 128, even=True)
+    yield decode_variant(128, 4, bf16, 64, 8, even=True)
+    yield decode_variant(64, 3, bf16, 16, 8, even=True)
+    yield decode_variant(96, 5, bf16, 32, 128, even=True)
+    yield decode_variant(128, 7, bf16, 8, 64, mass=True, even=True)
+    yield decode_variant(256, 2, bf16, 128, 256, even=True)
+    yield decode_variant(128, 4, e4m3, 16, 128, even=True)
     yield mla_variant(16, bf16, 64)
     yield mla_variant(20, bf16, 64)
     yield mla_variant(20, bf16, 16)

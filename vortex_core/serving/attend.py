@@ -12,13 +12,9 @@ from typing import Protocol
 import torch
 
 from vortex_core.compiler.interface import Geometry
+from vortex_core.kernels.decode_config import DecodeConfig, decode_config
 from vortex_core.kernels.mla_decode import mla_config, mla_rows
-from vortex_core.kernels.paged_decode import (
-    DecodeConfig,
-    decode_config,
-    paged_decode,
-    paged_decode_workspace,
-)
+from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
 from vortex_core.kernels.pages import PageList
 
 
@@ -112,12 +108,12 @@ class TritonAttend:
             batch, self.rows, q_heads // self.rows, g.value_dim, device, self._config(batch)
         )
 
-    def _config(self, batch: int) -> DecodeConfig:
+    def _config(self, batch: int, *, even: bool = False) -> DecodeConfig:
         g = self.geometry
         if g.is_mla:
             return mla_config(g.group, self.kv_dtype, self.page_size)
         group = g.kv_heads * g.group // self.rows
-        return decode_config(g.head_dim, group, self.kv_dtype, self.page_size, batch * self.rows)
+        return decode_config(g.head_dim, group, self.kv_dtype, self.page_size, batch * self.rows, even=even)
 
     def __call__(self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float) -> torch.Tensor:
         """See `Attend`. Allocates its output, from the graph's own pool where it is captured."""
@@ -127,6 +123,6 @@ class TritonAttend:
         )
         return paged_decode(
             q, kv.k, kv.v, pages,
-            workspace=self.space, config=self._config(batch), sm_scale=scale,
+            workspace=self.space, config=self._config(batch, even=lists.heads == self.rows), sm_scale=scale,
             kv_repeat=self.rows // self.geometry.kv_heads, value_in_key=self.geometry.is_mla,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from tests.null.library import weights
 from vortex_core import library
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.codegen import generate
+from vortex_core.compiler.triton.flow import LONG_BLOCKS
 from vortex_core.compiler.triton.offline import compile_flow
 from vortex_core.errors import VortexError
 from vortex_core.flow.jail import run
@@ -28,6 +29,7 @@ def test_library_flow_compiles_for_hopper_without_spills(name: str) -> None:
     for kernel, report in compile_flow(traced.program, traced.knobs, geometry_of(name)).items():
         assert report.stack_bytes == 0, (kernel, report)
         assert report.registers <= 255, (kernel, report)
+        assert report.memory_before_wait == 0, (kernel, report)
 
 
 @pytest.mark.parametrize("name", library.untrained_names())
@@ -48,7 +50,9 @@ def test_flow_compiles_for_blackwell(name: str) -> None:
 @pytest.mark.parametrize("name", ["block_topk", "quest", "gqa_block_topk"])
 def test_scoring_uses_tensor_cores(name: str) -> None:
     traced = library.load(name)
-    assert compile_flow(traced.program, traced.knobs, QWEN)["score_kernel"].uses_tensor_cores
+    report = compile_flow(traced.program, traced.knobs, QWEN, blocks=LONG_BLOCKS)["score_kernel"]
+    assert report.uses_tensor_cores and report.uses_async_copy
+    assert report.stack_bytes == 0
 
 
 @pytest.mark.parametrize("name", sample_flows.names())

@@ -105,7 +105,7 @@ def test_a_step_of_a_real_shape_compiles(
         "update_kernel",
         "score_kernel",
         "select_kernel",
-        "paged_decode_kernel",
+        "paged_decode_kernel" if engine.geometry.is_mla else "list_decode_kernel",
         "choose_kernel",
     }
     if spec.moe is not None:

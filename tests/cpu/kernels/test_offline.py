@@ -25,6 +25,8 @@ HOPPER = (
     "decode-d128-g4-fp8e4nv-p16-r128",
     "latent-g20-p64-r32-even",
     "latent-g20-p16-r32",
+    "lists-d128-g4-bf16-p16-r128",
+    "lists-d128-g7-bf16-p8-r64-mass",
     "mla-g20-bf16-p64",
     "mla-g64-bf16-p64",
     "mla-g20-fp8e4nv-p64",
@@ -67,6 +69,7 @@ def test_compiles_without_spills(name: str, target: str) -> None:
     assert row["stack_bytes"] <= KNOWN_SPILLS.get((name, target), 0), row
     assert 0 < row["registers"] <= 255
     assert row["shared_bytes"] <= MAX_SHARED_BYTES
+    assert row["memory_before_wait"] == 0, "a kernel that starts early must wait before it touches memory"
 
 
 @pytest.mark.parametrize(
@@ -95,11 +98,12 @@ def test_a_spilling_kernel_is_reported() -> None:
         "import torch\n"
         "from vortex_core.kernels import variants as v\n"
         "from vortex_core.kernels.decode_kernel import paged_decode_kernel as kernel\n"
-        "from vortex_core.kernels.paged_decode import DecodeConfig, decode_constants\n"
+        "from vortex_core.kernels.decode_config import DecodeConfig\n"
+        "from vortex_core.kernels.paged_decode import decode_constants\n"
         "bf16 = torch.bfloat16\n"
         "c = decode_constants(heads=1, kv_repeat=1, group=4, page_size=64, dim=256, dim_v=256,\n"
         "    kv_dtype=bf16, stride_k_token=256, stride_v_token=256, config=DecodeConfig(16, 1, 3, 1), rows=32,\n"
-        "    value_in_key=False, has_lse=False, has_page_lse=False)\n"
+        "    value_in_key=False, has_lse=False, has_page_lse=False) | {'PDL': True}\n"
         "p = v.attention_pointers(bf16)\n"
         "r = v.compile_kernel(kernel, v.signature(kernel, c, p), c, num_warps=1)\n"
         "assert r.spills and r.stack_bytes > 100, r\n"

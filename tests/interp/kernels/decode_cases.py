@@ -60,6 +60,7 @@ def cases(draw: st.DrawFn) -> tuple[inputs.Attention, DecodeConfig]:
         workers_per_sm=draw(st.sampled_from([1, 3])),
         min_tiles=draw(st.sampled_from([1, 2])),
         fused_merge=draw(st.booleans()),
+        even=draw(st.booleans()),
     )
     return case, config
 
@@ -77,8 +78,9 @@ def test_equals_the_definition(made: tuple[inputs.Attention, DecodeConfig]) -> N
 @pytest.mark.parametrize(("dim", "dim_v"), [(96, 96), (192, 128), (72, 40)])
 def test_dims_of_two_blocks_and_masked_dims(dim: int, dim_v: int) -> None:
     case = inputs.attention([37, 5], heads=2, group=3, dim=dim, dim_v=dim_v, page_size=8)
-    out, _ = run(case, DecodeConfig(16, 4, 1, 1))
-    assert inputs.close(out, paged_decode_reference(case.q, case.k, case.v, case.pages)[0], UNIT)
+    for even in (False, True):
+        out, _ = run(case, DecodeConfig(16, 4, 1, 1, even=even))
+        assert inputs.close(out, paged_decode_reference(case.q, case.k, case.v, case.pages)[0], UNIT)
 
 
 @settings(max_examples=3)
@@ -104,8 +106,9 @@ def test_split_count_is_immaterial() -> None:
     whole, _ = run(case, DecodeConfig(16, 4, 1, 1, min_tiles=64))
     for workers in (1, 2, 4):
         for fused in (True, False):
-            split, _ = run(case, DecodeConfig(16, 4, 1, workers, 1, fused))
-            assert inputs.close(split, whole, UNIT)
+            for even in (False, True):
+                split, _ = run(case, DecodeConfig(16, 4, 1, workers, 1, fused, even=even))
+                assert inputs.close(split, whole, UNIT)
 
 
 @pytest.mark.parametrize("layout", inputs.LAYOUTS)
@@ -132,13 +135,13 @@ def test_lists_finer_than_a_kv_head() -> None:
     assert inputs.close(out, want, UNIT)
 
 
-@pytest.mark.parametrize(("page_size", "block_n"), [(8, 32), (16, 16), (32, 16)])
-def test_page_mass_is_the_attention_each_page_received(page_size: int, block_n: int) -> None:
+@pytest.mark.parametrize(("page_size", "block_n", "even"), [(8, 32, False), (16, 16, True), (32, 16, False)])
+def test_page_mass_is_the_attention_each_page_received(page_size: int, block_n: int, even: bool) -> None:
     case = inputs.attention([33, 0, 64, 5], heads=2, group=3, dim=16, page_size=page_size)
     rows, max_pages = 4, case.pages.max_pages
     mass = torch.full((rows, max_pages), float("nan"))
     scratch = torch.full((rows, 3, max_pages), float("nan"))
-    run(case, DecodeConfig(block_n, 4, 1, 2), page_mass=mass, page_lse=scratch)
+    run(case, DecodeConfig(block_n, 4, 1, 2, even=even), page_mass=mass, page_lse=scratch)
     want = paged_decode_reference(case.q, case.k, case.v, case.pages)[2]
     assert inputs.close(mass, want, UNIT)
     assert torch.allclose(mass.sum(1), torch.tensor([3.0, 0.0, 3.0, 3.0]), atol=1e-5)

@@ -19,10 +19,14 @@ from vortex_core.compiler.triton.codegen import Module, generate
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Node, Program
 from vortex_core.kernels.budget import threshold_budget, top_p_budget
-from vortex_core.kernels.runtime import INTERPRETED
+from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, multiprocessors
 from vortex_core.kernels.select import SelectWorkspace, select_pages, select_workspace
 
 WARPS = 4
+# A scoring program of two blocks loads the second while it computes the first (two stages); measured on an H100 to
+# pay where a multiprocessor gets many programs, and not where the launch is short anyway.
+LONG_BLOCKS, LONG_STAGES = 2, 2
+LONG_PROGRAMS = 7
 
 
 @dataclass
@@ -109,6 +113,7 @@ class TritonFlow:
             k, v, k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
             pages, table, table_stride, lengths, states.pages, *self._state_args(states),
             *self.params(k.device, layer), DECODE=decode, num_warps=WARPS,
+            **dependent_launch(k.device),
         )  # fmt: skip
 
     def _state_args(self, states: TorchStates) -> list[torch.Tensor]:
@@ -217,10 +222,15 @@ class TritonFlow:
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads
         if self.code.score:
-            grid = (-(-work.width // self.code.block), rows)
-            self._kernels.score_kernel[grid](*args, OPERAND=operand(q), num_warps=WARPS)
+            blocks = -(-work.width // self.code.block)
+            each = 1 if self.geometry.is_mla else score_blocks(blocks * rows, q.device)
+            grid = (-(-blocks // each), rows)
+            self._kernels.score_kernel[grid](
+                *args, OPERAND=operand(q), BLOCKS=each, num_warps=WARPS, num_stages=LONG_STAGES,
+                **dependent_launch(q.device),
+            )  # fmt: skip
         if self.code.rows:
-            self._kernels.row_kernel[(rows,)](*args, num_warps=WARPS)
+            self._kernels.row_kernel[(rows,)](*args, num_warps=WARPS, **dependent_launch(q.device))
 
     def _selection(
         self,
@@ -344,6 +354,11 @@ class TritonFlow:
         where = torch.where(real, where, where.gather(-1, last.expand(batch, mass.shape[1], 1)))
         value = torch.where(real, mass, mass.gather(-1, last.expand(batch, mass.shape[1], 1)))
         flat.scatter_(0, where.flatten(), value.flatten().to(flat.dtype))
+
+
+def score_blocks(programs: int, device: torch.device) -> int:
+    """Blocks of pages a scoring program takes, where one each would make `programs`."""
+    return LONG_BLOCKS if programs >= LONG_PROGRAMS * multiprocessors(device) else 1
 
 
 def operand(q: torch.Tensor) -> tl.dtype:

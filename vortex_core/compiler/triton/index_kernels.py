@@ -160,21 +160,45 @@ class IndexKernel(KernelWriter):
             lines.append(f"tl.store({text}, {zeros}, mask={self.mask_text(axes, True)})")
 
     def score_text(self, block: int) -> str:
-        """`score_kernel`: one program for `block` pages of a row."""
+        """`score_kernel`: one program for BLOCKS blocks of `block` pages of a row.
+
+        Page ids are read a block ahead, the first before the length is known: the table has `max_pages` columns, and
+        ids past the row's end are not followed.
+        """
         axis = Axis("page", block)
         e = Emitter(self.program.index, self.sizes, self.source, self.channel_start, axis, self.contractions)
+        e.begin_loop()
         if self.schedule.barriers:
             for i in self.schedule.frontier:
                 self.store_scratch(e, i)
         else:
             self.outputs(e)
+        inner = e.end_loop()
+        row, *rest = self.prologue(True)
+        ids = "tl.load(table_row + {0}, mask={0} < max_pages, other=0)"
         body = [
-            *self.prologue(True),
-            f"start = tl.program_id(0) * {block}",
-            "if start >= complete:",
+            row,
+            *rest[:2],
+            f"first = tl.program_id(0) * ({block} * BLOCKS)",
+            f"{axis.index} = first + tl.arange(0, {block})",
+            "table_row = table_ptr + batch.to(tl.int64) * table_stride",
+            f"page = {ids.format(axis.index)}",
+            *rest[2:],
+            "if first >= complete:",
             "    return",
-            *self.page_lines(axis),
             *self.axes_lines(e),
             *e.outer,
+            "for n in range(0, BLOCKS):",
+            *(
+                f"    {line}"
+                for line in (
+                    f"{axis.index} = first + n * {block} + tl.arange(0, {block})",
+                    f"page_ok = {axis.index} < complete",
+                    "page_row = kv_head * pool_pages + page.to(tl.int64)",
+                    f"page_at = batch_row.to(tl.int64) * max_pages + {axis.index}",
+                    *inner,
+                    f"page = {ids.format(f'({axis.index} + {block})')}",
+                )
+            ),
         ]
-        return self.kernel("score_kernel", self.index_args(), ["OPERAND"], body)
+        return self.kernel("score_kernel", self.index_args(), ["OPERAND", "BLOCKS"], body)

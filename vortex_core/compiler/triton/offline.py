@@ -11,7 +11,7 @@ import triton.language as tl
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import generate
-from vortex_core.compiler.triton.flow import WARPS
+from vortex_core.compiler.triton.flow import LONG_STAGES, WARPS
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.offline import KernelReport, build_kernel, compile_kernel
@@ -49,10 +49,15 @@ class Launchable:
     signature: dict[str, str]
     constants: dict[str, Any]
     aligned: list[str]
+    stages: int
 
 
-def launchables(program: Program, knobs: Knobs, geometry: Geometry) -> dict[str, Launchable]:
-    """The kernels of a program by name, for bf16 KV. Raises `VE010` for what cannot be lowered."""
+def launchables(program: Program, knobs: Knobs, geometry: Geometry, blocks: int = 1) -> dict[str, Launchable]:
+    """The kernels of a program by name, for bf16 KV; scoring programs take `blocks` blocks of pages.
+
+    Raises:
+        VortexError: `VE010` for what cannot be lowered.
+    """
     program = program.canonical()
     module = load_module(generate(program, geometry, knobs.page_size).text)
     dtypes = {s.name: s.dtype for s in program.states}
@@ -61,11 +66,12 @@ def launchables(program: Program, knobs: Knobs, geometry: Geometry) -> dict[str,
         kernel = getattr(module, name, None)
         if kernel is None:
             continue
-        constants = {"DECODE": True} if name == "update_kernel" else {"OPERAND": tl.bfloat16}
+        constants = {"DECODE": True, "OPERAND": tl.bfloat16, "PDL": True, "BLOCKS": blocks}
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
         signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
         aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
-        found[name] = Launchable(kernel, signature, constants, aligned)
+        stages = LONG_STAGES if name == "score_kernel" else 3
+        found[name] = Launchable(kernel, signature, constants, aligned, stages)
     return found
 
 
@@ -73,25 +79,37 @@ def build_flow(program: Program, knobs: Knobs, geometry: Geometry, target: str =
     """Compiled kernels of a program by name, as Triton keeps them."""
     return {
         name: build_kernel(
-            k.kernel, k.signature, k.constants, target=target, num_warps=WARPS, divisible_by_16=k.aligned
+            k.kernel,
+            k.signature,
+            k.constants,
+            target=target,
+            num_warps=WARPS,
+            num_stages=k.stages,
+            divisible_by_16=k.aligned,
         )
         for name, k in launchables(program, knobs, geometry).items()
     }
 
 
 def compile_flow(
-    program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a"
+    program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a", blocks: int = 1
 ) -> dict[str, KernelReport]:
-    """Machine-code reports of a program's kernels by name, for bf16 KV.
+    """Machine-code reports of a program's kernels by name, for bf16 KV, with `blocks` blocks a scoring program.
 
     Raises:
         VortexError: `VE010` for what cannot be lowered; OfflineCompileError for what does not compile.
     """
     return {
         name: compile_kernel(
-            k.kernel, k.signature, k.constants, target=target, num_warps=WARPS, divisible_by_16=k.aligned
+            k.kernel,
+            k.signature,
+            k.constants,
+            target=target,
+            num_warps=WARPS,
+            num_stages=k.stages,
+            divisible_by_16=k.aligned,
         )
-        for name, k in launchables(program, knobs, geometry).items()
+        for name, k in launchables(program, knobs, geometry, blocks).items()
     }
 
 
