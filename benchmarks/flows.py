@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import platform
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,14 @@ def measure(report: Report, case: Case, flow: str, peer: dict[str, float | None]
     )
 
 
+def compile_share(cases: list[tuple[Any, ...]], share: int, shares: int) -> None:
+    """Launch every kernel of some cases once, so that the cache on disk holds them."""
+    for case in (Case(*case, layers=1) for case in cases[share::shares]):
+        case.step(0)
+        case.dense(0)
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     """Check and time every case; write `flows.json` and `flows.md`."""
     parser = argparse.ArgumentParser(
@@ -249,18 +259,31 @@ def main() -> None:
         help="batch x length x q heads x kv heads; one kv head means MLA, 512 + 64 channels",
     )
     parser.add_argument("--pages", default="16,64")
+    parser.add_argument("--jobs", type=int, default=0, help="processes that compile all kernels first")
+    parser.add_argument("--share", help=argparse.SUPPRESS)  # "i/n": compile every n-th case, and no more
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "benchmarks.flows needs a CUDA GPU; there is none here\n")
+    cases = [
+        (flow, *map(int, shape.split("x")), page)
+        for shape in args.shapes.split(",")
+        for page in map(int, args.pages.split(","))
+        for flow in args.flows.split(",")
+    ]
+    if args.share:
+        compile_share(cases, *map(int, args.share.split("/")))
+        return
+    if args.jobs:
+        command = [sys.executable, "-m", "benchmarks.flows", *sys.argv[1:], "--share"]
+        children = [subprocess.Popen([*command, f"{i}/{args.jobs}"]) for i in range(args.jobs)]
+        if any(child.wait() for child in children):
+            parser.exit(1, "a compiling process failed\n")
     versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
     report = Report(torch.cuda.get_device_name(), versions, copy_bandwidth())
-    for shape in args.shapes.split(","):
-        batch, length, q_heads, kv_heads = map(int, shape.split("x"))
-        for page in map(int, args.pages.split(",")):
-            peer: dict[str, float | None] = {}
-            for flow in args.flows.split(","):
-                measure(report, Case(flow, batch, length, q_heads, kv_heads, page, 3), flow, peer)
-                torch.cuda.empty_cache()
+    peers: dict[tuple[int, ...], dict[str, float | None]] = {}
+    for flow, *shape in cases:
+        measure(report, Case(flow, *shape, layers=3), flow, peers.setdefault(tuple(shape), {}))
+        torch.cuda.empty_cache()
     report.write(args.out, "flows")
     print(report.markdown())
 

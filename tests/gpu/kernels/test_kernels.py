@@ -39,11 +39,11 @@ RAGGED = [0, 1, 15, 16, 17, 63, 64, 65, 1000, 2048, 4097, 333]
 
 
 def decode(
-    case: inputs.Attention, rows: int | None = None, **options: object
+    case: inputs.Attention, rows: int | None = None, even: bool = False, **options: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, q_heads, dim = case.q.shape
     heads, page_size = case.pages.kv_heads, case.k.shape[1]
-    config = decode_config(dim, q_heads // heads, case.k.dtype, page_size, rows or batch * heads)
+    config = decode_config(dim, q_heads // heads, case.k.dtype, page_size, rows or batch * heads, even=even)
     workspace = paged_decode_workspace(batch, heads, q_heads // heads, case.v.shape[3], case.q.device, config)
     out = torch.full((batch, q_heads, case.v.shape[3]), float("nan"), dtype=case.q.dtype, device="cuda")
     lse = torch.full((batch, q_heads), float("nan"), device="cuda")
@@ -78,6 +78,64 @@ def test_decode_pages_and_layouts(page_size: int, layout: str, fused: bool) -> N
     want, want_lse, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
     assert inputs.close(out, want, UNIT_BF16)
     assert inputs.close(lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("rows", [8, 64, 256])
+@pytest.mark.parametrize(
+    ("dim", "group", "page_size"), [(128, 4, 16), (128, 7, 64), (96, 5, 8), (64, 3, 16), (256, 2, 32)]
+)
+def test_lists_cut_evenly(rows: int, dim: int, group: int, page_size: int) -> None:
+    lens = [min(n, 2048) for n in RAGGED]
+    case = inputs.attention(
+        lens, heads=2, group=group, dim=dim, page_size=page_size, dtype=torch.bfloat16, q_dtype=torch.bfloat16,
+        device="cuda",
+    )  # fmt: skip
+    out, lse = decode(case, rows=rows, even=True)
+    want, want_lse, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
+    assert inputs.close(out, want, UNIT_BF16)
+    assert inputs.close(lse, want_lse, 1e-5)
+
+
+@pytest.mark.parametrize("rows", [8, 64, 256])
+def test_a_chain_that_starts_early_computes_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selection, then attention over what it chose, six times into the same lists: a read too early would show."""
+    pages, page, chosen = 512, 16, 128
+    draw = torch.Generator(device="cuda").manual_seed(rows)
+    scores = [torch.randn(rows, pages, device="cuda", generator=draw) for _ in range(6)]
+    q = torch.randn(rows, 4, 128, device="cuda", dtype=torch.bfloat16, generator=draw)
+    k, v = (
+        torch.randn(pages, page, 1, 128, device="cuda", dtype=torch.bfloat16, generator=draw) for _ in "kv"
+    )
+    table = torch.arange(pages, device="cuda", dtype=torch.int32).expand(rows, pages).contiguous()
+    lengths = torch.full((rows,), pages * page, device="cuda", dtype=torch.int32)
+    budget = torch.full((1,), chosen, device="cuda", dtype=torch.int32)
+    ids = torch.zeros(rows, chosen, device="cuda", dtype=torch.int32)
+    lens = torch.zeros(rows, device="cuda", dtype=torch.int32)
+    config = decode_config(128, 4, torch.bfloat16, page, rows, even=True)
+    space = paged_decode_workspace(rows, 1, 4, 128, q.device, config)
+
+    def chain(outs: list[torch.Tensor]) -> None:
+        for x, out in zip(scores, outs, strict=True):
+            chosen_pages = select_pages(
+                x, lengths, budget, table, heads=1, page_size=page, page_ids=ids, kv_lens=lens
+            )
+            paged_decode(q, k, v, chosen_pages, workspace=space, config=config, out=out)
+
+    want, got = ([torch.empty_like(q) for _ in scores] for _ in range(2))
+    monkeypatch.setenv("VORTEX_PDL", "0")
+    chain(want)
+    monkeypatch.delenv("VORTEX_PDL")
+    chain(got)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain(got)
+    for _ in range(20):
+        for out in got:
+            out.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float32])
