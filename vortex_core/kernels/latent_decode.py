@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vortex_core.kernels.latent_kernel import TILE, WARPS, latent_decode_kernel
 from vortex_core.kernels.pages import PageList
-from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2
+from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
 from vortex_core.kernels.split import (
     EVEN_TOKENS,
     SplitWorkspace,
@@ -43,6 +43,10 @@ def latent_kernel_fits(
         and q.shape[1] // pages.kv_heads <= MAX_GROUP
         and k_cache.dtype == q.dtype
         and k_cache.dtype in (torch.bfloat16, torch.float16)
+        and k_cache.stride(0) % 8
+        == k_cache.stride(1) % 8
+        == k_cache.data_ptr() % 16
+        == 0  # copies of 16 bytes
     )
 
 
@@ -104,10 +108,11 @@ def launch_latent(
         has_lse=lse is not None,
     )
     plan = {"HEADS": heads, "BLOCK_N": TILE, "PLAN": constants["PLAN"], "MIN_TILES": 1}
-    early = {"PDL": 0}
+    # A block fills its multiprocessor: the merge's may wait beside it without crowding anybody.
+    early, late = dependent_launch(q.device, early=True), dependent_launch(q.device)
     if splits == 0 and not constants["ONE_BLOCK"]:
         plan_kernel[(workers,)](
-            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers, **plan, num_warps=4, **early
+            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers, **plan, num_warps=4, **late
         )
     latent_decode_kernel[(rows * splits or workers,)](
         q, cache, out, lse, ids, lens, workspace.part_out, workspace.part_lse, workspace.plan,
@@ -122,7 +127,7 @@ def launch_latent(
         merge_even_kernel[(rows, group, 512 // block)](
             out, lse, workspace.part_out, workspace.part_lse, out.stride(0), out.stride(1), splits,
             HEADS=heads, GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None,
-            num_warps=4, **early,
+            num_warps=4, **late,
         )  # fmt: skip
     elif splits == 0:
         block = 512 if rows * group >= 512 else 128
@@ -131,5 +136,5 @@ def launch_latent(
             out, lse, workspace.part_out, workspace.part_lse, lens,
             out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
             GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None, **plan, num_warps=4,
-            **early,
+            **late,
         )  # fmt: skip

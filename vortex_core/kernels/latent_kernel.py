@@ -27,22 +27,16 @@ TILE = 64  # tokens: the rows of a warpgroup product, and of all that fits share
 WARPS = 8
 LATENT = gl.constexpr(512)
 ROPE = gl.constexpr(64)
-# When the next kernel may begin under programmatic dependent launch: at once, or after the last tile.
-EARLY = gl.constexpr(1)
-LATE = gl.constexpr(2)
 
 block_barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # renamed in Triton 3.7
 
 
 @gluon.jit
-def _wait_for_previous():
+def _await_previous():
+    """`dependent.await_previous`, letting the next kernel begin at once."""
     gl.inline_asm_elementwise(
         "griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
     )
-
-
-@gluon.jit
-def _release_next():
     gl.inline_asm_elementwise(
         "griddepcontrol.launch_dependents; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
     )
@@ -91,7 +85,6 @@ def _copy_tile(
         from_n = rows_n[:, None] + channel_n[None, :]
     async_copy.async_copy_global_to_shared(latent, from_w, mask=(start + token_w < end)[:, None])
     async_copy.async_copy_global_to_shared(rope, from_n, mask=(start + token_n < end)[:, None])
-    async_copy.commit_group()
 
 
 # Not specialised on: batch sizes and list strides vary between captured graphs, one binary serves them all.
@@ -142,10 +135,8 @@ def latent_decode_kernel(
         DTYPE, [TILE, GROUP_PAD], gl.NVMMASharedLayout(2 * GROUP_PAD, 16, rank=2)
     )
 
-    if PDL > 0:
-        _wait_for_previous()
-    if PDL == EARLY:
-        _release_next()
+    if PDL:
+        _await_previous()
 
     worker = gl.program_id(0)
     step = 1
@@ -217,10 +208,12 @@ def latent_decode_kernel(
             kv_ptr, stride_kv_page, page_w0, page_n0, first, end, latents.index(0), ropes.index(0),
             STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
         )  # fmt: skip
+        async_copy.commit_group()
         _copy_tile(
             kv_ptr, stride_kv_page, page_w1, page_n1, first + step, end, latents.index(1), ropes.index(1),
             STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
         )  # fmt: skip
+        async_copy.commit_group()
         q_latent.store(q_w)
         q_rope.store(q_n)
         # Products read through the asynchronous proxy: writes are fenced before the barrier that precedes them.
@@ -260,15 +253,15 @@ def latent_decode_kernel(
             acc = warpgroup_mma(latent.permute([1, 0]), shared_weights, acc, is_async=True)
             acc = warpgroup_mma_wait(0, deps=[acc])
             block_barrier()  # all warps are done with the buffer
-            _copy_tile(
-                kv_ptr, stride_kv_page, page_w, page_n, t + 2 * step, end, latent, rope,
-                STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
-            )  # fmt: skip
+            if t + 2 * step < last:
+                _copy_tile(
+                    kv_ptr, stride_kv_page, page_w, page_n, t + 2 * step, end, latent, rope,
+                    STRIDE_TOKEN, PAGE, TILE, WIDE, NARROW,
+                )  # fmt: skip
+            async_copy.commit_group()
             buffer = buffer ^ 1
 
         async_copy.wait_group(0)
-        if PDL == LATE and EVEN:
-            _release_next()
         total_weight = gl.sum(sums, 0)
         seen = total_weight > 0
         norm = gl.convert_layout(gl.where(seen, v_scale / total_weight, 0.0), gl.SliceLayout(0, OUT))
