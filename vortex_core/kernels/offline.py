@@ -136,6 +136,7 @@ def build_kernel(
     num_warps: int = 4,
     num_stages: int = 3,
     divisible_by_16: Iterable[str] | None = None,
+    max_registers: int | None = None,
 ) -> Any:
     """Compiles `fn` to a cubin, Triton's own compiled kernel (from Triton's cache where it is there).
 
@@ -144,6 +145,7 @@ def build_kernel(
     divisible_by_16: arguments (pointers, strides) that launches will pass as multiples of 16; by default
         every pointer and every argument named `stride_*`. Without them Triton cannot vectorise and the
         report misleads.
+    max_registers: per thread, where launches limit them.
     Raises OfflineCompileError.
     """
     if triton.knobs.runtime.interpret:
@@ -165,7 +167,8 @@ def build_kernel(
     source = source_type(fn, full, dict(constexprs), attrs)
     gpu = GPUTarget("cuda", TARGETS[target], 32)
     try:
-        return triton.compile(source, target=gpu, options={"num_warps": num_warps, "num_stages": num_stages})
+        options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": max_registers}
+        return triton.compile(source, target=gpu, options=options)
     except Exception as error:
         raise OfflineCompileError(f"{fn.__name__} does not compile for {target}: {error}") from error
 
@@ -179,11 +182,12 @@ def compile_kernel(
     num_warps: int = 4,
     num_stages: int = 3,
     divisible_by_16: Iterable[str] | None = None,
+    max_registers: int | None = None,
 ) -> KernelReport:
     """`build_kernel`, and a report on the machine code."""
     binary = build_kernel(
         fn, signature, constexprs, target=target, num_warps=num_warps, num_stages=num_stages,
-        divisible_by_16=divisible_by_16,
+        divisible_by_16=divisible_by_16, max_registers=max_registers,
     )  # fmt: skip
     usage, opcodes = read_cubin(binary.asm["cubin"])
     counts = Counter(opcode.split(".")[0] for opcode in opcodes)

@@ -76,6 +76,7 @@ def _variant(
     streams: bool = False,
     targets: tuple[str, ...] = tuple(TARGETS),
     aligned: tuple[str, ...] = (),
+    max_registers: int | None = None,
 ) -> Variant:
     """aligned: scalars that launches pass as multiples of 16, besides pointers and strides."""
     constants = {**constants, **({"PDL": True} if "PDL" in fn.arg_names else {})}
@@ -93,6 +94,7 @@ def _variant(
             num_warps=num_warps,
             num_stages=num_stages,
             divisible_by_16=multiples,
+            max_registers=max_registers,
         )
 
     return Variant(name, build, streams, targets)
@@ -232,7 +234,13 @@ def select_variant(max_pages: int, capacity: int, dtype: torch.dtype, *, stochas
     name = f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}{'-stochastic' if stochastic else ''}"
     pointers = {"scores_ptr": dtype}
     return _variant(
-        name, select_kernel, constants, pointers, num_warps=plan.num_warps, aligned=("max_pages",)
+        name,
+        select_kernel,
+        constants,
+        pointers,
+        num_warps=plan.num_warps,
+        aligned=("max_pages",),
+        max_registers=plan.max_registers,
     )
 
 
@@ -267,6 +275,7 @@ def variants() -> Iterator[Variant]:
     yield select_variant(2048, 128, fp32)
     yield select_variant(2048, 128, bf16, stochastic=True)
     yield select_variant(4096, 256, fp32)
+    yield select_variant(8192, 128, fp32)
     yield select_variant(65536, 128, fp32)
     per_row = {"HEADS": 8, "PAGE": 16, "BLOCK": 2048}
     rows = {"scores_ptr": fp32, "mass_ptr": fp32, "threshold_ptr": fp32}

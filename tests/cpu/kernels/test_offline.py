@@ -31,6 +31,7 @@ HOPPER = (
     "mla-g64-bf16-p64",
     "mla-g20-fp8e4nv-p64",
     "select-2048-k128-fp32",
+    "select-8192-k128-fp32",
     "select-65536-k128-fp32",
     "merge",
     "merge-even",
