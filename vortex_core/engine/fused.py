@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vortex_core.engine.fused_experts import FusedExperts, fits_experts
-from vortex_core.engine.fused_kernels import add_rms_norm, norm_rotate, rms_norm, silu_mul
+from vortex_core.engine.fused_kernels import add_rms_norm, norm_rotate, rms_norm, rotary_angles, silu_mul
 from vortex_core.engine.fused_latent import FusedLatentAttention
 from vortex_core.engine.models.latent import LatentAttention
 from vortex_core.engine.static_step import StaticStep
@@ -35,6 +35,19 @@ GATED_MLPS = frozenset({"Glm4MoeLiteMLP", "LlamaMLP", "MistralMLP", "Qwen2MLP", 
 ATTENTIONS = frozenset(
     {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "Qwen3MoeAttention"}
 )
+# Rotary embeddings whose angles are positions times fixed frequencies, whatever made these.
+ROTARIES = frozenset(
+    {
+        "Glm4MoeLiteRotaryEmbedding",
+        "LlamaRotaryEmbedding",
+        "MiniMaxM2RotaryEmbedding",
+        "MistralRotaryEmbedding",
+        "Qwen2RotaryEmbedding",
+        "Qwen3MoeRotaryEmbedding",
+        "Qwen3RotaryEmbedding",
+    }
+)
+FIXED_FREQUENCIES = ("default", "linear", "llama3", "yarn")
 # Layers that add attention and MLP to one residual stream, each behind a norm.
 LAYERS = frozenset(
     {
@@ -61,6 +74,7 @@ class FusedModules:
     mlps: int
     attentions: int
     experts: int
+    rotaries: int
     layers: int
 
 
@@ -75,6 +89,21 @@ class FusedRMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Any shape, over the last dimension."""
         return rms_norm(x, self.weight, self.variance_epsilon)
+
+
+class FusedRotary(nn.Module):
+    """Cosines and sines of positions in one launch."""
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, rotary: Any) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", rotary.inv_freq.float(), persistent=False)
+        self.scale = float(rotary.attention_scaling)
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`position_ids` `[batch, row]` to `[batch, row, dim]` each, in the dtype of `x`."""
+        return rotary_angles(position_ids, self.inv_freq, self.scale, x.dtype)
 
 
 class FusedGatedMLP(nn.Module):
@@ -196,7 +225,7 @@ def packed(linears: Sequence[nn.Linear]) -> nn.Linear:
 
 def fuse(model: nn.Module) -> FusedModules:
     """Replace what the tables name, in place. Weights are packed layer by layer, so memory peaks at one layer more."""
-    counts = dict.fromkeys(("norms", "mlps", "attentions", "experts", "layers"), 0)
+    counts = dict.fromkeys(("norms", "mlps", "attentions", "experts", "rotaries", "layers"), 0)
     for parent in list(model.modules()):  # before the walk below: shared experts are MLPs of their own
         for name, child in list(parent.named_children()):
             if hasattr(child, "experts") and fits_experts(child):
@@ -220,6 +249,8 @@ def fuse(model: nn.Module) -> FusedModules:
             kind, made = "mlps", FusedGatedMLP(child)
         elif type(child).__name__ in NORMS:
             kind, made = "norms", FusedRMSNorm(child)
+        elif type(child).__name__ in ROTARIES and child.rope_type in FIXED_FREQUENCIES:
+            kind, made = "rotaries", FusedRotary(child)
         else:
             continue
         setattr(parent, name, made)

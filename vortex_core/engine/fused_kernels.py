@@ -122,6 +122,26 @@ def norm_rotate_kernel(
 
 
 @triton.jit
+def angles_kernel(
+    positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, tokens, scale, HALF: tl.constexpr, HALF_PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Grid (token blocks,): cosine and sine of each pair's angle, twice side by side."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    half = tl.arange(0, HALF_PAD)[None, :]
+    ok = (token < tokens) & (half < HALF)
+    position = tl.load(positions_ptr + token, mask=token < tokens, other=0).to(tl.float32)
+    angle = position * tl.load(frequencies_ptr + half, mask=half < HALF, other=0.0).to(tl.float32)
+    cos = (tl.cos(angle) * scale).to(cos_ptr.dtype.element_ty)
+    sin = (tl.sin(angle) * scale).to(sin_ptr.dtype.element_ty)
+    at = token * (2 * HALF) + half
+    tl.store(cos_ptr + at, cos, mask=ok)
+    tl.store(cos_ptr + at + HALF, cos, mask=ok)
+    tl.store(sin_ptr + at, sin, mask=ok)
+    tl.store(sin_ptr + at + HALF, sin, mask=ok)
+
+
+@triton.jit
 def silu_mul_kernel(
     x_ptr, out_ptr, tokens, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -231,6 +251,22 @@ def norm_rotate(
         *strides, eps, limit, Q_HEADS=q_heads, KV_HEADS=kv_heads, DIM=dim, HALF_PAD=next_power_of_2(dim // 2),
         NORM=norm, STORE=store is not None, ROWS=ROWS, num_warps=1,
     )  # fmt: skip
+
+
+def rotary_angles(
+    positions: torch.Tensor, frequencies: torch.Tensor, scale: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, `[*positions, 2 * pairs]`. `positions`: any shape; `frequencies`: float32 `[pairs]`."""
+    half, count = len(frequencies), positions.numel()
+    cos, sin = (
+        torch.empty(*positions.shape, 2 * half, dtype=dtype, device=positions.device) for _ in range(2)
+    )
+    if count:
+        angles_kernel[(triton.cdiv(count, ROWS),)](
+            positions.contiguous(), frequencies, cos, sin, count, scale, HALF=half,
+            HALF_PAD=next_power_of_2(half), ROWS=ROWS, num_warps=1,
+        )  # fmt: skip
+    return cos, sin
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:

@@ -181,7 +181,8 @@ def test_fused_modules_compute_what_they_replace(architecture: str, dtype: torch
             out, _ = layer.self_attn(
                 hidden_states=x, position_embeddings=angles, attention_mask=None, vortex_step=step
             )
-            return [out, layer.mlp(x), layer.input_layernorm(x), *step.seen]
+            far = torch.tensor([[0, 1, 4095, 131071, 1000003]])
+            return [out, layer.mlp(x), layer.input_layernorm(x), *step.seen, *model.model.rotary_emb(x, far)]
 
     want = outputs()
     counts = fuse(model)
