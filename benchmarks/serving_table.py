@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ def section(run: dict[str, Any]) -> list[str]:
     if model.get("ranks", 1) > 1:
         lines.append(f"{model['ranks']} ranks, a GPU each; weights and tokens are one rank's.")
     for found in of_kind(run, "transformers"):
+        part = f", {found['layers']} layers" if found.get("layers") else ""
         lines.append(
-            f"Against transformers on the same weights: log-probability of a token differs by {found['mean']:.3f} on "
-            f"average, {found['worst']:.3f} at worst; {found['agreed']:.0%} of greedy tokens equal."
+            f"Against transformers on the same weights{part}: log-probability of a token differs by "
+            f"{found['mean']:.3f} on average, {found['worst']:.3f} at worst; "
+            f"{found['agreed']:.0%} of greedy tokens equal."
         )
     for found in of_kind(run, "everything selected"):
         lines.append(
@@ -78,7 +81,8 @@ def section(run: dict[str, Any]) -> list[str]:
         if r["used"]
     }
     if used:
-        lines += ["", f"Experts that a step read in a layer, on average: {', '.join(used.values())}."]
+        said = f"Experts that a step read in a layer, on average: {', '.join(used.values())}."
+        lines += ["", said + " Other weights read other numbers of them, and take another time."]
     for r in of_kind(run, "skipped"):
         fits = f" (a batch of {r['batch_that_fits']} would fit)" if r.get("batch_that_fits") else ""
         lines += ["", f"Not run: batch {r['batch']} x {r['context']}: {r['why']}{fits}."]
@@ -87,8 +91,8 @@ def section(run: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def to_markdown(runs: list[dict[str, Any]], date: str) -> str:
-    """All runs."""
+def to_markdown(runs: list[dict[str, Any]], date: str, notes: Sequence[str] = ()) -> str:
+    """All runs; `notes` are paragraphs before the first."""
     head = [
         "# Serving speed of the embedded engine",
         "",
@@ -98,6 +102,8 @@ def to_markdown(runs: list[dict[str, Any]], date: str) -> str:
         ),
         "",
     ]
+    for note in notes:
+        head += [note, ""]
     return "\n".join([*head, *(line for run in runs for line in section(run))])
 
 
@@ -109,11 +115,12 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--date", required=True, help="when the runs were made")
+    parser.add_argument("--note", action="append", default=[], help="a paragraph of its own")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     runs = [json.loads(path.read_text()) for path in args.runs]
     (args.out / f"{args.name}.json").write_text(json.dumps(runs, indent=1) + "\n")
-    (args.out / f"{args.name}.md").write_text(to_markdown(runs, args.date))
+    (args.out / f"{args.name}.md").write_text(to_markdown(runs, args.date, args.note))
     return 0
 
 
