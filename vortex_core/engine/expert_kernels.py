@@ -14,31 +14,36 @@ from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2
 
 
 @triton.jit
-def route_kernel(
-    x_ptr, weight_ptr, bias_ptr, logits_ptr, ids_ptr, shares_ptr, stride_x, scale,
-    EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    TOP: tl.constexpr, TOP_PAD: tl.constexpr, SIGMOID: tl.constexpr, HAS_BIAS: tl.constexpr,
-    NORMALISE: tl.constexpr, ROUND: tl.constexpr, HAS_LOGITS: tl.constexpr,
+def router_kernel(
+    x_ptr, weight_ptr, logits_ptr, stride_x,
+    EXPERTS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tokens,): a token's experts and their shares of the result."""
+    """Grid (tokens, expert blocks): logits of a few experts, summed in float32; no loop, for a step waits for it."""
+    token = tl.program_id(0).to(tl.int64)
+    expert = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, DIM_PAD)
+    inside = channel < DIM
+    x = tl.load(x_ptr + token * stride_x + channel, mask=inside, other=0.0)
+    at = expert[:, None] * DIM + channel[None, :]
+    w = tl.load(weight_ptr + at, mask=(expert < EXPERTS)[:, None] & inside[None, :], other=0.0)
+    logits = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+    if ROUND:
+        logits = logits.to(x_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(logits_ptr + token * EXPERTS + expert, logits, mask=expert < EXPERTS)
+
+
+@triton.jit
+def route_kernel(
+    logits_ptr, bias_ptr, ids_ptr, shares_ptr, scale,
+    EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr, TOP: tl.constexpr, TOP_PAD: tl.constexpr,
+    SIGMOID: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr, ROUND: tl.constexpr,
+    HALF: tl.constexpr,
+):  # fmt: skip
+    """Grid (tokens,): a token's experts and their shares of the result, rounded to `HALF` with `ROUND`."""
     token = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, EXPERTS_PAD)
     known = expert < EXPERTS
-    dtype: tl.constexpr = x_ptr.dtype.element_ty
-    if HAS_LOGITS:
-        logits = tl.load(logits_ptr + token * EXPERTS + expert, mask=known, other=0.0).to(tl.float32)
-    else:
-        channel = tl.arange(0, BLOCK)
-        total = tl.zeros((EXPERTS_PAD, BLOCK), tl.float32)
-        for start in range(0, DIM, BLOCK):
-            inside = start + channel < DIM
-            x = tl.load(x_ptr + token * stride_x + start + channel, mask=inside, other=0.0).to(tl.float32)
-            at = expert[:, None] * DIM + start + channel[None, :]
-            w = tl.load(weight_ptr + at, mask=known[:, None] & inside[None, :], other=0.0)
-            total += w.to(tl.float32) * x[None, :]
-        logits = tl.sum(total, 1)
-        if ROUND:
-            logits = logits.to(dtype).to(tl.float32)
+    logits = tl.load(logits_ptr + token * EXPERTS + expert, mask=known, other=0.0)
     if SIGMOID:
         scores = 1.0 / (1.0 + tl.exp(-logits))
     else:
@@ -61,8 +66,8 @@ def route_kernel(
     if NORMALISE:
         shares = shares / (tl.sum(shares, 0) + 1e-20)
     shares = shares * scale
-    if ROUND and not SIGMOID:
-        shares = shares.to(dtype).to(tl.float32)
+    if ROUND:
+        shares = shares.to(HALF).to(tl.float32)
     tl.store(ids_ptr + token * TOP + place, ids, mask=place < TOP)
     tl.store(shares_ptr + token * TOP + place, shares, mask=place < TOP)
 
@@ -189,13 +194,13 @@ def route(
     scale: float,
     wide: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each token's experts, in one launch for the few tokens of a decode step, in two for a prompt.
+    """Each token's experts, in two launches.
 
     Args:
         x: `[token, dim]`, channels contiguous.
         weight: `[expert, dim]`, contiguous.
         bias: `[expert]`, added to the scores for the choice alone.
-        sigmoid: scores are sigmoids of the logits, else their softmax.
+        sigmoid: scores are sigmoids of the logits, else their softmax, whose shares are rounded to the dtype of `x`.
         normalise: shares sum to `scale`.
         wide: logits are computed in float32, else rounded to the dtype of `x`.
 
@@ -206,17 +211,22 @@ def route(
     experts = weight.shape[0]
     ids = torch.empty(tokens, top, dtype=torch.int32, device=x.device)
     shares = torch.empty(tokens, top, device=x.device)
-    logits = None
-    if tokens > 64:
-        logits = torch.nn.functional.linear(x.float(), weight.float()) if wide else x @ weight.T
-        logits = logits.float()
+    if tokens > 64:  # a prompt
+        logits = torch.nn.functional.linear(x.float(), weight.float()) if wide else (x @ weight.T).float()
+    else:
+        logits = torch.empty(tokens, experts, device=x.device)
+        pad = next_power_of_2(dim)
+        block = min(next_power_of_2(experts), 64 if INTERPRETED else 4)
+        if tokens:
+            router_kernel[(tokens, triton.cdiv(experts, block))](
+                x, weight, logits, x.stride(0), EXPERTS=experts, DIM=dim, DIM_PAD=pad, BLOCK=block,
+                ROUND=not wide, num_warps=4 if pad <= 2048 else 8,
+            )  # fmt: skip
     if tokens:
-        pad = next_power_of_2(experts)
         route_kernel[(tokens,)](
-            x, weight, bias, logits, ids, shares, x.stride(0), scale,
-            EXPERTS=experts, EXPERTS_PAD=pad, DIM=dim, BLOCK=max(32, min(next_power_of_2(dim), 8192 // pad)),
-            TOP=top, TOP_PAD=next_power_of_2(top), SIGMOID=sigmoid, HAS_BIAS=bias is not None,
-            NORMALISE=normalise, ROUND=not wide, HAS_LOGITS=logits is not None, num_warps=8,
+            logits, bias, ids, shares, scale, EXPERTS=experts, EXPERTS_PAD=next_power_of_2(experts), TOP=top,
+            TOP_PAD=next_power_of_2(top), SIGMOID=sigmoid, HAS_BIAS=bias is not None, NORMALISE=normalise,
+            ROUND=x.dtype != torch.float32 and not sigmoid, HALF=triton_dtype(x.dtype), num_warps=1,
         )  # fmt: skip
     return ids, shares
 

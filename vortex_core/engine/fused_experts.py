@@ -1,4 +1,4 @@
-"""Sparse layers whose decode step is five launches: routing, two products, their sum, and the shared expert's.
+"""Sparse layers whose decode step is five launches beside the shared expert: routing (two), two products, their sum.
 
 transformers runs chosen experts through a grouped product that sorts tokens, in two dozen launches a layer; that is
 the right way for a prompt, and prompts still go there.

@@ -43,13 +43,16 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
         },
         EXPERTS,
     ),
+    "router_kernel": (
+        {"x_ptr": BF16, "weight_ptr": BF16, "logits_ptr": "*fp32", "stride_x": "i32"},
+        {"EXPERTS": 256, "DIM": 3072, "DIM_PAD": 4096, "BLOCK": 4, "ROUND": True},
+    ),
     "route_kernel": (
         {
-            "x_ptr": BF16, "weight_ptr": BF16, "bias_ptr": "*fp32", "logits_ptr": "*fp32", "ids_ptr": "*i32",
-            "shares_ptr": "*fp32", "stride_x": "i32", "scale": "fp32",
+            "logits_ptr": "*fp32", "bias_ptr": "*fp32", "ids_ptr": "*i32", "shares_ptr": "*fp32", "scale": "fp32",
         },
-        {"EXPERTS": 64, "EXPERTS_PAD": 64, "DIM": 2048, "BLOCK": 128, "TOP": 4, "TOP_PAD": 4, "SIGMOID": True}
-        | {"HAS_BIAS": True, "NORMALISE": True, "ROUND": False, "HAS_LOGITS": False},
+        {"EXPERTS": 256, "EXPERTS_PAD": 256, "TOP": 8, "TOP_PAD": 8, "SIGMOID": True, "HAS_BIAS": True}
+        | {"NORMALISE": True, "ROUND": False, "HALF": tl.bfloat16},
     ),
     "latent_row_kernel": (
         {
@@ -92,7 +95,12 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
         {"HEADS": 8, "PAGE": 16, "BLOCK": 256, "SELECTS": True},
     ),
 }  # fmt: skip
-WARPS = {"keep_lists_kernel": 1, "route_kernel": 8, "scan_logits_kernel": 8}  # of launches; the others take 4
+WARPS = {
+    "keep_lists_kernel": 1,
+    "route_kernel": 1,
+    "router_kernel": 8,
+    "scan_logits_kernel": 8,
+}  # of launches; the others take 4
 
 
 @pytest.mark.parametrize("target", ["sm_90a", "sm_100a"])
