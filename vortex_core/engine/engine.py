@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,12 @@ class Engine:
             pack_linears(self.model)
         self.tokenizer = tokenizer
         self.sharding = sharding_of(model)  # set where the model is one rank's part
+        if self.sharding is not None and self.backend == "triton":
+            from vortex_core.kernels.runtime import PDL_SWITCH
+
+            os.environ.setdefault(
+                PDL_SWITCH, "0"
+            )  # no run has shown dependent launches behind NCCL's kernels
         self.geometry = self.spec.geometry() if self.sharding is None else self.sharding.geometry
         self.flow: LoadedFlow | None = None
         self._suspended: LoadedFlow | None = None

@@ -10,15 +10,18 @@ import torch
 import triton
 import triton.language as tl
 
-from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2
+from vortex_core.kernels.dependent import await_previous
+from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
 
 
 @triton.jit
 def router_kernel(
     x_ptr, weight_ptr, logits_ptr, stride_x,
     EXPERTS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (tokens, expert blocks): logits of a few experts, summed in float32; no loop, for a step waits for it."""
+    await_previous(PDL)
     token = tl.program_id(0).to(tl.int64)
     expert = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, DIM_PAD)
@@ -37,9 +40,10 @@ def route_kernel(
     logits_ptr, bias_ptr, ids_ptr, shares_ptr, scale,
     EXPERTS: tl.constexpr, EXPERTS_PAD: tl.constexpr, TOP: tl.constexpr, TOP_PAD: tl.constexpr,
     SIGMOID: tl.constexpr, HAS_BIAS: tl.constexpr, NORMALISE: tl.constexpr, ROUND: tl.constexpr,
-    HALF: tl.constexpr,
+    HALF: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (tokens,): a token's experts and their shares of the result, rounded to `HALF` with `ROUND`."""
+    await_previous(PDL)
     token = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, EXPERTS_PAD)
     known = expert < EXPERTS
@@ -99,9 +103,10 @@ def _rows(ids_ptr, expert, pairs, start, PAIRS: tl.constexpr, CHUNK: tl.constexp
 def experts_up_kernel(
     x_ptr, weight_ptr, ids_ptr, out_ptr, pairs, stride_x,
     DIM: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, PAIRS: tl.constexpr, CHUNK: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (column blocks, experts): silu(gate) * up of the tokens that chose an expert, one row a pair."""
+    await_previous(PDL)
     expert = tl.program_id(1)
     count = _count(ids_ptr, expert, pairs, PAIRS)
     if count == 0:
@@ -135,9 +140,10 @@ def experts_up_kernel(
 def experts_down_kernel(
     h_ptr, weight_ptr, ids_ptr, shares_ptr, out_ptr, pairs,
     DIM: tl.constexpr, WIDTH: tl.constexpr, PAIRS: tl.constexpr, CHUNK: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (column blocks, experts): an expert's share of the result, float32, one row a pair."""
+    await_previous(PDL)
     expert = tl.program_id(1)
     count = _count(ids_ptr, expert, pairs, PAIRS)
     if count == 0:
@@ -166,9 +172,10 @@ def experts_down_kernel(
 @triton.jit
 def combine_kernel(
     parts_ptr, shared_ptr, out_ptr, DIM: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_SHARED: tl.constexpr,
+    HAS_SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (tokens, column blocks): the sum of a token's experts, and of the shared one."""
+    await_previous(PDL)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = column < DIM
@@ -220,13 +227,14 @@ def route(
         if tokens:
             router_kernel[(tokens, triton.cdiv(experts, block))](
                 x, weight, logits, x.stride(0), EXPERTS=experts, DIM=dim, DIM_PAD=pad, BLOCK=block,
-                ROUND=not wide, num_warps=4 if pad <= 2048 else 8,
+                ROUND=not wide, num_warps=4 if pad <= 2048 else 8, **dependent_launch(x.device),
             )  # fmt: skip
     if tokens:
         route_kernel[(tokens,)](
             logits, bias, ids, shares, scale, EXPERTS=experts, EXPERTS_PAD=next_power_of_2(experts), TOP=top,
             TOP_PAD=next_power_of_2(top), SIGMOID=sigmoid, HAS_BIAS=bias is not None, NORMALISE=normalise,
             ROUND=x.dtype != torch.float32 and not sigmoid, HALF=triton_dtype(x.dtype), num_warps=1,
+            **dependent_launch(x.device),
         )  # fmt: skip
     return ids, shares
 
@@ -273,16 +281,17 @@ def run_experts(
     }  # fmt: skip
     experts_up_kernel[(triton.cdiv(width, block_n), experts)](
         x, gate_up, ids, hidden, pairs, x.stride(0), TOP=top, BLOCK_N=block_n, BLOCK_K=block_k, **common,
-        num_warps=4, num_stages=tile["STAGES"],
+        num_warps=4, num_stages=tile["STAGES"], **dependent_launch(x.device),
     )  # fmt: skip
     experts_down_kernel[(triton.cdiv(dim, block_n), experts)](
         hidden, down, ids, shares, parts, pairs, BLOCK_N=block_n, BLOCK_K=block_k, **common,
-        num_warps=4, num_stages=tile["STAGES"],
+        num_warps=4, num_stages=tile["STAGES"], **dependent_launch(x.device),
     )  # fmt: skip
     block = min(1024, next_power_of_2(dim))
     combine_kernel[(tokens, triton.cdiv(dim, block))](
-        parts, shared, out, DIM=dim, TOP=top, BLOCK=block, HAS_SHARED=shared is not None, num_warps=4
-    )
+        parts, shared, out, DIM=dim, TOP=top, BLOCK=block, HAS_SHARED=shared is not None, num_warps=4,
+        **dependent_launch(x.device),
+    )  # fmt: skip
     return out
 
 

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2
+from vortex_core.kernels.dependent import await_previous
+from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
 
 # Tokens of a program: a decode step has few. The interpreter pays for every program, not for what it holds.
 ROWS = 64 if INTERPRETED else 1
@@ -25,9 +26,11 @@ def _normed(x, weight, mean_square, eps, dtype: tl.constexpr):
 
 @triton.jit
 def rms_norm_kernel(
-    x_ptr, weight_ptr, out_ptr, rows, stride, eps, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    x_ptr, weight_ptr, out_ptr, rows, stride, eps,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (row blocks,)."""
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     ok = (row < rows) & (channel < DIM)
@@ -40,9 +43,11 @@ def rms_norm_kernel(
 
 @triton.jit
 def add_rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, rows, eps, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    x_ptr, residual_ptr, weight_ptr, out_ptr, rows, eps,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (row blocks,): residual += x, in place, and its norm."""
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     ok = (row < rows) & (channel < DIM)
@@ -68,13 +73,14 @@ def norm_rotate_kernel(
     qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, tokens, stride,
     stride_cos, stride_k_head, stride_v_head, eps, limit,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_PAD: tl.constexpr,
-    NORM: tl.constexpr, STORE: tl.constexpr, ROWS: tl.constexpr,
+    NORM: tl.constexpr, STORE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (token blocks, heads): one head's channels, normalised and rotated in place.
 
     With `STORE` keys go to their slots in the cache instead, and the grid goes on with the heads of the values, which
     go there as they are.
     """
+    await_previous(PDL)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     head = tl.program_id(1)
     half = tl.arange(0, HALF_PAD)[None, :]
@@ -124,9 +130,10 @@ def norm_rotate_kernel(
 @triton.jit
 def angles_kernel(
     positions_ptr, frequencies_ptr, cos_ptr, sin_ptr, tokens, scale, HALF: tl.constexpr, HALF_PAD: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (token blocks,): cosine and sine of each pair's angle, twice side by side."""
+    await_previous(PDL)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     half = tl.arange(0, HALF_PAD)[None, :]
     ok = (token < tokens) & (half < HALF)
@@ -143,9 +150,17 @@ def angles_kernel(
 
 @triton.jit
 def silu_mul_kernel(
-    x_ptr, out_ptr, tokens, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    x_ptr,
+    out_ptr,
+    tokens,
+    stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (token blocks, column blocks): silu(gate) * up, from `[gate, up]` side by side."""
+    await_previous(PDL)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     ok = (token < tokens) & (column < WIDTH)
@@ -160,9 +175,10 @@ def silu_mul_kernel(
 def keep_lists_kernel(
     kept_ptr, kept_lens_ptr, new_ptr, new_lens_ptr, table_ptr, lengths_ptr, ages_ptr,
     stride_kept, stride_new, stride_table, period, capacity,
-    HEADS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, SELECTS: tl.constexpr,
+    HEADS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, SELECTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch * heads,): a row that is due takes its new list; any other gets the page being written."""
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     b = row // HEADS
     length = tl.load(lengths_ptr + b)
@@ -195,7 +211,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         block = next_power_of_2(dim)
         rms_norm_kernel[(triton.cdiv(count, ROWS),)](
             rows, weight, out, count, rows.stride(0), eps, DIM=dim, BLOCK=block, ROWS=ROWS,
-            num_warps=4 if block <= 2048 else 8,
+            num_warps=4 if block <= 2048 else 8, **dependent_launch(x.device),
         )  # fmt: skip
     return out
 
@@ -210,7 +226,7 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
         block = next_power_of_2(dim)
         add_rms_norm_kernel[(triton.cdiv(count, ROWS),)](
             x, residual, weight, out, count, eps, DIM=dim, BLOCK=block, ROWS=ROWS,
-            num_warps=4 if block <= 2048 else 8,
+            num_warps=4 if block <= 2048 else 8, **dependent_launch(x.device),
         )  # fmt: skip
     return out
 
@@ -249,7 +265,7 @@ def norm_rotate(
     norm_rotate_kernel[(triton.cdiv(tokens, ROWS), heads)](
         qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, slots, tokens, qkv.stride(0), cos.stride(0),
         *strides, eps, limit, Q_HEADS=q_heads, KV_HEADS=kv_heads, DIM=dim, HALF_PAD=next_power_of_2(dim // 2),
-        NORM=norm, STORE=store is not None, ROWS=ROWS, num_warps=1,
+        NORM=norm, STORE=store is not None, ROWS=ROWS, num_warps=1, **dependent_launch(qkv.device),
     )  # fmt: skip
 
 
@@ -264,7 +280,7 @@ def rotary_angles(
     if count:
         angles_kernel[(triton.cdiv(count, ROWS),)](
             positions.contiguous(), frequencies, cos, sin, count, scale, HALF=half,
-            HALF_PAD=next_power_of_2(half), ROWS=ROWS, num_warps=1,
+            HALF_PAD=next_power_of_2(half), ROWS=ROWS, num_warps=1, **dependent_launch(positions.device),
         )  # fmt: skip
     return cos, sin
 
@@ -275,8 +291,9 @@ def silu_mul(x: torch.Tensor) -> torch.Tensor:
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     block = min(1024, next_power_of_2(width))
     silu_mul_kernel[(triton.cdiv(tokens, ROWS), triton.cdiv(width, block))](
-        x, out, tokens, x.stride(0), WIDTH=width, BLOCK=block, ROWS=ROWS, num_warps=4
-    )
+        x, out, tokens, x.stride(0), WIDTH=width, BLOCK=block, ROWS=ROWS, num_warps=4,
+        **dependent_launch(x.device),
+    )  # fmt: skip
     return out
 
 
@@ -304,5 +321,5 @@ def keep_lists(
     keep_lists_kernel[(rows,)](
         kept, kept_lens, ids, lens, table, lengths, ages, kept.stride(0), ids.stride(0), table.stride(0),
         period, ids.shape[1], HEADS=rows // batch, PAGE=page_size, BLOCK=256, SELECTS=new is not None,
-        num_warps=1,
+        num_warps=1, **dependent_launch(kept.device),
     )  # fmt: skip

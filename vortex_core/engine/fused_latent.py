@@ -17,7 +17,7 @@ from vortex_core.engine.latent_kernels import latent_row_kernel, rotate_queries_
 from vortex_core.engine.models.latent import LatentAttention
 from vortex_core.engine.seam import Step
 from vortex_core.engine.static_step import StaticStep
-from vortex_core.kernels.runtime import next_power_of_2
+from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 
 
 class FusedLatentAttention(nn.Module):
@@ -66,6 +66,7 @@ class FusedLatentAttention(nn.Module):
         rotate_queries_kernel[(triton.cdiv(tokens * heads, ROWS),)](
             q, cos, sin, query, tokens * heads, heads, cos.stride(0), NOPE=self.nope, LATENT=self.latent,
             HALF=half, HALF_PAD=next_power_of_2(half), INTERLEAVED=self.interleaved, ROWS=ROWS, num_warps=1,
+            **dependent_launch(q.device),
         )  # fmt: skip
 
         q4 = query.view(batch, rows, heads, -1).transpose(1, 2)
@@ -105,5 +106,6 @@ class FusedLatentAttention(nn.Module):
             WIDTH=width, Q_PAD=next_power_of_2(width), Q_NORM=norm is not None, LATENT=self.latent,
             LATENT_PAD=next_power_of_2(self.latent), HALF=half, HALF_PAD=next_power_of_2(half),
             INTERLEAVED=self.interleaved, STORE=target is not None, ROWS=ROWS, num_warps=4,
+            **dependent_launch(both.device),
         )  # fmt: skip
         return row, both[:, :width].contiguous() if queries is None else up(queries)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from vortex_core.engine.fused_kernels import _narrow, _normed
+from vortex_core.kernels.dependent import await_previous
 
 
 @triton.jit
@@ -28,10 +29,11 @@ def latent_row_kernel(
     stride_angle, eps, q_eps, limit,
     WIDTH: tl.constexpr, Q_PAD: tl.constexpr, Q_NORM: tl.constexpr, LATENT: tl.constexpr,
     LATENT_PAD: tl.constexpr, HALF: tl.constexpr, HALF_PAD: tl.constexpr, INTERLEAVED: tl.constexpr,
-    STORE: tl.constexpr, ROWS: tl.constexpr,
+    STORE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (token blocks,): from `[queries, latent, rotary key]` the cached row, its latent normalised and its key
     rotated, and with `Q_NORM` the normalised queries. With `STORE` rows go to their slots of a cache."""
+    await_previous(PDL)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, LATENT_PAD)[None, :]
     pair = tl.arange(0, HALF_PAD)[None, :]
@@ -66,9 +68,10 @@ def latent_row_kernel(
 def rotate_queries_kernel(
     q_ptr, cos_ptr, sin_ptr, out_ptr, rows, heads, stride_angle,
     NOPE: tl.constexpr, LATENT: tl.constexpr, HALF: tl.constexpr, HALF_PAD: tl.constexpr,
-    INTERLEAVED: tl.constexpr, ROWS: tl.constexpr,
+    INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of token x head,): the rotary part of each query, behind its absorbed part."""
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     pair = tl.arange(0, HALF_PAD)[None, :]
     ok = (row < rows) & (pair < HALF)

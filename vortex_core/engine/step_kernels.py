@@ -9,15 +9,17 @@ import torch
 import triton
 import triton.language as tl
 
-from vortex_core.kernels.runtime import next_power_of_2
+from vortex_core.kernels.dependent import await_previous
+from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 
 
 @triton.jit
 def begin_kernel(
     lengths_ptr, active_ptr, ages_ptr, blocks_ptr, slots_ptr, positions_ptr, selecting_ptr,
-    rows, stride_blocks, period, BLOCK_TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    rows, stride_blocks, period, BLOCK_TOKENS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: every row grows by its token; padding has no slot."""
+    await_previous(PDL)
     row = tl.arange(0, ROWS)
     ok = row < rows
     length = tl.load(lengths_ptr + row, mask=ok, other=0) + tl.load(active_ptr + row, mask=ok, other=0)
@@ -35,9 +37,10 @@ def begin_kernel(
 @triton.jit
 def scan_logits_kernel(
     logits_ptr, copy_ptr, best_ptr, index_ptr, sum_ptr, vocab, stride_logits, stride_copy, splits,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, splits): a stretch's largest logit, its lowest index, and sum of exponentials; a float32 copy."""
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = token < vocab
@@ -54,9 +57,19 @@ def scan_logits_kernel(
 
 @triton.jit
 def choose_kernel(
-    best_ptr, index_ptr, sum_ptr, tokens_ptr, logprobs_ptr, ages_ptr, active_ptr, splits, SPLITS: tl.constexpr
+    best_ptr,
+    index_ptr,
+    sum_ptr,
+    tokens_ptr,
+    logprobs_ptr,
+    ages_ptr,
+    active_ptr,
+    splits,
+    SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (rows,): the likeliest token of all stretches and its log-probability; the row is a step older."""
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     ok = split < splits
@@ -97,7 +110,7 @@ def begin_step(
     selecting = torch.empty_like(lengths)
     begin_kernel[(1,)](
         lengths, active, ages, blocks, slots, positions, selecting, rows, blocks.stride(0), period,
-        BLOCK_TOKENS=block_tokens, ROWS=next_power_of_2(rows), num_warps=1,
+        BLOCK_TOKENS=block_tokens, ROWS=next_power_of_2(rows), PDL=0, num_warps=1,
     )  # fmt: skip
     return slots, positions, selecting
 
@@ -127,17 +140,9 @@ def choose_greedy(
     index = torch.empty(rows, splits, dtype=torch.int32, device=logits.device)
     scan_logits_kernel[(rows, splits)](
         logits, copy, best, index, total, vocab, logits.stride(0), copy.stride(0), splits,
-        BLOCK=block, num_warps=8,
+        BLOCK=block, num_warps=8, **dependent_launch(logits.device),
     )  # fmt: skip
     choose_kernel[(rows,)](
-        best,
-        index,
-        total,
-        tokens,
-        logprobs,
-        ages,
-        active,
-        splits,
-        SPLITS=next_power_of_2(splits),
-        num_warps=1,
-    )
+        best, index, total, tokens, logprobs, ages, active, splits, SPLITS=next_power_of_2(splits),
+        num_warps=1, **dependent_launch(logits.device),
+    )  # fmt: skip
