@@ -7,7 +7,8 @@ Runs in SGLang's environment (docs/serving.md) on one GPU, or on several with --
 only time means anything, and equal answers mean little unless --weights names a model. Engines take most of a GPU's
 memory, so each arm has processes of its own, and `--rounds` interleaves the arms. Prompts are prefilled once an
 engine and stay in the prefix cache; a step's time is the difference of two generations over the difference of their
-lengths (--lengths). P95 is over the gaps between streamed tokens of every sequence.
+lengths (--lengths; the host's jitter is divided by it, so short ones are noisy: the table shows the spread). P50 and
+P95 are over the gaps between streamed tokens of every sequence.
 
 Answers are compared with those of the fastest dense arm. SGLang's dummy weights answer much the same whatever is
 attended; --normal-weights makes answers depend on it, and tokens route to many experts.
@@ -112,7 +113,11 @@ class Run:
             variables |= serving_held.install(
                 self.folder, gate=self.gate, random_kv=args.random_kv, normal=args.normal_weights
             )
-        return EngineProcess(self.arm.options, self.arm.settings, variables=variables, start_limit=args.limit)
+        gate = self.gate
+        return EngineProcess(
+            self.arm.options, self.arm.settings, variables=variables, start_limit=args.limit,
+            held=None if gate is None else lambda: not gate.exists(),
+        )  # fmt: skip
 
 
 def run_all(runs: list[Run], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -229,7 +234,9 @@ def main() -> None:
     )
     parser.add_argument("--parity", action="store_true", help="also arms that attend to everything")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--limit", type=float, default=900, help="seconds an engine may take to start")
+    parser.add_argument(
+        "--limit", type=float, default=900, help="seconds an engine may take to start, once it may"
+    )
     parser.add_argument("--ahead", type=int, default=0, help="arms whose processes start before their turn")
     parser.add_argument("--random-kv", action="store_true", help="prompts of random K and V, not computed")
     parser.add_argument(

@@ -76,8 +76,8 @@ def table(arms: list[dict[str, Any]], saved: Saved, meaningful: bool) -> tuple[l
             "answers_equal_to_dense": same, "tokens_equal_to_dense": alike,
             "density": density, "ir_hash": ran.get("ir_hash"),
         })  # fmt: skip
-    head = "| arm | batch | context | ms a step | P95 | tok/s | over best dense | of the floor |"
-    lines = [f"{head} answers as dense | density |", "|---" * 10 + "|"]
+    head = "| arm | batch | context | ms a step (least-most) | P50 | P95 | tok/s | over best dense | of the floor |"
+    lines = [f"{head} answers as dense | density |", "|---" * 11 + "|"]
     for r in sorted(rows, key=lambda r: (r["batch"], r["context"], r["arm"])):
         density = "" if r["density"] is None else f"{r['density']:.3f}"
         same = ""
@@ -85,7 +85,9 @@ def table(arms: list[dict[str, Any]], saved: Saved, meaningful: bool) -> tuple[l
             same = f"{r['answers_equal_to_dense']}/{r['batch']} ({r['tokens_equal_to_dense']:.0%} of tokens)"
         share = "" if r["share_of_allowed"] is None else f"{r['share_of_allowed']:.0%}"
         lines.append(
-            f"| {r['arm']} | {r['batch']} | {r['context']:,} | {r['ms_step']:.2f} | {r['tpot_p95_ms']:.2f} "
-            f"| {r['tok_s']:,.0f} | {r['speedup'] or ''} | {share} | {same} | {density} |"
+            f"| {r['arm']} | {r['batch']} | {r['context']:,} "
+            f"| {r['ms_step']:.2f} ({min(r['all_ms']):.2f}-{max(r['all_ms']):.2f}) "
+            f"| {r['tpot_p50_ms']:.2f} | {r['tpot_p95_ms']:.2f} | {r['tok_s']:,.0f} "
+            f"| {r['speedup'] or ''} | {share} | {same} | {density} |"
         )
     return rows, "\n".join(lines)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,7 @@ class EngineProcess:
         python: interpreter of SGLang's environment; None: `$VORTEX_SGLANG_PYTHON`, else this one.
         variables: further environment variables.
         start_limit: seconds the start may take.
+        held: whether somebody still keeps the engine from starting; that time does not count.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class EngineProcess:
         python: str | None = None,
         variables: Mapping[str, str] | None = None,
         start_limit: float = 900.0,
+        held: Callable[[], bool] | None = None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vortex-serving-")
         folder = Path(self._folder.name)
@@ -83,12 +85,14 @@ class EngineProcess:
         os.close(write)
         self._answers = os.fdopen(read)
         try:
-            self.facts = self._ask(dict(options), start_limit)
+            self.facts = self._ask(dict(options), start_limit, held)
         except BaseException:
-            self.close()
+            self.close(patience=0.5)  # there is nothing to finish
             raise
 
-    def _ask(self, request: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    def _ask(
+        self, request: Mapping[str, Any], limit: float, held: Callable[[], bool] | None = None
+    ) -> dict[str, Any]:
         """One request and its answer.
 
         Raises:
@@ -106,7 +110,9 @@ class EngineProcess:
             while not selector.select(timeout=1.0):
                 if self._process.poll() is not None:
                     raise self._death(f"ended with status {self._process.returncode}")
-                if time.monotonic() > deadline:
+                if held is not None and held():
+                    deadline = time.monotonic() + limit
+                elif time.monotonic() > deadline:
                     raise self._death(f"gave no answer in {limit:.0f} s")
         line = self._answers.readline()
         if not line:
@@ -137,12 +143,12 @@ class EngineProcess:
         """What the plug-in reports: program, density, ...; None where it is not in use."""
         return json.loads(self._status.read_text(encoding="utf-8")) if self._status.exists() else None
 
-    def close(self) -> None:
-        """End every process of the engine."""
+    def close(self, patience: float = 20.0) -> None:
+        """End every process of the engine, after `patience` seconds by force."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(20)
+            self._process.wait(patience)
         with contextlib.suppress(ProcessLookupError):  # SGLang's own children, should it have left any
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -57,7 +57,7 @@ def test_speed_ups_are_over_the_best_dense_arm_of_the_same_shape() -> None:
     assert (ours["speedup"], ours["best_dense"], ours["answers_equal_to_dense"]) == (2.0, "dense:b", 2)
     assert ours["floor_ms"] == pytest.approx(2.0)  # 3 ms less 2 x 100 x 0.5 x 10 kB at 1 GB/s
     assert ours["share_of_allowed"] == pytest.approx(2.0 / 1.5, abs=1e-3)
-    assert "| vortex:x | 2 | 100 | 1.50 | 1.50 |" in text
+    assert "| vortex:x | 2 | 100 | 1.50 (1.50-1.50) | 1.50 | 1.50 |" in text
 
 
 def test_needle_rows_pair_answers_item_by_item() -> None:

@@ -20,6 +20,7 @@ __version__ = "0.0-fake"
 
 class Engine:
     def __init__(self, **options):
+        time.sleep(options.get("slow", 0))
         if options.get("broken"):
             print("VE032: pages do not fit")
             os._exit(3)
@@ -87,6 +88,16 @@ def test_a_dead_engine_shows_its_last_words(fake: dict[str, str]) -> None:
     with pytest.raises(VortexError, match="VE032: pages do not fit") as caught:
         EngineProcess({"broken": True}, python=sys.executable, variables=fake)
     assert caught.value.code == "VE038"
+
+
+def test_time_held_does_not_count_as_a_slow_start(fake: dict[str, str]) -> None:
+    with pytest.raises(VortexError, match="no answer"):
+        EngineProcess({"slow": 30}, python=sys.executable, variables=fake, start_limit=0.5)
+    held = iter([True] * 2 + [False] * 100)  # asked once a second, far longer than the limit
+    options = {"slow": 2.5}
+    EngineProcess(
+        options, python=sys.executable, variables=fake, start_limit=1.5, held=lambda: next(held)
+    ).close()
 
 
 def test_an_uninstalled_tree_is_found_by_plugin_discovery(
