@@ -21,20 +21,13 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks.kernels_timing import (
-    Launch,
-    Report,
-    copy_bandwidth,
-    count_launches,
-    graph_time,
-    null_chain_time,
-    relative_error,
-)
+from benchmarks.kernels_timing import Report, copy_bandwidth, count_launches, null_chain_time
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.triton.flow import TritonFlow
+from vortex_core.compiler.triton.timing import Launch, graph_time, relative_error
 from vortex_core.ir.cost import step_cost
 from vortex_core.kernels.decode_config import decode_config
 from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace

@@ -1,10 +1,8 @@
-"""Timing and tables for the kernel benchmarks: CUDA graphs, medians, and a measured bandwidth to compare with."""
+"""Tables for the kernel benchmarks: launches that do nothing, and a measured bandwidth to compare with."""
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,47 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from vortex_core.compiler.triton.timing import Launch, graph_time
 from vortex_core.kernels.dependent import await_previous
 from vortex_core.kernels.runtime import dependent_launch, multiprocessors
-
-Launch = Callable[[], object]
-
-
-def graph_time(launches: Sequence[Launch], *, replays: int = 15, replay_ms: float = 3.0) -> float:
-    """Median microseconds of one launch, from replays of a CUDA graph that runs all `launches` in turn.
-
-    Give several launches over different pages when one launch's bytes fit in the L2, so that it is flushed by
-    the others. The graph repeats them until a replay lasts about `replay_ms`.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            for launch in launches:
-                launch()
-    torch.cuda.synchronize()
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for launch in launches:
-        launch()
-    stop.record()
-    torch.cuda.synchronize()
-    inner = max(1, min(50, int(replay_ms / max(start.elapsed_time(stop), 1e-3)) + 1))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(inner):
-            for launch in launches:
-                launch()
-    for _ in range(3):
-        graph.replay()
-    times = []
-    for _ in range(replays):
-        start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times) * 1e3 / (inner * len(launches))
 
 
 @triton.jit
@@ -104,12 +64,6 @@ def copy_bandwidth() -> float:
         milliseconds = float(do_bench(move, warmup=50, rep=200, return_mode="median"))
         best = max(best, moved / milliseconds * 1e3)
     return best
-
-
-def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
-    """||out - reference|| / ||reference|| in float64; NaN stays NaN."""
-    difference = (out.double() - reference.double()).norm()
-    return float(difference / reference.double().norm().clamp_min(1e-300))
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vortex_core.compiler.triton.plan import Launch, launch_plan
+from vortex_core.compiler.triton.tuning import describe
 from vortex_core.flow.trace import Traced
 from vortex_core.ir.cost import (
     kv_row_bytes,
@@ -18,18 +19,21 @@ from vortex_core.ir.cost import (
 from vortex_core.specs import GpuSpec, ModelSpec, list_models, load_model
 
 
-def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length: int) -> dict[str, Any]:
+def explanation(
+    traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length: int, flow: str = ""
+) -> dict[str, Any]:
     """One decode step of a flow: a sparse layer in detail, the whole model in sum. All of it modelled.
 
     Args:
         model: a described model, or a directory or hub id whose configuration gives the dimensions.
         batch: sequences decoded together.
         length: tokens in each.
+        flow: how the user names it, for the command that would tune it.
 
     Raises:
         VortexError: unknown model, or one whose dimensions cannot be read.
     """
-    spec = _dimensions(model)
+    spec = dimensions(model)
     geometry, program, knobs = spec.geometry(), traced.program, traced.knobs
     kv_bytes = 1.0 if knobs.kv_dtype.startswith("fp8") else 2.0
     cost = step_cost(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
@@ -38,6 +42,8 @@ def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length:
     page = page_cost(program, knobs, geometry, kv_bytes)
     plan = launch_plan(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
     whole = modelled_decode(program, knobs, spec, gpu, batch, length)
+    command = f"vortex-search tune {flow or traced.name} --model {model} --batch {batch} --context {length}"
+    tuning = describe(program, knobs, geometry, batch=batch, length=length, command=command)
     layer = {
         "launches": cost.launches,
         "bytes: queries and outputs": cost.query_bytes,
@@ -67,6 +73,7 @@ def explanation(traced: Traced, model: str, gpu: GpuSpec, *, batch: int, length:
         "launches": [
             {**asdict(launch), "roofline_seconds": _roofline(launch, gpu)} for launch in plan.launches
         ],
+        "tuning": tuning,
         "scratch": [asdict(buffer) for buffer in plan.buffers],
         "scratch_bytes": plan.scratch_bytes,
         "step": {
@@ -114,6 +121,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
         speed,
         f"scratch: {found['scratch_bytes'] / 2**20:,.2f} MiB, shared by all layers ({_lives(found['scratch'])})",
         f"page states add {found['layer']['state bytes per token, share of KV']:.1%} to the KV cache",
+        f"launches: {found['tuning']['words']}",
         "modelled from bytes, FLOPs and launches on the usable bandwidth; nothing was run",
     ]
 
@@ -142,8 +150,8 @@ def _worded(name: str, value: float) -> str:
     return f"{value:,.1f}"
 
 
-def _dimensions(model: str) -> ModelSpec:
-    """Dimensions need no weights."""
+def dimensions(model: str) -> ModelSpec:
+    """The dimensions of a described model, a directory or a hub id; they need no weights."""
     if model in list_models():
         return load_model(model)
     from vortex_core.engine.weights import resolve_model

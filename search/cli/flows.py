@@ -71,7 +71,8 @@ def explain(
 ) -> None:
     """Say what one decode step of a flow costs: launches, bytes by source, FLOPs, roofline time.
 
-    Everything here is modelled from the program and the true dimensions of the model; no weights, no GPU.
+    Everything here is modelled from the program and the true dimensions of the model; no weights, no GPU. One line
+    says how the launches would be cut on this machine: as `vortex-search tune` found best, or by default.
 
     Example:
 
@@ -82,7 +83,7 @@ def explain(
     from vortex_core.specs import load_gpu
 
     traced = library.resolve(flow)
-    found = explanation(traced, model, load_gpu(gpu), batch=batch, length=length)
+    found = explanation(traced, model, load_gpu(gpu), batch=batch, length=length, flow=flow)
     if as_json:
         emit(found)
         return

@@ -21,7 +21,7 @@ from vortex_core.engine.fused_kernels import keep_lists
 from vortex_core.engine.pool import KVPool
 from vortex_core.engine.selection import LoadedFlow
 from vortex_core.engine.step_kernels import begin_step
-from vortex_core.kernels.decode_config import decode_config
+from vortex_core.kernels.decode_config import DecodeConfig, decode_config
 from vortex_core.kernels.kv_write import write_kv
 from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace, mla_rows
 from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
@@ -270,8 +270,8 @@ class StaticStep:
             mass = self._mass_buffers(batch, q_heads, lists, ids.shape[-1], q.device) if want_mass else {}
             mla_decode(
                 q, keys[:, :, 0], ids, lens, workspace=self.space.at(batch, 1),
-                config=mla_config(q_heads, keys.dtype, page_size), sm_scale=scale, latent_dim=g.value_dim,
-                out=out, **mass,
+                config=self._tuned(keys.dtype, per_head) or mla_config(q_heads, keys.dtype, page_size),
+                sm_scale=scale, latent_dim=g.value_dim, out=out, **mass,
             )  # fmt: skip
         else:
             lists = ids.shape[0] // batch if per_head else g.kv_heads
@@ -282,7 +282,8 @@ class StaticStep:
                 pages = shared_page_list(ids, lens, lists)
             paged_decode(
                 q, keys, values, pages, workspace=self.space.at(batch, lists),
-                config=decode_config(
+                config=self._tuned(keys.dtype, per_head)
+                or decode_config(
                     g.head_dim, q_heads // lists, keys.dtype, page_size, batch * lists, even=per_head
                 ),
                 sm_scale=scale, kv_repeat=lists // g.kv_heads, out=out, **mass,
@@ -290,6 +291,13 @@ class StaticStep:
         if want_mass:
             self._observe(layer, ids, lens, mass)
         return out
+
+    def _tuned(self, kv_dtype: torch.dtype, per_head: bool) -> DecodeConfig | None:
+        """What was measured best for attention over the flow's lists, where something was."""
+        if not per_head:
+            return None
+        assert self.flow is not None and isinstance(self.flow.compiled, TritonFlow)
+        return self.flow.compiled.attention_config(self.rows, self.pages.shape[1], kv_dtype)
 
     def _mass_buffers(
         self, batch: int, q_heads: int, lists: int, columns: int, device: torch.device

@@ -45,8 +45,10 @@ class Lists:
 class Attend(Protocol):
     """Decode attention of one batch."""
 
-    def __call__(self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float) -> torch.Tensor:
-        """q `[batch, q_head, dim]` to `[batch, q_head, value_dim]`."""
+    def __call__(
+        self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float, config: DecodeConfig | None = None
+    ) -> torch.Tensor:
+        """q `[batch, q_head, dim]` to `[batch, q_head, value_dim]`. `config`: how the kernel's launch is cut."""
         ...
 
 
@@ -56,7 +58,9 @@ class TorchAttend:
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
 
-    def __call__(self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float) -> torch.Tensor:
+    def __call__(
+        self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float, config: DecodeConfig | None = None
+    ) -> torch.Tensor:
         """See `Attend`."""
         g = self.geometry
         batch, heads, columns = lists.ids.shape
@@ -115,14 +119,17 @@ class TritonAttend:
         group = g.kv_heads * g.group // self.rows
         return decode_config(g.head_dim, group, self.kv_dtype, self.page_size, batch * self.rows, even=even)
 
-    def __call__(self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float) -> torch.Tensor:
+    def __call__(
+        self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float, config: DecodeConfig | None = None
+    ) -> torch.Tensor:
         """See `Attend`. Allocates its output, from the graph's own pool where it is captured."""
         batch = len(q)
+        config = config or self._config(batch, even=lists.heads == self.rows)
         pages = PageList(
             lists.ids.expand(batch, self.rows, lists.ids.shape[2]), lists.lens.expand(batch, self.rows)
         )
         return paged_decode(
             q, kv.k, kv.v, pages,
-            workspace=self.space, config=self._config(batch, even=lists.heads == self.rows), sm_scale=scale,
+            workspace=self.space, config=config, sm_scale=scale,
             kv_repeat=self.rows // self.geometry.kv_heads, value_in_key=self.geometry.is_mla,
         )  # fmt: skip

@@ -175,7 +175,10 @@ class FlowDecoder:
         found = self._lists.setdefault(len(q), {})
         if layer == leader:
             found[layer] = self._select(layer, q)
-        return self._sparse(q, self.kv[layer], found[leader], scale)
+        config = None
+        if isinstance(self.compiled, TritonFlow):
+            config = self.compiled.attention_config(len(q), self.view.width, self.kv[layer].k.dtype)
+        return self._sparse(q, self.kv[layer], found[leader], scale, config)
 
     def _select(self, layer: int, q: torch.Tensor) -> Lists:
         """Update the states of pages that this step completed, score, select."""

@@ -10,6 +10,7 @@ from vortex_core import library
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.codegen import generate
 from vortex_core.compiler.triton.flow import LONG_BLOCKS
+from vortex_core.compiler.triton.launch_config import ScoreConfig
 from vortex_core.compiler.triton.offline import compile_flow
 from vortex_core.errors import VortexError
 from vortex_core.flow.jail import run
@@ -50,7 +51,9 @@ def test_flow_compiles_for_blackwell(name: str) -> None:
 @pytest.mark.parametrize("name", ["block_topk", "quest", "gqa_block_topk"])
 def test_scoring_uses_tensor_cores(name: str) -> None:
     traced = library.load(name)
-    report = compile_flow(traced.program, traced.knobs, QWEN, blocks=LONG_BLOCKS)["score_kernel"]
+    report = compile_flow(traced.program, traced.knobs, QWEN, config=ScoreConfig(blocks=LONG_BLOCKS))[
+        "score_kernel"
+    ]
     assert report.uses_tensor_cores and report.uses_async_copy
     assert report.stack_bytes == 0
 

@@ -15,10 +15,15 @@ from pathlib import Path
 from types import ModuleType
 
 
-def cache_dir() -> Path:
-    """`$VORTEX_CACHE/kernels`, by default under `~/.cache/vortex-search`."""
+def cache_root() -> Path:
+    """`$VORTEX_CACHE`, by default `~/.cache/vortex-search`."""
     base = os.environ.get("VORTEX_CACHE")
-    return (Path(base) if base else Path.home() / ".cache" / "vortex-search") / "kernels"
+    return Path(base) if base else Path.home() / ".cache" / "vortex-search"
+
+
+def cache_dir() -> Path:
+    """Where generated modules lie."""
+    return cache_root() / "kernels"
 
 
 def load_module(text: str) -> ModuleType:

@@ -1,6 +1,6 @@
 """Code generation: a program and a geometry in, the text of a Python module of Triton kernels out.
 
-Deterministic: the same program, geometry and page size give the same text, byte for byte.
+Deterministic: the same program, geometry, page size and block give the same text, byte for byte.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ class Module:
     block: int
 
 
-def generate(program: Program, geometry: Geometry, page_size: int) -> Module:
+def generate(program: Program, geometry: Geometry, page_size: int, block: int = 0) -> Module:
     """Kernels of a canonical program.
+
+    Args:
+        block: pages scored at once (`ScoreConfig.block`); 0: as many as registers hold.
 
     Raises:
         VortexError: `VE010` for what this backend cannot lower.
@@ -71,7 +74,9 @@ def generate(program: Program, geometry: Geometry, page_size: int) -> Module:
         parts.append(UpdateKernel(program, geometry, page_size).text())
     stored = [*plan.frontier, *plan.kept_nodes]
     scratch = {i: per_page(program.index.nodes[i], index.sizes) for i in sorted(set(stored))}
-    block = pages_per_program(program.index, index.sizes, absorbed_nodes(program.index, index.contractions))
+    if not block:
+        absorbed = absorbed_nodes(program.index, index.contractions)
+        block = pages_per_program(program.index, index.sizes, absorbed)
     score = bool(plan.frontier) if plan.barriers else bool(plan.scores or program.index.writes)
     if score:
         parts.append(index.score_text(block))

@@ -6,7 +6,8 @@ lengths and budgets only, so it can be captured in a CUDA graph and replayed for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -16,16 +17,20 @@ from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageLis
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import Module, generate
+from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
+from vortex_core.compiler.triton.tuning import stored_configs
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Node, Program
 from vortex_core.kernels.budget import threshold_budget, top_p_budget
+from vortex_core.kernels.decode_config import DecodeConfig
 from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, multiprocessors
 from vortex_core.kernels.select import SelectWorkspace, select_pages, select_workspace
 
 WARPS = 4
 # A scoring program of two blocks loads the second while it computes the first (two stages); measured on an H100 to
 # pay where a multiprocessor gets many programs, and not where the launch is short anyway.
-LONG_BLOCKS, LONG_STAGES = 2, 2
+LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
 
 
@@ -58,15 +63,23 @@ class Workspace:
 
 
 class TritonFlow:
-    """One program as generated kernels."""
+    """One program as generated kernels.
 
-    def __init__(self, program: Program, knobs: Knobs, geometry: Geometry) -> None:
+    Args:
+        configs: how launches are cut, by shape.
+    """
+
+    def __init__(
+        self, program: Program, knobs: Knobs, geometry: Geometry, configs: Configs = default_configs
+    ) -> None:
         check_shapes(program, geometry, knobs.page_size)
         self.program, self.knobs, self.geometry = program, knobs, geometry
         sizes = symbol_sizes(geometry, knobs.page_size)
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self.code: Module = generate(program, geometry, knobs.page_size)
         self._kernels = load_module(self.code.text)
+        self._configs = configs
+        self._score_kernels: dict[int, Any] = {}
         self._graph = program.index
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
         self._workspaces: dict[tuple[int, int, str], Workspace] = {}
@@ -221,16 +234,38 @@ class TritonFlow:
             *(work.scores[i] for i in self.code.schedule.scores),
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads
+        # Measured for bf16 queries: tiles of wider ones may not fit the shared memory of that many stages.
+        config = self._configs(work.batch, work.width).score if q.dtype == torch.bfloat16 else ScoreConfig()
         if self.code.score:
-            blocks = -(-work.width // self.code.block)
-            each = 1 if self.geometry.is_mla else score_blocks(blocks * rows, q.device)
-            grid = (-(-blocks // each), rows)
-            self._kernels.score_kernel[grid](
-                *args, OPERAND=operand(q), BLOCKS=each, num_warps=WARPS, num_stages=LONG_STAGES,
+            config = self.resolved(config, work.batch, work.width, q.device)
+            grid = (-(-work.width // (config.block * config.blocks)), rows)
+            self._score_kernel(config.block)[grid](
+                *args, OPERAND=operand(q), BLOCKS=config.blocks, num_warps=config.warps, num_stages=config.stages,
                 **dependent_launch(q.device),
             )  # fmt: skip
         if self.code.rows:
-            self._kernels.row_kernel[(rows,)](*args, num_warps=WARPS, **dependent_launch(q.device))
+            self._kernels.row_kernel[(rows,)](*args, num_warps=config.row_warps, **dependent_launch(q.device))
+
+    def resolved(self, config: ScoreConfig, batch: int, width: int, device: torch.device) -> ScoreConfig:
+        """The configuration with what it leaves open filled in for a shape."""
+        block = config.block or self.code.block
+        programs = -(-width // block) * batch * self.geometry.kv_heads
+        default = 1 if self.geometry.is_mla else score_blocks(programs, device)
+        return replace(config, block=block, blocks=config.blocks or default)
+
+    def _score_kernel(self, block: int) -> Any:
+        if block not in self._score_kernels:
+            code = self.code
+            if block != code.block:
+                code = generate(self.program, self.geometry, self.knobs.page_size, block)
+            self._score_kernels[block] = load_module(code.text).score_kernel
+        return self._score_kernels[block]
+
+    def attention_config(self, batch: int, width: int, kv_dtype: torch.dtype) -> DecodeConfig | None:
+        """What was measured best for attention over this flow's lists; None: no more than the defaults."""
+        name = self.knobs.kv_dtype
+        same = kv_dtype == (torch.bfloat16 if name == "auto" else torch_dtype(torch, name))
+        return self._configs(batch, width).attention if same else None
 
     def _selection(
         self,
@@ -368,10 +403,11 @@ def operand(q: torch.Tensor) -> tl.dtype:
 
 
 class TritonBackend:
-    """Generated Triton kernels."""
+    """Generated Triton kernels, launched as was measured best on this machine where `tune` has been run."""
 
     name = "triton"
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
         """Raises `VE010` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
-        return TritonFlow(program.canonical(), knobs, geometry)
+        program = program.canonical()
+        return TritonFlow(program, knobs, geometry, stored_configs(program, knobs, geometry))

@@ -11,11 +11,13 @@ import triton.language as tl
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import generate
-from vortex_core.compiler.triton.flow import LONG_STAGES, WARPS
+from vortex_core.compiler.triton.flow import WARPS
+from vortex_core.compiler.triton.launch_config import ScoreConfig
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.offline import KernelReport, build_kernel, compile_kernel
 
+DEFAULT = ScoreConfig(blocks=1)
 KERNELS = ("update_kernel", "score_kernel", "row_kernel")
 _STORED = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "int8": "*i8"}
 _POINTERS = {
@@ -49,29 +51,33 @@ class Launchable:
     signature: dict[str, str]
     constants: dict[str, Any]
     aligned: list[str]
+    warps: int
     stages: int
 
 
-def launchables(program: Program, knobs: Knobs, geometry: Geometry, blocks: int = 1) -> dict[str, Launchable]:
-    """The kernels of a program by name, for bf16 KV; scoring programs take `blocks` blocks of pages.
+def launchables(
+    program: Program, knobs: Knobs, geometry: Geometry, config: ScoreConfig = DEFAULT
+) -> dict[str, Launchable]:
+    """The kernels of a program by name, for bf16 KV.
 
     Raises:
         VortexError: `VE010` for what cannot be lowered.
     """
     program = program.canonical()
-    module = load_module(generate(program, geometry, knobs.page_size).text)
+    module = load_module(generate(program, geometry, knobs.page_size, config.block).text)
     dtypes = {s.name: s.dtype for s in program.states}
     found = {}
     for name in KERNELS:
         kernel = getattr(module, name, None)
         if kernel is None:
             continue
-        constants = {"DECODE": True, "OPERAND": tl.bfloat16, "PDL": True, "BLOCKS": blocks}
+        constants = {"DECODE": True, "OPERAND": tl.bfloat16, "PDL": True, "BLOCKS": config.blocks or 1}
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
         signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
         aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
-        stages = LONG_STAGES if name == "score_kernel" else 3
-        found[name] = Launchable(kernel, signature, constants, aligned, stages)
+        stages = config.stages if name == "score_kernel" else 3
+        warps = {"score_kernel": config.warps, "row_kernel": config.row_warps}.get(name, WARPS)
+        found[name] = Launchable(kernel, signature, constants, aligned, warps, stages)
     return found
 
 
@@ -83,7 +89,7 @@ def build_flow(program: Program, knobs: Knobs, geometry: Geometry, target: str =
             k.signature,
             k.constants,
             target=target,
-            num_warps=WARPS,
+            num_warps=k.warps,
             num_stages=k.stages,
             divisible_by_16=k.aligned,
         )
@@ -92,9 +98,13 @@ def build_flow(program: Program, knobs: Knobs, geometry: Geometry, target: str =
 
 
 def compile_flow(
-    program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a", blocks: int = 1
+    program: Program,
+    knobs: Knobs,
+    geometry: Geometry,
+    target: str = "sm_90a",
+    config: ScoreConfig = DEFAULT,
 ) -> dict[str, KernelReport]:
-    """Machine-code reports of a program's kernels by name, for bf16 KV, with `blocks` blocks a scoring program.
+    """Machine-code reports of a program's kernels by name, for bf16 KV.
 
     Raises:
         VortexError: `VE010` for what cannot be lowered; OfflineCompileError for what does not compile.
@@ -105,11 +115,11 @@ def compile_flow(
             k.signature,
             k.constants,
             target=target,
-            num_warps=WARPS,
+            num_warps=k.warps,
             num_stages=k.stages,
             divisible_by_16=k.aligned,
         )
-        for name, k in launchables(program, knobs, geometry, blocks).items()
+        for name, k in launchables(program, knobs, geometry, config).items()
     }
 
 
