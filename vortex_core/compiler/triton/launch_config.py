@@ -76,6 +76,9 @@ Configs = Callable[[int, int], FlowConfig]
 """Batch and pages of the longest table row to a configuration."""
 
 
+DEFAULT = FlowConfig()
+
+
 def default_configs(batch: int, pages: int) -> FlowConfig:
     """The defaults, whatever the shape."""
-    return FlowConfig()
+    return DEFAULT
