@@ -10,8 +10,9 @@ import torch
 from tests.cpu.engine.conftest import random_ids, tiny_model
 from tests.cpu.engine.models.conftest import tiny
 from tests.cpu.engine.test_flows import CARRIED
+from tests.interp.tuned import attention_tiles
 from vortex_core import library
-from vortex_core.engine import fused_experts, seam
+from vortex_core.engine import fused_experts, seam, static_step
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.fused import fuse
 from vortex_core.engine.fused_latent import FusedLatentAttention
@@ -73,6 +74,15 @@ def test_both_backends_decode_the_same_tokens(engines: dict[str, Engine], flow: 
     assert got.ir_hash == want.ir_hash
     for a, b in zip(got.logprobs, want.logprobs, strict=True):
         assert a == pytest.approx(b, abs=2e-4)
+
+
+def test_lists_are_attended_as_was_tuned(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = attention_tiles(monkeypatch, static_step)
+    knobs = {"page_size": 8, "budget": "48", "dense_layers": (0,)}
+    want, got = (decode(engines[backend], "quest", knobs=knobs) for backend in ("torch", "triton"))
+    assert got.tokens == want.tokens
+    assert tiles == [16, 32] * (len(tiles) // 2), "the dense layer by the default, the flow's as tuned"
+    assert tiles
 
 
 def test_latent_attention_decodes_the_same_tokens() -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tests.cpu.serving.pools import GQA, MLA, Pool, bundle
+from tests.interp.tuned import attention_tiles
 from vortex_core.compiler.interface import Geometry
+from vortex_core.serving import attend
 from vortex_core.serving.step_view import StepView
 
 MLA_SMALL = Geometry(layers=1, kv_heads=1, group=4, head_dim=48, rope_dim=16, value_dim=32)
@@ -43,6 +45,13 @@ def test_steps_equal_those_of_torch(
             assert attended < there
     for want, found in zip(*outs, strict=True):
         torch.testing.assert_close(found, want, rtol=2e-3, atol=2e-4)
+
+
+def test_lists_are_attended_as_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = attention_tiles(monkeypatch, attend)
+    knobs = {"page_size": 8, "budget": "24", "dense_layers": (1,)}
+    test_steps_equal_those_of_torch(GQA_SMALL, "quest", knobs, torch.float32)
+    assert tiles == [32, 16] * 3, "the flow's layer by the tuned configuration, the dense one by the default"
 
 
 def test_a_replayed_step_reads_its_buffers_again() -> None:
