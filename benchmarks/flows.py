@@ -93,11 +93,8 @@ class Case:
 
     def select(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores to page lists."""
-        assert self.flow.program.index.result is not None
         view = self.view
-        return self.flow._selection(
-            self.flow.program.index.result, self.table, view.lengths, view.budgets, self.work
-        )
+        return self.flow.launch_selection(self.table, view.lengths, view.budgets, self.work)
 
     def attend(self, layer: int, ids: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
         """Attention over the lists."""

@@ -64,6 +64,17 @@ SOURCES = {
         s = ops.where(mask, q, 0.0).dot(cache["c"], "dim").mean("head") + cache["d"].cumsum("page") / ops.pages()
         return ops.topk((0.02 * s).tanh(), share="max")
 """,
+    "three_streams": """
+    knobs = Knobs(page_size=8, budget="24", keep_first=0, keep_last=1)
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim), "d": page.state(dtype="fp32")}
+    def forward_cache(self, page):
+        return {"c": page.k.mean("token"), "d": page.k.norm("dim").max("token")}
+    def forward_indexer(self, q, cache):
+        s = (q * cache["c"]).sum("dim").max("head")
+        recent = ops.threshold(ops.position() / ops.pages() + 0 * s, 0.8)
+        return ops.topp(s, 0.7, fraction=0.55) | ops.topk(cache["d"] + 0 * s, fraction=0.1) | recent
+""",
     "threshold": """
     knobs = Knobs(page_size=8, budget="40")
     def create_cache(self, page):

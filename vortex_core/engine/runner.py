@@ -105,8 +105,7 @@ class DecodeRunner:
         flow = self.flow
         assert flow is not None and isinstance(flow.compiled, TritonFlow)
         width = self.max_blocks * self.buffers.per_block
-        longest = min(width, 2 * flow.compiled.capacity(width))  # a union's list may be twice as long
-        return longest + -(-flow.knobs.reuse_steps // flow.page_size) + 1
+        return flow.compiled.list_capacity(width) + -(-flow.knobs.reuse_steps // flow.page_size) + 1
 
     def reserve(self, rows: int) -> bool:
         """Make the buffers hold `rows` sequences; whether they are new, their contents lost."""

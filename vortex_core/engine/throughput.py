@@ -24,8 +24,7 @@ from vortex_core.ir.program import Program
 # Launches that are attention: storing K and V, states, scores, selection, attention itself.
 ATTENTION_KERNELS = (
     "keep_lists_kernel", "kv_write_kernel", "latent_decode_kernel", "list_decode_kernel", "merge_", "page_mass_kernel",
-    "paged_decode_kernel", "plan_kernel", "row_kernel", "score_kernel", "select_kernel", "threshold_kernel",
-    "top_p_kernel", "update_kernel",
+    "paged_decode_kernel", "plan_kernel", "row_kernel", "score_kernel", "select_kernel", "update_kernel",
 )  # fmt: skip
 
 

@@ -6,18 +6,19 @@ scratch. The KV cache is addressed through strides as [page, token, kv_head, dim
 
 from __future__ import annotations
 
-from vortex_core.kernels.budget import threshold_budget, top_p_budget
 from vortex_core.kernels.decode_config import DecodeConfig, decode_config, decode_workers
 from vortex_core.kernels.kv_write import write_kv, write_latent
 from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace
 from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
 from vortex_core.kernels.pages import KernelInputError, PageList, rows_page_list, shared_page_list
-from vortex_core.kernels.select import SelectWorkspace, select_pages, select_workspace
+from vortex_core.kernels.select import Limit, Marks, SelectWorkspace, select_pages, select_workspace
 from vortex_core.kernels.split import SplitWorkspace, split_workspace, split_workspace_shapes
 
 __all__ = [
     "DecodeConfig",
     "KernelInputError",
+    "Limit",
+    "Marks",
     "PageList",
     "SelectWorkspace",
     "SplitWorkspace",
@@ -34,8 +35,6 @@ __all__ = [
     "shared_page_list",
     "split_workspace",
     "split_workspace_shapes",
-    "threshold_budget",
-    "top_p_budget",
     "write_kv",
     "write_latent",
 ]

@@ -89,14 +89,14 @@ def mla_decode_reference(
 def ranked_pages(scores: Tensor, n_pages: int, keep_first: int, keep_last: int) -> list[int]:
     """Logical pages of one row in the order in which selection takes them.
 
-    Always-kept pages come first, then higher scores, NaN last; equal ones by lower page.
+    Always-kept pages come first, then higher scores, NaN as -inf; equal ones by lower page.
     """
 
     def rank(page: int) -> tuple[int, float, int]:
         value = float(scores[page])
         if page < keep_first or page >= n_pages - keep_last:
             return (0, 0.0, page)
-        return (2, 0.0, page) if math.isnan(value) else (1, -value, page)
+        return (1, math.inf if math.isnan(value) else -value, page)
 
     return sorted(range(n_pages), key=rank)
 
@@ -111,8 +111,13 @@ def select_reference(
     page_size: int,
     keep_first: int = 0,
     keep_last: int = 1,
+    fraction: float = 1.0,
+    threshold: float | None = None,
+    top_p: float | None = None,
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """Exact selection.
+    """Exact selection, as `select_pages` describes it, with weights and their sums in fp64.
+
+    threshold, top_p: limits besides the budget.
 
     scores [batch * heads, max_pages], n_tokens [batch], budget [rows], [batch] or [1] in pages.
     Returns, a row: the logical pages in ascending order, their physical ids, and the valid tokens along them.
@@ -123,9 +128,17 @@ def select_reference(
         b = row // heads
         tokens = int(n_tokens[b])
         n_pages = -(-tokens // page_size)
+        kept = min(n_pages, keep_first + keep_last)
         k = int(budget[{scores.shape[0]: row, n_tokens.numel(): b}.get(budget.numel(), 0)])
-        k = min(n_pages, max(k, keep_first + keep_last))
-        chosen = sorted(ranked_pages(scores[row], n_pages, keep_first, keep_last)[:k])
+        room = min(n_pages, max(k, kept)) - kept
+        k = kept - (-room * round(fraction * 10_000) // 10_000)
+        order = ranked_pages(scores[row], n_pages, keep_first, keep_last)
+        values = [clean(float(scores[row, p])) for p in order[kept:]]
+        if threshold is not None:
+            k = min(k, kept + sum(x >= threshold for x in values))
+        if top_p is not None:
+            k = min(k, kept + top_p_count(values, top_p))
+        chosen = sorted(order[:k])
         missing = n_pages * page_size - tokens if n_pages - 1 in chosen else 0
         logical_rows.append(chosen)
         physical_rows.append([int(block_table[b, p]) for p in chosen])
@@ -133,27 +146,21 @@ def select_reference(
     return logical_rows, physical_rows, lens
 
 
-def top_p_reference(weights: Tensor, n_pages: int, mass: float, keep_first: int, keep_last: int) -> int:
-    """Pages of the shortest prefix of the selection order that holds `mass` of the row's total weight."""
-    order = ranked_pages(weights, n_pages, keep_first, keep_last)
-    values = [max(0.0, float(weights[p])) if not math.isnan(float(weights[p])) else 0.0 for p in order]
-    total, running = math.fsum(values), 0.0
-    for count, value in enumerate(values, start=1):
-        running += value
-        if running >= mass * total:
+def clean(score: float) -> float:
+    """A finite score: NaN as the lowest number, infinities as the outermost ones of fp32."""
+    largest = torch.finfo(torch.float32).max
+    return -largest if math.isnan(score) else min(max(score, -largest), largest)
+
+
+def top_p_count(values: list[float], share: float) -> int:
+    """Fewest of the finite `values`, which fall, that hold `share` of the weight exp(value) of all."""
+    weights = [math.exp(x - values[0]) for x in values]
+    total, before = math.fsum(weights), 0.0
+    for count, weight in enumerate(weights):
+        if before >= share * total:
             return count
-    return n_pages
-
-
-def threshold_reference(
-    scores: Tensor, n_pages: int, threshold: float, keep_first: int, keep_last: int
-) -> int:
-    """Pages whose score reaches `threshold`, or that are always kept."""
-    return sum(
-        1
-        for p in range(n_pages)
-        if p < keep_first or p >= n_pages - keep_last or float(scores[p]) >= threshold
-    )
+        before += weight
+    return len(values)
 
 
 def write_kv_reference(cache: Tensor, values: Tensor, slots: Tensor, scale: float) -> Tensor:

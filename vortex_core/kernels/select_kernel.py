@@ -1,4 +1,8 @@
-"""Triton code of page selection: order keys, the threshold search, and the compaction of the chosen pages."""
+"""Triton code of page selection: how many pages a row takes, which, and their compaction into a list.
+
+`LIMIT` says what ends a choice besides its budget, `MARKS` what becomes of it: a list, or marks on the row's logical
+pages, which a later selection of the same row adds to and the last one turns into a list (a union).
+"""
 
 from __future__ import annotations
 
@@ -6,98 +10,29 @@ import triton
 import triton.language as tl
 
 from vortex_core.kernels.dependent import await_previous
+from vortex_core.kernels.select_search import (
+    KEY_NONE,
+    LOG2_E,
+    count_from,
+    in_rows,
+    load_keys,
+    narrow_by_mass,
+    narrow_by_mass_in_memory,
+    narrow_in_memory,
+    narrow_in_registers,
+    order_key,
+    top_score,
+    weigh,
+)
 
-KEY_ALWAYS = tl.constexpr(0x7FFFFFFF)  # above +inf: pages that are always kept
-KEY_NAN = tl.constexpr(-0x7FFFFFFF)  # below -inf
-KEY_NONE = tl.constexpr(-0x80000000)  # beyond the row: never chosen
+BY_COUNT = tl.constexpr(0)
+BY_THRESHOLD = tl.constexpr(1)
+BY_MASS = tl.constexpr(2)
 
-
-@triton.jit
-def order_key(scores, page, n_pages, keep_first, keep_last):
-    """int32 keys whose signed order is the selection order of the scores."""
-    scores = scores.to(tl.float32)
-    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # -0 and +0 are equal
-    key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    key = tl.where(scores != scores, KEY_NAN, key)
-    key = tl.where((page < keep_first) | (page >= n_pages - keep_last), KEY_ALWAYS, key)
-    return tl.where(page < n_pages, key, KEY_NONE)
-
-
-@triton.jit
-def load_keys(source, item, end, n_pages, keep_first, keep_last, ARE_KEYS: tl.constexpr):
-    """Keys of items of any shape: as stored, or made from the scores of pages. KEY_NONE from `end` on."""
-    if ARE_KEYS:
-        key = tl.load(source + item, mask=item < end, other=KEY_NONE)
-    else:
-        scores = tl.load(source + item, mask=item < end, other=0.0)
-        key = tl.where(item < end, order_key(scores, item, n_pages, keep_first, keep_last), KEY_NONE)
-    return key
-
-
-@triton.jit
-def narrow_in_registers(key, count, k, enough, LAST_SHIFT: tl.constexpr):
-    """Finds the bin of keys that holds the k-th largest, two bits a step. key [N, <= 512], all in registers.
-
-    Stops when the bin is one value, when it can be taken whole, or when at least `enough` keys lie above it.
-    Returns the bin's edges (inclusive), the number of keys above it, the number in it, and whether the
-    bin is a single value. The votes on three thresholds travel in one 64-bit sum, so a step costs one
-    reduction over the block.
-    """
-    shift = 30
-    low = -0x80000000
-    high = 0x7FFFFFFF
-    above = 0
-    upto = count  # keys in or above the bin
-    while (shift >= LAST_SHIFT) & (upto != k) & (above < enough):
-        step = 1 << shift
-        t1 = low + step
-        t2 = t1 + step
-        t3 = t2 + step
-        # The keys of a row vote into ten-bit fields of one word: a warp adds up such words in one instruction.
-        votes = (key >= t1).to(tl.int32) + ((key >= t2).to(tl.int32) << 10) + ((key >= t3).to(tl.int32) << 20)
-        votes = tl.sum(votes, 1)
-        wide = (votes & 0x3FF).to(tl.int64) + ((votes & 0xFFC00).to(tl.int64) << 11)
-        packed = tl.sum(wide + ((votes >> 20).to(tl.int64) << 42))
-        c1 = (packed & 0x1FFFFF).to(tl.int32)
-        c2 = ((packed >> 21) & 0x1FFFFF).to(tl.int32)
-        c3 = (packed >> 42).to(tl.int32)
-        # The highest of the four sub-bins that still has k keys in or above it.
-        in3 = c3 >= k
-        in2 = c2 >= k
-        in1 = c1 >= k
-        low = tl.where(in3, t3, tl.where(in2, t2, tl.where(in1, t1, low)))
-        above = tl.where(in3, above, tl.where(in2, c3, tl.where(in1, c2, c1)))
-        upto = tl.where(in3, c3, tl.where(in2, c2, tl.where(in1, c1, upto)))
-        high = low + (step - 1)
-        shift -= 2
-    return low, high, above, upto - above, shift < LAST_SHIFT
-
-
-@triton.jit
-def narrow_in_memory(keys_ptr, count, k, enough, BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr):
-    """The same bin by eight-bit radix histograms over keys in memory, for lists longer than a block."""
-    shift = 24
-    low = -0x80000000
-    high = 0x7FFFFFFF
-    above = 0
-    upto = count
-    digit_index = tl.arange(0, 256)
-    while (shift >= LAST_SHIFT) & (upto != k) & (above < enough):
-        counts = tl.zeros([256], tl.int32)
-        for base in range(0, count, BLOCK):
-            item = base + tl.arange(0, BLOCK)
-            key = tl.load(keys_ptr + item, mask=item < count, other=KEY_NONE)
-            digit = ((key ^ -0x80000000) >> shift) & 255
-            counts += tl.histogram(digit, 256, mask=(key >= low) & (key <= high) & (item < count))
-        # reached[d]: keys above the bin or in its sub-bins d and up; falls with d.
-        reached = upto - tl.cumsum(counts, 0) + counts
-        digit = tl.sum((reached >= k).to(tl.int32)) - 1
-        upto = tl.sum(tl.where(digit_index == digit, reached, 0))
-        above = upto - tl.sum(tl.where(digit_index == digit, counts, 0))
-        low = low + (digit << shift)
-        high = low + ((1 << shift) - 1)
-        shift -= 8
-    return low, high, above, upto - above, shift < LAST_SHIFT
+NO_MARKS = tl.constexpr(0)  # straight to a list
+LIST_MARKS = tl.constexpr(1)  # what is marked and what is chosen here, as a list
+BEGIN_MARKS = tl.constexpr(2)  # from here on no list is written
+ADD_MARKS = tl.constexpr(3)
 
 
 @triton.jit
@@ -131,33 +66,50 @@ def place(key, valid, low, high, above_base, inside_base, need, inside_count, st
 
 
 @triton.jit
-def in_rows(BLOCK: tl.constexpr):
-    """Indices 0 .. BLOCK - 1 in rows that one warp holds each, for `narrow_in_registers`."""
-    WIDTH: tl.constexpr = 128 if BLOCK >= 128 else BLOCK
-    return tl.arange(0, BLOCK // WIDTH)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+def list_marked(marks_row, n_pages, capacity, table_row, out_row, BLOCK: tl.constexpr):
+    """The marked pages of a row as a list of at most `capacity`. Returns their number and whether the last is there."""
+    count = 0
+    last = 0
+    for base in range(0, n_pages, BLOCK):
+        page = base + tl.arange(0, BLOCK)
+        take = tl.load(marks_row + page, mask=page < n_pages, other=0) != 0
+        position = count + tl.cumsum(take.to(tl.int32), 0) - 1
+        take = take & (position < capacity)
+        tl.store(out_row + position, tl.load(table_row + page, mask=take, other=0), mask=take)
+        count += tl.sum(take.to(tl.int32))
+        last += tl.sum((take & (page == n_pages - 1)).to(tl.int32))
+    return count, last
 
 
 @triton.jit
 def choose(
-    keys, source, pages_ptr, first, end, k, enough, n_pages, keep_first, keep_last, seed, row,
-    table_row, out_row, out_keys_row,
+    keys, source, pages_ptr, first, end, kept, k, enough, at_key, top, wanted, n_pages, keep_first, keep_last,
+    seed, row, table_row, out_row, out_keys_row, marks_row, capacity,
     ARE_KEYS: tl.constexpr, TO_CANDIDATES: tl.constexpr, BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
+    STOCHASTIC: tl.constexpr, LIMIT: tl.constexpr, MARKS: tl.constexpr,
 ):  # fmt: skip
-    """Chooses k of the at most BLOCK items [first, end) of `source`, whose keys `keys` holds in any order.
+    """Chooses at most k of the at most BLOCK items [first, end) of `source`, whose keys `keys` holds in any order.
 
     Items are pages with their scores, or candidates (ARE_KEYS) whose pages `pages_ptr` gives. Chosen items go
-    to `out_row`: as logical pages beside their keys (TO_CANDIDATES), or as physical pages. Returns whether
-    the row's last page was chosen.
+    to `out_row`: as logical pages beside their keys (TO_CANDIDATES), or as physical pages; or to `marks_row`.
+    Returns the length of the list, and whether the row's last page is in it (of candidates only marked: neither).
     """
     item = first + tl.arange(0, BLOCK)
-    EARLY: tl.constexpr = not (ARE_KEYS or TO_CANDIDATES) and BLOCK <= 4096  # while registers last
+    LISTED: tl.constexpr = MARKS == NO_MARKS or (MARKS == LIST_MARKS and not ARE_KEYS)
+    EARLY: tl.constexpr = LISTED and not (ARE_KEYS or TO_CANDIDATES) and BLOCK <= 4096  # while registers last
     if EARLY:
         physical = tl.load(table_row + item, mask=item < end, other=0)  # on its way during the search
-    low, high, above, inside, resolved = narrow_in_registers(keys, end - first, k, enough, LAST_SHIFT)
     start = 0
-    if STOCHASTIC:
-        start = first_rank(seed, row, n_pages, inside, resolved)
+    if LIMIT == BY_MASS:
+        low, high, above, inside, k = narrow_by_mass(keys, end - first, kept, k, top, wanted, LAST_SHIFT)
+    else:
+        if LIMIT == BY_THRESHOLD:
+            reached, _, _ = count_from(keys, at_key, at_key, at_key)
+            k = tl.minimum(k, reached)  # always-kept pages reach any threshold
+            enough = k
+        low, high, above, inside, resolved = narrow_in_registers(keys, end - first, k, enough, LAST_SHIFT)
+        if STOCHASTIC:
+            start = first_rank(seed, row, n_pages, inside, resolved)
     # Read again, one item a lane: the order of the search's registers does not suit a running count.
     key = load_keys(source, item, end, n_pages, keep_first, keep_last, ARE_KEYS)
     take, position, _, _ = place(key, item < end, low, high, 0, 0, k - above, inside, start)
@@ -165,26 +117,53 @@ def choose(
         page = tl.load(pages_ptr + item, mask=take, other=0)
     else:
         page = item
-    if TO_CANDIDATES:
-        tl.store(out_row + position, page, mask=take)
-        tl.store(out_keys_row + position, key, mask=take)
+    if not LISTED:
+        if ARE_KEYS:
+            tl.store(marks_row + page, tl.full([BLOCK], 1, tl.uint8), mask=take)
+        else:
+            if MARKS == ADD_MARKS:
+                take = take | (tl.load(marks_row + item, mask=item < end, other=0) != 0)
+            tl.store(marks_row + item, take.to(tl.uint8), mask=item < end)
     else:
-        if not EARLY:
-            physical = tl.load(table_row + page, mask=take, other=0)
-        tl.store(out_row + position, physical, mask=take)
-    return tl.sum((take & (page == n_pages - 1)).to(tl.int32))
+        if MARKS == LIST_MARKS:
+            take = take | (tl.load(marks_row + item, mask=item < end, other=0) != 0)
+            position = tl.cumsum(take.to(tl.int32), 0) - 1
+            take = take & (position < capacity)
+            k = tl.sum(take.to(tl.int32))
+        if TO_CANDIDATES:
+            tl.store(out_row + position, page, mask=take)
+            tl.store(out_keys_row + position, key, mask=take)
+        else:
+            if not EARLY:
+                physical = tl.load(table_row + page, mask=take, other=0)
+            tl.store(out_row + position, physical, mask=take)
+    return k, tl.sum((take & (page == n_pages - 1)).to(tl.int32))
 
 
 @triton.jit
 def choose_in_memory(
-    keys_ptr, pages_ptr, count, k, enough, n_pages, seed, row, table_row, out_row,
-    BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr,
+    keys_ptr, pages_ptr, count, kept, k, enough, at_key, top, wanted, n_pages, seed, row, table_row, out_row, marks_row,
+    BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr, LIMIT: tl.constexpr,
+    MARKS: tl.constexpr,
 ):  # fmt: skip
     """As `choose`, over any number of candidates."""
-    low, high, above, inside, resolved = narrow_in_memory(keys_ptr, count, k, enough, BLOCK, LAST_SHIFT)
     start = 0
-    if STOCHASTIC:
-        start = first_rank(seed, row, n_pages, inside, resolved)
+    if LIMIT == BY_MASS:
+        low, high, above, inside, k = narrow_by_mass_in_memory(
+            keys_ptr, count, kept, k, top, wanted, BLOCK, LAST_SHIFT
+        )
+    else:
+        if LIMIT == BY_THRESHOLD:
+            reached = 0
+            for base in range(0, count, BLOCK):
+                item = base + tl.arange(0, BLOCK)
+                key = tl.load(keys_ptr + item, mask=item < count, other=KEY_NONE)
+                reached += tl.sum((key >= at_key).to(tl.int32))
+            k = tl.minimum(k, reached)
+            enough = k
+        low, high, above, inside, resolved = narrow_in_memory(keys_ptr, count, k, enough, BLOCK, LAST_SHIFT)
+        if STOCHASTIC:
+            start = first_rank(seed, row, n_pages, inside, resolved)
     above_base = 0
     inside_base = 0
     last_taken = 0
@@ -195,29 +174,35 @@ def choose_in_memory(
             key, item < count, low, high, above_base, inside_base, k - above, inside, start
         )
         page = tl.load(pages_ptr + item, mask=take, other=0)
-        tl.store(out_row + position, tl.load(table_row + page, mask=take, other=0), mask=take)
+        if MARKS == NO_MARKS:
+            tl.store(out_row + position, tl.load(table_row + page, mask=take, other=0), mask=take)
+        else:
+            tl.store(marks_row + page, tl.full([BLOCK], 1, tl.uint8), mask=take)
         last_taken += tl.sum((take & (page == n_pages - 1)).to(tl.int32))
-    return last_taken
+    return k, last_taken
 
 
 @triton.jit(
     do_not_specialize=[
-        "stride_budget_b", "stride_budget_h", "stride_table_b", "stride_out", "capacity", "keep_first",
-        "keep_last", "seed",
+        "stride_budget_b", "stride_budget_h", "stride_table_b", "stride_out", "stride_marks", "capacity",
+        "list_capacity", "keep_first", "keep_last", "parts", "at_key", "seed",
     ]
 )  # fmt: skip
 def select_kernel(
     scores_ptr, n_tokens_ptr, budget_ptr, table_ptr, out_ptr, lens_ptr,
-    candidate_keys_ptr, candidate_pages_ptr, finished_ptr,
-    stride_scores, stride_budget_b, stride_budget_h, stride_table_b, stride_out, stride_candidates,
-    max_pages, capacity, keep_first, keep_last, keep_share, seed,
+    candidate_keys_ptr, candidate_pages_ptr, masses_ptr, finished_ptr, marks_ptr,
+    stride_scores, stride_budget_b, stride_budget_h, stride_table_b, stride_out, stride_candidates, stride_marks,
+    max_pages, capacity, list_capacity, keep_first, keep_last, parts, at_key, share, keep_share, seed,
     HEADS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
-    FINAL_BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr, PDL: tl.constexpr,
+    FINAL_BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr,
+    LIMIT: tl.constexpr, MARKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, SEGMENTS): one row's pages, straight to physical ids in ascending logical order.
 
     A row longer than BLOCK is cut into segments. Each keeps its own best k, and the one that finishes last
     chooses among those: the best k of a row are among the best k of its segments, and in the same order.
+    parts: ten-thousandths of the budget, beyond the kept pages, that may be used. at_key: key of the threshold.
+    share: of the row's softmax weight. capacity: most pages chosen here; list_capacity: of a list of marked pages.
     """
     await_previous(PDL)
     row = tl.program_id(0)
@@ -230,41 +215,68 @@ def select_kernel(
     n_tokens = tl.load(n_tokens_ptr + b)
     n_pages = (n_tokens + PAGE - 1) // PAGE
     k = tl.load(budget_ptr + b * stride_budget_b + (row % HEADS) * stride_budget_h)
-    k = tl.minimum(tl.maximum(k, keep_first + keep_last), tl.minimum(capacity, n_pages))
+    kept = tl.minimum(keep_first + keep_last, n_pages)
+    room = tl.minimum(tl.maximum(k, kept), n_pages) - kept
+    k = tl.minimum(kept + (room * parts + 9999) // 10000, capacity)
     table_row = table_ptr + b.to(tl.int64) * stride_table_b
     out_row = out_ptr + row.to(tl.int64) * stride_out
+    marks_row = marks_ptr
+    if MARKS != NO_MARKS:
+        marks_row = marks_ptr + row.to(tl.int64) * stride_marks
     end = tl.minimum(first + BLOCK, n_pages)
     enough = k
     if STOCHASTIC:
         enough = tl.ceil(k.to(tl.float32) * keep_share).to(tl.int32)
     missing = n_pages * PAGE - n_tokens
-    if k <= 0:
-        if segment == 0:
+    top = 0.0
+    wanted = 0.0
+    LISTED: tl.constexpr = MARKS < BEGIN_MARKS
+    if (n_pages <= 0) | ((k <= 0) & (MARKS == NO_MARKS)):
+        if LISTED and segment == 0:
             tl.store(lens_ptr + row, 0)
-    elif k >= n_pages:
+    elif (k >= n_pages) & (LIMIT == BY_COUNT):
         # Inside its budget: everything, without looking at a score.
         item = first + tl.arange(0, BLOCK)
-        tl.store(out_row + item, tl.load(table_row + item, mask=item < end, other=0), mask=item < end)
-        if segment == 0:
-            tl.store(lens_ptr + row, n_tokens)
+        if LISTED:
+            tl.store(out_row + item, tl.load(table_row + item, mask=item < end, other=0), mask=item < end)
+            if segment == 0:
+                tl.store(lens_ptr + row, n_tokens)
+        else:
+            tl.store(marks_row + item, tl.full([BLOCK], 1, tl.uint8), mask=item < end)
     elif (SEGMENTS == 1) or (n_pages <= BLOCK):
         if segment == 0:
-            last = choose(
-                order_key(scores, page, n_pages, keep_first, keep_last), scores_row, table_row,
-                0, n_pages, k, enough, n_pages, keep_first, keep_last, seed, row,
-                table_row, out_row, out_row, False, False, BLOCK, LAST_SHIFT, STOCHASTIC,
+            keys = order_key(scores, page, n_pages, keep_first, keep_last)
+            if LIMIT == BY_MASS:
+                top = top_score(keys)
+                wanted = share * tl.sum(tl.sum(weigh(keys, top), 1), 0)
+            count, last = choose(
+                keys, scores_row, table_row,
+                0, n_pages, kept, k, enough, at_key, top, wanted, n_pages, keep_first, keep_last, seed, row,
+                table_row, out_row, out_row, marks_row, list_capacity,
+                False, False, BLOCK, LAST_SHIFT, STOCHASTIC, LIMIT, MARKS,
             )  # fmt: skip
-            tl.store(lens_ptr + row, k * PAGE - last * missing)
+            if LISTED:
+                tl.store(lens_ptr + row, count * PAGE - last * missing)
     elif first < n_pages:
         keys_row = candidate_keys_ptr + row.to(tl.int64) * stride_candidates
         pages_row = candidate_pages_ptr + row.to(tl.int64) * stride_candidates
+        masses_row = masses_ptr + row.to(tl.int64) * (2 * SEGMENTS)
         each = tl.minimum(k, BLOCK)  # candidates of a full segment
         here = tl.minimum(k, end - first)
         at = segment * each
         keys = order_key(scores, page, n_pages, keep_first, keep_last)
+        if LIMIT == BY_MASS:
+            top = top_score(keys)
+            tl.store(masses_row + 2 * segment, top)
+            tl.store(masses_row + 2 * segment + 1, tl.sum(tl.sum(weigh(keys, top), 1), 0))
+        if MARKS == BEGIN_MARKS:
+            item = first + tl.arange(0, BLOCK)
+            tl.store(marks_row + item, tl.zeros([BLOCK], tl.uint8), mask=item < end)
         choose(
-            keys, scores_row, table_row, first, end, here, here, n_pages, keep_first, keep_last, seed, row,
-            table_row, pages_row + at, keys_row + at, False, True, BLOCK, LAST_SHIFT, False,
+            keys, scores_row, table_row,
+            first, end, 0, here, here, at_key, top, wanted, n_pages, keep_first, keep_last, seed, row,
+            table_row, pages_row + at, keys_row + at, marks_row, list_capacity,
+            False, True, BLOCK, LAST_SHIFT, False, BY_COUNT, NO_MARKS,
         )  # fmt: skip
         segments = (n_pages + BLOCK - 1) // BLOCK
         # All threads' candidates come before the count, and the count before the last one's loads.
@@ -272,17 +284,30 @@ def select_kernel(
         if tl.atomic_add(finished_ptr + row, 1, sem="acq_rel") == segments - 1:
             tl.store(finished_ptr + row, 0)
             count = (segments - 1) * each + tl.minimum(k, n_pages - (segments - 1) * BLOCK)
+            if LIMIT == BY_MASS:
+                top = tl.load(masses_row)
+                for n in range(1, segments):
+                    top = tl.maximum(top, tl.load(masses_row + 2 * n))
+                for n in range(segments):
+                    weight = tl.exp2((tl.load(masses_row + 2 * n) - top) * LOG2_E)
+                    wanted += tl.load(masses_row + 2 * n + 1) * weight
+                wanted = share * wanted
             if count <= FINAL_BLOCK:
                 found = in_rows(FINAL_BLOCK)
                 best = tl.load(keys_row + found, mask=found < count, other=KEY_NONE)
-                last = choose(
+                taken, last = choose(
                     best, keys_row, pages_row,
-                    0, count, k, enough, n_pages, keep_first, keep_last, seed, row,
-                    table_row, out_row, out_row, True, False, FINAL_BLOCK, LAST_SHIFT, STOCHASTIC,
+                    0, count, kept, k, enough, at_key, top, wanted, n_pages, keep_first, keep_last, seed, row,
+                    table_row, out_row, out_row, marks_row, list_capacity,
+                    True, False, FINAL_BLOCK, LAST_SHIFT, STOCHASTIC, LIMIT, MARKS,
                 )  # fmt: skip
             else:
-                last = choose_in_memory(
-                    keys_row, pages_row, count, k, enough, n_pages, seed, row, table_row, out_row,
-                    FINAL_BLOCK, LAST_SHIFT, STOCHASTIC,
+                taken, last = choose_in_memory(
+                    keys_row, pages_row, count, kept, k, enough, at_key, top, wanted, n_pages, seed, row,
+                    table_row, out_row, marks_row, FINAL_BLOCK, LAST_SHIFT, STOCHASTIC, LIMIT, MARKS,
                 )  # fmt: skip
-            tl.store(lens_ptr + row, k * PAGE - last * missing)
+            if MARKS == LIST_MARKS:
+                tl.debug_barrier()  # all threads' marks come before their being read
+                taken, last = list_marked(marks_row, n_pages, list_capacity, table_row, out_row, BLOCK)
+            if LISTED:
+                tl.store(lens_ptr + row, taken * PAGE - last * missing)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from vortex_core.kernels.budget import threshold_kernel, top_p_kernel
 from vortex_core.kernels.decode_config import decode_config
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
 from vortex_core.kernels.kv_write import kv_write_kernel
@@ -24,7 +23,7 @@ from vortex_core.kernels.list_kernel import list_decode_kernel
 from vortex_core.kernels.mla_decode import mla_config, mla_rows
 from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
 from vortex_core.kernels.paged_decode import decode_constants, even_constants
-from vortex_core.kernels.select import select_plan
+from vortex_core.kernels.select import SELECT_LIMITS, SELECT_STAGES, launch_registers, select_plan
 from vortex_core.kernels.select_kernel import select_kernel
 from vortex_core.kernels.split import merge_even_kernel, merge_kernel, plan_kernel
 
@@ -35,10 +34,11 @@ TRITON_TYPES: dict[torch.dtype, str] = {
     torch.float8_e4m3fn: "fp8e4nv",
     torch.float8_e5m2: "fp8e5",
     torch.int32: "i32",
+    torch.uint8: "u8",
 }
 
 FLOAT_SCALARS = frozenset(
-    {"score_scale", "v_scale", "keep_share", "k_inverse", "v_inverse", "k_limit", "v_limit"}
+    {"score_scale", "v_scale", "keep_share", "share", "k_inverse", "v_inverse", "k_limit", "v_limit"}
 )
 
 
@@ -219,7 +219,15 @@ def mla_variant(heads: int, kv_dtype: torch.dtype, page_size: int) -> Variant:
     )
 
 
-def select_variant(max_pages: int, capacity: int, dtype: torch.dtype, *, stochastic: bool = False) -> Variant:
+def select_variant(
+    max_pages: int,
+    capacity: int,
+    dtype: torch.dtype,
+    *,
+    stochastic: bool = False,
+    limit: str = "",
+    marks: str = "",
+) -> Variant:
     """Selection as `select_pages` launches it."""
     plan = select_plan(max_pages, capacity)
     constants = {
@@ -230,9 +238,12 @@ def select_variant(max_pages: int, capacity: int, dtype: torch.dtype, *, stochas
         "FINAL_BLOCK": plan.final_block,
         "LAST_SHIFT": 16 if dtype == torch.bfloat16 else 0,
         "STOCHASTIC": stochastic,
+        "LIMIT": SELECT_LIMITS[limit] if limit else 0,
+        "MARKS": SELECT_STAGES[marks] if marks else 0,
     }
-    name = f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}{'-stochastic' if stochastic else ''}"
-    pointers = {"scores_ptr": dtype}
+    special = [*(["stochastic"] if stochastic else []), *filter(None, (limit, marks))]
+    name = "-".join([f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}", *special])
+    pointers = {"scores_ptr": dtype, "masses_ptr": torch.float32, "marks_ptr": torch.uint8}
     return _variant(
         name,
         select_kernel,
@@ -240,7 +251,7 @@ def select_variant(max_pages: int, capacity: int, dtype: torch.dtype, *, stochas
         pointers,
         num_warps=plan.num_warps,
         aligned=("max_pages",),
-        max_registers=plan.max_registers,
+        max_registers=launch_registers(plan, limit, marks),
     )
 
 
@@ -277,10 +288,13 @@ def variants() -> Iterator[Variant]:
     yield select_variant(4096, 256, fp32)
     yield select_variant(8192, 128, fp32)
     yield select_variant(65536, 128, fp32)
-    per_row = {"HEADS": 8, "PAGE": 16, "BLOCK": 2048}
-    rows = {"scores_ptr": fp32, "mass_ptr": fp32, "threshold_ptr": fp32}
-    yield _variant("top-p", top_p_kernel, {**per_row, "LOGITS": True}, rows, num_warps=8)
-    yield _variant("threshold", threshold_kernel, per_row, rows, num_warps=8)
+    for pages in (2048, 8192, 65536):
+        yield select_variant(pages, 128, fp32, limit="threshold")
+        yield select_variant(pages, 128, fp32, limit="top-p")
+        yield select_variant(pages, 128, fp32, marks="begin")
+        yield select_variant(pages, 128, fp32, marks="list")
+    yield select_variant(2048, 128, fp32, limit="top-p", marks="list")
+    yield select_variant(65536, 4096, fp32, limit="top-p", marks="list")
     merge = {"HEADS": 8, "GROUP": 4, "DIM": 128, "DIM_BLOCK": 128, "BLOCK_N": 64, "PLAN": 128, "MIN_TILES": 1}
     merge_pointers = {**_FLOATS, "out_ptr": bf16}
     even_merge = {"HEADS": 1, "GROUP": 20, "DIM": 512, "DIM_BLOCK": 512, "PIECES": 4, "HAS_LSE": True}

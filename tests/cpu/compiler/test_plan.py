@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import sample_flows
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import Geometry
@@ -40,6 +41,22 @@ def test_a_step_takes_few_launches(name: str, launches: int) -> None:
     plan = launch_plan(traced.program, traced.knobs, QWEN, batch=BATCH, length=LENGTH)
     assert sum(launch.name != "update" for launch in plan.launches) == launches
     assert plan.launches[-1].name == "merge"
+
+
+@pytest.mark.parametrize(
+    ("name", "selects"), [("twilight", 1), ("threshold", 1), ("shadowkv", 2), ("three_streams", 3)]
+)
+def test_a_selection_is_one_launch_a_stream(name: str, selects: int) -> None:
+    """And nothing else: neither top-p, threshold, fractions nor unions prepare anything in launches of their own."""
+    traced = sample_flows.load(name)
+    plan = launch_plan(traced.program, traced.knobs, QWEN, batch=BATCH, length=LENGTH)
+    names = [launch.name for launch in plan.launches if launch.name not in ("update", "score", "rows")]
+    assert names == ["select"] * selects + ["attend", "merge"]
+    flow = backends.get("triton").compile(traced.program, traced.knobs, QWEN)
+    assert isinstance(flow, TritonFlow)
+    space = flow.workspace(BATCH, LENGTH // traced.knobs.page_size, torch.device("cpu"))
+    assert plan.scratch_bytes == pytest.approx(space.nbytes, rel=0.05)
+    assert (space.marks is not None) == (selects > 1)
 
 
 def test_a_barrier_is_named() -> None:

@@ -10,6 +10,7 @@ import torch
 from vortex_core.kernels import (
     DecodeConfig,
     KernelInputError,
+    Limit,
     PageList,
     paged_decode,
     paged_decode_workspace,
@@ -23,7 +24,7 @@ from vortex_core.kernels.reference import (
     paged_decode_reference,
     ranked_pages,
     select_reference,
-    top_p_reference,
+    top_p_count,
 )
 from vortex_core.kernels.runtime import split_dim
 
@@ -58,8 +59,8 @@ def test_an_empty_row_attends_to_nothing() -> None:
 
 def test_order_of_selection() -> None:
     scores = torch.tensor([1.0, float("nan"), 3.0, 3.0, -math.inf, 0.0])
-    assert ranked_pages(scores, 6, 0, 0) == [2, 3, 0, 5, 4, 1]
-    assert ranked_pages(scores, 6, 1, 1) == [0, 5, 2, 3, 4, 1]
+    assert ranked_pages(scores, 6, 0, 0) == [2, 3, 0, 5, 1, 4]  # NaN ranks as -inf
+    assert ranked_pages(scores, 6, 1, 1) == [0, 5, 2, 3, 1, 4]
 
 
 def test_selection_agrees_with_topk_where_scores_differ() -> None:
@@ -75,10 +76,36 @@ def test_selection_agrees_with_topk_where_scores_differ() -> None:
 
 
 def test_top_p_counts() -> None:
-    weights = torch.tensor([0.5, 0.25, 0.125, 0.125])  # exact in binary
-    assert top_p_reference(weights, 4, 0.5, 0, 0) == 1
-    assert top_p_reference(weights, 4, 0.75, 0, 0) == 2
-    assert top_p_reference(weights, 4, 0.75, 0, 1) == 3  # the last page comes first and counts
+    values = [math.log(w) for w in (0.5, 0.25, 0.125, 0.125)]
+    assert [top_p_count(values, p) for p in (0.0, 0.4, 0.6, 0.8, 0.9)] == [0, 1, 2, 3, 4]
+    assert top_p_count([], 0.5) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "want"),
+    [
+        ({"threshold": 0.5}, [0, 2, 5]),
+        ({"threshold": -math.inf}, [0, 1, 2, 3, 4, 5]),
+        ({"threshold": math.inf}, [0, 5]),
+        ({"top_p": 0.0}, [0, 5]),
+        ({"top_p": 0.5}, [0, 2, 5]),
+        ({"top_p": 0.99}, [0, 2, 3, 5]),
+        ({"fraction": 0.5}, [0, 2, 3, 5]),
+    ],
+)
+def test_limits_end_the_choice_and_spare_kept_pages(limit: dict[str, float], want: list[int]) -> None:
+    scores = torch.tensor([[-9.0, float("nan"), 2.0, 0.0, -math.inf, -9.0]])
+    table = torch.arange(6, dtype=torch.int32).view(1, 6)
+    found = select_reference(
+        scores, torch.tensor([48]), torch.tensor([6]), table, heads=1, page_size=8, keep_first=1, **limit
+    )
+    assert found[0] == [want]
+
+
+def test_a_limit_is_checked() -> None:
+    for kind, value in (("top-p", 1.5), ("top-p", -0.1), ("threshold", math.nan)):
+        with pytest.raises(KernelInputError, match=kind):
+            Limit(kind, value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

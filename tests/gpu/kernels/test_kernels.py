@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from tests.interp.kernels import inputs
 from vortex_core.kernels import (
     KernelInputError,
+    Limit,
+    Marks,
     PageList,
     decode_config,
     mla_config,
@@ -19,16 +22,12 @@ from vortex_core.kernels import (
     paged_decode_workspace,
     select_pages,
     select_workspace,
-    threshold_budget,
-    top_p_budget,
     write_kv,
 )
 from vortex_core.kernels.reference import (
     mla_decode_reference,
     paged_decode_reference,
     select_reference,
-    threshold_reference,
-    top_p_reference,
     write_kv_reference,
 )
 
@@ -264,22 +263,85 @@ def test_stochastic_selection_keeps_its_recall(tolerance: float) -> None:
         assert len(got & set(want[row])) >= math.ceil((1 - tolerance) * 128)
 
 
-def test_score_dependent_budgets() -> None:
-    case = inputs.scores([2048 * 16 - 5, 900], heads=2, page_size=16, device="cuda")
-    budget = torch.empty(4, dtype=torch.int32, device="cuda")
-    host = case.scores.cpu().double().exp()
-    for mass in (0.3, 0.9):
-        top_p_budget(
-            case.scores, case.n_tokens, torch.tensor([mass], device="cuda"), heads=2, page_size=16, budget=budget
+LIMITS = [
+    Limit("threshold", 1.5), Limit("threshold", -math.inf), Limit("threshold", math.inf), Limit("top-p", 0.0),
+    Limit("top-p", 0.3), Limit("top-p", 0.95), Limit("top-p", 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pages", [2048, 8192, 40000])
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal", "special"])
+def test_limits_end_the_choice(kind: str, pages: int) -> None:
+    case = inputs.scores(
+        [pages * 16 - 5, 0, 16, 900, 15], heads=2, page_size=16, kind=kind, device="cuda"
+    )  # fmt: skip
+    case.scores.mul_(3.0)  # so that a small share of the pages holds most of the weight
+    host = inputs.Scores(case.scores.cpu(), case.n_tokens.cpu(), case.table.cpu())
+    for budget in (1, 100, 6000):
+        k = torch.tensor([budget], dtype=torch.int32, device="cuda")
+        ids = torch.full((10, max(3, budget)), -7, dtype=torch.int32, device="cuda")
+        lens = torch.full((10,), -7, dtype=torch.int32, device="cuda")
+        workspace = select_workspace(10, pages, ids.shape[1], ids.device)
+        rules: dict[str, Any] = {
+            "heads": 2, "page_size": 16, "keep_first": 1, "keep_last": 2, "fraction": 0.55
+        }  # fmt: skip
+        for limit in LIMITS:
+            lists = []
+            for _ in range(2):
+                select_pages(
+                    case.scores, case.n_tokens, k, case.table, page_ids=ids, kv_lens=lens, limit=limit,
+                    workspace=workspace, **rules,
+                )  # fmt: skip
+                counts = [-(-n // 16) for n in lens.tolist()]
+                lists.append([ids[row, :count].tolist() for row, count in enumerate(counts)])
+            assert lists[0] == lists[1], "sums have one order"
+            name = "top_p" if limit.kind == "top-p" else "threshold"
+            spread = (-5e-6, 5e-6) if name == "top_p" else (0.0,)
+            wanted = [
+                select_reference(
+                    host.scores, host.n_tokens, k.cpu(), host.table, **rules,
+                    **{name: limit.value * (1 + e) if e else limit.value},
+                )[1]
+                for e in spread
+            ]  # fmt: skip
+            for row, got in enumerate(lists[0]):
+                least, most = wanted[0][row], wanted[-1][row]
+                assert set(least) <= set(got) <= set(most), (
+                    limit,
+                    budget,
+                    row,
+                    len(least),
+                    len(got),
+                    len(most),
+                )
+
+
+@pytest.mark.parametrize("pages", [2048, 8192, 40000])
+def test_a_union_lists_every_page_once(pages: int) -> None:
+    lengths = [pages * 16 - 5, 0, 16, 900, 15]
+    cases = [inputs.scores(lengths, heads=2, page_size=16, seed=n, device="cuda") for n in range(3)]
+    table, host = cases[0].table, cases[0].table.cpu()
+    k = torch.tensor([100], dtype=torch.int32, device="cuda")
+    ids = torch.full((10, 300), -7, dtype=torch.int32, device="cuda")
+    lens = torch.full((10,), -7, dtype=torch.int32, device="cuda")
+    marks = torch.full((10, pages), 255, dtype=torch.uint8, device="cuda")
+    workspace = select_workspace(10, pages, 100, ids.device)
+    rules: dict[str, Any] = {"heads": 2, "page_size": 16, "keep_first": 1, "keep_last": 2}
+    unions: list[set[int]] = [set() for _ in range(10)]
+    stages = ("begin", "add", "list")
+    limits: tuple[dict[str, float], ...] = ({}, {"threshold": 2.0}, {"threshold": 1.0})
+    for stage, case, plain in zip(stages, cases, limits, strict=True):
+        select_pages(
+            case.scores, case.n_tokens, k, table, page_ids=ids, kv_lens=lens, workspace=workspace,
+            limit=Limit("threshold", plain["threshold"]) if plain else None, marks=Marks(marks, stage, 100), **rules,
         )  # fmt: skip
-        for row, n in enumerate([2048, 2048, 57, 57]):
-            wanted = {top_p_reference(host[row], n, mass * e, 0, 1) for e in (1 - 1e-5, 1, 1 + 1e-5)}
-            assert min(wanted) <= int(budget[row]) <= max(wanted)
-    threshold_budget(
-        case.scores, case.n_tokens, torch.tensor([0.5], device="cuda"), heads=2, page_size=16, budget=budget
-    )
-    for row, n in enumerate([2048, 2048, 57, 57]):
-        assert int(budget[row]) == threshold_reference(case.scores[row].cpu(), n, 0.5, 0, 1)
+        logical = select_reference(case.scores.cpu(), case.n_tokens.cpu(), k.cpu(), host, **rules, **plain)[0]
+        unions = [union | set(found) for union, found in zip(unions, logical, strict=True)]
+    for row, union in enumerate(unions):
+        found = sorted(union)
+        assert ids[row, : len(found)].tolist() == [int(host[row // 2, p]) for p in found]
+        assert (ids[row, len(found) :] == -7).all()
+        assert int(lens[row]) == sum(min(16, lengths[row // 2] - p * 16) for p in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])

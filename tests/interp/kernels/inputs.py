@@ -90,12 +90,14 @@ def scores(
     seed: int = 0,
     device: str = "cpu",
 ) -> Scores:
-    """Scores [batch * heads, max_pages]; kind: normal, ties (few values), special (NaN, inf, zeros)."""
+    """Scores [batch * heads, max_pages]; kind: normal, ties (few values), equal, special (NaN, inf, zeros)."""
     draw = torch.Generator().manual_seed(seed)
     max_pages = max(1, max(-(-n // page_size) for n in n_tokens))
     values = torch.randn(len(n_tokens) * heads, max_pages, generator=draw)
     if kind == "ties":
         values = (values * 2).round() / 2
+    if kind == "equal":
+        values = torch.full_like(values, 0.5)
     if kind == "special":
         odd = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0])
         values = odd[torch.randint(len(odd), values.shape, generator=draw)]

@@ -11,12 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.interp.kernels import inputs
-from vortex_core.kernels import select_pages, threshold_budget, top_p_budget
-from vortex_core.kernels.reference import select_reference, threshold_reference, top_p_reference
+from vortex_core.kernels import Limit, Marks, select_pages
+from vortex_core.kernels.reference import select_reference
 from vortex_core.kernels.select import SelectPlan, SelectWorkspace, select_plan
 
 PAGE = 8
 UNTOUCHED = -7
+
+
+def scratch(rows: int, plan: SelectPlan) -> SelectWorkspace:
+    return SelectWorkspace(
+        torch.full((rows, plan.candidates), UNTOUCHED, dtype=torch.int32),
+        torch.full((rows, plan.candidates), UNTOUCHED, dtype=torch.int32),
+        torch.full((rows, 2 * plan.segments), float("nan")),
+        torch.zeros(rows, dtype=torch.int32),
+    )
 
 
 def run(
@@ -25,11 +34,7 @@ def run(
     rows = case.scores.shape[0]
     ids = torch.full((rows, capacity), UNTOUCHED, dtype=torch.int32)
     lens = torch.full((rows,), UNTOUCHED, dtype=torch.int32)
-    workspace = SelectWorkspace(
-        torch.full((rows, plan.candidates), UNTOUCHED, dtype=torch.int32),
-        torch.full((rows, plan.candidates), UNTOUCHED, dtype=torch.int32),
-        torch.zeros(rows, dtype=torch.int32),
-    )
+    workspace = scratch(rows, plan)
     pages = select_pages(
         case.scores, case.n_tokens, budget, case.table, heads=heads, page_size=PAGE, page_ids=ids,
         kv_lens=lens, workspace=workspace, plan=plan, **options,
@@ -137,37 +142,141 @@ def test_seeds_differ_where_the_bin_is_open() -> None:
     assert len(drawn) > 1
 
 
-@settings(max_examples=8)
+def plan_of(max_pages: int, capacity: int, segment: int | None, final: int | None) -> SelectPlan:
+    plan = select_plan(max_pages, capacity, segment, segment) if segment else select_plan(max_pages, capacity)
+    return dataclasses.replace(plan, final_block=final) if final and plan.segments > 1 else plan
+
+
+LENGTHS = st.lists(st.one_of(st.sampled_from([0, 1, 7, 8, 9]), st.integers(0, 240)), min_size=1, max_size=2)
+KINDS = st.sampled_from(["normal", "ties", "equal", "special"])
+ROWS = {
+    "tokens": LENGTHS, "kind": KINDS, "budget": st.sampled_from([0, 1, 2, 7, 30]),
+    "keep": st.sampled_from([(0, 0), (0, 1), (1, 2)]), "segment": st.sampled_from([None, 16]),
+    "final": st.sampled_from([None, 16]), "fraction": st.sampled_from([1.0, 0.55, 0.1]),
+    "seed": st.integers(0, 99),
+}  # fmt: skip
+
+
+@settings(max_examples=25)
+@given(at=st.sampled_from([0.0, 0.5, -1.0, -math.inf, math.inf]), **ROWS)
+def test_a_threshold_takes_what_reaches_it_up_to_the_budget(
+    at: float, tokens: list[int], kind: str, budget: int, keep: tuple[int, int], segment: int | None,
+    final: int | None, fraction: float, seed: int,
+) -> None:  # fmt: skip
+    case = inputs.scores(tokens, heads=1, page_size=PAGE, kind=kind, seed=seed)
+    capacity = max(1, budget, sum(keep))
+    plan = plan_of(case.scores.shape[1], capacity, segment, final)
+    k = torch.tensor([budget], dtype=torch.int32)
+    rules = {"keep_first": keep[0], "keep_last": keep[1], "fraction": fraction}
+    found, lens = run(case, k, 1, plan, capacity, limit=Limit("threshold", at), **rules)
+    _, want, want_lens = select_reference(
+        case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, threshold=at, **rules
+    )
+    assert found == want
+    assert lens == want_lens
+
+
+@settings(max_examples=25)
 @given(
-    st.sampled_from([0.1, 0.5, 0.9, 0.99]),
-    st.booleans(),
-    st.sampled_from(["normal", "ties"]),
-    st.integers(0, 50),
+    p=st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.99, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    **ROWS,
 )
-def test_top_p_takes_the_shortest_prefix(mass: float, logits: bool, kind: str, seed: int) -> None:
-    case = inputs.scores([200, 100], heads=1, page_size=PAGE, kind=kind, seed=seed)
-    budget = torch.full((2,), UNTOUCHED, dtype=torch.int32)
-    top_p_budget(
-        case.scores, case.n_tokens, torch.tensor([mass]), heads=1, page_size=PAGE, budget=budget,
-        keep_first=1, logits=logits,
+def test_top_p_takes_the_shortest_prefix_up_to_the_budget(
+    p: float, dtype: torch.dtype, tokens: list[int], kind: str, budget: int, keep: tuple[int, int],
+    segment: int | None, final: int | None, fraction: float, seed: int,
+) -> None:  # fmt: skip
+    case = inputs.scores(tokens, heads=1, page_size=PAGE, kind=kind, seed=seed, dtype=dtype)
+    capacity = max(1, budget, sum(keep))
+    plan = plan_of(case.scores.shape[1], capacity, segment, final)
+    k = torch.tensor([budget], dtype=torch.int32)
+    rules = {"keep_first": keep[0], "keep_last": keep[1], "fraction": fraction}
+    found, lens = run(case, k, 1, plan, capacity, limit=Limit("top-p", p), **rules)
+    wanted = [
+        select_reference(
+            case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, top_p=p * (1 + e), **rules
+        )
+        for e in (-2e-6, 0.0, 2e-6)  # as `Limit` says
+    ]
+    for row, pages in enumerate(found):
+        matching = [i for i, (_, want, _) in enumerate(wanted) if want[row] == pages]
+        if not matching:  # several pages within the tolerance: a prefix between the outermost two
+            least, most = set(wanted[0][1][row]), set(wanted[2][1][row])
+            assert least <= set(pages) <= most and len(most) > len(least)
+            assert p == 1.0 or kind != "normal"
+        else:
+            assert lens[row] == wanted[matching[0]][2][row]
+
+
+@settings(max_examples=25)
+@given(
+    streams=st.lists(st.sampled_from(["top-k", "threshold", "top-p", "everything"]), min_size=2, max_size=3),
+    keep=st.sampled_from([(0, 0), (1, 2)]),
+    tokens=LENGTHS,
+    kind=KINDS,
+    budget=st.sampled_from([0, 1, 5]),
+    segment=st.sampled_from([None, 16]),
+    final=st.sampled_from([None, 16]),
+    seed=st.integers(0, 99),
+)
+def test_a_union_lists_the_pages_of_every_stream_once(
+    streams: list[str], keep: tuple[int, int], tokens: list[int], kind: str, budget: int, segment: int | None,
+    final: int | None, seed: int,
+) -> None:  # fmt: skip
+    capacity = max(1, budget, sum(keep))
+    rules: dict[str, int] = {"keep_first": keep[0], "keep_last": keep[1]}
+    limits = {
+        "threshold": (Limit("threshold", 0.5), {"threshold": 0.5}),
+        "top-p": (Limit("top-p", 0.4), {"top_p": 0.4}),
+    }
+    cases = [
+        inputs.scores(tokens, heads=1, page_size=PAGE, kind=kind, seed=seed + n) for n in range(len(streams))
+    ]
+    table, rows, width = cases[0].table, *cases[0].scores.shape
+    marks = torch.full((rows, width), 255, dtype=torch.uint8)
+    unions: list[set[int]] = [set() for _ in range(rows)]
+    for n, (stream, case) in enumerate(zip(streams, cases, strict=True)):
+        case = dataclasses.replace(case, table=table)
+        most = width if stream == "everything" else capacity
+        k = torch.tensor([width if stream == "everything" else budget], dtype=torch.int32)
+        stage = "list" if n == len(streams) - 1 else "add" if n else "begin"
+        limit, plain = limits.get(stream, (None, {}))
+        plan = plan_of(width, most, segment, final)
+        found, lens = run(
+            case, k, 1, plan, width + 2, marks=Marks(marks, stage, most), limit=limit, **rules
+        ) if stage == "list" else silent(case, k, plan, Marks(marks, stage, most), width + 2, limit, rules)  # fmt: skip
+        logical = select_reference(
+            case.scores, case.n_tokens, k, table, heads=1, page_size=PAGE, **rules, **plain
+        )[0]
+        unions = [union | set(pages) for union, pages in zip(unions, logical, strict=True)]
+    for row, union in enumerate(unions):
+        pages = sorted(union)
+        assert found[row] == [int(table[row, p]) for p in pages]
+        assert lens[row] == sum(min(PAGE, tokens[row] - p * PAGE) for p in pages)
+
+
+def silent(
+    case: inputs.Scores, k: torch.Tensor, plan: SelectPlan, marks: Marks, capacity: int, limit: Limit | None,
+    rules: dict[str, int],
+) -> tuple[list[list[int]], list[int]]:  # fmt: skip
+    """A stage that only marks leaves the list alone."""
+    rows = case.scores.shape[0]
+    ids = torch.full((rows, capacity), UNTOUCHED, dtype=torch.int32)
+    lens = torch.full((rows,), UNTOUCHED, dtype=torch.int32)
+    select_pages(
+        case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, page_ids=ids, kv_lens=lens,
+        workspace=scratch(rows, plan), plan=plan, marks=marks, limit=limit, **rules,
     )  # fmt: skip
-    weights = case.scores.double().exp() if logits else case.scores
-    for row, n_pages in enumerate([25, 13]):
-        # fp32 sums may stop one page to either side where the mass is met within rounding.
-        wanted = {top_p_reference(weights[row], n_pages, mass * e, 1, 1) for e in (1 - 1e-6, 1, 1 + 1e-6)}
-        assert int(budget[row]) in wanted
+    assert (ids == UNTOUCHED).all() and (lens == UNTOUCHED).all()
+    return [], []
 
 
-def test_threshold_counts_pages_at_or_above() -> None:
-    for kind in ("ties", "special"):
-        case = inputs.scores([399, 0, 9], heads=1, page_size=PAGE, kind=kind)
-        budget = torch.full((3,), UNTOUCHED, dtype=torch.int32)
-        level = torch.tensor([0.5, 0.5, -1.0])
-        threshold_budget(case.scores, case.n_tokens, level, heads=1, page_size=PAGE, budget=budget)
-        want = [
-            threshold_reference(case.scores[r], n, float(level[r]), 0, 1) for r, n in enumerate([50, 0, 2])
-        ]
-        assert budget.tolist() == want
+def test_a_list_too_short_for_a_union_holds_its_first_pages() -> None:
+    case = inputs.scores([160], heads=1, page_size=PAGE)
+    marks = torch.ones(1, 20, dtype=torch.uint8)
+    plan = select_plan(20, 4)
+    found, lens = run(case, torch.tensor([4], dtype=torch.int32), 1, plan, 6, marks=Marks(marks, "list", 4))
+    assert found == [case.table[0, :6].tolist()] and lens == [48]
 
 
 def test_long_rows_need_their_workspace() -> None:

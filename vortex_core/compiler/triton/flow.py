@@ -18,14 +18,14 @@ from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import Module, generate
 from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
+from vortex_core.compiler.triton.lower import streams
 from vortex_core.compiler.triton.tuning import stored_configs
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import torch_dtype
-from vortex_core.ir.program import Node, Program
-from vortex_core.kernels.budget import threshold_budget, top_p_budget
+from vortex_core.ir.program import Program
 from vortex_core.kernels.decode_config import DecodeConfig
 from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, multiprocessors
-from vortex_core.kernels.select import SelectWorkspace, select_pages, select_workspace
+from vortex_core.kernels.select import Limit, Marks, SelectWorkspace, Stage, select_pages, select_workspace
 
 WARPS = 4
 # A scoring program of two blocks loads the second while it computes the first (two stages); measured on an H100 to
@@ -41,8 +41,9 @@ class Workspace:
     Attributes:
         scratch: fp32 `[rows * width * elements]` by scratch value.
         scores: fp32 `[rows, width]` by score node.
-        page_ids: int32 `[rows, capacity]` by selection node.
-        kv_lens: int32 `[rows]` by selection node.
+        page_ids: int32 `[rows, capacity]`, the selection; absent where a program selects everything.
+        kv_lens: int32 `[rows]`.
+        marks: uint8 `[rows, width]`, pages of a union's streams so far; absent without a union.
         search: scratch of the selection kernel for rows too long for one program.
     """
 
@@ -52,14 +53,15 @@ class Workspace:
     search: SelectWorkspace
     scratch: dict[int, torch.Tensor] = field(default_factory=dict)
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
-    page_ids: dict[int, torch.Tensor] = field(default_factory=dict)
-    kv_lens: dict[int, torch.Tensor] = field(default_factory=dict)
+    page_ids: torch.Tensor | None = None
+    kv_lens: torch.Tensor | None = None
+    marks: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        groups = (self.scratch, self.scores, self.page_ids, self.kv_lens)
-        return self.search.nbytes + sum(t.nbytes for g in groups for t in g.values())
+        held = [*self.scratch.values(), *self.scores.values(), self.page_ids, self.kv_lens, self.marks]
+        return self.search.nbytes + sum(t.nbytes for t in held if t is not None)
 
 
 class TritonFlow:
@@ -81,6 +83,7 @@ class TritonFlow:
         self._configs = configs
         self._score_kernels: dict[int, Any] = {}
         self._graph = program.index
+        self._streams = streams(program.index)
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
         self._workspaces: dict[tuple[int, int, str], Workspace] = {}
         self._capacities: dict[int, int] = {}
@@ -148,7 +151,7 @@ class TritonFlow:
     # ---- selection -----------------------------------------------------------------------------------------
 
     def capacity(self, width: int) -> int:
-        """The most pages a list can hold for sequences of up to `width` pages, over all layers."""
+        """The most pages a budget allows for sequences of up to `width` pages, over all layers."""
         if width not in self._capacities:
             g, size = self.geometry, self.knobs.page_size
             layers = range(g.layers) if "layer" in self.knobs.budget.replace("layers", "") else range(1)
@@ -160,30 +163,31 @@ class TritonFlow:
             )
         return self._capacities[width]
 
+    def list_capacity(self, width: int) -> int:
+        """The most pages a list can hold: a union's streams each have the budget."""
+        return min(width, self.capacity(width) * max(1, len(self._streams)))
+
     def workspace(self, batch: int, width: int, device: torch.device) -> Workspace:
         """The buffers for a batch and a number of pages; the same ones at every call, as a graph needs."""
         key = (batch, width, str(device))
         if key not in self._workspaces:
             g = self.geometry
             rows = batch * g.kv_heads
-            capacity = min(width, self.capacity(width) * (2 if self._has_union() else 1))
-            search = select_workspace(batch * self._heads, width, capacity, device)
+            lists = batch * self._heads
+            capacity = self.list_capacity(width)
+            search = select_workspace(lists, width, min(width, self.capacity(width)), device)
             made = Workspace(batch, width, capacity, search)
             for i, elements in self.code.scratch.items():
                 made.scratch[i] = torch.empty(rows * width * elements, device=device)
             for i in self.code.schedule.scores:
-                made.scores[i] = torch.empty(batch * self._heads, width, device=device)
-            for i, node in enumerate(self._graph.nodes):
-                if node.type.kind == "selection":
-                    made.page_ids[i] = torch.zeros(
-                        batch * self._heads, made.capacity, dtype=torch.int32, device=device
-                    )
-                    made.kv_lens[i] = torch.zeros(batch * self._heads, dtype=torch.int32, device=device)
+                made.scores[i] = torch.empty(lists, width, device=device)
+            if self._streams:
+                made.page_ids = torch.zeros(lists, capacity, dtype=torch.int32, device=device)
+                made.kv_lens = torch.zeros(lists, dtype=torch.int32, device=device)
+            if len(self._streams) > 1:
+                made.marks = torch.empty(lists, width, dtype=torch.uint8, device=device)
             self._workspaces[key] = made
         return self._workspaces[key]
-
-    def _has_union(self) -> bool:
-        return any(n.op == "union" for n in self._graph.nodes)
 
     def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
         """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`. The list is the caller's to keep."""
@@ -213,8 +217,7 @@ class TritonFlow:
         budgets = view.budgets.to(torch.int32)
         work = self.workspace(len(q), width, q.device)
         self.launch_scores(q, states, table, lengths, budgets, work, layer)
-        assert self._graph.result is not None
-        return self._selection(self._graph.result, table, lengths, budgets, work, lens)
+        return self.launch_selection(table, lengths, budgets, work, lens)
 
     def launch_scores(
         self,
@@ -267,108 +270,48 @@ class TritonFlow:
         same = kv_dtype == (torch.bfloat16 if name == "auto" else torch_dtype(torch, name))
         return self._configs(batch, width).attention if same else None
 
-    def _selection(
+    def launch_selection(
         self,
-        i: int,
         table: torch.Tensor,
         lengths: torch.Tensor,
         budgets: torch.Tensor,
         work: Workspace,
         lens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        node = self._graph.nodes[i]
-        lens = work.kv_lens.get(i) if lens is None else lens
-        batch, size = len(lengths), self.knobs.page_size
-        if node.op == "everything":
+        """Scores to page ids and token counts, one launch a stream; those of a union meet as marks on pages."""
+        batch, knobs = len(lengths), self.knobs
+        if not self._streams:
             heads = self.geometry.kv_heads
             ids = table[:, : work.width].unsqueeze(1).expand(batch, heads, work.width)
             return ids, lengths.unsqueeze(1).expand(batch, heads)
-        assert lens is not None
-        if node.op == "union":
-            return self._union(node, i, table, lengths, budgets, work, lens)
-        scores = work.scores[node.inputs[0]]
-        share = node.attr.get("share")
-        if share is not None:
-            stacked = scores.view(batch, self._heads, work.width)
-            pooled = stacked.amax(1, keepdim=True) if share == "max" else stacked.mean(1, keepdim=True)
-            scores = pooled.expand_as(stacked).reshape_as(scores)
-        limit = self._limit(node, scores, lengths, budgets)
-        select_pages(
-            scores, lengths, limit, table, heads=self._heads, page_size=size,
-            page_ids=work.page_ids[i], kv_lens=lens,
-            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last, workspace=work.search,
-            tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
-        )  # fmt: skip
-        return work.page_ids[i], lens
+        lens = work.kv_lens if lens is None else lens
+        assert lens is not None and work.page_ids is not None
+        for n, i in enumerate(self._streams):
+            node = self._graph.nodes[i]
+            limit = marks = None
+            if node.op == "topp":
+                limit = Limit("top-p", node.attr["p"])
+            elif node.op == "threshold":
+                limit = Limit("threshold", node.attr["at"])
+            if work.marks is not None:
+                stage: Stage = "list" if n == len(self._streams) - 1 else "add" if n else "begin"
+                marks = Marks(work.marks, stage, min(work.width, self.capacity(work.width)))
+            select_pages(
+                self._pooled(work.scores[node.inputs[0]], node.attr.get("share"), batch), lengths, budgets, table,
+                heads=self._heads, page_size=knobs.page_size, page_ids=work.page_ids, kv_lens=lens,
+                keep_first=knobs.keep_first, keep_last=knobs.keep_last, workspace=work.search,
+                fraction=node.attr.get("fraction", 1.0), limit=limit, marks=marks,
+                tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
+            )  # fmt: skip
+        return work.page_ids, lens
 
-    def _limit(
-        self, node: Node, scores: torch.Tensor, lengths: torch.Tensor, budgets: torch.Tensor
-    ) -> torch.Tensor:
-        """Pages each row may take: `[batch]`, or `[rows]` where it depends on the scores."""
-        fraction = node.attr.get("fraction", 1.0)
-        if node.op == "topk" and fraction == 1.0:
-            return budgets
-        size, knobs, heads = self.knobs.page_size, self.knobs, self._heads
-        total = (lengths + size - 1) // size
-        kept = torch.minimum(total, torch.full_like(total, knobs.keep_first + knobs.keep_last))
-        room = torch.ceil((budgets - kept).clamp(min=0) * fraction).to(torch.int32)
-        if node.op == "topk":
-            return kept + room
-        # Pages kept by rule are no candidates: NaN weighs nothing and passes no threshold.
-        index = torch.arange(scores.shape[1], device=scores.device, dtype=torch.int32)
-        tops = total.unsqueeze(1)
-        scored = (
-            (index < (lengths // size).unsqueeze(1))
-            & (index >= knobs.keep_first)
-            & (index < tops - knobs.keep_last)
-        )
-        rows = scored.repeat_interleave(heads, 0)
-        clean = torch.where(rows, scores, torch.nan)
-        wanted = torch.empty(len(scores), dtype=torch.int32, device=scores.device)
-        if node.op == "topp":
-            share = torch.full((1,), node.attr["p"], device=scores.device)
-            top_p_budget(
-                clean, lengths, share, heads=heads, page_size=size, budget=wanted, keep_first=0, keep_last=0
-            )
-        else:
-            at = torch.full((1,), node.attr["at"], device=scores.device)
-            threshold_budget(
-                clean, lengths, at, heads=heads, page_size=size, budget=wanted, keep_first=0, keep_last=0
-            )
-        wanted = torch.minimum(wanted, rows.sum(1, dtype=torch.int32))
-        limit = torch.minimum(wanted.view(-1, heads), room.unsqueeze(1)) + kept.unsqueeze(1)
-        return limit.flatten().contiguous()
-
-    def _union(
-        self,
-        node: Node,
-        i: int,
-        table: torch.Tensor,
-        lengths: torch.Tensor,
-        budgets: torch.Tensor,
-        work: Workspace,
-        into: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both selections as marks on logical pages, then one selection of all that is marked."""
-        size = self.knobs.page_size
-        logical = (
-            torch.arange(work.width, dtype=torch.int32, device=table.device)
-            .expand(len(table), -1)
-            .contiguous()
-        )
-        marks = torch.zeros(len(lengths) * self._heads, work.width, device=table.device)
-        for j in node.inputs:
-            ids, lens = self._selection(j, logical, lengths, budgets, work)
-            count = (lens + size - 1) // size
-            real = torch.arange(ids.shape[1], device=ids.device) < count.unsqueeze(1)
-            marks.scatter_reduce_(1, ids.clamp(0, work.width - 1).long(), real.to(marks.dtype), "amax")
-        limit = marks.sum(1).to(torch.int32)
-        select_pages(
-            marks, lengths, limit, table, heads=self._heads, page_size=size,
-            page_ids=work.page_ids[i], kv_lens=into,
-            keep_first=self.knobs.keep_first, keep_last=self.knobs.keep_last, workspace=work.search,
-        )  # fmt: skip
-        return work.page_ids[i], into
+    def _pooled(self, scores: torch.Tensor, share: str | None, batch: int) -> torch.Tensor:
+        """Scores that all kv heads of a request share, where they do."""
+        if share is None:
+            return scores
+        stacked = scores.view(batch, self._heads, -1)
+        pooled = stacked.amax(1, keepdim=True) if share == "max" else stacked.mean(1, keepdim=True)
+        return pooled.expand_as(stacked).reshape_as(scores)
 
     def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
         """Keep the attention mass of a step, `[batch, q_head, max_selected]`."""

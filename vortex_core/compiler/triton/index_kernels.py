@@ -8,7 +8,7 @@ from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.contract import find_contractions
 from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full
-from vortex_core.compiler.triton.lower import schedule
+from vortex_core.compiler.triton.lower import schedule, streams
 from vortex_core.compiler.triton.tiles import Axis, Emitter, Env, Tile, order, unsupported
 from vortex_core.ir.program import Node, Program
 
@@ -83,8 +83,10 @@ class IndexKernel(KernelWriter):
             "length = tl.load(lengths_ptr + batch)",
             f"complete = length // {self.page_size}",
         ]
-        result = self.program.result
-        whole = result.op == "topk" and result.attr.get("fraction", 1.0) == 1.0
+        nodes = [self.program.index.nodes[i] for i in streams(self.program.index)]
+        whole = any(
+            n.op == "topk" and n.attr.get("fraction", 1.0) == 1.0 for n in nodes
+        )  # takes what fits by itself
         if whole and not self.program.index.writes and not self.program.needs_mass:
             # Rows that fit their budget attend to everything: nothing to score.
             lines += [

@@ -1,8 +1,8 @@
 """The launches of a decode step of one sparse layer, what each moves and computes, and what keeps them apart.
 
 Read from the schedule that code generation uses, so it says what will be launched, not what a model assumes. Bytes and
-FLOPs count each input and output once. Steps called "torch operators" are several small launches each: top-p, threshold
-and union still prepare their inputs that way.
+FLOPs count each input and output once. A selection shared by the kv heads of a request first pools their scores, with a few
+small torch operators in one step called "pool".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.codegen import Module, generate
+from vortex_core.compiler.triton.lower import streams
 from vortex_core.ir.cost import (
     ACTIVATION_BYTES,
     INDEX_BYTES,
@@ -26,7 +27,10 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Graph, Node, Program
 from vortex_core.kernels.select import select_plan
 
-_BUDGETED = ("topp", "threshold")
+_ENDS = {"topp": "the wanted mass", "threshold": "the threshold"}
+
+
+MARK_BYTES = 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class _Planner:
         self.complete = length // knobs.page_size
         self.total = math.ceil(length / knobs.page_size)
         self.lists = self.rows * (geometry.group if program.per_query_head else 1)
+        self.streams = streams(program.index)
         everything = program.selects_everything
         self.chosen = self.total if everything else knobs.pages(length, 0, geometry.layers)
         self.attended = min(length, self.chosen * knobs.page_size)
@@ -146,26 +151,23 @@ class _Planner:
         return found
 
     def _selections(self) -> list[Launch]:
-        graph = self.program.index
         found = []
-        moved = float(self.lists * (self.complete * SCORE_BYTES + self.chosen * INDEX_BYTES))
-        for node in graph.nodes:
-            if node.spec.group != "select" or node.op == "everything":
-                continue
-            if node.op == "union":
-                marked = float(self.lists * (2 * self.chosen * INDEX_BYTES + self.complete * SCORE_BYTES))
-                does = "pages of both selections, as marks (torch operators)"
-                found.append(Launch("marks", does, "needs both selections", marked, 0))
-                found.append(
-                    Launch("union", "marked pages as one list", "needs all marks of a row", moved, 0)
-                )
-                continue
-            if node.op in _BUDGETED:
-                does = f"how many pages {node.op} wants of each row (one kernel and torch operators)"
-                counted = float(self.lists * (self.complete * SCORE_BYTES + INDEX_BYTES))
-                found.append(Launch("count", does, f"{_place(node)} needs all scores of a row", counted, 0))
-            does = f"{node.op}: radix select, kept pages included, page ids in logical order"
+        read = float(self.lists * self.complete * SCORE_BYTES)
+        marked = float(self.lists * self.total * MARK_BYTES)
+        for n, i in enumerate(self.streams):
+            node = self.program.index.nodes[i]
+            if node.attr.get("share") is not None:
+                does = f"{node.attr['share']} of the scores over kv heads (torch operators)"
+                found.append(Launch("pool", does, "needs the scores of every head", 2 * read, 0))
+            last = n == len(self.streams) - 1
+            ends = f" up to {_ENDS[node.op]} or the budget" if node.op in _ENDS else ""
+            into = "page ids in logical order" if last else "marks on pages"
             why = f"{_place(node)} orders a row's pages, so needs all of its scores"
+            moved = read + (self.lists * self.chosen * INDEX_BYTES if last else 0)
+            if len(self.streams) > 1:
+                moved += marked * (1 if last or not n else 2)
+                why += "; adds to the selection before it" if n else ""
+            does = f"{node.op}: radix select{ends}, kept pages included, {into}"
             found.append(Launch("select", does, why, moved, 0))
         return found
 
@@ -197,15 +199,16 @@ class _Planner:
         writer = "rows" if self.code.rows else "score"
         size = self.lists * self.complete * SCORE_BYTES
         found += [Buffer(f"score {i}", size, writer, "select") for i in plan.scores]
-        lists = [n for n in self.program.index.nodes if n.spec.group == "select" and n.op != "everything"]
-        streams = sum(n.op != "union" for n in lists)
-        width = self.chosen * (2 if streams < len(lists) else 1)
-        search = select_plan(self.complete, width)
-        if lists and search.segments > 1:  # rows too long for one program
-            bytes_ = self.lists * (2 * search.candidates + 1) * INDEX_BYTES
-            found.append(Buffer("search", bytes_, "select", "select"))
-        size = self.lists * (width + 1) * INDEX_BYTES
-        found += [Buffer(f"page list {i}", size, "select", "attend") for i in range(len(lists))]
+        if not self.streams:
+            return found
+        search = select_plan(self.complete, self.chosen)
+        if search.segments > 1:  # rows too long for one program
+            words = 2 * search.candidates + 2 * search.segments + 1
+            found.append(Buffer("search", self.lists * words * INDEX_BYTES, "select", "select"))
+        if len(self.streams) > 1:
+            found.append(Buffer("marks", self.lists * self.total * MARK_BYTES, "select", "select"))
+        width = min(self.total, self.chosen * len(self.streams))
+        found.append(Buffer("page list", self.lists * (width + 1) * INDEX_BYTES, "select", "attend"))
         return found
 
 
