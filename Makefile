@@ -49,8 +49,8 @@ lint: setup  ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: fetch  ## every figure the README quotes; each script also runs alone
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: fetch  ## measure again what the README quotes, as far as this machine can; results in runs/bench
+	$(BIN)/python -m benchmarks
 
 report: setup  ## draw the newest run again (or RUN=name)
 	@test -n "$(RUN)" || { echo "no runs yet: make search"; exit 1; }

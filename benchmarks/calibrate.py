@@ -99,12 +99,17 @@ def write(out: Path, name: str, recording: Recording, **values: np.ndarray) -> N
     print(f"{out / name}.py: {library.resolve(str(out / f'{name}.py')).key}")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--model", default="smollm2-135m")
+    found.add_argument("--out", type=Path, default=Path("runs/calibrated"))
+    return found
+
+
 def main() -> None:
     """Record, calibrate, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--out", type=Path, default=Path("runs/calibrated"))
-    args = parser.parse_args()
+    args = parser().parse_args()
     recording = record(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
     write(args.out, "loki", recording, components=components(recording, 16))

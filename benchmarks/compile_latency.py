@@ -114,21 +114,24 @@ def to_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     from vortex_core import library
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [n for n in library.names() if n != "dense"]
-    parser.add_argument("--flows", nargs="+", default=names, choices=names, metavar="FLOW")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument(
+    found.add_argument("--flows", nargs="+", default=names, choices=names, metavar="FLOW")
+    found.add_argument("--json", action="store_true", help="print the report as JSON")
+    found.add_argument(
         "--out", type=Path, default=HERE / "results", help="folder for compile_latency.{json,md}"
     )
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    found.add_argument("--child", help=argparse.SUPPRESS)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    args = parser().parse_args(argv)
     if args.child:
         print(json.dumps(child(args.child)))
         return 0

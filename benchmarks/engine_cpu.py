@@ -283,25 +283,28 @@ def to_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", default="smollm2-135m")
+    found.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    found.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096])
+    found.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
+    found.add_argument("--flows", nargs="+", default=["streaming", "block_topk", "quest"])
+    found.add_argument("--budget", type=int, default=256, help="tokens a sparse step attends")
+    found.add_argument("--page-size", type=int, default=16)
+    found.add_argument("--steps", type=int, default=12, help="timed steps in a round")
+    found.add_argument("--rounds", type=int, default=7)
+    found.add_argument("--threads", type=int, default=None)
+    found.add_argument("--quick", action="store_true", help="one context and batch, three rounds")
+    found.add_argument("--json", action="store_true", help="print the report as JSON")
+    found.add_argument("--out", type=Path, default=HERE / "results", help="folder for engine_cpu.{json,md}")
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--flows", nargs="+", default=["streaming", "block_topk", "quest"])
-    parser.add_argument("--budget", type=int, default=256, help="tokens a sparse step attends")
-    parser.add_argument("--page-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=12, help="timed steps in a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quick", action="store_true", help="one context and batch, three rounds")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for engine_cpu.{json,md}")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     if args.quick:
         args.contexts, args.batches, args.rounds = [4096], [1], 3
 

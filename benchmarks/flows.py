@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import triton
 
+from benchmarks import needs
 from benchmarks.kernels_timing import Report, copy_bandwidth, count_launches, null_chain_time
 from vortex_core import library
 from vortex_core.compiler import backends
@@ -236,24 +237,27 @@ def compile_share(cases: list[tuple[Any, ...]], share: int, shares: int) -> None
         torch.cuda.synchronize()
 
 
-def main() -> None:
-    """Check and time every case; write `flows.json` and `flows.md`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--flows", default=",".join(FLOWS))
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    found.add_argument("--flows", default=",".join(FLOWS))
+    found.add_argument(
         "--shapes",
         default="16x32768x32x8,16x32768x16x8,32x32768x20x1,1x32768x32x8",
         help="batch x length x q heads x kv heads; one kv head means MLA, 512 + 64 channels",
     )
-    parser.add_argument("--pages", default="16,64")
-    parser.add_argument("--jobs", type=int, default=0, help="processes that compile all kernels first")
-    parser.add_argument("--share", help=argparse.SUPPRESS)  # "i/n": compile every n-th case, and no more
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.exit(2, "benchmarks.flows needs a CUDA GPU; there is none here\n")
+    found.add_argument("--pages", default="16,64")
+    found.add_argument("--jobs", type=int, default=0, help="processes that compile all kernels first")
+    found.add_argument("--share", help=argparse.SUPPRESS)  # "i/n": compile every n-th case, and no more
+    return found
+
+
+def main() -> None:
+    """Check and time every case; write `flows.json` and `flows.md`."""
+    command_line = parser()
+    args = command_line.parse_args()
+    needs.gpus(command_line)
     cases = [
         (flow, *map(int, shape.split("x")), page)
         for shape in args.shapes.split(",")
@@ -267,7 +271,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.flows", *sys.argv[1:], "--share"]
         children = [subprocess.Popen([*command, f"{i}/{args.jobs}"]) for i in range(args.jobs)]
         if any(child.wait() for child in children):
-            parser.exit(1, "a compiling process failed\n")
+            command_line.exit(1, "a compiling process failed\n")
     versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
     report = Report(torch.cuda.get_device_name(), versions, copy_bandwidth())
     peers: dict[tuple[int, ...], dict[str, float | None]] = {}

@@ -21,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import needs  # noqa: E402
 from benchmarks.kernels_cases import (  # noqa: E402
     DecodeCase,
     gqa_cases,
@@ -335,16 +336,21 @@ def versions() -> Iterator[tuple[str, str]]:
         yield "flashinfer", flashinfer.__version__
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--section", default=",".join(SECTIONS), help=f"any of {','.join(SECTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="a few cells of each grid")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--section", default=",".join(SECTIONS), help=f"any of {','.join(SECTIONS)}")
+    found.add_argument("--quick", action="store_true", help="a few cells of each grid")
+    found.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "benchmarks" / "results"))
     )
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: these benchmarks time kernels on a GPU")
+    return found
+
+
+def main() -> None:
+    command_line = parser()
+    options = command_line.parse_args()
+    needs.gpus(command_line)
     torch.manual_seed(0)
     report = Report(torch.cuda.get_device_name(), dict(versions()), copy_bandwidth())
     try:

@@ -176,13 +176,18 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    found.add_argument("--repeats", type=int, default=20)
+    found.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    found.add_argument("--json", action="store_true", help="print the result as JSON")
+    return found
+
+
 def main() -> int:
     """Exit status 1 if a limit is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "language")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    args = parser.parse_args()
+    args = parser().parse_args()
     flows = [*library.names(), *library.mla_names(), *library.untrained_names()]
     rows = [measure(flow, args.repeats) for flow in flows]
     result = {
@@ -193,9 +198,9 @@ def main() -> int:
         "flows": [asdict(row) for row in rows],
         "jail": jail(args.repeats),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(page(result), encoding="utf-8")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "language.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (args.out / "language.md").write_text(page(result), encoding="utf-8")
     print(json.dumps(result, indent=1) if args.json else page(result))
     quest = next(r for r in rows if r.flow == "quest")
     return int(any(r.check_ms >= LIMIT_MS for r in rows) or quest.lines >= QUEST_LINES)

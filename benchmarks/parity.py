@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import needs
 from vortex_core import library
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.models.random_weights import random_model
@@ -96,15 +97,21 @@ def to_markdown(rows: Sequence[dict[str, Any]], where: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--case", action="append", required=True, help="MODEL:LAYERS")
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--out", type=Path)
+    return found
+
+
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", action="append", required=True, help="MODEL:LAYERS")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    command_line = parser()
+    args = command_line.parse_args()
+    if args.device == "cuda":
+        needs.gpus(command_line)
     rows: list[dict[str, Any]] = []
     for case in args.case:
         name, layers = case.split(":")
@@ -116,6 +123,7 @@ def main() -> int:
             gc.collect()
             torch.cuda.empty_cache()
     if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
         (args.out / "parity.json").write_text(json.dumps(rows, indent=1) + "\n")
         (args.out / "parity.md").write_text(to_markdown(rows, where))

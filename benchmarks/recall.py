@@ -207,17 +207,22 @@ def markdown(rows: list[Row], about: dict[str, Any]) -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--model", default="smollm2-135m")
+    found.add_argument("--flows", nargs="*", help="library names; all of them by default")
+    found.add_argument("--files", nargs="*", type=Path, default=[], help="flow files, e.g. calibrated ones")
+    found.add_argument("--threads", type=int, default=2)
+    found.add_argument("--steps", type=int, default=STEPS)
+    found.add_argument("--recording", type=Path, help="file that keeps the recording between runs")
+    found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return found
+
+
 def main() -> None:
     """Record, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--flows", nargs="*", help="library names; all of them by default")
-    parser.add_argument("--files", nargs="*", type=Path, default=[], help="flow files, e.g. calibrated ones")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--recording", type=Path, help="file that keeps the recording between runs")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
+    args = parser().parse_args()
     torch.set_num_threads(args.threads)
     if args.recording is not None and args.recording.exists():
         recording, about = torch.load(args.recording, weights_only=False)  # written by the branch below

@@ -136,16 +136,19 @@ def to_markdown(spec: ModelSpec, rows: list[dict[str, float]], command: str) -> 
     return "\n".join([*lines, ""])
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", default="glm-4.7-flash")
+    found.add_argument("--tokens", type=int, default=40)
+    found.add_argument("--layers", type=int, default=0, help="only so many")
+    found.add_argument("--out", type=Path)
+    return found
+
+
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="glm-4.7-flash")
-    parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--layers", type=int, default=0, help="only so many")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser().parse_args()
     spec = load_model(args.model)
     if args.layers:
         spec = spec.model_copy(update={"layers": args.layers})
@@ -153,6 +156,7 @@ def main() -> int:
     rows = measure(spec, args.tokens)
     print(f"{time.perf_counter() - started:.0f} s")
     if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
         command = f"python -m benchmarks.rounding --model {args.model} --tokens {args.tokens}"
         (args.out / "rounding.json").write_text(json.dumps(rows, indent=1) + "\n")
         (args.out / "rounding.md").write_text(to_markdown(spec, rows, command))

@@ -30,7 +30,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks import needs
 from benchmarks.serving_checks import ranks_check, tiny_check
+from benchmarks.serving_speedups import COPY_BANDWIDTH
 from vortex_core.engine.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.cache import Prompt
 from vortex_core.engine.cores import wait_passively
@@ -54,8 +56,6 @@ from vortex_core.engine.throughput import (
     step_launches,
 )
 from vortex_core.specs import ModelSpec, load_model
-
-COPY_BANDWIDTH = {"NVIDIA H100 80GB HBM3": 3.03e12, "NVIDIA H200": 4.28e12}  # bytes/s, read + write, measured
 
 
 class Journal:
@@ -247,50 +247,46 @@ def share(engine: Engine, candidate: Candidate, prompts: list[Prompt]) -> dict[s
     return row
 
 
-def parse() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def numbers(text: str) -> list[int]:
         return [int(x) for x in text.split(",")]
 
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--random-weights", action="store_true", help=LABEL)
-    parser.add_argument("--random-kv", action="store_true", help="random keys and values, throughput only")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, a process each")
-    parser.add_argument("--layers", type=int, default=0, help="with random weights: only so many layers")
-    parser.add_argument(
+    found.add_argument("--model", default="smollm2-135m")
+    found.add_argument("--random-weights", action="store_true", help=LABEL)
+    found.add_argument("--random-kv", action="store_true", help="random keys and values, throughput only")
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, a process each")
+    found.add_argument("--layers", type=int, default=0, help="with random weights: only so many layers")
+    found.add_argument(
         "--flows",
         type=lambda s: s.split(","),
         default=["dense", "block_topk", "quest"],
         help="library flows, NAME or NAME@PAGE",
     )
-    parser.add_argument("--batch", type=numbers, default=[1])
-    parser.add_argument("--context", type=numbers, default=[1024], help="tokens of each prompt")
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--page", type=int, default=16)
-    parser.add_argument(
-        "--budget", default="2048", help="tokens a step may attend, a number or an expression"
-    )
-    parser.add_argument("--max-tokens", type=int, default=0, help="of the KV pool; 0 for the default")
-    parser.add_argument("--kv-dtype", default="auto", help="of the KV pool: auto, fp8_e4m3 or fp8_e5m2")
-    parser.add_argument("--serve", type=int, default=0, help="requests to run through the scheduler as well")
-    parser.add_argument("--serve-context", type=int, default=1024)
-    parser.add_argument(
+    found.add_argument("--batch", type=numbers, default=[1])
+    found.add_argument("--context", type=numbers, default=[1024], help="tokens of each prompt")
+    found.add_argument("--new-tokens", type=int, default=32)
+    found.add_argument("--rounds", type=int, default=3)
+    found.add_argument("--page", type=int, default=16)
+    found.add_argument("--budget", default="2048", help="tokens a step may attend, a number or an expression")
+    found.add_argument("--max-tokens", type=int, default=0, help="of the KV pool; 0 for the default")
+    found.add_argument("--kv-dtype", default="auto", help="of the KV pool: auto, fp8_e4m3 or fp8_e5m2")
+    found.add_argument("--serve", type=int, default=0, help="requests to run through the scheduler as well")
+    found.add_argument("--serve-context", type=int, default=1024)
+    found.add_argument(
         "--reference", type=numbers, default=[200, 33], help="prompts compared with transformers"
     )
-    parser.add_argument(
+    found.add_argument(
         "--seconds", type=float, default=0, help="begin nothing new after so long; 0: no limit"
     )
-    parser.add_argument("--no-share", action="store_true", help="do not profile attention's share of a step")
-    parser.add_argument("--check", action="store_true", help="check a tiny model first")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--out", type=Path, help="folder for serving.json")
-    return parser.parse_args()
+    found.add_argument("--no-share", action="store_true", help="do not profile attention's share of a step")
+    found.add_argument("--check", action="store_true", help="check a tiny model first")
+    found.add_argument("--json", action="store_true", help="one JSON object a line")
+    found.add_argument("--out", type=Path, help="folder for serving.json")
+    return found
 
 
 def spawn(ranks: int) -> int:
@@ -302,7 +298,10 @@ def spawn(ranks: int) -> int:
 
 def main() -> int:
     """Run it; 1 if a part failed."""
-    args = parse()
+    command_line = parser()
+    args = command_line.parse_args()
+    if args.device == "cuda":
+        needs.gpus(command_line, args.tp)
     if args.tp > 1 and "WORLD_SIZE" not in os.environ:
         return spawn(args.tp)
     wait_passively()

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks import needs
 from benchmarks.serving_shapes import CPU_VARIABLES
 from evaluators import stats
 from evaluators.tasks.needle import NeedleItem, needle_item
@@ -227,25 +228,32 @@ def page(data: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", default="smollm2-135m")
+    found.add_argument("--flows", default="block_topk,quest")
+    found.add_argument("--budget", default="256", help="tokens, or an expression")
+    found.add_argument("--page", type=int, default=16)
+    tasks = ["needle_single:1024:10", "needle_multikey:1024:10:2", "needle_single:2048:4"]
+    found.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK:CONTEXT:ITEMS[:DISTRACTORS]")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--batch", type=int, default=8)
+    found.add_argument("--parallel", type=int, default=1, help="SGLang engines at a time")
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--dtype", choices=DTYPES, help="of both engines; float32 on a CPU, else bfloat16")
+    found.add_argument("--dense", help="SGLang backend: dense arm and prefill of all")
+    found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return found
+
+
 def main() -> None:
     """Ask both engines; write `serving_needles.json` and `.md`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--flows", default="block_topk,quest")
-    parser.add_argument("--budget", default="256", help="tokens, or an expression")
-    parser.add_argument("--page", type=int, default=16)
-    tasks = ["needle_single:1024:10", "needle_multikey:1024:10:2", "needle_single:2048:4"]
-    parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK:CONTEXT:ITEMS[:DISTRACTORS]")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--parallel", type=int, default=1, help="SGLang engines at a time")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="of both engines; float32 on a CPU, else bfloat16")
-    parser.add_argument("--dense", help="SGLang backend: dense arm and prefill of all")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
+    command_line = parser()
+    args = command_line.parse_args()
+    needs.sglang(command_line)
+    if args.device == "cuda":
+        needs.gpus(command_line)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     args.dense = args.dense or ("torch_native" if args.device == "cpu" else "fa3")
     args.out.mkdir(parents=True, exist_ok=True)

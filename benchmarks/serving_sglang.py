@@ -15,7 +15,7 @@ attended; --normal-weights makes answers depend on it, and tokens route to many 
 `--ahead N` starts the processes of the next N arms early and holds them off the GPU until their turn, `--random-kv`
 fills prompts with random keys and values instead of computing them (benchmarks/serving_held.py). `of the floor` is
 computed: the step that would be left if dense attention lost exactly the time of the bytes not read, at the
-bandwidth given by --bandwidth, over the step measured.
+bandwidth given by --bandwidth (or a copy's, where it is known of the GPU), over the step measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import serving_held
+from benchmarks import needs, serving_held
 from benchmarks.serving_shapes import (
     CPU_VARIABLES,
     GLM,
@@ -42,7 +42,7 @@ from benchmarks.serving_shapes import (
     kv_bytes_per_token,
     write_config,
 )
-from benchmarks.serving_speedups import Saved, density_since, table
+from benchmarks.serving_speedups import COPY_BANDWIDTH, Saved, density_since, table
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.serving.bundle import FlowBundle
@@ -209,42 +209,52 @@ def shapes(pairs: list[str]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(((int(b), int(c)) for b, c in read), key=lambda s: (s[1], -s[0])))
 
 
-def main() -> None:
-    """Run every arm `--rounds` times, in turn; write `serving_sglang.json` and `.md`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="qwen3-1.7b", choices=MODELS)
-    parser.add_argument("--weights", type=Path, help="model directory to load instead of dummy weights")
-    parser.add_argument("--sets", nargs="+", default=["16x32000"], metavar="BATCHxCONTEXT")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", default="qwen3-1.7b", choices=MODELS)
+    found.add_argument("--weights", type=Path, help="model directory to load instead of dummy weights")
+    found.add_argument("--sets", nargs="+", default=["16x32000"], metavar="BATCHxCONTEXT")
+    found.add_argument(
         "--dense", default="fa3", help="SGLang backends to compare with; NAME@SET: at that set only"
     )
-    parser.add_argument("--flows", default="block_topk,quest")
-    parser.add_argument("--budget", default="2048", help="tokens, or an expression")
-    parser.add_argument("--page", type=int, default=16)
-    parser.add_argument("--prefill", help="SGLang backend that prefills every arm")
-    parser.add_argument("--memory", type=float, default=0.86, help="--mem-fraction-static")
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--kv-dtype", help="--kv-cache-dtype of every arm, e.g. fp8_e4m3")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument(
+    found.add_argument("--flows", default="block_topk,quest")
+    found.add_argument("--budget", default="2048", help="tokens, or an expression")
+    found.add_argument("--page", type=int, default=16)
+    found.add_argument("--prefill", help="SGLang backend that prefills every arm")
+    found.add_argument("--memory", type=float, default=0.86, help="--mem-fraction-static")
+    found.add_argument("--tp", type=int, default=1)
+    found.add_argument("--kv-dtype", help="--kv-cache-dtype of every arm, e.g. fp8_e4m3")
+    found.add_argument("--rounds", type=int, default=1)
+    found.add_argument("--repeats", type=int, default=2)
+    found.add_argument(
         "--lengths", type=int, nargs=2, default=(33, 161), help="new tokens of the two generations"
     )
-    parser.add_argument("--parity", action="store_true", help="also arms that attend to everything")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument(
+    found.add_argument("--parity", action="store_true", help="also arms that attend to everything")
+    found.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    found.add_argument(
         "--limit", type=float, default=900, help="seconds an engine may take to start, once it may"
     )
-    parser.add_argument("--ahead", type=int, default=0, help="arms whose processes start before their turn")
-    parser.add_argument("--random-kv", action="store_true", help="prompts of random K and V, not computed")
-    parser.add_argument(
+    found.add_argument("--ahead", type=int, default=0, help="arms whose processes start before their turn")
+    found.add_argument("--random-kv", action="store_true", help="prompts of random K and V, not computed")
+    found.add_argument(
         "--normal-weights", action="store_true", help="drawn as for training, not SGLang's dummies"
     )
-    parser.add_argument("--bandwidth", type=float, help="bytes/s, for the computed floor of a sparse step")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
+    found.add_argument(
+        "--bandwidth", type=float, help="bytes/s, for a sparse step's floor; known of some GPUs"
+    )
+    found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return found
+
+
+def main() -> int:
+    """Run every arm `--rounds` times, in turn; write `serving_sglang.json` and `.md`. 1 if an arm failed."""
+    command_line = parser()
+    args = command_line.parse_args()
+    needs.sglang(command_line)
+    if args.device == "cuda":
+        needs.gpus(command_line, args.tp)
+    args.bandwidth = args.bandwidth or COPY_BANDWIDTH.get(device_name(args))
     args.out.mkdir(parents=True, exist_ok=True)
     arms: list[dict[str, Any]] = []
     text = ""
@@ -272,6 +282,7 @@ def main() -> None:
             head = f"{args.model}, {data['device']} x {args.tp}, page {args.page}; {data['note']}"
             (args.out / "serving_sglang.md").write_text(f"{head}\n\n{text}\n")
     print(text)
+    return int(any("failure" in arm for arm in arms))
 
 
 def saved_bytes(args: argparse.Namespace, arm: Arm) -> Saved:
@@ -312,4 +323,4 @@ def versions(arms: list[dict[str, Any]]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

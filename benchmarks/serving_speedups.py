@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+COPY_BANDWIDTH = {"NVIDIA H100 80GB HBM3": 3.03e12, "NVIDIA H200": 4.28e12}  # bytes/s, read + write, measured
+
 
 def density_since(before: dict[str, Any], after: dict[str, Any]) -> float | None:
     """Share of the tokens there that the plug-in's sampled steps attended between two reports."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import needs
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.triton.flow import TritonFlow
@@ -60,20 +61,25 @@ def run(case: str, page: int, budget: int, seconds: float) -> tuple[dict[str, An
     return row, found
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    found.add_argument("--cases", default=CASES, help="flow:model:BATCHxCONTEXT, comma-separated")
+    found.add_argument("--page", type=int, default=16)
+    found.add_argument("--budget", type=int, default=2048)
+    found.add_argument("--seconds", type=float, default=25.0, help="for each case")
+    return found
+
+
 def main() -> None:
     """Tune every case; print a line each and write `tuning.json`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--cases", default=CASES, help="flow:model:BATCHxCONTEXT, comma-separated")
-    parser.add_argument("--page", type=int, default=16)
-    parser.add_argument("--budget", type=int, default=2048)
-    parser.add_argument("--seconds", type=float, default=25.0, help="for each case")
-    args = parser.parse_args()
+    command_line = parser()
+    args = command_line.parse_args()
+    needs.gpus(command_line)
     machine = this_machine()
     if machine is None:
-        parser.exit(2, "benchmarks.tuning needs a CUDA GPU; there is none here\n")
+        command_line.error("TRITON_INTERPRET is set: interpreted kernels have no time to tune")
     document: dict[str, Any] = {"machine": vars(machine), "cases": []}
     failed = False
     args.out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         (args.out / "tuning.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if failed:
-        parser.exit(1)
+        command_line.exit(1)
 
 
 if __name__ == "__main__":
