@@ -65,7 +65,7 @@ class PromptStore:
             prompt = engine.prefill(ids)
             self._write(engine, prompt, path)
             return prompt
-        engine.check_prompt(ids)
+        engine.prompts.check(ids)
         prompt, start = engine.cache.open(ids)
         slots = _slots(prompt)[start:]
         for layer in range(engine.geometry.layers):

@@ -14,20 +14,16 @@ from transformers import AutoTokenizer
 
 from vortex_core.compiler.interface import CompiledFlow, LayerKV
 from vortex_core.engine import memory
-from vortex_core.engine.batch import DecodeBatch, PrefillStep, Recorder
+from vortex_core.engine.batch import DecodeBatch, Recorder
 from vortex_core.engine.blocks import BLOCK_TOKENS
 from vortex_core.engine.cache import KVCache, Prompt, SequenceState
 from vortex_core.engine.decoding import decode_to_end, one_step
-from vortex_core.engine.errors import (
-    bad_call,
-    bad_prompt,
-    unsupported_backend,
-    unsupported_kv_dtype,
-)
+from vortex_core.engine.errors import bad_call, unsupported_backend, unsupported_kv_dtype
 from vortex_core.engine.hf_config import spec_from_hf_config
 from vortex_core.engine.models import adapt, check_flow, least_of_ranks, sharding_of
 from vortex_core.engine.models.loading import load_weights
 from vortex_core.engine.packing import pack_linears
+from vortex_core.engine.prompts import Prompts
 from vortex_core.engine.requests import Generation, Request, Token
 from vortex_core.engine.results import DecodeResult, SwapReport
 from vortex_core.engine.runners import Runners
@@ -43,8 +39,6 @@ from vortex_core.specs import ModelSpec
 if TYPE_CHECKING:
     from vortex_core.engine.runners import AnyBatch
 
-# Tokens: larger chunks gain nothing on a CPU and hold more activations; a GPU wants full matrices.
-PREFILL_CHUNK = {"cpu": 1024, "cuda": 4096}
 _KV_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
@@ -107,9 +101,8 @@ class Engine:
         if self.sharding is not None and self.backend == "triton":
             from vortex_core.kernels.runtime import PDL_SWITCH
 
-            os.environ.setdefault(
-                PDL_SWITCH, "0"
-            )  # no run has shown dependent launches behind NCCL's kernels
+            # No run has shown dependent launches behind NCCL's kernels.
+            os.environ.setdefault(PDL_SWITCH, "0")
         self.geometry = self.spec.geometry() if self.sharding is None else self.sharding.geometry
         self.flow: LoadedFlow | None = None
         self._suspended: LoadedFlow | None = None
@@ -119,6 +112,7 @@ class Engine:
             if self.sharding is not None:
                 max_tokens = least_of_ranks(max_tokens, self.sharding.ranks, self.device)
         self.cache = KVCache(self.geometry, max_tokens, self.kv_dtype, self.device, self._on_reuse)
+        self.prompts = Prompts(self.model, self.spec, self.cache)
 
     def _kv_dtype(self, name: str) -> torch.dtype:
         if name != "auto" and name not in _KV_DTYPES:
@@ -248,59 +242,17 @@ class Engine:
             VortexError: `VE011` for an empty or too long prompt, `VE010` where the pool has no room.
         """
         started = time.perf_counter()
-        prompt, start = self.open_prompt(tuple(int(token) for token in token_ids))
+        prompt, start = self.prompts.open(tuple(int(token) for token in token_ids))
         try:
             while start < prompt.cached:
-                start = self.prefill_chunk(prompt, start)
+                start = self.prompts.compute(prompt, start)
         except BaseException:
-            self.close_prompt(prompt)
+            self.prompts.close(prompt)
             raise
-        if self.seal_prompt(prompt):
+        if self.prompts.seal(prompt):
             self.synchronize()
             prompt.prefill_seconds = time.perf_counter() - started
         return prompt
-
-    def open_prompt(self, ids: tuple[int, ...]) -> tuple[Prompt, int]:
-        """Blocks for a prompt, and the token its prefill begins at: its end where it is pinned already.
-
-        Go on with `prefill_chunk`, end with `seal_prompt` or `close_prompt`.
-        """
-        if ids in self.cache.prompts:
-            prompt = self.cache.prompts[ids]
-            if prompt.synthetic:
-                raise bad_prompt("holds random keys and values", "release it first")
-            prompt.pins += 1
-            return prompt, prompt.cached
-        self.check_prompt(ids)
-        return self.cache.open(ids)
-
-    def seal_prompt(self, prompt: Prompt) -> bool:
-        """An opened prompt is computed: pin it. False where another of the same tokens is pinned, which counts then."""
-        pinned = self.cache.prompts.get(prompt.token_ids)
-        if pinned is None:
-            self.cache.seal(prompt)
-            return True
-        if pinned is not prompt:
-            pinned.pins += 1
-            self.cache.close(prompt)
-        return False
-
-    def close_prompt(self, prompt: Prompt) -> None:
-        """Give an opened prompt up."""
-        if prompt in self.cache.opened:
-            self.cache.close(prompt)
-        else:
-            self.release(prompt)
-
-    def prefill_chunk(self, prompt: Prompt, begin: int) -> int:
-        """Compute one chunk of an opened prompt, from token `begin`; returns where the next one begins."""
-        end = min(begin + PREFILL_CHUNK[self.device.type], prompt.cached)
-        with torch.inference_mode():
-            step = PrefillStep(prompt.blocks, prompt.token_ids[begin:end], begin, self.cache.pool)
-            self.model.base_model(
-                input_ids=step.tokens, position_ids=step.positions, use_cache=False, vortex_step=step
-            )
-        return end
 
     def prefill_random(self, length: int, seed: int = 0) -> Prompt:
         """A pinned prompt of random keys and values, for measuring speed only; see `synthetic`."""
@@ -313,24 +265,7 @@ class Engine:
 
     def release(self, prompt: Prompt) -> None:
         """Undo one `prefill`. After the last, the blocks may be taken for other prompts."""
-        self.cache.check_pinned([prompt])
-        prompt.pins -= 1
-        if prompt.pins == 0:
-            self.cache.close(prompt)
-
-    def check_prompt(self, ids: tuple[int, ...]) -> None:
-        """Raises `VE011` for token ids that cannot be a prompt of this model."""
-        if not ids:
-            raise bad_prompt("is empty", "give at least one token")
-        if len(ids) > self.spec.max_context:
-            raise bad_prompt(
-                f"has {len(ids)} tokens, {self.spec.name} was made for {self.spec.max_context}", "shorten it"
-            )
-        if not 0 <= min(ids) <= max(ids) < self.spec.vocab:
-            bad = next(token for token in ids if not 0 <= token < self.spec.vocab)
-            raise bad_prompt(
-                f"has token id {bad}, the vocabulary has {self.spec.vocab}", "use the model's tokenizer"
-            )
+        self.prompts.release(prompt)
 
     # ---- decoding
 

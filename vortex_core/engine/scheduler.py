@@ -83,7 +83,7 @@ class Scheduler:
         tokenizer = self.engine.tokenizer
         if request.stop_strings and tokenizer is None:
             raise bad_call("stop strings without a tokenizer", "give the engine one, or use stop_ids")
-        self.engine.check_prompt(tuple(request.token_ids))
+        self.engine.prompts.check(tuple(request.token_ids))
         self._check_fits(request, self.engine.cache.unpinned)
         stream = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
         self.waiting.append(_Job(self._tickets, request, time.perf_counter(), stream))
@@ -238,14 +238,14 @@ class Scheduler:
             assert self._prefilling is not None
             job, prompt, start = self._prefilling
             if start < prompt.cached:
-                start = self.engine.prefill_chunk(prompt, start)
+                start = self.engine.prompts.compute(prompt, start)
                 self._prefilling = (job, prompt, start)
             if start < prompt.cached:
                 if self.running:
                     break
                 continue
             self._prefilling = None
-            computed = self.engine.seal_prompt(prompt)
+            computed = self.engine.prompts.seal(prompt)
             if not self._join(job):
                 break
             joining.append(job)
@@ -271,7 +271,7 @@ class Scheduler:
         if self.engine.cache.blocks.available < (needed + others if others else alone):
             return False
         self.waiting.popleft()
-        prompt, start = self.engine.open_prompt(tuple(job.request.token_ids))
+        prompt, start = self.engine.prompts.open(tuple(job.request.token_ids))
         self._prefilling = (job, prompt, start)
         return True
 
@@ -291,5 +291,5 @@ class Scheduler:
         if self._prefilling is not None:
             job, prompt, _ = self._prefilling
             self._prefilling = None
-            self.engine.close_prompt(prompt)
+            self.engine.prompts.close(prompt)
             self.waiting.appendleft(job)

@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.engine.engine import Engine
+from vortex_core.engine.prompts import Prompts
 from vortex_core.engine.sampling import Sampling
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
@@ -241,9 +242,9 @@ def test_prompts_share_the_pages_on_which_they_agree(
     common = ids(128 + 75, 0)
     first = engine.prefill([*common, *ids(100, 1)])
     begins: list[int] = []
-    chunk = Engine.prefill_chunk
+    chunk = Prompts.compute
     monkeypatch.setattr(
-        Engine, "prefill_chunk", lambda self, prompt, at: begins.append(at) or chunk(self, prompt, at)
+        Prompts, "compute", lambda self, prompt, at: begins.append(at) or chunk(self, prompt, at)
     )
     second = engine.prefill([*common, *ids(60, 2)])
     assert begins == [128 + 72], "a block is shared, nine pages of eight tokens are copied"

@@ -97,7 +97,7 @@ def test_a_long_prompt_is_prefilled_between_the_steps_of_others(
     make_engine: Make, ids: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
-    monkeypatch.setattr("vortex_core.engine.engine.PREFILL_CHUNK", {"cpu": 100})
+    monkeypatch.setattr("vortex_core.engine.prompts.PREFILL_CHUNK", {"cpu": 100})
     scheduler = Scheduler(engine)
     first = scheduler.submit(Request(ids(20, 0), max_new_tokens=20))
     assert [e.ticket for e in scheduler.step()] == [first]
