@@ -44,9 +44,8 @@ def pair_item(*, context: int, seed: int, index: int, distractors: int) -> PairI
     """
     rng = random.Random(f"{TASK}:{context}:{seed}:{index}")
     pairs = 1 + distractors
-    slots = (
-        context - 2 - pairs
-    )  # places for a pair or a token of noise, but for the first token and the key asked
+    # Places for a pair or a token of noise: all but the first token, the key asked, and the pairs' second tokens.
+    slots = context - 2 - pairs
     if slots < 2 * pairs or pairs > KEYS:
         raise no_room(context, slots - pairs, TASK)
     keys = rng.sample(range(FIRST_KEY, FIRST_KEY + KEYS), pairs)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from vortex_core.kernels.dependent import await_previous
+from vortex_core.kernels.paged_decode import operand_dtype
 from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
 
 
@@ -100,6 +101,12 @@ def _rows(ids_ptr, expert, pairs, start, PAIRS: tl.constexpr, CHUNK: tl.constexp
 
 
 @triton.jit
+def _operand(ptr, rows, channels, OPERAND: tl.constexpr):
+    """One operand of a product: a tile, zero outside the rows and channels that are there."""
+    return tl.load(ptr, mask=rows[:, None] & channels[None, :], other=0.0).to(OPERAND)
+
+
+@triton.jit
 def experts_up_kernel(
     x_ptr, weight_ptr, ids_ptr, out_ptr, pairs, stride_x,
     DIM: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, PAIRS: tl.constexpr, CHUNK: tl.constexpr,
@@ -125,9 +132,9 @@ def experts_up_kernel(
         up = tl.zeros((ROWS, BLOCK_N), tl.float32)
         for at in range(0, DIM, BLOCK_K):
             left = at + k < DIM
-            x = tl.load(from_ptr + at, mask=ok[:, None] & left[None, :], other=0.0).to(OPERAND)
-            g = tl.load(gate_ptr + at, mask=inside[:, None] & left[None, :], other=0.0).to(OPERAND)
-            u = tl.load(up_ptr + at, mask=inside[:, None] & left[None, :], other=0.0).to(OPERAND)
+            x = _operand(from_ptr + at, ok, left, OPERAND)
+            g = _operand(gate_ptr + at, inside, left, OPERAND)
+            u = _operand(up_ptr + at, inside, left, OPERAND)
             gate = tl.dot(x, tl.trans(g), gate, input_precision="ieee")
             up = tl.dot(x, tl.trans(u), up, input_precision="ieee")
         gate = gate.to(dtype).to(tl.float32)
@@ -160,8 +167,8 @@ def experts_down_kernel(
         total = tl.zeros((ROWS, BLOCK_N), tl.float32)
         for at in range(0, WIDTH, BLOCK_K):
             left = at + k < WIDTH
-            h = tl.load(from_ptr + at, mask=ok[:, None] & left[None, :], other=0.0).to(OPERAND)
-            w = tl.load(down_ptr + at, mask=inside[:, None] & left[None, :], other=0.0).to(OPERAND)
+            h = _operand(from_ptr + at, ok, left, OPERAND)
+            w = _operand(down_ptr + at, inside, left, OPERAND)
             total = tl.dot(h, tl.trans(w), total, input_precision="ieee")
         share = tl.load(shares_ptr + row, mask=ok, other=0.0)
         y = total.to(dtype).to(tl.float32) * share[:, None]
@@ -230,10 +237,11 @@ def route(
                 ROUND=not wide, num_warps=4 if pad <= 2048 else 8, **dependent_launch(x.device),
             )  # fmt: skip
     if tokens:
+        half = tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16
         route_kernel[(tokens,)](
             logits, bias, ids, shares, scale, EXPERTS=experts, EXPERTS_PAD=next_power_of_2(experts), TOP=top,
             TOP_PAD=next_power_of_2(top), SIGMOID=sigmoid, HAS_BIAS=bias is not None, NORMALISE=normalise,
-            ROUND=x.dtype != torch.float32 and not sigmoid, HALF=triton_dtype(x.dtype), num_warps=1,
+            ROUND=x.dtype != torch.float32 and not sigmoid, HALF=half, num_warps=1,
             **dependent_launch(x.device),
         )  # fmt: skip
     return ids, shares
@@ -274,10 +282,9 @@ def run_experts(
     padded = max(16, next_power_of_2(pairs))
     tile = expert_tile(pairs, x.dtype)
     block_n, block_k = tile["BLOCK_N"], tile["BLOCK_K"]
-    operand = tl.float32 if INTERPRETED or x.dtype == torch.float32 else triton_dtype(x.dtype)
     common = {
         "DIM": dim, "WIDTH": width, "PAIRS": padded, "CHUNK": min(64, padded), "ROWS": tile["ROWS"],
-        "OPERAND": operand,
+        "OPERAND": operand_dtype(x.dtype),
     }  # fmt: skip
     experts_up_kernel[(triton.cdiv(width, block_n), experts)](
         x, gate_up, ids, hidden, pairs, x.stride(0), TOP=top, BLOCK_N=block_n, BLOCK_K=block_k, **common,
@@ -301,8 +308,3 @@ def expert_tile(pairs: int, dtype: torch.dtype) -> dict[str, int]:
         return {"ROWS": 16, "BLOCK_N": 64, "BLOCK_K": 64, "STAGES": 1}
     rows = 16 if pairs <= 128 else 32
     return {"ROWS": rows, "BLOCK_N": 64, "BLOCK_K": 128 if dtype.itemsize == 2 else 32, "STAGES": 3}
-
-
-def triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    """Triton's name of a half precision."""
-    return tl.bfloat16 if dtype == torch.bfloat16 else tl.float16

@@ -26,40 +26,24 @@ def _normed(x, weight, mean_square, eps, dtype: tl.constexpr):
 
 @triton.jit
 def rms_norm_kernel(
-    x_ptr, weight_ptr, out_ptr, rows, stride, eps,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, residual_ptr, weight_ptr, out_ptr, rows, stride, eps,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row blocks,)."""
-    await_previous(PDL)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    channel = tl.arange(0, BLOCK)[None, :]
-    ok = (row < rows) & (channel < DIM)
-    x = tl.load(x_ptr + row * stride + channel, mask=ok, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + channel, mask=channel < DIM, other=0.0).to(tl.float32)
-    mean_square = tl.sum(x * x, 1)[:, None] / DIM
-    y = _normed(x, weight, mean_square, eps, out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row * DIM + channel, y.to(out_ptr.dtype.element_ty), mask=ok)
-
-
-@triton.jit
-def add_rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, rows, eps,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Grid (row blocks,): residual += x, in place, and its norm."""
+    """Grid (row blocks,). With `ADD` first residual += x, in place, and that is normalised."""
     await_previous(PDL)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     ok = (row < rows) & (channel < DIM)
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     at = row * DIM + channel
-    x = tl.load(x_ptr + at, mask=ok, other=0.0).to(tl.float32)
-    total = (tl.load(residual_ptr + at, mask=ok, other=0.0).to(tl.float32) + x).to(dtype)
-    tl.store(residual_ptr + at, total, mask=ok)
-    wide = total.to(tl.float32)
+    x = tl.load(x_ptr + row * stride + channel, mask=ok, other=0.0).to(tl.float32)
+    if ADD:
+        total = (tl.load(residual_ptr + at, mask=ok, other=0.0).to(tl.float32) + x).to(dtype)
+        tl.store(residual_ptr + at, total, mask=ok)
+        x = total.to(tl.float32)
     weight = tl.load(weight_ptr + channel, mask=channel < DIM, other=0.0).to(tl.float32)
-    mean_square = tl.sum(wide * wide, 1)[:, None] / DIM
-    tl.store(out_ptr + at, _normed(wide, weight, mean_square, eps, dtype).to(dtype), mask=ok)
+    mean_square = tl.sum(x * x, 1)[:, None] / DIM
+    tl.store(out_ptr + at, _normed(x, weight, mean_square, eps, dtype).to(dtype), mask=ok)
 
 
 @triton.jit
@@ -203,30 +187,27 @@ def keep_lists_kernel(
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalise the last dimension. `x`: any shape; the result is contiguous."""
-    dim = x.shape[-1]
-    rows = x.reshape(-1, dim)
-    count = rows.shape[0]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if count:
-        block = next_power_of_2(dim)
-        rms_norm_kernel[(triton.cdiv(count, ROWS),)](
-            rows, weight, out, count, rows.stride(0), eps, DIM=dim, BLOCK=block, ROWS=ROWS,
-            num_warps=4 if block <= 2048 else 8, **dependent_launch(x.device),
-        )  # fmt: skip
-    return out
+    return _rms_norm(x.reshape(-1, x.shape[-1]), None, weight, eps).view(x.shape)
 
 
 def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`residual += x`, in place, and the norm of that. `x, residual`: `[..., dim]`, both contiguous."""
     assert x.is_contiguous() and residual.is_contiguous() and x.shape == residual.shape
-    dim = x.shape[-1]
-    count = x.numel() // dim
-    out = torch.empty_like(x)
+    return _rms_norm(x.view(-1, x.shape[-1]), residual, weight, eps).view(x.shape)
+
+
+def _rms_norm(
+    rows: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """`rows`: `[row, dim]`, channels contiguous."""
+    count, dim = rows.shape
+    out = torch.empty(count, dim, dtype=rows.dtype, device=rows.device)
     if count:
         block = next_power_of_2(dim)
-        add_rms_norm_kernel[(triton.cdiv(count, ROWS),)](
-            x, residual, weight, out, count, eps, DIM=dim, BLOCK=block, ROWS=ROWS,
-            num_warps=4 if block <= 2048 else 8, **dependent_launch(x.device),
+        rms_norm_kernel[(triton.cdiv(count, ROWS),)](
+            rows, residual, weight, out, count, rows.stride(0), eps, DIM=dim, BLOCK=block,
+            ADD=residual is not None, ROWS=ROWS, num_warps=4 if block <= 2048 else 8,
+            **dependent_launch(rows.device),
         )  # fmt: skip
     return out
 

@@ -21,7 +21,8 @@ from vortex_core.engine.scheduler import Request, Scheduler
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 
-# Launches that are attention: storing K and V, states, scores, selection, attention itself.
+# Launches that are attention: states, scores, selection, attention itself, and the writing of K and V where that is a
+# launch of its own (in fused layers it is part of the one that rotates).
 ATTENTION_KERNELS = (
     "keep_lists_kernel", "kv_write_kernel", "latent_decode_kernel", "list_decode_kernel", "merge_", "page_mass_kernel",
     "paged_decode_kernel", "plan_kernel", "row_kernel", "score_kernel", "select_kernel", "update_kernel",

@@ -50,11 +50,11 @@ def paged_decode_workspace(
     return split_workspace(batch * kv_heads, decode_workers(device, config), group, head_dim, device)
 
 
-def operand_dtype(kv_dtype: torch.dtype) -> Any:
-    """Type in which the products run: fp16 holds every fp8 value exactly and converts in one instruction."""
-    if INTERPRETED or kv_dtype == torch.float32:
+def operand_dtype(stored: torch.dtype) -> Any:
+    """Type in which products of stored values run: fp16 holds every fp8 value, and converts in one instruction."""
+    if INTERPRETED or stored == torch.float32:
         return tl.float32  # the interpreter's bf16 product is wrong
-    return tl.bfloat16 if kv_dtype == torch.bfloat16 else tl.float16
+    return tl.bfloat16 if stored == torch.bfloat16 else tl.float16
 
 
 def decode_constants(

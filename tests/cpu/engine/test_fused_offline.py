@@ -22,12 +22,11 @@ EXPERTS: dict[str, Any] = {
 }  # fmt: skip
 KERNELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "rms_norm_kernel": (
-        {"x_ptr": BF16, "weight_ptr": BF16, "out_ptr": BF16, "rows": "i32", "stride": "i32", "eps": "fp32"},
-        {"DIM": 4096, "BLOCK": 4096, "ROWS": 1},
-    ),
-    "add_rms_norm_kernel": (
-        {**dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), BF16), "rows": "i32", "eps": "fp32"},
-        {"DIM": 4096, "BLOCK": 4096, "ROWS": 1},
+        {
+            **dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), BF16),
+            **dict.fromkeys(("rows", "stride"), "i32"), "eps": "fp32",
+        },
+        {"DIM": 4096, "BLOCK": 4096, "ADD": True, "ROWS": 1},
     ),
     "experts_up_kernel": (
         {
