@@ -96,7 +96,8 @@ def to_markdown(report: dict[str, Any]) -> str:
         "# From IR to kernels",
         "",
         (
-            f"`python -m benchmarks.compile_latency`, {m['date']}. {m['device']}, Python {m['python']}, torch "
+            f"`python -m benchmarks.compile_latency --flows {' '.join(report['flows'])}`, {m['date']}. "
+            f"{m['device']}, Python {m['python']}, torch "
             f"{m['torch']}, triton {m['triton']}. Page {PAGE}, 32 query and 8 kv heads of 128; times end with "
             f"{m['ends']}. Milliseconds, one process each."
         ),

@@ -80,12 +80,13 @@ def measure(spec: ModelSpec, router: str, device: str) -> dict[str, Any]:
 
 def to_markdown(rows: Sequence[dict[str, Any]], where: str) -> str:
     """A table."""
+    cases = dict.fromkeys(f"--case {row['model']}:{row['layers']}" for row in rows)
     lines = [
         "# Rounding of the engine and of transformers",
         "",
         (
-            f"`python -m benchmarks.parity`, {where}. Differences of a forced token's log-probability, mean "
-            "(worst), on random weights of real shapes; the flow selects everything."
+            f"`python -m benchmarks.parity {' '.join(cases)}`, {where}. Differences of a forced token's "
+            "log-probability, mean (worst), on random weights of real shapes; the flow selects everything."
         ),
         "",
         "| model | layers | router | " + " | ".join(PAIRS) + " |",
