@@ -48,7 +48,7 @@ class Cost:
         update_bytes: forward_cache, spread over the steps between page completions.
         tensor_flops: contractions and attention.
         vector_flops: everything else.
-        launches: kernels: scoring (two where an operator looks across pages), selection, attention, merge.
+        launches: kernels: scoring (two where an operator looks across pages), a selection a stream, attention, merge.
         density: attended tokens over all tokens.
     """
 
@@ -210,7 +210,7 @@ def step_cost(
         index_bytes=cost.index_bytes + rows * complete * (INDEX_BYTES + 2 * SCORE_BYTES * lists),
         tensor_flops=cost.tensor_flops + rows * tensor,
         vector_flops=rows * vector,
-        launches=cost.launches + 2 + row_passes(program.index),
+        launches=cost.launches + 1 + row_passes(program.index) + len(program.index.streams),
     )
 
 

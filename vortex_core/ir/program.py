@@ -75,6 +75,20 @@ class Graph:
     writes: tuple[tuple[str, int], ...] = ()
     result: int | None = None
 
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Selections whose union the result is, in their order; none if it is everything."""
+        found: list[int] = []
+        todo = [] if self.result is None else [self.result]
+        while todo:
+            i = todo.pop()
+            node = self.nodes[i]
+            if node.op == "union":
+                todo += reversed(node.inputs)
+            elif node.op != "everything" and i not in found:
+                found.append(i)
+        return tuple(found)
+
 
 MAX_NUMBERS = 1 << 24  # of one value, per page
 _LARGEST = {

@@ -139,6 +139,64 @@ def attend_tiles(
     return top, weight_sum, acc0, acc1
 
 
+@triton.jit
+def store_channels(rows, x0, x1, dv0, dv1, mask0, mask1, DV1: tl.constexpr):
+    """Two blocks of channels [GROUP_PAD, DV0] and, if DV1 > 0, [GROUP_PAD, DV1] to rows [GROUP_PAD, 1]."""
+    tl.store(rows + dv0[None, :], x0.to(rows.dtype.element_ty), mask=mask0)
+    if DV1 > 0:
+        tl.store(rows + dv1[None, :], x1.to(rows.dtype.element_ty), mask=mask1)
+
+
+@triton.jit
+def store_row(
+    out_rows, lse_ptr, row, x0, x1, lse, group, group_ok, dv0, dv1, mask0,
+    GROUP: tl.constexpr, DV1: tl.constexpr, HAS_LSE: tl.constexpr,
+):  # fmt: skip
+    """The finished output of a row; lse [GROUP_PAD] in base 2."""
+    store_channels(out_rows, x0, x1, dv0, dv1, mask0, group_ok[:, None], DV1)
+    if HAS_LSE:
+        tl.store(lse_ptr + row * GROUP + group, lse * 0.6931471805599453, mask=group_ok)
+
+
+@triton.jit
+def merge_if_last(
+    part_out_ptr, part_lse_ptr, finished_ptr, out_rows, lse_ptr, row, first_worker, pieces, begin, share,
+    group, group_ok, dv0, dv1, mask0,
+    GROUP: tl.constexpr, DV: tl.constexpr, DV1: tl.constexpr, HAS_LSE: tl.constexpr,
+):  # fmt: skip
+    """Whoever finishes the last of a row's pieces merges them (`merge_pieces`)."""
+    # All threads' stores come before the count, and the count before the merger's loads.
+    tl.debug_barrier()
+    if tl.atomic_add(finished_ptr + row, 1, sem="acq_rel") == pieces - 1:
+        tl.store(finished_ptr + row, 0)
+        merged0, lse = merge_pieces(
+            part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share,
+            group, group_ok, dv0, dv0 < DV, GROUP, DV, 4,
+        )  # fmt: skip
+        merged1 = merged0
+        if DV1 > 0:
+            merged1, _ = merge_pieces(
+                part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share,
+                group, group_ok, dv1, dv1 < DV, GROUP, DV, 4,
+            )  # fmt: skip
+        store_row(
+            out_rows,
+            lse_ptr,
+            row,
+            merged0,
+            merged1,
+            lse,
+            group,
+            group_ok,
+            dv0,
+            dv1,
+            mask0,
+            GROUP,
+            DV1,
+            HAS_LSE,
+        )
+
+
 # Not specialised on: batch sizes and list strides vary between captured graphs, one binary serves them all.
 @triton.jit(
     do_not_specialize=[
@@ -178,6 +236,7 @@ def paged_decode_kernel(
     group = tl.arange(0, GROUP_PAD)
     group_ok = group < GROUP
     dv0 = tl.arange(0, DV0)
+    dv1 = dv0
     if DV1 > 0:
         dv1 = DV0 + tl.arange(0, DV1)
 
@@ -207,41 +266,26 @@ def paged_decode_kernel(
         lse = tl.where(seen, top + tl.log2(weight_sum), float("-inf"))
         out_rows = out_ptr + b * stride_out_b + (h * GROUP + group)[:, None] * stride_out_h
         mask0 = group_ok[:, None] & (dv0 < DV)[None, :]
+        x0, x1 = acc0 * norm[:, None], acc1
+        if DV1 > 0:
+            x1 = acc1 * norm[:, None]
         if last - first == tiles:
-            tl.store(out_rows + dv0[None, :], (acc0 * norm[:, None]).to(out_ptr.dtype.element_ty), mask=mask0)
-            if DV1 > 0:
-                o1 = (acc1 * norm[:, None]).to(out_ptr.dtype.element_ty)
-                tl.store(out_rows + dv1[None, :], o1, mask=group_ok[:, None])
-            if HAS_LSE:
-                tl.store(lse_ptr + row * GROUP + group, lse * 0.6931471805599453, mask=group_ok)
+            store_row(
+                out_rows, lse_ptr, row, x0, x1, lse, group, group_ok, dv0, dv1, mask0, GROUP, DV1, HAS_LSE
+            )
         else:
             first_worker = begin // share
             part = piece_slot(worker, first_worker, begin, share).to(tl.int64) * GROUP + group
             part_rows = part_out_ptr + part[:, None] * DV
-            tl.store(part_rows + dv0[None, :], acc0 * norm[:, None], mask=mask0)
-            if DV1 > 0:
-                tl.store(part_rows + dv1[None, :], acc1 * norm[:, None], mask=group_ok[:, None])
+            store_channels(part_rows, x0, x1, dv0, dv1, mask0, group_ok[:, None], DV1)
             tl.store(part_lse_ptr + part, lse, mask=group_ok)
             if FUSED_MERGE:
                 pieces = (begin + tiles - 1) // share - first_worker + 1
-                # All threads' stores come before the count, and the count before the merger's loads.
-                tl.debug_barrier()
-                if tl.atomic_add(finished_ptr + row, 1, sem="acq_rel") == pieces - 1:
-                    tl.store(finished_ptr + row, 0)
-                    merged0, row_lse = merge_pieces(
-                        part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share,
-                        group, group_ok, dv0, dv0 < DV, GROUP, DV, 4,
-                    )  # fmt: skip
-                    tl.store(out_rows + dv0[None, :], merged0.to(out_ptr.dtype.element_ty), mask=mask0)
-                    if DV1 > 0:
-                        merged1, _ = merge_pieces(
-                            part_out_ptr, part_lse_ptr, first_worker, pieces, begin, share,
-                            group, group_ok, dv1, dv1 < DV, GROUP, DV, 4,
-                        )  # fmt: skip
-                        o1 = merged1.to(out_ptr.dtype.element_ty)
-                        tl.store(out_rows + dv1[None, :], o1, mask=group_ok[:, None])
-                    if HAS_LSE:
-                        tl.store(lse_ptr + row * GROUP + group, row_lse * 0.6931471805599453, mask=group_ok)
+                merge_if_last(
+                    part_out_ptr, part_lse_ptr, finished_ptr, out_rows, lse_ptr, row,
+                    first_worker, pieces, begin, share, group, group_ok, dv0, dv1, mask0,
+                    GROUP, DV, DV1, HAS_LSE,
+                )  # fmt: skip
 
         tile = begin + last
         begin += tiles

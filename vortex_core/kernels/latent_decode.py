@@ -11,13 +11,13 @@ from torch import Tensor
 from vortex_core.kernels.latent_kernel import TILE, WARPS, latent_decode_kernel
 from vortex_core.kernels.pages import PageList
 from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
-from vortex_core.kernels.split import (
-    EVEN_TOKENS,
-    SplitWorkspace,
-    merge_even_kernel,
-    merge_kernel,
-    plan_block,
-    plan_kernel,
+from vortex_core.kernels.split import SplitWorkspace, plan_block
+from vortex_core.kernels.split_launch import (
+    Rows,
+    even_splits,
+    launch_even_merge,
+    launch_plan,
+    launch_planned_merge,
 )
 
 CHANNELS = (576, 512)  # of a cached token, and of its latent
@@ -70,17 +70,6 @@ def latent_constants(
     }
 
 
-def even_splits(rows: int, workers: int, max_tokens: int) -> int:
-    """Pieces to cut each row into where all rows are cut alike; 0 where tiles are shared out by a plan.
-
-    A function of maxima alone. Short lists, as a selection leaves them, are cut alike: that saves a step of
-    dependent reads, and however uneven the rows are, it costs no more than the time of a few tiles.
-    """
-    if max_tokens > EVEN_TOKENS or rows > workers:
-        return 0
-    return min(workers // rows, -(-max_tokens // TILE))
-
-
 def launch_latent(
     q: Tensor,
     cache: Tensor,
@@ -97,7 +86,7 @@ def launch_latent(
     heads, group = pages.kv_heads, q.shape[1] // pages.kv_heads
     rows, page_size = pages.batch * heads, cache.shape[1]
     max_tokens = pages.max_pages * page_size
-    splits = even_splits(rows, workers, max_tokens)
+    splits = even_splits(pages, max_tokens, workers, TILE)
     constants = latent_constants(
         heads=heads,
         group=group,
@@ -111,9 +100,7 @@ def launch_latent(
     # A block fills its multiprocessor: the merge's may wait beside it without crowding anybody.
     early, late = dependent_launch(q.device, early=True), dependent_launch(q.device)
     if splits == 0 and not constants["ONE_BLOCK"]:
-        plan_kernel[(workers,)](
-            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers, **plan, num_warps=4, **late
-        )
+        launch_plan(lens, workspace, rows, workers, plan)
     latent_decode_kernel[(rows * splits or workers,)](
         q, cache, out, lse, ids, lens, workspace.part_out, workspace.part_lse, workspace.plan,
         q.stride(0), q.stride(1), cache.stride(0), out.stride(0), out.stride(1),
@@ -122,19 +109,7 @@ def launch_latent(
         **constants, num_warps=WARPS, **early,
     )  # fmt: skip
     if splits > 1:
-        pieces = next_power_of_2(splits)
-        block = min(512, max(64, 4096 // pieces))
-        merge_even_kernel[(rows, group, 512 // block)](
-            out, lse, workspace.part_out, workspace.part_lse, out.stride(0), out.stride(1), splits,
-            HEADS=heads, GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None,
-            num_warps=4, **late,
-        )  # fmt: skip
+        block = min(512, max(64, 4096 // next_power_of_2(splits)))
+        launch_even_merge(out, lse, workspace, Rows(rows, heads, group, 512), splits, block, late)
     elif splits == 0:
-        block = 512 if rows * group >= 512 else 128
-        pieces = min(4096 // block, max(4, next_power_of_2(workers // rows + 1)))
-        merge_kernel[(rows, group, 512 // block)](
-            out, lse, workspace.part_out, workspace.part_lse, lens,
-            out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
-            GROUP=group, DIM=512, DIM_BLOCK=block, PIECES=pieces, HAS_LSE=lse is not None, **plan, num_warps=4,
-            **late,
-        )  # fmt: skip
+        launch_planned_merge(out, lse, lens, workspace, Rows(rows, heads, group, 512), workers, plan)

@@ -11,9 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vortex_core.kernels.decode_kernel import attend_tiles
+from vortex_core.kernels.decode_kernel import attend_tiles, merge_if_last, store_channels, store_row
 from vortex_core.kernels.dependent import await_previous, release_next
-from vortex_core.kernels.split import merge_pieces
 
 
 @triton.jit(
@@ -73,39 +72,20 @@ def list_decode_kernel(
     dv0 = tl.arange(0, DV0)
     mask0 = group_ok[:, None] & (dv0 < DV)[None, :]
     out_rows = out_ptr + b * stride_out_b + (h * GROUP + group)[:, None] * stride_out_h
+    dv1 = dv0
+    x0, x1 = acc0 * norm[:, None], acc1
     if DV1 > 0:
         dv1 = DV0 + tl.arange(0, DV1)
+        x1 = acc1 * norm[:, None]
     if not SPLIT:
-        tl.store(out_rows + dv0[None, :], (acc0 * norm[:, None]).to(out_ptr.dtype.element_ty), mask=mask0)
-        if DV1 > 0:
-            o1 = (acc1 * norm[:, None]).to(out_ptr.dtype.element_ty)
-            tl.store(out_rows + dv1[None, :], o1, mask=group_ok[:, None])
-        if HAS_LSE:
-            tl.store(lse_ptr + row * GROUP + group, lse * 0.6931471805599453, mask=group_ok)
+        store_row(out_rows, lse_ptr, row, x0, x1, lse, group, group_ok, dv0, dv1, mask0, GROUP, DV1, HAS_LSE)
     else:
         part = (2 * program).to(tl.int64) * GROUP + group
         part_rows = part_out_ptr + part[:, None] * DV
-        tl.store(part_rows + dv0[None, :], acc0 * norm[:, None], mask=mask0)
-        if DV1 > 0:
-            tl.store(part_rows + dv1[None, :], acc1 * norm[:, None], mask=group_ok[:, None])
+        store_channels(part_rows, x0, x1, dv0, dv1, mask0, group_ok[:, None], DV1)
         tl.store(part_lse_ptr + part, lse, mask=group_ok)
         if FUSED_MERGE:
-            # All threads' stores come before the count, and the count before the merger's loads.
-            tl.debug_barrier()
-            if tl.atomic_add(finished_ptr + row, 1, sem="acq_rel") == splits - 1:
-                tl.store(finished_ptr + row, 0)
-                first = row * splits
-                merged0, row_lse = merge_pieces(
-                    part_out_ptr, part_lse_ptr, first, splits, 0, 1,
-                    group, group_ok, dv0, dv0 < DV, GROUP, DV, 4,
-                )  # fmt: skip
-                tl.store(out_rows + dv0[None, :], merged0.to(out_ptr.dtype.element_ty), mask=mask0)
-                if DV1 > 0:
-                    merged1, _ = merge_pieces(
-                        part_out_ptr, part_lse_ptr, first, splits, 0, 1,
-                        group, group_ok, dv1, dv1 < DV, GROUP, DV, 4,
-                    )  # fmt: skip
-                    o1 = merged1.to(out_ptr.dtype.element_ty)
-                    tl.store(out_rows + dv1[None, :], o1, mask=group_ok[:, None])
-                if HAS_LSE:
-                    tl.store(lse_ptr + row * GROUP + group, row_lse * 0.6931471805599453, mask=group_ok)
+            merge_if_last(
+                part_out_ptr, part_lse_ptr, finished_ptr, out_rows, lse_ptr, row, row * splits, splits, 0, 1,
+                group, group_ok, dv0, dv1, mask0, GROUP, DV, DV1, HAS_LSE,
+            )  # fmt: skip

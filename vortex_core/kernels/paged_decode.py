@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +22,13 @@ from vortex_core.kernels.runtime import (
     next_power_of_2,
     split_dim,
 )
-from vortex_core.kernels.split import (
-    EVEN_TOKENS,
-    SplitWorkspace,
-    merge_even_kernel,
-    merge_kernel,
-    plan_block,
-    plan_kernel,
-    split_workspace,
+from vortex_core.kernels.split import SplitWorkspace, plan_block, split_workspace
+from vortex_core.kernels.split_launch import (
+    Rows,
+    even_splits,
+    launch_even_merge,
+    launch_plan,
+    launch_planned_merge,
 )
 
 LOG2_E = math.log2(math.e)
@@ -144,99 +144,72 @@ def check_decode_inputs(q: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Page
     )
 
 
-def list_splits(rows: int, workers: int, tokens: int, block_n: int) -> int:
-    """Pieces each row of at most `tokens` tokens is cut into, so that all run at once: a function of maxima."""
-    return max(1, min(workers // rows, -(-tokens // block_n)))
+@dataclass(frozen=True)
+class _Call:
+    """One checked call of `paged_decode`. page_lse: None unless page masses are asked for."""
+
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    pages: PageList
+    rows: Rows
+    workspace: SplitWorkspace
+    config: DecodeConfig
+    constants: dict[str, Any]
+    out: Tensor
+    lse: Tensor | None
+    page_lse: Tensor | None
+    score_scale: float
+    v_scale: float
+
+    def tensors(self) -> list[Tensor | None]:
+        """The arguments with which both kernels begin."""
+        work = self.workspace
+        return [
+            self.q, self.k_cache, self.v_cache, self.out, self.lse, self.page_lse,
+            self.pages.page_ids, self.pages.kv_lens, work.part_out, work.part_lse, work.finished,
+        ]  # fmt: skip
+
+    def numbers(self) -> list[float]:
+        """The strides and scales that follow."""
+        ids, lens = self.pages.page_ids, self.pages.kv_lens
+        return [
+            self.q.stride(0), self.q.stride(1), self.k_cache.stride(0), self.k_cache.stride(2),
+            self.v_cache.stride(0), self.v_cache.stride(2), self.out.stride(0), self.out.stride(1),
+            ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), self.pages.max_pages,
+            self.score_scale, self.v_scale,
+        ]  # fmt: skip
+
+    def options(self) -> dict[str, int]:
+        """Of the launch."""
+        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
 
 
-def _launch_even(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    pages: PageList,
-    workspace: SplitWorkspace,
-    config: DecodeConfig,
-    constants: dict[str, Any],
-    out: Tensor,
-    lse: Tensor | None,
-    page_lse: Tensor | None,
-    score_scale: float,
-    v_scale: float,
-    splits: int,
-) -> None:
+def _launch_even(call: _Call, splits: int) -> None:
     """Every row in `splits` pieces, then the merge unless the last piece of a row does it."""
-    ids, lens, group, dim = pages.page_ids, pages.kv_lens, constants["GROUP"], constants["DV"]
-    rows = pages.batch * pages.kv_heads
     # With one block a multiprocessor, those that start early spread evenly.
-    early = dependent_launch(q.device, early=config.workers_per_sm == 1)
-    list_decode_kernel[(rows * splits,)](
-        q, k_cache, v_cache, out, lse, page_lse, ids, lens,
-        workspace.part_out, workspace.part_lse, workspace.finished,
-        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
-        ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
-        score_scale, v_scale, splits,
-        **even_constants(constants, split=splits > 1),
-        num_warps=config.num_warps, num_stages=config.num_stages, **early,
+    launch = dependent_launch(call.q.device, early=call.config.workers_per_sm == 1)
+    list_decode_kernel[(call.rows.count * splits,)](
+        *call.tensors(), *call.numbers(), splits, **even_constants(call.constants, split=splits > 1),
+        **call.options(), **launch,
     )  # fmt: skip
-    if splits > 1 and not config.fused_merge:
-        dim_block = min(128, next_power_of_2(dim))
-        merge_even_kernel[(rows, group, triton.cdiv(dim, dim_block))](
-            out, lse, workspace.part_out, workspace.part_lse, out.stride(0), out.stride(1), splits,
-            HEADS=constants["HEADS"], GROUP=group, DIM=dim, DIM_BLOCK=dim_block,
-            PIECES=next_power_of_2(splits), HAS_LSE=lse is not None, num_warps=4, **early,
-        )  # fmt: skip
+    if splits > 1 and not call.config.fused_merge:
+        dim_block = min(128, next_power_of_2(call.rows.dim))
+        launch_even_merge(call.out, call.lse, call.workspace, call.rows, splits, dim_block, launch)
 
 
-def _launch_planned(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    pages: PageList,
-    workspace: SplitWorkspace,
-    config: DecodeConfig,
-    constants: dict[str, Any],
-    out: Tensor,
-    lse: Tensor | None,
-    page_lse: Tensor | None,
-    score_scale: float,
-    v_scale: float,
-    workers: int,
-) -> None:
+def _launch_planned(call: _Call, workers: int) -> None:
     """Tiles of all rows shared out over the workers, then the merge unless each row's last worker does it."""
-    ids, lens = pages.page_ids, pages.kv_lens
-    heads, group, dim_v = constants["HEADS"], constants["GROUP"], constants["DV"]
-    rows = pages.batch * heads
-    early = dependent_launch(q.device)
-    if not constants["ONE_BLOCK"]:
-        plan_kernel[(workers,)](
-            lens, workspace.plan, lens.stride(0), lens.stride(1), rows, workers,
-            HEADS=heads, BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"], MIN_TILES=config.min_tiles,
-            num_warps=4, **early,
-        )  # fmt: skip
+    lens, work = call.pages.kv_lens, call.workspace
+    plan = {name: call.constants[name] for name in ("HEADS", "BLOCK_N", "PLAN", "MIN_TILES")}
+    if not call.constants["ONE_BLOCK"]:
+        launch_plan(lens, work, call.rows.count, workers, plan)
     paged_decode_kernel[(workers,)](
-        q, k_cache, v_cache, out, lse, page_lse, ids, lens,
-        workspace.part_out, workspace.part_lse, workspace.finished, workspace.plan,
-        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(2), out.stride(0), out.stride(1),
-        ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), pages.max_pages,
-        score_scale, v_scale, rows, workers,
-        **constants,
-        num_warps=config.num_warps, num_stages=config.num_stages, **early,
+        *call.tensors(), work.plan, *call.numbers(), call.rows.count, workers, **call.constants,
+        **call.options(), **dependent_launch(call.q.device),
     )  # fmt: skip
-    if not config.fused_merge:
-        # Few rows: spread their channels over more programs. Many: fewer programs, and as many pieces at
-        # once as a row is cut into when all rows are alike.
-        dim_block = next_power_of_2(dim_v) if rows * group >= 512 else min(128, next_power_of_2(dim_v))
-        pieces = min(4096 // dim_block, max(4, next_power_of_2(workers // rows + 1)))
-        merge_kernel[(rows, group, triton.cdiv(dim_v, dim_block))](
-            out, lse, workspace.part_out, workspace.part_lse, lens,
-            out.stride(0), out.stride(1), lens.stride(0), lens.stride(1), rows, workers,
-            HEADS=heads, GROUP=group, DIM=dim_v, DIM_BLOCK=dim_block,
-            BLOCK_N=constants["BLOCK_N"], PLAN=constants["PLAN"],
-            MIN_TILES=config.min_tiles, PIECES=pieces, HAS_LSE=lse is not None,
-            num_warps=4, **early,
-        )  # fmt: skip
+    if not call.config.fused_merge:
+        launch_planned_merge(call.out, call.lse, lens, work, call.rows, workers, plan)
 
 
 def paged_decode(
@@ -326,17 +299,16 @@ def paged_decode(
         launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale)
         return out
     lens = pages.kv_lens
-    splits = list_splits(rows, workers, pages.max_pages * page_size, constants["BLOCK_N"])
-    if config.even and rows <= workers and pages.max_pages * page_size <= EVEN_TOKENS:
-        _launch_even(
-            q, k_cache, v_cache, pages, workspace, config, constants, out, lse,
-            page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale, splits,
-        )  # fmt: skip
+    call = _Call(
+        q, k_cache, v_cache, pages, Rows(rows, heads, group, dim_v), workspace, config, constants, out, lse,
+        page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale,
+    )  # fmt: skip
+    tokens = pages.max_pages * page_size
+    splits = even_splits(pages, tokens, workers, constants["BLOCK_N"]) if config.even else 0
+    if splits:
+        _launch_even(call, splits)
     else:
-        _launch_planned(
-            q, k_cache, v_cache, pages, workspace, config, constants, out, lse,
-            page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale, workers,
-        )  # fmt: skip
+        _launch_planned(call, workers)
     if page_mass is not None:
         assert lse is not None and page_lse is not None
         block = min(1024, next_power_of_2(pages.max_pages))

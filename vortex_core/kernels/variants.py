@@ -16,6 +16,7 @@ import torch
 
 from vortex_core.kernels.decode_config import decode_config
 from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
+from vortex_core.kernels.dependent import EARLY, LATE
 from vortex_core.kernels.kv_write import kv_write_kernel
 from vortex_core.kernels.latent_decode import latent_constants
 from vortex_core.kernels.latent_kernel import WARPS, latent_decode_kernel
@@ -79,7 +80,8 @@ def _variant(
     max_registers: int | None = None,
 ) -> Variant:
     """aligned: scalars that launches pass as multiples of 16, besides pointers and strides."""
-    constants = {**constants, **({"PDL": True} if "PDL" in fn.arg_names else {})}
+    if "PDL" in fn.arg_names:
+        constants = {"PDL": LATE.value, **constants}
 
     def build(target: str) -> KernelReport:
         types = signature(fn, constants, pointers)
@@ -179,7 +181,7 @@ def latent_variant(heads: int, page_size: int, rows: int, *, even: bool) -> Vari
     return _variant(
         f"latent-g{heads}-p{page_size}-r{rows}{'-even' if even else ''}",
         latent_decode_kernel,
-        constants | {"PDL": 1},
+        constants | {"PDL": EARLY.value},
         attention_pointers(torch.bfloat16) | {"kv_ptr": torch.bfloat16},
         num_warps=WARPS,
         streams=True,

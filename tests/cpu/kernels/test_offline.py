@@ -107,7 +107,7 @@ def test_a_spilling_kernel_is_reported() -> None:
         "bf16 = torch.bfloat16\n"
         "c = decode_constants(heads=1, kv_repeat=1, group=4, page_size=64, dim=256, dim_v=256,\n"
         "    kv_dtype=bf16, stride_k_token=256, stride_v_token=256, config=DecodeConfig(16, 1, 3, 1), rows=32,\n"
-        "    value_in_key=False, has_lse=False, has_page_lse=False) | {'PDL': True}\n"
+        "    value_in_key=False, has_lse=False, has_page_lse=False) | {'PDL': 2}\n"
         "p = v.attention_pointers(bf16)\n"
         "r = v.compile_kernel(kernel, v.signature(kernel, c, p), c, num_warps=1)\n"
         "assert r.spills and r.stack_bytes > 100, r\n"

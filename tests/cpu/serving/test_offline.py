@@ -36,7 +36,7 @@ def test_states_of_an_fp8_pool_compile(geometry: Geometry, page: int, flow: str)
     made = bundle(flow, page_size=page)
     kernel = load_module(generate(made.program, geometry, page).text).update_kernel
     dtypes = {s.name: s.dtype for s in made.program.states}
-    constants = {"DECODE": True, "PDL": True}
+    constants = {"DECODE": True, "PDL": 2}
     signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
     signature |= dict.fromkeys(("k_ptr", "v_ptr"), "*fp8e4nv")
     report = compile_kernel(kernel, signature, constants, num_warps=WARPS)

@@ -7,7 +7,7 @@ import torch
 
 from tests.interp.kernels import inputs
 from tests.interp.kernels.gluon_standin import StandIn
-from vortex_core.kernels import DecodeConfig, latent_decode, mla_decode, mla_decode_workspace
+from vortex_core.kernels import DecodeConfig, latent_decode, mla_decode, mla_decode_workspace, split_launch
 from vortex_core.kernels.reference import mla_decode_reference
 
 CPU = torch.device("cpu")
@@ -19,7 +19,8 @@ UNIT = 2**-8
     ("heads", "page_size", "lens", "workers", "even"),
     [
         (3, 16, [0, 1, 63, 64, 65, 300], 3, False),  # workers hold ends, whole rows and beginnings
-        (20, 64, [700], 4, False),  # a row over several workers, and more tiles than workers
+        (20, 64, [700, 65], 4, False),  # a row over several workers, and more tiles than workers
+        (3, 16, [700], 4, True),  # one request, cut alike however long
         (3, 16, [0, 70, 300], 7, True),  # two pieces a row, some without tokens
         (5, 128, [129, 0], 2, True),  # one piece a row
         (34, 8, [70], 1, False),  # two rows of 17 heads a request
@@ -28,7 +29,7 @@ UNIT = 2**-8
 def test_latent_kernel_equals_the_definition(
     monkeypatch: pytest.MonkeyPatch, heads: int, page_size: int, lens: list[int], workers: int, even: bool
 ) -> None:
-    monkeypatch.setattr(latent_decode, "EVEN_TOKENS", 4096 if even else 0)
+    monkeypatch.setattr(split_launch, "EVEN_TOKENS", 512 if even else 0)
     monkeypatch.setattr(latent_decode, "latent_decode_kernel", StandIn(latent_decode.latent_decode_kernel))
     monkeypatch.setattr("vortex_core.kernels.runtime.INTERPRETER_MULTIPROCESSORS", workers)
     case = inputs.attention(

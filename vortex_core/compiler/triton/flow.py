@@ -18,7 +18,6 @@ from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import Module, generate
 from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
-from vortex_core.compiler.triton.lower import streams
 from vortex_core.compiler.triton.tuning import stored_configs
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import torch_dtype
@@ -83,7 +82,7 @@ class TritonFlow:
         self._configs = configs
         self._score_kernels: dict[int, Any] = {}
         self._graph = program.index
-        self._streams = streams(program.index)
+        self._streams = program.index.streams
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
         self._workspaces: dict[tuple[int, int, str], Workspace] = {}
         self._capacities: dict[int, int] = {}

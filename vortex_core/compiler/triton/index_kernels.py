@@ -8,7 +8,7 @@ from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.contract import find_contractions
 from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full
-from vortex_core.compiler.triton.lower import schedule, streams
+from vortex_core.compiler.triton.lower import schedule
 from vortex_core.compiler.triton.tiles import Axis, Emitter, Env, Tile, order, unsupported
 from vortex_core.ir.program import Node, Program
 
@@ -83,7 +83,7 @@ class IndexKernel(KernelWriter):
             "length = tl.load(lengths_ptr + batch)",
             f"complete = length // {self.page_size}",
         ]
-        nodes = [self.program.index.nodes[i] for i in streams(self.program.index)]
+        nodes = [self.program.index.nodes[i] for i in self.program.index.streams]
         whole = any(
             n.op == "topk" and n.attr.get("fraction", 1.0) == 1.0 for n in nodes
         )  # takes what fits by itself

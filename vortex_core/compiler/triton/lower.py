@@ -78,20 +78,6 @@ def schedule(graph: Graph) -> Schedule:
     )
 
 
-def streams(graph: Graph) -> tuple[int, ...]:
-    """Selections whose union the result is, in the order in which they are launched; none if it is everything."""
-    found: list[int] = []
-    todo = [] if graph.result is None else [graph.result]
-    while todo:
-        i = todo.pop()
-        node = graph.nodes[i]
-        if node.op == "union":
-            todo += reversed(node.inputs)
-        elif node.op != "everything" and i not in found:
-            found.append(i)
-    return tuple(found)
-
-
 def _worth_storing(node: Node) -> bool:
     """Page values that took work; sources are read again instead."""
     return "page" in node.type.names and node.spec.group != "source"

@@ -15,6 +15,7 @@ from vortex_core.compiler.triton.flow import WARPS
 from vortex_core.compiler.triton.launch_config import ScoreConfig
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+from vortex_core.kernels.dependent import LATE
 from vortex_core.kernels.offline import KernelReport, build_kernel, compile_kernel
 
 DEFAULT = ScoreConfig(blocks=1)
@@ -54,6 +55,19 @@ class Launchable:
     warps: int
     stages: int
 
+    def build(self, target: str) -> Any:
+        """Compiled, as Triton keeps it."""
+        return build_kernel(self.kernel, self.signature, self.constants, **self._options(target))
+
+    def report(self, target: str) -> KernelReport:
+        """What the compiler made of it."""
+        return compile_kernel(self.kernel, self.signature, self.constants, **self._options(target))
+
+    def _options(self, target: str) -> dict[str, Any]:
+        return {
+            "target": target, "num_warps": self.warps, "num_stages": self.stages, "divisible_by_16": self.aligned,
+        }  # fmt: skip
+
 
 def launchables(
     program: Program, knobs: Knobs, geometry: Geometry, config: ScoreConfig = DEFAULT
@@ -71,7 +85,7 @@ def launchables(
         kernel = getattr(module, name, None)
         if kernel is None:
             continue
-        constants = {"DECODE": True, "OPERAND": tl.bfloat16, "PDL": True, "BLOCKS": config.blocks or 1}
+        constants = {"DECODE": True, "OPERAND": tl.bfloat16, "PDL": LATE.value, "BLOCKS": config.blocks or 1}
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
         signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
         aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
@@ -83,18 +97,7 @@ def launchables(
 
 def build_flow(program: Program, knobs: Knobs, geometry: Geometry, target: str = "sm_90a") -> dict[str, Any]:
     """Compiled kernels of a program by name, as Triton keeps them."""
-    return {
-        name: build_kernel(
-            k.kernel,
-            k.signature,
-            k.constants,
-            target=target,
-            num_warps=k.warps,
-            num_stages=k.stages,
-            divisible_by_16=k.aligned,
-        )
-        for name, k in launchables(program, knobs, geometry).items()
-    }
+    return {name: k.build(target) for name, k in launchables(program, knobs, geometry).items()}
 
 
 def compile_flow(
@@ -109,18 +112,7 @@ def compile_flow(
     Raises:
         VortexError: `VE010` for what cannot be lowered; OfflineCompileError for what does not compile.
     """
-    return {
-        name: compile_kernel(
-            k.kernel,
-            k.signature,
-            k.constants,
-            target=target,
-            num_warps=k.warps,
-            num_stages=k.stages,
-            divisible_by_16=k.aligned,
-        )
-        for name, k in launchables(program, knobs, geometry, config).items()
-    }
+    return {name: k.report(target) for name, k in launchables(program, knobs, geometry, config).items()}
 
 
 def argument_type(name: str, dtypes: Mapping[str, str]) -> str:

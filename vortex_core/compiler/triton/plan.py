@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.codegen import Module, generate
-from vortex_core.compiler.triton.lower import streams
 from vortex_core.ir.cost import (
     ACTIVATION_BYTES,
     INDEX_BYTES,
@@ -28,8 +27,6 @@ from vortex_core.ir.program import Graph, Node, Program
 from vortex_core.kernels.select import select_plan
 
 _ENDS = {"topp": "the wanted mass", "threshold": "the threshold"}
-
-
 MARK_BYTES = 1
 
 
@@ -98,7 +95,7 @@ class _Planner:
         self.complete = length // knobs.page_size
         self.total = math.ceil(length / knobs.page_size)
         self.lists = self.rows * (geometry.group if program.per_query_head else 1)
-        self.streams = streams(program.index)
+        self.streams = program.index.streams
         everything = program.selects_everything
         self.chosen = self.total if everything else knobs.pages(length, 0, geometry.layers)
         self.attended = min(length, self.chosen * knobs.page_size)
@@ -182,7 +179,13 @@ class _Planner:
         flops = 2.0 * heads * self.attended * (g.head_dim + g.value_dim)
         return [
             Launch("attend", does, why, self.cost.kv_bytes + io, flops),
-            Launch("merge", "partial results by log-sum-exp", "needs all parts of a row", 0.0, 0.0),
+            Launch(
+                "merge",
+                "partial results by log-sum-exp, where a row is split and its last part does not do it",
+                "needs all parts of a row",
+                0.0,
+                0.0,
+            ),
         ]
 
     def _buffers(self) -> list[Buffer]:
