@@ -188,7 +188,7 @@ def sparse_cell(
     _, page_size, kv_heads, _ = k.shape
     rows = batch * kv_heads
     nbytes = rows * tokens * DIM * 2 * 2
-    config = decode_config(DIM, group, k.dtype, page_size, rows)
+    config = decode_config(DIM, group, k.dtype, page_size, rows, even=True)
     count = sets_for(nbytes)
     cases = gqa_cases(
         k, v, batch=batch, q_heads=kv_heads * group, tokens=tokens, shared=False, config=config, count=count

@@ -95,6 +95,19 @@ def test_lists_cut_evenly(rows: int, dim: int, group: int, page_size: int) -> No
     assert inputs.close(lse, want_lse, 1e-5)
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 4097, 50000])
+@pytest.mark.parametrize("group", [2, 16])
+def test_one_request_of_any_length(group: int, tokens: int) -> None:
+    case = inputs.attention(
+        [tokens], heads=4, group=group, dim=128, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16,
+        device="cuda",
+    )  # fmt: skip
+    out, lse = decode(case, even=True)
+    want, want_lse, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
+    assert inputs.close(out, want, UNIT_BF16)
+    assert inputs.close(lse, want_lse, 1e-5)
+
+
 @pytest.mark.parametrize("rows", [8, 64, 256])
 def test_a_chain_that_starts_early_computes_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Selection, then attention over what it chose, six times into the same lists: a read too early would show."""
