@@ -9,7 +9,7 @@ import pytest
 
 from evaluators.bench import capacity
 from evaluators.items import FRESH_SEEDS
-from evaluators.plan import EvaluationPlan
+from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import Candidate, StageResult
 from evaluators.stages import FRESH, HOLDOUT, SEARCH, STAGES, get_stage
 from evaluators.worker import EvaluationWorker, evaluate, run_cpu_stage
@@ -102,6 +102,16 @@ def test_a_budget_that_is_dense_in_disguise_is_refused(plan: EvaluationPlan) -> 
     assert result.failure is not None
     assert result.failure.error["code"] == "VV101"
     assert run_cpu_stage("static", candidate("dense"), "smollm2-135m", plan).passed
+
+
+def test_a_budget_that_is_sparse_only_where_speed_is_modelled_is_refused() -> None:
+    plan = load_plan("retrieval")
+    longest = max(task.context for task in plan.accuracy.tasks)
+    assert plan.modelled.length > longest
+    result = run_cpu_stage("static", candidate("quest", budget=str(longest)), "retrieval-mla", plan)
+    assert result.failure is not None
+    assert result.failure.error["code"] == "VV101"
+    assert run_cpu_stage("static", candidate("quest", budget=str(longest - 16)), "retrieval-mla", plan).passed
 
 
 def test_layers_that_do_not_exist_are_refused(plan: EvaluationPlan) -> None:
