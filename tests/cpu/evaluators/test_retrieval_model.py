@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from evaluators import stats
+from evaluators.items import FRESH_SEEDS, build_items
+from evaluators.plan import load_plan
+from evaluators.results import Metric
 from evaluators.tasks.pairs import PairItem, pair_item
+from search.archive import Verdict, check
+from search.config import load_campaign
 from vortex_core import library
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.weights import model_status, resolve_model
@@ -60,7 +66,7 @@ def test_dense_answers_as_training_reported_and_flows_lose(
     engine: Engine, prompts: list[Any], items: list[PairItem]
 ) -> None:
     report = json.loads((resolve_model("retrieval-mla").directory / "training.json").read_text())
-    reported = report["accuracy"]["bf16"]
+    reported = report["accuracy"]["fp32"]  # the type of this engine
     assert min(reported.values()) >= 0.95
     dense = right(engine, prompts, items, None)
     # Three standard errors of 48 items, and the same again for a reported value near 1.
@@ -70,6 +76,29 @@ def test_dense_answers_as_training_reported_and_flows_lose(
     assert streaming <= 0.5
     assert dense - streaming >= 0.4
     assert quest >= streaming + 0.1
+
+
+def test_training_reported_on_what_the_plan_asks() -> None:
+    report = json.loads((resolve_model("retrieval-mla").directory / "training.json").read_text())
+    plan = load_plan("retrieval")
+    reported = report["accuracy"][plan.engine.dtype]
+    for task in plan.accuracy.tasks:
+        assert reported[str(task.context)] >= 0.99, "dense answers nearly every item"
+        assert report["pairs"] == 1 + task.distractors
+    assert report["pairs"] == 1 + plan.perplexity.distractors
+
+
+@pytest.mark.parametrize("seed", [0, FRESH_SEEDS])
+def test_the_campaigns_gate_can_be_proven_and_broken(engine: Engine, seed: int) -> None:
+    config = load_campaign("mla")
+    asked = build_items(load_plan(config.evaluation), engine.tokenizer, seed).needles
+    count = sum(map(len, asked.values()))
+    (gate,) = config.objective.gates
+    verdicts = []
+    for lost in (0, 3, 8):
+        found = stats.paired_difference([0.0] * lost + [1.0] * (count - lost), [1.0] * count)
+        verdicts.append(check(gate, Metric(found.value, found.low, found.high, n=count))[0])
+    assert verdicts == [Verdict.PROVEN, Verdict.UNCLEAR, Verdict.FAILED]
 
 
 def test_tokens_equal_transformers(engine: Engine, prompts: list[Any], items: list[PairItem]) -> None:

@@ -8,6 +8,7 @@ import yaml
 
 from evaluators.items import FRESH_SEEDS, build_items, check_context
 from evaluators.plan import EvaluationPlan, list_plans, load_plan
+from evaluators.stages import STAGES
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
 
@@ -21,6 +22,7 @@ def test_shipped_plans_load_and_suit_the_default_model() -> None:
     for name in list_plans():
         plan = load_plan(name)
         assert plan.name == name
+        assert set(plan.deadlines) <= set(STAGES)
         check_context(plan, load_model("smollm2-135m"))
 
 
