@@ -80,7 +80,8 @@ class Case:
             self.space = mla_decode_workspace(batch, q_heads, device, self.config)
         else:
             shape_ = (dim, self.geometry.group, torch.bfloat16, page, batch * kv_heads)
-            self.config, self.list_config = decode_config(*shape_), decode_config(*shape_, even=True)
+            self.config = decode_config(*shape_, alone=batch == 1)
+            self.list_config = decode_config(*shape_, even=True)
             self.space = paged_decode_workspace(
                 batch, kv_heads, self.geometry.group, dim, device, self.config
             )

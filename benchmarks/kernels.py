@@ -118,7 +118,7 @@ def dense_cell(
     """One shape of dense decode, with its peers."""
     _, page_size, kv_heads, _ = k.shape
     nbytes = batch * tokens * kv_heads * DIM * 2 * 2
-    config = decode_config(DIM, q_heads // kv_heads, k.dtype, page_size, batch * kv_heads)
+    config = decode_config(DIM, q_heads // kv_heads, k.dtype, page_size, batch * kv_heads, alone=batch == 1)
     cases = gqa_cases(
         k, v, batch=batch, q_heads=q_heads, tokens=tokens, shared=True, config=config, count=sets_for(nbytes)
     )

@@ -87,7 +87,9 @@ class AttentionSpace:
                 self._spaces[key] = mla_decode_workspace(rows, g.group, self.device, config, g.value_dim)
             else:
                 group = g.kv_heads * g.group // lists
-                config = decode_config(g.head_dim, group, self.dtype, BLOCK_TOKENS, rows * lists)
+                config = decode_config(
+                    g.head_dim, group, self.dtype, BLOCK_TOKENS, rows * lists, alone=rows == 1
+                )
                 self._spaces[key] = paged_decode_workspace(
                     rows, lists, group, g.value_dim, self.device, config
                 )
@@ -284,7 +286,8 @@ class StaticStep:
                 q, keys, values, pages, workspace=self.space.at(batch, lists),
                 config=self._tuned(keys.dtype, per_head)
                 or decode_config(
-                    g.head_dim, q_heads // lists, keys.dtype, page_size, batch * lists, even=per_head
+                    g.head_dim, q_heads // lists, keys.dtype, page_size, batch * lists,
+                    even=per_head, alone=batch == 1,
                 ),
                 sm_scale=scale, kv_repeat=lists // g.kv_heads, out=out, **mass,
             )  # fmt: skip

@@ -127,10 +127,11 @@ def decode_variant(
     *,
     mass: bool = False,
     even: bool = False,
+    alone: bool = False,
 ) -> Variant:
     """GQA decode as `paged_decode` launches it with its default configuration."""
     heads = 8
-    config = decode_config(head_dim, group, kv_dtype, page_size, rows, even=even)
+    config = decode_config(head_dim, group, kv_dtype, page_size, rows, even=even, alone=alone)
     constants = decode_constants(
         heads=heads,
         kv_repeat=1,
@@ -148,12 +149,11 @@ def decode_variant(
         has_page_lse=mass,
     )
     pointers = attention_pointers(kv_dtype)
-    kernel = list_decode_kernel if even else paged_decode_kernel
-    if even:
+    kernel = list_decode_kernel if config.even else paged_decode_kernel
+    if config.even:
         constants = even_constants(constants, split=True)
-    name = (
-        f"{'lists' if even else 'decode'}-d{head_dim}-g{group}-{TRITON_TYPES[kv_dtype]}-p{page_size}-r{rows}"
-    )
+    kind = "lists" if even else "alone" if alone else "decode"
+    name = f"{kind}-d{head_dim}-g{group}-{TRITON_TYPES[kv_dtype]}-p{page_size}-r{rows}"
     name += "-mass" if mass else ""
     return _variant(
         name,
@@ -280,6 +280,8 @@ def variants() -> Iterator[Variant]:
     yield decode_variant(128, 7, bf16, 8, 64, mass=True, even=True)
     yield decode_variant(256, 2, bf16, 128, 256, even=True)
     yield decode_variant(128, 4, e4m3, 16, 128, even=True)
+    yield decode_variant(128, 4, bf16, 16, 8, alone=True)
+    yield decode_variant(128, 16, bf16, 64, 4, alone=True)
     yield mla_variant(16, bf16, 64)
     yield mla_variant(20, bf16, 64)
     yield mla_variant(20, bf16, 16)

@@ -109,15 +109,18 @@ class TritonAttend:
         self.rows = q_heads if per_query_head else mla_rows(q_heads) if g.is_mla else g.kv_heads
         self.page_size, self.kv_dtype = page_size, kv_dtype
         self.space = paged_decode_workspace(
-            batch, self.rows, q_heads // self.rows, g.value_dim, device, self._config(batch)
-        )
+            batch, self.rows, q_heads // self.rows, g.value_dim, device,
+            max(self._config(batch), self._config(1), key=lambda config: config.workers_per_sm),
+        )  # fmt: skip
 
     def _config(self, batch: int, *, even: bool = False) -> DecodeConfig:
         g = self.geometry
         if g.is_mla:
             return mla_config(g.group, self.kv_dtype, self.page_size)
         group = g.kv_heads * g.group // self.rows
-        return decode_config(g.head_dim, group, self.kv_dtype, self.page_size, batch * self.rows, even=even)
+        return decode_config(
+            g.head_dim, group, self.kv_dtype, self.page_size, batch * self.rows, even=even, alone=batch == 1
+        )
 
     def __call__(
         self, q: torch.Tensor, kv: PoolLayer, lists: Lists, scale: float, config: DecodeConfig | None = None

@@ -38,11 +38,17 @@ RAGGED = [0, 1, 15, 16, 17, 63, 64, 65, 1000, 2048, 4097, 333]
 
 
 def decode(
-    case: inputs.Attention, rows: int | None = None, even: bool = False, **options: object
+    case: inputs.Attention,
+    rows: int | None = None,
+    even: bool = False,
+    alone: bool = False,
+    **options: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, q_heads, dim = case.q.shape
     heads, page_size = case.pages.kv_heads, case.k.shape[1]
-    config = decode_config(dim, q_heads // heads, case.k.dtype, page_size, rows or batch * heads, even=even)
+    config = decode_config(
+        dim, q_heads // heads, case.k.dtype, page_size, rows or batch * heads, even=even, alone=alone
+    )
     workspace = paged_decode_workspace(batch, heads, q_heads // heads, case.v.shape[3], case.q.device, config)
     out = torch.full((batch, q_heads, case.v.shape[3]), float("nan"), dtype=case.q.dtype, device="cuda")
     lse = torch.full((batch, q_heads), float("nan"), device="cuda")
@@ -99,10 +105,10 @@ def test_lists_cut_evenly(rows: int, dim: int, group: int, page_size: int) -> No
 @pytest.mark.parametrize("group", [2, 16])
 def test_one_request_of_any_length(group: int, tokens: int) -> None:
     case = inputs.attention(
-        [tokens], heads=4, group=group, dim=128, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16,
+        [tokens] * 4, heads=4, group=group, dim=128, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16,
         device="cuda",
     )  # fmt: skip
-    out, lse = decode(case, even=True)
+    out, lse = decode(case, alone=True)
     want, want_lse, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
     assert inputs.close(out, want, UNIT_BF16)
     assert inputs.close(lse, want_lse, 1e-5)
