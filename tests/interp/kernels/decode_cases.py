@@ -114,6 +114,19 @@ def test_split_count_is_immaterial(lens: list[int], short: int, monkeypatch: pyt
                 assert inputs.close(split, whole, UNIT)
 
 
+@pytest.mark.parametrize("last", [544, 20])
+def test_rows_of_one_length_are_cut_alike(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 rows of 34 tiles for 17 workers: 32 tiles each would cut every row, 34 cut none."""
+    monkeypatch.setattr("vortex_core.kernels.runtime.INTERPRETER_MULTIPROCESSORS", 17)
+    case = inputs.attention([544] * 15 + [last], heads=1, group=2, dim=16, page_size=16)
+    config = DecodeConfig(16, 4, 1, 1, fused_merge=False)
+    workspace = paged_decode_workspace(16, 1, 2, 16, CPU, config)
+    out = paged_decode(case.q, case.k, case.v, case.pages, workspace=workspace, config=config)
+    assert inputs.close(out, paged_decode_reference(case.q, case.k, case.v, case.pages)[0], UNIT)
+    pieces = int((workspace.part_lse != 0).any(1).sum())
+    assert pieces == 0 if last == 544 else pieces > 0
+
+
 @pytest.mark.parametrize("layout", inputs.LAYOUTS)
 def test_layouts_agree_bit_for_bit(layout: str) -> None:
     config = DecodeConfig(16, 4, 1, 1)

@@ -87,8 +87,8 @@ def _namespace(program: int) -> dict[str, Any]:
     def two(f: Callable[..., Any]) -> Callable[..., Any]:
         return lambda a, b: f(torch.as_tensor(a), torch.as_tensor(b))
 
-    def where(ok: torch.Tensor, a: torch.Tensor, b: float) -> torch.Tensor:
-        return torch.where(ok, a, torch.tensor(b, dtype=a.dtype))
+    def where(ok: torch.Tensor, a: torch.Tensor, b: torch.Tensor | float) -> torch.Tensor:
+        return torch.where(ok, a, torch.as_tensor(b, dtype=a.dtype))
 
     gl: dict[str, Any] = {
         name: lambda *a, **k: None

@@ -20,6 +20,7 @@ UNIT = 2**-8
     [
         (3, 16, [0, 1, 63, 64, 65, 300], 3, False),  # workers hold ends, whole rows and beginnings
         (20, 64, [700, 65], 4, False),  # a row over several workers, and more tiles than workers
+        (3, 16, [2176] * 15 + [2049], 17, False),  # 34 tiles a row for 32 a worker: shares become whole rows
         (3, 16, [700], 4, True),  # one request, cut alike however long
         (3, 16, [0, 70, 300], 7, True),  # two pieces a row, some without tokens
         (5, 128, [129, 0], 2, True),  # one piece a row
