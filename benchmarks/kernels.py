@@ -1,6 +1,6 @@
 """Checks the kernels against float64 and times them against their peers and the byte floor, on the GPU at hand.
 
-    python benchmarks/kernels.py [--section copy,decode,sparse,select,mla,write] [--quick] [--out FOLDER]
+    python -m benchmarks.kernels [--section decode,sparse,select,mla,write] [--heads 64/4] [--quick] [--out FOLDER]
 
 Every row is checked before it is timed; a wrong result is an error, not a row. Times are medians of CUDA graph
 replays over enough different pages to flush the L2. Writes kernels.json and kernels.md.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -96,13 +97,15 @@ def timed(
     report.add(section, **row)
 
 
-def decode(report: Report, quick: bool) -> None:
+def decode(report: Report, options: argparse.Namespace) -> None:
     """Dense decode over the grid."""
     for (q_heads, kv_heads), page_size in itertools.product(HEADS, PAGES):
-        if quick and (q_heads, page_size) not in ((32, 16), (32, 64), (64, 16)):
+        if f"{q_heads}/{kv_heads}" not in options.heads.split(","):
+            continue
+        if options.quick and (q_heads, page_size) not in ((32, 16), (32, 64), (64, 16)):
             continue
         per_token = kv_heads * DIM * 2 * 2
-        sizes = [s for s in itertools.product(BATCHES, CONTEXTS) if not quick or s in QUICK]
+        sizes = [s for s in itertools.product(BATCHES, CONTEXTS) if not options.quick or s in QUICK]
         sizes = [s for s in sizes if s[0] * s[1] * per_token <= MAX_POOL_BYTES]
         most = max(*(b * n for b, n in sizes), 2**30 // per_token)
         k, v = (pool(-(-most // page_size), page_size, kv_heads, DIM) for _ in range(2))
@@ -163,13 +166,13 @@ def checked(
     return max(check(what, relative_error(case.out[b], reference(case, b))) for b in {0, batch - 1})
 
 
-def sparse(report: Report, quick: bool) -> None:
+def sparse(report: Report, options: argparse.Namespace) -> None:
     """Decode over 2,048 chosen tokens a row, each kv head with pages of its own."""
     for page_size in PAGES:
         k, v = (pool(2**20 // page_size, page_size, 8, DIM) for _ in range(2))
         # The peer has no head axis in its page lists: its rows are requests of one kv head.
         k1, v1 = (pool(2**23 // page_size, page_size, 1, DIM) for _ in range(2))
-        for group, batch in itertools.product((4,) if quick else (2, 4), (1, 4, 8, 16, 32)):
+        for group, batch in itertools.product((4,) if options.quick else (2, 4), (1, 4, 8, 16, 32)):
             sparse_cell(report, (k, v), (k1, v1), group, batch)
         del k, v, k1, v1
         torch.cuda.empty_cache()
@@ -208,7 +211,7 @@ def sparse_cell(
     timed(report, "decode over chosen pages", nbytes, us, error, peers, **keys)
 
 
-def select(report: Report, quick: bool) -> None:
+def select(report: Report, options: argparse.Namespace) -> None:
     """Top-k straight to physical pages, against top-k alone and top-k with a page table."""
     sizes = [(128, 2048, 128), (256, 2048, 128), (256, 8192, 128), (8, 65536, 128), (8, 2048, 128)]
     for dtype, (rows, pages, k) in itertools.product((torch.float32, torch.bfloat16), sizes):
@@ -257,12 +260,12 @@ def select_cell(report: Report, dtype: torch.dtype, rows: int, pages: int, k: in
     report.add("top-k", **row, **{f"{name}_us": t for name, t in peers.items()})
 
 
-def mla(report: Report, quick: bool) -> None:
+def mla(report: Report, options: argparse.Namespace) -> None:
     """Latent decode, 20 heads (GLM-4.7-Flash): dense, and over 2,048 chosen tokens."""
     few = ((1, 32768), (8, 2048), (16, 32768), (32, 2048), (32, 32768))
-    for page_size in (64,) if quick else PAGES:
+    for page_size in (64,) if options.quick else PAGES:
         latent = pool(32 * 131072 // page_size, page_size, 1, 576).squeeze(2)
-        for batch, tokens in few if quick else itertools.product(BATCHES, (2048, *CONTEXTS)):
+        for batch, tokens in few if options.quick else itertools.product(BATCHES, (2048, *CONTEXTS)):
             if batch * tokens <= 32 * 131072:
                 mla_cell(report, latent, batch, tokens)
         del latent
@@ -286,7 +289,7 @@ def mla_cell(report: Report, latent: torch.Tensor, batch: int, tokens: int, head
     timed(report, "latent decode", nbytes, us, error, peers, **keys)
 
 
-def write(report: Report, quick: bool) -> None:
+def write(report: Report, options: argparse.Namespace) -> None:
     """K and V of one step, or of a prefill chunk, into the pool."""
     for dtype, tokens in itertools.product((torch.bfloat16, torch.float8_e4m3fn), (16, 64, 8192)):
         write_cell(report, dtype, tokens)
@@ -316,7 +319,7 @@ def write_cell(report: Report, dtype: torch.dtype, tokens: int) -> None:
     timed(report, "write", nbytes, us, 0.0, peers, dtype=str(dtype)[6:], tokens=tokens)
 
 
-SECTIONS: dict[str, Callable[[Report, bool], None]] = {
+SECTIONS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "decode": decode,
     "sparse": sparse,
     "select": select,
@@ -340,6 +343,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__)
     found.add_argument("--section", default=",".join(SECTIONS), help=f"any of {','.join(SECTIONS)}")
+    found.add_argument(
+        "--heads", default=",".join(f"{q}/{kv}" for q, kv in HEADS), help="query/kv heads of the dense grid"
+    )
     found.add_argument("--quick", action="store_true", help="a few cells of each grid")
     found.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "benchmarks" / "results"))
@@ -353,10 +359,12 @@ def main() -> None:
     needs.gpus(command_line)
     torch.manual_seed(0)
     report = Report(torch.cuda.get_device_name(), dict(versions()), copy_bandwidth())
+    # A run that is stopped, by a time limit too, keeps the rows it has.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for name in options.section.split(","):
-            SECTIONS[name](report, options.quick)
-    finally:  # an interrupted run keeps the rows it has
+            SECTIONS[name](report, options)
+    finally:
         report.write(options.out, "kernels")
     print(report.markdown())
 
