@@ -28,6 +28,7 @@ COMMANDS = (
     ),
     "rounding",
     "kernels",
+    "selections",
     "flows --flows block_topk,quest,gqa_block_topk --shapes 16x32768x32x8,32x32768x20x1,1x32768x32x8",
     "tuning",
     "parity --device cuda --case glm-4.7-flash:3 --case glm-4.7-flash:8 --case minimax-m2.7:2",

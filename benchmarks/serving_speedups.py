@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -57,21 +58,24 @@ def table(arms: list[dict[str, Any]], saved: Saved, meaningful: bool) -> tuple[l
     for (name, batch, context), found in by.items():
         ms, ran, density = medians[name, batch, context], status[name], found[-1]["density"]
         dense = {k: v for k, v in medians.items() if k[0].startswith("dense:") and k[1:] == (batch, context)}
-        best = min(dense, key=lambda k: dense[k]) if dense else None
+        # Two generations that differ by less than the host's jitter measure nothing.
+        best = min(dense, key=lambda k: dense[k] if dense[k] > 0 else math.inf) if dense else None
+        timed = ms > 0 and (best is None or dense[best] > 0)
         same = alike = floor = None
         if best is not None and best[0] != name:
             if meaningful:
                 pairs = list(zip(found[0]["tokens"], by[best][0]["tokens"], strict=True))
                 same = sum(a == b for a, b in pairs)
                 alike = statistics.mean(x == y for a, b in pairs for x, y in zip(a, b, strict=True))
-            if density is not None:
+            if density is not None and timed:
                 floor = saved.floor_ms(dense[best], batch, context, density, ran["sparse_layers"])
         rows.append({
             "arm": name, "batch": batch, "context": context, "ms_step": round(ms, 3),
-            "tok_s": round(batch / ms * 1e3, 1), "all_ms": [ms for r in found for ms in r["all_ms"]],
+            "tok_s": round(batch / ms * 1e3, 1) if ms > 0 else None,
+            "all_ms": [ms for r in found for ms in r["all_ms"]],
             "tpot_p50_ms": statistics.median(r["tpot_p50_ms"] for r in found),
             "tpot_p95_ms": statistics.median(r["tpot_p95_ms"] for r in found), "rounds": len(found),
-            "speedup": None if best is None else round(dense[best] / ms, 3),
+            "speedup": round(dense[best] / ms, 3) if best is not None and timed else None,
             "best_dense": None if best is None else best[0],
             "floor_ms": None if floor is None else round(floor, 3),
             "share_of_allowed": None if floor is None else round(floor / ms, 3),
@@ -85,11 +89,12 @@ def table(arms: list[dict[str, Any]], saved: Saved, meaningful: bool) -> tuple[l
         same = ""
         if r["answers_equal_to_dense"] is not None:
             same = f"{r['answers_equal_to_dense']}/{r['batch']} ({r['tokens_equal_to_dense']:.0%} of tokens)"
+        rate = "lost in jitter" if r["tok_s"] is None else f"{r['tok_s']:,.0f}"
         share = "" if r["share_of_allowed"] is None else f"{r['share_of_allowed']:.0%}"
         lines.append(
             f"| {r['arm']} | {r['batch']} | {r['context']:,} "
             f"| {r['ms_step']:.2f} ({min(r['all_ms']):.2f}-{max(r['all_ms']):.2f}) "
-            f"| {r['tpot_p50_ms']:.2f} | {r['tpot_p95_ms']:.2f} | {r['tok_s']:,.0f} "
+            f"| {r['tpot_p50_ms']:.2f} | {r['tpot_p95_ms']:.2f} | {rate} "
             f"| {r['speedup'] or ''} | {share} | {same} | {density} |"
         )
     return rows, "\n".join(lines)

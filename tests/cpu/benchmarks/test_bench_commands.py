@@ -15,7 +15,7 @@ import torch
 from benchmarks import __main__ as bench
 from benchmarks import needs
 
-ON_A_GPU = ("kernels", "flows", "tuning", "parity", "serving", "serving_sglang")
+ON_A_GPU = ("kernels", "selections", "flows", "tuning", "parity", "serving", "serving_sglang")
 
 
 @pytest.mark.parametrize("command", bench.COMMANDS)
@@ -84,7 +84,7 @@ def test_what_is_lacking_is_said_with_a_status_of_its_own(
     [
         c
         for c in bench.COMMANDS
-        if c.split()[0] in ("kernels", "flows", "tuning", "parity", "serving", "serving_sglang")
+        if c.split()[0] in ("kernels", "selections", "flows", "tuning", "parity", "serving", "serving_sglang")
     ],
 )
 def test_gpu_benchmarks_end_at_once_where_there_is_none(

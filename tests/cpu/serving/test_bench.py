@@ -59,6 +59,13 @@ def test_speed_ups_are_over_the_best_dense_arm_of_the_same_shape() -> None:
     assert ours["share_of_allowed"] == pytest.approx(2.0 / 1.5, abs=1e-3)
     assert "| vortex:x | 2 | 100 | 1.50 (1.50-1.50) | 1.50 | 1.50 |" in text
 
+    arms += [arm("dense:lost", -1.0), arm("vortex:lost", -0.5, density=0.5, sparse_layers=4)]
+    rows, text = table(arms, Saved(10_000, 4, 1e9, 0), meaningful=True)
+    lost = next(row for row in rows if row["arm"] == "vortex:lost")
+    assert (lost["tok_s"], lost["speedup"], lost["floor_ms"]) == (None, None, None)
+    assert lost["best_dense"] == "dense:b"
+    assert text.count("lost in jitter") == 2
+
 
 def test_needle_rows_pair_answers_item_by_item() -> None:
     def answered(scores: list[float], tokens: list[list[int]]) -> Answered:
