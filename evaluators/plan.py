@@ -23,6 +23,11 @@ from pydantic import (
 from evaluators.errors import bad_plan, unknown_plan
 
 
+STAGE_NAMES = (
+    "static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "latency", "holdout", "serving"
+)  # fmt: skip
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -161,7 +166,7 @@ class EvaluationPlan(_Strict):
     latency: LatencyPlan
     modelled: ModelledPlan
     fresh: FreshPlan
-    deadlines: dict[str, float] = Field(
+    deadlines: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="seconds a stage may take before the candidate counts as too slow"
     )
 
@@ -175,6 +180,10 @@ class EvaluationPlan(_Strict):
         if self.recall.perplexity_items > self.perplexity.items:
             raise ValueError(
                 f"recall.perplexity_items {self.recall.perplexity_items} of {self.perplexity.items} passages"
+            )
+        if unknown := set(self.deadlines) - set(STAGE_NAMES):
+            raise ValueError(
+                f"deadlines of {', '.join(sorted(unknown))}: stages are {', '.join(STAGE_NAMES)}"
             )
         if any((task.task == "pair_recall") != self.in_pairs for task in self.accuracy.tasks):
             raise ValueError("pair_recall and perplexity of pairs go together, without other tasks")

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from evaluators.items import FRESH_SEEDS, build_items, check_context
-from evaluators.plan import EvaluationPlan, list_plans, load_plan
+from evaluators.plan import STAGE_NAMES, EvaluationPlan, list_plans, load_plan
+from evaluators.serving import ServingStage
 from evaluators.stages import STAGES
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
@@ -22,8 +23,11 @@ def test_shipped_plans_load_and_suit_the_default_model() -> None:
     for name in list_plans():
         plan = load_plan(name)
         assert plan.name == name
-        assert set(plan.deadlines) <= set(STAGES)
         check_context(plan, load_model("smollm2-135m"))
+
+
+def test_deadlines_can_name_every_stage() -> None:
+    assert {*STAGES, ServingStage.name} == set(STAGE_NAMES)
 
 
 def test_a_plan_may_be_a_file(tmp_path: Path) -> None:
@@ -36,6 +40,8 @@ def test_a_plan_may_be_a_file(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"extra": 1}, "extra"),
+        ({"deadlines": {"accurracy": 60}}, "deadlines of accurracy: stages are static, "),
+        ({"deadlines": {"accuracy": 0}}, "deadlines.accuracy"),
         ({"accuracy": default()["accuracy"] | {"batch": 0}}, "accuracy.batch"),
         ({"accuracy": default()["accuracy"] | {"tasks": []}}, "accuracy.tasks"),
         (
