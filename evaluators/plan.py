@@ -22,9 +22,9 @@ from pydantic import (
 
 from evaluators.errors import bad_plan, unknown_plan
 
-
 STAGE_NAMES = (
-    "static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "latency", "holdout", "serving"
+    "static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "latency", "holdout",
+    "serving",
 )  # fmt: skip
 
 
