@@ -194,7 +194,8 @@ def _launch_even(call: _Call, splits: int) -> None:
         **call.options(), **launch,
     )  # fmt: skip
     if splits > 1 and not call.config.fused_merge:
-        dim_block = min(128, next_power_of_2(call.rows.dim))
+        # All of a row's pieces are merged at once: many of them, fewer channels, for the registers' sake.
+        dim_block = min(128, next_power_of_2(call.rows.dim), 16384 // next_power_of_2(splits))
         launch_even_merge(call.out, call.lse, call.workspace, call.rows, splits, dim_block, launch)
 
 

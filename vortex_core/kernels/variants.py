@@ -303,6 +303,8 @@ def variants() -> Iterator[Variant]:
     merge_pointers = {**_FLOATS, "out_ptr": bf16}
     even_merge = {"HEADS": 1, "GROUP": 20, "DIM": 512, "DIM_BLOCK": 512, "PIECES": 4, "HAS_LSE": True}
     yield _variant("merge-even", merge_even_kernel, even_merge, merge_pointers, num_warps=4)
+    lone = {**even_merge, "HEADS": 1, "GROUP": 16, "DIM_BLOCK": 32, "PIECES": 512}  # one row on all workers
+    yield _variant("merge-even-lone", merge_even_kernel, lone, merge_pointers, num_warps=4)
     constants = {**merge, "PIECES": 32, "HAS_LSE": True}
     yield _variant("merge", merge_kernel, constants, merge_pointers, num_warps=4)
     plan = {"HEADS": 8, "BLOCK_N": 64, "PLAN": 1024, "MIN_TILES": 1}
