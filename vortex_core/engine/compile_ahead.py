@@ -7,6 +7,7 @@ other. Most of that time is spent outside of Python's lock (LLVM, ptxas), so thr
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,26 @@ from typing import Any
 
 from triton import AsyncCompileMode
 from triton.runtime.jit import JITFunction
+
+
+@contextmanager
+def _parsing_in_turn() -> Iterator[None]:
+    """Inside, kernels' syntax trees are made one after the other.
+
+    CPython counts the depth of all trees under construction in one place: two threads that make theirs side by side
+    may get `SystemError: AST constructor recursion depth mismatch`.
+    """
+    parse, one = JITFunction.parse, threading.Lock()
+
+    def parse_in_turn(self: Any) -> Any:
+        with one:
+            return parse(self)
+
+    JITFunction.parse = parse_in_turn
+    try:
+        yield
+    finally:
+        JITFunction.parse = parse
 
 
 @contextmanager
@@ -29,7 +50,11 @@ def compiling_ahead() -> Iterator[None]:
         return run(self, *args, grid=grid, warmup=True, **options)
 
     threads = min(16, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads) as pool, AsyncCompileMode(pool, ignore_errors=True):
+    with (
+        _parsing_in_turn(),
+        ThreadPoolExecutor(threads) as pool,
+        AsyncCompileMode(pool, ignore_errors=True),
+    ):
         JITFunction.run = compile_only
         try:
             yield

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +54,7 @@ def test_launches_compile_in_threads_and_do_not_run(hopper: Any, monkeypatch: py
     monkeypatch.setattr("triton.compiler.compile", watched)
     for kernel in (fused_kernels.rms_norm_kernel, fused_kernels.silu_mul_kernel):
         kernel.device_caches.clear()  # of what other tests compiled for no GPU
-    run = JITFunction.run
+    run, parse = JITFunction.run, JITFunction.parse
     x = torch.ones(3, 96, dtype=torch.bfloat16)
     with compiling_ahead():
         out = fused_kernels.rms_norm(x, x[0], 1e-6)
@@ -64,9 +67,33 @@ def test_launches_compile_in_threads_and_do_not_run(hopper: Any, monkeypatch: py
     fused_kernels.rms_norm_kernel.device_caches.clear()
     fused_kernels.silu_mul_kernel.device_caches.clear()
     assert JITFunction.run is run
+    assert JITFunction.parse is parse
     with pytest.raises(ZeroDivisionError), compiling_ahead():
         _ = 1 / 0
     assert JITFunction.run is run
+
+
+def test_syntax_trees_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side, CPython may refuse one: it counts their depth in one place for all threads."""
+    parse, inside, most = ast.parse, 0, 0
+
+    def watched(text: str) -> ast.Module:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        tree = parse(text)
+        inside -= 1
+        return tree
+
+    monkeypatch.setattr("triton.runtime.jit.ast", SimpleNamespace(parse=watched, **{
+        name: getattr(ast, name) for name in ("Module", "FunctionDef")
+    }))  # fmt: skip
+    kernels = 4 * [fused_kernels.rms_norm_kernel, fused_kernels.silu_mul_kernel]
+    with compiling_ahead(), ThreadPoolExecutor(len(kernels)) as pool:
+        trees = list(pool.map(lambda kernel: kernel.parse(), kernels))
+    assert [tree.body[0].name for tree in trees] == 4 * ["rms_norm_kernel", "silu_mul_kernel"]
+    assert most == 1
 
 
 @pytest.mark.parametrize(("name", "flow"), [("qwen3-1.7b", "quest"), ("glm-4.7-flash", "block_topk")])
