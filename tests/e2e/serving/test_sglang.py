@@ -186,7 +186,13 @@ def test_unscaled_fp8_keys_give_sglangs_own_tokens(
     answers = []
     for backend, settings in (("torch_native", None), ("vortex", Settings(str(tmp_path / "flow.json")))):
         options = _options(model, kv_cache_dtype="fp8_e4m3", attention_backend=backend)
-        with EngineProcess(options, settings, python=PYTHON, variables=variables) as engine:
+        try:
+            process = EngineProcess(options, settings, python=PYTHON, variables=variables)
+        except VortexError as error:
+            if backend == "vortex" or "CPU FP8 KV cache" not in str(error):
+                raise
+            pytest.skip("this SGLang has fp8 KV on a CPU only with Intel AMX")  # since 0.5.20
+        with process as engine:
             answers.append(engine.generate(PROMPTS, NEW).tokens)
             status = engine.status
     assert answers[0] == answers[1]

@@ -15,9 +15,22 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from vortex_core.serving.decoder import FlowDecoder, batch_bucket
 from vortex_core.serving.errors import unsupported
+from vortex_core.serving.sglang.contract import INNER
 from vortex_core.serving.sglang.status import Status
 
 logger = logging.getLogger(__name__)
+
+
+def _of_inner(name: str) -> property:
+    """An attribute of the prefill backend that the base class's default would hide from `__getattr__`."""
+
+    def get(backend: Any) -> Any:
+        return getattr(backend.inner, name)
+
+    def put(backend: Any, value: Any) -> None:
+        setattr(backend.inner, name, value)
+
+    return property(get, put)
 
 
 class VortexAttnBackend(AttentionBackend):
@@ -44,7 +57,7 @@ class VortexAttnBackend(AttentionBackend):
         self.needs_cpu_seq_lens = inner.needs_cpu_seq_lens
 
     def __getattr__(self, name: str) -> Any:
-        # Models and runners ask a backend for more than its base class names (data_type, kv_cache_dtype, ...).
+        # Models and runners ask a backend for more than its base class names; for what it names see `INNER`.
         if name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
@@ -190,3 +203,8 @@ class VortexAttnBackend(AttentionBackend):
     def support_triton(self) -> bool:
         """Whether SGLang may use its Triton helpers beside this backend: as the prefill backend says."""
         return bool(self.inner.support_triton())
+
+
+for _name in INNER:
+    if hasattr(AttentionBackend, _name):  # newer ones are not there in older versions
+        setattr(VortexAttnBackend, _name, _of_inner(_name))

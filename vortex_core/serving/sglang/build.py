@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.environ import envs
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.runtime_context import get_parallel
@@ -19,6 +20,7 @@ from vortex_core.serving.plan import layer_plan
 from vortex_core.serving.settings import Settings
 from vortex_core.serving.sglang import NAME
 from vortex_core.serving.sglang.backend import VortexAttnBackend
+from vortex_core.serving.sglang.compat import attention_backends, default_backend, setting, setting_names
 from vortex_core.serving.sglang.mla import register_mla
 from vortex_core.serving.sglang.status import Status
 
@@ -58,7 +60,7 @@ def build(runner: Any, settings: Settings, bundle: FlowBundle) -> VortexAttnBack
     _check_server(runner, args)
     if runner.page_size % bundle.knobs.page_size:
         raise page_mismatch(bundle.knobs.page_size, runner.page_size)
-    if bundle.program.is_request_local and not args.disable_radix_cache:
+    if bundle.program.is_request_local and not setting(args, "disable_radix_cache"):
         raise unsupported_flow("its page states belong to one request", "start with --disable-radix-cache")
     kv_dtype = runner.token_to_kv_pool.dtype
     wanted = bundle.knobs.kv_dtype
@@ -96,7 +98,7 @@ def build(runner: Any, settings: Settings, bundle: FlowBundle) -> VortexAttnBack
             "kv_dtype": str(kv_dtype).removeprefix("torch."),
             "tokens": pool.pages * bundle.knobs.page_size,
             "state_bytes": decoder.state_bytes,
-            "tp_size": args.tp_size,
+            "tp_size": setting(args, "tp_size"),
         },
         speaks=get_parallel().tp_rank == 0,
     )
@@ -108,7 +110,7 @@ def default_prefill(runner: Any) -> str:
     """What SGLang itself would take for this model and device."""
     if runner.device == "cpu":
         return "torch_native"
-    return str(runner.server_args._get_default_attn_backend(runner.use_mla_backend, runner.model_config))
+    return default_backend(runner.server_args, runner.use_mla_backend, runner.model_config)
 
 
 def _pool_shape(runner: Any, page_size: int) -> PoolShape:
@@ -122,22 +124,42 @@ def _pool_shape(runner: Any, page_size: int) -> PoolShape:
     )
 
 
+# Caches that put keys and values into pages which no prefill wrote, so that nothing computed their states.
+_FOREIGN_CACHES = (
+    "enable_hierarchical_cache",
+    "enable_lmcache",
+    "enable_flexkv",
+    "radix_cache_backend",
+    "enable_unified_cache_external_linker",  # since 0.5.20
+)
+
+
 def _check_server(runner: Any, args: Any) -> None:
-    pool = runner.token_to_kv_pool
+    pool, known = runner.token_to_kv_pool, setting_names()
+
+    def given(name: str) -> Any:
+        return setting(args, name)
+
+    foreign = [name for name in _FOREIGN_CACHES if name in known and given(name)]
+    # Since 0.5.19: replays what precedes a decode step as a graph of its own; ours is more than launches.
+    glue = getattr(envs, "SGLANG_ENABLE_METADATA_GLUE_GRAPH", None)
     refused = (
-        (args.speculative_algorithm is not None, "speculative decoding", "drop --speculative-algorithm"),
-        (args.pp_size > 1, "pipeline parallelism", "use --tp-size"),
-        (args.enable_two_batch_overlap or args.enable_pdmux, "two-batch overlap or PD multiplexing", "drop them"),
-        (args.disaggregation_mode != "null", "prefill-decode disaggregation", "serve both in one server"),
-        (args.enable_hierarchical_cache, "hierarchical caches", "drop --enable-hierarchical-cache"),
-        (args.dcp_size > 1, "decode context parallelism", "use --tp-size"),
-        (tuple(args.get_attention_backends()) != (NAME, NAME), "being only one of two attention backends",
+        (given("speculative_algorithm") is not None, "speculative decoding", "drop --speculative-algorithm"),
+        (given("pp_size") > 1, "pipeline parallelism", "use --tp-size"),
+        (given("enable_two_batch_overlap") or given("enable_pdmux"), "two-batch overlap or PD multiplexing",
+         "drop them"),
+        (given("disaggregation_mode") != "null", "prefill-decode disaggregation", "serve both in one server"),
+        (foreign, f"caches beyond the pool ({', '.join(foreign)})", "drop the setting"),
+        (given("dcp_size") > 1, "decode context parallelism", "use --tp-size"),
+        (attention_backends(args) != (NAME, NAME), "being only one of two attention backends",
          f"start with --attention-backend {NAME} alone, and name the one that prefills in VORTEX_SERVING_PREFILL"),
         (runner.sliding_window_size is not None, "sliding-window models", "choose another --attention-backend"),
         (type(pool) not in (MHATokenToKVPool, MLATokenToKVPool), f"KV pools of type {type(pool).__name__}",
          "serve a decoder-only model with full attention and plain KV"),
         (pool.post_capture_active, "KV pools sized after graph capture",
          "set SGLANG_ENABLE_POST_CAPTURE_KV_SIZING=0"),
+        (glue is not None and glue.get(), "graphs of a step's preparation",
+         "unset SGLANG_ENABLE_METADATA_GLUE_GRAPH"),
         (getattr(pool, "kv_cache_layout", "nhd") != "nhd" or getattr(pool, "is_quantized_kv_cache", False),
          "KV layouts other than NHD in bf16, fp16 or fp8", "drop the setting"),
     )  # fmt: skip

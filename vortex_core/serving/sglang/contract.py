@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 from vortex_core.serving.errors import interface_moved
 from vortex_core.serving.sglang import SUPPORTED
+from vortex_core.serving.sglang.compat import DEFAULT_BACKEND, resolve, setting_names
 
 # What is called with one argument, whatever its name.
 REGISTRATIONS = (
@@ -78,12 +78,6 @@ PARAMETERS = {
         "num_layers",
     ),
     "sglang.srt.plugins.hook_registry:HookRegistry.register": ("target", "hook", "hook_type"),
-    "sglang.srt.server_args:ServerArgs._get_default_attn_backend": (
-        "self",
-        "use_mla_backend",
-        "model_config",
-    ),
-    "sglang.srt.server_args:ServerArgs.get_attention_backends": ("self",),
     "sglang.srt.runtime_context:get_parallel": (),
     "sglang.srt.mem_cache.memory_pool:KVWriteLoc": (),
     "sglang.srt.models.deepseek_common.attention_backend_handler:AttentionBackendRegistry.register": (
@@ -95,9 +89,13 @@ PARAMETERS = {
         "forward_batch",
     ),
 }
+# What has had several homes: one of them must be there, and take these.
+MOVED = {DEFAULT_BACKEND: ("use_mla_backend", "model_config")}
 # Settings of the server that are read, for what would be served wrongly.
 SETTINGS = (
     "attention_backend",
+    "prefill_attention_backend",
+    "decode_attention_backend",
     "speculative_algorithm",
     "pp_size",
     "tp_size",
@@ -107,6 +105,53 @@ SETTINGS = (
     "enable_hierarchical_cache",
     "dcp_size",
     "disable_radix_cache",
+    "enable_lmcache",
+    "enable_flexkv",
+    "radix_cache_backend",
+)
+# What SGLang's base class answers for every backend, and so for this one too where the backend that prefills has
+# an answer of its own. `INNER` is handed on to that one. For the rest the base class's answer is right or is
+# overridden: speculative decoding, DeepSeek-V4 and wrappers of several backends are refused.
+INNER = (
+    "data_type",
+    "kv_cache_dtype",
+    "kv_index_translator",
+    "forward_metadata",
+    "extend_dummy_seqs_capped_by_req_pool",
+    "prefer_eager_mixed_prefill_under_dp_attention",
+    "supports_prefill_cuda_graph_max_context_size",
+)
+OWN = (
+    "attn_backend_list",
+    "decode_attention_backend_str",
+    "draft_extend_metadata_captured_in_graph",
+    "forward",
+    "forward_decode",
+    "forward_extend",
+    "forward_mixed",
+    "get_cuda_graph_seq_len_fill_value",
+    "get_indexer_metadata",
+    "get_verify_buffers_to_fill_after_draft",
+    "init_cuda_graph_state",
+    "init_forward_metadata",
+    "init_forward_metadata_for_breakable_cuda_graph_capture",
+    "init_forward_metadata_in_graph",
+    "init_forward_metadata_out_graph",
+    "needs_cpu_seq_lens",
+    "on_after_cuda_graph_warmup",
+    "prefill_attention_backend_str",
+    "prepare_forward_metadata_for_breakable_cuda_graph_replay",
+    "prepare_full_cuda_graph_chunked_prefix",
+    "prepare_prefill_shared_read_snapshot",
+    "shared_read_ends",
+    "support_triton",
+    "supports_draft_extend_metadata_staging",
+    "supports_full_cuda_graph_chunked_prefix",
+    "supports_ragged_verify_graph",
+    "update_verify_buffers_to_fill_after_draft",
+    "use_captured_forward_metadata_for_breakable_cuda_graph",
+    "validate_elastic_cuda_graph_recapture",
+    "verify_mask",
 )
 # Fields of `ForwardBatch` that are read.
 FIELDS = (
@@ -124,13 +169,13 @@ MODES = ("is_decode", "is_idle", "is_extend", "is_target_verify", "is_draft_exte
 def differences() -> Iterator[str]:
     """How the installed SGLang differs from what is expected; nothing where it does not."""
     for place in REGISTRATIONS:
-        found = _resolve(place)
+        found = resolve(place)
         if found is None:
             yield f"{place} is gone"
         elif not _takes_one(found):
             yield f"{place} does not take one argument"
-    for place, wanted in PARAMETERS.items():
-        found = _resolve(place)
+    for places, wanted in [*(((place,), names) for place, names in PARAMETERS.items()), *MOVED.items()]:
+        found, place = next(((f, p) for p in places if (f := resolve(p))), (None, " or ".join(places)))
         if found is None:
             yield f"{place} is gone"
             continue
@@ -138,17 +183,25 @@ def differences() -> Iterator[str]:
         missing = [name for name in wanted if name not in have]
         if missing:
             yield f"{place} takes {', '.join(have)}, not {', '.join(missing)}"
-    batch = _resolve("sglang.srt.model_executor.forward_batch_info:ForwardBatch")
+    base = resolve("sglang.srt.layers.attention.base_attn_backend:AttentionBackend")
+    known = {*INNER, *OWN}
+    names = () if base is None else vars(base)
+    yield from (
+        f"AttentionBackend.{name} is new, and would hide the prefill backend's"
+        for name in names
+        if not name.startswith("_") and name not in known
+    )
+    batch = resolve("sglang.srt.model_executor.forward_batch_info:ForwardBatch")
     fields = getattr(batch, "__dataclass_fields__", {})
     yield from (f"ForwardBatch has no field {name}" for name in FIELDS if name not in fields)
-    settings = getattr(_resolve("sglang.srt.server_args:ServerArgs"), "__dataclass_fields__", {})
-    yield from (f"ServerArgs has no field {name}" for name in SETTINGS if name not in settings)
-    mode = _resolve("sglang.srt.model_executor.forward_batch_info:ForwardMode")
+    settings = setting_names()
+    yield from (f"the server has no setting {name}" for name in SETTINGS if name not in settings)
+    mode = resolve("sglang.srt.model_executor.forward_batch_info:ForwardMode")
     yield from (f"ForwardMode has no {name}" for name in MODES if not hasattr(mode, name))
-    registry = _resolve("sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS")
+    registry = resolve("sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS")
     if not isinstance(registry, dict):
         yield "attention_registry.ATTENTION_BACKENDS is no table by name"
-    absorbing = _resolve("sglang.srt.models.deepseek_common.utils:FORWARD_ABSORB_CORE_ATTENTION_BACKENDS")
+    absorbing = resolve("sglang.srt.models.deepseek_common.utils:FORWARD_ABSORB_CORE_ATTENTION_BACKENDS")
     if not isinstance(absorbing, list):
         yield "deepseek_common.utils.FORWARD_ABSORB_CORE_ATTENTION_BACKENDS is no list"
 
@@ -168,14 +221,3 @@ def _takes_one(found: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _resolve(place: str) -> Callable[..., Any] | None:
-    module, _, path = place.partition(":")
-    try:
-        found: Any = import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
-    except (ImportError, AttributeError):
-        return None
-    return found

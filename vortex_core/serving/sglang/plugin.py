@@ -75,8 +75,9 @@ def _account_for_states(settings: Settings, bundle: Any) -> None:
 
     def with_states(size: int, configurator: Any, kvc: Any, num_layers: int) -> int:
         from vortex_core.serving.sglang.build import flow_backend, state_bytes_per_token
+        from vortex_core.serving.sglang.compat import setting
 
-        if kvc.server_args.attention_backend != NAME:
+        if setting(kvc.server_args, "attention_backend") != NAME:
             return size
         return size + state_bytes_per_token(bundle, kvc.model_config, flow_backend(settings, kvc.device))
 
