@@ -1,7 +1,7 @@
 """The cache of tuning results: one JSON file a key under `$VORTEX_CACHE/tuning`.
 
 Compiling reads it and never writes it; `tune.py` measures and writes. A result holds for exactly the program, code
-generator, machine and shape bucket it was measured for: anything else is a miss, and `TuningCache.miss` says why.
+generator, kernels, machine and shape bucket it was measured for: anything else is a miss, and `TuningCache.miss` says why.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 
+from vortex_core import kernels
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.cache import cache_root
 from vortex_core.compiler.triton.codegen import VERSION
@@ -59,11 +60,21 @@ def _driver() -> str:
     return f"CUDA {torch._C._cuda_getDriverVersion()}"  # type: ignore[attr-defined]
 
 
+@lru_cache(maxsize=1)
+def kernels_digest() -> str:
+    """12 hex digits of the attention and selection kernels' sources: what fitted one version need not fit the next."""
+    found = hashlib.sha256()
+    for path in sorted(Path(kernels.__path__[0]).glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
 @dataclass(frozen=True)
 class Key:
     """What a result holds for.
 
     Attributes:
+        generator, kernels: versions of the generated code and of the kernels beside it.
         machine: None where there is no GPU: such a key is never found.
         dtype: of K and V; queries are bf16.
         batch, pages, chosen: sequences, pages of the table and pages a list, each rounded up to a power of two.
@@ -71,6 +82,7 @@ class Key:
 
     ir_hash: str
     generator: int
+    kernels: str
     machine: Machine | None
     kv_heads: int
     group: int
@@ -89,7 +101,7 @@ class Key:
         g = geometry
         dtype = "bf16" if knobs.kv_dtype == "auto" else knobs.kv_dtype
         shape = (g.kv_heads, g.group, g.head_dim, g.rope_dim, g.value_dim, knobs.page_size, dtype)
-        return cls(program.canonical().ir_hash, VERSION, machine, *shape)
+        return cls(program.canonical().ir_hash, VERSION, kernels_digest(), machine, *shape)
 
     def at(self, knobs: Knobs, layers: int, batch: int, pages: int) -> Key:
         """The key of a batch whose table has `pages` columns."""
@@ -173,7 +185,7 @@ class TuningCache:
             f"triton {key.machine.triton}"
         )
         words = (
-            f"IR {key.ir_hash[:12]}, code generator {key.generator}, {machine}, batch {key.batch}, {key.pages:,} pages "
+            f"IR {key.ir_hash[:12]}, code generator {key.generator}, kernels {key.kernels}, {machine}, batch {key.batch}, {key.pages:,} pages "
             f"of {key.page_size}, {key.chosen:,} chosen, {key.kv_heads} kv heads x {key.group}, "
             f"{key.head_dim} channels, {key.dtype}"
         )
