@@ -32,7 +32,10 @@ COMMANDS = (
     "flows --flows block_topk,quest,gqa_block_topk --shapes 16x32768x32x8,32x32768x20x1,1x32768x32x8",
     "tuning",
     "parity --device cuda --case glm-4.7-flash:3 --case glm-4.7-flash:8 --case minimax-m2.7:2",
-    f"{_ENGINE} dense,block_topk@16,block_topk@64 --model qwen3-1.7b --batch 1,16,64 --context 8000,32000",
+    (
+        f"{_ENGINE} dense,block_topk@64,block_topk@16,quest@64 --model qwen3-1.7b --batch 1,8,16,64 "
+        "--context 8000,32000,128000"
+    ),
     f"{_ENGINE} dense,block_topk@64 --model qwen3-8b --batch 1,16 --context 8000,32000,128000 --no-share",
     f"{_ENGINE} dense,block_topk@64 --model qwen3-8b --batch 16 --context 32000 --no-share --tp 2",
     f"{_ENGINE} dense,block_topk@64 --model glm-4.7-flash --batch 1,8,16 --context 8000,32000,128000 --no-share",
@@ -41,6 +44,7 @@ COMMANDS = (
         f"{_SGLANG} --model glm-4.7-flash --page 64 --memory 0.9 --prefill fa3 --sets 16x16384 32x16384 16x65536 "
         "8x131072 --dense fa3,flashmla@32x16384,triton@32x16384 --flows block_topk"
     ),
+    f"{_SGLANG} --model minimax-m2-layers --page 64 --memory 0.92 --sets 16x16384 --flows block_topk",
     f"{_SGLANG} --model qwen3-8b --tp 2 --memory 0.85 --sets 16x32000 32x16384",
     "serving_needles",
 )

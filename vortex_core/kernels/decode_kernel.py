@@ -180,21 +180,8 @@ def merge_if_last(
                 group, group_ok, dv1, dv1 < DV, GROUP, DV, 4,
             )  # fmt: skip
         store_row(
-            out_rows,
-            lse_ptr,
-            row,
-            merged0,
-            merged1,
-            lse,
-            group,
-            group_ok,
-            dv0,
-            dv1,
-            mask0,
-            GROUP,
-            DV1,
-            HAS_LSE,
-        )
+            out_rows, lse_ptr, row, merged0, merged1, lse, group, group_ok, dv0, dv1, mask0, GROUP, DV1, HAS_LSE
+        )  # fmt: skip
 
 
 # Not specialised on: batch sizes and list strides vary between captured graphs, one binary serves them all.

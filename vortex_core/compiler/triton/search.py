@@ -19,7 +19,8 @@ class Trial(Generic[C]):
 
     Attributes:
         us: median microseconds; None where it was not measured.
-        outcome: `default`, `kept`, `slower`, `not clearly faster`, `no time left`, or `rejected: why`.
+        outcome: `default`, `kept`, `slower`, `not clearly faster`, `slower than the kept one`, `no time left`,
+            `rejected: why`, or of a whole step `not faster as a whole`.
     """
 
     part: str

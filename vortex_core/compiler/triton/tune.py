@@ -157,8 +157,9 @@ def tune(
     def step(config: FlowConfig) -> float:
         """The whole layer: what was best alone need not be where launches overlap."""
         attention = config.attention or case.attention
-        flow = flows.setdefault(config, case.flow(config))
-        return timer([partial(case.step, flow, attention, layer, full) for layer in layers])
+        if config not in flows:
+            flows[config] = case.flow(config)
+        return timer([partial(case.step, flows[config], attention, layer, full) for layer in layers])
 
     flows = {FlowConfig(): case.default}
     step_us, gain = step(FlowConfig()), 1.0
