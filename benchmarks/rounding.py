@@ -18,14 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vortex_core.engine.hf_config import reference_config
-from vortex_core.engine.models.random_weights import LABEL, _copy_noise, _fill_buffers
+from vortex_core.engine.models.random_weights import LABEL, NOISE, STD, copy_noise, fill
 from vortex_core.specs import ModelSpec, load_model
 
-STD, NOISE, WORDS = (
-    0.02,
-    16_777_259,
-    4000,
-)  # as in `random_weights`; tokens of the vocabulary that are compared
+WORDS = 4000  # tokens of the vocabulary that are compared
 
 
 class Layers:
@@ -45,7 +41,7 @@ class Layers:
     def matrix(self, *shape: int) -> torch.Tensor:
         """The next numbers of the noise."""
         made = torch.empty(*shape, dtype=torch.bfloat16)
-        self.at = _copy_noise(made.view(-1), self.noise, self.at)
+        self.at = copy_noise(made.view(-1), self.noise, self.at)
         return made
 
     def layer(self, index: int) -> Any:
@@ -53,12 +49,7 @@ class Layers:
         with torch.device("meta"):
             made = self.kinds[index](self.config, index).to(torch.bfloat16)
         made.to_empty(device="cpu")
-        for name, parameter in made.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-            else:
-                self.at = _copy_noise(parameter.view(-1), self.noise, self.at)
-        _fill_buffers(made, torch.device("cpu"))
+        self.at = fill(made, self.noise, self.at)
         return made
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 LABEL = "random weights, throughput only"
 
-_STD = 0.02  # initializer_range of all these architectures
+STD = 0.02  # initializer_range of all these architectures
 # A prime, so that no two rows of a matrix begin at the same place of the noise.
-_NOISE = 16_777_259
+NOISE = 16_777_259
 
 
 def random_model(
@@ -60,22 +60,27 @@ def random_model(
         model.lm_head.weight = model.base_model.embed_tokens.weight
     generator = torch.Generator(device=device).manual_seed(seed)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
-    noise = torch.empty(min(_NOISE, matrices), dtype=dtype, device=device)
-    noise.normal_(0.0, _STD, generator=generator)
-    at = 0
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-            else:
-                at = _copy_noise(parameter.view(-1), noise, at)
-    _fill_buffers(model, device)
+    noise = torch.empty(min(NOISE, matrices), dtype=dtype, device=device)
+    noise.normal_(0.0, STD, generator=generator)
+    fill(model, noise, 0)
     labelled = f"{spec.name} ({LABEL})"
     config.name_or_path = labelled
     return model.eval().requires_grad_(False), spec.model_copy(update={"name": labelled})
 
 
-def _copy_noise(target: torch.Tensor, noise: torch.Tensor, at: int) -> int:
+def fill(module: Any, noise: torch.Tensor, at: int) -> int:
+    """Give an empty module its weights, from place `at` of the noise on; returns where the next one begins."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                at = copy_noise(parameter.view(-1), noise, at)
+    _fill_buffers(module, noise.device)
+    return at
+
+
+def copy_noise(target: torch.Tensor, noise: torch.Tensor, at: int) -> int:
     """Fill a flat tensor from `noise`, going round; returns where the next one begins."""
     done = 0
     while done < len(target):
