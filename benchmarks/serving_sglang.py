@@ -15,7 +15,9 @@ attended; --normal-weights makes answers depend on it, and tokens route to many 
 `--ahead N` starts the processes of the next N arms early and holds them off the GPU until their turn, `--random-kv`
 fills prompts with random keys and values instead of computing them (benchmarks/serving_held.py). `of the floor` is
 computed: the step that would be left if dense attention lost exactly the time of the bytes not read, at the
-bandwidth given by --bandwidth (or a copy's, where it is known of the GPU), over the step measured.
+bandwidth given by --bandwidth (or a copy's, where it is known of the GPU), over the step measured. `--profile` also
+records each arm's kernels at each shape, after its timing, and writes where a step's time goes
+(benchmarks/serving_profile.py).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import needs, serving_held
+from benchmarks import needs, serving_held, serving_profile
 from benchmarks.serving_shapes import (
     CPU_VARIABLES,
     GLM,
@@ -50,6 +52,7 @@ from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings
 
 STREAMED = 64  # new tokens of the generation whose answers are compared
+PROFILED = 17  # new tokens of the generation whose kernels are recorded
 # Some hosts must not use NVLink multicast; nothing here needs it.
 QUIET = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 
@@ -120,10 +123,31 @@ class Run:
         )  # fmt: skip
 
 
+def profiled(engine: EngineProcess, arm: str, row: dict[str, Any], ids: list[list[int]], out: Path) -> str:
+    """Record a generation's kernels at a row's shape; the trace goes beside the results. Returns a table."""
+    batch, context = row["batch"], row["context"]
+    folder = out / "traces" / f"{arm.replace(':', '-').replace(' ', '-')}-{batch}x{context}"
+    traces = engine.profile(ids, PROFILED, folder.absolute())
+    try:
+        step = serving_profile.read(traces)
+    except ValueError as error:
+        return f"## {arm}, {batch} x {context:,}\n\nnot profiled: {error}\n"
+    row["profile"] = {"period_ms": step.period_us / 1e3, "busy_ms": step.busy_us / 1e3,
+                      "attention_ms": step.matching(serving_profile.ATTENTION) / 1e3}  # fmt: skip
+    return serving_profile.page(arm, batch, context, step)
+
+
+def await_file(path: Path | None) -> None:
+    """Wait until the file is there, if one is named."""
+    while path is not None and not path.exists():
+        time.sleep(0.1)
+
+
 def run_all(runs: list[Run], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Results of the runs in turn; up to `--ahead` later ones are starting meanwhile, held at their gates."""
     with ThreadPoolExecutor(max_workers=args.ahead + 1) as pool:
         starting = [pool.submit(run.start, args) for run in runs[: args.ahead]]
+        await_file(args.after)
         for at, run in enumerate(runs):
             if at + args.ahead < len(runs):
                 starting.append(pool.submit(runs[at + args.ahead].start, args))
@@ -150,6 +174,9 @@ def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace
                     last = context
                     row = measure(engine, vocabulary, batch, context, args)
                     found["results"].append(row)
+                    if args.profile:
+                        ids = prompts(batch, context, vocabulary)
+                        found.setdefault("pages", []).append(profiled(engine, arm.name, row, ids, args.out))
                     shown = {k: v for k, v in row.items() if k != "tokens"}
                     print(f"{arm.name}: {json.dumps(shown)}", flush=True)
             finally:
@@ -236,6 +263,10 @@ def parser() -> argparse.ArgumentParser:
         "--limit", type=float, default=900, help="seconds an engine may take to start, once it may"
     )
     found.add_argument("--ahead", type=int, default=0, help="arms whose processes start before their turn")
+    found.add_argument(
+        "--after", type=Path, metavar="FILE", help="leave the GPU alone until this file is there"
+    )
+    found.add_argument("--profile", action="store_true", help="also where a step's time goes, by kernel")
     found.add_argument("--random-kv", action="store_true", help="prompts of random K and V, not computed")
     found.add_argument(
         "--normal-weights", action="store_true", help="drawn as for training, not SGLang's dummies"
@@ -251,6 +282,8 @@ def main() -> int:
     """Run every arm `--rounds` times, in turn; write `serving_sglang.json` and `.md`. 1 if an arm failed."""
     command_line = parser()
     args = command_line.parse_args()
+    if args.profile and args.device == "cpu":
+        command_line.error("--profile records GPU kernels; leave it out with --device cpu")
     needs.sglang(command_line)
     if args.device == "cuda":
         needs.gpus(command_line, args.tp)
@@ -281,6 +314,9 @@ def main() -> int:
             (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
             head = f"{args.model}, {data['device']} x {args.tp}, page {args.page}; {data['note']}"
             (args.out / "serving_sglang.md").write_text(f"{head}\n\n{text}\n")
+            pages = [page for arm in arms for page in arm.get("pages", ())]
+            if pages:
+                (args.out / "serving_sglang_kernels.md").write_text("\n".join([f"{head}\n", *pages]))
     print(text)
     return int(any("failure" in arm for arm in arms))
 

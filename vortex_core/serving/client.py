@@ -134,6 +134,13 @@ class EngineProcess:
         """The same token by token, with the time between tokens."""
         return Answer(**self._ask({"do": "stream", "ids": [list(x) for x in ids], "new": new}, limit))
 
+    def profile(
+        self, ids: Sequence[Sequence[int]], new: int, folder: Path, limit: float = 600.0
+    ) -> list[Path]:
+        """Generate, and record every GPU kernel meanwhile: a Chrome trace (gzip) of each rank, in `folder`."""
+        self._ask({"do": "profile", "ids": [list(x) for x in ids], "new": new, "folder": str(folder)}, limit)
+        return sorted(folder.rglob("*.trace.json.gz"))
+
     def flush(self) -> None:
         """Forget all cached prefixes."""
         self._ask({"do": "flush"}, 60.0)

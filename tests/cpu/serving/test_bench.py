@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import serving_profile
 from benchmarks.serving_needles import Answered, row
 from benchmarks.serving_sglang import shapes
 from benchmarks.serving_shapes import kv_bytes_per_token, write_config
@@ -79,3 +80,32 @@ def test_needle_rows_pair_answers_item_by_item() -> None:
     assert found["difference"]["value"] == 0.0
     assert found["over_dense"]["value"] == -0.5
     assert found["difference"]["low"] < 0.0 < found["difference"]["high"]
+
+
+def kernel(name: str, start: float, duration: float, launch: int) -> dict[str, object]:
+    return {"cat": "kernel", "name": name, "ts": start, "dur": duration, "args": {"correlation": launch}}
+
+
+def test_a_profiled_step_counts_every_moment_once() -> None:
+    events: list[dict[str, object]] = [{"cat": "cpu_op", "name": "x", "ts": 0.0, "dur": 9.0}]
+    for step in range(4):
+        at = 100.0 * step
+        # The merge starts 4 us before the attention kernel that it waits for ends.
+        events += [kernel("gemm", at, 10.0, step), kernel("flash_fwd", at + 10, 20.0, step)]
+        events += [kernel("combine", at + 26, 6.0, step), kernel("copy", at + 60, 1.0, 1000 + step)]
+    found = serving_profile.step_of(events)
+    assert (found.replays, found.period_us, found.busy_us, found.outside) == (4, 100.0, 32.0, 1.0)
+    assert [(k.name, k.count, k.us, k.exposed_us) for k in found.kernels] == [
+        ("flash_fwd", 1, 20.0, 20.0), ("gemm", 1, 10.0, 10.0), ("combine", 1, 6.0, 2.0),
+    ]  # fmt: skip
+    assert found.matching(serving_profile.ATTENTION) == 22.0
+    assert "| `flash_fwd` | 1 | 20.00 | 20.0 | 20.0 |" in serving_profile.page("dense:fa3", 2, 1000, found)
+
+
+def test_what_cannot_be_profiled_says_why() -> None:
+    with pytest.raises(ValueError, match="no trace"):
+        serving_profile.read([])
+    with pytest.raises(ValueError, match="no captured graph"):
+        serving_profile.step_of([kernel("gemm", 0.0, 1.0, 1)])
+    with pytest.raises(ValueError, match="1 decode steps"):
+        serving_profile.step_of([kernel("a", 0.0, 1.0, 1), kernel("b", 1.0, 1.0, 1)])

@@ -62,6 +62,16 @@ class Worker:
             "gaps": gaps,
         }
 
+    def profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Generate once more and leave the trace of every rank's GPU kernels in `folder`."""
+        self.engine.start_profile(
+            output_dir=request["folder"], activities=["GPU"], with_stack=False, record_shapes=False
+        )
+        try:
+            return self.generate(request)
+        finally:
+            self.engine.stop_profile()
+
     def flush(self, request: dict[str, Any]) -> dict[str, Any]:
         """Forget all cached prefixes."""
         self.engine.flush_cache()
