@@ -110,22 +110,3 @@ def write_kv(
         DV=v.shape[2], DV_PAD=next_power_of_2(v.shape[2]), HAS_V=has_v, BLOCK_T=block_t,
         num_warps=1 if block_t == 1 else 4, **dependent_launch(k.device),
     )  # fmt: skip
-
-
-def write_latent(
-    latent: Tensor, rope: Tensor, cache: Tensor, slots: Tensor, *, kv_scale: float = 1.0
-) -> None:
-    """Stores latent rows: latent [token, 512] and rope [token, 64] side by side in cache [page, token, 576].
-
-    Reads both parts where they are, so no concatenated copy is made. Raises KernelInputError.
-    """
-    width = latent.shape[1]
-    require(
-        cache.dim() == 3 and cache.shape[2] == width + rope.shape[1],
-        f"cache must be [page, token, {width} + rope]",
-    )
-    heads = cache.unsqueeze(2)
-    write_kv(
-        latent.unsqueeze(1), rope.unsqueeze(1), heads[..., :width], heads[..., width:], slots,
-        k_scale=kv_scale, v_scale=kv_scale,
-    )  # fmt: skip

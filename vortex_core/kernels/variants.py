@@ -20,6 +20,7 @@ from vortex_core.kernels.dependent import EARLY, LATE
 from vortex_core.kernels.kv_write import kv_write_kernel
 from vortex_core.kernels.latent_decode import latent_constants
 from vortex_core.kernels.latent_kernel import WARPS, latent_decode_kernel
+from vortex_core.kernels.latent_write import latent_write_kernel
 from vortex_core.kernels.list_kernel import list_decode_kernel
 from vortex_core.kernels.mla_decode import mla_config, mla_rows
 from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
@@ -315,6 +316,17 @@ def variants() -> Iterator[Variant]:
     pool = {"k_ptr": bf16, "v_ptr": bf16, "k_cache_ptr": e4m3, "v_cache_ptr": e4m3}
     yield _variant("write-decode", kv_write_kernel, {**write, "BLOCK_T": 1}, pool, num_warps=1)
     yield _variant("write-prefill", kv_write_kernel, {**write, "BLOCK_T": 16}, pool, num_warps=4)
+    rows = {
+        "PAGE": 64,
+        "HEADS": 20,
+        "BLOCK_H": 4,
+        "LATENT": 512,
+        "LATENT_PAD": 512,
+        "ROPE": 64,
+        "ROPE_PAD": 64,
+    }
+    parts = {f"{name}_ptr": bf16 for name in ("latent", "rope", "cache", "q_latent", "q_rope", "q")}
+    yield _variant("write-latent", latent_write_kernel, rows, parts, num_warps=4)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import torch
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, StateStore
 from vortex_core.compiler.triton.flow import TritonFlow
+from vortex_core.kernels import write_latent
 from vortex_core.serving.attend import Attend, Lists, PoolLayer, TorchAttend, TritonAttend
 from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.plan import LayerPlan, layer_plan
@@ -158,6 +159,29 @@ class FlowDecoder:
         """Allocate what a step of `batch` sequences needs, before it is captured."""
         if isinstance(self.compiled, TritonFlow) and self.states:
             self.compiled.workspace(batch, self.view.width, self.device)
+
+    @property
+    def writes_latent(self) -> bool:
+        """Whether `write_latent` is there: MLA on a GPU."""
+        return self.geometry.is_mla and isinstance(self._dense, TritonAttend)
+
+    def write_latent(
+        self,
+        layer: int,
+        slots: torch.Tensor,
+        latent: torch.Tensor,
+        rope: torch.Tensor,
+        q_latent: torch.Tensor,
+        q_rope: torch.Tensor,
+    ) -> torch.Tensor:
+        """Store a layer's latent rows of the step's tokens, and put their queries together: one launch for both.
+
+        Args: as of `kernels.write_latent`, without the cache.
+
+        Returns:
+            `[batch, q_head, dim]`.
+        """
+        return write_latent(latent, rope, self.kv[layer].k[:, :, 0], slots, q_latent, q_rope)
 
     def attend(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
         """One layer of the step. The layer's K and V of the new tokens are in the pool.

@@ -23,6 +23,7 @@ from vortex_core.kernels import (
     select_pages,
     select_workspace,
     write_kv,
+    write_latent,
 )
 from vortex_core.kernels.reference import (
     mla_decode_reference,
@@ -379,6 +380,27 @@ def test_write_rounds_and_saturates_as_torch(dtype: torch.dtype, tokens: int) ->
     write_kv(k, v, k_cache, v_cache, slots, k_scale=0.5, v_scale=2.0)
     assert torch.equal(k_cache.cpu().float(), want_k.float())
     assert torch.equal(v_cache.cpu().float(), want_v.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 16), (33, 20), (64, 5)])
+def test_latent_rows_and_queries_lie_side_by_side(tokens: int, heads: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    row = torch.randn(tokens, 1, 640, device="cuda", dtype=torch.bfloat16)
+    latent, rope = row[:, 0, :512], row[:, 0, 512:576]
+    q_latent = torch.randn(heads, tokens, 512, device="cuda", dtype=torch.bfloat16).transpose(0, 1)
+    q_rope = torch.randn(tokens, heads, 256, device="cuda", dtype=torch.bfloat16)[..., 192:]
+    cache = torch.randn(9, 64, 576, device="cuda").to(dtype)
+    slots = torch.randperm(9 * 64, device="cuda")[:tokens]
+    slots[-1] = -1
+    want = cache.clone()
+    kept = slots[:-1]
+    want.view(torch.uint8 if cache.element_size() == 1 else dtype).view(-1, 576)[kept] = (
+        row[:-1, 0, :576].to(dtype).view(torch.uint8 if cache.element_size() == 1 else dtype)
+    )
+    q = write_latent(latent, rope, cache, slots, q_latent, q_rope)
+    assert torch.equal(q, torch.cat([q_latent, q_rope], -1))
+    assert torch.equal(cache.float(), want.float())
 
 
 def test_wrong_devices_do_not_launch() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.interp.kernels import inputs
-from vortex_core.kernels import write_kv, write_latent
+from vortex_core.kernels import KernelInputError, write_kv, write_latent
 from vortex_core.kernels.reference import write_kv_reference
 
 SLOTS = torch.tensor([3, -1, 17, 31, 8], dtype=torch.int32)
@@ -42,12 +42,33 @@ def test_many_tokens_take_fuller_programs() -> None:
     assert torch.equal(cache.view(-1, 16)[slots], k[:, 0])
 
 
-def test_latent_rows_are_written_side_by_side() -> None:
-    latent, rope = torch.randn(5, 32), torch.randn(5, 16)
-    cache = torch.zeros(4, 8, 48)
-    write_latent(latent, rope, cache, SLOTS)
-    flat = cache.view(-1, 48)
+@pytest.mark.parametrize(("heads", "width", "narrow"), [(1, 32, 16), (4, 24, 8), (5, 32, 16), (20, 16, 4)])
+def test_latent_rows_and_queries_lie_side_by_side(heads: int, width: int, narrow: int) -> None:
+    row = torch.randn(5, 1, 2 * (width + narrow))  # as a model hands them over: parts of wider rows
+    latent, rope = row[:, 0, :width], row[:, 0, width : width + narrow]
+    q_latent = torch.randn(heads, 5, width).transpose(0, 1)
+    q_rope = torch.randn(5, heads, width + narrow)[..., width:]
+    cache = torch.zeros(4, 8, width + narrow)
+    q = write_latent(latent, rope, cache, SLOTS, q_latent, q_rope)
+    assert torch.equal(q, torch.cat([q_latent, q_rope], -1))
+    flat = cache.view(-1, width + narrow)
     for t, slot in enumerate(SLOTS.tolist()):
         if slot >= 0:
             assert torch.equal(flat[slot], torch.cat([latent[t], rope[t]]))
     assert int((flat.abs().sum(1) > 0).sum()) == 4
+
+
+def test_latent_writes_say_what_does_not_fit() -> None:
+    latent, rope, cache = torch.randn(2, 16), torch.randn(2, 4), torch.zeros(3, 8, 20)
+    slots, q = torch.tensor([0, 1]), torch.randn(2, 3, 20)
+    with pytest.raises(KernelInputError, match="cache must be"):
+        write_latent(latent, rope, cache[..., :18], slots, q[..., :16], q[..., 16:])
+    with pytest.raises(KernelInputError, match="queries must be"):
+        write_latent(latent, rope, cache, slots, q[..., :16], q[:1, :, 16:])
+    with pytest.raises(KernelInputError, match="of 2 tokens"):
+        write_latent(latent, rope, cache, slots[:1], q[..., :16], q[..., 16:])
+    assert write_latent(latent[:0], rope[:0], cache, slots[:0], q[:0, :, :16], q[:0, :, 16:]).shape == (
+        0,
+        3,
+        20,
+    )
