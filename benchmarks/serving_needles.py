@@ -4,8 +4,10 @@
 
 Runs in this project's environment; SGLang runs in its own (`VORTEX_SGLANG_PYTHON`, docs/serving.md). The first new
 token is handled alike: SGLang's comes from prefill and is dense, so the embedded engine's is dense too, and a flow
-decodes from the second token on. Each engine continues its own first token. Answers end where the evaluators end
-them; both engines are asked for the same number of tokens. The paired interval is the evaluators' (Tango 1998).
+decodes from the second token on. Each engine continues its own first token. A `pair_recall` question (the model
+retrieval-mla) has an answer of one token, so its last token, the key, is given as the answer's first: a flow reads it
+and answers. Answers end where the evaluators end them; both engines are asked for the same number of tokens. The
+paired interval is the evaluators' (Tango 1998).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from benchmarks import needs
 from benchmarks.serving_shapes import CPU_VARIABLES
 from evaluators import stats
 from evaluators.tasks.needle import NeedleItem, needle_item
+from evaluators.tasks.pairs import pair_item
 from evaluators.tasks.tokens import encode
 from vortex_core import library
 from vortex_core.engine import Engine
@@ -41,6 +45,11 @@ from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings
 
 DENSE = "dense"
+PAIRS = "pair_recall"
+FIRST = {
+    False: "The first new token is dense in both engines, a flow decodes from the second on.",
+    True: "Each prompt's last token, the key asked for, is decoded with the flow, and so is the answer.",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -71,20 +80,24 @@ class Items:
         self.items: list[NeedleItem] = []
         for task in tasks:  # e.g. needle_multikey:1024:8:2
             name, context, count, distractors = f"{task}:0".split(":")[:4]
-            self.items += [
-                needle_item(
-                    tokenizer, task=name, context=int(context), seed=seed, index=i, distractors=int(distractors)
-                )
-                for i in range(int(count))
-            ]  # fmt: skip
-        self.new = max(item.max_new_tokens for item in self.items)
-        stops = {tokenizer.eos_token_id, *encode(tokenizer, "."), *encode(tokenizer, "\n")}
-        self.stops = {stop for stop in stops if stop is not None}
-
-    @property
-    def prompts(self) -> list[list[int]]:
-        """Token ids."""
-        return [list(item.prompt) for item in self.items]
+            where = {"context": int(context), "seed": seed, "distractors": int(distractors)}
+            for i in range(int(count)):
+                pairs = name == PAIRS
+                item = pair_item(**where, index=i) if pairs else needle_item(
+                    tokenizer, task=name, **where, index=i
+                )  # fmt: skip
+                self.items.append(item)
+        kinds = {item.task == PAIRS for item in self.items}
+        if len(kinds) != 1:
+            raise SystemExit(
+                f"{PAIRS} is another model's task than the rest: name one kind, and one item at least"
+            )
+        given = kinds.pop()
+        self.prompts = [list(item.prompt[:-1] if given else item.prompt) for item in self.items]
+        self.starts = [[item.prompt[-1]] for item in self.items] if given else None
+        self.new = max(item.max_new_tokens for item in self.items) + given
+        stops = set() if given else {*encode(tokenizer, "."), *encode(tokenizer, "\n")}
+        self.stops = {stop for stop in (tokenizer.eos_token_id, *stops) if stop is not None}
 
     def answered(
         self, found: Sequence[Sequence[int]], density: float | None, ir_hash: str | None, seconds: float
@@ -92,6 +105,7 @@ class Items:
         """Cut each answer at its first stop, and score it."""
         cut, scores = [], []
         for item, tokens in zip(self.items, found, strict=True):
+            tokens = tokens[1:] if self.starts else tokens
             end = next((i for i, token in enumerate(tokens) if token in self.stops), len(tokens))
             cut.append(list(tokens[:end]))
             scores.append(item.score(self.tokenizer.decode(cut[-1], skip_special_tokens=True)))
@@ -106,8 +120,8 @@ def embedded(
     engine = Engine.from_model(args.model, max_tokens=room, device=args.device, dtype=DTYPES[args.dtype])
     groups = batches(items.prompts, args.batch)
     began = time.perf_counter()
-    firsts: list[int] = []
-    for group in groups:
+    firsts: list[int] = [start[0] for start in items.starts or ()]
+    for group in groups if items.starts is None else ():
         prompts = [engine.prefill(ids) for ids in group]
         firsts += [tokens[0] for tokens in engine.decode(prompts, max_new_tokens=1).tokens]
     begun = [[*ids, first] for ids, first in zip(items.prompts, firsts, strict=True)]
@@ -140,14 +154,16 @@ def through_sglang(
         "grammar_backend": "none", "sampling_backend": "pytorch", "page_size": args.page,
         "context_length": longest + args.page, "max_running_requests": args.batch, "log_level": "info",
         "max_total_tokens": sum(map(len, items.prompts)) + 4 * args.batch * args.page, "random_seed": 0,
-        "watchdog_timeout": 1200,
+        "watchdog_timeout": 1200, "mem_fraction_static": 0.5,
     }  # fmt: skip
     variables = {"HF_HUB_OFFLINE": "1"}
+    if items.starts:
+        options["forced_starts"] = True
     if args.device == "cpu":
         options |= {"device": "cpu", "disable_cuda_graph": True}
         variables |= CPU_VARIABLES
     else:
-        options |= {"mem_fraction_static": 0.5, "cuda_graph_bs_decode": [args.batch]}
+        options["cuda_graph_bs_decode"] = [args.batch]
 
     def one(name: str) -> tuple[Answered, str]:
         bundle, settings, backend = flows[name], None, args.dense
@@ -156,8 +172,9 @@ def through_sglang(
         with EngineProcess(options | {"attention_backend": backend}, settings, variables=variables) as engine:
             began = time.perf_counter()
             found: list[list[int]] = []
-            for group in batches(items.prompts, args.batch):
-                found += engine.generate(group, items.new).tokens
+            starts = batches(items.starts, args.batch) if items.starts else repeat(None)
+            for group, start in zip(batches(items.prompts, args.batch), starts, strict=False):
+                found += engine.generate(group, items.new, starts=start).tokens
             seconds, status = time.perf_counter() - began, engine.status or {}
             version = str(engine.facts["sglang"])
         answered = items.answered(found, status.get("density"), status.get("ir_hash"), seconds)
@@ -202,7 +219,7 @@ def page(data: dict[str, Any]) -> str:
         f"{data['date']}. {data['model']} (real weights), {data['dtype']}, {data['device']}; SGLang "
         f"{data['sglang']}, torch {data['torch']} here. Items: {', '.join(data['tasks'])} "
         f"(task:context:items:distractors), seed {data['seed']}; budget {data['budget']} tokens, pages of "
-        f"{data['page']}. The first new token is dense in both engines, a flow decodes from the second on. "
+        f"{data['page']}. {data['first']} "
         "Differences in accuracy with their 95% interval, paired by item."
     )
     columns = (
@@ -274,6 +291,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "tasks": args.tasks, "seed": args.seed, "budget": args.budget, "page": args.page,
         "command": shlex.join(["python", "-m", "benchmarks.serving_needles", *sys.argv[1:]]),
+        "first": FIRST[items.starts is not None],
         "rows": [row(name, ours[name], theirs[name], ours[DENSE]) for name in flows],
         "answers": {"sglang": {n: asdict(a) for n, a in ours.items()},
                     "embedded": {n: asdict(a) for n, a in theirs.items()}},

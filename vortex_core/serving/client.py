@@ -46,7 +46,8 @@ class EngineProcess:
     """A running engine. Use as a context manager; its processes end with it.
 
     Args:
-        options: keyword arguments of `sglang.Engine`.
+        options: keyword arguments of `sglang.Engine`; `forced_starts`: whether answers may be given `starts`,
+            which turns chunked prefill off.
         settings: the flow, with `--attention-backend vortex` in `options`; None for SGLang's own attention.
         python: interpreter of SGLang's environment; None: `$VORTEX_SGLANG_PYTHON`, else this one.
         variables: further environment variables.
@@ -126,9 +127,23 @@ class EngineProcess:
         text = self.log.read_text(encoding="utf-8", errors="replace")
         return engine_died(how, text[-_LAST:])
 
-    def generate(self, ids: Sequence[Sequence[int]], new: int, limit: float = 600.0) -> Answer:
-        """Greedy answers of exactly `new` tokens to a batch of prompts."""
-        return Answer(**self._ask({"do": "generate", "ids": [list(x) for x in ids], "new": new}, limit))
+    def generate(
+        self,
+        ids: Sequence[Sequence[int]],
+        new: int,
+        limit: float = 600.0,
+        *,
+        starts: Sequence[Sequence[int]] | None = None,
+    ) -> Answer:
+        """Greedy answers of exactly `new` tokens to a batch of prompts.
+
+        Args:
+            starts: tokens that the answers begin with; the engine must have been started with `forced_starts`.
+        """
+        request: dict[str, Any] = {"do": "generate", "ids": [list(x) for x in ids], "new": new}
+        if starts is not None:
+            request["starts"] = [list(x) for x in starts]
+        return Answer(**self._ask(request, limit))
 
     def stream(self, ids: Sequence[Sequence[int]], new: int, limit: float = 600.0) -> Answer:
         """The same token by token, with the time between tokens."""

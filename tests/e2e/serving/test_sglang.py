@@ -116,6 +116,29 @@ def test_everything_selected_equals_transformers(
     assert (status["ir_hash"], status["density"]) == (flow.ir_hash, 1.0)
 
 
+def test_the_flow_reads_the_start_that_an_answer_is_given(
+    model: Path, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """Prefill, which is dense, would answer a prompt's last token; given as a start it is decoded."""
+    from transformers import AutoModelForCausalLM
+
+    from vortex_core.engine import Engine
+
+    flow = _flow(tmp_path, budget="48")
+    starts = [[5], [17], [99]]
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    embedded = Engine(reference, None, max_tokens=2048)
+    embedded.load_flow(flow.program, flow.knobs)
+    prompts = [embedded.prefill([*ids, *start]) for ids, start in zip(PROMPTS, starts, strict=True)]
+    found = embedded.decode(prompts, max_new_tokens=4).tokens
+    options = _options(model, forced_starts=True, mem_fraction_static=0.3)
+    with EngineProcess(
+        options, Settings(str(tmp_path / "flow.json")), python=PYTHON, variables=variables
+    ) as engine:
+        answers = engine.generate(PROMPTS, 5, starts=starts).tokens
+    assert answers == [[*start, *tokens] for start, tokens in zip(starts, found, strict=True)]
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_a_sparse_flow_equals_the_embedded_engine(
     model: Path, variables: dict[str, str], tmp_path: Path, backend: str

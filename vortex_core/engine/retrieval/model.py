@@ -29,6 +29,12 @@ class Shape:
     qk_rope: int = 64
 
 
+# Fields of GLM-4.7-Flash's own configuration that serving engines read, and that transformers has no use for.
+_SERVED = {
+    "first_k_dense_replace": 1, "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+}  # fmt: skip
+
+
 def config(shape: Shape) -> Any:
     """The configuration of a shape: a layer with a dense MLP, and one with four experts."""
     from transformers import AutoConfig
@@ -56,6 +62,7 @@ def config(shape: Shape) -> Any:
         bos_token_id=BOS,
         eos_token_id=EOS,
         tie_word_embeddings=False,
+        **_SERVED,
     )
 
 

@@ -19,17 +19,26 @@ class Worker:
     def __init__(self, options: dict[str, Any]) -> None:
         import sglang
 
+        if options.pop("forced_starts", False):
+            from vortex_core.serving.sglang.forced import OPTIONS
+
+            options |= OPTIONS
         began = time.perf_counter()
         self.engine = sglang.Engine(**options)
         self.facts = {"sglang": sglang.__version__, "start_s": round(time.perf_counter() - began, 2)}
 
     def generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Greedy answers of exactly `new` tokens to `ids`; seconds of the whole batch."""
+        """Greedy answers of exactly `new` tokens to `ids`, `starts` included; seconds of the whole batch."""
+        greedy = {"temperature": 0, "max_new_tokens": request["new"], "ignore_eos": True}
+        sampling: Any = greedy
+        more = {}
+        if request.get("starts"):
+            from vortex_core.serving.sglang.forced import START, ForcedStart
+
+            sampling = [greedy | {"custom_params": {START: start}} for start in request["starts"]]
+            more["custom_logit_processor"] = ForcedStart.to_str()
         began = time.perf_counter()
-        found = self.engine.generate(
-            input_ids=request["ids"],
-            sampling_params={"temperature": 0, "max_new_tokens": request["new"], "ignore_eos": True},
-        )
+        found = self.engine.generate(input_ids=request["ids"], sampling_params=sampling, **more)
         seconds = time.perf_counter() - began
         cached = [int(r["meta_info"].get("cached_tokens", 0)) for r in found]
         return {"seconds": seconds, "tokens": [r["output_ids"] for r in found], "cached": cached}
