@@ -123,10 +123,13 @@ class Run:
         )  # fmt: skip
 
 
-def profiled(engine: EngineProcess, arm: str, row: dict[str, Any], ids: list[list[int]], out: Path) -> str:
+def profiled(engine: EngineProcess, arm: str, row: dict[str, Any], vocabulary: int, out: Path) -> str:
     """Record a generation's kernels at a row's shape; the trace goes beside the results. Returns a table."""
     batch, context = row["batch"], row["context"]
     folder = out / "traces" / f"{arm.replace(':', '-').replace(' ', '-')}-{batch}x{context}"
+    ids = prompts(batch, context, vocabulary)
+    engine.flush()
+    engine.generate(ids, 1)
     traces = engine.profile(ids, PROFILED, folder.absolute())
     try:
         step = serving_profile.read(traces)
@@ -174,11 +177,14 @@ def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace
                     last = context
                     row = measure(engine, vocabulary, batch, context, args)
                     found["results"].append(row)
-                    if args.profile:
-                        ids = prompts(batch, context, vocabulary)
-                        found.setdefault("pages", []).append(profiled(engine, arm.name, row, ids, args.out))
                     shown = {k: v for k, v in row.items() if k != "tokens"}
                     print(f"{arm.name}: {json.dumps(shown)}", flush=True)
+                for row in (
+                    found["results"] if args.profile else ()
+                ):  # after all timing: it may cost the engine
+                    found.setdefault("pages", []).append(
+                        profiled(engine, arm.name, row, vocabulary, args.out)
+                    )
             finally:
                 found["status"] = engine.status
                 run.log.write_bytes(engine.log.read_bytes())
