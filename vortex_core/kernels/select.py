@@ -35,6 +35,8 @@ class SelectPlan:
     """How rows of at most `max_pages` pages are searched: a function of maxima only.
 
     max_registers: per thread, so that two programs share a multiprocessor; None leaves it to the compiler.
+    tiers: how many blocks a row of one program may be searched in, each half as long as the next. A row takes the
+        shortest that holds it: where a table has room for 131,072 tokens, most rows are far shorter.
     """
 
     block: int
@@ -43,6 +45,7 @@ class SelectPlan:
     final_block: int
     num_warps: int
     max_registers: int | None = None
+    tiers: int = 1
 
 
 def launch_registers(plan: SelectPlan, limit: str = "", marks: str = "") -> int | None:
@@ -66,9 +69,10 @@ def select_plan(
     candidates = segments * min(capacity, block) if segments > 1 else 0
     final_block = min(MAX_FINAL_BLOCK, max(16, next_power_of_2(candidates)))
     largest = max(block, final_block)
+    tiers = 3 if block >= 2048 else 2 if block >= 1024 else 1
     if largest > 4096:
-        return SelectPlan(block, segments, candidates, final_block, 16, 64)
-    return SelectPlan(block, segments, candidates, final_block, 4 if largest <= 512 else 8)
+        return SelectPlan(block, segments, candidates, final_block, 16, 64, tiers)
+    return SelectPlan(block, segments, candidates, final_block, 4 if largest <= 512 else 8, tiers=tiers)
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,7 @@ def select_pages(
             max_pages, capacity, page_ids.shape[1], keep_first, keep_last, round(fraction * 10_000), at_key,
             float(value), 1.0 - tolerance, seed,
             HEADS=heads, PAGE=page_size, BLOCK=plan.block, SEGMENTS=plan.segments,
-            FINAL_BLOCK=plan.final_block,
+            FINAL_BLOCK=plan.final_block, TIERS=plan.tiers,
             # bf16 keys differ in their upper half only.
             LAST_SHIFT=16 if scores.dtype == torch.bfloat16 else 0, STOCHASTIC=tolerance > 0.0,
             LIMIT=SELECT_LIMITS.get(kind, 0), MARKS=SELECT_STAGES.get(stage, 0),

@@ -141,6 +141,33 @@ def choose(
 
 
 @triton.jit
+def choose_whole(
+    scores, scores_row, kept, k, enough, at_key, share, n_pages, keep_first, keep_last, seed, row,
+    table_row, out_row, marks_row, capacity,
+    BLOCK: tl.constexpr, LOADED: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr,
+    LIMIT: tl.constexpr, MARKS: tl.constexpr,
+):  # fmt: skip
+    """`choose` of all pages of a row of at most BLOCK. `scores`: theirs, where they are LOADED already."""
+    page = in_rows(BLOCK)
+    if LOADED:
+        keys = order_key(scores, page, n_pages, keep_first, keep_last)
+    else:
+        keys = load_keys(scores_row, page, n_pages, n_pages, keep_first, keep_last, False)
+    top = 0.0
+    wanted = 0.0
+    if LIMIT == BY_MASS:
+        top = top_score(keys)
+        wanted = share * tl.sum(tl.sum(weigh(keys, top), 1), 0)
+    count, last = choose(
+        keys, scores_row, table_row,
+        0, n_pages, kept, k, enough, at_key, top, wanted, n_pages, keep_first, keep_last, seed, row,
+        table_row, out_row, out_row, marks_row, capacity,
+        False, False, BLOCK, LAST_SHIFT, STOCHASTIC, LIMIT, MARKS,
+    )  # fmt: skip
+    return count, last
+
+
+@triton.jit
 def choose_in_memory(
     keys_ptr, pages_ptr, count, kept, k, enough, at_key, top, wanted, n_pages, seed, row, table_row, out_row, marks_row,
     BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr, LIMIT: tl.constexpr,
@@ -194,8 +221,8 @@ def select_kernel(
     stride_scores, stride_budget_b, stride_budget_h, stride_table_b, stride_out, stride_candidates, stride_marks,
     max_pages, capacity, list_capacity, keep_first, keep_last, parts, at_key, share, keep_share, seed,
     HEADS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
-    FINAL_BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr, STOCHASTIC: tl.constexpr,
-    LIMIT: tl.constexpr, MARKS: tl.constexpr, PDL: tl.constexpr,
+    FINAL_BLOCK: tl.constexpr, TIERS: tl.constexpr, LAST_SHIFT: tl.constexpr,
+    STOCHASTIC: tl.constexpr, LIMIT: tl.constexpr, MARKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, SEGMENTS): one row's pages, straight to physical ids in ascending logical order.
 
@@ -245,18 +272,18 @@ def select_kernel(
             tl.store(marks_row + item, tl.full([BLOCK], 1, tl.uint8), mask=item < end)
     elif (SEGMENTS == 1) or (n_pages <= BLOCK):
         if segment == 0:
-            keys = order_key(scores, page, n_pages, keep_first, keep_last)
-            if LIMIT == BY_MASS:
-                top = top_score(keys)
-                wanted = share * tl.sum(tl.sum(weigh(keys, top), 1), 0)
-            count, last = choose(
-                keys, scores_row, table_row,
-                0, n_pages, kept, k, enough, at_key, top, wanted, n_pages, keep_first, keep_last, seed, row,
-                table_row, out_row, out_row, marks_row, list_capacity,
-                False, False, BLOCK, LAST_SHIFT, STOCHASTIC, LIMIT, MARKS,
-            )  # fmt: skip
-            if LISTED:
-                tl.store(lens_ptr + row, count * PAGE - last * missing)
+            # A search takes as long as its block does, however few keys are in it: short rows get shorter ones.
+            for tier in tl.static_range(TIERS):
+                size = BLOCK >> (TIERS - 1 - tier)
+                if (n_pages <= size) & ((tier == 0) | (n_pages > size // 2)):
+                    count, last = choose_whole(
+                        scores, scores_row, kept, k, enough, at_key, share, n_pages, keep_first, keep_last, seed, row,
+                        table_row, out_row, marks_row, list_capacity,
+                        BLOCK >> (TIERS - 1 - tier), tier == TIERS - 1, LAST_SHIFT, STOCHASTIC,
+                        LIMIT, MARKS,
+                    )  # fmt: skip
+                    if LISTED:
+                        tl.store(lens_ptr + row, count * PAGE - last * missing)
     elif first < n_pages:
         keys_row = candidate_keys_ptr + row.to(tl.int64) * stride_candidates
         pages_row = candidate_pages_ptr + row.to(tl.int64) * stride_candidates

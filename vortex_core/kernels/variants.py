@@ -239,6 +239,7 @@ def select_variant(
         "BLOCK": plan.block,
         "SEGMENTS": plan.segments,
         "FINAL_BLOCK": plan.final_block,
+        "TIERS": plan.tiers,
         "LAST_SHIFT": 16 if dtype == torch.bfloat16 else 0,
         "STOCHASTIC": stochastic,
         "LIMIT": SELECT_LIMITS[limit] if limit else 0,

@@ -66,6 +66,19 @@ def test_scoring_of_latent_rows_leaves_room_for_many_programs() -> None:
     assert report.shared_bytes <= 16 * 1024
 
 
+def test_a_short_launch_over_latent_rows_waits_less_often() -> None:
+    traced = library.load("block_topk")
+    few, many = (
+        compile_flow(traced.program, traced.knobs, GLM, config=ScoreConfig(blocks=1, channels=channels))[
+            "score_kernel"
+        ]
+        for channels in (64, 256)
+    )
+    assert many.uses_tensor_cores and many.stack_bytes == 0
+    assert many.opcodes["BAR"] < few.opcodes["BAR"] // 2
+    assert many.registers <= 128  # four programs a multiprocessor
+
+
 @pytest.mark.parametrize("name", sample_flows.names())
 def test_generation_is_deterministic(name: str) -> None:
     traced = sample_flows.load(name)

@@ -140,6 +140,7 @@ def test_candidates_are_few_distinct_and_within_the_engines_scratch() -> None:
     assert {c.block for c in scores} == {32, 64, 128}
     narrow = score_candidates(ScoreConfig(16, 1), page_parallel=True, rows=False, latent=True)
     assert {(c.block, c.blocks) for c in narrow} == {(16, 1), (32, 1)}
+    assert {c.channels for c in narrow} > {64, 256}
     latent = attention_candidates(DecodeConfig(64, 8, 3, 1, latent_kernel=True), 1, latent=True)
     assert 3 <= len(latent) <= 6 and not any(c.latent_kernel for c in latent)
 

@@ -59,6 +59,7 @@ def run(
     keep=st.sampled_from([(0, 0), (0, 1), (1, 2)]),
     segment=st.sampled_from([None, 16]),
     final=st.sampled_from([None, 16]),
+    tiers=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 99),
 )
 def test_equals_the_definition(
@@ -70,14 +71,13 @@ def test_equals_the_definition(
     keep: tuple[int, int],
     segment: int | None,
     final: int | None,
+    tiers: int,
     seed: int,
 ) -> None:
     case = inputs.scores(tokens, heads=heads, page_size=PAGE, kind=kind, dtype=dtype, seed=seed)
     capacity = max(1, budget, sum(keep))
     max_pages = case.scores.shape[1]
-    plan = select_plan(max_pages, capacity, segment, segment) if segment else select_plan(max_pages, capacity)
-    if final and plan.segments > 1:
-        plan = dataclasses.replace(plan, final_block=final)  # force the histogram over candidates
+    plan = plan_of(max_pages, capacity, segment, final, tiers)
     k = torch.tensor([budget], dtype=torch.int32)
     found, lens = run(case, k, heads, plan, capacity, keep_first=keep[0], keep_last=keep[1])
     _, want, want_lens = select_reference(
@@ -142,8 +142,12 @@ def test_seeds_differ_where_the_bin_is_open() -> None:
     assert len(drawn) > 1
 
 
-def plan_of(max_pages: int, capacity: int, segment: int | None, final: int | None) -> SelectPlan:
+def plan_of(
+    max_pages: int, capacity: int, segment: int | None, final: int | None, tiers: int = 1
+) -> SelectPlan:
+    """A plan with segments as short as asked; `final` forces the histogram over candidates."""
     plan = select_plan(max_pages, capacity, segment, segment) if segment else select_plan(max_pages, capacity)
+    plan = dataclasses.replace(plan, tiers=min(tiers, plan.block.bit_length() - 3))  # of 8 pages at least
     return dataclasses.replace(plan, final_block=final) if final and plan.segments > 1 else plan
 
 
@@ -152,8 +156,8 @@ KINDS = st.sampled_from(["normal", "ties", "equal", "special"])
 ROWS = {
     "tokens": LENGTHS, "kind": KINDS, "budget": st.sampled_from([0, 1, 2, 7, 30]),
     "keep": st.sampled_from([(0, 0), (0, 1), (1, 2)]), "segment": st.sampled_from([None, 16]),
-    "final": st.sampled_from([None, 16]), "fraction": st.sampled_from([1.0, 0.55, 0.1]),
-    "seed": st.integers(0, 99),
+    "final": st.sampled_from([None, 16]), "tiers": st.sampled_from([1, 3]),
+    "fraction": st.sampled_from([1.0, 0.55, 0.1]), "seed": st.integers(0, 99),
 }  # fmt: skip
 
 
@@ -161,11 +165,11 @@ ROWS = {
 @given(at=st.sampled_from([0.0, 0.5, -1.0, -math.inf, math.inf]), **ROWS)
 def test_a_threshold_takes_what_reaches_it_up_to_the_budget(
     at: float, tokens: list[int], kind: str, budget: int, keep: tuple[int, int], segment: int | None,
-    final: int | None, fraction: float, seed: int,
+    final: int | None, tiers: int, fraction: float, seed: int,
 ) -> None:  # fmt: skip
     case = inputs.scores(tokens, heads=1, page_size=PAGE, kind=kind, seed=seed)
     capacity = max(1, budget, sum(keep))
-    plan = plan_of(case.scores.shape[1], capacity, segment, final)
+    plan = plan_of(case.scores.shape[1], capacity, segment, final, tiers)
     k = torch.tensor([budget], dtype=torch.int32)
     rules = {"keep_first": keep[0], "keep_last": keep[1], "fraction": fraction}
     found, lens = run(case, k, 1, plan, capacity, limit=Limit("threshold", at), **rules)
@@ -184,11 +188,11 @@ def test_a_threshold_takes_what_reaches_it_up_to_the_budget(
 )
 def test_top_p_takes_the_shortest_prefix_up_to_the_budget(
     p: float, dtype: torch.dtype, tokens: list[int], kind: str, budget: int, keep: tuple[int, int],
-    segment: int | None, final: int | None, fraction: float, seed: int,
+    segment: int | None, final: int | None, tiers: int, fraction: float, seed: int,
 ) -> None:  # fmt: skip
     case = inputs.scores(tokens, heads=1, page_size=PAGE, kind=kind, seed=seed, dtype=dtype)
     capacity = max(1, budget, sum(keep))
-    plan = plan_of(case.scores.shape[1], capacity, segment, final)
+    plan = plan_of(case.scores.shape[1], capacity, segment, final, tiers)
     k = torch.tensor([budget], dtype=torch.int32)
     rules = {"keep_first": keep[0], "keep_last": keep[1], "fraction": fraction}
     found, lens = run(case, k, 1, plan, capacity, limit=Limit("top-p", p), **rules)
@@ -241,7 +245,7 @@ def test_a_union_lists_the_pages_of_every_stream_once(
         k = torch.tensor([width if stream == "everything" else budget], dtype=torch.int32)
         stage = "list" if n == len(streams) - 1 else "add" if n else "begin"
         limit, plain = limits.get(stream, (None, {}))
-        plan = plan_of(width, most, segment, final)
+        plan = plan_of(width, most, segment, final, 3)
         found, lens = run(
             case, k, 1, plan, width + 2, marks=Marks(marks, stage, most), limit=limit, **rules
         ) if stage == "list" else silent(case, k, plan, Marks(marks, stage, most), width + 2, limit, rules)  # fmt: skip

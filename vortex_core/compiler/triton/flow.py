@@ -18,6 +18,7 @@ from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import Module, generate
 from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
+from vortex_core.compiler.triton.tiles import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.tuning import stored_configs
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import torch_dtype
@@ -31,6 +32,9 @@ WARPS = 4
 # pay where a multiprocessor gets many programs, and not where the launch is short anyway.
 LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
+SHORT_PROGRAMS = (
+    4  # up to so many a multiprocessor, matrix products take many channels (`tiles.MANY_CHANNELS`)
+)
 
 
 @dataclass
@@ -80,7 +84,7 @@ class TritonFlow:
         self.code: Module = generate(program, geometry, knobs.page_size)
         self._kernels = load_module(self.code.text)
         self._configs = configs
-        self._score_kernels: dict[int, Any] = {}
+        self._score_kernels: dict[tuple[int, int], Any] = {}
         self._graph = program.index
         self._streams = program.index.streams
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
@@ -241,7 +245,7 @@ class TritonFlow:
         if self.code.score:
             config = self.resolved(config, work.batch, work.width, q.device)
             grid = (-(-work.width // (config.block * config.blocks)), rows)
-            self._score_kernel(config.block)[grid](
+            self._score_kernel(config.block, config.channels)[grid](
                 *args, OPERAND=operand(q), BLOCKS=config.blocks, num_warps=config.warps, num_stages=config.stages,
                 **dependent_launch(q.device),
             )  # fmt: skip
@@ -253,15 +257,18 @@ class TritonFlow:
         block = config.block or self.code.block
         programs = -(-width // block) * batch * self.geometry.kv_heads
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
-        return replace(config, block=block, blocks=config.blocks or default)
+        short = programs <= SHORT_PROGRAMS * multiprocessors(device)
+        return replace(
+            config, block=block, blocks=config.blocks or default,
+            channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
+        )  # fmt: skip
 
-    def _score_kernel(self, block: int) -> Any:
-        if block not in self._score_kernels:
-            code = self.code
-            if block != code.block:
-                code = generate(self.program, self.geometry, self.knobs.page_size, block)
-            self._score_kernels[block] = load_module(code.text).score_kernel
-        return self._score_kernels[block]
+    def _score_kernel(self, block: int, channels: int) -> Any:
+        key = block, channels
+        if key not in self._score_kernels:
+            code = generate(self.program, self.geometry, self.knobs.page_size, *key)
+            self._score_kernels[key] = load_module(code.text).score_kernel
+        return self._score_kernels[key]
 
     def attention_config(self, batch: int, width: int, kv_dtype: torch.dtype) -> DecodeConfig | None:
         """What was measured best for attention over this flow's lists; None: no more than the defaults."""

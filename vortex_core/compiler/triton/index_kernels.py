@@ -161,15 +161,17 @@ class IndexKernel(KernelWriter):
             zeros = f"tl.zeros([{', '.join(str(a.size) for a in axes)}], tl.float32)"
             lines.append(f"tl.store({text}, {zeros}, mask={self.mask_text(axes, True)})")
 
-    def score_text(self, block: int) -> str:
-        """`score_kernel`: one program for BLOCKS blocks of `block` pages of a row.
+    def score_text(self, block: int, channels: int) -> str:
+        """`score_kernel`: one program for BLOCKS blocks of `block` pages of a row, `channels` a matrix product.
 
         Page ids are read a block ahead, the first before the length is known: the table has `max_pages` columns, and
         ids past the row's end are not followed. Latent rows take one block a program and no loop: what a loop does
         not change, such as the query's parts, stays in shared memory all at once (46 KB instead of 13).
         """
         axis = Axis("page", block)
-        e = Emitter(self.program.index, self.sizes, self.source, self.channel_start, axis, self.contractions)
+        e = Emitter(
+            self.program.index, self.sizes, self.source, self.channel_start, axis, self.contractions, channels
+        )
         looped = not self.geometry.is_mla
         if looped:
             e.begin_loop()

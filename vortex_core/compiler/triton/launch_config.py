@@ -23,6 +23,8 @@ class ScoreConfig:
         warps: of a page-parallel program.
         stages: a program of several blocks loads this many ahead, less one.
         row_warps: of a program that looks across a row's pages.
+        channels: most of a matrix product where their number is no power of two; 0: by the number of programs. Part of
+            the generated text.
     """
 
     block: int = 0
@@ -30,6 +32,7 @@ class ScoreConfig:
     warps: int = 4
     stages: int = 2
     row_warps: int = 4
+    channels: int = 0
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def launchables(
         VortexError: `VE010` for what cannot be lowered.
     """
     program = program.canonical()
-    module = load_module(generate(program, geometry, knobs.page_size, config.block).text)
+    module = load_module(generate(program, geometry, knobs.page_size, config.block, config.channels).text)
     dtypes = {s.name: s.dtype for s in program.states}
     found = {}
     for name in KERNELS:

@@ -16,6 +16,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
 from vortex_core.compiler.triton.search import Choice, Trial, choose
+from vortex_core.compiler.triton.tiles import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.timing import Launch, graph_time
 from vortex_core.compiler.triton.tune_case import TuneCase, cannot_tune
 from vortex_core.compiler.triton.tuning import Key, Tuned, TuningCache, this_machine
@@ -77,10 +78,12 @@ def score_candidates(
         ]
         # Sixteen rows are the least a matrix product takes; more than 128 pages no tile holds in registers.
         found = [
-            ScoreConfig(*s, default.row_warps)
+            ScoreConfig(*s, default.row_warps, default.channels)
             for s in shapes
             if (s[0] == block or 16 <= s[0] <= 128) and not (latent and s[1] > 1)
         ]
+        if latent:
+            found += [replace(default, channels=channels) for channels in (FEW_CHANNELS, 128, MANY_CHANNELS)]
     if rows:
         found += [replace(default, row_warps=warps) for warps in (2, 8, 16)]
     return [c for c in found if c != default]
