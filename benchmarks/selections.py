@@ -1,8 +1,9 @@
 """Checks against the definition, then times one selection launch of each kind, on the GPU at hand.
 
-    python -m benchmarks.selections [--shapes 128x2048,128x8192,16x65536] [--out benchmarks/results]
+    python -m benchmarks.selections [--shapes 128x2048,128x1026/2064,16x65536] [--out benchmarks/results]
 
-Rows x pages of fp32 scores, 128 pages beside the first and the last two. A union takes a launch a stream. Times are
+Rows x pages of fp32 scores, in tables with room for as many or for more (`/2064`: serving engines capture a step with
+room for the longest sequence). 128 pages beside the first and the last two. A union takes a launch a stream. Times are
 medians of CUDA graph replays over one input, which the L2 may hold, as it does after a scoring launch.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.nn.functional import pad
 
 from benchmarks import needs
 from tests.interp.kernels import inputs
@@ -37,23 +39,26 @@ KINDS: tuple[tuple[str, Limit | None, tuple[Stage, ...]], ...] = (
 
 
 def measure(
-    rows: int, pages: int, name: str, limit: Limit | None, stages: tuple[Stage, ...]
+    rows: int, pages: int, width: int, name: str, limit: Limit | None, stages: tuple[Stage, ...]
 ) -> dict[str, Any]:
-    """One kind at one shape. Raises AssertionError where the pages are not the definition's."""
+    """One kind at one shape: rows of `pages` in tables of `width`. Raises AssertionError where the pages are not the
+    definition's."""
     device = torch.device("cuda")
     tokens = pages * PAGE - 5
     cases = [
         inputs.scores([tokens] * rows, heads=1, page_size=PAGE, seed=n, device="cuda")
         for n in range(max(1, len(stages)))
     ]
-    for case in cases:
-        case.scores.mul_(2.0)
+    room = (0, width - pages)
+    cases = [
+        inputs.Scores(pad(case.scores * 2.0, room), case.n_tokens, pad(case.table, room)) for case in cases
+    ]
     table = cases[0].table
     budget = torch.tensor([BUDGET], dtype=torch.int32, device=device)
     ids = torch.zeros(rows, BUDGET * len(cases), dtype=torch.int32, device=device)
     lens = torch.zeros(rows, dtype=torch.int32, device=device)
-    space = select_workspace(rows, pages, BUDGET, device)
-    marks = torch.empty(rows, pages, dtype=torch.uint8, device=device)
+    space = select_workspace(rows, width, BUDGET, device)
+    marks = torch.empty(rows, width, dtype=torch.uint8, device=device)
 
     def run() -> None:
         for n, case in enumerate(cases):
@@ -80,15 +85,26 @@ def measure(
         near = limit is not None and limit.kind == "top-p" and abs(len(got) - len(want)) <= len(cases)
         assert got == want or near, f"{name}, row {row}: {len(got)} pages, {len(want)} wanted"
     return {
-        "rows": rows, "pages": pages, "kind": name, "chosen": count, "launches": len(cases),
+        "rows": rows, "pages": pages, "room": width, "kind": name, "chosen": count, "launches": len(cases),
         "us": graph_time([run]),
     }  # fmt: skip
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    """Rows, pages of each, and pages that there is room for, of `ROWSxPAGES[/ROOM]`."""
+    rows, _, row = text.partition("x")
+    pages, _, room = row.partition("/")
+    found = int(rows), int(pages), int(room or pages)
+    if min(found) < 1 or found[2] < found[1]:
+        raise ValueError(f"{text} has no rows, no pages, or no room for them")
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--shapes", default="128x2048,128x8192,16x65536", help="ROWSxPAGES,...")
+    shapes = "128x2048,128x1026/2064,128x257/2064,128x8192,16x65536"
+    found.add_argument("--shapes", default=shapes, help="ROWSxPAGES[/ROOM],...")
     found.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     return found
 
@@ -102,29 +118,31 @@ def page(document: dict[str, Any]) -> str:
         f"`python -m benchmarks.selections`, {document['date']}. {made}.",
         f"fp32 scores, a budget of {BUDGET} pages, {FIRST} + {LAST} kept besides; a union is a launch a stream.",
         "",
-        "| rows | pages | kind | chosen | launches | us |",
-        "|---:|---:|---|---:|---:|---:|",
+        "| rows | pages | room | kind | chosen | launches | us |",
+        "|---:|---:|---:|---|---:|---:|---:|",
     ]
-    lines += [
-        f"| {r['rows']} | {r['pages']:,} | {r['kind']} | {r['chosen']} | {r['launches']} | {r['us']:.1f} |"
-        for r in document["rows"]
-    ]
+    for r in document["rows"]:
+        shape = f"| {r['rows']} | {r['pages']:,} | {r['room']:,} "
+        lines.append(f"{shape}| {r['kind']} | {r['chosen']} | {r['launches']} | {r['us']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     command_line = parser()
     args = command_line.parse_args()
+    try:
+        shapes = [shape_of(text) for text in args.shapes.split(",")]
+    except ValueError as error:
+        command_line.error(f"--shapes: {error}")
     needs.gpus(command_line)
     document: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
         "date": f"{datetime.now(UTC):%Y-%m-%d}", "rows": [],
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    for shape in args.shapes.split(","):
-        rows, pages = map(int, shape.split("x"))
+    for rows, pages, room in shapes:
         for kind in KINDS:
-            document["rows"].append(measure(rows, pages, *kind))
+            document["rows"].append(measure(rows, pages, room, *kind))
             (args.out / "selections.json").write_text(json.dumps(document, indent=1) + "\n")
     (args.out / "selections.md").write_text(page(document))
     print(page(document))

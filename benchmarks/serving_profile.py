@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 # Kernels that read the cache of all tokens: FA3, FlashMLA, FlashInfer, SGLang's Triton backend; their merges too.
-ATTENTION = re.compile(r"flash|fmha|attn|attention|mla|decode_kernel|splitkv|merge|combine", re.IGNORECASE)
+ATTENTION = re.compile(
+    r"flash|fmha|attn|attention|mla|decode_kernel|_fwd_|splitkv|merge|combine", re.IGNORECASE
+)
 _REPLAYS = 3  # fewer measure nothing
 
 
