@@ -179,12 +179,10 @@ def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace
                     found["results"].append(row)
                     shown = {k: v for k, v in row.items() if k != "tokens"}
                     print(f"{arm.name}: {json.dumps(shown)}", flush=True)
-                for row in (
-                    found["results"] if args.profile else ()
-                ):  # after all timing: it may cost the engine
-                    found.setdefault("pages", []).append(
-                        profiled(engine, arm.name, row, vocabulary, args.out)
-                    )
+                if args.profile:  # after all timing: it may cost the engine
+                    found["pages"] = []
+                    for row in found["results"]:
+                        found["pages"].append(profiled(engine, arm.name, row, vocabulary, args.out))
             finally:
                 found["status"] = engine.status
                 run.log.write_bytes(engine.log.read_bytes())

@@ -162,7 +162,7 @@ class FlowDecoder:
 
     @property
     def writes_latent(self) -> bool:
-        """Whether `write_latent` is there: MLA on a GPU."""
+        """Whether `write_latent` is there: MLA with the Triton kernels."""
         return self.geometry.is_mla and isinstance(self._dense, TritonAttend)
 
     def write_latent(

@@ -178,19 +178,19 @@ class VortexAttnBackend(AttentionBackend):
             raise unsupported(f"scaled fp8 KV (layer {layer.layer_id})", "serve without KV scales")
         if save_kv_cache and (k is None or v is None):
             raise unsupported("layers that share another layer's KV", "choose another --attention-backend")
-        new = (k, v, k_rope) if save_kv_cache else None
-        q = self._store(layer, forward_batch.out_cache_loc, new, q, q_rope)
+        new = (k, v, k_rope) if save_kv_cache else (None, None, None)
+        q = self._store(layer, forward_batch.out_cache_loc, *new, q, q_rope)
         rows = len(q)
         if rows < self.decoder.count:  # outside a graph the step is padded
             q = torch.nn.functional.pad(q, (0, 0, 0, 0, 0, self.decoder.count - rows))
         out = self.decoder.attend(layer.layer_id, q, layer.scaling)[:rows]
         return out.reshape(rows, layer.tp_q_head_num * layer.v_head_dim)
 
-    def _store(self, layer: Any, slots: torch.Tensor, new: Any, q: torch.Tensor, q_rope: Any) -> torch.Tensor:
-        """Store the new K, V and rotary K, if there are any; the queries as `[row, q_head, dim]`."""
+    def _store(
+        self, layer: Any, slots: torch.Tensor, k: Any, v: Any, k_rope: Any, q: torch.Tensor, q_rope: Any
+    ) -> torch.Tensor:
+        """Store the new K, V and rotary K (all None: there are none); the queries as `[row, q_head, dim]`."""
         heads = layer.tp_q_head_num
-        none: Any = (None, None, None)
-        k, v, k_rope = none if new is None else new
         if q_rope is None:
             q = q.reshape(-1, heads, layer.qk_head_dim)
         else:
@@ -199,7 +199,7 @@ class VortexAttnBackend(AttentionBackend):
                 rows = k.flatten(0, -2), k_rope.flatten(0, -2)
                 return self.decoder.write_latent(layer.layer_id, slots, *rows, *parts)
             q = torch.cat(parts, -1)
-        if new is None:
+        if k is None:
             return q
         if not self.is_mla:
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(slots), k, v, layer.k_scale, layer.v_scale)
