@@ -81,8 +81,8 @@ class Limit:
 
     threshold: only pages that score at least `value`; NaN does not, unless `value` is -inf.
     top-p: the shortest prefix of the selection order that holds a share `value` in [0, 1] of the softmax weight of the
-        pages that are not always kept. Weights and their sums are fp32, in an order that the shape alone decides:
-        the prefix is exact for a share within a relative 2e-6 of `value`.
+        pages that are not always kept. Weights and their sums are fp32, in an order that the shape and the row's length
+        decide: the prefix is exact for a share within a relative 2e-6 of `value`.
     """
 
     kind: Literal["threshold", "top-p"]
