@@ -40,13 +40,18 @@ COMMANDS = (
     f"{_ENGINE} dense,block_topk@64 --model qwen3-8b --batch 16 --context 32000 --no-share --tp 2",
     f"{_ENGINE} dense,block_topk@64 --model glm-4.7-flash --batch 1,8,16 --context 8000,32000,128000 --no-share",
     f"{_SGLANG} --model qwen3-1.7b --page 64 --sets 16x8192 64x8192 16x16384 16x32000",
+    f"{_SGLANG} --model qwen3-1.7b --page 16 --sets 16x8192 64x8192 16x16384 16x32000",
     (
         f"{_SGLANG} --model glm-4.7-flash --page 64 --memory 0.9 --prefill fa3 --sets 16x16384 32x16384 16x65536 "
-        "8x131072 --dense fa3,flashmla@32x16384,triton@32x16384 --flows block_topk"
+        "8x131072 --dense fa3,flashinfer,flashmla@32x16384,triton@32x16384 --flows block_topk --profile"
     ),
     f"{_SGLANG} --model minimax-m2-layers --page 64 --memory 0.92 --sets 16x16384 --flows block_topk",
     f"{_SGLANG} --model qwen3-8b --tp 2 --memory 0.85 --sets 16x32000 32x16384",
     "serving_needles",
+    (
+        "serving_needles --model retrieval-mla --dense triton --batch 32 "
+        "--tasks pair_recall:512:64:31 pair_recall:1024:64:31 pair_recall:2048:32:31"
+    ),
 )
 
 

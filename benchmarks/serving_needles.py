@@ -271,10 +271,13 @@ def main() -> None:
     needs.sglang(command_line)
     if args.device == "cuda":
         needs.gpus(command_line)
+    model = resolve_model(args.model)
+    if model.spec.mla is not None:  # SGLang's attention on a CPU cannot prefill latent rows
+        needs.gpus(command_line)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     args.dense = args.dense or ("torch_native" if args.device == "cpu" else "fa3")
     args.out.mkdir(parents=True, exist_ok=True)
-    items = Items(AutoTokenizer.from_pretrained(resolve_model(args.model).directory), args.tasks, args.seed)
+    items = Items(AutoTokenizer.from_pretrained(model.directory), args.tasks, args.seed)
     flows: dict[str, FlowBundle | None] = {DENSE: None}
     for name in args.flows.split(","):
         flows[name] = FlowBundle.of(library.resolve(name).with_knobs(page_size=args.page, budget=args.budget))
@@ -286,7 +289,7 @@ def main() -> None:
         ours, version = through_sglang(items, flows, args, Path(folder))
     gpu = args.device == "cuda"
     data = {
-        "date": time.strftime("%Y-%m-%d"), "model": resolve_model(args.model).spec.name, "dtype": args.dtype,
+        "date": time.strftime("%Y-%m-%d"), "model": model.spec.name, "dtype": args.dtype,
         "sglang": version, "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "tasks": args.tasks, "seed": args.seed, "budget": args.budget, "page": args.page,

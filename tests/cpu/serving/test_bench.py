@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from benchmarks import serving_profile
-from benchmarks.serving_needles import Answered, row
+from benchmarks.serving_needles import Answered, Items, row
 from benchmarks.serving_sglang import shapes
 from benchmarks.serving_shapes import kv_bytes_per_token, write_config
 from benchmarks.serving_speedups import Saved, density_since, table
+from vortex_core.engine.weights import resolve_model
 
 
 def test_shapes_keep_contexts_together_and_begin_with_the_largest_batch() -> None:
@@ -109,3 +111,19 @@ def test_what_cannot_be_profiled_says_why() -> None:
         serving_profile.step_of([kernel("gemm", 0.0, 1.0, 1)])
     with pytest.raises(ValueError, match="1 decode steps"):
         serving_profile.step_of([kernel("a", 0.0, 1.0, 1), kernel("b", 1.0, 1.0, 1)])
+
+
+def test_pairs_are_asked_with_their_key_as_the_start_of_the_answer() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("retrieval-mla").directory)
+    items = Items(tokenizer, ["pair_recall:128:3:2"], seed=0)
+    asked = [list(item.prompt) for item in items.items]
+    assert items.starts is not None
+    assert [[*ids, *start] for ids, start in zip(items.prompts, items.starts, strict=True)] == asked
+    right = [tokenizer.encode(item.answer, add_special_tokens=False)[0] for item in items.items]
+    found = [[*start, token] for start, token in zip(items.starts, right, strict=True)]
+    assert items.new == 2 and items.answered(found, None, None, 0.0).scores == [1.0] * 3
+    found[1][1] = items.starts[1][0]  # a key is no answer
+    assert items.answered(found, None, None, 0.0).scores == [1.0, 0.0, 1.0]
+    for tasks in (["pair_recall:128:1:2", "needle_single:1024:1"], ["pair_recall:128:0"]):
+        with pytest.raises(SystemExit, match="one kind"):
+            Items(tokenizer, tasks, seed=0)
