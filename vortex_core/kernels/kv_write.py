@@ -13,11 +13,12 @@ from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 
 
 @triton.jit
-def _scatter(
+def scatter_rows(
     cache_ptr, rows_ptr, token, slot, ok, head, inverse_scale, limit,
     stride_page, stride_token, stride_head, stride_row, stride_row_head,
     PAGE: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
 ):  # fmt: skip
+    """Rows of new tokens to their slots, cast and scaled; those not `ok` are left out."""
     channel = tl.arange(0, DIM_PAD)
     mask = ok[:, None] & (channel < DIM)[None, :]
     source = token.to(tl.int64) * stride_row + head * stride_row_head
@@ -43,12 +44,12 @@ def kv_write_kernel(
     slot = tl.load(slots_ptr + token, mask=token < tokens, other=-1).to(tl.int64)
     ok = slot >= 0
     slot = tl.maximum(slot, 0)
-    _scatter(
+    scatter_rows(
         k_cache_ptr, k_ptr, token, slot, ok, head, k_inverse, k_limit,
         stride_kc_page, stride_kc_token, stride_kc_head, stride_k, stride_k_head, PAGE, DK, DK_PAD,
     )  # fmt: skip
     if HAS_V:
-        _scatter(
+        scatter_rows(
             v_cache_ptr, v_ptr, token, slot, ok, head, v_inverse, v_limit,
             stride_vc_page, stride_vc_token, stride_vc_head, stride_v, stride_v_head, PAGE, DV, DV_PAD,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vortex_core.kernels.dependent import await_previous
-from vortex_core.kernels.kv_write import _scatter
+from vortex_core.kernels.kv_write import scatter_rows
 from vortex_core.kernels.pages import require
 from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 
@@ -38,11 +38,11 @@ def latent_write_kernel(
         slot = tl.load(slots_ptr + token).to(tl.int64)
         ok = slot >= 0
         slot = tl.maximum(slot, 0)
-        _scatter(
+        scatter_rows(
             cache_ptr, latent_ptr, token, slot, ok, 0, 1.0, limit,
             stride_page, stride_token, 0, stride_latent, 0, PAGE, LATENT, LATENT_PAD,
         )  # fmt: skip
-        _scatter(
+        scatter_rows(
             cache_ptr + LATENT, rope_ptr, token, slot, ok, 0, 1.0, limit,
             stride_page, stride_token, 0, stride_rope, 0, PAGE, ROPE, ROPE_PAD,
         )  # fmt: skip

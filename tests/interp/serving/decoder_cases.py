@@ -47,6 +47,21 @@ def test_steps_equal_those_of_torch(
         torch.testing.assert_close(found, want, rtol=2e-3, atol=2e-4)
 
 
+def test_latent_rows_go_to_the_slots_of_the_pool() -> None:
+    knobs = {"page_size": 8, "budget": "24"}
+    pool = Pool(MLA_SMALL, page=8, pages=16, requests=2, longest=64)
+    decoder = pool.decoder(bundle("block_topk", **knobs), "triton")
+    assert decoder.writes_latent
+    assert not pool.decoder(bundle("block_topk", **knobs), "torch").writes_latent
+    before, slots = pool.k[0].clone(), torch.tensor([3, 40])
+    latent, rope = torch.randn(2, 32), torch.randn(2, 16)
+    q_latent, q_rope = torch.randn(4, 2, 32).transpose(0, 1), torch.randn(2, 4, 16)
+    q = decoder.write_latent(0, slots, latent, rope, q_latent, q_rope)
+    assert torch.equal(q, torch.cat([q_latent, q_rope], -1))
+    before[slots, 0] = torch.cat([latent, rope], -1)
+    assert torch.equal(pool.k[0], before)
+
+
 def test_lists_are_attended_as_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = attention_tiles(monkeypatch, attend)
     knobs = {"page_size": 8, "budget": "24", "dense_layers": (1,)}

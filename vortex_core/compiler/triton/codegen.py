@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.triton.axes import FEW_CHANNELS
 from vortex_core.compiler.triton.contract import absorbed_nodes
 from vortex_core.compiler.triton.index_kernels import IndexKernel
 from vortex_core.compiler.triton.lower import Schedule, pages_per_program, per_page
 from vortex_core.compiler.triton.row_kernel import row_text
-from vortex_core.compiler.triton.tiles import FEW_CHANNELS
 from vortex_core.compiler.triton.update_kernel import UpdateKernel
 from vortex_core.ir.program import Program
 

@@ -15,10 +15,10 @@ import triton.language as tl
 from vortex_core.compiler.evaluate import check_shapes, param_values, symbol_sizes
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
 from vortex_core.compiler.states import TorchStates
+from vortex_core.compiler.triton.axes import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.codegen import Module, generate
 from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
-from vortex_core.compiler.triton.tiles import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.tuning import stored_configs
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import torch_dtype
@@ -32,9 +32,8 @@ WARPS = 4
 # pay where a multiprocessor gets many programs, and not where the launch is short anyway.
 LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
-SHORT_PROGRAMS = (
-    4  # up to so many a multiprocessor, matrix products take many channels (`tiles.MANY_CHANNELS`)
-)
+# Up to so many programs a multiprocessor, matrix products take many channels.
+SHORT_PROGRAMS = 4
 
 
 @dataclass
@@ -266,7 +265,9 @@ class TritonFlow:
     def _score_kernel(self, block: int, channels: int) -> Any:
         key = block, channels
         if key not in self._score_kernels:
-            code = generate(self.program, self.geometry, self.knobs.page_size, *key)
+            code = self.code
+            if key != (code.block, FEW_CHANNELS):
+                code = generate(self.program, self.geometry, self.knobs.page_size, *key)
             self._score_kernels[key] = load_module(code.text).score_kernel
         return self._score_kernels[key]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.triton.axes import Axis, Env, Tile, order
 from vortex_core.compiler.triton.contract import find_contractions
 from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full
 from vortex_core.compiler.triton.lower import schedule
-from vortex_core.compiler.triton.tiles import Axis, Emitter, Env, Tile, order, unsupported
+from vortex_core.compiler.triton.tiles import Emitter, unsupported
 from vortex_core.ir.program import Node, Program
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from vortex_core.compiler.triton.tiles import MAX_PADDING, pow2
+from vortex_core.compiler.triton.axes import MAX_PADDING, pow2
 from vortex_core.ir.cost import crosses_pages
 from vortex_core.ir.program import Graph, Node
 

@@ -12,86 +12,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vortex_core.compiler.triton.axes import (
+    FEW_CHANNELS,
+    MANY_CHANNELS,
+    MAX_PADDING,
+    Axis,
+    Env,
+    Tile,
+    atom,
+    order,
+    pow2,
+    powers_of_two,
+)
 from vortex_core.compiler.triton.contract import Contraction
 from vortex_core.errors import VortexError
 from vortex_core.ir.program import Graph, Node
-from vortex_core.ir.types import Extent, dim_order
+from vortex_core.ir.types import Extent
 
-MAX_LANES = (
-    16384  # a reduction whose input is a larger tile runs over chunks: more would not fit the registers
-)
-# Channels of a matrix product where their number is no power of two. Many take fewer products, which wait less often; few
-# take less room, so that more programs run at a time. On an H100 many save a quarter of a short launch and cost 5% of one
-# with seven programs a multiprocessor. A bound holds two states, their larger and their smaller part, all at once.
-FEW_CHANNELS, MANY_CHANNELS = 64, 256
-MAX_PADDING = 1.34  # more padding than this, and a reduction runs over power-of-two chunks instead
-
-
-def pow2(n: int) -> int:
-    """The next power of two."""
-    return 1 << max(0, n - 1).bit_length()
-
-
-def powers_of_two(real: int, most: int) -> list[tuple[int, int]]:
-    """`(start, size)` of the fewest pieces of an extent whose sizes are powers of two, `most` at most."""
-    pieces = []
-    start = 0
-    while start < real:
-        size = min(most, 1 << (real - start).bit_length() - 1)
-        pieces.append((start, size))
-        start += size
-    return pieces
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A tile axis: `size` lanes of dimension `name`, `real` of them meaningful, at least `least` in all."""
-
-    name: str
-    real: int
-    least: int = 1
-
-    @property
-    def size(self) -> int:
-        """Lanes."""
-        return max(self.least, pow2(self.real))
-
-    @property
-    def index(self) -> str:
-        """The variable that counts its lanes."""
-        return f"i_{self.name}{self.real}"
-
-    @property
-    def mask(self) -> str | None:
-        """Condition on its lanes, None if all are real."""
-        return None if self.size == self.real else f"{self.index} < {self.real}"
-
-
-def order(axes: Sequence[Axis]) -> tuple[Axis, ...]:
-    """Canonical order."""
-    return tuple(sorted(set(axes), key=lambda a: (dim_order(a.name), a.real)))
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A variable (or literal) with its axes."""
-
-    text: str
-    axes: tuple[Axis, ...] = ()
-
-    def to(self, target: Sequence[Axis]) -> str:
-        """Text broadcast-aligned to `target` axes."""
-        if not self.axes or tuple(target) == self.axes:
-            return self.text
-        index = ", ".join(":" if a in self.axes else "None" for a in target)
-        return f"{_atom(self.text)}[{index}]"
-
-
-def _atom(text: str) -> str:
-    return text if text.replace("_", "").isalnum() else f"({text})"
-
-
-Env = Mapping[str, Tile]
+# A reduction whose input is a larger tile runs over chunks: more would not fit the registers.
+MAX_LANES = 16384
 
 
 def unsupported(node: Node, why: str) -> VortexError:
@@ -243,7 +182,7 @@ class Emitter:
                 case "extent":
                     return Tile(repr(float(Extent.parse(a["extent"]).resolve(self.sizes))))
                 case "iota":
-                    return Tile(f"{_atom(env[a['dim']].text)}.to(tl.float32)", env[a["dim"]].axes)
+                    return Tile(f"{atom(env[a['dim']].text)}.to(tl.float32)", env[a["dim"]].axes)
             return self.source(self, node, env)
         match node.op:
             case "sum" | "amax" | "amin":
@@ -274,7 +213,7 @@ class Emitter:
         args = [self._sub(j, env) for j in node.inputs]
         axes = order([x for t in args for x in t.axes])
         text = _UNARY[node.op].format(
-            *(_atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
+            *(atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
         )
         if not axes and all(not t.text.startswith("v") for t in args):
             text = f"tl.full([], 0.0, tl.float32) + ({text})" if node.type.kind == "float" else text
@@ -312,6 +251,7 @@ class Emitter:
         """A contraction over channels on tensor cores, or None where a shape does not suit them."""
         real = self.graph.nodes[c.query].type.extent("dim").resolve(self.sizes)
         whole = any(self.needs_whole(i, "dim") for i in (c.query, *c.page))
+        # A bound holds two states, their larger and their smaller part, all at once.
         most = self.channels if c.bound is None else FEW_CHANNELS
         pieces = [(0, real)] if whole or pow2(real) == real <= MANY_CHANNELS else powers_of_two(real, most)
         if any(pow2(size) < 16 for _, size in pieces):  # the least a matrix product takes

@@ -14,9 +14,9 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.triton.axes import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
 from vortex_core.compiler.triton.search import Choice, Trial, choose
-from vortex_core.compiler.triton.tiles import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.timing import Launch, graph_time
 from vortex_core.compiler.triton.tune_case import TuneCase, cannot_tune
 from vortex_core.compiler.triton.tuning import Key, Tuned, TuningCache, this_machine

@@ -1,0 +1,82 @@
+"""Tile axes and tiles: what a value of generated code is, before and after it is bound to a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vortex_core.ir.types import dim_order
+
+# Channels of a matrix product where their number is no power of two. Many take fewer products, which wait less often; few
+# take less room, so that more programs run at a time. On an H100 many save up to a quarter of a short launch and cost 5-10%
+# of one with seven programs a multiprocessor.
+FEW_CHANNELS, MANY_CHANNELS = 64, 256
+MAX_PADDING = 1.34  # more padding than this, and a reduction runs over power-of-two chunks instead
+
+
+def pow2(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def powers_of_two(real: int, most: int) -> list[tuple[int, int]]:
+    """`(start, size)` of the fewest pieces of an extent whose sizes are powers of two, `most` at most."""
+    pieces = []
+    start = 0
+    while start < real:
+        size = min(most, 1 << (real - start).bit_length() - 1)
+        pieces.append((start, size))
+        start += size
+    return pieces
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A tile axis: `size` lanes of dimension `name`, `real` of them meaningful, at least `least` in all."""
+
+    name: str
+    real: int
+    least: int = 1
+
+    @property
+    def size(self) -> int:
+        """Lanes."""
+        return max(self.least, pow2(self.real))
+
+    @property
+    def index(self) -> str:
+        """The variable that counts its lanes."""
+        return f"i_{self.name}{self.real}"
+
+    @property
+    def mask(self) -> str | None:
+        """Condition on its lanes, None if all are real."""
+        return None if self.size == self.real else f"{self.index} < {self.real}"
+
+
+def order(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """Canonical order."""
+    return tuple(sorted(set(axes), key=lambda a: (dim_order(a.name), a.real)))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A variable (or literal) with its axes."""
+
+    text: str
+    axes: tuple[Axis, ...] = ()
+
+    def to(self, target: Sequence[Axis]) -> str:
+        """Text broadcast-aligned to `target` axes."""
+        if not self.axes or tuple(target) == self.axes:
+            return self.text
+        index = ", ".join(":" if a in self.axes else "None" for a in target)
+        return f"{atom(self.text)}[{index}]"
+
+
+def atom(text: str) -> str:
+    """The text, in parentheses where it is more than a name or a number."""
+    return text if text.replace("_", "").isalnum() else f"({text})"
+
+
+Env = Mapping[str, Tile]
