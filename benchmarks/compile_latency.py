@@ -31,7 +31,7 @@ def child(name: str) -> dict[str, Any]:
 
     from vortex_core import library
     from vortex_core.compiler.interface import Geometry
-    from vortex_core.compiler.triton.codegen import generate
+    from vortex_core.compiler.triton.generate import generate
     from vortex_core.compiler.triton.offline import build_flow
     from vortex_core.ir.program import Program
 

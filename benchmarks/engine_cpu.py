@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     import transformers
 
     from vortex_core.engine import Engine
-    from vortex_core.engine.weights import resolve_model
+    from vortex_core.engine.models.weights import resolve_model
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

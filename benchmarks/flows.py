@@ -27,12 +27,12 @@ from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
-from vortex_core.compiler.triton.flow import TritonFlow
-from vortex_core.compiler.triton.timing import Launch, graph_time, relative_error
+from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.tuning.timing import Launch, graph_time, relative_error
 from vortex_core.ir.cost import step_cost
-from vortex_core.kernels.decode_config import decode_config
-from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace
-from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
+from vortex_core.kernels.decode.config import decode_config
+from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace
+from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
 from vortex_core.kernels.pages import PageList
 
 FLOWS = ("block_topk", "quest", "gqa_block_topk", "lserve")

@@ -41,7 +41,7 @@ from benchmarks.kernels_peers import (  # noqa: E402
     flashinfer_module,
 )
 from benchmarks.kernels_timing import Report, copy_bandwidth  # noqa: E402
-from vortex_core.compiler.triton.timing import graph_time, relative_error  # noqa: E402
+from vortex_core.compiler.triton.tuning.timing import graph_time, relative_error  # noqa: E402
 from vortex_core.kernels import decode_config, select_pages, select_workspace, write_kv  # noqa: E402
 from vortex_core.kernels.reference import select_reference, write_kv_reference  # noqa: E402
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vortex_core.compiler.triton.timing import Launch, graph_time
+from vortex_core.compiler.triton.tuning.timing import Launch, graph_time
 from vortex_core.kernels.dependent import await_previous
 from vortex_core.kernels.runtime import dependent_launch, multiprocessors
 

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from vortex_core import library
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_source
 from vortex_core.flow.trace import Traced
 from vortex_core.ir.canonical import canonicalise
 from vortex_core.ir.params import Values
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_source
 
 LIMIT_MS = 50.0  # of a check
 QUEST_LINES = 10

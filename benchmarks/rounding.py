@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from vortex_core.engine.hf_config import reference_config
+from vortex_core.engine.models.hf_config import reference_config
 from vortex_core.engine.models.random_weights import LABEL, NOISE, STD, copy_noise, fill
 from vortex_core.specs import ModelSpec, load_model
 

@@ -21,10 +21,10 @@ from torch.nn.functional import pad
 
 from benchmarks import needs
 from tests.interp.kernels import inputs
-from vortex_core.compiler.triton.timing import graph_time
+from vortex_core.compiler.triton.tuning.timing import graph_time
 from vortex_core.kernels import Limit, Marks, select_pages, select_workspace
 from vortex_core.kernels.reference import select_reference
-from vortex_core.kernels.select import Stage
+from vortex_core.kernels.select.api import Stage
 
 PAGE, BUDGET, FIRST, LAST = 16, 128, 1, 2
 KINDS: tuple[tuple[str, Limit | None, tuple[Stage, ...]], ...] = (

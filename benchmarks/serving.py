@@ -33,10 +33,10 @@ import torch.distributed as dist
 from benchmarks import needs
 from benchmarks.serving_checks import ranks_check, tiny_check
 from benchmarks.serving_speedups import COPY_BANDWIDTH
-from vortex_core.engine.blocks import BLOCK_TOKENS, blocks_for
-from vortex_core.engine.cache import Prompt
 from vortex_core.engine.cores import wait_passively
 from vortex_core.engine.engine import Engine
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
+from vortex_core.engine.kv.cache import Prompt
 from vortex_core.engine.models.parallel import Ranks, join_ranks
 from vortex_core.engine.models.random_weights import LABEL, random_model
 from vortex_core.engine.throughput import (

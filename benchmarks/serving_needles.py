@@ -39,7 +39,7 @@ from evaluators.tasks.pairs import pair_item
 from evaluators.tasks.tokens import encode
 from vortex_core import library
 from vortex_core.engine import Engine
-from vortex_core.engine.weights import resolve_model
+from vortex_core.engine.models.weights import resolve_model
 from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings

@@ -19,9 +19,9 @@ import torch
 from benchmarks import needs
 from vortex_core import library
 from vortex_core.compiler import backends
-from vortex_core.compiler.triton.flow import TritonFlow
-from vortex_core.compiler.triton.tune import Result, tune
-from vortex_core.compiler.triton.tuning import this_machine
+from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.tuning.results import this_machine
+from vortex_core.compiler.triton.tuning.tune import Result, tune
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evaluators.plan import EvaluationPlan, list_plans, load_plan
-    from evaluators.stages import FRESH, HOLDOUT, SEARCH, STAGES
+    from evaluators.stages.registry import FRESH, HOLDOUT, SEARCH, STAGES
     from evaluators.worker import EvaluationWorker, evaluate, run_cpu_stage
 
 _HOME = {
     "EvaluationPlan": "plan",
     "list_plans": "plan",
     "load_plan": "plan",
-    "FRESH": "stages",
-    "HOLDOUT": "stages",
-    "SEARCH": "stages",
-    "STAGES": "stages",
+    "FRESH": "stages.registry",
+    "HOLDOUT": "stages.registry",
+    "SEARCH": "stages.registry",
+    "STAGES": "stages.registry",
     "EvaluationWorker": "worker",
     "evaluate": "worker",
     "run_cpu_stage": "worker",

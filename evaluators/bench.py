@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evaluators.errors import not_what_ran
-from evaluators.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
 from evaluators.plan import EvaluationPlan
 from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
-from evaluators.stage import Deadline, Subject
+from evaluators.stages.base import Deadline, Subject
+from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
 from evaluators.tasks.tokens import encode
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without

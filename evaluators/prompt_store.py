@@ -152,7 +152,7 @@ class PromptStore:
 
 def _slots(prompt: Prompt) -> torch.Tensor:
     """Pool slots of a prompt's cached tokens, int64 `[cached]`."""
-    from vortex_core.engine.blocks import BLOCK_TOKENS
+    from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 
     at = torch.arange(prompt.cached)
     return torch.tensor(prompt.blocks)[at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS

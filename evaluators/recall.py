@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, PageList
-from vortex_core.engine.blocks import BLOCK_TOKENS, blocks_for
-from vortex_core.engine.pool import KVPool
-from vortex_core.engine.selection import LoadedFlow, Selections
+from vortex_core.engine.decode.selection import LoadedFlow, Selections
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
+from vortex_core.engine.kv.pool import KVPool
 
 
 class Recorder:

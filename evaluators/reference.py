@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evaluators.errors import stale_reference
-from evaluators.items import ItemSet
+from evaluators.tasks.items import ItemSet
 
 
 @dataclass(frozen=True)

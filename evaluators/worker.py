@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evaluators.bench import Bench, capacity
-from evaluators.items import FRESH_SEEDS, check_context
 from evaluators.plan import EvaluationPlan
 from evaluators.prompt_store import PromptStore, weights_identity
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, StageResult
-from evaluators.stage import Context, run_stage
-from evaluators.stages import SEARCH, get_stage
-from vortex_core.engine.weights import cache_dir, resolve_model
+from evaluators.stages.base import Context, run_stage
+from evaluators.stages.registry import SEARCH, get_stage
+from evaluators.tasks.items import FRESH_SEEDS, check_context
+from vortex_core.engine.models.weights import cache_dir, resolve_model
 from vortex_core.specs import ModelSpec, list_models, load_model
 
 if TYPE_CHECKING:

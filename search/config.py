@@ -56,7 +56,7 @@ class Objective(Strict):
 
 
 class Evolve(Strict):
-    """Islands of Pareto fronts; see `search.strategies.evolve`."""
+    """Islands of Pareto fronts; see `search.campaign.strategies.evolve`."""
 
     kind: Literal["evolve"] = "evolve"
     islands: int = Field(2, ge=1, le=64)
@@ -66,20 +66,20 @@ class Evolve(Strict):
 
 
 class BestOfN(Strict):
-    """Independent samples, each from the same starting programs; see `search.strategies.controls`."""
+    """Independent samples, each from the same starting programs; see `search.campaign.strategies.controls`."""
 
     kind: Literal["best_of_n"] = "best_of_n"
 
 
 class Refine(Strict):
-    """One chain: always change the last improvement; see `search.strategies.refine`."""
+    """One chain: always change the last improvement; see `search.campaign.strategies.refine`."""
 
     kind: Literal["refine"] = "refine"
     patience: int = Field(6, ge=1)
 
 
 class RandomGrammar(Strict):
-    """Programs grown at random, without any parent; see `search.strategies.controls`."""
+    """Programs grown at random, without any parent; see `search.campaign.strategies.controls`."""
 
     kind: Literal["random"] = "random"
 

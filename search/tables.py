@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluators.results import Metric
-from search.archive import Archive, Entry
+from search.campaign.archive import Archive, Entry
 
 _VERDICTS = {
     "PROVEN": "[green]kept[/]",

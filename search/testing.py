@@ -19,11 +19,11 @@ from typing import Any
 
 from agents.base import Proposal, ProposalRequest, Usage
 from evaluators.results import Candidate, Failure, Metric, StageResult
-from search import events as ev
-from search.archive import Verdict
-from search.executor import Admission, WorkerLostError
-from search.store import EventStore
-from search.strategies.base import Outcome, Strategy, Tell, randomness
+from search.campaign.archive import Verdict
+from search.campaign.strategies.base import Outcome, Strategy, Tell, randomness
+from search.executors.base import Admission, WorkerLostError
+from search.log import events as ev
+from search.log.store import EventStore
 from vortex_core.errors import VortexError
 
 EXAMPLES: tuple[ev.Event, ...] = (

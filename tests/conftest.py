@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from vortex_core.engine.weights import ModelPath
+    from vortex_core.engine.models.weights import ModelPath
 
 # Before any library reads them: no telemetry, no network but to local servers, no thread-pool warnings.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -56,7 +56,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> ModelPath:
     """SmolLM2-135M from the cache. Without it a test is skipped, or fails where CI should have fetched it."""
-    from vortex_core.engine.weights import resolve_model
+    from vortex_core.engine.models.weights import resolve_model
     from vortex_core.errors import VortexError
 
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vortex_core import library
-from vortex_core.flow.jail import run
 from vortex_core.flow.trace import Traced
+from vortex_core.sandbox.jail import run
 
 HEADER = "from vortex_core import Knobs, ops, vFlow\n\nclass W(vFlow):\n"
 

@@ -156,7 +156,7 @@ class ProposerConformance:
 
 @cache
 def _refusal(source: str) -> VortexError:
-    from vortex_core.flow.load import trace_source
+    from vortex_core.sandbox.load import trace_source
 
     try:
         trace_source(source, "broken.py")

@@ -69,7 +69,7 @@ def campaign(
     """
     if context.invoked_subcommand is not None:
         return
-    from search.session import Options
+    from search.campaign.session import Options
 
     runs.run_and_conclude(
         Options(

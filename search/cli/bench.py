@@ -49,8 +49,8 @@ def bench(
 
         vortex-search bench qwen3-1.7b block_topk --random-weights --random-kv --batch 16 --context 32000
     """
-    from search.bench import BenchPlan, write_results
-    from search.bench import bench as measure
+    from search.commands.bench import BenchPlan, write_results
+    from search.commands.bench import bench as measure
     from vortex_core.engine.cores import wait_passively
 
     wait_passively()

@@ -78,7 +78,7 @@ def explain(
 
         vortex-search explain quest --model qwen3-8b --gpu h200 --length 65536
     """
-    from search.explain import explanation, launch_rows, rows, sentences
+    from search.commands.explain import explanation, launch_rows, rows, sentences
     from vortex_core import library
     from vortex_core.specs import load_gpu
 
@@ -127,7 +127,7 @@ def convert(
 
         vortex-search convert batch_0_id0.py --knobs settings.json --out my_flow.py
     """
-    from search.convert import convert as convert_program
+    from search.commands.convert import convert as convert_program
 
     found = convert_program(file, knobs, out)
     if as_json:
@@ -158,7 +158,7 @@ def evaluate(
 
         vortex-search evaluate ./my_flow.py --model smollm2-135m
     """
-    from search.evaluation import evaluate_once
+    from search.commands.evaluation import evaluate_once
     from vortex_core import library
 
     traced = library.resolve(flow)

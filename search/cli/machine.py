@@ -38,7 +38,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from vortex_core.engine.weights import gib, model_status
+    from vortex_core.engine.models.weights import gib, model_status
     from vortex_core.specs import list_models as names
 
     found = [model_status(name) for name in names()]
@@ -85,7 +85,7 @@ def fetch(
 
         vortex-search models fetch smollm2-135m
     """
-    from vortex_core.engine.weights import fetch_model
+    from vortex_core.engine.models.weights import fetch_model
 
     with err.status(f"fetching {name}"):
         found = fetch_model(name)
@@ -107,7 +107,7 @@ def doctor(
 
         vortex-search doctor --json
     """
-    from search.doctor import examine
+    from search.commands.doctor import examine
 
     with err.status("looking around"):
         findings = examine(model)

@@ -14,17 +14,17 @@ import typer
 from rich.markup import escape
 from rich.syntax import Syntax
 
-from search.archive import Archive, Entry, score
+from search.campaign.archive import Archive, Entry, score
 from search.cli.console import Json, emit, err, out
 from search.config import CampaignConfig, load_proposer
 from search.errors import no_such_rank
-from search.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
-from search.state import CampaignState, Candidate
+from search.log.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
+from search.log.state import CampaignState, Candidate
 from search.tables import leaderboard as leaderboard_table
 from search.tables import metric
 
 if TYPE_CHECKING:
-    from search.session import Options
+    from search.campaign.session import Options
 
 RunName = Annotated[str, typer.Argument(help="Name of a run, as listed in runs/.")]
 
@@ -58,8 +58,8 @@ def _opened(name: str) -> Iterator[_Opened]:
 
 def run_and_conclude(options: Options, *, as_json: bool) -> None:
     """Run a campaign, then write report and winner and print the leaderboard."""
-    from search.progress import Progress
-    from search.session import resolve, run_campaign
+    from search.campaign.progress import Progress
+    from search.campaign.session import resolve, run_campaign
 
     config = resolve(options)
     name = options.run_name(config)
@@ -82,7 +82,7 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
 
 
 def _conclude(name: str, *, as_json: bool) -> None:
-    from search.export import export as write_export
+    from search.commands.export import export as write_export
     from search.report import write_report
 
     with _opened(name) as it:
@@ -302,7 +302,7 @@ def export(
 
         python winner/verify.py
     """
-    from search.export import export as write_export
+    from search.commands.export import export as write_export
 
     with _opened(run) as it:
         ranked = len(it.archive.entries)

@@ -49,7 +49,7 @@ def serve(
 
         vortex-search serve quest --model qwen3-8b --set budget=2048 --tp-size 2 --mem-fraction-static 0.8
     """
-    from search.serve import plan_launch
+    from search.commands.serve import plan_launch
     from vortex_core.serving.launch import check_environment
     from vortex_core.serving.settings import Settings
 

@@ -46,9 +46,9 @@ def tune(
 
         vortex-search tune ./my_flow.py --model qwen3-8b --batch 1 --context 131072 --seconds 60 --json
     """
-    from search.explain import dimensions
+    from search.commands.explain import dimensions
     from vortex_core import library
-    from vortex_core.compiler.triton.tune import tune as measure
+    from vortex_core.compiler.triton.tuning.tune import tune as measure
 
     traced = library.resolve(flow)
     changes: dict[str, Any] = {"page_size": page_size, "budget": budget}

@@ -8,9 +8,9 @@ from html import escape
 import plotly.graph_objects as go
 
 from evaluators.results import Metric
-from search.archive import Archive, Score, Verdict, score
-from search.events import Purpose
-from search.state import CampaignState, Candidate
+from search.campaign.archive import Archive, Score, Verdict, score
+from search.log.events import Purpose
+from search.log.state import CampaignState, Candidate
 
 _INK = "#1c2733"
 _GREY = "#9aa5b1"

@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
-from search.archive import Archive, Entry
+from search.campaign.archive import Archive, Entry
 from search.config import CampaignConfig
-from search.files import write_atomic
+from search.log.files import write_atomic
+from search.log.run import Run
+from search.log.state import CampaignState
 from search.report import figures
-from search.run import Run
-from search.state import CampaignState
 from search.tables import metric
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from search import events as ev
-from search.run import open_run, read_state
+from search.log import events as ev
+from search.log.run import open_run, read_state
 
 if TYPE_CHECKING:
-    from vortex_core.engine.weights import ModelPath
+    from vortex_core.engine.models.weights import ModelPath
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(900)]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from vortex_core.engine.weights import ModelPath
+    from vortex_core.engine.models.weights import ModelPath
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

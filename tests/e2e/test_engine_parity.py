@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from vortex_core import library
 from vortex_core.engine import Engine
-from vortex_core.engine.weights import ModelPath
+from vortex_core.engine.models.weights import ModelPath
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 NEW_TOKENS = 16

@@ -10,7 +10,7 @@ import pytest
 from evaluators import SEARCH, EvaluationWorker, evaluate, load_plan
 from evaluators.results import Candidate, StageResult
 from vortex_core import library
-from vortex_core.engine.weights import ModelPath
+from vortex_core.engine.models.weights import ModelPath
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(900)]
 

@@ -12,10 +12,10 @@ from tests.fuzz.selections import GEOMETRY, KNOBS, Reference, Torch64, data
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.flow.emit import emit
-from vortex_core.flow.jail import run
 from vortex_core.ir.canonical import canonicalise
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
+from vortex_core.sandbox.jail import run
 
 EXACT = 1e-9  # fp64 against fp64: only the order of operations differs
 SINGLE = 2e-3  # fp32 through states of 8 bits and more, relative to the largest score

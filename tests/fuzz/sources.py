@@ -14,8 +14,8 @@ from typing import NoReturn
 from tests import sample_flows
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_source
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_source
 
 SECONDS = 20
 Edit = Callable[[str, list[str], random.Random], str]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vortex_core.compiler.triton.flow import TritonFlow
-from vortex_core.kernels.decode_config import DecodeConfig
+from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.kernels.decode.config import DecodeConfig
 
 TUNED = DecodeConfig(32, 4, 1, 1, fused_merge=False, even=True)
 

@@ -25,7 +25,7 @@ def get(name: str) -> Backend:
 
         return TorchBackend()
     if name == "triton":
-        from vortex_core.compiler.triton.flow import TritonBackend
+        from vortex_core.compiler.triton.backend import TritonBackend
 
         return TritonBackend()
     near = difflib.get_close_matches(name, NAMES)

@@ -47,8 +47,8 @@ def convert(source: str, knobs: Mapping[str, Any] | None = None, file: str = "<p
     Raises:
         VortexError: `VF080` ... `VF089`, or whatever is wrong with the program itself.
     """
-    from vortex_core.flow.load import trace_source
     from vortex_core.ir import mistakes
+    from vortex_core.sandbox.load import trace_source
 
     if detect(source) is None:
         raise mistakes.DIALECT_IMPORT.error(

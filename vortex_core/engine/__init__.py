@@ -9,18 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vortex_core.engine.cache import Prompt
+    from vortex_core.engine.decode.sampling import Sampling
     from vortex_core.engine.engine import Engine
+    from vortex_core.engine.kv.cache import Prompt
     from vortex_core.engine.results import DecodeResult, SwapReport
-    from vortex_core.engine.sampling import Sampling
     from vortex_core.engine.scheduler import Generation, Request, Scheduler
 
 __all__ = ["DecodeResult", "Engine", "Generation", "Prompt", "Request", "Sampling", "Scheduler", "SwapReport"]
 
 _HOME = {
     "DecodeResult": "results",
-    "Prompt": "cache",
-    "Sampling": "sampling",
+    "Prompt": "kv.cache",
+    "Sampling": "decode.sampling",
     "Generation": "scheduler",
     "Request": "scheduler",
     "Scheduler": "scheduler",

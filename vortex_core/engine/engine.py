@@ -14,30 +14,30 @@ from transformers import AutoTokenizer
 
 from vortex_core.compiler.interface import CompiledFlow, LayerKV
 from vortex_core.engine import memory
-from vortex_core.engine.batch import DecodeBatch, Recorder
-from vortex_core.engine.blocks import BLOCK_TOKENS
-from vortex_core.engine.cache import KVCache, Prompt, SequenceState
-from vortex_core.engine.decoding import decode_to_end, one_step
+from vortex_core.engine.decode.batch import DecodeBatch, Recorder
+from vortex_core.engine.decode.loop import decode_to_end, one_step
+from vortex_core.engine.decode.runners import Runners
+from vortex_core.engine.decode.sampling import Sampler, Sampling
+from vortex_core.engine.decode.selection import LoadedFlow
 from vortex_core.engine.errors import bad_call, unsupported_backend, unsupported_kv_dtype
-from vortex_core.engine.hf_config import spec_from_hf_config
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS
+from vortex_core.engine.kv.cache import KVCache, Prompt, SequenceState
+from vortex_core.engine.kv.prompts import Prompts
 from vortex_core.engine.models import adapt, check_flow, least_of_ranks, sharding_of
+from vortex_core.engine.models.hf_config import spec_from_hf_config
 from vortex_core.engine.models.loading import load_weights
-from vortex_core.engine.packing import pack_linears
-from vortex_core.engine.prompts import Prompts
+from vortex_core.engine.models.packing import pack_linears
+from vortex_core.engine.models.weights import resolve_model
 from vortex_core.engine.requests import Generation, Request, Token
 from vortex_core.engine.results import DecodeResult, SwapReport
-from vortex_core.engine.runners import Runners
-from vortex_core.engine.sampling import Sampler, Sampling
 from vortex_core.engine.scheduler import Scheduler
-from vortex_core.engine.selection import LoadedFlow
 from vortex_core.engine.synthetic import random_prompt
-from vortex_core.engine.weights import resolve_model
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.specs import ModelSpec
 
 if TYPE_CHECKING:
-    from vortex_core.engine.runners import AnyBatch
+    from vortex_core.engine.decode.runners import AnyBatch
 
 _KV_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
@@ -91,7 +91,7 @@ class Engine:
         self._check_backend()
         self.kv_dtype = self._kv_dtype(kv_dtype)
         if self.backend == "triton":
-            from vortex_core.engine.fused import fuse
+            from vortex_core.engine.fused.modules import fuse
 
             fuse(self.model)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vortex_core.engine.sampling import GREEDY, Sampling
+from vortex_core.engine.decode.sampling import GREEDY, Sampling
 
 Finish = Literal["stop", "length"]
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vortex_core.engine.blocks import BLOCK_TOKENS, blocks_for
-from vortex_core.engine.cache import Prompt, SequenceState
+from vortex_core.engine.decode.sampling import Sampler
 from vortex_core.engine.errors import bad_call, out_of_memory
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
+from vortex_core.engine.kv.cache import Prompt, SequenceState
 from vortex_core.engine.requests import Finish, Generation, Request, Token
-from vortex_core.engine.sampling import Sampler
 from vortex_core.engine.text_stream import TextStream
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from vortex_core.engine.blocks import runs_of
-from vortex_core.engine.cache import KVCache, Prompt
+from vortex_core.engine.kv.blocks import runs_of
+from vortex_core.engine.kv.cache import KVCache, Prompt
 
 
 def random_prompt(cache: KVCache, length: int, vocab: int, seed: int) -> Prompt:

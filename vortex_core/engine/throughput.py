@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from vortex_core import library
-from vortex_core.engine.cache import Prompt
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.errors import parity_lost
+from vortex_core.engine.kv.cache import Prompt
 from vortex_core.engine.scheduler import Request, Scheduler
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program

@@ -258,9 +258,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "--write":
         sys.stderr.write("usage: python -m vortex_core.flow.reference [--write FOLDER]\n")
         return 2
-    from vortex_core.flow import pages
+    from vortex_core.flow import doc_tables
 
-    for name, text in (("operators.md", pages.operators()), ("errors.md", pages.errors())):
+    for name, text in (("operators.md", doc_tables.operators()), ("errors.md", doc_tables.errors())):
         with open(f"{arguments[1]}/{name}", "w", encoding="utf-8") as file:
             file.write(text)
     return 0

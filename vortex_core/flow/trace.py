@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow import ops
-from vortex_core.flow.allowlist import source_lines
 from vortex_core.flow.vflow import Cache, Page, StateSpec, as_tensor, check_name, vFlow
 from vortex_core.flow.vtensor import emit, vTensor
 from vortex_core.ir import mistakes
@@ -20,6 +19,7 @@ from vortex_core.ir.params import Values
 from vortex_core.ir.program import STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
 from vortex_core.ir.types import Stage
 from vortex_core.ir.verify import check_write, verify, verify_state
+from vortex_core.sandbox.allowlist import source_lines
 
 T = TypeVar("T")
 

@@ -6,14 +6,14 @@ scratch. The KV cache is addressed through strides as [page, token, kv_head, dim
 
 from __future__ import annotations
 
-from vortex_core.kernels.decode_config import DecodeConfig, decode_config, decode_workers
-from vortex_core.kernels.kv_write import write_kv
-from vortex_core.kernels.latent_write import write_latent
-from vortex_core.kernels.mla_decode import mla_config, mla_decode, mla_decode_workspace
-from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
+from vortex_core.kernels.decode.config import DecodeConfig, decode_config, decode_workers
+from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace
+from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
+from vortex_core.kernels.decode.split import SplitWorkspace, split_workspace, split_workspace_shapes
 from vortex_core.kernels.pages import KernelInputError, PageList, rows_page_list, shared_page_list
-from vortex_core.kernels.select import Limit, Marks, SelectWorkspace, select_pages, select_workspace
-from vortex_core.kernels.split import SplitWorkspace, split_workspace, split_workspace_shapes
+from vortex_core.kernels.select.api import Limit, Marks, SelectWorkspace, select_pages, select_workspace
+from vortex_core.kernels.write.latent import write_latent
+from vortex_core.kernels.write.paged import write_kv
 
 __all__ = [
     "DecodeConfig",

@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 
-from vortex_core.kernels.decode_config import decode_config
-from vortex_core.kernels.decode_kernel import page_mass_kernel, paged_decode_kernel
+from vortex_core.kernels.decode.config import decode_config
+from vortex_core.kernels.decode.latent import latent_constants
+from vortex_core.kernels.decode.latent_kernel import WARPS, latent_decode_kernel
+from vortex_core.kernels.decode.list_kernel import list_decode_kernel
+from vortex_core.kernels.decode.mla import mla_config, mla_rows
+from vortex_core.kernels.decode.paged import decode_constants, even_constants
+from vortex_core.kernels.decode.paged_kernel import page_mass_kernel, paged_decode_kernel
+from vortex_core.kernels.decode.split import merge_even_kernel, merge_kernel, plan_kernel
 from vortex_core.kernels.dependent import EARLY, LATE
-from vortex_core.kernels.kv_write import kv_write_kernel
-from vortex_core.kernels.latent_decode import latent_constants
-from vortex_core.kernels.latent_kernel import WARPS, latent_decode_kernel
-from vortex_core.kernels.latent_write import latent_write_kernel
-from vortex_core.kernels.list_kernel import list_decode_kernel
-from vortex_core.kernels.mla_decode import mla_config, mla_rows
 from vortex_core.kernels.offline import TARGETS, KernelReport, compile_kernel
-from vortex_core.kernels.paged_decode import decode_constants, even_constants
-from vortex_core.kernels.select import SELECT_LIMITS, SELECT_STAGES, launch_registers, select_plan
-from vortex_core.kernels.select_kernel import select_kernel
-from vortex_core.kernels.split import merge_even_kernel, merge_kernel, plan_kernel
+from vortex_core.kernels.select.api import SELECT_LIMITS, SELECT_STAGES, launch_registers, select_plan
+from vortex_core.kernels.select.kernel import select_kernel
+from vortex_core.kernels.write.latent import latent_write_kernel
+from vortex_core.kernels.write.paged import kv_write_kernel
 
 TRITON_TYPES: dict[torch.dtype, str] = {
     torch.bfloat16: "bf16",

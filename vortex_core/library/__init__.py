@@ -44,7 +44,7 @@ def source(name: str) -> str:
 @lru_cache
 def load(name: str) -> Traced:
     """Trace a library flow. It is trusted, so this runs in-process, in about a millisecond."""
-    from vortex_core.flow.jail import run
+    from vortex_core.sandbox.jail import run
 
     return run(source(name), f"{name}.py")
 
@@ -58,7 +58,7 @@ def resolve(flow: str) -> Traced:
     if flow in _all():
         return load(flow)
     if flow.endswith(".py") or "/" in flow:
-        from vortex_core.flow.load import trace_file
+        from vortex_core.sandbox.load import trace_file
 
         return trace_file(flow)
     raise _unknown(flow)

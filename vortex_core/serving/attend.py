@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 
 from vortex_core.compiler.interface import Geometry
-from vortex_core.kernels.decode_config import DecodeConfig, decode_config
-from vortex_core.kernels.mla_decode import mla_config, mla_rows
-from vortex_core.kernels.paged_decode import paged_decode, paged_decode_workspace
+from vortex_core.kernels.decode.config import DecodeConfig, decode_config
+from vortex_core.kernels.decode.mla import mla_config, mla_rows
+from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
 from vortex_core.kernels.pages import PageList
 
 

@@ -15,7 +15,7 @@ import torch
 
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, StateStore
-from vortex_core.compiler.triton.flow import TritonFlow
+from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.kernels import write_latent
 from vortex_core.serving.attend import Attend, Lists, PoolLayer, TorchAttend, TritonAttend
 from vortex_core.serving.bundle import FlowBundle

@@ -9,8 +9,8 @@ from tests import sample_flows
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import Geometry
-from vortex_core.compiler.triton.flow import TritonFlow
-from vortex_core.compiler.triton.plan import launch_plan
+from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.launch_plan import launch_plan
 from vortex_core.ir.cost import step_cost
 
 QWEN = Geometry(28, 8, 2, 128, 128, 128)

@@ -15,9 +15,9 @@ from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_file
 from vortex_core.ir.program import Program
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_file
 
 PLAIN = Geometry(1, 2, 3, 16, 16, 16)
 HEAD = sample_flows.HEADER

@@ -19,25 +19,25 @@ from search.cli import main
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import Geometry
-from vortex_core.compiler.triton import tune as tune_module
-from vortex_core.compiler.triton import tuning
-from vortex_core.compiler.triton.codegen import generate
-from vortex_core.compiler.triton.flow import TritonFlow
+from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
-from vortex_core.compiler.triton.search import Choice, Trial, choose
-from vortex_core.compiler.triton.tune import (
+from vortex_core.compiler.triton.tuning import results as tuning
+from vortex_core.compiler.triton.tuning import tune as tune_module
+from vortex_core.compiler.triton.tuning.results import Key, Machine, Tuned, TuningCache
+from vortex_core.compiler.triton.tuning.trials import Choice, Trial, choose
+from vortex_core.compiler.triton.tuning.tune import (
     SCORE_ERROR,
     Result,
     _compare,
     attention_candidates,
     score_candidates,
 )
-from vortex_core.compiler.triton.tune import tune as tune_flow
-from vortex_core.compiler.triton.tuning import Key, Machine, Tuned, TuningCache
+from vortex_core.compiler.triton.tuning.tune import tune as tune_flow
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
-from vortex_core.kernels.decode_config import DecodeConfig
+from vortex_core.kernels.decode.config import DecodeConfig
 from vortex_core.specs import load_model
 
 QWEN = Geometry(layers=28, kv_heads=8, group=4, head_dim=128, rope_dim=128, value_dim=128)
@@ -322,8 +322,8 @@ WHOLE = """
 import sys, torch
 from vortex_core import library
 from vortex_core.compiler.interface import Geometry
-from vortex_core.compiler.triton.tune import tune
-from vortex_core.compiler.triton.tune_case import TuneCase
+from vortex_core.compiler.triton.tuning.tune import tune
+from vortex_core.compiler.triton.tuning.case import TuneCase
 
 attend = TuneCase.attend
 def spoiled(self, config, *given):

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from vortex_core.compiler.interface import LayerKV, PageList
-from vortex_core.engine.attention import attend_part, causal_prefill, dense_decode, merge_parts, sparse_decode
+from vortex_core.engine.decode.torch_attention import (
+    attend_part,
+    causal_prefill,
+    dense_decode,
+    merge_parts,
+    sparse_decode,
+)
 
 KV_HEADS, DIM, SCALE = 2, 16, 0.3
 

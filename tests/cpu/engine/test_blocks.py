@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vortex_core.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for, digests_of, runs_of
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS, BlockPool, blocks_for, digests_of, runs_of
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -10,9 +10,9 @@ import torch
 from transformers import AttentionInterface
 
 from vortex_core.compiler.interface import BatchView, LayerKV
+from vortex_core.engine.decode.sampling import Sampling
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.prompts import Prompts
-from vortex_core.engine.sampling import Sampling
+from vortex_core.engine.kv.prompts import Prompts
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
 

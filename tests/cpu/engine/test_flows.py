@@ -13,8 +13,8 @@ from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList, StateStore
 from vortex_core.engine.engine import Engine
-from vortex_core.flow.load import trace_source
 from vortex_core.ir.knobs import Knobs
+from vortex_core.sandbox.load import trace_source
 
 Make = Callable[..., Any]
 EVERYTHING = "length"
@@ -236,7 +236,7 @@ def test_a_selection_is_kept_for_some_steps_and_the_newest_page_joins(make_engin
     original = engine.flow.compiled if engine.flow else None
     assert original is spy
 
-    import vortex_core.engine.batch as batch
+    import vortex_core.engine.decode.batch as batch
 
     inner = batch.sparse_decode
 

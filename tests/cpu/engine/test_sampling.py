@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vortex_core.engine.sampling import Sampler, Sampling, token_logprobs
+from vortex_core.engine.decode.sampling import Sampler, Sampling, token_logprobs
 from vortex_core.errors import VortexError
 
 

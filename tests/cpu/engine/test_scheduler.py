@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vortex_core import library
-from vortex_core.engine.sampling import Sampling
+from vortex_core.engine.decode.sampling import Sampling
 from vortex_core.engine.scheduler import Request, Scheduler
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
@@ -97,7 +97,7 @@ def test_a_long_prompt_is_prefilled_between_the_steps_of_others(
     make_engine: Make, ids: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
-    monkeypatch.setattr("vortex_core.engine.prompts.PREFILL_CHUNK", {"cpu": 100})
+    monkeypatch.setattr("vortex_core.engine.kv.prompts.PREFILL_CHUNK", {"cpu": 100})
     scheduler = Scheduler(engine)
     first = scheduler.submit(Request(ids(20, 0), max_new_tokens=20))
     assert [e.ticket for e in scheduler.step()] == [first]

@@ -12,9 +12,9 @@ import torch
 from vortex_core import library
 from vortex_core.compiler.interface import Geometry
 from vortex_core.engine import memory
-from vortex_core.engine.budget_table import BudgetTable
+from vortex_core.engine.decode.budget_table import BudgetTable
+from vortex_core.engine.decode.graph_runner import bucket_of, width_of
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.runner import bucket_of, width_of
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
 

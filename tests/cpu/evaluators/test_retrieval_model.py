@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from evaluators import stats
-from evaluators.items import FRESH_SEEDS, build_items
 from evaluators.plan import load_plan
 from evaluators.results import Metric
+from evaluators.tasks.items import FRESH_SEEDS, build_items
 from evaluators.tasks.pairs import PairItem, pair_item
-from search.archive import Verdict, check
+from search.campaign.archive import Verdict, check
 from search.config import load_campaign
 from vortex_core import library
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.weights import model_status, resolve_model
+from vortex_core.engine.models.weights import model_status, resolve_model
 from vortex_core.specs import load_model
 
 CONTEXT, ITEMS = 512, 48

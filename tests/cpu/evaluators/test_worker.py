@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from evaluators.bench import capacity
-from evaluators.items import FRESH_SEEDS
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import Candidate, StageResult
-from evaluators.stages import FRESH, HOLDOUT, SEARCH, STAGES, get_stage
+from evaluators.stages.registry import FRESH, HOLDOUT, SEARCH, STAGES, get_stage
+from evaluators.tasks.items import FRESH_SEEDS
 from evaluators.worker import EvaluationWorker, evaluate, run_cpu_stage
 from vortex_core import library
 from vortex_core.engine import Engine

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from vortex_core.errors import VortexError
-from vortex_core.flow import eager, pages, reference
-from vortex_core.flow.jail import run
+from vortex_core.flow import doc_tables, eager, reference
+from vortex_core.sandbox.jail import run
 
 ROOT = Path(__file__).resolve().parents[3]
 LANGUAGE = (ROOT / "docs/language.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", LANGUAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize(("name", "make"), [("operators.md", pages.operators), ("errors.md", pages.errors)])
+@pytest.mark.parametrize(
+    ("name", "make"), [("operators.md", doc_tables.operators), ("errors.md", doc_tables.errors)]
+)
 def test_generated_pages_are_up_to_date(name: str, make) -> None:  # type: ignore[no-untyped-def]
     found = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert found == make(), "run: python -m vortex_core.flow.reference --write docs"
@@ -24,7 +26,7 @@ def test_generated_pages_are_up_to_date(name: str, make) -> None:  # type: ignor
 
 def test_pages_are_written_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reference.main(["--write", str(tmp_path)]) == 0
-    assert (tmp_path / "errors.md").read_text(encoding="utf-8") == pages.errors()
+    assert (tmp_path / "errors.md").read_text(encoding="utf-8") == doc_tables.errors()
     assert reference.main(["--wrong"]) == 2
     assert reference.main([]) == 0
     assert "forward_indexer" in capsys.readouterr().out

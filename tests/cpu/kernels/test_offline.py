@@ -103,9 +103,9 @@ def test_a_spilling_kernel_is_reported() -> None:
     source = (
         "import torch\n"
         "from vortex_core.kernels import variants as v\n"
-        "from vortex_core.kernels.decode_kernel import paged_decode_kernel as kernel\n"
-        "from vortex_core.kernels.decode_config import DecodeConfig\n"
-        "from vortex_core.kernels.paged_decode import decode_constants\n"
+        "from vortex_core.kernels.decode.paged_kernel import paged_decode_kernel as kernel\n"
+        "from vortex_core.kernels.decode.config import DecodeConfig\n"
+        "from vortex_core.kernels.decode.paged import decode_constants\n"
         "bf16 = torch.bfloat16\n"
         "c = decode_constants(heads=1, kv_repeat=1, group=4, page_size=64, dim=256, dim_v=256,\n"
         "    kv_dtype=bf16, stride_k_token=256, stride_v_token=256, config=DecodeConfig(16, 1, 3, 1), rows=32,\n"

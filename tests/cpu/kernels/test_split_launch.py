@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vortex_core.kernels import PageList
-from vortex_core.kernels.split import EVEN_TOKENS
-from vortex_core.kernels.split_launch import even_splits
+from vortex_core.kernels.decode.split import EVEN_TOKENS
+from vortex_core.kernels.decode.split_launch import even_splits
 
 
 @pytest.mark.parametrize(

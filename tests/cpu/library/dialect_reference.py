@@ -8,7 +8,7 @@ import torch
 
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
-from vortex_core.flow.jail import run
+from vortex_core.sandbox.jail import run
 
 H, D, BLOCK, PAGES = 4, 16, 8, 6
 OPTIONS = {"block_size": BLOCK, "head_dim": D, "group": H, "dtype": "float32"}

@@ -15,7 +15,7 @@ from tests.cpu.library.dialect_reference import BLOCK, OPTIONS, PAGES, D, H, Ten
 from tests.null.dialects import programs
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
-from vortex_core.flow.jail import run
+from vortex_core.sandbox.jail import run
 
 
 def gate(x: Tensor, a: float, b: float) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from search.bench import BenchPlan, bench
+from search.commands.bench import BenchPlan, bench
 from vortex_core.engine.throughput import percentile
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
@@ -55,7 +55,7 @@ def test_every_kind_of_result_is_consistent_and_written(tiny: None, tmp_path: Pa
 def test_a_flow_that_is_not_dense_with_everything_selected_is_not_measured(
     tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vortex_core.engine.batch as batch
+    import vortex_core.engine.decode.batch as batch
 
     real = batch.sparse_decode
     monkeypatch.setattr(batch, "sparse_decode", lambda *a, **k: (real(*a, **k)[0] * -30.0, real(*a, **k)[1]))

@@ -185,7 +185,7 @@ def test_doctor_shows_no_secret_and_tries_the_jail(
 
 
 def test_doctor_warns_where_another_distribution_claims_a_name(monkeypatch: pytest.MonkeyPatch):
-    from search import doctor
+    from search.commands import doctor
 
     claims = {"agents": ["openai-agents"], "search": ["vortex-search"]}
     monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: claims)

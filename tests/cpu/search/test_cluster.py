@@ -16,10 +16,10 @@ import pytest
 import ray
 
 from evaluators.results import Candidate, StageResult
-from search.cluster import RayExecutor
 from search.config import Cluster
-from search.executor import WorkerLostError
-from search.workers import EngineWorker, become_group_leader
+from search.executors.base import WorkerLostError
+from search.executors.ray_cluster import RayExecutor
+from search.executors.workers import EngineWorker, become_group_leader
 from vortex_core import library
 from vortex_core.errors import VortexError
 

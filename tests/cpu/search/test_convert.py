@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from search.cli import main
-from search.convert import check, convert
+from search.commands.convert import check, convert
 from tests.null.dialects.programs import BUNDLED
 from vortex_core import library
 from vortex_core.errors import VortexError
-from vortex_core.flow.jail import run as trace
+from vortex_core.sandbox.jail import run as trace
 
 GOOD = BUNDLED["quest"]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from search import events as ev
-from search.archive import Archive
-from search.campaign import Campaign
+from search.campaign.archive import Archive
+from search.campaign.campaign import Campaign
+from search.commands.export import export
 from search.config import CampaignConfig
-from search.export import export
+from search.log import events as ev
+from search.log.run import find_candidate, open_run, read_state
+from search.log.state import CampaignState
 from search.report.page import render
-from search.run import find_candidate, open_run, read_state
-from search.state import CampaignState
 from search.testing import SimulatedExecutor, SimulatedProposer, simulated_library
 from vortex_core.errors import VortexError
 

@@ -13,7 +13,7 @@ from benchmarks.serving_needles import Answered, Items, row
 from benchmarks.serving_sglang import shapes
 from benchmarks.serving_shapes import kv_bytes_per_token, write_config
 from benchmarks.serving_speedups import Saved, density_since, table
-from vortex_core.engine.weights import resolve_model
+from vortex_core.engine.models.weights import resolve_model
 
 
 def test_shapes_keep_contexts_together_and_begin_with_the_largest_batch() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from search.cli import main
-from search.export import export
-from search.files import ContentStore
-from search.serve import find_flow
+from search.commands.export import export
+from search.commands.serve import find_flow
+from search.log.files import ContentStore
 from tests.cpu.search.test_report_and_export import CONFIG, finished
 from vortex_core import library
 from vortex_core.errors import VortexError
@@ -82,8 +82,8 @@ def test_what_cannot_be_served_is_one_message(capsys: pytest.CaptureFixture[str]
 
 
 def test_an_export_serves_itself(finished: Path, tmp_path: Path, root: Path) -> None:
-    from search.archive import Archive
-    from search.run import open_run, read_state
+    from search.campaign.archive import Archive
+    from search.log.run import open_run, read_state
 
     with open_run("sim", readonly=True) as run:
         state = read_state(run)

@@ -11,10 +11,10 @@ import torch
 from benchmarks.serving_checks import hot_swaps
 from tests.cpu.engine.conftest import random_ids, tiny_model
 from vortex_core import library
+from vortex_core.engine.decode.sampling import Sampling
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.models.random_weights import random_model
 from vortex_core.engine.requests import Request
-from vortex_core.engine.sampling import Sampling
 from vortex_core.engine.throughput import against_reference, everything_selected, reference
 from vortex_core.ir.knobs import Knobs
 from vortex_core.specs import load_model

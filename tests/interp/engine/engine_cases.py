@@ -12,19 +12,21 @@ from tests.cpu.engine.models.conftest import tiny
 from tests.cpu.engine.test_flows import CARRIED
 from tests.interp.tuned import attention_tiles
 from vortex_core import library
-from vortex_core.engine import fused_experts, seam, static_step
+from vortex_core.engine import attention_hook
+from vortex_core.engine.decode import static_step
+from vortex_core.engine.decode.graph_batch import GraphBatch
+from vortex_core.engine.decode.graph_runner import Shape
+from vortex_core.engine.decode.sampling import Sampling
+from vortex_core.engine.decode.step_kernels import choose_greedy
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.fused import fuse
-from vortex_core.engine.fused_latent import FusedLatentAttention
-from vortex_core.engine.graph_batch import GraphBatch
+from vortex_core.engine.fused import experts as fused_experts
+from vortex_core.engine.fused.latent import FusedLatentAttention
+from vortex_core.engine.fused.modules import fuse
 from vortex_core.engine.models import adapt
 from vortex_core.engine.requests import Request
-from vortex_core.engine.runner import Shape
-from vortex_core.engine.sampling import Sampling
 from vortex_core.engine.scheduler import Scheduler
-from vortex_core.engine.step_kernels import choose_greedy
-from vortex_core.flow.load import trace_source
 from vortex_core.ir.knobs import Knobs
+from vortex_core.sandbox.load import trace_source
 
 torch.set_num_threads(1)
 PROMPTS = [random_ids(n, n) for n in (75, 33, 9)]
@@ -175,7 +177,7 @@ def test_scheduled_and_sampled_tokens_are_those_of_the_torch_backend() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 def test_fused_modules_compute_what_they_replace(architecture: str, dtype: torch.dtype) -> None:
     model = tiny_model(architecture).to(dtype)
-    model.set_attn_implementation(seam.IMPLEMENTATION)
+    model.set_attn_implementation(attention_hook.IMPLEMENTATION)
     layer = model.model.layers[1]
     x = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0)).to(dtype)
     angles = model.model.rotary_emb(x, torch.arange(3)[None] + 1000)

@@ -104,7 +104,7 @@ def test_renumbering_physical_pages_changes_nothing(seed: int) -> None:
 @pytest.mark.parametrize(("lens", "short"), [([90, 33], 96), ([90, 33], 95), ([90], 95)])
 def test_split_count_is_immaterial(lens: list[int], short: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Lists with room for 96 tokens are cut alike where they count as short, and where they are one request's.
-    monkeypatch.setattr("vortex_core.kernels.split_launch.EVEN_TOKENS", short)
+    monkeypatch.setattr("vortex_core.kernels.decode.split_launch.EVEN_TOKENS", short)
     case = inputs.attention(lens, heads=1, group=5, dim=16, page_size=8)
     whole, _ = run(case, DecodeConfig(16, 4, 1, 1, min_tiles=64))
     for workers in (1, 2, 4):
@@ -194,7 +194,7 @@ def test_latent_attention_equals_the_definition(heads: int, lens: list[int], pag
 
 
 def test_many_rows_are_planned_in_several_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vortex_core.kernels.split.PLAN_BLOCKS", (2,))
+    monkeypatch.setattr("vortex_core.kernels.decode.split.PLAN_BLOCKS", (2,))
     case = inputs.attention([0, 40, 3, 0, 17, 1, 9], heads=1, group=1, dim=16, page_size=8)
     for fused in (True, False):
         out, _ = run(case, DecodeConfig(16, 4, 1, 2, 1, fused))

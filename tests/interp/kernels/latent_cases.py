@@ -7,7 +7,9 @@ import torch
 
 from tests.interp.kernels import inputs
 from tests.interp.kernels.gluon_standin import StandIn
-from vortex_core.kernels import DecodeConfig, latent_decode, mla_decode, mla_decode_workspace, split_launch
+from vortex_core.kernels import DecodeConfig, mla_decode, mla_decode_workspace
+from vortex_core.kernels.decode import latent as latent_decode
+from vortex_core.kernels.decode import split_launch
 from vortex_core.kernels.reference import mla_decode_reference
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.interp.kernels import inputs
 from vortex_core.kernels import Limit, Marks, select_pages
 from vortex_core.kernels.reference import select_reference
-from vortex_core.kernels.select import SelectPlan, SelectWorkspace, select_plan
+from vortex_core.kernels.select.api import SelectPlan, SelectWorkspace, select_plan
 
 PAGE = 8
 UNTOUCHED = -7

@@ -19,11 +19,11 @@ from agents.grammar.proposer import Draft, size
 from agents.registry import make_proposer
 from agents.testing import ProposerConformance
 from vortex_core import library
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_source
 from vortex_core.flow.trace import Traced, candidate_key
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_source
 
 MODEL = {"name": "test-model", "layers": 30, "kv_heads": 3, "head_dim": 64, "mla": None}
 QUICK, FULL = 250, 1000

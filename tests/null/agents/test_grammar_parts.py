@@ -20,12 +20,12 @@ from agents.grammar.term import from_program, retagged, to_program, walk
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
-from vortex_core.flow.jail import run
 from vortex_core.ir.budget import Budget
 from vortex_core.ir.knobs import PAGE_SIZES, Knobs
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
+from vortex_core.sandbox.jail import run
 
 SPARSE = [name for name in library.names() if name != "dense"]
 

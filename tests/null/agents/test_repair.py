@@ -12,7 +12,7 @@ from agents.registry import make_proposer
 from agents.testing import FakeModelServer, Scripted
 from agents.testing.conformance import BROKEN
 from vortex_core.errors import VortexError
-from vortex_core.flow.load import trace_source
+from vortex_core.sandbox.load import trace_source
 
 from .conftest import ANSWER, LANGUAGE
 

@@ -7,7 +7,7 @@ import re
 
 from tests.null.dialects.programs import BUNDLED, HEADER
 from vortex_core.errors import VortexError
-from vortex_core.flow.jail import run
+from vortex_core.sandbox.jail import run
 
 NUMBERS = ("0", "1", "2", "3", "8", "16", "-1", "0.5", "1e300", "10**400", "128")
 

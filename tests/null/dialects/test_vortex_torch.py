@@ -10,9 +10,9 @@ import pytest
 from tests.null.dialects.programs import BUNDLED, centroid, program
 from vortex_core import dialects, library
 from vortex_core.errors import VortexError
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_file
 from vortex_core.ir.mistakes import CATALOGUE
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_file
 
 GOOD = BUNDLED["block_topk"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluators.items import build_items, timing_item
 from evaluators.plan import EvaluationPlan, load_plan
+from evaluators.tasks.items import build_items, timing_item
 from evaluators.tasks.pairs import pair_item, pair_passage, reads_pairs
 from vortex_core.engine.retrieval.alphabet import BOS, FIRST_KEY, FIRST_NOISE, FIRST_VALUE, VOCAB, words
 from vortex_core.errors import VortexError

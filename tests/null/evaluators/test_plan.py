@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluators.items import FRESH_SEEDS, build_items, check_context
 from evaluators.plan import STAGE_NAMES, EvaluationPlan, list_plans, load_plan
-from evaluators.serving import ServingStage
-from evaluators.stages import STAGES
+from evaluators.stages.registry import STAGES
+from evaluators.stages.serving import ServingStage
+from evaluators.tasks.items import FRESH_SEEDS, build_items, check_context
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
 

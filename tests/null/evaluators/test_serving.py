@@ -8,8 +8,8 @@ import pytest
 
 from evaluators.plan import load_plan
 from evaluators.results import Candidate
-from evaluators.serving import ServingSetup, ServingStage
-from evaluators.stage import Context, run_stage
+from evaluators.stages.base import Context, run_stage
+from evaluators.stages.serving import ServingSetup, ServingStage
 from vortex_core import library
 from vortex_core.serving.client import Answer
 from vortex_core.serving.settings import Settings

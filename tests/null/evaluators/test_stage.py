@@ -17,7 +17,7 @@ from evaluators.errors import (
 from evaluators.plan import load_plan
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, Metric, StageResult
-from evaluators.stage import Context, Deadline, Subject, kind_of, run_stage
+from evaluators.stages.base import Context, Deadline, Subject, kind_of, run_stage
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from vortex_core.errors import VortexError
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_file, trace_source
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_file, trace_source
 
 HEAD = "from vortex_core import Knobs, ops, register, vFlow\nimport math\nclass W(vFlow):\n"
 INDEX = HEAD + "    def forward_indexer(self, q, cache):\n        "
@@ -175,7 +175,7 @@ def test_the_deadline(tmp_path: Path) -> None:
 
 
 def test_a_dead_tracer_says_how_it_died(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vortex_core.flow import load
+    from vortex_core.sandbox import load
 
     monkeypatch.setattr(load, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     with pytest.raises(VortexError, match=r"VF009.*SIGTERM"):

@@ -6,8 +6,8 @@ import pytest
 
 from tests import sample_flows
 from vortex_core.errors import VortexError
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_source
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_source
 
 BODY = sample_flows.HEADER + "    def forward_indexer(self, q, cache):\n        "
 END = "\n        return ops.topk(ops.position())"

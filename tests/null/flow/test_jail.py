@@ -10,8 +10,8 @@ import pytest
 
 from tests import sample_flows
 from vortex_core.errors import VortexError
-from vortex_core.flow import jail
-from vortex_core.flow.load import trace_file, trace_source
+from vortex_core.sandbox import jail
+from vortex_core.sandbox.load import trace_file, trace_source
 
 BODY = sample_flows.HEADER + "    def forward_indexer(self, q, cache):\n        "
 HOSTILE = {
@@ -71,7 +71,7 @@ def test_endless_allocation_is_stopped() -> None:
 )  # fmt: skip
 def test_the_system_call_filter_holds_even_without_the_allow_list(attempt: str) -> None:
     code = (
-        "import socket, os, subprocess\nfrom vortex_core.flow.jail import lock_down\nlock_down()\n"
+        "import socket, os, subprocess\nfrom vortex_core.sandbox.jail import lock_down\nlock_down()\n"
         f"try:\n    {attempt}\nexcept OSError as e:\n    print('refused', e.errno)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

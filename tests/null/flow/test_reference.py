@@ -7,11 +7,11 @@ from dataclasses import fields
 import pytest
 
 from vortex_core.flow import reference
-from vortex_core.flow.jail import run
 from vortex_core.flow.reference import SHORTHANDS, SPELLINGS, compact
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import OPS
+from vortex_core.sandbox.jail import run
 
 INDEX = """
 from vortex_core import ops, vFlow

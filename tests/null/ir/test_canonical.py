@@ -11,11 +11,11 @@ from agents.grammar import random_program
 from tests import sample_flows
 from tests.fuzz.rewrite import rewrite
 from vortex_core import library
-from vortex_core.flow.jail import run
 from vortex_core.ir import canonical
 from vortex_core.ir.canonical import canonicalise
 from vortex_core.ir.program import Program, StateDecl
 from vortex_core.ir.verify import verify
+from vortex_core.sandbox.jail import run
 
 FLOW = """
     def create_cache(self, page):

@@ -13,9 +13,9 @@ from tests.null.library import weights
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
-from vortex_core.flow.jail import run
-from vortex_core.flow.load import trace_file, trace_source, write_flow
 from vortex_core.ir.verify import verify
+from vortex_core.sandbox.jail import run
+from vortex_core.sandbox.load import trace_file, trace_source, write_flow
 
 EVERY_MODEL = library.names()
 MLA = library.mla_names()

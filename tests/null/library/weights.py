@@ -8,9 +8,9 @@ from array import array
 from functools import lru_cache
 
 from vortex_core import library
-from vortex_core.flow.jail import run
 from vortex_core.flow.trace import Traced
 from vortex_core.ir.params import Values
+from vortex_core.sandbox.jail import run
 
 LAYERS, KV_HEADS, GROUP, DIM = 30, 3, 3, 16
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {  # behind layer and kv head

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators.results import Metric, StageResult
-from search import events as ev
-from search.archive import Archive, Verdict, check, hypervolume, pareto_layers, score
-from search.comparison import accuracy_difference, against_control, compare, speed_ratio
+from search.campaign.archive import Archive, Verdict, check, hypervolume, pareto_layers, score
+from search.campaign.comparison import accuracy_difference, against_control, compare, speed_ratio
 from search.config import Gate, Objective
-from search.state import CampaignState, Candidate
-from search.store import Record
+from search.log import events as ev
+from search.log.state import CampaignState, Candidate
+from search.log.store import Record
 
 OBJECTIVE = Objective(gates=(Gate(metric="accuracy_delta", at_least=-0.1),), margin=0.1)
 coordinate = st.integers(-20, 20).map(lambda n: n / 10)

@@ -14,14 +14,14 @@ import pytest
 from agents.base import Proposal, ProposalRequest, Usage
 from agents.errors import BudgetExceededError, ProposerError
 from evaluators.results import Candidate, Metric, StageResult
-from search import events as ev
-from search.archive import Archive
-from search.campaign import Campaign
+from search.campaign.archive import Archive
+from search.campaign.campaign import Campaign
 from search.config import CampaignConfig
-from search.files import ContentStore
-from search.run import Run
-from search.state import CampaignState
-from search.store import MemoryEventStore, Record
+from search.log import events as ev
+from search.log.files import ContentStore
+from search.log.run import Run
+from search.log.state import CampaignState
+from search.log.store import MemoryEventStore, Record
 from search.testing import Crash, SimulatedExecutor, SimulatedProposer, lost, simulated_library
 from vortex_core.errors import VortexError
 

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from evaluators.results import Metric
-from search import events as ev
-from search.campaign import Campaign
+from search.campaign.campaign import Campaign
+from search.campaign.progress import Progress
 from search.config import CampaignConfig
-from search.files import ContentStore
-from search.progress import Progress
-from search.run import Run
-from search.store import MemoryEventStore
+from search.log import events as ev
+from search.log.files import ContentStore
+from search.log.run import Run
+from search.log.store import MemoryEventStore
 from search.tables import leaderboard, metric
 from search.testing import SimulatedExecutor, SimulatedProposer, lost, simulated_library
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from search import events as ev
-from search.store import EventStore, MemoryEventStore, SqliteEventStore
+from search.log import events as ev
+from search.log.store import EventStore, MemoryEventStore, SqliteEventStore
 from search.testing import EXAMPLES, StoreConformance
 from vortex_core.errors import VortexError
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from search.archive import Verdict
-from search.strategies.base import Strategy, Tell
-from search.strategies.controls import BestOfNStrategy, RandomStrategy
-from search.strategies.evolve import EvolveStrategy
-from search.strategies.refine import RefineStrategy
+from search.campaign.archive import Verdict
+from search.campaign.strategies.base import Strategy, Tell
+from search.campaign.strategies.controls import BestOfNStrategy, RandomStrategy
+from search.campaign.strategies.evolve import EvolveStrategy
+from search.campaign.strategies.refine import RefineStrategy
 from search.testing import StrategyConformance
 
 

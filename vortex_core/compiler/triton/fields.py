@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from vortex_core.compiler.triton.axes import Axis, Tile, order
-from vortex_core.compiler.triton.tiles import rounded
+from vortex_core.compiler.triton.emitter import rounded
+from vortex_core.compiler.triton.tile import Axis, Tile, order
 from vortex_core.ir.program import StateDecl
 
 _PER_BYTE = {"int4": 2, "bits": 8}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from vortex_core.compiler.evaluate import channel_range, symbol_sizes
 from vortex_core.compiler.interface import Geometry
-from vortex_core.compiler.triton.axes import Axis, Env, Tile, order
-from vortex_core.compiler.triton.tiles import Emitter
+from vortex_core.compiler.triton.emitter import Emitter
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
 from vortex_core.ir.program import Node, Program
 
 

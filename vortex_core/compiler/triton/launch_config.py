@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from vortex_core.kernels.decode_config import DecodeConfig
+from vortex_core.kernels.decode.config import DecodeConfig
 
 
 @dataclass(frozen=True)

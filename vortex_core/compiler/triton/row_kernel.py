@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vortex_core.compiler.triton.axes import Axis, Env, Tile, order, pow2
-from vortex_core.compiler.triton.index_kernels import IndexKernel
+from vortex_core.compiler.triton.emitter import REDUCE, Emitter, unsupported
 from vortex_core.compiler.triton.kernel_text import full
-from vortex_core.compiler.triton.lower import per_page
-from vortex_core.compiler.triton.tiles import REDUCE, Emitter, unsupported
+from vortex_core.compiler.triton.schedule import per_page
+from vortex_core.compiler.triton.score_kernel import IndexKernel
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, pow2
 from vortex_core.ir.program import Node
 
 ROW_BLOCK = 256

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vortex_core.compiler.triton.axes import MAX_PADDING, Axis, Env, Tile, order, pow2
+from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import store_lines, store_row_lines, stored_shape
 from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
-from vortex_core.compiler.triton.tiles import Emitter
+from vortex_core.compiler.triton.tile import MAX_PADDING, Axis, Env, Tile, order, pow2
 from vortex_core.ir.program import Node, StateDecl
 
 

@@ -16,7 +16,6 @@ from vortex_core.dialects.vortex_torch import modules
 from vortex_core.dialects.vortex_torch.session import Cache, Session, current
 from vortex_core.dialects.vortex_torch.settings import Settings
 from vortex_core.flow import ops
-from vortex_core.flow.allowlist import Rules
 from vortex_core.flow.emit import emit as write_source
 from vortex_core.flow.trace import Traced
 from vortex_core.flow.vtensor import emit
@@ -25,6 +24,7 @@ from vortex_core.ir.lint import lint
 from vortex_core.ir.program import Graph, GraphBuilder, Program
 from vortex_core.ir.types import Extent
 from vortex_core.ir.verify import verify
+from vortex_core.sandbox.allowlist import Rules
 
 RULES = Rules(
     modules={"math": None, "__future__": {"annotations"}, "torch": None, "typing": None},

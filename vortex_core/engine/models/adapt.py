@@ -11,21 +11,21 @@ from typing import Any
 
 from torch import nn
 
-from vortex_core.engine import seam
+from vortex_core.engine import attention_hook
 from vortex_core.engine.errors import unsupported_model
-from vortex_core.engine.hf_config import wants_latent
 from vortex_core.engine.models.grouped import GroupedAsLatent
+from vortex_core.engine.models.hf_config import wants_latent
 from vortex_core.engine.models.latent import LatentAttention, is_latent
 
 
 def adapt(model: Any) -> Any:
-    """Make a transformers causal LM attend through `seam.Step`, in place; returns it.
+    """Make a transformers causal LM attend through `attention_hook.Step`, in place; returns it.
 
     Raises:
         VortexError: `VE012` for latent attention of a kind that is not known.
     """
     model.eval().requires_grad_(False)
-    model.set_attn_implementation(seam.IMPLEMENTATION)
+    model.set_attn_implementation(attention_hook.IMPLEMENTATION)
     config = model.config.get_text_config()
     for layer in model.base_model.layers:
         attention = layer.self_attn

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vortex_core.engine.attention_hook import Step
 from vortex_core.engine.models.latent import rotate
-from vortex_core.engine.seam import Step
 
 
 class GroupedAsLatent(nn.Module):

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vortex_core.engine.attention_hook import Step
 from vortex_core.engine.errors import unsupported_model
-from vortex_core.engine.seam import Step
 
 # What an attention module must have to be taken over; DeepSeek's names, which GLM uses as well.
 _PARTS = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj", "kv_lora_rank", "qk_rope_head_dim")

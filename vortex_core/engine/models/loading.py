@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from vortex_core.engine.models.parallel import join_ranks, shard
 from vortex_core.engine.models.random_weights import random_model
-from vortex_core.engine.weights import ModelPath, reads
+from vortex_core.engine.models.weights import ModelPath, reads
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec
 

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vortex_core.compiler.interface import Geometry
+from vortex_core.engine.attention_hook import Step
 from vortex_core.engine.models.latent import is_latent
 from vortex_core.engine.models.parallel_modules import (
     ReducedLinear,
@@ -35,7 +36,6 @@ from vortex_core.engine.models.parallel_modules import (
     columns_of,
     rows_of,
 )
-from vortex_core.engine.seam import Step
 from vortex_core.errors import VortexError
 from vortex_core.ir.program import Program
 from vortex_core.specs import ModelSpec

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from vortex_core.engine.hf_config import reference_config
+from vortex_core.engine.models.hf_config import reference_config
 from vortex_core.specs import ModelSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from vortex_core import library
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.hf_config import spec_from_directory
+from vortex_core.engine.models.hf_config import spec_from_directory
 from vortex_core.engine.models.parallel import Ranks, shard
 
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vortex_core import library
-from vortex_core.engine import weights
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.hf_config import ATTENTION_KEY, spec_from_directory
-from vortex_core.engine.weights import ModelPath, fetch_model, model_status, resolve_model
+from vortex_core.engine.models import weights
+from vortex_core.engine.models.hf_config import ATTENTION_KEY, spec_from_directory
+from vortex_core.engine.models.weights import ModelPath, fetch_model, model_status, resolve_model
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec, load_model
 
@@ -72,7 +72,7 @@ def described(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mo
     base = spec_from_directory(directory, name="base")
     model = AutoModelForCausalLM.from_pretrained(directory)
     setattr(model.config, ATTENTION_KEY, "latent")
-    from vortex_core.engine.hf_config import spec_from_hf_config
+    from vortex_core.engine.models.hf_config import spec_from_hf_config
 
     spec = spec_from_hf_config(model.config, name="base-mla").model_copy(update={"weights_of": "base"})
     monkeypatch.setattr(weights, "load_model", {"base": base, "base-mla": spec}.__getitem__)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from vortex_core.engine import weights
-from vortex_core.engine.hf_config import spec_from_directory, spec_from_hf_config
+from vortex_core.engine.models import weights
+from vortex_core.engine.models.hf_config import spec_from_directory, spec_from_hf_config
 from vortex_core.engine.models.loading import load_random, load_weights
 from vortex_core.engine.models.parallel import join_ranks
-from vortex_core.engine.weights import ModelPath
+from vortex_core.engine.models.weights import ModelPath
 from vortex_core.errors import VortexError
 
 Make = Callable[..., Any]

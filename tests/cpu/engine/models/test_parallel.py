@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from vortex_core import library
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.hf_config import spec_from_hf_config
+from vortex_core.engine.models.hf_config import spec_from_hf_config
 from vortex_core.engine.models.parallel import (
     Ranks,
     Sharding,
@@ -29,7 +29,7 @@ from vortex_core.engine.models.parallel import (
 )
 from vortex_core.engine.models.random_weights import random_model
 from vortex_core.errors import VortexError
-from vortex_core.flow.load import trace_source
+from vortex_core.sandbox.load import trace_source
 from vortex_core.specs import ModelSpec, list_models, load_model
 
 Make = Callable[..., Any]

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.hf_config import reference_config, spec_from_hf_config
+from vortex_core.engine.models.hf_config import reference_config, spec_from_hf_config
 from vortex_core.engine.models.random_weights import random_model
 from vortex_core.specs import ModelSpec
 

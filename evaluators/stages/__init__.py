@@ -1,0 +1,1 @@
+"""The stages a candidate passes, cheapest first."""

@@ -1,0 +1,308 @@
+"""The driver: one asyncio task owns all state; every decision is an event before it is acted on.
+
+A *journey* takes one ask through propose, trace, deduplication and the stages. A few journeys are under way
+at once, so proposing and CPU work overlap with the engine. Stopping at any event loses nothing: a new driver
+folds the log, goes on with the open journeys and asks what the old one would have asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from agents.base import Proposer, Usage
+from agents.errors import ProposerError
+from search.campaign import feedback
+from search.campaign.archive import Archive
+from search.campaign.finals import Finals
+from search.campaign.pipeline import LibraryLoader, Pipeline
+from search.campaign.strategies.base import Outcome, Strategy
+from search.campaign.strategies.registry import make_strategy
+from search.config import Arm, CampaignConfig
+from search.errors import proposer_down
+from search.executors.base import Executor
+from search.log import events as ev
+from search.log.run import Run
+from search.log.state import CampaignState, Candidate, Proposal
+from search.log.store import Record
+from vortex_core.errors import VortexError
+
+_NOTHING_NEW = 60
+"""Proposals in a row without a new candidate after which the space counts as exhausted."""
+_SPENT = "VA030"
+_HOPELESS = {"VA010", "VA011", "VA013", "VA018", "VA031"}
+"""Failures that asking again cannot mend: no key, refused, no credit, no such model, no price for a cap."""
+
+
+class Campaign:
+    """Runs or resumes a campaign.
+
+    Args:
+        run: opened for writing.
+        config: the campaign.
+        executor: runs stages.
+        proposers: by arm name.
+        seed: of the campaign.
+        model: description of the model for prompts.
+        library: loads the campaign's references; `(flow, knobs) -> Admission with source`.
+        watch: called with every new record, for progress displays.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: CampaignConfig,
+        executor: Executor,
+        proposers: Mapping[str, Proposer],
+        *,
+        seed: int,
+        model: dict[str, Any],
+        library: LibraryLoader,
+        watch: Callable[[Record, CampaignState], None] = lambda record, state: None,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.executor = executor
+        self.proposers = proposers
+        self.seed = seed
+        self.model = model
+        self.library = library
+        self.watch = watch
+        self.state = CampaignState()
+        # Arms differ in their randomness, or a control would repeat the arm it is compared with.
+        self.strategies: dict[str, Strategy] = {
+            arm.name: make_strategy(arm.strategy, seed + 7919 * i) for i, arm in enumerate(config.arms)
+        }
+        self._volumes: dict[str, list[float]] = {}
+        for record in run.store.read():
+            self._apply(record)
+        self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed)
+        self._spent = False
+        self._session_began = time.monotonic()
+        self._active_before = self.state.active_seconds
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def record(self, *new: ev.Event) -> None:
+        """Write events, then fold them. Nothing else changes state."""
+        for record in self.run.store.append(*new):
+            self._apply(record)
+            self.watch(record, self.state)
+
+    def _apply(self, record: Record) -> None:
+        self.state.apply(record)
+        match record.event:
+            case ev.CandidateFinished(key=key, purpose="search"):
+                candidate = self.state.candidates[key]
+                proposal = None if candidate.proposal is None else self.state.proposals[candidate.proposal]
+                self._tell("scored", proposal, candidate)
+            case ev.Rejected(proposal=number) | ev.ProposalFailed(proposal=number):
+                self._tell("rejected", self.state.proposals[number], None)
+            case ev.Duplicate(proposal=number, key=key):
+                self._tell("duplicate", self.state.proposals[number], self.state.candidates[key])
+
+    def _tell(self, outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None) -> None:
+        told = feedback.make_tell(outcome, proposal, candidate, self.config.objective)
+        # What the library offers is where every arm may begin; what one arm finds is its own.
+        for name in self.strategies if proposal is None else (proposal.arm,):
+            self.strategies[name].tell(told)
+        if proposal is None:
+            return
+        volumes = self._volumes.setdefault(proposal.arm, [0.0])
+        if outcome == "scored":
+            archive = Archive(self.state, self.config.objective)
+            volumes.append(archive.hypervolume_by_evaluation({proposal.arm})[-1])
+        # A bandit over several models learns from what each proposal gained (see agents.ensemble).
+        learn = getattr(self.proposers[proposal.arm], "tell", None)
+        if learn is not None and proposal.answered_by:
+            gain = volumes[-1] - volumes[-2] if outcome == "scored" else 0.0
+            learn(proposal.answered_by, gain, proposal.dollars)
+
+    @property
+    def active_seconds(self) -> float:
+        """Working time of all sessions until now."""
+        return self._active_before + time.monotonic() - self._session_began
+
+    # -- phases ------------------------------------------------------------------------------------------
+
+    async def run_to_end(self, started: ev.CampaignStarted, session: ev.SessionStarted) -> CampaignState:
+        """References, search, finals. `started` is written only if the run is new.
+
+        Raises:
+            VortexError: what stopped the campaign; it is also in the log, and the same command goes on.
+        """
+        self.record(*([started] if self.state.untouched else []), session)
+        try:
+            await self.executor.start()
+            _pause_when_terminated()
+            await self._references()
+            reason = await self._search()
+            finals = Finals(self.pipeline, self.config, self.state, self.record, self.library)
+            await finals.run(reason)
+        except asyncio.CancelledError:
+            self.record(ev.CampaignPaused("interrupted"))
+            raise
+        except VortexError as error:
+            self.record(ev.CampaignPaused("error", error.to_json()))
+            raise
+        finally:
+            await self.executor.close()
+        return self.state
+
+    async def _references(self) -> None:
+        keys = []
+        for reference in self.config.references:
+            admission, source = self.library(reference.flow, reference.knobs)
+            if admission.key not in self.state.candidates:
+                self.pipeline.admit(admission, source, None)
+            keys.append(admission.key)
+        waiting = [c for c in map(self.state.candidates.__getitem__, keys) if c.status() == "waiting"]
+        unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
+        if unfinished or self._limit(0) is None:
+            await self.pipeline.dense_reference("search")
+        for candidate in waiting:
+            await self.pipeline.evaluate(candidate, "search")
+
+    async def _search(self) -> str:
+        """Run journeys until a limit is reached; returns which."""
+        tasks: set[asyncio.Task[None]] = set()
+        for candidate in self.state.found:
+            if candidate.status() == "waiting":
+                tasks.add(asyncio.create_task(self.pipeline.evaluate(candidate, "search")))
+        for proposal in self.state.proposals.values():
+            if proposal.outcome == "open":
+                tasks.add(asyncio.create_task(self._journey(proposal)))
+        room = self.config.cluster.engines * self.config.cluster.lookahead + 1
+        try:
+            while True:
+                reason = self._limit(len(tasks))
+                while reason is None and len(tasks) < room:
+                    proposal = self._ask()
+                    tasks.add(asyncio.create_task(self._journey(proposal)))
+                    reason = self._limit(len(tasks))
+                if not tasks:
+                    assert reason is not None
+                    return reason
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                failures = [error for task in done if (error := task.exception()) is not None]
+                if failures:  # all were read: asyncio reports what nobody asked for
+                    raise failures[0]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _limit(self, open_journeys: int) -> str | None:
+        """Why no further proposal may start now, if none may."""
+        limits, state = self.config.limits, self.state
+        if self._spent:
+            return "the proposer's budget"
+        if state.distinct_programs + open_journeys >= limits.candidates:
+            return f"{limits.candidates} distinct programs"
+        if limits.seconds is not None and self.active_seconds >= limits.seconds - limits.finals_seconds:
+            return f"time budget of {limits.seconds:g} s"
+        if limits.dollars is not None and state.dollars >= limits.dollars:
+            return f"budget of ${limits.dollars:g}"
+        latest = list(state.proposals.values())[-_NOTHING_NEW:]
+        if len(latest) == _NOTHING_NEW and all(p.outcome not in ("open", "admitted") for p in latest):
+            return f"nothing new in {_NOTHING_NEW} proposals"
+        return None
+
+    # -- asking ------------------------------------------------------------------------------------------
+
+    def _ask(self) -> Proposal:
+        """The next request: a repair if one is due, else for the arm furthest behind its share."""
+        number = len(self.state.proposals) + 1
+        broken = next(self._repairs_due(), None)
+        if broken is not None:
+            self.record(
+                ev.Asked(
+                    number, broken.arm, "repair", broken.parents, broken.seed + 1, broken.proposer, broken.id
+                )
+            )
+            return self.state.proposals[number]
+        arm = self._next_arm()
+        count = sum(1 for p in self.state.proposals.values() if p.arm == arm.name and p.repairs is None)
+        ask = self.strategies[arm.name].ask(count)
+        self.record(
+            ev.Asked(number, arm.name, ask.kind, ask.parents, ask.seed, self.proposers[arm.name].name)
+        )
+        return self.state.proposals[number]
+
+    def _next_arm(self) -> Arm:
+        asked = {arm.name: 0 for arm in self.config.arms}
+        for proposal in self.state.proposals.values():
+            asked[proposal.arm] += proposal.repairs is None
+        return min(self.config.arms, key=lambda arm: (asked[arm.name] + 1) / arm.share)
+
+    def _repairs_due(self) -> Iterator[Proposal]:
+        for proposal in self.state.proposals.values():
+            # The grammar writes only legal programs from what it is given: it has nothing to mend them with.
+            mendable = not proposal.proposer.startswith("grammar") and proposal.depth < self.config.repairs
+            if mendable and not proposal.repaired and feedback.repair_error(proposal, self.state):
+                yield proposal
+
+    async def _journey(self, proposal: Proposal) -> None:
+        if proposal.source is None and not await self._propose(proposal):
+            return
+        candidate = await self.pipeline.trace(proposal)
+        if candidate is not None:
+            await self.pipeline.evaluate(candidate, "search")
+
+    async def _propose(self, proposal: Proposal) -> bool:
+        request = feedback.make_request(
+            proposal, self.state, self.run.files, self.config.objective, self.model
+        )
+        began = time.monotonic()
+        try:
+            answer = await self.proposers[proposal.arm].propose(request)
+        except VortexError as error:
+            used = error.usage if isinstance(error, ProposerError) else Usage()
+            self.record(
+                ev.ProposalFailed(
+                    proposal.id,
+                    error.to_json(),
+                    time.monotonic() - began,
+                    used.input_tokens,
+                    used.output_tokens,
+                    used.dollars,
+                    used.calls,
+                )
+            )
+            if error.code == _SPENT:
+                self._spent = True
+            elif error.code in _HOPELESS:
+                raise
+            elif self.state.proposer_failures_in_a_row >= self.config.proposer_patience:
+                raise proposer_down(self.state.proposer_failures_in_a_row, str(error)) from error
+            return False
+        self.record(
+            ev.Proposed(
+                proposal.id,
+                self.run.files.put(answer.source, ".py"),
+                answer.idea,
+                answer.proposer,
+                time.monotonic() - began,
+                answer.usage.input_tokens,
+                answer.usage.output_tokens,
+                answer.usage.dollars,
+                answer.usage.calls,
+            )
+        )
+        return True
+
+    def archive(self) -> Archive:
+        """The ranking as of now."""
+        return Archive(self.state, self.config.objective)
+
+
+def _pause_when_terminated() -> None:
+    """Take SIGTERM as Ctrl-C is taken. After Ray's start, because Ray installs a handler that aborts."""
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread: tests
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

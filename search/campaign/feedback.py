@@ -1,0 +1,109 @@
+"""What flows back to whoever writes the next program: parents with their measurements, goals, dead ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents.base import FailedAttempt, Parent, ProposalRequest
+from search.campaign.archive import score
+from search.campaign.strategies.base import Outcome, Tell
+from search.config import Objective
+from search.log.files import ContentStore
+from search.log.state import CampaignState, Candidate, Proposal
+
+_LEDGER_LENGTH = 40
+
+
+def make_request(
+    proposal: Proposal,
+    state: CampaignState,
+    files: ContentStore,
+    objective: Objective,
+    model: dict[str, Any],
+) -> ProposalRequest:
+    """The request that an ask stands for."""
+    failed = None
+    if proposal.repairs is not None:
+        broken = state.proposals[proposal.repairs]
+        assert broken.source is not None
+        failed = FailedAttempt(files.get(broken.source, ".py"), repair_error(broken, state) or {})
+    return ProposalRequest(
+        kind=proposal.request,  # type: ignore[arg-type]  # a RequestKind that went through JSON
+        seed=proposal.seed,
+        parents=tuple(make_parent(state.candidates[key], files) for key in proposal.parents),
+        failed=failed,
+        model=model,
+        objective=objective_in_words(objective),
+        ledger=ledger(state),
+    )
+
+
+def make_parent(candidate: Candidate, files: ContentStore) -> Parent:
+    """A candidate as a proposer sees it."""
+    return Parent(
+        source=files.get(candidate.source, ".py"),
+        program=files.get_json(candidate.program),
+        knobs=candidate.knobs,
+        ir_hash=candidate.ir_hash,
+        metrics={name: metric.to_json() for name, metric in candidate.metrics().items()},
+        info=candidate.info(),
+        name=f"{candidate.label} {candidate.name}",
+    )
+
+
+def objective_in_words(objective: Objective) -> str:
+    """The objective for a prompt."""
+    gates = [
+        f"{g.metric} >= {g.at_least:g}" if g.at_least is not None else f"{g.metric} <= {g.at_most:g}"
+        for g in objective.gates
+    ]
+    behind = f" while keeping {' and '.join(gates)}" if gates else ""
+    return (
+        f"Raise {objective.speed} (ratio to dense attention) and {objective.accuracy}{behind}. "
+        "Results form a Pareto front; no single score is used."
+    )
+
+
+def ledger(state: CampaignState) -> dict[str, str]:
+    """The latest dead ends: programs that a stage stopped, by IR hash, with the reason."""
+    dead: dict[str, str] = {}
+    for candidate in state.candidates.values():
+        stopped = candidate.failure
+        if stopped is not None and stopped.failure is not None:
+            error = stopped.failure.error
+            dead[candidate.ir_hash] = f"{stopped.stage}: {error.get('code', '')} {error.get('message', '')}"[
+                :200
+            ]
+    return dict(list(dead.items())[-_LEDGER_LENGTH:])
+
+
+def repair_error(proposal: Proposal, state: CampaignState) -> dict[str, Any] | None:
+    """The error that a repair would have to mend, or None where there is none to be mended by an author.
+
+    Refused by the tracer, or by a stage that runs before any measurement. A program that works and scores
+    badly is not broken.
+    """
+    if proposal.outcome == "rejected":
+        return proposal.error
+    if proposal.outcome == "admitted":
+        assert proposal.key is not None
+        candidate = state.candidates[proposal.key]
+        stopped = candidate.failure
+        if candidate.status() == "failed" and stopped is not None and not stopped.metrics and stopped.failure:
+            return stopped.failure.error
+    return None
+
+
+def make_tell(
+    outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None, objective: Objective
+) -> Tell:
+    """What a strategy learns from one outcome. Search measurements only: finals must not steer the search."""
+    number = None if proposal is None else proposal.number
+    parents = () if proposal is None else proposal.parents
+    if candidate is None:
+        return Tell(number, outcome, parents=parents)
+    found = score(candidate, objective, "search") if candidate.status() == "passed" else None
+    if found is None:
+        told: Outcome = "duplicate" if outcome == "duplicate" else "stopped"
+        return Tell(number, told, candidate.key, candidate.ir_hash, parents=parents)
+    return Tell(number, outcome, candidate.key, candidate.ir_hash, *found.point, found.verdict, parents)

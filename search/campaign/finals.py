@@ -1,0 +1,190 @@
+"""The end of a campaign: elites on fresh seeds, a winner, the sealed set once, and an honest statement.
+
+The best of N noisy measurements is inflated by selection alone, so nothing the search measured decides here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from search.campaign.archive import Archive, Verdict, score
+from search.campaign.comparison import against_control, compare
+from search.campaign.pipeline import LibraryLoader, Pipeline
+from search.config import CampaignConfig
+from search.log import events as ev
+from search.log.state import CampaignState, Candidate
+
+
+class Finals:
+    """Runs what is left of the finals; every choice is an event, so a resumed run keeps to it."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: CampaignConfig,
+        state: CampaignState,
+        record: Callable[..., None],
+        library: LibraryLoader,
+    ) -> None:
+        self.pipeline = pipeline
+        self.config = config
+        self.state = state
+        self.record = record
+        self.library = library
+        self.main = {arm.name for arm in config.arms if not arm.control}
+        self.control = {arm.name for arm in config.arms if arm.control}
+
+    async def run(self, reason: str) -> None:
+        """From the end of the search to the last event."""
+        if self.state.finalists is None:
+            self.record(ev.FinalistsChosen(tuple(c.key for c in self._finalists())))
+        assert self.state.finalists is not None
+        finalists = [self.state.candidates[key] for key in self.state.finalists]
+        await self._measure(finalists, "fresh")
+        while self.state.winner is None and (further := self._next(finalists)) is not None:
+            finalists.append(further)
+            self.record(ev.FinalistsChosen(tuple(c.key for c in finalists)))
+            await self._measure([further], "fresh")
+        if self.state.winner is None:
+            winner, library = self._winner(finalists), self._library(finalists)
+            if winner is not None:
+                self.record(ev.WinnerChosen(winner.key, library.key if library else None))
+        chosen = self.state.winner
+        if chosen is None:
+            self.record(ev.CampaignFinished(reason, None, self._summary(None, None)))
+            return
+        winner = self.state.candidates[chosen.key]
+        library = self.state.candidates[chosen.library] if chosen.library else None
+        if self.config.finals.matched and library is not None:
+            await self._matched(winner, library)
+        if self.config.finals.holdout:
+            await self._measure([winner] + ([library] if library else []), "holdout")
+        self.record(ev.CampaignFinished(reason, winner.key, self._summary(winner, library)))
+
+    def _finalists(self) -> list[Candidate]:
+        """The best found, the best library flow and the best of the controls, as the search measured them."""
+        elites = self._elites()[: self.config.finals.elites]
+        if not elites:
+            return []
+        archive = Archive(self.state, self.config.objective)
+        rivals = [archive.best(reference=True), archive.best(reference=False, arms=self.control)]
+        return elites + [entry.candidate for entry in rivals if entry is not None]
+
+    def _elites(self) -> list[Candidate]:
+        """Found candidates that keep the gates on the search's items, best first, one a program: the same program
+        under three budgets is one idea."""
+        programs: dict[str, Candidate] = {}
+        for e in Archive(self.state, self.config.objective).entries:
+            if not e.candidate.reference and e.candidate.arm in self.main:
+                programs.setdefault(e.candidate.ir_hash, e.candidate)
+        return [c for c in programs.values() if self._verdict(c, "search") is not Verdict.FAILED]
+
+    def _next(self, finalists: list[Candidate]) -> Candidate | None:
+        """The next elite, while none so far keeps the gates: the first were the luckiest on the search's items."""
+        ours = [c for c in finalists if not c.reference and c.arm in self.main]
+        if self._leader(ours) is not None or len(ours) >= self.config.finals.most:
+            return None
+        seen = {c.ir_hash for c in ours}
+        return next((c for c in self._elites() if c.ir_hash not in seen), None)
+
+    def _verdict(self, candidate: Candidate, purpose: ev.Purpose) -> Verdict:
+        found = score(candidate, self.config.objective, purpose)
+        return Verdict.FAILED if found is None else found.verdict
+
+    def _winner(self, finalists: list[Candidate]) -> Candidate | None:
+        """The best of what the search found, or else of what its control did: the words say which."""
+        found = [c for c in finalists if not c.reference]
+        return self._leader([c for c in found if c.arm in self.main]) or self._leader(found)
+
+    def _library(self, finalists: list[Candidate]) -> Candidate | None:
+        return next((c for c in finalists if c.reference), None)
+
+    def _leader(self, candidates: list[Candidate]) -> Candidate | None:
+        scored = [
+            (found, c)
+            for c in candidates
+            if c.status("fresh") == "passed"
+            and (found := score(c, self.config.objective, "fresh")) is not None
+            and found.verdict is not Verdict.FAILED
+        ]
+        if not scored:
+            return None
+        best = min(scored, key=lambda p: (p[0].verdict, -p[0].speed.value, -p[0].accuracy.value, p[1].number))
+        return best[1]
+
+    async def _measure(self, candidates: list[Candidate], purpose: ev.Purpose) -> None:
+        waiting = [c for c in candidates if c.status(purpose) == "waiting"]
+        if waiting:
+            await self.pipeline.dense_reference(purpose)
+        for candidate in waiting:
+            await self.pipeline.evaluate(candidate, purpose)
+
+    async def _matched(self, winner: Candidate, library: Candidate) -> None:
+        """The library's program under the winner's knobs: was it the program or the constants?"""
+        if self.state.matched is None:
+            admission, source = self.library(library.name.split()[0], winner.knobs)
+            if admission.key not in self.state.candidates:
+                self.pipeline.admit(admission, source, None)
+            self.record(ev.MatchedChosen(admission.key, library.key, winner.key))
+        assert self.state.matched is not None
+        twin = self.state.candidates[self.state.matched.key]
+        if twin.status() == "waiting":
+            await self._measure([twin], "search")
+        if twin.status() == "passed":
+            await self._measure([twin], "fresh")
+
+    def _summary(self, winner: Candidate | None, library: Candidate | None) -> dict[str, Any]:
+        objective = self.config.objective
+        summary: dict[str, Any] = {
+            "distinct_programs": self.state.distinct_programs,
+            "candidates": len(self.state.found),
+            "control": against_control(self.state, objective, self.main, self.control),
+        }
+        if winner is None:
+            summary["statement"] = (
+                "No found program kept the accuracy gates on fresh items; the library flows stand."
+            )
+            return summary
+        found = score(winner, objective, "fresh")
+        assert found is not None
+        summary["winner"] = {"id": winner.label, "name": winner.name, "key": winner.key}
+        summary["verdict"] = found.verdict.name.lower()
+        twin = next(
+            (c for c in self.state.candidates.values() if c.reference and c.ir_hash == winner.ir_hash), None
+        )
+        summary["same_program_as"] = twin.name if twin else None
+        rivals = {
+            "library": library,
+            "matched": self.state.candidates[self.state.matched.key] if self.state.matched else None,
+            "control": next(
+                (
+                    self.state.candidates[k]
+                    for k in self.state.finalists or ()
+                    if self._is_control(k) and k != winner.key
+                ),
+                None,
+            ),
+        }
+        for name, rival in rivals.items():
+            comparison = compare(winner, rival, objective, "fresh") if rival else None
+            summary[f"against_{name}"] = comparison.to_json() if comparison else None
+        sealed = compare(winner, library, objective, "holdout") if library else None
+        summary["sealed"] = sealed.to_json() if sealed else None
+        against = summary["against_library"]
+        summary["statement"] = self._origin(winner) + (
+            against["words"]
+            if against
+            else (f"{winner.label} {winner.name} won; no library flow kept the gates to compare it with.")
+        )
+        return summary
+
+    def _origin(self, winner: Candidate) -> str:
+        if winner.arm in self.main:
+            return ""
+        return (
+            f"No program of {'+'.join(sorted(self.main))} kept the gates on fresh items; the control's did. "
+        )
+
+    def _is_control(self, key: str) -> bool:
+        return self.state.candidates[key].arm in self.control

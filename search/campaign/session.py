@@ -1,0 +1,195 @@
+"""From options to a finished campaign: resolve names, open or resume the run, build the parts, drive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.base import Proposer
+from agents.prices import SpendLimit
+from agents.registry import make_proposer
+from search.campaign.campaign import Campaign
+from search.config import CampaignConfig, load_campaign, load_proposer
+from search.errors import other_configuration
+from search.executors.base import Admission
+from search.executors.ray_cluster import RayExecutor
+from search.executors.workers import admission_json
+from search.log import events as ev
+from search.log.run import open_run, read_state
+from search.log.state import CampaignState
+from search.machine import machine, versions
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line may say; None keeps what the campaign file says."""
+
+    campaign: str = "default"
+    model: str | None = None
+    proposer: str | None = None
+    run: str | None = None
+    seed: int = 0
+    max_candidates: int | None = None
+    seconds: float | None = None
+    dollars: float | None = None
+    address: str | None = None
+    engines: int | None = None
+
+    def run_name(self, config: CampaignConfig) -> str:
+        """The run's name; without `--run` the same options give the same one, so repeating them resumes."""
+        if self.run:
+            return self.run
+        parts = [Path(self.campaign).stem, Path(config.model).name, config.proposer, f"s{self.seed}"]
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
+
+
+def resolve(options: Options) -> CampaignConfig:
+    """The campaign with the options laid over it.
+
+    Raises:
+        VortexError: `VS001` or `VS002` for a campaign or proposer that does not exist or validate.
+    """
+    config = load_campaign(options.campaign)
+    limits = config.limits.model_dump() | _given(
+        candidates=options.max_candidates, seconds=options.seconds, dollars=options.dollars
+    )
+    cluster = config.cluster.model_dump() | _given(address=options.address, engines=options.engines)
+    changes = _given(model=options.model, proposer=options.proposer)
+    merged = config.model_dump() | {"limits": limits, "cluster": cluster} | changes
+    return CampaignConfig.model_validate(merged)
+
+
+def run_campaign(
+    options: Options,
+    watching: Callable[[CampaignConfig, str], Any],
+    executor: Any = None,
+) -> tuple[str, CampaignState]:
+    """Run or resume a campaign to its end.
+
+    Args:
+        watching: `(config, run name) -> context manager with a watch method`, for progress.
+        executor: runs stages; by default a Ray cluster as configured.
+
+    Returns:
+        The run's name and its final state.
+
+    Raises:
+        VortexError: whatever is wrong, before anything was spent where that can be known.
+        KeyboardInterrupt: after a clean pause.
+    """
+    from evaluators.plan import load_plan
+    from search.commands.evaluation import stage_table
+    from vortex_core.engine.models.weights import resolve_model
+
+    config = resolve(options)
+    name = options.run_name(config)
+    plan = load_plan(config.evaluation)
+    specs = {arm.name: arm.proposer or config.proposer for arm in config.arms}
+    for spec in specs.values():
+        load_proposer(spec)
+    model = resolve_model(config.model)
+    with open_run(name, readonly=False) as run:
+        state = read_state(run)
+        settings = _settings(config, options.seed, specs)
+        _require_same(name, state, settings, plan.digest)
+        proposers = make_proposers(specs, config, state)
+        started = ev.CampaignStarted(
+            name, settings, plan.model_dump(mode="json") | {"digest": plan.digest}, versions(), machine()
+        )
+        limits = {"limits": config.limits.model_dump(), "cluster": config.cluster.model_dump()}
+        session = ev.SessionStarted(os.getpid(), limits)
+        with watching(config, name) as progress:
+            campaign = Campaign(
+                run,
+                config,
+                executor
+                or RayExecutor(config.cluster, config.model, plan.model_dump(mode="json"), stage_table()),
+                proposers,
+                seed=options.seed,
+                model=model.spec.model_dump(mode="json"),
+                library=load_library,
+                watch=progress.watch,
+            )
+            try:
+                asyncio.run(campaign.run_to_end(started, session))
+            except asyncio.CancelledError:  # SIGTERM; Ctrl-C arrives as KeyboardInterrupt by itself
+                raise KeyboardInterrupt from None
+        return name, campaign.state
+
+
+def make_proposers(
+    specs: Mapping[str, str], config: CampaignConfig, state: CampaignState
+) -> dict[str, Proposer]:
+    """A proposer for each arm; equal specifications share one, and all share the spending limit.
+
+    Raises:
+        VortexError: `VA...`, e.g. a missing key, before anything is run.
+    """
+    limit = None
+    if config.limits.dollars is not None:
+        limit = SpendLimit(dollars=config.limits.dollars, spent_dollars=state.dollars)
+    made: dict[str, Proposer] = {}
+    for spec in sorted(set(specs.values())):
+        found = load_proposer(spec)
+        language = "" if found.spec == "grammar" else _language()
+        made[spec] = make_proposer(found.spec, language=language, limit=limit, **found.options)
+    return {arm: made[spec] for arm, spec in specs.items()}
+
+
+def load_library(flow: str, knobs: dict[str, Any]) -> tuple[Admission, str]:
+    """A library flow with some of its knobs changed, and source that traces back to exactly that."""
+    from vortex_core import library
+    from vortex_core.flow.emit import emit
+
+    traced = library.load(flow)
+    if not knobs:
+        return Admission(**admission_json(traced)), library.source(flow)
+    changed = traced.with_knobs(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
+    admission = Admission(
+        **(admission_json(changed) | {"name": f"{flow} {_knob_words(traced, changed)}".strip()})
+    )
+    return admission, emit(changed.program, changed.knobs, flow, changed.doc)
+
+
+def _knob_words(traced: Any, changed: Any) -> str:
+    before, after = traced.knobs.to_json(), changed.knobs.to_json()
+    return ",".join(f"{k}={after[k]}" for k in after if after[k] != before[k])
+
+
+def _language() -> str:
+    from vortex_core.flow.reference import compact
+
+    return compact()
+
+
+def _settings(config: CampaignConfig, seed: int, specs: Mapping[str, str]) -> dict[str, Any]:
+    """What decides the meaning of results. Limits and cluster may differ between sessions."""
+    campaign = config.model_dump(mode="json", exclude={"limits", "cluster", "description"})
+    return {"campaign": campaign, "model": config.model, "seed": seed, "proposers": dict(specs)}
+
+
+def _require_same(name: str, state: CampaignState, settings: dict[str, Any], digest: str) -> None:
+    if state.untouched or state.started is None:
+        return
+    differences = list(_differences(state.started.settings, settings))
+    if state.started.plan.get("digest") != digest:
+        differences.append("the evaluation plan has changed")
+    if differences:
+        raise other_configuration(name, differences)
+
+
+def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+    elif before != after:
+        yield f"{path} was {before!r}, is {after!r}"
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

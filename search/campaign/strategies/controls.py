@@ -1,0 +1,52 @@
+"""Controls: what a search must beat to be worth its name. Neither learns from what it found."""
+
+from __future__ import annotations
+
+from search.campaign.strategies.base import Ask, Member, Tell, proposal_seed
+
+
+class BestOfNStrategy:
+    """Independent changes to the best reference program: N samples, the best one counts.
+
+    Args:
+        seed: of the campaign.
+    """
+
+    name = "best_of_n"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._start: Member | None = None
+
+    def ask(self, number: int) -> Ask:
+        """See `Strategy`."""
+        seed = proposal_seed(self.seed, number)
+        if self._start is None:
+            return Ask("seed", (), seed)
+        return Ask("mutate", (self._start.key,), seed)
+
+    def tell(self, told: Tell) -> None:
+        """See `Strategy`. Only references move the starting point."""
+        member = Member.of(told)
+        if told.number is None and member is not None and (self._start is None or member.beats(self._start)):
+            self._start = member
+
+
+class RandomStrategy:
+    """Every program grown from nothing.
+
+    Args:
+        seed: of the campaign.
+    """
+
+    name = "random"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def ask(self, number: int) -> Ask:
+        """See `Strategy`."""
+        return Ask("seed", (), proposal_seed(self.seed, number))
+
+    def tell(self, told: Tell) -> None:
+        """See `Strategy`."""

@@ -1,0 +1,41 @@
+"""Sequential refinement: one chain that always changes its last improvement.
+
+The simple baseline that evolution has to beat (2602.16805 finds that it often does not).
+"""
+
+from __future__ import annotations
+
+from search.campaign.strategies.base import Ask, Member, Tell, proposal_seed
+
+
+class RefineStrategy:
+    """Mutate the best so far; after `patience` tells without improvement, start a new chain from nothing.
+
+    Args:
+        seed: of the campaign.
+        patience: tells without improvement that end a chain.
+    """
+
+    name = "refine"
+
+    def __init__(self, seed: int, *, patience: int = 6) -> None:
+        self.seed = seed
+        self.patience = patience
+        self._current: Member | None = None
+        self._without = 0
+
+    def ask(self, number: int) -> Ask:
+        """See `Strategy`."""
+        seed = proposal_seed(self.seed, number)
+        if self._current is None or self._without >= self.patience:
+            return Ask("seed", (), seed)
+        return Ask("mutate", (self._current.key,), seed)
+
+    def tell(self, told: Tell) -> None:
+        """See `Strategy`. The chain begins at the best reference."""
+        member = Member.of(told)
+        restarting = told.number is not None and self._without >= self.patience and not told.parents
+        if member is not None and (self._current is None or restarting or member.beats(self._current)):
+            self._current, self._without = member, 0
+        elif told.number is not None:
+            self._without += 1

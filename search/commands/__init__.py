@@ -1,0 +1,1 @@
+"""What single commands do, without the command line around them."""

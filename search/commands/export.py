@@ -1,0 +1,199 @@
+"""Export: a directory that a stranger can read, run and check without the run it came from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from evaluators.results import Metric
+from search.campaign.archive import Entry
+from search.campaign.feedback import objective_in_words
+from search.config import CampaignConfig
+from search.errors import folder_in_use
+from search.log.events import Purpose
+from search.log.files import write_atomic
+from search.log.run import Run
+from search.log.state import CampaignState
+from search.machine import versions
+from search.tables import metric
+
+FORMAT = 1
+_PURPOSES: tuple[Purpose, ...] = ("search", "fresh", "holdout")
+_ON = {
+    "search": "the items the search selected on",
+    "fresh": "fresh items, after the search",
+    "holdout": "the sealed items, looked at once",
+}
+
+_VERIFY = '''\
+"""Checks this directory: flow.py still means the recorded program, and measures as recorded.
+
+    python verify.py            trace, hash, parity with the oracle, cost model, accuracy again
+    python verify.py --quick    the same without loading the model
+
+Needs vortex-search. Exit status 0: everything agrees; 1: something does not; 2: it could not be checked.
+"""
+
+import sys
+from pathlib import Path
+
+from search.commands.verify import main
+
+sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
+'''
+
+
+_SERVE = '''\
+"""Serves this flow with SGLang.
+
+    python serve.py --model MODEL [options of sglang.launch_server]
+    python serve.py --print
+
+Needs an environment with sglang and vortex-search's vortex_core (pip install --no-deps vortex-search).
+"""
+
+import sys
+from pathlib import Path
+
+from vortex_core.serving.launch import main
+
+sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
+'''
+
+
+def export(
+    run: Run, state: CampaignState, config: CampaignConfig, entry: Entry, out: Path, *, force: bool = False
+) -> Path:
+    """Write a ranked candidate to `out`; returns it.
+
+    Raises:
+        VortexError: `VS011`, if `out` holds something and `force` is not set.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not force:
+            raise folder_in_use(str(out))
+        if out.is_dir():
+            shutil.rmtree(out)
+        else:
+            out.unlink()
+    candidate = entry.candidate
+    card = make_card(run, state, config, entry)
+    program = run.files.get_json(candidate.program)
+    write_atomic(out / "flow.py", run.files.get(candidate.source, ".py"))
+    write_atomic(out / "knobs.json", _pretty(candidate.knobs))
+    write_atomic(out / "program.json", _pretty(program))
+    write_atomic(out / "card.json", _pretty(card))
+    write_atomic(out / "card.md", card_text(card))
+    write_atomic(out / "README.md", _readme(card))
+    write_atomic(out / "verify.py", _VERIFY)
+    write_atomic(out / "serve.py", _SERVE)
+    return out
+
+
+def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Entry) -> dict[str, Any]:
+    """Everything known about a candidate, as JSON values."""
+    assert state.started is not None
+    candidate, score = entry.candidate, entry.score
+    parents = [state.candidates[key] for key in candidate.parents if key in state.candidates]
+    seeds = {purpose: candidate.seeds[purpose] for purpose in _PURPOSES if purpose in candidate.seeds}
+    summary = state.finished.summary if state.finished and state.finished.winner == candidate.key else None
+    return {
+        "format": FORMAT,
+        "name": candidate.name,
+        "doc": candidate.doc,
+        "idea": candidate.idea,
+        "ir_hash": candidate.ir_hash,
+        "key": candidate.key,
+        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run.name,
+        "id": candidate.label,
+        "rank": entry.rank,
+        "found_by": candidate.proposer,
+        "parents": [f"{p.label} {p.name}" for p in parents],
+        "model": state.started.settings["model"],
+        "model_source": hub_name(state.started.settings["model"]),
+        "objective": objective_in_words(config.objective),
+        "verdict": score.verdict.name.lower(),
+        "open_points": list(score.broken),
+        "plan": {k: v for k, v in state.started.plan.items() if k != "digest"},
+        "seeds": seeds,
+        "metrics": {
+            purpose: {name: found.to_json() for name, found in candidate.metrics(purpose).items()}
+            for purpose in seeds
+        },
+        "items": {purpose: candidate.items(purpose) for purpose in seeds},
+        "statement": summary,
+        "measured_with": state.started.versions,
+        "measured_on": state.started.machine,
+        "exported_with": versions(),
+    }
+
+
+def hub_name(model: str) -> str:
+    """Where others find a model: the hub id of a described one, anything else as it is."""
+    from vortex_core.specs import list_models, load_model
+
+    return load_model(model).hf_id if model.lower() in list_models() else model
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """The card for people."""
+    lines = [
+        f"# {card['name']}",
+        "",
+        card["doc"] or card["idea"] or "",
+        "",
+        f"- model: {card['model']}",
+        f"- program: IR {card['ir_hash']}, with knobs {card['key']}",
+        f"- found by {card['found_by']} in run {card['run']} as {card['id']}",
+        f"- goal: {card['objective']}",
+        f"- gates: {card['verdict']}" + "".join(f"; {point}" for point in card["open_points"]),
+        f"- measured on {card['measured_on'].get('processor')} with "
+        + ", ".join(f"{k} {v}" for k, v in card["measured_with"].items()),
+        f"- exported {card['exported_at']}",
+    ]
+    if card["statement"]:
+        lines += ["", card["statement"]["statement"]]
+    for purpose, metrics in card["metrics"].items():
+        lines += ["", f"## On {_ON[purpose]} (seed {card['seeds'][purpose]})", ""]
+        lines += ["| metric | value and 95% interval | unit | how | n |", "|---|---|---|---|---|"]
+        lines += [_metric_row(name, data) for name, data in metrics.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _metric_row(name: str, data: dict[str, Any]) -> str:
+    found = Metric(**data)
+    shown = metric(found).replace(f" ({found.how})", "")
+    return f"| {name} | {shown} | {found.unit} | {found.how} | {found.n} |"
+
+
+def _readme(card: dict[str, Any]) -> str:
+    return f"""\
+# {card["name"]}
+
+A sparse-attention algorithm found by vortex-search on {card["model"]}.
+
+| file | what it is |
+|---|---|
+| `flow.py` | the program, in vFlow |
+| `knobs.json` | its settings: page size, token budget, pages always kept |
+| `program.json` | the same program as verified IR; its hash is the program's identity |
+| `card.md`, `card.json` | what was measured, how, on what, with intervals |
+| `verify.py` | checks all of the above again |
+| `serve.py` | serves the flow with SGLang |
+
+    vortex-search check flow.py
+    vortex-search explain flow.py --model {card["model"]} --gpu h200
+    vortex-search evaluate flow.py --model {card["model"]}
+    python verify.py
+    python serve.py --port 30000
+
+Numbers marked modelled come from a cost model, not from a GPU.
+"""
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,153 @@
+"""`python verify.py` in an exported folder: does flow.py still mean, and measure as, what the card says?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluators.plan import EvaluationPlan
+from evaluators.results import Candidate, Metric, StageResult
+from search.campaign.comparison import accuracy_difference
+from search.commands.evaluation import as_candidate
+from search.errors import not_an_export
+from vortex_core.errors import VortexError
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+from vortex_core.sandbox.load import trace_file
+
+_CPU_STAGES = ("static", "compile", "parity", "modelled")
+_SAME = 1e-6  # relative; the cost model is deterministic
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with the card."""
+
+    name: str
+    agrees: bool
+    words: str
+
+
+def main(folder: Path, arguments: Sequence[str]) -> int:
+    """Command line of `verify.py`; returns 0 (agrees), 1 (does not) or 2 (could not be checked)."""
+    parser = argparse.ArgumentParser(prog="verify.py", description="Check an exported flow against its card.")
+    parser.add_argument("--quick", action="store_true", help="do not load the model")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(arguments)
+    try:
+        checks = []
+        for check in verify(folder, measure=not options.quick):
+            checks.append(check)
+            if not options.json:
+                print(f"{'ok  ' if check.agrees else 'FAIL'} {check.name}: {check.words}", flush=True)
+    except VortexError as error:
+        print(json.dumps({"error": error.to_json()}, indent=2) if options.json else error, file=sys.stderr)
+        return 2
+    agrees = all(check.agrees for check in checks)
+    if options.json:
+        print(json.dumps({"agrees": agrees, "checks": [vars(check) for check in checks]}, indent=2))
+    return 0 if agrees else 1
+
+
+def verify(folder: Path, *, measure: bool) -> Iterator[Check]:
+    """Check an export, cheapest first.
+
+    Args:
+        measure: also load the model and answer the recorded items again.
+
+    Raises:
+        VortexError: `VS013` if files are missing; whatever is wrong with flow.py; missing weights.
+    """
+    card = _read(folder, "card.json")
+    traced = trace_file(folder / "flow.py")
+    yield _equal("program", card["ir_hash"], traced.ir_hash)
+    yield _equal("program and knobs", card["key"], traced.key)
+    yield _equal("program.json", card["ir_hash"], Program.from_json(_read(folder, "program.json")).ir_hash)
+    yield _equal("knobs.json", traced.knobs.digest, Knobs.from_json(_read(folder, "knobs.json")).digest)
+    candidate, plan = as_candidate(traced), EvaluationPlan.model_validate(card["plan"])
+    recorded = {name: Metric(**data) for found in card["metrics"].values() for name, data in found.items()}
+    yield from _cpu(candidate, card, plan, recorded)
+    if measure:
+        yield from _measured(candidate, card, plan)
+
+
+def _cpu(
+    candidate: Candidate, card: dict[str, Any], plan: EvaluationPlan, recorded: dict[str, Metric]
+) -> Iterator[Check]:
+    """Parity with the oracle, and the cost model, on the recorded settings."""
+    from evaluators.worker import run_cpu_stage
+
+    for stage in _CPU_STAGES:
+        result = run_cpu_stage(stage, candidate, card["model"], plan, card["seeds"].get("search"))
+        if not result.passed:
+            yield Check(stage, False, _reason(result))
+            continue
+        if stage == "modelled":
+            for name, found in result.metrics.items():
+                if name in recorded:
+                    yield _close(name, recorded[name].value, found.value)
+        else:
+            parity = result.metrics.get("parity")
+            words = f"{parity.value:.4f} of {parity.n} rows select as the oracle does" if parity else "passed"
+            yield Check(stage, True, words)
+
+
+def _measured(candidate: Candidate, card: dict[str, Any], plan: EvaluationPlan) -> Iterator[Check]:
+    """Answer the recorded items again, on the best set there is; other hardware may flip a close answer."""
+    from evaluators.worker import EvaluationWorker
+
+    purpose = next((p for p in ("fresh", "search") if p in card["seeds"]), None)
+    if purpose is None:
+        yield Check("accuracy", False, "the card records no measured items")
+        return
+    worker = EvaluationWorker(card["model"], plan)
+    result = worker.run("accuracy", candidate, card["seeds"][purpose])
+    before: list[float] = []
+    after: list[float] = []
+    for task, scores in sorted(card["items"][purpose].items()):
+        if task in result.items:
+            n = min(len(scores), len(result.items[task]))
+            before += scores[:n]
+            after += result.items[task][:n]
+    if not before:
+        yield Check("accuracy", False, f"none of the {purpose} items was answered: {_reason(result)}")
+        return
+    changed = sum(a != b for a, b in zip(before, after, strict=True))
+    difference = accuracy_difference(after, before)
+    assert difference.low is not None
+    assert difference.high is not None
+    yield Check(
+        "accuracy",
+        difference.low <= 0 <= difference.high,
+        f"{sum(after) / len(after):.3f}, recorded {sum(before) / len(before):.3f}; "
+        f"{changed} of {len(before)} answers differ ({purpose} items)",
+    )
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise not_an_export(str(folder), name) from error
+    return data
+
+
+def _equal(name: str, recorded: str, found: str) -> Check:
+    same = recorded == found
+    return Check(name, same, found if same else f"{found}, recorded {recorded}")
+
+
+def _close(name: str, recorded: float, found: float) -> Check:
+    same = abs(recorded - found) <= _SAME * max(abs(recorded), abs(found))
+    return Check(name, same, f"{found:.6g}" if same else f"{found:.6g}, recorded {recorded:.6g}")
+
+
+def _reason(result: StageResult) -> str:
+    if result.failure is None:
+        return "no reason given"
+    return f"{result.failure.error.get('code')}: {result.failure.error.get('message')}"

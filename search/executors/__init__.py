@@ -1,0 +1,1 @@
+"""Who runs stages: the interface the driver needs, and Ray behind it."""

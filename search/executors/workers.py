@@ -1,0 +1,124 @@
+"""What runs inside Ray workers: the resident engine, and the CPU work that never holds it.
+
+Arguments and results are plain JSON values or frozen records, so that drivers and workers of different
+processes agree on nothing but these signatures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from evaluators.results import Candidate
+from vortex_core.errors import VortexError
+
+if TYPE_CHECKING:
+    from vortex_core.flow.trace import Traced
+
+_NICE = 10
+
+
+def become_group_leader() -> int:
+    """Put this process in a group of its own, so that killing the group ends whatever it started."""
+    if os.getpgid(0) != os.getpid():
+        os.setpgid(0, 0)
+    return os.getpid()
+
+
+def trace(source: str) -> dict[str, Any]:
+    """Trace untrusted source in the jail; the value is an `Admission` as JSON."""
+    from vortex_core.sandbox.load import trace_source
+
+    yield_to_the_engine()
+    return _answer(lambda: admission_json(trace_source(source)))
+
+
+def admission_json(traced: Traced) -> dict[str, Any]:
+    """The fields of an `Admission`."""
+    return {
+        "name": traced.name,
+        "doc": traced.doc,
+        "program": traced.program.to_json(),
+        "knobs": traced.knobs.to_json(),
+        "ir_hash": traced.ir_hash,
+        "key": traced.key,
+    }
+
+
+def run_cpu_stage(
+    stage: str, candidate: dict[str, Any], model: str, plan: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """Run a stage that needs no engine; the value is the `StageResult` as JSON."""
+    import torch
+
+    from evaluators.plan import EvaluationPlan
+    from evaluators.worker import run_cpu_stage as run
+
+    yield_to_the_engine()
+    torch.set_num_threads(1)
+    parsed = EvaluationPlan.model_validate(plan)
+    return _answer(lambda: run(stage, Candidate(**candidate), model, parsed, seed).to_json())
+
+
+def yield_to_the_engine() -> None:
+    """Lower this process's priority once: latencies are being measured on the same cores."""
+    if os.getpriority(os.PRIO_PROCESS, 0) < _NICE:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+
+
+class EngineWorker:
+    """A resident evaluation worker: model loaded once, prompts prefilled once, candidates swapped.
+
+    Answers are `{"value": ...}` or `{"error": VortexError as JSON}`: exceptions with several arguments do not
+    survive pickling.
+
+    Args:
+        model: name or path.
+        plan: `EvaluationPlan` as JSON.
+        threads: CPU threads; None is all cores of the machine. (Ray would set one.)
+    """
+
+    def __init__(self, model: str, plan: dict[str, Any], threads: int | None) -> None:
+        self._model = model
+        self._plan = plan
+        self._threads = threads
+        self._worker: Any = None
+
+    def start(self) -> dict[str, Any]:
+        """Load the model; the value is this process's group, to be killed if a stage hangs."""
+        group = become_group_leader()
+        import torch
+
+        from evaluators.plan import EvaluationPlan
+        from evaluators.worker import EvaluationWorker
+
+        torch.set_num_threads(self._threads or os.cpu_count() or 1)
+        return _answer(lambda: self._load(EvaluationWorker, EvaluationPlan.model_validate(self._plan), group))
+
+    def _load(self, worker: Any, plan: Any, group: int) -> int:
+        self._worker = worker(self._model, plan, threads=self._threads or os.cpu_count())
+        return group
+
+    def run(self, stage: str, candidate: dict[str, Any], seed: int) -> dict[str, Any]:
+        """One stage; the value is the `StageResult` as JSON."""
+        return _answer(lambda: self._worker.run(stage, Candidate(**candidate), seed).to_json())
+
+    def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
+        """Prefill a seed's prompts; the value is the dense results, `known` ones taken over."""
+        return _answer(lambda: self._reference(seed, known))
+
+    def _reference(self, seed: int, known: dict[str, Any] | None) -> Any:
+        if known is not None:
+            from evaluators.reference import DenseReference
+
+            self._worker.bench.adopt(DenseReference.from_json(known))
+        self._worker.prepare(seed)
+        return self._worker.reference(seed)
+
+
+def _answer(work: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"value": work()}
+    except VortexError as error:
+        return {"error": error.to_json()}

@@ -1,0 +1,262 @@
+"""The typed events of a campaign. All a run knows is a fold of these; none is ever changed or removed.
+
+An event is a frozen dataclass of JSON values with a stable `kind` and a `version`. Bodies never hold source
+or programs: those are content-addressed files (`search.log.files`), named here by their hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeVar
+
+from search.errors import bad_log
+
+Purpose = Literal["search", "fresh", "holdout"]
+"""Why a candidate was measured: to be searched over, again on fresh seeds, or once on the sealed set."""
+
+_KINDS: dict[str, type[Event]] = {}
+_E = TypeVar("_E", bound="type[Event]")
+
+
+class Event:
+    """Base of all events."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The body as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass, the base is not
+
+
+def _event(kind: str, version: int = 1) -> Any:
+    def add(cls: _E) -> _E:
+        cls.kind, cls.version = kind, version
+        assert kind not in _KINDS, kind
+        _KINDS[kind] = cls
+        return cls
+
+    return add
+
+
+@_event("campaign_started")
+@dataclass(frozen=True)
+class CampaignStarted(Event):
+    """First event of a run.
+
+    Attributes:
+        settings: everything that decides what results mean (campaign, model, seed, proposers), resolved.
+        plan: the evaluation plan as JSON.
+        versions: of Python and the libraries that matter.
+        machine: what it ran on.
+    """
+
+    run: str
+    settings: dict[str, Any]
+    plan: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+
+@_event("session_started")
+@dataclass(frozen=True)
+class SessionStarted(Event):
+    """A driver process took the run up: the first time or again. `limits` may differ between sessions."""
+
+    pid: int
+    limits: dict[str, Any]
+
+
+@_event("reference_measured")
+@dataclass(frozen=True)
+class ReferenceMeasured(Event):
+    """Dense results per task, measured once; `content` names a JSON file."""
+
+    purpose: Purpose
+    seed: int
+    content: str
+    seconds: float
+
+
+@_event("asked")
+@dataclass(frozen=True)
+class Asked(Event):
+    """A strategy asked a proposer for a program. Written before the call is paid for."""
+
+    proposal: int
+    arm: str
+    request: str
+    parents: tuple[str, ...]
+    seed: int
+    proposer: str
+    repairs: int | None = None
+
+
+@_event("proposed")
+@dataclass(frozen=True)
+class Proposed(Event):
+    """A proposer answered. `source` names a `.py` file; `dollars` is None where the price is unknown."""
+
+    proposal: int
+    source: str
+    idea: str
+    proposer: str
+    seconds: float
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float | None = None
+    calls: int = 0
+
+
+@_event("proposal_failed")
+@dataclass(frozen=True)
+class ProposalFailed(Event):
+    """A proposer could not answer: not a candidate and never counted as one, but perhaps paid for."""
+
+    proposal: int
+    error: dict[str, Any]
+    seconds: float
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float | None = None
+    calls: int = 0
+
+
+@_event("rejected")
+@dataclass(frozen=True)
+class Rejected(Event):
+    """The source is not a legal flow: the tracer or the verifier refused it."""
+
+    proposal: int
+    error: dict[str, Any]
+    seconds: float
+
+
+@_event("duplicate")
+@dataclass(frozen=True)
+class Duplicate(Event):
+    """The program and knobs were seen before; the results of `key` stand for it."""
+
+    proposal: int
+    key: str
+
+
+@_event("admitted")
+@dataclass(frozen=True)
+class Admitted(Event):
+    """A new candidate. `program` names a JSON file. References have `proposal` None and a library name."""
+
+    key: str
+    ir_hash: str
+    name: str
+    doc: str
+    source: str
+    program: str
+    knobs: dict[str, Any]
+    proposal: int | None = None
+    reference: bool = False
+    seconds: float = 0.0
+
+
+@_event("stage_finished")
+@dataclass(frozen=True)
+class StageFinished(Event):
+    """One stage of one candidate. `result` is `StageResult.to_json()`."""
+
+    key: str
+    purpose: Purpose
+    stage: str
+    seed: int
+    result: dict[str, Any]
+
+
+@_event("candidate_finished")
+@dataclass(frozen=True)
+class CandidateFinished(Event):
+    """No stage is left to run for this purpose."""
+
+    key: str
+    purpose: Purpose
+    seed: int
+    passed: bool
+
+
+@_event("infrastructure_failed")
+@dataclass(frozen=True)
+class InfrastructureFailed(Event):
+    """A worker died or hung. Never a result: the stage runs again, here or in the next session."""
+
+    key: str
+    purpose: Purpose
+    stage: str
+    attempt: int
+    error: dict[str, Any]
+
+
+@_event("finalists_chosen")
+@dataclass(frozen=True)
+class FinalistsChosen(Event):
+    """Who is measured again on fresh seeds, in order. A resumed run goes on with the same; written again, one longer,
+    while none of the found ones keeps the gates."""
+
+    keys: tuple[str, ...]
+
+
+@_event("matched_chosen")
+@dataclass(frozen=True)
+class MatchedChosen(Event):
+    """The best library program under the winner's knobs: tells a better program from better constants."""
+
+    key: str
+    library: str
+    winner: str
+
+
+@_event("winner_chosen")
+@dataclass(frozen=True)
+class WinnerChosen(Event):
+    """Chosen on fresh seeds, before the sealed set was looked at."""
+
+    key: str
+    library: str | None
+
+
+@_event("campaign_paused")
+@dataclass(frozen=True)
+class CampaignPaused(Event):
+    """The driver stopped on purpose (Ctrl-C, proposer down); the same command goes on."""
+
+    reason: str
+    error: dict[str, Any] | None = None
+
+
+@_event("campaign_finished")
+@dataclass(frozen=True)
+class CampaignFinished(Event):
+    """Budget reached and finals done. `summary` is the statement against library and control."""
+
+    reason: str
+    winner: str | None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def from_json(kind: str, version: int, body: dict[str, Any], path: str = "") -> Event:
+    """Rebuild an event.
+
+    Raises:
+        VortexError: `VS005`, for a kind, version or field that this version does not know.
+    """
+    cls = _KINDS.get(kind)
+    if cls is None:
+        raise bad_log(path, f"unknown event {kind!r}")
+    if version != cls.version:
+        raise bad_log(path, f"event {kind!r} has version {version}, this version reads {cls.version}")
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # dataclasses, see Event
+    if not set(body) <= known:
+        raise bad_log(path, f"event {kind!r} has unknown fields {sorted(set(body) - known)}")
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
+
+
+def kinds() -> dict[str, type[Event]]:
+    """Every event class by its kind."""
+    return dict(_KINDS)

@@ -1,0 +1,102 @@
+"""A run on disk: `runs/NAME/` with its event log and the files that the events name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from search.config import CampaignConfig
+from search.errors import bad_value, no_such_candidate, unknown_name
+from search.log.files import ContentStore
+from search.log.state import CampaignState, Candidate
+from search.log.store import EventStore, SqliteEventStore
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LOG = "events.sqlite"
+
+
+def runs_root() -> Path:
+    """Where runs live: `$VORTEX_RUNS`, or `runs` in the working directory."""
+    return Path(os.environ.get("VORTEX_RUNS") or "runs")
+
+
+def run_names(root: Path | None = None) -> list[str]:
+    """Runs that have an event log."""
+    root = root or runs_root()
+    return sorted(p.parent.name for p in root.glob(f"*/{_LOG}"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run.
+
+    Attributes:
+        name: folder name.
+        folder: `runs/NAME`.
+        store: its event log.
+        files: sources (`.py`), programs and other JSON, by content.
+    """
+
+    name: str
+    folder: Path
+    store: EventStore
+    files: ContentStore
+
+
+@contextmanager
+def open_run(name: str, *, readonly: bool, root: Path | None = None) -> Iterator[Run]:
+    """Open `runs/NAME`, for writing (made if missing, locked) or for reading.
+
+    Raises:
+        VortexError: `VS001` for an unknown run, `VS003` if another process writes it, `VS010` for a bad name.
+    """
+    root = root or runs_root()
+    if not _NAME.fullmatch(name):
+        raise bad_value("--run", name, "letters, digits, dots, dashes and underscores")
+    folder = root / name
+    if readonly and not (folder / _LOG).exists():
+        raise unknown_name("run", name, run_names(root))
+    store = SqliteEventStore(folder / _LOG, readonly=readonly)
+    try:
+        yield Run(name, folder, store, ContentStore(folder / "files"))
+    finally:
+        store.close()
+
+
+def read_state(run: Run) -> CampaignState:
+    """The run's state as of now.
+
+    Raises:
+        VortexError: `VS005`, if the log cannot be read.
+    """
+    return CampaignState.fold(run.store.read())
+
+
+def campaign_of(state: CampaignState) -> CampaignConfig:
+    """The campaign that a run was started with, with the limits of its latest session."""
+    assert state.started is not None, "a run without its first event"
+    recorded = dict(state.started.settings["campaign"])
+    recorded.update(state.limits)
+    return CampaignConfig.model_validate(recorded)
+
+
+def find_candidate(run: Run, state: CampaignState, wanted: str) -> Candidate:
+    """A candidate by label (`c012`), number, key prefix of 6 digits or more, or name.
+
+    Raises:
+        VortexError: `VS006`, if there is none.
+    """
+    candidates = list(state.candidates.values())
+    for candidate in candidates:
+        if wanted in (candidate.label, str(candidate.number), candidate.key):
+            return candidate
+    by_prefix = [c for c in candidates if len(wanted) >= 6 and c.key.startswith(wanted)]
+    by_name = [c for c in candidates if c.name == wanted]
+    for found in (by_prefix, by_name):
+        if found:
+            return found[0]
+    raise no_such_candidate(run.name, wanted, [*(c.label for c in candidates), *(c.name for c in candidates)])

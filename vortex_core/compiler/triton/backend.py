@@ -1,0 +1,370 @@
+"""The Triton backend behind the common interface: launches generated kernels, then selection.
+
+All buffers belong to a workspace sized once for a batch and a number of pages; a step launches kernels on device
+lengths and budgets only, so it can be captured in a CUDA graph and replayed for other lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from vortex_core.compiler.evaluate import check_shapes, param_values, symbol_sizes
+from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
+from vortex_core.compiler.states import TorchStates
+from vortex_core.compiler.triton.cache import load_module
+from vortex_core.compiler.triton.generate import Module, generate
+from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
+from vortex_core.compiler.triton.tile import FEW_CHANNELS, MANY_CHANNELS
+from vortex_core.compiler.triton.tuning.results import stored_configs
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.opset import torch_dtype
+from vortex_core.ir.program import Program
+from vortex_core.kernels.decode.config import DecodeConfig
+from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, multiprocessors
+from vortex_core.kernels.select.api import (
+    Limit,
+    Marks,
+    SelectWorkspace,
+    Stage,
+    select_pages,
+    select_workspace,
+)
+
+WARPS = 4
+# A scoring program of two blocks loads the second while it computes the first (two stages); measured on an H100 to
+# pay where a multiprocessor gets many programs, and not where the launch is short anyway.
+LONG_BLOCKS = 2
+LONG_PROGRAMS = 7
+# Up to so many programs a multiprocessor, matrix products take many channels.
+SHORT_PROGRAMS = 4
+
+
+@dataclass
+class Workspace:
+    """Buffers of one decode step for up to `batch` sequences of up to `width` pages; contents are scratch.
+
+    Attributes:
+        scratch: fp32 `[rows * width * elements]` by scratch value.
+        scores: fp32 `[rows, width]` by score node.
+        page_ids: int32 `[rows, capacity]`, the selection; absent where a program selects everything.
+        kv_lens: int32 `[rows]`.
+        marks: uint8 `[rows, width]`, pages of a union's streams so far; absent without a union.
+        search: scratch of the selection kernel for rows too long for one program.
+    """
+
+    batch: int
+    width: int
+    capacity: int
+    search: SelectWorkspace
+    scratch: dict[int, torch.Tensor] = field(default_factory=dict)
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)
+    page_ids: torch.Tensor | None = None
+    kv_lens: torch.Tensor | None = None
+    marks: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        held = [*self.scratch.values(), *self.scores.values(), self.page_ids, self.kv_lens, self.marks]
+        return self.search.nbytes + sum(t.nbytes for t in held if t is not None)
+
+
+class TritonFlow:
+    """One program as generated kernels.
+
+    Args:
+        configs: how launches are cut, by shape.
+    """
+
+    def __init__(
+        self, program: Program, knobs: Knobs, geometry: Geometry, configs: Configs = default_configs
+    ) -> None:
+        check_shapes(program, geometry, knobs.page_size)
+        self.program, self.knobs, self.geometry = program, knobs, geometry
+        sizes = symbol_sizes(geometry, knobs.page_size)
+        self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
+        self.code: Module = generate(program, geometry, knobs.page_size)
+        self._kernels = load_module(self.code.text)
+        self._configs = configs
+        self._score_kernels: dict[tuple[int, int], Any] = {}
+        self._graph = program.index
+        self._streams = program.index.streams
+        self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
+        self._workspaces: dict[tuple[int, int, str], Workspace] = {}
+        self._capacities: dict[int, int] = {}
+        self._params: dict[torch.device, list[torch.Tensor]] = {}
+
+    # ---- states --------------------------------------------------------------------------------------------
+
+    def new_states(self, pages: int, device: torch.device) -> TorchStates:
+        """States of one layer for `pages` physical pages."""
+        g = self.geometry
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
+
+    def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
+        """forward_cache for complete physical `pages` (any integer dtype), one launch."""
+        if self.code.update and len(pages):
+            self._update(states, kv, layer, len(pages), pages, pages, 0, pages, decode=False)
+
+    def update_decode(self, states: StateStore, kv: LayerKV, view: BatchView, layer: int) -> None:
+        """forward_cache for whichever sequences' newest token completed a page, decided on the device."""
+        if self.code.update:
+            table = view.block_table
+            self._update(
+                states, kv, layer, len(view.lengths), table, table, table.stride(0), view.lengths, decode=True
+            )
+
+    def _update(
+        self,
+        states: StateStore,
+        kv: LayerKV,
+        layer: int,
+        items: int,
+        pages: torch.Tensor,
+        table: torch.Tensor,
+        table_stride: int,
+        lengths: torch.Tensor,
+        *,
+        decode: bool,
+    ) -> None:
+        assert isinstance(states, TorchStates)
+        k, v = kv.k, kv.v
+        assert k.stride(3) == 1 and v.stride(3) == 1, "channels must be contiguous"
+        self._kernels.update_kernel[(items, self.geometry.kv_heads)](
+            k, v, k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
+            pages, table, table_stride, lengths, states.pages, *self._state_args(states),
+            *self.params(k.device, layer), DECODE=decode, num_warps=WARPS,
+            **dependent_launch(k.device),
+        )  # fmt: skip
+
+    def _state_args(self, states: TorchStates) -> list[torch.Tensor]:
+        found = []
+        for s in self.program.states:
+            stored = states.fields[s.name]
+            found.append(stored.data)
+            if stored.scale is not None:
+                found.append(stored.scale)
+        return [*found, *([] if states.mass is None else [states.mass])]
+
+    def params(self, device: torch.device, layer: int) -> list[torch.Tensor]:
+        """Learned parameters of a layer, fp32 `[kv_head or 1, *dims]`; views, so their addresses do not change."""
+        if device not in self._params:
+            found = param_values(self.program, device, torch.float32)
+            self._params[device] = [found[f"param:{p.name}"].contiguous() for p in self.program.params]
+        return [x[layer if len(x) > 1 else 0] for x in self._params[device]]
+
+    # ---- selection -----------------------------------------------------------------------------------------
+
+    def capacity(self, width: int) -> int:
+        """The most pages a budget allows for sequences of up to `width` pages, over all layers."""
+        if width not in self._capacities:
+            g, size = self.geometry, self.knobs.page_size
+            layers = range(g.layers) if "layer" in self.knobs.budget.replace("layers", "") else range(1)
+            probes = {
+                min(width, p) * size for p in (*range(1, min(width, 64) + 1), *range(64, width + 64, 64))
+            }
+            self._capacities[width] = max(
+                self.knobs.pages(n, layer, g.layers) for n in probes for layer in layers
+            )
+        return self._capacities[width]
+
+    def list_capacity(self, width: int) -> int:
+        """The most pages a list can hold: a union's streams each have the budget."""
+        return min(width, self.capacity(width) * max(1, len(self._streams)))
+
+    def workspace(self, batch: int, width: int, device: torch.device) -> Workspace:
+        """The buffers for a batch and a number of pages; the same ones at every call, as a graph needs."""
+        key = (batch, width, str(device))
+        if key not in self._workspaces:
+            g = self.geometry
+            rows = batch * g.kv_heads
+            lists = batch * self._heads
+            capacity = self.list_capacity(width)
+            search = select_workspace(lists, width, min(width, self.capacity(width)), device)
+            made = Workspace(batch, width, capacity, search)
+            for i, elements in self.code.scratch.items():
+                made.scratch[i] = torch.empty(rows * width * elements, device=device)
+            for i in self.code.schedule.scores:
+                made.scores[i] = torch.empty(lists, width, device=device)
+            if self._streams:
+                made.page_ids = torch.zeros(lists, capacity, dtype=torch.int32, device=device)
+                made.kv_lens = torch.zeros(lists, dtype=torch.int32, device=device)
+            if len(self._streams) > 1:
+                made.marks = torch.empty(lists, width, dtype=torch.uint8, device=device)
+            self._workspaces[key] = made
+        return self._workspaces[key]
+
+    def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
+        """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`. The list is the caller's to keep."""
+        ids, lens = self.select_in_place(q, states, view, layer)
+        shape = (len(q), self._heads if not self.program.selects_everything else self.geometry.kv_heads)
+        ids, lens = ids.reshape(*shape, -1).clone(), lens.reshape(shape).clone()
+        return PageList(ids, (lens + self.knobs.page_size - 1) // self.knobs.page_size, lens)
+
+    def select_in_place(
+        self,
+        q: torch.Tensor,
+        states: StateStore,
+        view: BatchView,
+        layer: int,
+        lens: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `select`, as int32 page ids and token counts in the workspace, which the next call overwrites.
+
+        Args:
+            lens: int32 `[rows]`, where the token counts go instead (unless the program selects everything).
+        """
+        assert isinstance(states, TorchStates)
+        size = self.knobs.page_size
+        width = max(1, -(-view.max_length // size))
+        table = view.block_table.to(torch.int32)
+        lengths = view.lengths.to(torch.int32)
+        budgets = view.budgets.to(torch.int32)
+        work = self.workspace(len(q), width, q.device)
+        self.launch_scores(q, states, table, lengths, budgets, work, layer)
+        return self.launch_selection(table, lengths, budgets, work, lens)
+
+    def launch_scores(
+        self,
+        q: torch.Tensor,
+        states: TorchStates,
+        table: torch.Tensor,
+        lengths: torch.Tensor,
+        budgets: torch.Tensor,
+        work: Workspace,
+        layer: int,
+    ) -> None:
+        """The scoring launches: page-parallel, then one program a row where the program looks across pages."""
+        assert q.stride(2) == 1, "channels must be contiguous"
+        args = [
+            q, q.stride(0), q.stride(1), table, table.stride(0), lengths, budgets, states.pages, work.width,
+            *self._state_args(states), *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
+            *(work.scores[i] for i in self.code.schedule.scores),
+        ]  # fmt: skip
+        rows = len(q) * self.geometry.kv_heads
+        # Measured for bf16 queries: tiles of wider ones may not fit the shared memory of that many stages.
+        config = self._configs(work.batch, work.width).score if q.dtype == torch.bfloat16 else ScoreConfig()
+        if self.code.score:
+            config = self.resolved(config, work.batch, work.width, q.device)
+            grid = (-(-work.width // (config.block * config.blocks)), rows)
+            self._score_kernel(config.block, config.channels)[grid](
+                *args, OPERAND=operand(q), BLOCKS=config.blocks, num_warps=config.warps, num_stages=config.stages,
+                **dependent_launch(q.device),
+            )  # fmt: skip
+        if self.code.rows:
+            self._kernels.row_kernel[(rows,)](*args, num_warps=config.row_warps, **dependent_launch(q.device))
+
+    def resolved(self, config: ScoreConfig, batch: int, width: int, device: torch.device) -> ScoreConfig:
+        """The configuration with what it leaves open filled in for a shape."""
+        block = config.block or self.code.block
+        programs = -(-width // block) * batch * self.geometry.kv_heads
+        default = 1 if self.geometry.is_mla else score_blocks(programs, device)
+        short = programs <= SHORT_PROGRAMS * multiprocessors(device)
+        return replace(
+            config, block=block, blocks=config.blocks or default,
+            channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
+        )  # fmt: skip
+
+    def _score_kernel(self, block: int, channels: int) -> Any:
+        key = block, channels
+        if key not in self._score_kernels:
+            code = self.code
+            if key != (code.block, FEW_CHANNELS):
+                code = generate(self.program, self.geometry, self.knobs.page_size, *key)
+            self._score_kernels[key] = load_module(code.text).score_kernel
+        return self._score_kernels[key]
+
+    def attention_config(self, batch: int, width: int, kv_dtype: torch.dtype) -> DecodeConfig | None:
+        """What was measured best for attention over this flow's lists; None: no more than the defaults."""
+        name = self.knobs.kv_dtype
+        same = kv_dtype == (torch.bfloat16 if name == "auto" else torch_dtype(torch, name))
+        return self._configs(batch, width).attention if same else None
+
+    def launch_selection(
+        self,
+        table: torch.Tensor,
+        lengths: torch.Tensor,
+        budgets: torch.Tensor,
+        work: Workspace,
+        lens: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores to page ids and token counts, one launch a stream; those of a union meet as marks on pages."""
+        batch, knobs = len(lengths), self.knobs
+        if not self._streams:
+            heads = self.geometry.kv_heads
+            ids = table[:, : work.width].unsqueeze(1).expand(batch, heads, work.width)
+            return ids, lengths.unsqueeze(1).expand(batch, heads)
+        lens = work.kv_lens if lens is None else lens
+        assert lens is not None and work.page_ids is not None
+        for n, i in enumerate(self._streams):
+            node = self._graph.nodes[i]
+            limit = marks = None
+            if node.op == "topp":
+                limit = Limit("top-p", node.attr["p"])
+            elif node.op == "threshold":
+                limit = Limit("threshold", node.attr["at"])
+            if work.marks is not None:
+                stage: Stage = "list" if n == len(self._streams) - 1 else "add" if n else "begin"
+                marks = Marks(work.marks, stage, min(work.width, self.capacity(work.width)))
+            select_pages(
+                self._pooled(work.scores[node.inputs[0]], node.attr.get("share"), batch), lengths, budgets, table,
+                heads=self._heads, page_size=knobs.page_size, page_ids=work.page_ids, kv_lens=lens,
+                keep_first=knobs.keep_first, keep_last=knobs.keep_last, workspace=work.search,
+                fraction=node.attr.get("fraction", 1.0), limit=limit, marks=marks,
+                tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
+            )  # fmt: skip
+        return work.page_ids, lens
+
+    def _pooled(self, scores: torch.Tensor, share: str | None, batch: int) -> torch.Tensor:
+        """Scores that all kv heads of a request share, where they do."""
+        if share is None:
+            return scores
+        stacked = scores.view(batch, self._heads, -1)
+        pooled = stacked.amax(1, keepdim=True) if share == "max" else stacked.mean(1, keepdim=True)
+        return pooled.expand_as(stacked).reshape_as(scores)
+
+    def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
+        """Keep the attention mass of a step, `[batch, q_head, max_selected]`."""
+        assert isinstance(states, TorchStates) and states.mass is not None
+        g = self.geometry
+        batch, _, longest = mass.shape
+        ids = selected.page_ids[..., :longest].long()
+        counts = selected.counts
+        if selected.heads == g.kv_heads:
+            ids = ids.repeat_interleave(g.group, 1)
+            counts = counts.repeat_interleave(g.group, 1)
+        real = torch.arange(longest, device=mass.device) < counts.unsqueeze(-1)
+        head = torch.arange(mass.shape[1], device=mass.device).view(1, -1, 1)
+        where = ((head // g.group) * states.pages + ids) * g.group + head % g.group
+        flat = states.mass.view(-1)
+        # Padding entries go to the row's own last page with its own value, so that no index is written twice.
+        last = (counts - 1).clamp(min=0).unsqueeze(-1)
+        where = torch.where(real, where, where.gather(-1, last.expand(batch, mass.shape[1], 1)))
+        value = torch.where(real, mass, mass.gather(-1, last.expand(batch, mass.shape[1], 1)))
+        flat.scatter_(0, where.flatten(), value.flatten().to(flat.dtype))
+
+
+def score_blocks(programs: int, device: torch.device) -> int:
+    """Blocks of pages a scoring program takes, where one each would make `programs`."""
+    return LONG_BLOCKS if programs >= LONG_PROGRAMS * multiprocessors(device) else 1
+
+
+def operand(q: torch.Tensor) -> tl.dtype:
+    """Type in which matrix products run: bf16 holds their operands exactly if the query is bf16. The interpreter's
+    bf16 product is wrong, so it computes in fp32."""
+    return tl.bfloat16 if q.dtype == torch.bfloat16 and not INTERPRETED else tl.float32
+
+
+class TritonBackend:
+    """Generated Triton kernels, launched as was measured best on this machine where `tune` has been run."""
+
+    name = "triton"
+
+    def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
+        """Raises `VE010` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
+        program = program.canonical()
+        return TritonFlow(program, knobs, geometry, stored_configs(program, knobs, geometry))

@@ -1,0 +1,214 @@
+"""What the two kernels of forward_indexer share, and the page-parallel `score_kernel`."""
+
+from __future__ import annotations
+
+import math
+
+from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.triton.contraction import find_contractions
+from vortex_core.compiler.triton.emitter import Emitter, unsupported
+from vortex_core.compiler.triton.fields import load_text, store_lines
+from vortex_core.compiler.triton.kernel_text import KernelWriter, full
+from vortex_core.compiler.triton.schedule import schedule
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
+from vortex_core.ir.program import Node, Program
+
+
+class IndexKernel(KernelWriter):
+    """Loads, stores and outputs of the index graph; writes the page-parallel kernel."""
+
+    def __init__(self, program: Program, geometry: Geometry, page_size: int) -> None:
+        super().__init__(program, geometry, page_size)
+        self.schedule = schedule(program.index)
+        self.contractions = find_contractions(program.index, self.states)
+
+    def index_args(self) -> list[str]:
+        """Run-time arguments of both kernels, in order."""
+        scratch = [f"t{i}_ptr" for i in sorted({*self.schedule.frontier, *self.schedule.kept_nodes})]
+        outs = [f"out{i}_ptr" for i in self.schedule.scores]
+        return [
+            "q_ptr",
+            "q_batch",
+            "q_head",
+            "table_ptr",
+            "table_stride",
+            "lengths_ptr",
+            "budgets_ptr",
+            "pool_pages",
+            "max_pages",
+            *self.state_args(),
+            *self.param_args(),
+            *scratch,
+            *outs,
+        ]
+
+    def source(self, e: Emitter, node: Node, env: Env) -> Tile:
+        """How a source node is loaded."""
+        g = self.geometry
+        match node.op:
+            case "q":
+                axes = order([*env["head"].axes, *env["dim"].axes])
+                mask = self.mask_text(axes, False)
+                guard = "" if mask is None else f", mask={mask}, other=0.0"
+                text = f"q_ptr + batch.to(tl.int64) * q_batch + (kv_head * {g.group} + {env['head'].to(axes)}) * q_head + ({env['dim'].to(axes)})"
+                return e.bind(f"tl.load({text}{guard}).to(tl.float32)", axes, False)
+            case "position":
+                return e.bind(f"{env['page'].text}.to(tl.float32)", env["page"].axes, True)
+            case "pages":
+                return Tile("complete_f")
+            case "length":
+                return Tile("length_f")
+            case "mass":
+                axes = order([*env["page"].axes, *env["head"].axes])
+                text = f"mass_ptr + {Tile('page_row', env['page'].axes).to(axes)} * {g.group} + ({env['head'].to(axes)})"
+                return e.bind(f"tl.load({text}, mask={self.mask_text(axes, True)}, other=0.0)", axes, True)
+            case "param":
+                return self.param(e, node, env, "kv_head")
+            case "load":
+                state = self.states[node.attr["name"]]
+                names = [n for n, _ in state.dims]
+                row = Tile("page_row", env["page"].axes)
+                axes = order([*row.axes, *(a for n in names for a in env[n].axes)])
+                text, axes = load_text(
+                    state.name, state, self.sizes, row, [env[n] for n in names], self.mask_text(axes, True)
+                )
+                return e.bind(text, axes, True)
+        raise unsupported(node, "no such source in this backend")
+
+    def prologue(self, blocks: bool) -> list[str]:
+        """Row, lengths, and the early exit of rows that need no scores."""
+        lines = [
+            f"batch_row = tl.program_id({1 if blocks else 0})",
+            f"batch = batch_row // {self.geometry.kv_heads}",
+            f"kv_head = batch_row % {self.geometry.kv_heads}",
+            "length = tl.load(lengths_ptr + batch)",
+            f"complete = length // {self.page_size}",
+        ]
+        nodes = [self.program.index.nodes[i] for i in self.program.index.streams]
+        whole = any(
+            n.op == "topk" and n.attr.get("fraction", 1.0) == 1.0 for n in nodes
+        )  # takes what fits by itself
+        if whole and not self.program.index.writes and not self.program.needs_mass:
+            # Rows that fit their budget attend to everything: nothing to score.
+            lines += [
+                "if tl.load(budgets_ptr + batch) * " + str(self.page_size) + " >= length:",
+                "    return",
+            ]
+        return [*lines, "length_f = length.to(tl.float32)", "complete_f = complete.to(tl.float32)"]
+
+    def page_lines(self, axis: Axis) -> list[str]:
+        """Index, mask and physical page of a block of pages."""
+        return [
+            f"{axis.index} = start + tl.arange(0, {axis.size})",
+            f"page_ok = {axis.index} < complete",
+            f"page = tl.load(table_ptr + batch.to(tl.int64) * table_stride + {axis.index}, mask=page_ok, other=0).to(tl.int64)",
+            "page_row = kv_head * pool_pages + page",
+            f"page_at = batch_row.to(tl.int64) * max_pages + {axis.index}",
+        ]
+
+    def scratch_pointer(self, i: int, env: Env, shift: str = "") -> tuple[str, tuple[Axis, ...]]:
+        """Address of a scratch value, `[row, page, *dims]` fp32."""
+        dims = [(n, e.resolve(self.sizes)) for n, e in self.program.index.nodes[i].type.dims if n != "page"]
+        axes = order([*env["page"].axes, *(a for n, _ in dims for a in env[n].axes)])
+        text = f"t{i}_ptr + ({Tile('page_at', env['page'].axes).to(axes)}{shift}) * {math.prod(s for _, s in dims)}"
+        for n, (name, _) in enumerate(dims):
+            text += f" + ({env[name].to(axes)}) * {math.prod(s for _, s in dims[n + 1 :])}"
+        return text, axes
+
+    def store_scratch(self, e: Emitter, i: int, value: Tile | None = None) -> None:
+        """Keep a page value for a later loop or launch."""
+        env = e.identity(self.program.index.nodes[i].type.dims)
+        value = value if value is not None else e.emit(i, env)
+        pointer, axes = self.scratch_pointer(i, env)
+        lines = e.inner if e.inner is not None else e.outer
+        lines.append(f"tl.store({pointer}, {full(value, axes)}, mask={self.mask_text(axes, True)})")
+
+    def outputs(self, e: Emitter) -> None:
+        """Scores and carried states."""
+        lines = e.inner if e.inner is not None else e.outer
+        graph, g = self.program.index, self.geometry
+        values = [(i, e.value(i)) for i in self.schedule.scores]
+        updates = [(name, e.value(i)) for name, i in graph.writes]
+        for i, value in values:
+            env = e.identity(graph.nodes[i].type.dims)
+            axes = order([a for t in env.values() for a in t.axes])
+            at = Tile("page_at", env["page"].axes).to(axes)
+            if "head" in env:  # rows are kv_head x head
+                at = f"(batch_row.to(tl.int64) * {g.group} + ({env['head'].to(axes)})) * max_pages + {env['page'].to(axes)}"
+            lines.append(
+                f"tl.store(out{i}_ptr + {at}, {full(value, axes)}, mask={self.mask_text(axes, True)})"
+            )
+        if updates or self.program.needs_mass:
+            lines.append("tl.debug_barrier()")  # all lanes have read the old state
+        for name, value in updates:
+            state = self.states[name]
+            env = e.identity(state.dims)
+            row = Tile("page_row", (e.page,)) if e.page else Tile("page_row")
+            axes = order([*row.axes, *(a for t in env.values() for a in t.axes)])
+            lines += store_lines(
+                name,
+                state,
+                self.sizes,
+                row,
+                list(env.values()),
+                Tile(full(value, axes), axes),
+                self.mask_text(axes, True),
+            )
+        if self.program.needs_mass:
+            head = e.axis("head", g.group)
+            assert e.page is not None
+            axes = order([e.page, head])
+            text = f"mass_ptr + {Tile('page_row', (e.page,)).to(axes)} * {g.group} + {Tile(head.index, (head,)).to(axes)}"
+            zeros = f"tl.zeros([{', '.join(str(a.size) for a in axes)}], tl.float32)"
+            lines.append(f"tl.store({text}, {zeros}, mask={self.mask_text(axes, True)})")
+
+    def score_text(self, block: int, channels: int) -> str:
+        """`score_kernel`: one program for BLOCKS blocks of `block` pages of a row, `channels` a matrix product.
+
+        Page ids are read a block ahead, the first before the length is known: the table has `max_pages` columns, and
+        ids past the row's end are not followed. Latent rows take one block a program and no loop: what a loop does
+        not change, such as the query's parts, stays in shared memory all at once (46 KB instead of 13).
+        """
+        axis = Axis("page", block)
+        e = Emitter(
+            self.program.index, self.sizes, self.source, self.channel_start, axis, self.contractions, channels
+        )
+        looped = not self.geometry.is_mla
+        if looped:
+            e.begin_loop()
+        if self.schedule.barriers:
+            for i in self.schedule.frontier:
+                self.store_scratch(e, i)
+        else:
+            self.outputs(e)
+        inner = e.end_loop() if looped else []
+        row, *rest = self.prologue(True)
+        ids = "tl.load(table_row + {0}, mask={0} < max_pages, other=0)"
+        head = [
+            row,
+            *rest[:2],
+            f"first = tl.program_id(0) * ({block} * BLOCKS)",
+            f"{axis.index} = first + tl.arange(0, {block})",
+            "table_row = table_ptr + batch.to(tl.int64) * table_stride",
+            f"page = {ids.format(axis.index)}",
+            *rest[2:],
+            "if first >= complete:",
+            "    return",
+        ]
+        place = [
+            f"page_ok = {axis.index} < complete",
+            "page_row = kv_head * pool_pages + page.to(tl.int64)",
+            f"page_at = batch_row.to(tl.int64) * max_pages + {axis.index}",
+        ]
+        if looped:
+            block_lines = [
+                f"{axis.index} = first + n * {block} + tl.arange(0, {block})",
+                *place,
+                *inner,
+                f"page = {ids.format(f'({axis.index} + {block})')}",
+            ]
+            body = [*head, *self.axes_lines(e), *e.outer, "for n in range(0, BLOCKS):"]
+            body += [f"    {line}" for line in block_lines]
+        else:
+            body = [*head, "tl.static_assert(BLOCKS == 1)", *place, *self.axes_lines(e), *e.outer]
+        return self.kernel("score_kernel", self.index_args(), ["OPERAND", "BLOCKS"], body)

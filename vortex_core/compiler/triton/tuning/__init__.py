@@ -1,0 +1,1 @@
+"""Launch configurations found by measurement, and the cache that keeps them."""

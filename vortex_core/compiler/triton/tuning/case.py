@@ -1,0 +1,189 @@
+"""A decode step to tune: random KV and states of several layers, so that what one reads has left the L2 by its turn."""
+
+from __future__ import annotations
+
+import torch
+
+from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.states import TorchStates
+from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
+from vortex_core.errors import VortexError
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.opset import torch_dtype
+from vortex_core.ir.program import Program
+from vortex_core.kernels.decode.config import DecodeConfig, decode_config
+from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace
+from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
+from vortex_core.kernels.pages import PageList
+
+MAX_LAYERS = 64
+
+
+def cannot_tune(why: str, remedy: str) -> VortexError:
+    """`VE040`: nothing to tune, or not here."""
+    return VortexError("VE040", f"cannot tune: {why}", remedy)
+
+
+class TuneCase:
+    """One flow on one shape: `batch` sequences of `context` tokens.
+
+    Raises:
+        VortexError: `VE040` where no pages are left out, or the KV of two layers does not fit.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        knobs: Knobs,
+        geometry: Geometry,
+        batch: int,
+        context: int,
+        device: torch.device,
+    ) -> None:
+        self.program, self.knobs, self.geometry, self.device = program.canonical(), knobs, geometry, device
+        self.batch, self.context = batch, context
+        size, g = knobs.page_size, geometry
+        self.width = -(-context // size)
+        if self.program.selects_everything or knobs.pages(context, 0, g.layers) >= self.width:
+            raise cannot_tune(
+                f"at {context:,} tokens this flow attends to every page", "give a longer --context"
+            )
+        self.default = self.flow(FlowConfig())
+        # Drawn anew in every run, from one seed: a result does not hang on the numbers.
+        self._random = torch.Generator(device).manual_seed(0)
+        self.pages = batch * self.width
+        self.kv: list[LayerKV] = []
+        self.states: list[TorchStates] = []
+        every = torch.arange(self.pages, device=device, dtype=torch.int32)
+        self._add_layer(every)
+        for _ in range(self._layers() - 1):
+            self._add_layer(every)
+        self._first = [data.clone() for data in self._written()]
+        self.q = self._normal((batch, g.kv_heads * g.group, g.head_dim), torch.bfloat16)
+        order = torch.randperm(self.pages, generator=self._random, device=device)
+        self.table = order.view(batch, self.width).to(torch.int32)
+        self.lists = g.kv_heads * (g.group if self.program.per_query_head else 1)
+        dtype = self.kv[0].k.dtype
+        if g.is_mla:
+            self.attention = space = mla_config(g.group, dtype, size)
+        else:
+            shape = (g.head_dim, g.kv_heads * g.group // self.lists, dtype, size, batch * self.lists)
+            self.attention, space = decode_config(*shape, even=True), decode_config(*shape)
+        # As the engines allocate it, for dense attention: no candidate may want more.
+        self.most_workers = space.workers_per_sm
+        if g.is_mla:
+            self.space = mla_decode_workspace(batch, g.group, device, space, g.value_dim)
+        else:
+            group = g.kv_heads * g.group // self.lists
+            self.space = paged_decode_workspace(batch, self.lists, group, g.value_dim, device, space)
+        self.out = torch.empty(batch, g.kv_heads * g.group, g.value_dim, device=device, dtype=torch.bfloat16)
+
+    def flow(self, config: FlowConfig) -> TritonFlow:
+        """The flow under a configuration."""
+        return TritonFlow(self.program, self.knobs, self.geometry, lambda batch, pages: config)
+
+    def _normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=self._random, device=self.device, dtype=torch.bfloat16).to(dtype)
+
+    def _add_layer(self, every: torch.Tensor) -> None:
+        """KV, head-major as in the embedded engine, and the states that follow from it."""
+        g, knobs = self.geometry, self.knobs
+        dtype = torch.bfloat16 if knobs.kv_dtype == "auto" else torch_dtype(torch, knobs.kv_dtype)
+        shape = (g.kv_heads, self.pages, knobs.page_size)
+        k = self._normal((*shape, g.head_dim), dtype)
+        kv = LayerKV(k, k[..., : g.value_dim] if g.is_mla else self._normal((*shape, g.value_dim), dtype))
+        states = self.default.new_states(self.pages, self.device)
+        if states.mass is not None:
+            states.mass.uniform_(generator=self._random)
+        self.default.update(states, kv, every, 0)
+        self.kv.append(kv)
+        self.states.append(states)
+
+    def _layers(self) -> int:
+        """Enough that the smaller of the two parts reads twice the L2 in turn."""
+        if self.device.type != "cuda":
+            return 1
+        states, kv = self.states[0].nbytes(), self.kv[0].k.nbytes + self.kv[0].v.nbytes
+        share = self.knobs.pages(self.context, 0, self.geometry.layers) / self.width
+        least = max(1, min(states, int(kv * share)))
+        cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+        wanted = max(2, min(MAX_LAYERS, -(-2 * cache // least)))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        room = 1 + int(0.8 * free) // (kv + states)
+        if room < 2:
+            raise cannot_tune(
+                f"the KV of two layers of {self.batch} x {self.context:,} tokens does not fit this GPU",
+                "give a smaller --batch or --context",
+            )
+        return min(wanted, room)
+
+    def view(self, *, ragged: bool = False) -> BatchView:
+        """The batch: all of full length, or of every length down to one token, as checks need."""
+        lengths = torch.full((self.batch,), self.context, device=self.device)
+        if ragged:
+            lengths = torch.linspace(self.context, 1, self.batch, device=self.device).long()
+        budgets = [self.knobs.pages(int(n), 0, self.geometry.layers) for n in lengths]
+        ints = torch.tensor(budgets, device=self.device, dtype=torch.int32)
+        return BatchView(self.table, lengths.to(torch.int32), ints, self.context)
+
+    def score(self, flow: TritonFlow, layer: int, view: BatchView) -> None:
+        """The scoring launches, into the default's workspace."""
+        work = self.default.workspace(self.batch, self.width, self.device)
+        flow.launch_scores(
+            self.q, self.states[layer], view.block_table, view.lengths, view.budgets, work, layer
+        )
+
+    def attend(self, config: DecodeConfig, layer: int, ids: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
+        """Attention over lists, `[rows, columns]` and `[rows]`."""
+        g, kv = self.geometry, self.kv[layer]
+        scale = g.head_dim**-0.5
+        if g.is_mla:
+            return mla_decode(
+                self.q, kv.k[0], ids, lens, workspace=self.space, config=config, sm_scale=scale,
+                latent_dim=g.value_dim, out=self.out,
+            )  # fmt: skip
+        shape = (self.batch, self.lists)
+        k, v = (x.permute(1, 2, 0, 3) for x in (kv.k, kv.v))
+        return paged_decode(
+            self.q, k, v, PageList(ids.view(*shape, -1), lens.view(shape)), workspace=self.space, config=config,
+            sm_scale=scale, kv_repeat=self.lists // g.kv_heads, out=self.out,
+        )  # fmt: skip
+
+    def select(
+        self, flow: TritonFlow, layer: int, view: BatchView, lens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and lists."""
+        return flow.select_in_place(self.q, self.states[layer], view, layer, lens)
+
+    def step(self, flow: TritonFlow, attention: DecodeConfig, layer: int, view: BatchView) -> None:
+        """One sparse layer."""
+        self.attend(attention, layer, *self.select(flow, layer, view))
+
+    # ---- what a candidate must equal ---------------------------------------------------------------------------
+
+    def scores(self, config: ScoreConfig) -> list[torch.Tensor]:
+        """Scores of ragged sequences, NaN where none was written, and the states that scoring writes."""
+        self._rewind()
+        work = self.default.workspace(self.batch, self.width, self.device)
+        for score in work.scores.values():
+            score.fill_(float("nan"))
+        self.score(self.flow(FlowConfig(config)), 0, self.view(ragged=True))
+        return [x.clone() for x in (*work.scores.values(), *self._written())]
+
+    def ragged_lists(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The default's lists of ragged sequences."""
+        self._rewind()
+        ids, lens = self.select(self.default, 0, self.view(ragged=True))
+        return ids.clone(), lens.clone()
+
+    def _written(self) -> list[torch.Tensor]:
+        """What scoring changes in the first layer besides scratch."""
+        states = self.states[0]
+        mass = [states.mass] if states.mass is not None else []
+        return [*(states.fields[name].data for name, _ in self.program.index.writes), *mass]
+
+    def _rewind(self) -> None:
+        """Checks start from one state, however often the step was timed in between."""
+        for data, first in zip(self._written(), self._first, strict=True):
+            data.copy_(first)

@@ -1,0 +1,1 @@
+"""A decode step: buffers, selection, attention, graphs, and the loops that drive it."""

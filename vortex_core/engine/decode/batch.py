@@ -1,0 +1,186 @@
+"""The sequences that decode together, and the two kinds of forward pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from vortex_core.compiler.interface import BatchView, LayerKV
+from vortex_core.engine.decode.selection import LoadedFlow, Selections
+from vortex_core.engine.decode.torch_attention import causal_prefill, dense_decode, sparse_decode
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for, runs_of
+from vortex_core.engine.kv.cache import SequenceState
+from vortex_core.engine.kv.pool import KVPool
+
+Recorder = Callable[[int, torch.Tensor, LayerKV, BatchView], None]
+
+
+class DecodeBatch:
+    """Sequences that take their decode steps together, with their tables on the device."""
+
+    def __init__(self, sequences: Sequence[SequenceState], pool: KVPool, flow: LoadedFlow | None) -> None:
+        self.sequences = list(sequences)
+        self.pool = pool
+        self.flow = flow
+        self.selections = None if flow is None else Selections(flow)
+        self.page_size = BLOCK_TOKENS if flow is None else flow.page_size
+        self.attended = torch.zeros((), dtype=torch.int64, device=pool.k.device)  # pages, sparse layers
+        self.attendable = 0
+        self.attend_seconds = 0.0
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Tables of the current members."""
+        per_block = BLOCK_TOKENS // self.page_size
+        width = max((len(s.blocks) for s in self.sequences), default=0)
+        table = torch.tensor(
+            [s.blocks + [0] * (width - len(s.blocks)) for s in self.sequences], dtype=torch.int64
+        )
+        pages = table.view(len(self.sequences), width, 1) * per_block + torch.arange(per_block)
+        device = self.pool.k.device
+        self.page_table = pages.view(len(self.sequences), width * per_block).to(device)
+        self.lengths = torch.tensor([s.length for s in self.sequences], dtype=torch.int64, device=device)
+        self._blocks = [len(s.blocks) for s in self.sequences]
+
+    def follow(self) -> None:
+        """Take note of blocks that sequences got since the last step."""
+        if self._blocks != [len(s.blocks) for s in self.sequences]:
+            self._set_up()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all sequences but these."""
+        self.sequences = [self.sequences[i] for i in rows]
+        if self.selections is not None:
+            self.selections.keep(rows)
+        self._set_up()
+
+    def extend(self, sequences: Sequence[SequenceState]) -> None:
+        """Sequences join."""
+        self.sequences += sequences
+        if self.selections is not None:
+            self.selections.grow(len(sequences))
+        self._set_up()
+
+    @property
+    def density(self) -> float:
+        """Pages attended of all pages, over sparse layers and steps so far; 1 where no layer is sparse."""
+        return int(self.attended) / self.attendable if self.attendable else 1.0
+
+
+class DecodeStep:
+    """One token of every sequence of a batch."""
+
+    def __init__(self, batch: DecodeBatch, recorder: Recorder | None = None) -> None:
+        self.batch, self.pool, self.flow, self.recorder = batch, batch.pool, batch.flow, recorder
+        device = self.pool.k.device
+        sequences = batch.sequences
+        batch.follow()
+        for s in sequences:
+            s.length += 1
+        batch.lengths += 1
+        self.ages = [s.age for s in sequences]
+        self.lengths = [s.length for s in sequences]
+        at = [s.length - 1 for s in sequences]
+        slots = [
+            s.blocks[i // BLOCK_TOKENS] * BLOCK_TOKENS + i % BLOCK_TOKENS
+            for s, i in zip(sequences, at, strict=True)
+        ]
+        self.slots = torch.tensor(slots, device=device)
+        self.positions = (batch.lengths - 1)[:, None]
+        self.tokens = torch.tensor([[s.next_token] for s in sequences], device=device)
+        self.runs = [runs_of(s.blocks, s.length) for s in sequences]
+        size = batch.page_size
+        self.max_length = max(self.lengths)
+        self.page_table = batch.page_table[:, : -(-self.max_length // size)]
+        completed = [
+            slot // size for slot, length in zip(slots, self.lengths, strict=True) if length % size == 0
+        ]
+        self.completed = torch.tensor(completed, device=device) if completed else None
+        self._views: dict[int, BatchView] = {}
+
+    def view(self, layer: int) -> BatchView:
+        """The batch as a layer's selection sees it."""
+        key = -1 if self.flow is None else self.flow.budget_key(layer)
+        if key not in self._views:
+            if self.flow is None:
+                budgets = [blocks_for(length) for length in self.lengths]
+            else:
+                budgets = self.flow.budgets(self.lengths, layer)
+            self._views[key] = BatchView(
+                self.page_table,
+                self.batch.lengths,
+                torch.tensor(budgets, device=self.slots.device),
+                self.max_length,
+            )
+        return self._views[key]
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See `seam.Step`; one row a sequence."""
+        started = time.perf_counter()
+        out = self._attend(layer, q, k, v, scale)
+        self.batch.attend_seconds += time.perf_counter() - started
+        return out
+
+    def _attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        self.pool.write(layer, self.slots, k[:, :, 0].transpose(0, 1), v[:, :, 0].transpose(0, 1))
+        q = q[:, :, 0]
+        if self.recorder is not None:
+            self.recorder(layer, q, self.pool.paged(layer, self.batch.page_size), self.view(layer))
+        leader = None if self.flow is None else self.flow.leader[layer]
+        out = self._dense(layer, q, scale) if leader is None else self._sparse(layer, leader, q, scale)
+        return out[:, None]
+
+    def _dense(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        k, v = self.pool.layer(layer)
+        rows = q.unflatten(1, (k.shape[0], -1)).unbind(0)
+        outs = [dense_decode(row, k, v, runs, scale) for row, runs in zip(rows, self.runs, strict=True)]
+        return torch.stack(outs).flatten(1, 2)
+
+    def _sparse(self, layer: int, leader: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        flow, selections = self.flow, self.batch.selections
+        assert flow is not None and selections is not None
+        if layer == leader:
+            if self.completed is not None:
+                flow.complete(layer, self.completed)
+            pages = selections.at(layer, q, self.view(layer), self.ages, self.lengths)
+        else:
+            pages = selections.lists[leader]
+        self.batch.attended += pages.counts.sum()
+        self.batch.attendable += pages.heads * sum(-(-n // flow.page_size) for n in self.lengths)
+        want_mass = layer == leader and flow.compiled.program.needs_mass
+        out, mass = sparse_decode(
+            q, self.pool.paged(layer, flow.page_size), pages, scale, want_mass=want_mass
+        )
+        if mass is not None:
+            flow.observe(layer, pages, mass)
+        return out
+
+
+class PrefillStep:
+    """One chunk of one prompt."""
+
+    def __init__(self, blocks: Sequence[int], token_ids: Sequence[int], start: int, pool: KVPool) -> None:
+        device = pool.k.device
+        self.pool = pool
+        positions = torch.arange(start, start + len(token_ids))
+        table = torch.tensor(blocks)
+        slots = table[positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
+        self.slots = slots.to(device)
+        self.positions = positions[None].to(device)
+        self.tokens = torch.tensor(token_ids, device=device)[None]
+        self.runs = runs_of(blocks, start)
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See `seam.Step`; the rows are the chunk's tokens."""
+        self.pool.write(layer, self.slots, k[0], v[0])
+        past_k, past_v = self.pool.layer(layer)
+        out = causal_prefill(q[0], k[0], v[0], past_k, past_v, self.runs, scale)
+        return out.transpose(0, 1)[None]

@@ -1,0 +1,184 @@
+"""Running a compiled flow over the pool: page states, selections, and the knobs that reuse them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+from vortex_core.compiler.interface import BatchView, CompiledFlow, PageList, StateStore
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS
+from vortex_core.engine.kv.pool import KVPool
+
+_UPDATE_PAGES = 4096  # pages per state update: bounds the memory of a rebuild
+
+
+class LoadedFlow:
+    """A compiled flow with the states of one pool.
+
+    Layers in `knobs.dense_layers` attend to everything. The others, in order, form groups of
+    `knobs.reuse_layers`; the first of a group, its leader, selects for all, and only leaders have states.
+    """
+
+    def __init__(self, compiled: CompiledFlow, pool: KVPool) -> None:
+        self.compiled = compiled
+        self.knobs = compiled.knobs
+        self.page_size = compiled.knobs.page_size
+        self.pages_per_block = BLOCK_TOKENS // self.page_size
+        self.pool = pool
+        layers = compiled.geometry.layers
+        everything = compiled.program.selects_everything
+        sparse = [i for i in range(layers) if not everything and i not in self.knobs.dense_layers]
+        size = self.knobs.reuse_layers
+        self.leader: list[int | None] = [None] * layers
+        for position, layer in enumerate(sparse):
+            self.leader[layer] = sparse[position - position % size]
+        self.leaders = sparse[::size]
+        self.sparse_layers = len(sparse)
+        # One page more where attention mass is stored: what the padding of a captured batch writes goes there.
+        pages = pool.slots // self.page_size + compiled.program.needs_mass
+        self.states: dict[int, StateStore] = {
+            i: compiled.new_states(pages, pool.k.device) for i in self.leaders
+        }
+        # Tokens of each block whose complete pages have states.
+        self._covered = [0] * (pool.slots // BLOCK_TOKENS)
+        self._budget_varies = re.search(r"\blayer\b", self.knobs.budget) is not None
+        self._pages = lru_cache(maxsize=65536)(self.knobs.pages)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all states."""
+        return sum(states.nbytes() for states in self.states.values())
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """The content of `blocks` is about to change: their states no longer hold."""
+        for block in blocks:
+            self._covered[block] = 0
+
+    def cover(self, sequences: Iterable[tuple[Sequence[int], int]]) -> None:
+        """Compute the states that are missing for `(blocks, tokens)` of some sequences, all layers."""
+        pages: list[int] = []
+        for blocks, tokens in sequences:
+            for i, block in enumerate(blocks):
+                complete = min(BLOCK_TOKENS, tokens - i * BLOCK_TOKENS) // self.page_size
+                have = self._covered[block] // self.page_size
+                if complete > have:
+                    first = block * self.pages_per_block
+                    pages += range(first + have, first + complete)
+                    self._covered[block] = complete * self.page_size
+        if not pages or not self.leaders:
+            return
+        for part in torch.tensor(pages, device=self.pool.k.device).split(_UPDATE_PAGES):
+            for layer in self.leaders:
+                self.complete(layer, part)
+
+    def complete(self, layer: int, pages: torch.Tensor) -> None:
+        """Compute the states of complete physical `pages` in a layer."""
+        self.compiled.update(self.states[layer], self.pool.paged(layer, self.page_size), pages, layer)
+
+    def budgets(self, lengths: Sequence[int], layer: int) -> list[int]:
+        """Pages each sequence may attend."""
+        at = layer if self._budget_varies else 0
+        return [self._pages(length, at, len(self.leader)) for length in lengths]
+
+    def budget_key(self, layer: int) -> int:
+        """Layers with equal keys have equal budgets."""
+        return layer if self._budget_varies else 0
+
+    def select(self, layer: int, q: torch.Tensor, view: BatchView) -> PageList:
+        """Run the flow's indexer for one leader."""
+        return self.compiled.select(q, self.states[layer], view, layer)
+
+    def observe(self, layer: int, selected: PageList, mass: torch.Tensor) -> None:
+        """Hand back the attention mass of a leader's selection."""
+        self.compiled.observe(self.states[layer], selected, mass, layer)
+
+
+class Selections:
+    """The latest page list of each leader, kept for `reuse_steps` steps of each sequence."""
+
+    def __init__(self, flow: LoadedFlow) -> None:
+        self.flow = flow
+        self.lists: dict[int, PageList] = {}
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all sequences but these."""
+        if self.flow.knobs.reuse_steps == 1:
+            self.lists.clear()
+            return
+        index = torch.tensor(list(rows), dtype=torch.int64, device=self.flow.pool.k.device)
+        self.lists = {layer: _rows(pages, index) for layer, pages in self.lists.items()}
+
+    def grow(self, added: int) -> None:
+        """Room for sequences that join; they select at their first step."""
+        for layer, pages in self.lists.items():
+            tensors = (pages.page_ids, pages.counts, pages.lengths)
+            self.lists[layer] = PageList(
+                *(torch.cat([t, t.new_zeros((added, *t.shape[1:]))]) for t in tensors)
+            )
+
+    def at(
+        self, layer: int, q: torch.Tensor, view: BatchView, ages: Sequence[int], lengths: Sequence[int]
+    ) -> PageList:
+        """The pages that a leader's group attends this step.
+
+        Args:
+            ages: decode steps each sequence has done; it selects anew at multiples of `reuse_steps`.
+            lengths: `view.lengths`, on the host.
+        """
+        period = self.flow.knobs.reuse_steps
+        due = [i for i, age in enumerate(ages) if age % period == 0]
+        if len(due) == len(ages):
+            pages = self.flow.select(layer, q, view)
+        else:
+            size = self.flow.page_size
+            begins = any(length % size == 1 for length in lengths)
+            pages = with_newest_page(_widen(self.lists[layer], int(begins)), view, size)
+            if due:
+                rows = torch.tensor(due, device=q.device)
+                part = BatchView(
+                    view.block_table[rows], view.lengths[rows], view.budgets[rows], view.max_length
+                )
+                pages = _replace(pages, rows, self.flow.select(layer, q[rows], part))
+        self.lists[layer] = pages
+        return pages
+
+
+def with_newest_page(pages: PageList, view: BatchView, page_size: int) -> PageList:
+    """An earlier step's selection at this step: the page being written joins it if it is not there yet.
+
+    A sequence that begins a page needs a free column.
+    """
+    last = (view.lengths - 1) // page_size
+    newest = view.block_table.gather(1, last[:, None]).expand_as(pages.counts)  # [batch, head]
+    counts = pages.counts.clamp_min(1)  # rows that never selected have none; the caller replaces them
+    counts = counts + (pages.page_ids.gather(2, (counts - 1)[..., None])[..., 0] != newest)
+    at = (counts - 1).clamp_max(pages.page_ids.shape[2] - 1)
+    page_ids = pages.page_ids.scatter(2, at[..., None], newest[..., None])
+    lengths = (counts - 1) * page_size + ((view.lengths - 1) % page_size + 1)[:, None]
+    return PageList(page_ids, counts, lengths)
+
+
+def _rows(pages: PageList, index: torch.Tensor) -> PageList:
+    return PageList(pages.page_ids[index], pages.counts[index], pages.lengths[index])
+
+
+def _replace(pages: PageList, rows: torch.Tensor, new: PageList) -> PageList:
+    """`pages` with some sequences' lists replaced; widths may differ."""
+    width = max(pages.page_ids.shape[2], new.page_ids.shape[2])
+    pages, new = (_widen(p, width - p.page_ids.shape[2]) for p in (pages, new))
+    return PageList(
+        pages.page_ids.index_copy(0, rows, new.page_ids),
+        pages.counts.index_copy(0, rows, new.counts),
+        pages.lengths.index_copy(0, rows, new.lengths),
+    )
+
+
+def _widen(pages: PageList, columns: int) -> PageList:
+    """More padding."""
+    if columns == 0:
+        return pages
+    return PageList(F.pad(pages.page_ids, (0, columns)), pages.counts, pages.lengths)

@@ -1,0 +1,1 @@
+"""Modules and kernels that stand in for transformers' own in a decode step."""

@@ -1,0 +1,1 @@
+"""The KV cache: storage, who owns which block, shared prefixes, prompts."""

@@ -1,0 +1,389 @@
+"""From a model's name to a directory that `transformers` loads, and an honest answer where that cannot be.
+
+Four sources, tried in this order: a local directory in Hugging Face layout; a folder of this package
+(`retrieval-mla`); the GGUF file inside a Python package, converted once (`smollm2-135m`); a Hugging Face hub.
+Heavy libraries are imported where they are used, so that listing models stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+import vortex_core
+from vortex_core.engine.models.atomic_folder import lock, staging
+from vortex_core.engine.models.gguf_weights import convert_gguf, download_gguf
+from vortex_core.engine.models.hf_config import ATTENTION_KEY, spec_from_directory
+from vortex_core.errors import VortexError
+from vortex_core.specs import ModelSpec, list_models, load_model
+
+# Part of the cache path: raise it when the conversion changes, and old conversions are left alone.
+CONVERSION = 1
+
+# What a model needs to run; hubs also hold duplicates in other formats.
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """A model that can be loaded: `AutoModelForCausalLM.from_pretrained(directory)`."""
+
+    spec: ModelSpec
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory that weights would go to: the first CUDA device, else what RAM is free.
+
+    Attributes:
+        others: further GPUs here that weights could be divided over.
+    """
+
+    device: str
+    bytes: int
+    others: int = 0
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """Whether a described model can run here, and what is missing if not."""
+
+    name: str
+    hf_id: str
+    parameters: int
+    directory: Path | None  # None: the weights are not on this machine
+    disk_bytes: int | None
+    memory_needed: int  # bytes of bf16 weights; the KV cache comes on top
+    memory: Memory
+    command: str  # fetches the weights
+
+    @property
+    def present(self) -> bool:
+        """Whether the weights are on this machine."""
+        return self.directory is not None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the bf16 weights fit the memory found."""
+        return self.memory_needed <= self.memory.bytes
+
+    @property
+    def missing(self) -> list[str]:
+        """One sentence for each thing that keeps the model from running here."""
+        reasons = []
+        if not self.present:
+            reasons.append(f"the weights of {self.hf_id} are not on this machine")
+        if not self.fits:
+            found = f"{self.memory.device} has {gib(self.memory.bytes)}"
+            reasons.append(f"its bf16 weights need {gib(self.memory_needed)}, {found}{self._divided()}")
+        if not reads(load_model(self.name)):
+            reasons.append(
+                "transformers widens its fp8 weights with the package accelerate, which is not installed"
+            )
+        return reasons
+
+    def _divided(self) -> str:
+        """How many of the GPUs here would do, where one does not."""
+        from vortex_core.engine.models.parallel import divisible
+
+        spec = load_model(self.name)
+        for count in range(2, self.memory.others + 2):
+            if divisible(spec, count) and self.memory_needed <= count * self.memory.bytes:
+                return f" (divided over {count} of the GPUs here it fits: torchrun --nproc-per-node {count})"
+        return ""
+
+
+def reads(spec: ModelSpec) -> bool:
+    """Whether weights of this type can be read here."""
+    return spec.dtype != "fp8" or find_spec("accelerate") is not None
+
+
+def gib(size: int) -> str:
+    """Bytes as text in GiB, one decimal."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `$VORTEX_CACHE`, else `~/.cache/vortex-search`."""
+    chosen = os.environ.get("VORTEX_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "vortex-search"
+
+
+def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool = True) -> ModelPath:
+    """The directory and dimensions of a model given by name, local directory or hub id.
+
+    Args:
+        name_or_path: a name from `configs/models`, a Hugging Face model directory, or `owner/name` on a hub.
+        fetch: obtain missing weights; otherwise their absence is an error.
+        check_memory: refuse a model whose bf16 weights exceed the memory of this machine.
+
+    Raises:
+        VortexError: `VM001` unknown name; `VM004` weights are missing and could not be fetched; `VM005` the
+            hub refused; `VM006` not a usable model directory; `VM007` an architecture that is not described
+            by `ModelSpec`; `VM008` too little memory; `VM009` a download that failed or is not the file
+            it should be.
+    """
+    local = Path(name_or_path).expanduser()
+    if name_or_path.lower() not in list_models():
+        if local.is_dir():
+            return _from_directory(local, check_memory)
+        if name_or_path.startswith((".", "/", "~")):
+            raise VortexError(
+                "VM006", f"no such directory: {local}", "Give a model directory, a name or a hub id."
+            )
+    spec = _described(name_or_path)
+    if spec is None:
+        return _from_hub(name_or_path, None, fetch, check_memory)
+    directory = _find(spec)
+    if check_memory:  # before any download: a model that cannot run is not worth hours of it
+        _require_memory(spec, present=directory is not None)
+    if directory is not None:
+        return _path(spec, directory)
+    if spec.pypi is None and spec.weights_of is None:
+        return _from_hub(spec.hf_id, spec, fetch, check_memory)
+    if not fetch:
+        raise _missing(spec.name, spec)
+    return fetch_model(spec.name)
+
+
+def fetch_model(name: str) -> ModelPath:
+    """Obtain the weights of a described model, whatever the memory here; nothing happens if they are present.
+
+    Raises:
+        VortexError: as `resolve_model`, without `VM008`.
+    """
+    spec = load_model(name)
+    if spec.weights_of is not None:
+        return _path(spec, fetch_model(spec.weights_of).directory)
+    if (found := _shipped(spec)) is not None:
+        return ModelPath(spec, found)
+    if spec.pypi is None:
+        return _from_hub(spec.hf_id, spec, fetch=True, check_memory=False)
+    target = _converted(spec)
+    with lock(target):  # a second process waits here, then finds the directory
+        if not target.is_dir():
+            with staging(target) as scratch:
+                gguf = download_gguf(spec.pypi, scratch / "download")
+                convert_gguf(gguf, scratch / "model", spec)
+                # One atomic step: whoever sees the directory sees all of it.
+                (scratch / "model").rename(target)
+    return ModelPath(spec, target)
+
+
+def model_status(name: str) -> ModelStatus:
+    """What `vortex-search models` tells about one described model (`VM001` for others)."""
+    spec = load_model(name)
+    directory = _find(spec)
+    disk = None if directory is None else sum(f.stat().st_size for f in directory.iterdir() if f.is_file())
+    return ModelStatus(
+        name=spec.name,
+        hf_id=spec.hf_id,
+        parameters=spec.parameters,
+        directory=directory,
+        disk_bytes=disk,
+        memory_needed=spec.weight_bytes("bf16"),
+        memory=memory_found(),
+        command=fetch_command(spec),
+    )
+
+
+def fetch_command(spec: ModelSpec) -> str:
+    """The command that brings the weights to this machine."""
+    if spec.pypi is None and spec.weights_of is None:
+        return f"hf download {spec.hf_id}"
+    return f"vortex-search models fetch {spec.name}"
+
+
+def memory_found() -> Memory:
+    """The first CUDA device's total memory, or else the RAM this process may still take.
+
+    In a process that `torchrun` started it is that of all its GPUs, which then hold a model together.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        together = int(os.environ.get("WORLD_SIZE", "1"))
+        name = device.name if together == 1 else f"{together} x {device.name}"
+        return Memory(name, together * device.total_memory, max(0, torch.cuda.device_count() - together))
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")  # containers: psutil sees the host's RAM
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text))
+    return Memory("RAM (no GPU)", free)
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a model directory holds all its weight files (every shard of its index)."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((directory / shard).is_file() for shard in shards)
+    return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
+
+
+def _from_directory(directory: Path, check_memory: bool) -> ModelPath:
+    spec = spec_from_directory(directory, name=directory.resolve().name)
+    if not has_weights(directory):
+        raise VortexError(
+            "VM006", f"{directory} has no weights (*.safetensors)", "Give a complete directory."
+        )
+    if check_memory:
+        _require_memory(spec, present=True)
+    return ModelPath(spec, directory)
+
+
+def _described(name: str) -> ModelSpec | None:
+    try:
+        return load_model(name)
+    except VortexError as error:
+        if error.code == "VM001" and name.count("/") == 1:
+            return None  # not described, yet it may be a hub id
+        raise
+
+
+def _converted(spec: ModelSpec) -> Path:
+    return cache_dir() / "models" / f"{spec.name}-c{CONVERSION}"
+
+
+def _path(spec: ModelSpec, directory: Path) -> ModelPath:
+    """The model of a spec, its weights being in `directory`.
+
+    A model with the weights of another one gets a directory of its own, with links to the weights: whoever
+    names caches after a directory (prefilled prompts, say) then keeps the two apart.
+    """
+    if spec.weights_of is None:
+        return ModelPath(spec, directory)
+    target = _converted(spec)
+    with lock(target):
+        links = {f.name: f.resolve() for f in directory.iterdir() if f.is_file() and f.name != "config.json"}
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        text = json.dumps(config | {ATTENTION_KEY: "latent"}, indent=2) + "\n"
+        if not _is_linked(target, links, text):
+            with staging(target) as scratch:
+                (scratch / "model").mkdir()
+                (scratch / "model" / "config.json").write_text(text, encoding="utf-8")
+                for name, source in links.items():
+                    (scratch / "model" / name).symlink_to(source)
+                if target.exists():
+                    shutil.rmtree(target)
+                (scratch / "model").rename(target)
+    return ModelPath(spec, target)
+
+
+def _is_linked(target: Path, links: dict[str, Path], config: str) -> bool:
+    return (
+        (target / "config.json").is_file()
+        and (target / "config.json").read_text(encoding="utf-8") == config
+        and all((target / name).resolve() == source for name, source in links.items())
+    )
+
+
+def _find(spec: ModelSpec) -> Path | None:
+    """The directory that already holds the weights: a conversion or a complete hub snapshot."""
+    if spec.weights_of is not None:
+        return _find(load_model(spec.weights_of))
+    if spec.shipped is not None:
+        return _shipped(spec)
+    if spec.pypi is not None and _converted(spec).is_dir():
+        return _converted(spec)
+    return _snapshot(spec.hf_id)
+
+
+def _shipped(spec: ModelSpec) -> Path | None:
+    """The folder beside the code that holds the weights, where the installation has it."""
+    if spec.shipped is None:
+        return None
+    directory = Path(vortex_core.__file__).parent / spec.shipped
+    return directory if has_weights(directory) else None
+
+
+def _snapshot(hf_id: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        directory = Path(snapshot_download(hf_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return directory if has_weights(directory) else None
+
+
+def _from_hub(hf_id: str, spec: ModelSpec | None, fetch: bool, check_memory: bool) -> ModelPath:
+    """A hub's model: cached, or downloaded where a hub is reachable. The config comes first, being small."""
+    directory = _snapshot(hf_id)
+    if directory is None:
+        if not fetch:
+            raise _missing(hf_id, spec)
+        config = _hub_download(hf_id, ["config.json"], spec)
+        spec = spec or spec_from_directory(config, name=hf_id)
+        if check_memory:
+            _require_memory(spec, present=False)
+        directory = _hub_download(hf_id, _HUB_FILES, spec)
+        if not has_weights(directory):
+            raise VortexError(
+                "VM006", f"{hf_id} holds no *.safetensors", "Choose a model published in that format."
+            )
+    spec = spec or spec_from_directory(directory, name=hf_id)
+    if check_memory:
+        _require_memory(spec, present=True)
+    return ModelPath(spec, directory)
+
+
+def _hub_download(hf_id: str, patterns: list[str], spec: ModelSpec | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(hf_id, allow_patterns=patterns))
+    except GatedRepoError as error:
+        remedy = "Accept its licence on the hub, then set HF_TOKEN or run: hf auth login"
+        raise VortexError("VM005", f"{hf_id} is gated", remedy) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise VortexError(
+            "VM005", f"the hub has no model {hf_id}", "Check its spelling, or set HF_TOKEN."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise _missing(hf_id, spec, ", and no hub can be reached from here") from error
+    except HfHubHTTPError as error:
+        raise VortexError("VM005", f"the hub refused {hf_id}: {error}", "Try again later.") from error
+
+
+def _missing(name: str, spec: ModelSpec | None, why: str = "") -> VortexError:
+    needs = ""
+    if spec is not None:
+        memory = memory_found()
+        needs = (
+            f"; running it needs {gib(spec.weight_bytes('bf16'))} for bf16 weights, "
+            f"{memory.device} has {gib(memory.bytes)}"
+        )
+    command = fetch_command(spec) if spec is not None else f"hf download {name}"
+    elsewhere = "" if spec is not None and spec.pypi is not None else " (where a hub is reachable)"
+    remedy = f"Run: {command}{elsewhere}, or pass a local model directory."
+    return VortexError("VM004", f"the weights of {name} are not on this machine{why}{needs}", remedy)
+
+
+def _require_memory(spec: ModelSpec, *, present: bool) -> None:
+    memory = memory_found()
+    needed = spec.weight_bytes("bf16")
+    if needed <= memory.bytes:
+        return
+    weights = "" if present else f" Its weights are not here either; this fetches them: {fetch_command(spec)}"
+    raise VortexError(
+        "VM008",
+        f"{spec.name} needs {gib(needed)} for its bf16 weights; {memory.device} has {gib(memory.bytes)}",
+        f"Use a machine with more memory, or a smaller model.{weights}",
+    )

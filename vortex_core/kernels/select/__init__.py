@@ -1,0 +1,1 @@
+"""Page selection: top-k, top-p, threshold and union in one launch a stream."""

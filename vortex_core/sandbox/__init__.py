@@ -1,0 +1,1 @@
+"""Untrusted source: the allow-list, the jail, and loading through both."""
