@@ -13,11 +13,10 @@ import json
 import random
 import sys
 
-from vortex_core.compiler.triton.generate import generate
-
 from agents.grammar.fuzz import random_program
 from vortex_core import library
 from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.triton.generate import generate
 from vortex_core.errors import VortexError
 
 GEOMETRIES = {

@@ -13,15 +13,24 @@ if TYPE_CHECKING:
     from vortex_core.engine.engine import Engine
     from vortex_core.engine.kv.cache import Prompt
     from vortex_core.engine.results import DecodeResult, SwapReport
-    from vortex_core.engine.scheduler import Generation, Request, Scheduler
+    from vortex_core.engine.scheduler import Request, RequestOutput, Scheduler
 
-__all__ = ["DecodeResult", "Engine", "Generation", "Prompt", "Request", "Sampling", "Scheduler", "SwapReport"]
+__all__ = [
+    "DecodeResult",
+    "Engine",
+    "RequestOutput",
+    "Prompt",
+    "Request",
+    "Sampling",
+    "Scheduler",
+    "SwapReport",
+]
 
 _HOME = {
     "DecodeResult": "results",
     "Prompt": "kv.cache",
     "Sampling": "decode.sampling",
-    "Generation": "scheduler",
+    "RequestOutput": "scheduler",
     "Request": "scheduler",
     "Scheduler": "scheduler",
     "SwapReport": "results",

@@ -28,7 +28,7 @@ from vortex_core.engine.models.hf_config import spec_from_hf_config
 from vortex_core.engine.models.loading import load_weights
 from vortex_core.engine.models.packing import pack_linears
 from vortex_core.engine.models.weights import resolve_model
-from vortex_core.engine.requests import Generation, Request, Token
+from vortex_core.engine.requests import Request, RequestOutput, Token
 from vortex_core.engine.results import DecodeResult, SwapReport
 from vortex_core.engine.scheduler import Scheduler
 from vortex_core.engine.synthetic import random_prompt
@@ -354,7 +354,7 @@ class Engine:
             self.flow.cover((s.blocks, s.length) for s in sequences)
         return sequences
 
-    def generate(self, requests: Sequence[Request], *, max_batch: int = 64) -> list[Generation]:
+    def generate(self, requests: Sequence[Request], *, max_batch: int = 64) -> list[RequestOutput]:
         """Run requests to their end with continuous batching; results in the order of the requests.
 
         Raises:
@@ -363,10 +363,10 @@ class Engine:
         scheduler = Scheduler(self, max_batch)
         for _ in scheduler.run(requests):
             pass
-        return [scheduler.finished[ticket] for ticket in range(len(requests))]
+        return [scheduler.finished[request_id] for request_id in range(len(requests))]
 
     def stream(self, requests: Sequence[Request], *, max_batch: int = 64) -> Iterator[Token]:
-        """The same, token by token as they are produced; `ticket` is the index of the request.
+        """The same, token by token as they are produced; each `Token.request_id` is the index of its request.
 
         Closing the iterator drops what is unfinished.
         """

@@ -20,7 +20,7 @@ def bad_prompt(why: str, remedy: str) -> VortexError:
 
 
 def unsupported_model(name: str, why: str) -> VortexError:
-    """`VE012`: a model whose attention does not go through the engine's seam as it must."""
+    """`VE012`: a model whose attention does not go through the engine's attention hook as it must."""
     return VortexError(
         "VE012", f"{name} cannot be served: {why}", "choose a decoder-only model with full attention"
     )

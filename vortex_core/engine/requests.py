@@ -32,14 +32,14 @@ class Token:
     """One step of a stream.
 
     Attributes:
-        ticket: which request, as `Scheduler.submit` returned it (in `Engine.stream`: its index).
+        request_id: which request, as `Scheduler.submit` returned it (in `Engine.stream`: its index).
         token: what it produced.
         logprob: of that token.
         text: what can be shown now, possibly nothing yet; empty for an engine without a tokenizer.
         finish: why it ended, None while it goes on.
     """
 
-    ticket: int
+    request_id: int
     token: int
     logprob: float
     text: str
@@ -47,7 +47,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Generation:
+class RequestOutput:
     """A finished request.
 
     Attributes:

@@ -17,13 +17,13 @@ from vortex_core.engine.decode.sampling import Sampler
 from vortex_core.engine.errors import bad_call, out_of_memory
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.kv.cache import Prompt, SequenceState
-from vortex_core.engine.requests import Finish, Generation, Request, Token
+from vortex_core.engine.requests import Finish, Request, RequestOutput, Token
 from vortex_core.engine.text_stream import TextStream
 
 if TYPE_CHECKING:
     from vortex_core.engine.engine import Engine
 
-__all__ = ["Generation", "Request", "Scheduler", "Token"]
+__all__ = ["RequestOutput", "Request", "Scheduler", "Token"]
 
 
 @dataclass(eq=False)
@@ -31,10 +31,11 @@ class _Job:
     """A request on its way through the scheduler.
 
     Attributes:
+        request_id: counts submissions, so the youngest request has the greatest.
         produced: tokens given out so far; after a preemption they are fed again.
     """
 
-    ticket: int
+    request_id: int
     request: Request
     submitted: float
     stream: TextStream | None
@@ -64,15 +65,15 @@ class Scheduler:
         self.max_batch = max_batch
         self.waiting: deque[_Job] = deque()
         self.running: list[_Job] = []
-        self.finished: dict[int, Generation] = {}
+        self.finished: dict[int, RequestOutput] = {}
         self.preemptions = 0
         self._prefilling: tuple[_Job, Prompt, int] | None = None
         self._batch = engine.new_batch([])
         self._sampler = Sampler([])
-        self._tickets = 0
+        self._next_id = 0
 
     def submit(self, request: Request) -> int:
-        """Queue a request; returns the key of its result in `finished`.
+        """Queue a request; returns its request id, the key of its result in `finished`.
 
         Raises:
             VortexError: `VE010` if it would not fit an otherwise idle engine, `VE011` for a bad prompt, `VE016`
@@ -86,9 +87,9 @@ class Scheduler:
         self.engine.prompts.check(tuple(request.token_ids))
         self._check_fits(request, self.engine.cache.unpinned)
         stream = None if tokenizer is None else TextStream(tokenizer, request.stop_strings)
-        self.waiting.append(_Job(self._tickets, request, time.perf_counter(), stream))
-        self._tickets += 1
-        return self._tickets - 1
+        self.waiting.append(_Job(self._next_id, request, time.perf_counter(), stream))
+        self._next_id += 1
+        return self._next_id - 1
 
     def step(self) -> list[Token]:
         """One chunk of prefill at most while others run, then one token for every running sequence.
@@ -128,8 +129,8 @@ class Scheduler:
     def run(self, requests: Sequence[Request]) -> Iterator[Token]:
         """Submit requests and step until they are done; drops what is left when the iterator is closed."""
         try:
-            tickets = [self.submit(request) for request in requests]
-            while not all(ticket in self.finished for ticket in tickets):
+            request_ids = [self.submit(request) for request in requests]
+            while not all(request_id in self.finished for request_id in request_ids):
                 yield from self.step()
         finally:
             self.abort()
@@ -165,10 +166,10 @@ class Scheduler:
             text = job.stream.add(token, last=finish is not None)
             if job.stream.stopped:
                 finish = "stop"
-        return Token(job.ticket, token, sequence.logprobs[-1], text, finish)
+        return Token(job.request_id, token, sequence.logprobs[-1], text, finish)
 
     def _finish(self, job: _Job, sequence: SequenceState, finish: Finish, now: float) -> None:
-        self.finished[job.ticket] = Generation(
+        self.finished[job.request_id] = RequestOutput(
             sequence.tokens,
             sequence.logprobs,
             finish,
@@ -198,7 +199,7 @@ class Scheduler:
         total = blocks_for(cached + request.max_new_tokens)
         if self.engine.private_pages:
             return blocks_for(cached) + total
-        return total + 1  # one more where its prompt's partial block is lent already
+        return total + 1  # one more where its prompt's partial last block serves another sequence already
 
     def _check_fits(self, request: Request, most: int) -> None:
         needed = self._needs(request)
@@ -212,7 +213,7 @@ class Scheduler:
                 if self._prefilling is not None:
                     self._drop_prefill()
                 elif len(self.running) > 1:
-                    self._preempt(max(range(len(self.running)), key=lambda row: self.running[row].ticket))
+                    self._preempt(max(range(len(self.running)), key=lambda row: self.running[row].request_id))
                 else:
                     self._preempt(0)  # prompts were pinned since it began: it goes on when they are released
                     self._check_fits(job.request, self.engine.cache.blocks.available)

@@ -212,7 +212,7 @@ def test_models_with_sliding_windows_are_refused(make_model: Make) -> None:
     assert caught.value.code in ("VE012", "VM007")
 
 
-def test_the_seam_refuses_what_it_would_ignore() -> None:
+def test_the_attention_hook_refuses_what_it_would_ignore() -> None:
     attention = AttentionInterface()["vortex"]
     x = torch.zeros(1, 1, 1, 16)
     with pytest.raises(VortexError, match="s_aux") as caught:

@@ -52,8 +52,8 @@ def test_random_arrivals_finish_as_if_alone(
     assert waited, "the pool was never full"
     assert most > 1, "nothing ever ran together"
     assert engine.cache.blocks.available == engine.cache.blocks.total
-    for ticket, request in enumerate(requests):
-        got = scheduler.finished[ticket]
+    for request_id, request in enumerate(requests):
+        got = scheduler.finished[request_id]
         (alone,) = engine.generate([request])
         assert (got.tokens, got.finish) == (alone.tokens, alone.finish)
         assert 0 < got.first_token_seconds <= got.seconds
@@ -82,15 +82,15 @@ def test_preempted_requests_go_on_as_if_nothing_had_happened(make_engine: Make, 
     shown: dict[int, list[int]] = {i: [] for i in range(len(requests))}
     while len(scheduler.finished) < len(requests):
         for event in scheduler.step():
-            shown[event.ticket].append(event.token)
+            shown[event.request_id].append(event.token)
         engine.check_integrity()
     assert scheduler.preemptions, "the pool was large enough for all"
     assert scheduler.preemptions == sum(g.preemptions for g in scheduler.finished.values())
     assert engine.cache.blocks.available == engine.cache.blocks.total
-    for ticket, request in enumerate(requests):
+    for request_id, request in enumerate(requests):
         (alone,) = engine.generate([request])
-        assert scheduler.finished[ticket].tokens == alone.tokens
-        assert shown[ticket] == alone.tokens, "a token was shown twice, or never"
+        assert scheduler.finished[request_id].tokens == alone.tokens
+        assert shown[request_id] == alone.tokens, "a token was shown twice, or never"
 
 
 def test_a_long_prompt_is_prefilled_between_the_steps_of_others(
@@ -100,9 +100,9 @@ def test_a_long_prompt_is_prefilled_between_the_steps_of_others(
     monkeypatch.setattr("vortex_core.engine.kv.prompts.PREFILL_CHUNK", {"cpu": 100})
     scheduler = Scheduler(engine)
     first = scheduler.submit(Request(ids(20, 0), max_new_tokens=20))
-    assert [e.ticket for e in scheduler.step()] == [first]
+    assert [e.request_id for e in scheduler.step()] == [first]
     second = scheduler.submit(Request(ids(450, 1), max_new_tokens=2))
-    steps = [[e.ticket for e in scheduler.step()] for _ in range(6)]
+    steps = [[e.request_id for e in scheduler.step()] for _ in range(6)]
     assert steps == [[first]] * 4 + [[first, second]] * 2, "449 tokens are five chunks"
     engine.check_integrity()
     scheduler.abort()
@@ -115,8 +115,8 @@ def test_streams_show_tokens_as_they_come_and_may_be_closed(make_engine: Make, i
     requests = [Request(ids(30, 0), max_new_tokens=4), Request(ids(60, 1), max_new_tokens=6)]
     want = [g.tokens for g in engine.generate(requests)]
     events = list(engine.stream(requests))
-    assert [[e.token for e in events if e.ticket == i] for i in range(2)] == want
-    assert [e.finish for e in events if e.ticket == 1] == [None] * 5 + ["length"]
+    assert [[e.token for e in events if e.request_id == i] for i in range(2)] == want
+    assert [e.finish for e in events if e.request_id == 1] == [None] * 5 + ["length"]
     stream = engine.stream(requests)
     next(stream)
     stream.close()

@@ -80,7 +80,7 @@ class DecodeStep:
         for s in sequences:
             s.length += 1
         batch.lengths += 1
-        self.ages = [s.age for s in sequences]
+        self.decode_steps = [s.decode_steps for s in sequences]
         self.lengths = [s.length for s in sequences]
         at = [s.length - 1 for s in sequences]
         slots = [
@@ -119,7 +119,7 @@ class DecodeStep:
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """See `seam.Step`; one row a sequence."""
+        """See `attention_hook.Step`; one row a sequence."""
         started = time.perf_counter()
         out = self._attend(layer, q, k, v, scale)
         self.batch.attend_seconds += time.perf_counter() - started
@@ -148,7 +148,7 @@ class DecodeStep:
         if layer == leader:
             if self.completed is not None:
                 flow.complete(layer, self.completed)
-            pages = selections.at(layer, q, self.view(layer), self.ages, self.lengths)
+            pages = selections.at(layer, q, self.view(layer), self.decode_steps, self.lengths)
         else:
             pages = selections.lists[leader]
         self.batch.attended += pages.counts.sum()
@@ -179,7 +179,7 @@ class PrefillStep:
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """See `seam.Step`; the rows are the chunk's tokens."""
+        """See `attention_hook.Step`; the rows are the chunk's tokens."""
         self.pool.write(layer, self.slots, k[0], v[0])
         past_k, past_v = self.pool.layer(layer)
         out = causal_prefill(q[0], k[0], v[0], past_k, past_v, self.runs, scale)

@@ -47,7 +47,7 @@ class GraphBatch:
         runner = self.runner
         if runner.owner is not self:
             reuse = runner.flow is not None and runner.flow.knobs.reuse_steps > 1
-            assert runner.owner is None or not reuse or all(s.age == 0 for s in self.sequences), (
+            assert runner.owner is None or not reuse or all(s.decode_steps == 0 for s in self.sequences), (
                 "two batches take turns on a flow that keeps selections from step to step"
             )
             if isinstance(runner.owner, GraphBatch):
@@ -73,7 +73,7 @@ class GraphBatch:
 
             put(b.tokens, [s.next_token for s in members])
             put(b.lengths, [s.length for s in members])
-            put(b.ages, [s.age for s in members])
+            put(b.ages, [s.decode_steps for s in members])
             b.attended[index] = 0
             for i in rows:
                 self._blocks[i] = 0
@@ -168,7 +168,7 @@ class GraphBatch:
             del sequence.tokens[-1], sequence.logprobs[-1]
             sequence.next_token = sequence.tokens[-1]
             sequence.length -= 1
-            sequence.age -= 1
+            sequence.decode_steps -= 1
         return seconds
 
     def _launch(self, recorder: Recorder | None) -> None:
@@ -186,10 +186,10 @@ class GraphBatch:
                 self.attendable += lists * -(-s.length // flow.page_size)
                 self._padding += lists * (-s.length % flow.page_size)
         period = 1 if flow is None else flow.knobs.reuse_steps
-        selects = any(s.age % period == 0 for s in self.sequences)
+        selects = any(s.decode_steps % period == 0 for s in self.sequences)
         self.runner.run(len(self.sequences), blocks_for(longest), selects=selects, recorder=recorder)
         for s in self.sequences:
-            s.age += 1
+            s.decode_steps += 1
 
     def _record(self, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> None:
         for chosen, values in zip(tokens, logprobs, strict=True):

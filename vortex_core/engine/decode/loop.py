@@ -77,7 +77,7 @@ def one_step(
         chosen = choose(sampler, logits, forced)
         logprobs = token_logprobs(logits, chosen).tolist()
     for sequence, token, logprob in zip(batch.sequences, chosen.tolist(), logprobs, strict=True):
-        sequence.age += 1
+        sequence.decode_steps += 1
         sequence.next_token = token
         sequence.tokens.append(token)
         sequence.logprobs.append(logprob)

@@ -23,7 +23,7 @@ class Prompt:
         token_ids: the whole prompt.
         blocks: physical blocks of the first `length - 1` tokens; full ones may be shared with other prompts.
         pins: calls of `prefill` not yet released.
-        lent: whether a decoding sequence writes to the free end of the last block.
+        tail_in_use: whether a decoding sequence writes to the free end of the last block.
         prefill_seconds: time spent computing them.
         synthetic: whether keys and values are random numbers and not those of the tokens.
     """
@@ -31,7 +31,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     blocks: list[int] = field(default_factory=list, repr=False)
     pins: int = 1
-    lent: bool = field(default=False, repr=False)
+    tail_in_use: bool = field(default=False, repr=False)
     prefill_seconds: float = 0.0
     synthetic: bool = False
 
@@ -54,8 +54,8 @@ class SequenceState:
         blocks: physical blocks, reserved for its whole life.
         length: tokens with keys and values in the pool.
         next_token: fed at the next step.
-        age: decode steps done.
-        lender: the prompt whose partial last block this sequence writes to.
+        decode_steps: decode steps it has taken, since it was forked from its prompt.
+        tail_of: the prompt whose partial last block this sequence writes to.
         tokens: what it produced.
         logprobs: of each of them.
     """
@@ -63,8 +63,8 @@ class SequenceState:
     blocks: list[int]
     length: int
     next_token: int
-    age: int = 0
-    lender: Prompt | None = None
+    decode_steps: int = 0
+    tail_of: Prompt | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -177,7 +177,7 @@ class KVCache:
     ) -> list[SequenceState]:
         """Sequences that continue prompts, with room reserved for their new tokens. End them with `join`.
 
-        Full blocks are shared. The partial last block is lent to one sequence at a time, which writes behind
+        Full blocks are shared. The partial last block (the tail) serves one sequence at a time, which writes behind
         the prompt's tokens; a second one gets a copy. Blocks that sequences fill are never shared: their keys
         and values come from sparse attention, a prefill of the same tokens would give others.
 
@@ -200,31 +200,33 @@ class KVCache:
     def _missing(self, prompts: Sequence[Prompt], new_tokens: Sequence[int], private: bool) -> int:
         """Blocks that `fork` would take."""
         needed = 0
-        lent: set[int] = set()
+        tail_taken: set[int] = set()
         for prompt, new in zip(prompts, new_tokens, strict=True):
-            needed += blocks_for(prompt.cached + new) - self._inherited(prompt, private, id(prompt) in lent)
-            lent.add(id(prompt))
+            needed += blocks_for(prompt.cached + new) - self._inherited(
+                prompt, private, id(prompt) in tail_taken
+            )
+            tail_taken.add(id(prompt))
         return needed
 
-    def _inherited(self, prompt: Prompt, private: bool, lent: bool) -> int:
+    def _inherited(self, prompt: Prompt, private: bool, tail_taken: bool) -> int:
         """Leading blocks of a prompt that its next sequence uses in place."""
         if private:
             return 0
         full, rest = divmod(prompt.cached, BLOCK_TOKENS)
-        return full + bool(rest and not prompt.lent and not lent)
+        return full + bool(rest and not prompt.tail_in_use and not tail_taken)
 
     def _fork(self, prompt: Prompt, new_tokens: int, private: bool) -> SequenceState:
         inherited = self._inherited(prompt, private, False)
-        lender = prompt if inherited * BLOCK_TOKENS > prompt.cached else None
-        if lender is not None:
-            lender.lent = True
+        tail_of = prompt if inherited * BLOCK_TOKENS > prompt.cached else None
+        if tail_of is not None:
+            tail_of.tail_in_use = True
         blocks = prompt.blocks[:inherited]
         self.blocks.share(blocks)
         blocks += self._allocate(blocks_for(prompt.cached + new_tokens) - inherited, blocks)
         for i in range(inherited, len(prompt.blocks)):
             tokens = min(BLOCK_TOKENS, prompt.cached - i * BLOCK_TOKENS)
             self.pool.copy_tokens(prompt.blocks[i], blocks[i], tokens)
-        sequence = SequenceState(blocks, prompt.cached, prompt.token_ids[-1], lender=lender)
+        sequence = SequenceState(blocks, prompt.cached, prompt.token_ids[-1], tail_of=tail_of)
         self.sequences.append(sequence)
         return sequence
 
@@ -240,8 +242,8 @@ class KVCache:
     def join(self, sequences: Sequence[SequenceState]) -> None:
         """End sequences: give back their blocks."""
         for sequence in sequences:
-            if sequence.lender is not None:
-                sequence.lender.lent = False
+            if sequence.tail_of is not None:
+                sequence.tail_of.tail_in_use = False
             self.blocks.release(sequence.blocks)
             self.sequences.remove(sequence)
 

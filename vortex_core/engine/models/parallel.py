@@ -268,7 +268,7 @@ class GatheredStep:
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """See `seam.Step`. A prompt selects nothing, so there each rank attends for its own heads."""
+        """See `attention_hook.Step`. A prompt selects nothing, so there each rank attends for its own heads."""
         if q.shape[2] > 1:
             return self.step.attend(layer, q, k, v, scale)
         batch, heads, rows, dim = q.shape
