@@ -22,6 +22,7 @@ ARROWS = {
         "vortex_core.errors",
         "vortex_core.flow",
         "vortex_core.ir",
+        "vortex_core.registry",
         "vortex_core.library",  # sources of published algorithms, shown to a model as examples
         "vortex_core.specs",
     ),
