@@ -1,8 +1,8 @@
 """What must not change when code only moves: python -m benchmarks.fingerprint
 
-Prints one SHA-256 each of: the IR hashes of every library flow that needs no learned values, the IR hashes of 200 random programs, and the text of
-the Triton kernels generated for every library flow at two geometries and two page sizes. `--json` lists every item, so
-that two commits can be compared line by line.
+Prints one SHA-256 each of: the IR hashes of every library flow that needs no learned values, the IR hashes of 200
+random programs, and the text of the Triton kernels generated for every library flow at two geometries and two page
+sizes. `--json` lists every item, so that two commits can be compared line by line.
 """
 
 from __future__ import annotations

@@ -7,21 +7,6 @@ from collections.abc import Sequence
 from vortex_core.errors import VortexError
 
 
-def unknown_plan(name: str, close: Sequence[str], known: Sequence[str]) -> VortexError:
-    """`VV001`: no such plan."""
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return VortexError(
-        "VV001",
-        f"no evaluation plan {name!r}: neither a file nor one of {', '.join(known)}",
-        f"{hint}name a plan of configs/evaluation or give the path of a .yaml file",
-    )
-
-
-def bad_plan(name: str, why: str) -> VortexError:
-    """`VV001`: a plan that does not validate."""
-    return VortexError("VV001", f"evaluation plan {name!r}: {why}", "correct the file")
-
-
 def no_room(context: int, room: int, task: str) -> VortexError:
     """`VV002`: an item that cannot be built."""
     return VortexError(

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from importlib import resources
-from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from evaluators.errors import bad_plan, unknown_plan
+from vortex_core.configs import ConfigFolder, Strict
 
 STAGE_NAMES = (
     "static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "latency", "holdout",
@@ -28,11 +16,10 @@ STAGE_NAMES = (
 )  # fmt: skip
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_PLANS = ConfigFolder("evaluation", "evaluation plan", unknown="VV001", invalid="VV001")
 
 
-class NeedleTask(_Strict):
+class NeedleTask(Strict):
     """Retrieval items of one task at one context."""
 
     task: Literal["needle_single", "needle_multikey", "pair_recall"]
@@ -52,7 +39,7 @@ class NeedleTask(_Strict):
         return f"{self.task}@{self.context}"
 
 
-class AccuracyPlan(_Strict):
+class AccuracyPlan(Strict):
     """Retrieval accuracy, paired with dense on the same items."""
 
     tasks: tuple[NeedleTask, ...] = Field(min_length=1)
@@ -72,7 +59,7 @@ class AccuracyPlan(_Strict):
         return self
 
 
-class PerplexityPlan(_Strict):
+class PerplexityPlan(Strict):
     """Perplexity of held text decoded through the sparse path, or of the answers of pair recall."""
 
     text: Literal["held", "pairs"] = "held"
@@ -91,7 +78,7 @@ class PerplexityPlan(_Strict):
         return self
 
 
-class RecallPlan(_Strict):
+class RecallPlan(Strict):
     """Attention mass captured, on queries recorded while the dense model answered."""
 
     needle_items: int = Field(
@@ -108,7 +95,7 @@ class RecallPlan(_Strict):
         return self
 
 
-class LatencyPlan(_Strict):
+class LatencyPlan(Strict):
     """Decode latency, candidate and dense in turn in one process."""
 
     context: PositiveInt
@@ -118,7 +105,7 @@ class LatencyPlan(_Strict):
     rounds: PositiveInt = Field(description="times both arms are run, order alternating")
 
 
-class ModelledPlan(_Strict):
+class ModelledPlan(Strict):
     """Throughput by the cost model; never a measurement."""
 
     gpus: tuple[str, ...] = Field(min_length=1, description="names in configs/hardware")
@@ -127,7 +114,7 @@ class ModelledPlan(_Strict):
     length: PositiveInt = Field(description="tokens of context of each sequence")
 
 
-class ParityPlan(_Strict):
+class ParityPlan(Strict):
     """Random ragged batches on which a backend must select what the oracle selects."""
 
     pages: tuple[PositiveFloat, ...] = Field(min_length=1, description="length of each sequence, in pages")
@@ -137,13 +124,13 @@ class ParityPlan(_Strict):
     )
 
 
-class FreshPlan(_Strict):
+class FreshPlan(Strict):
     """Items of fresh seeds (`items.FRESH_SEEDS`): elites measured again, and the sealed hold-out."""
 
     share: float = Field(gt=0, le=1, description="share of every task's items that are used")
 
 
-class EngineSettings(_Strict):
+class EngineSettings(Strict):
     """How the evaluator's engine is set up."""
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -153,7 +140,7 @@ class EngineSettings(_Strict):
     )
 
 
-class EvaluationPlan(_Strict):
+class EvaluationPlan(Strict):
     """Everything that decides a candidate's numbers, besides the model and the seed."""
 
     name: str
@@ -214,8 +201,7 @@ class EvaluationPlan(_Strict):
 
 def list_plans() -> tuple[str, ...]:
     """Names of the plans that ship."""
-    folder = resources.files("configs") / "evaluation"
-    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+    return _PLANS.names()
 
 
 def load_plan(name_or_path: str) -> EvaluationPlan:
@@ -224,25 +210,4 @@ def load_plan(name_or_path: str) -> EvaluationPlan:
     Raises:
         VortexError: `VV001` for an unknown name, an unreadable file or one that does not validate.
     """
-    if name_or_path in list_plans():
-        text = (resources.files("configs") / "evaluation" / f"{name_or_path}.yaml").read_text(
-            encoding="utf-8"
-        )
-    else:
-        try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
-        except OSError:
-            known = list_plans()
-            close = difflib.get_close_matches(name_or_path, known, n=2)
-            raise unknown_plan(name_or_path, close, known) from None
-        except UnicodeDecodeError as error:
-            raise bad_plan(name_or_path, "is not a text file") from error
-    try:
-        return EvaluationPlan.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise bad_plan(name_or_path, f"is not YAML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise bad_plan(name_or_path, f"{where}: {first['msg']}{more}") from error
+    return _PLANS.load(name_or_path, EvaluationPlan)

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from search.errors import bad_config, unknown_name
+from vortex_core.configs import ConfigFolder, Strict
 from vortex_core.errors import VortexError
-
-T = TypeVar("T", bound=BaseModel)
-
-
-class Strict(BaseModel):
-    """A frozen record in which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Gate(Strict):
@@ -228,14 +216,8 @@ class ProposerConfig(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-def _folder(kind: str) -> Path:
-    # The distribution is installed unpacked (ray and torch demand it), so a path always exists.
-    return Path(str(resources.files("configs"))) / kind
-
-
-def names(kind: str) -> list[str]:
-    """Configurations of one kind (`campaigns`, `proposers`), by name."""
-    return sorted(p.stem for p in _folder(kind).glob("*.yaml"))
+CAMPAIGNS = ConfigFolder("campaigns", "campaign", unknown="VS001", invalid="VS002")
+PROPOSERS = ConfigFolder("proposers", "proposer", unknown="VS001", invalid="VS002")
 
 
 def load_campaign(name: str) -> CampaignConfig:
@@ -244,7 +226,7 @@ def load_campaign(name: str) -> CampaignConfig:
     Raises:
         VortexError: `VS001` if there is none, `VS002` if it does not validate.
     """
-    return _validate(CampaignConfig, *_read("campaigns", "campaign", name))
+    return CAMPAIGNS.load(name, CampaignConfig)
 
 
 def load_proposer(name: str) -> ProposerConfig:
@@ -252,34 +234,9 @@ def load_proposer(name: str) -> ProposerConfig:
     if ":" in name and not name.endswith(".yaml"):
         return ProposerConfig(spec=name)
     try:
-        return _validate(ProposerConfig, *_read("proposers", "proposer", name))
+        return PROPOSERS.load(name, ProposerConfig)
     except VortexError as error:
         if error.code == "VS001":
             hint = "; or a specification: anthropic:MODEL, openai:MODEL, openai:MODEL@http://host/v1"
             raise VortexError(error.code, error.message, error.remedy + hint) from None
         raise
-
-
-def _read(kind: str, what: str, name: str) -> tuple[str, str]:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else _folder(kind) / f"{name}.yaml"
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except OSError as error:
-        if path.suffix and str(path) == name:
-            raise bad_config(name, [error.strerror or "unreadable"]) from error
-        raise unknown_name(what, name, names(kind)) from error
-
-
-def _validate(model: type[T], source: str, text: str) -> T:
-    try:
-        return model.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise bad_config(source, [f"not YAML: {error}"]) from error
-    except ValidationError as error:
-        raise bad_config(source, _problems(error)) from error
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "file"
-        yield f"{where}: {problem['msg']}"

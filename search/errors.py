@@ -6,19 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 from vortex_core.errors import VortexError
+from vortex_core.registry import unknown_name
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> VortexError:
-    """`VS001`: a campaign, proposer, run or other name that does not exist, with the nearest ones."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
-    return VortexError("VS001", f"unknown {what} {name!r}", f"{meant}known: {', '.join(names) or 'none yet'}")
-
-
-def bad_config(source: str, problems: Iterable[str]) -> VortexError:
-    """`VS002`: a configuration file that does not validate."""
-    return VortexError("VS002", f"{source}: {'; '.join(problems)}", "correct these keys; nothing was run")
+def unknown_run(name: str, known: Iterable[str]) -> VortexError:
+    """`VS001`: a run that does not exist, with the nearest ones."""
+    return unknown_name("VS001", "run", name, sorted(known))
 
 
 def run_locked(run: str, pid: str) -> VortexError:

@@ -6,23 +6,13 @@ Nothing here needs torch or weights: these are the numbers that cost models, pla
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vortex_core.errors import VortexError
+from vortex_core.configs import ConfigFolder, Strict
+from vortex_core.registry import unknown_name
 
 if TYPE_CHECKING:
     from vortex_core.compiler.interface import Geometry
@@ -35,15 +25,11 @@ DTYPE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int
 # the lower of the two measured shares (H100 3.03/3.35 = 0.904, H200 4.28/4.80 = 0.892).
 UNMEASURED_BANDWIDTH_SHARE = 0.89
 
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-_S = TypeVar("_S", bound=_Spec)
+_MODELS = ConfigFolder("models", "model", unknown="VM001", invalid="VM003")
+_HARDWARE = ConfigFolder("hardware", "GPU", unknown="VM002", invalid="VM003")
 
 
-class MlaSpec(_Spec):
+class MlaSpec(Strict):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): ranks and channels per head."""
 
     q_lora: PositiveInt | None = Field(description="rank of the query projection; None: not factored")
@@ -53,7 +39,7 @@ class MlaSpec(_Spec):
     v_head: PositiveInt = Field(description="value channels a head, after up-projection")
 
 
-class MoeSpec(_Spec):
+class MoeSpec(Strict):
     """Mixture of experts: every sparse layer holds `experts` gated MLPs and runs `active` a token."""
 
     experts: PositiveInt
@@ -68,7 +54,7 @@ class MoeSpec(_Spec):
         return self
 
 
-class PypiWeights(_Spec):
+class PypiWeights(Strict):
     """Weights that ship inside a Python package, as one GGUF file."""
 
     package: str
@@ -77,7 +63,7 @@ class PypiWeights(_Spec):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class ModelSpec(_Spec):
+class ModelSpec(Strict):
     """A decoder-only transformer by its dimensions.
 
     `kv_heads` and `head_dim` describe the KV cache as decode attention sees it. Under MLA that is one
@@ -204,7 +190,7 @@ class ModelSpec(_Spec):
         return round(read * DTYPE_BYTES[dtype or self.dtype])
 
 
-class GpuSpec(_Spec):
+class GpuSpec(Strict):
     """One GPU: what the datasheet says, what was measured, and what is assumed."""
 
     name: str
@@ -252,13 +238,13 @@ class GpuSpec(_Spec):
 @cache
 def list_models() -> tuple[str, ...]:
     """Names of the described models, sorted."""
-    return _names("models")
+    return _MODELS.names()
 
 
 @cache
 def list_gpus() -> tuple[str, ...]:
     """Names of the described GPUs, sorted."""
-    return _names("hardware")
+    return _HARDWARE.names()
 
 
 @cache
@@ -270,12 +256,12 @@ def load_model(name: str) -> ModelSpec:
     """
     wanted = name.lower()
     if wanted not in list_models():
-        specs = (_load("models", known, ModelSpec) for known in list_models())
+        specs = (_described(known) for known in list_models())
         by_id = {spec.hf_id.lower(): spec.name for spec in specs if spec.weights_of is None}
         if wanted not in by_id:
-            raise _unknown("VM001", "model", name, list_models())
+            raise unknown_name("VM001", "model", name, list_models())
         wanted = by_id[wanted]
-    return _load("models", wanted, ModelSpec)
+    return _described(wanted)
 
 
 @cache
@@ -285,30 +271,9 @@ def load_gpu(name: str) -> GpuSpec:
     Raises:
         VortexError: `VM002` unknown name; `VM003` the description does not validate.
     """
-    wanted = name.lower()
-    if wanted not in list_gpus():
-        raise _unknown("VM002", "GPU", name, list_gpus())
-    return _load("hardware", wanted, GpuSpec)
-
-
-def _names(folder: str) -> tuple[str, ...]:
-    entries = resources.files("configs").joinpath(folder).iterdir()
-    return tuple(
-        sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
-    )
+    return _HARDWARE.load(name.lower(), GpuSpec)
 
 
 @cache
-def _load(folder: str, name: str, schema: type[_S]) -> _S:
-    text = resources.files("configs").joinpath(folder, f"{name}.yaml").read_text(encoding="utf-8")
-    try:
-        spec = schema.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise VortexError("VM003", f"configs/{folder}/{name}.yaml: {error}", "Correct that file.") from error
-    return spec
-
-
-def _unknown(code: str, kind: str, name: str, known: tuple[str, ...]) -> VortexError:
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    remedy = f"Did you mean {' or '.join(near)}? " if near else ""
-    return VortexError(code, f"unknown {kind} '{name}'", f"{remedy}Known: {', '.join(known)}.")
+def _described(name: str) -> ModelSpec:
+    return _MODELS.load(name, ModelSpec)

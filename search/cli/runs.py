@@ -49,9 +49,9 @@ def _opened(name: str) -> Iterator[_Opened]:
     with open_run(name, readonly=True) as run:
         state = read_state(run)
         if state.started is None:
-            from search.errors import unknown_name
+            from search.errors import unknown_run
 
-            raise unknown_name("run", name, [n for n in run_names() if n != name])
+            raise unknown_run(name, [n for n in run_names() if n != name])
         config = campaign_of(state)
         yield _Opened(run, state, config, Archive(state, config.objective))
 

@@ -37,12 +37,12 @@ def bundle_of_run(name: str, rank: int) -> tuple[FlowBundle, str]:
         VortexError: `VS001` for an unknown run, `VS007` for a rank that it does not have.
     """
     from search.campaign.archive import Archive
-    from search.errors import no_such_rank, unknown_name
+    from search.errors import no_such_rank, unknown_run
 
     with open_run(name, readonly=True) as run:
         state = read_state(run)
         if state.started is None:
-            raise unknown_name("run", name, [n for n in run_names() if n != name])
+            raise unknown_run(name, [n for n in run_names() if n != name])
         config = campaign_of(state)
         entries = Archive(state, config.objective).entries
         if rank > len(entries):

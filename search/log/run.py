@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.config import CampaignConfig
-from search.errors import bad_value, no_such_candidate, unknown_name
+from search.errors import bad_value, no_such_candidate, unknown_run
 from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate
 from search.log.store import EventStore, SqliteEventStore
@@ -59,7 +59,7 @@ def open_run(name: str, *, readonly: bool, root: Path | None = None) -> Iterator
         raise bad_value("--run", name, "letters, digits, dots, dashes and underscores")
     folder = root / name
     if readonly and not (folder / _LOG).exists():
-        raise unknown_name("run", name, run_names(root))
+        raise unknown_run(name, run_names(root))
     store = SqliteEventStore(folder / _LOG, readonly=readonly)
     try:
         yield Run(name, folder, store, ContentStore(folder / "files"))

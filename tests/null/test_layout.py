@@ -22,8 +22,10 @@ ARROWS = {
         "vortex_core.errors",
         "vortex_core.flow",
         "vortex_core.ir",
+        "vortex_core.configs",
         "vortex_core.registry",
         "vortex_core.library",  # sources of published algorithms, shown to a model as examples
+        "vortex_core.sandbox",  # the conformance suite traces what a proposer writes
         "vortex_core.specs",
     ),
     "evaluators": ("evaluators", "vortex_core", "configs"),

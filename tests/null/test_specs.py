@@ -74,7 +74,7 @@ def test_unknown_names_get_near_matches_and_the_whole_list():
     with pytest.raises(VortexError) as caught:
         load_model("qwen3-4")
     assert caught.value.code == "VM001"
-    assert "Did you mean qwen3-4b" in caught.value.remedy
+    assert "did you mean qwen3-4b" in caught.value.remedy
     assert all(name in caught.value.remedy for name in list_models())
     with pytest.raises(VortexError) as caught:
         load_gpu("tpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search.cli.console import duration
-from search.config import load_campaign, load_proposer, names
+from search.config import CAMPAIGNS, PROPOSERS, load_campaign, load_proposer
 from vortex_core.errors import VortexError
 
 
@@ -60,13 +60,13 @@ def test_unknown_names_get_near_matches(kind: str):
 
 
 def test_every_shipped_file_loads():
-    for name in names("campaigns"):
+    for name in CAMPAIGNS.names():
         campaign = load_campaign(name)
         load_proposer(campaign.proposer)
         assert campaign.description
-    for name in names("proposers"):
+    for name in PROPOSERS.names():
         assert load_proposer(name).description
-    assert {"default", "quick"} <= set(names("campaigns"))
+    assert {"default", "quick"} <= set(CAMPAIGNS.names())
 
 
 def test_a_specification_is_a_proposer():
