@@ -14,6 +14,7 @@ from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
 from evaluators.stages.base import Deadline, Subject
+from evaluators.stages.recall import RecallSettings
 from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
 from evaluators.tasks.tokens import encode
 
@@ -254,7 +255,7 @@ class Bench:
     def recording(self, seed: int) -> Recording:
         """Dense attention of some of a seed's prompts; recorded the first time."""
         if seed not in self._recordings:
-            plan, prompts = self.plan.recall, self.prompts(seed)
+            plan, prompts = self.plan.section("recall", RecallSettings), self.prompts(seed)
             longest = max(self.plan.accuracy.tasks, key=lambda task: task.context)
             available = len(prompts.items.needles[longest.key])  # fresh seeds have fewer
             chosen = [prompts.needles[longest.key, i] for i in range(min(plan.needle_items, available))]
@@ -279,11 +280,12 @@ def capacity(plan: EvaluationPlan) -> int:
     task_blocks = sum(task.items * -(-task.context // block) for task in plan.accuracy.tasks)
     passage_blocks = plan.perplexity.items * -(-plan.perplexity.context // block)
     blocks = (task_blocks + passage_blocks) * (1 + plan.fresh.share)
-    latency = plan.latency.batch * -(-plan.latency.context // block)
+    own = [d for section in plan.sections.values() if (d := section.decodes()) is not None]
+    prompts = max((d.sequences * -(-d.context // block) for d in own), default=0)
     # A decode with request-local state copies its prompts; every sequence needs room for its new tokens.
     widest = max(
         plan.accuracy.batch * (max(t.context for t in plan.accuracy.tasks) // block + 2),
         plan.perplexity.items * ((plan.perplexity.context + plan.perplexity.continuation) // block + 2),
-        plan.latency.batch * (plan.latency.context // block + 2),
+        *(d.sequences * ((d.context + d.new) // block + 2) for d in own),
     )
-    return int(blocks + latency + widest + 8) * block
+    return int(blocks + prompts + widest + 8) * block

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vortex_core.errors import VortexError
 
 
@@ -34,9 +32,11 @@ def context_too_long(context: int, model: str, limit: int) -> VortexError:
     )
 
 
-def unknown_stage(name: str, known: Sequence[str]) -> VortexError:
-    """`VV004`: no such stage."""
-    return VortexError("VV004", f"no evaluation stage {name!r}", f"stages are {', '.join(known)}")
+def no_section(plan: str, stage: str) -> VortexError:
+    """`VV001`: a stage is asked to run under a plan that does not say how."""
+    return VortexError(
+        "VV001", f"plan {plan} has no section {stage!r}", f"add {stage}: ... to it, or leave the stage out"
+    )
 
 
 def stale_reference(why: str) -> VortexError:

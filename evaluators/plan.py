@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from evaluators.errors import no_section
+from evaluators.stages.registry import SEARCH, STAGES
+from evaluators.stages.settings import StageSettings
 from vortex_core.configs import ConfigFolder, Strict
+from vortex_core.errors import VortexError
 
-STAGE_NAMES = (
-    "static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "latency", "holdout",
-    "serving",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from evaluators.stages.base import Stage
 
+_S = TypeVar("_S", bound=StageSettings)
 
 _PLANS = ConfigFolder("evaluation", "evaluation plan", unknown="VV001", invalid="VV001")
 
@@ -78,52 +90,6 @@ class PerplexityPlan(Strict):
         return self
 
 
-class RecallPlan(Strict):
-    """Attention mass captured, on queries recorded while the dense model answered."""
-
-    needle_items: int = Field(
-        ge=0, description="items of the longest retrieval task whose queries are recorded"
-    )
-    perplexity_items: int = Field(ge=0, description="held passages whose queries are recorded")
-    steps: PositiveInt = Field(description="decode steps recorded of each")
-    min_recall: float = Field(ge=0, le=1, description="mean over layers, heads and prompts; below it stops")
-
-    @model_validator(mode="after")
-    def _some(self) -> RecallPlan:
-        if self.needle_items + self.perplexity_items == 0:
-            raise ValueError("recall needs at least one recorded prompt")
-        return self
-
-
-class LatencyPlan(Strict):
-    """Decode latency, candidate and dense in turn in one process."""
-
-    context: PositiveInt
-    batch: PositiveInt
-    steps: PositiveInt = Field(description="timed steps of each arm per round")
-    warmup: int = Field(1, ge=0, description="steps of each arm per round that are not timed")
-    rounds: PositiveInt = Field(description="times both arms are run, order alternating")
-
-
-class ModelledPlan(Strict):
-    """Throughput by the cost model; never a measurement."""
-
-    gpus: tuple[str, ...] = Field(min_length=1, description="names in configs/hardware")
-    model: str | None = Field(None, description="name in configs/models; None: the model evaluated")
-    batch: PositiveInt
-    length: PositiveInt = Field(description="tokens of context of each sequence")
-
-
-class ParityPlan(Strict):
-    """Random ragged batches on which a backend must select what the oracle selects."""
-
-    pages: tuple[PositiveFloat, ...] = Field(min_length=1, description="length of each sequence, in pages")
-    seeds: tuple[int, ...] = Field(min_length=1)
-    tie_tolerance: float = Field(
-        gt=0, description="scores closer than this share of a row's score range count as tied"
-    )
-
-
 class FreshPlan(Strict):
     """Items of fresh seeds (`items.FRESH_SEEDS`): elites measured again, and the sealed hold-out."""
 
@@ -140,18 +106,20 @@ class EngineSettings(Strict):
     )
 
 
-class EvaluationPlan(Strict):
-    """Everything that decides a candidate's numbers, besides the model and the seed."""
+class EvaluationPlan(BaseModel):
+    """Everything that decides a candidate's numbers, besides the model and the seed.
+
+    A key that is the name of a stage is that stage's section, validated by the stage's own settings.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     seed: int = Field(0, description="of the items candidates are searched on")
     engine: EngineSettings = EngineSettings()
-    parity: ParityPlan
-    recall: RecallPlan
+    stages: tuple[str, ...] = Field(SEARCH, min_length=1, description="what candidates go through, in order")
     accuracy: AccuracyPlan
     perplexity: PerplexityPlan
-    latency: LatencyPlan
-    modelled: ModelledPlan
     fresh: FreshPlan
     deadlines: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="seconds a stage may take before the candidate counts as too slow"
@@ -159,24 +127,57 @@ class EvaluationPlan(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationPlan:
-        longest = max(self.accuracy.tasks, key=lambda t: t.context)
-        if self.recall.needle_items > longest.items:
-            raise ValueError(
-                f"recall.needle_items {self.recall.needle_items} of {longest.items} {longest.key} items"
-            )
-        if self.recall.perplexity_items > self.perplexity.items:
-            raise ValueError(
-                f"recall.perplexity_items {self.recall.perplexity_items} of {self.perplexity.items} passages"
-            )
-        if unknown := set(self.deadlines) - set(STAGE_NAMES):
-            raise ValueError(
-                f"deadlines of {', '.join(sorted(unknown))}: stages are {', '.join(STAGE_NAMES)}"
-            )
+        known = STAGES.names()
+        if unknown := set(self.deadlines) - set(known):
+            raise ValueError(f"deadlines of {', '.join(sorted(unknown))}: stages are {', '.join(known)}")
         if any((task.task == "pair_recall") != self.in_pairs for task in self.accuracy.tasks):
             raise ValueError("pair_recall and perplexity of pairs go together, without other tasks")
-        if self.recall.steps > self.perplexity.continuation:
-            raise ValueError(f"recall.steps {self.recall.steps} of {self.perplexity.continuation} tokens")
+        self._read_sections()
+        for name, section in self.sections.items():
+            try:
+                section.check(self)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         return self
+
+    def _read_sections(self) -> None:
+        """Replace the raw sections of stages by their validated settings, in place."""
+        extra = self.__pydantic_extra__
+        assert extra is not None
+        for name in extra.keys() - STAGES.names():
+            near = difflib.get_close_matches(name, (*type(self).model_fields, *STAGES.names()), n=2)
+            meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise ValueError(f"{name}: neither a key of plans nor the name of a stage{meant}")
+        for name in dict.fromkeys((*self.stages, *extra)):
+            settings = _known_stage(name).settings
+            if settings is None and name in extra:
+                raise ValueError(f"{name}: this stage has no settings")
+            if settings is None:
+                continue
+            try:
+                extra[name] = settings.model_validate(extra.get(name, {}))
+            except ValidationError as error:
+                given = "" if name in extra else " (the plan has no such section)"
+                wrong = (".".join([name, *map(str, e["loc"])]) + f": {e['msg']}" for e in error.errors())
+                raise ValueError("; ".join(wrong) + given) from error
+
+    @property
+    def sections(self) -> dict[str, StageSettings]:
+        """Settings of stages, by the stage's name."""
+        assert self.__pydantic_extra__ is not None
+        return self.__pydantic_extra__
+
+    def section(self, stage: str, settings: type[_S]) -> _S:
+        """The settings of a stage.
+
+        Raises:
+            VortexError: `VV001` if the plan has no such section.
+        """
+        found = self.sections.get(stage)
+        if found is None:
+            raise no_section(self.name, stage)
+        assert isinstance(found, settings), f"{stage}: {type(found).__name__} is not {settings.__name__}"
+        return found
 
     @property
     def in_pairs(self) -> bool:
@@ -184,12 +185,17 @@ class EvaluationPlan(Strict):
         return self.perplexity.text == "pairs"
 
     @property
+    def lengths(self) -> frozenset[int]:
+        """Contexts at which some stage looks at a candidate, besides those of the items."""
+        return frozenset(n for section in self.sections.values() for n in section.lengths())
+
+    @property
     def longest_context(self) -> int:
-        """Tokens of the longest sequence any stage decodes, new tokens of perplexity and latency included."""
+        """Tokens of the longest sequence that the model must read, new tokens included."""
         return max(
             *(task.context for task in self.accuracy.tasks),
             self.perplexity.context + self.perplexity.continuation,
-            self.latency.context + self.latency.steps + self.latency.warmup,
+            *(section.longest() for section in self.sections.values()),
         )
 
     @property
@@ -197,6 +203,13 @@ class EvaluationPlan(Strict):
         """12 hex digits; results of different plans are not comparable."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _known_stage(name: str) -> type[Stage]:
+    try:
+        return STAGES.get(name)
+    except VortexError as error:
+        raise ValueError(f"stages: {error.message} ({error.remedy})") from error
 
 
 def list_plans() -> tuple[str, ...]:

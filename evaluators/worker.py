@@ -13,7 +13,7 @@ from evaluators.prompt_store import PromptStore, weights_identity
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, StageResult
 from evaluators.stages.base import Context, run_stage
-from evaluators.stages.registry import SEARCH, get_stage
+from evaluators.stages.registry import get_stage
 from evaluators.tasks.items import FRESH_SEEDS, check_context
 from vortex_core.engine.models.weights import cache_dir, resolve_model
 from vortex_core.specs import ModelSpec, list_models, load_model
@@ -104,7 +104,7 @@ class EvaluationWorker:
         seed = self.plan.seed if seed is None else seed
         prompts = self.bench.prompts(seed)
         self.bench.reference(seed)
-        if seed < FRESH_SEEDS:
+        if seed < FRESH_SEEDS and "recall" in self.plan.stages:
             self.bench.recording(seed)
         return prompts.prefill_seconds
 
@@ -139,7 +139,7 @@ def evaluate(
     worker: EvaluationWorker,
     plan: EvaluationPlan,
     *,
-    stages: Sequence[str] = SEARCH,
+    stages: Sequence[str] | None = None,
     seed: int | None = None,
     on_stage: Callable[[StageResult], None] | None = None,
 ) -> list[StageResult]:
@@ -147,11 +147,12 @@ def evaluate(
 
     Args:
         plan: must be the worker's.
+        stages: the plan's by default.
         on_stage: called with every result as it comes.
     """
     assert plan.digest == worker.plan.digest, "the worker was built for another plan"
     results: list[StageResult] = []
-    for name in stages:
+    for name in stages or plan.stages:
         result = worker.run(name, candidate, seed)
         results.append(result)
         if on_stage is not None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from evaluators.errors import needs_engine, too_slow, wrong_identity
-from evaluators.plan import EvaluationPlan
 from evaluators.results import Candidate, Failure, FailureKind, StageResult
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
@@ -15,6 +14,8 @@ from vortex_core.ir.program import Program
 
 if TYPE_CHECKING:
     from evaluators.bench import Bench
+    from evaluators.plan import EvaluationPlan
+    from evaluators.stages.settings import StageSettings
     from vortex_core.specs import ModelSpec
 
 Needs = Literal["cpu", "engine"]
@@ -95,10 +96,16 @@ class Stage(Protocol):
     Attributes:
         name: as in plans, events and the command line.
         needs: `cpu` stages run anywhere; `engine` stages need a resident model.
+        settings: the model of its section in plans, which `Context.plan.section` returns; None: it has none.
+
+    A stage is made without arguments, once a process, and serves every candidate. Its module is imported where
+    plans are read, so it imports torch and the engine inside `run`. `evaluators.testing.StageConformance`
+    checks an implementation.
     """
 
     name: str
     needs: Needs
+    settings: type[StageSettings] | None
 
     def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Measure. A gate that fails returns `passed=False` with a candidate failure.

@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt, model_validator
+
 from evaluators.errors import recall_too_low
-from evaluators.recall import measure_recall
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
-from vortex_core.compiler import backends
+from evaluators.stages.settings import StageSettings
+
+if TYPE_CHECKING:
+    from evaluators.plan import EvaluationPlan
+
+
+class RecallSettings(StageSettings):
+    """Attention mass captured, on queries recorded while the dense model answered."""
+
+    needle_items: int = Field(
+        ge=0, description="items of the longest retrieval task whose queries are recorded"
+    )
+    perplexity_items: int = Field(ge=0, description="held passages whose queries are recorded")
+    steps: PositiveInt = Field(description="decode steps recorded of each")
+    min_recall: float = Field(ge=0, le=1, description="mean over layers, heads and prompts; below it stops")
+
+    @model_validator(mode="after")
+    def _some(self) -> RecallSettings:
+        if self.needle_items + self.perplexity_items == 0:
+            raise ValueError("recall needs at least one recorded prompt")
+        return self
+
+    def check(self, plan: EvaluationPlan) -> None:
+        """The prompts recorded are among the plan's items."""
+        longest = max(plan.accuracy.tasks, key=lambda t: t.context)
+        if self.needle_items > longest.items:
+            raise ValueError(
+                f"recall.needle_items {self.needle_items} of {longest.items} {longest.key} items"
+            )
+        if self.perplexity_items > plan.perplexity.items:
+            raise ValueError(
+                f"recall.perplexity_items {self.perplexity_items} of {plan.perplexity.items} passages"
+            )
+        if self.steps > plan.perplexity.continuation:
+            raise ValueError(f"recall.steps {self.steps} of {plan.perplexity.continuation} tokens")
 
 
 class RecallStage:
@@ -14,10 +51,14 @@ class RecallStage:
 
     name = "recall"
     needs: Needs = "engine"
+    settings = RecallSettings
 
     def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """The interval is the range over prompts."""
-        bench, plan = context.engine_bench(self.name), context.plan.recall
+        from evaluators.recall import measure_recall
+        from vortex_core.compiler import backends
+
+        bench, plan = context.engine_bench(self.name), context.plan.section(self.name, RecallSettings)
         compiled = backends.get("torch").compile(subject.program, subject.knobs, bench.engine.geometry)
         score = measure_recall(compiled, bench.recording(seed))
         recall = float(score.recall.mean())

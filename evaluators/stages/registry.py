@@ -1,42 +1,49 @@
-"""The stages in order: each is cheaper than the next and may stop the candidate."""
+"""Stages by name. Each is cheaper than the next and may stop the candidate.
+
+Another distribution adds one through an entry point of the group `vortex_search.stages`, whose value is the
+stage's class; a plan then names it in `stages` and may hold a section of that name (docs/extending/stage.md).
+"""
 
 from __future__ import annotations
 
-from evaluators.errors import unknown_stage
-from evaluators.stages.accuracy import AccuracyStage, GateStage, HoldoutStage, PerplexityStage
+from functools import cache
+
 from evaluators.stages.base import Stage
-from evaluators.stages.cpu import CompileStage, ParityStage, StaticStage
-from evaluators.stages.recall import RecallStage
-from evaluators.stages.speed import LatencyStage, ModelledStage
+from vortex_core.registry import Registry
 
-STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        StaticStage(),
-        CompileStage(),
-        ParityStage(),
-        ModelledStage(),
-        RecallStage(),
-        GateStage(),
-        AccuracyStage(),
-        PerplexityStage(),
-        LatencyStage(),
-        HoldoutStage(),
-    )
-}
+_HERE = "evaluators.stages"
 
-# What a candidate runs through while searching, when measured again on fresh items, and as a winner.
+STAGES: Registry[type[Stage]] = Registry(
+    "evaluation stage",
+    {
+        "static": f"{_HERE}.static:StaticStage",
+        "compile": f"{_HERE}.compile:CompileStage",
+        "parity": f"{_HERE}.parity:ParityStage",
+        "modelled": f"{_HERE}.modelled:ModelledStage",
+        "recall": f"{_HERE}.recall:RecallStage",
+        "gate": f"{_HERE}.gate:GateStage",
+        "accuracy": f"{_HERE}.accuracy:AccuracyStage",
+        "perplexity": f"{_HERE}.perplexity:PerplexityStage",
+        "latency": f"{_HERE}.latency:LatencyStage",
+        "holdout": f"{_HERE}.holdout:HoldoutStage",
+        "serving": f"{_HERE}.serving:ServingStage",
+    },
+    group="vortex_search.stages",
+    code="VV004",
+)
+
+# What a candidate runs through while searching where the plan does not say, when measured again on fresh items,
+# and as a winner.
 SEARCH = ("static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "latency")
 FRESH = ("accuracy", "perplexity")
 HOLDOUT = ("holdout",)
 
 
+@cache
 def get_stage(name: str) -> Stage:
-    """A stage by name.
+    """This process's stage of a name; the same object every time, so that it may keep what is slow to start.
 
     Raises:
         VortexError: `VV004` for an unknown name.
     """
-    if name not in STAGES:
-        raise unknown_stage(name, list(STAGES))
-    return STAGES[name]
+    return STAGES.get(name)()

@@ -1,8 +1,8 @@
 """Stage `serving`: throughput and latency inside SGLang, candidate and dense in turn on the same GPU.
 
-It needs a GPU and SGLang's environment, so it is not among the stages that every campaign runs: make a
-`ServingStage` with a `ServingSetup` and run it like any other. Both engines live in processes of their own. The
-dense one is started once and kept for all candidates; a candidate's is started, measured and ended.
+It needs a GPU and SGLang's environment, so it is not among the stages that every campaign runs: a plan names it
+in `stages` and sets it up in its section `serving`. Both engines live in processes of their own. The dense one
+is started once and kept for all candidates; a candidate's is started, measured and ended.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 import random
 import statistics
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import Field, PositiveInt
 
 from evaluators import stats
 from evaluators.errors import not_what_ran
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs, Subject
+from evaluators.stages.settings import StageSettings
 from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.client import Answer, EngineProcess
 from vortex_core.serving.settings import Settings
 
+if TYPE_CHECKING:
+    from evaluators.plan import EvaluationPlan
 
-@dataclass(frozen=True)
-class ServingSetup:
+
+class ServingSettings(StageSettings):
     """What is served, and the work that is timed.
 
     Attributes:
@@ -43,17 +47,26 @@ class ServingSetup:
     """
 
     model: str
-    vocabulary: int
-    batch: int
-    context: int
-    short: int = 17
-    long: int = 145
-    rounds: int = 4
+    vocabulary: PositiveInt
+    batch: PositiveInt
+    context: PositiveInt
+    short: PositiveInt = 17
+    long: PositiveInt = 145
+    rounds: PositiveInt = 4
     dense: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
     python: str | None = None
-    variables: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = Field(default_factory=dict)
     backend: str | None = None
+
+    def lengths(self) -> tuple[int, ...]:
+        """The context it serves."""
+        return (self.context,)
+
+    def check(self, plan: EvaluationPlan) -> None:
+        """Decode time is the difference of a long and a short generation."""
+        if self.long <= self.short:
+            raise ValueError(f"long {self.long} is not above short {self.short}")
 
 
 class Served(Protocol):
@@ -79,13 +92,13 @@ class ServingStage:
     name = "serving"
     needs: Needs = "cpu"  # no engine of ours; its own are processes
 
-    def __init__(self, setup: ServingSetup) -> None:
-        self.setup = setup
+    settings = ServingSettings
+
+    def __init__(self) -> None:
         self._dense: dict[int, Served] = {}
 
-    def start(self, settings: Settings | None, page_size: int) -> Served:
+    def start(self, setup: ServingSettings, settings: Settings | None, page_size: int) -> Served:
         """An engine: dense, or with the flow that `settings` name."""
-        setup = self.setup
         options = {
             "model_path": setup.model, "skip_tokenizer_init": True, "page_size": page_size,
             "context_length": setup.context + setup.long + page_size, "max_running_requests": setup.batch,
@@ -97,11 +110,11 @@ class ServingStage:
             options["attention_backend"] = setup.dense
         return EngineProcess(options, settings, python=setup.python, variables=setup.variables)
 
-    def dense(self, page_size: int) -> Served:
+    def dense(self, setup: ServingSettings, page_size: int) -> Served:
         """The dense engine with the candidate's page size; another page size ends the one before."""
         if page_size not in self._dense:
             self.close()
-            self._dense[page_size] = self.start(None, page_size)
+            self._dense[page_size] = self.start(setup, None, page_size)
         return self._dense[page_size]
 
     def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
@@ -110,14 +123,15 @@ class ServingStage:
         Raises:
             VortexError: `VE038` if an engine died, `VV110` if the server reports another program.
         """
-        setup, page_size = self.setup, subject.knobs.page_size
+        setup = context.plan.section(self.name, ServingSettings)
+        page_size = subject.knobs.page_size
         bundle = FlowBundle(subject.candidate.name, subject.program, subject.knobs)
         draw = random.Random(seed)
         ids = [draw.choices(range(setup.vocabulary), k=setup.context) for _ in range(setup.batch)]
         with tempfile.TemporaryDirectory() as folder:
             path = bundle.write(Path(folder) / "flow.json")
-            dense = self.dense(page_size)
-            candidate = self.start(Settings(str(path), backend=setup.backend), page_size)
+            dense = self.dense(setup, page_size)
+            candidate = self.start(setup, Settings(str(path), backend=setup.backend), page_size)
             try:
                 arms = {"candidate": candidate, "dense": dense}
                 for engine in arms.values():  # prefill, and everything that compiles at first use
@@ -135,12 +149,17 @@ class ServingStage:
                 candidate.close()
         if status.get("ir_hash") != subject.program.ir_hash:
             raise not_what_ran(subject.program.ir_hash, str(status.get("ir_hash")))
-        return self._result(steps, firsts, status, seed)
+        return self._result(setup, steps, firsts, status, seed)
 
     def _result(
-        self, steps: dict[str, list[float]], firsts: dict[str, list[float]], status: dict[str, Any], seed: int
+        self,
+        setup: ServingSettings,
+        steps: dict[str, list[float]],
+        firsts: dict[str, list[float]],
+        status: dict[str, Any],
+        seed: int,
     ) -> StageResult:
-        setup, n = self.setup, self.setup.rounds
+        n = setup.rounds
         speedup = stats.bootstrap_median_ratio(steps["dense"], steps["candidate"], seed=seed)
         ours = steps["candidate"]
         middle = statistics.median(ours)
@@ -183,7 +202,7 @@ class ServingStage:
         self.close()
 
 
-def measure(engine: Served, ids: list[list[int]], setup: ServingSetup) -> tuple[float, float]:
+def measure(engine: Served, ids: list[list[int]], setup: ServingSettings) -> tuple[float, float]:
     """Seconds to the first token of cached prompts, and seconds of a decode step of the batch."""
     first = engine.generate(ids, 1)
     short, long = engine.generate(ids, setup.short), engine.generate(ids, setup.long)

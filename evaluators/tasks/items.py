@@ -98,7 +98,5 @@ def _passage(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int, index: int) 
 def check_context(plan: EvaluationPlan, model: ModelSpec) -> None:
     """Raise `VV003` if the plan's longest sequence is more than the model can read."""
     longest = plan.longest_context
-    if plan.modelled.model is None:
-        longest = max(longest, plan.modelled.length)
     if longest > model.max_context:
         raise context_too_long(longest, model.name, model.max_context)

@@ -108,7 +108,7 @@ def run_campaign(
                 run,
                 config,
                 executor
-                or RayExecutor(config.cluster, config.model, plan.model_dump(mode="json"), stage_table()),
+                or RayExecutor(config.cluster, config.model, plan.model_dump(mode="json"), stage_table(plan)),
                 proposers,
                 seed=options.seed,
                 model=model.spec.model_dump(mode="json"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from evaluators.plan import load_plan
+from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import Candidate, StageResult
+from evaluators.stages.registry import FRESH, HOLDOUT, STAGES
 from evaluators.tasks.items import FRESH_SEEDS
 from search.errors import bad_value
 from search.log.events import Purpose
@@ -14,18 +15,11 @@ from vortex_core.flow.trace import Traced
 _OFFSETS: dict[Purpose, int] = {"search": 0, "fresh": FRESH_SEEDS, "holdout": 2 * FRESH_SEEDS}
 
 
-def stage_table() -> dict[Purpose, list[tuple[str, bool]]]:
+def stage_table(plan: EvaluationPlan) -> dict[Purpose, list[tuple[str, bool]]]:
     """For each purpose its stages in order, each with whether it needs the engine."""
-    from evaluators.stages.registry import (  # torch, which reading a run never needs
-        FRESH,
-        HOLDOUT,
-        SEARCH,
-        STAGES,
-    )
-
-    named: dict[Purpose, tuple[str, ...]] = {"search": SEARCH, "fresh": FRESH, "holdout": HOLDOUT}
+    named: dict[Purpose, tuple[str, ...]] = {"search": plan.stages, "fresh": FRESH, "holdout": HOLDOUT}
     return {
-        purpose: [(name, STAGES[name].needs == "engine") for name in names]
+        purpose: [(name, STAGES.get(name).needs == "engine") for name in names]
         for purpose, names in named.items()
     }
 
@@ -71,7 +65,7 @@ def evaluate_once(
     candidate, items = as_candidate(traced), evaluation_seed(seed, "search")
     worker: EvaluationWorker | None = None
     results: list[StageResult] = []
-    for stage, on_engine in stage_table()["search"]:
+    for stage, on_engine in stage_table(plan)["search"]:
         if on_engine and worker is None:
             on_stage("loading the model, answering densely")
             worker = EvaluationWorker(model, plan)

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from evaluators.stages.registry import STAGES
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 PACKAGES = ("vortex_core", "agents", "evaluators", "search")
@@ -95,6 +97,13 @@ def test_a_misspelt_key_is_an_error(path: Path):
 def test_every_key_is_read(folder: str, read_somewhere: set[str]):
     ignored = [f"{owner}.{key}" for owner, key in keys_of(_schema(folder)) if key not in read_somewhere]
     assert not ignored, "keys that nothing reads"
+
+
+def test_every_key_of_a_stages_section_is_read(read_somewhere: set[str]):
+    sections = [STAGES.get(name).settings for name in STAGES.names()]
+    keys = [found for schema in sections if schema is not None for found in keys_of(schema)]
+    assert ("RecallSettings", "min_recall") in keys
+    assert not [f"{owner}.{key}" for owner, key in keys if key not in read_somewhere]
 
 
 def test_the_scans_see_nested_models_and_only_reads():

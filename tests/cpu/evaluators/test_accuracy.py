@@ -11,8 +11,10 @@ from evaluators.bench import Answers
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, StageResult
-from evaluators.stages.accuracy import AccuracyStage, GateStage, HoldoutStage
+from evaluators.stages.accuracy import AccuracyStage
 from evaluators.stages.base import Context, Deadline, run_stage
+from evaluators.stages.gate import GateStage
+from evaluators.stages.holdout import HoldoutStage
 from evaluators.tasks.items import ItemSet
 from evaluators.tasks.needle import NeedleItem
 from vortex_core import library

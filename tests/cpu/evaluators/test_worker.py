@@ -10,6 +10,7 @@ import pytest
 from evaluators.bench import capacity
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import Candidate, StageResult
+from evaluators.stages.modelled import ModelledSettings
 from evaluators.stages.registry import FRESH, HOLDOUT, SEARCH, STAGES, get_stage
 from evaluators.tasks.items import FRESH_SEEDS
 from evaluators.worker import EvaluationWorker, evaluate, run_cpu_stage
@@ -30,13 +31,14 @@ def worker(engine: Engine, plan: EvaluationPlan) -> EvaluationWorker:
 
 
 def test_every_stage_is_reachable_and_named() -> None:
-    assert set(SEARCH) | set(FRESH) | set(HOLDOUT) == set(STAGES)
-    assert all(get_stage(name).name == name for name in STAGES)
-    needs = [STAGES[name].needs for name in SEARCH]
+    assert set(SEARCH) | set(FRESH) | set(HOLDOUT) == set(STAGES.names()) - {"serving"}
+    assert all(get_stage(name).name == name for name in STAGES.names())
+    needs = [STAGES.get(name).needs for name in SEARCH]
     assert needs == sorted(needs), "cpu stages first"
     with pytest.raises(VortexError) as caught:
         get_stage("parrity")
     assert caught.value.code == "VV004"
+    assert "did you mean parity" in caught.value.remedy
 
 
 def test_dense_is_itself(worker: EvaluationWorker) -> None:
@@ -107,7 +109,7 @@ def test_a_budget_that_is_dense_in_disguise_is_refused(plan: EvaluationPlan) -> 
 def test_a_budget_that_is_sparse_only_where_speed_is_modelled_is_refused() -> None:
     plan = load_plan("retrieval")
     longest = max(task.context for task in plan.accuracy.tasks)
-    assert plan.modelled.length > longest
+    assert plan.section("modelled", ModelledSettings).length > longest
     result = run_cpu_stage("static", candidate("quest", budget=str(longest)), "retrieval-mla", plan)
     assert result.failure is not None
     assert result.failure.error["code"] == "VV101"
@@ -123,7 +125,7 @@ def test_layers_that_do_not_exist_are_refused(plan: EvaluationPlan) -> None:
 def test_cpu_stages_need_no_engine_and_engine_stages_say_so(plan: EvaluationPlan) -> None:
     for name in SEARCH:
         result = run_cpu_stage(name, candidate("quest"), "smollm2-135m", plan)
-        if STAGES[name].needs == "cpu":
+        if STAGES.get(name).needs == "cpu":
             assert result.passed, result.failure
         else:
             assert result.failure is not None

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from evaluators.plan import STAGE_NAMES, EvaluationPlan, list_plans, load_plan
+from evaluators.plan import EvaluationPlan, list_plans, load_plan
+from evaluators.stages.recall import RecallSettings
 from evaluators.stages.registry import STAGES
-from evaluators.stages.serving import ServingStage
 from evaluators.tasks.items import FRESH_SEEDS, build_items, check_context
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
@@ -27,7 +28,25 @@ def test_shipped_plans_load_and_suit_the_default_model() -> None:
 
 
 def test_deadlines_can_name_every_stage() -> None:
-    assert {*STAGES, ServingStage.name} == set(STAGE_NAMES)
+    plan = EvaluationPlan.model_validate(default() | {"deadlines": dict.fromkeys(STAGES.names(), 9)})
+    assert set(plan.deadlines) == set(STAGES.names())
+
+
+def test_a_stage_left_out_needs_no_section() -> None:
+    data = default() | {"stages": ["static", "compile", "accuracy"]}
+    for name in ("parity", "recall", "latency", "modelled"):
+        del data[name]
+    plan = EvaluationPlan.model_validate(data)
+    assert plan.sections == {}
+    with pytest.raises(VortexError, match="no section 'recall'"):
+        plan.section("recall", RecallSettings)
+
+
+def test_a_section_is_the_stages_own_record() -> None:
+    plan = load_plan("default")
+    assert plan.section("recall", RecallSettings).steps == default()["recall"]["steps"]
+    assert EvaluationPlan.model_validate(plan.model_dump(mode="json")) == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
 
 
 def test_a_plan_may_be_a_file(tmp_path: Path) -> None:
@@ -39,7 +58,13 @@ def test_a_plan_may_be_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"extra": 1}, "extra"),
+        ({"extra": 1}, "extra: neither a key of plans nor the name of a stage"),
+        ({"recal": default()["recall"]}, r"recal: .*did you mean recall"),
+        ({"static": {"x": 1}}, "static: this stage has no settings"),
+        ({"stages": ["static", "parrity"]}, "did you mean parity"),
+        ({"parity": {}}, r"parity.pages: .*; parity.seeds: "),
+        ({"parity": default()["parity"] | {"sedes": [1]}}, "parity.sedes"),
+        ({"stages": ["serving"]}, r"serving.model: .*the plan has no such section"),
         ({"deadlines": {"accurracy": 60}}, "deadlines of accurracy: stages are static, "),
         ({"deadlines": {"accuracy": 0}}, "deadlines.accuracy"),
         ({"accuracy": default()["accuracy"] | {"batch": 0}}, "accuracy.batch"),

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from evaluators.plan import load_plan
+from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import Candidate
 from evaluators.stages.base import Context, run_stage
-from evaluators.stages.serving import ServingSetup, ServingStage
+from evaluators.stages.serving import ServingSettings, ServingStage
 from vortex_core import library
 from vortex_core.serving.client import Answer
 from vortex_core.serving.settings import Settings
@@ -33,11 +33,11 @@ class FakeEngine:
 class FakeStage(ServingStage):
     """Starts fakes."""
 
-    def __init__(self, setup: ServingSetup, reported: str) -> None:
-        super().__init__(setup)
+    def __init__(self, reported: str) -> None:
+        super().__init__()
         self.reported, self.started = reported, []
 
-    def start(self, settings: Settings | None, page_size: int) -> FakeEngine:
+    def start(self, setup: ServingSettings, settings: Settings | None, page_size: int) -> FakeEngine:
         status = None if settings is None else {"ir_hash": self.reported, "density": 0.1}
         engine = FakeEngine(0.020 if settings is None else 0.005, status)
         self.started.append(engine)
@@ -49,12 +49,18 @@ def _candidate(page_size: int = 16) -> Candidate:
     return Candidate(traced.program.to_json(), traced.knobs.to_json(), traced.ir_hash, traced.key, "quest")
 
 
-CONTEXT = Context(load_plan("quick"), load_model("qwen3-1.7b"))
-SETUP = ServingSetup("org/model", vocabulary=100, batch=4, context=64)
+SETUP = {"model": "org/model", "vocabulary": 100, "batch": 4, "context": 64}
+PLAN = EvaluationPlan.model_validate(load_plan("quick").model_dump() | {"serving": SETUP})
+CONTEXT = Context(PLAN, load_model("qwen3-1.7b"))
+
+
+def test_a_difference_needs_two_lengths() -> None:
+    with pytest.raises(ValueError, match=r"serving: long 5 is not above short 17"):
+        EvaluationPlan.model_validate(load_plan("quick").model_dump() | {"serving": SETUP | {"long": 5}})
 
 
 def test_prefill_is_no_part_of_a_step() -> None:
-    stage = FakeStage(SETUP, _candidate().ir_hash)
+    stage = FakeStage(_candidate().ir_hash)
     result = run_stage(stage, _candidate(), CONTEXT, seed=1)
     assert result.passed
     assert result.metrics["serving_speedup"].value == pytest.approx(4.0)
@@ -65,7 +71,7 @@ def test_prefill_is_no_part_of_a_step() -> None:
 
 
 def test_the_dense_engine_stays_warm_between_candidates_of_one_page_size() -> None:
-    stage = FakeStage(SETUP, _candidate().ir_hash)
+    stage = FakeStage(_candidate().ir_hash)
     for _ in range(2):
         run_stage(stage, _candidate(), CONTEXT, seed=1)
     dense, *candidates = stage.started
@@ -79,7 +85,7 @@ def test_the_dense_engine_stays_warm_between_candidates_of_one_page_size() -> No
 
 
 def test_a_server_that_ran_something_else_is_no_result() -> None:
-    stage = FakeStage(SETUP, "0" * 16)
+    stage = FakeStage("0" * 16)
     result = run_stage(stage, _candidate(), CONTEXT, seed=1)
     assert not result.passed
     assert result.failure is not None

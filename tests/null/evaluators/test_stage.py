@@ -12,7 +12,6 @@ from evaluators.errors import (
     not_what_ran,
     parity_failed,
     too_slow,
-    unknown_stage,
 )
 from evaluators.plan import load_plan
 from evaluators.reference import DenseReference
@@ -32,6 +31,7 @@ class Probe:
 
     name = "probe"
     needs = "cpu"
+    settings = None
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -74,7 +74,6 @@ def test_malformed_programs_are_the_candidates_failure() -> None:
         (backend_crashed("torch", "x"), "infrastructure"),
         (not_what_ran("a", "b"), "infrastructure"),
         (needs_engine("recall"), "infrastructure"),
-        (unknown_stage("x", ["y"]), "infrastructure"),
     ],
 )
 def test_failures_are_typed(error: VortexError, kind: str) -> None:

@@ -1,13 +1,29 @@
-"""Stages about speed: latency measured here, and throughput modelled for GPUs that are not here."""
+"""Stage `latency`: decode time per step, measured here."""
 
 from __future__ import annotations
 
 import statistics
 
+from pydantic import Field, PositiveInt
+
 from evaluators import stats
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs, Subject
-from vortex_core.specs import load_gpu, load_model
+from evaluators.stages.settings import Decoded, StageSettings
+
+
+class LatencySettings(StageSettings):
+    """Decode latency, candidate and dense in turn in one process."""
+
+    context: PositiveInt
+    batch: PositiveInt
+    steps: PositiveInt = Field(description="timed steps of each arm per round")
+    warmup: int = Field(1, ge=0, description="steps of each arm per round that are not timed")
+    rounds: PositiveInt = Field(description="times both arms are run, order alternating")
+
+    def decodes(self) -> Decoded:
+        """Its own prompts, beside the plan's items."""
+        return Decoded(self.batch, self.context, self.steps + self.warmup)
 
 
 class LatencyStage:
@@ -15,10 +31,11 @@ class LatencyStage:
 
     name = "latency"
     needs: Needs = "engine"
+    settings = LatencySettings
 
     def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Medians; the ratio's interval resamples steps."""
-        bench, plan = context.engine_bench(self.name), context.plan.latency
+        bench, plan = context.engine_bench(self.name), context.plan.section(self.name, LatencySettings)
         steps = plan.warmup + plan.steps
         times: dict[str, list[float]] = {"candidate": [], "dense": []}
         density = 1.0
@@ -59,33 +76,3 @@ class LatencyStage:
             "swap_seconds": round(bench.swap_seconds, 3),
         }
         return StageResult(self.name, passed=True, metrics=metrics, info=info)
-
-
-class ModelledStage:
-    """Decode throughput on named GPUs by the cost model: bytes and FLOPs over the roofline. Not measured."""
-
-    name = "modelled"
-    needs: Needs = "cpu"
-
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
-        """One pair of metrics per GPU, labelled modelled."""
-        from vortex_core.ir.cost import modelled_decode
-
-        plan = context.plan.modelled
-        model = context.model if plan.model is None else load_model(plan.model)
-        metrics: dict[str, Metric] = {}
-        detail = {}
-        for name in plan.gpus:
-            found = modelled_decode(
-                subject.program, subject.knobs, model, load_gpu(name), plan.batch, plan.length
-            )
-            metrics[f"modelled_tps_{name}"] = Metric(found.tokens_per_second, unit="tokens/s", how="modelled")
-            metrics[f"modelled_speedup_{name}"] = Metric(found.speedup, unit="x", how="modelled")
-            detail[name] = {
-                "bound_by": found.bound_by,
-                "dense_tokens_per_second": round(found.dense_tokens_per_second, 1),
-                "density": round(found.density, 4),
-            }
-        info = {"model": model.name, "batch": plan.batch, "length": plan.length, "gpus": detail}
-        bottleneck = detail[plan.gpus[0]]["bound_by"]
-        return StageResult(self.name, passed=True, metrics=metrics, info=info | {"bottleneck": bottleneck})

@@ -1,0 +1,42 @@
+"""Stage `compile`: the engine's backend accepts the program."""
+
+from __future__ import annotations
+
+import time
+
+from evaluators.results import Metric, StageResult
+from evaluators.stages.base import Context, Deadline, Needs, Subject
+
+BACKEND = "torch"  # what the CPU engine runs
+
+
+class CompileStage:
+    """The engine's backend accepts the program at the model's shapes."""
+
+    name = "compile"
+    needs: Needs = "cpu"
+    settings = None
+
+    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+        """Reports the bytes of state that a token costs."""
+        import torch
+
+        from vortex_core.compiler import backends
+
+        began = time.perf_counter()
+        geometry = context.model.geometry()
+        compiled = backends.get(BACKEND).compile(subject.program, subject.knobs, geometry)
+        states = compiled.new_states(1, torch.device("cpu"))
+        per_token = states.bytes_per_page() / subject.knobs.page_size
+        kv = context.model.kv_bytes_per_token() / context.model.layers
+        return StageResult(
+            self.name,
+            passed=True,
+            metrics={
+                "compile_seconds": Metric(time.perf_counter() - began, unit="s", higher_is_better=False),
+                "state_bytes_per_token": Metric(
+                    per_token, unit="B per layer", higher_is_better=False, how="recorded"
+                ),
+            },
+            info={"state_share_of_kv": round(per_token / kv, 4), "backend": BACKEND},
+        )

@@ -1,0 +1,39 @@
+"""Stage `gate`: a few items of every task, so that hopeless candidates cost little."""
+
+from __future__ import annotations
+
+from evaluators import stats
+from evaluators.errors import accuracy_too_low
+from evaluators.results import StageResult
+from evaluators.stages.accuracy import by_task, pairs, proportion
+from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
+
+
+class GateStage:
+    """A few items of every task: a candidate that is surely far worse than dense stops here."""
+
+    name = "gate"
+    needs: Needs = "engine"
+    settings = None
+
+    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+        """The accuracy stage reuses these answers."""
+        bench, plan = context.engine_bench(self.name), context.plan.accuracy
+        reference = bench.reference(seed)
+        places = [
+            (key, i)
+            for key, items in bench.prompts(seed).items.needles.items()
+            for i in range(min(plan.gate_items, len(items)))
+        ]
+        answers = bench.answer(subject, seed, places, deadline)
+        ours, dense = pairs(answers, reference, places)
+        verdict = stats.sequential_verdict(ours, dense, margin=plan.gate_margin, looks=1, level=plan.level)
+        metrics = {"gate_accuracy": proportion(ours, plan.level)}
+        result = StageResult(
+            self.name, passed=True, metrics=metrics, info=by_task(bench, answers, reference, places)
+        )
+        if verdict != "fail":
+            return result
+        found, base = sum(ours) / len(ours), sum(dense) / len(dense)
+        error = accuracy_too_low(found, base, plan.gate_margin, f"first {len(ours)} items")
+        return failed(self.name, error, result)

@@ -1,0 +1,64 @@
+"""Stage `perplexity`: held text, each token predicted by a sparse decode step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from evaluators import stats
+from evaluators.errors import perplexity_too_high
+from evaluators.results import Metric, StageResult
+from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
+from evaluators.tasks.perplexity import perplexity
+
+if TYPE_CHECKING:
+    from evaluators.bench import Bench
+
+
+class PerplexityStage:
+    """Perplexity of held text, every token predicted by a sparse decode step."""
+
+    name = "perplexity"
+    needs: Needs = "engine"
+    settings = None
+
+    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+        """Intervals resample tokens: they hold for these passages."""
+        bench = context.engine_bench(self.name)
+        limit = context.plan.perplexity.max_ratio
+        return perplexity_result(self.name, subject, bench, seed, limit)
+
+
+def perplexity_result(stage: str, subject: Subject, bench: Bench, seed: int, max_ratio: float) -> StageResult:
+    """Force the passages of a seed through a subject and compare with dense, token by token."""
+    reference = bench.reference(seed)
+    decoded = bench.continuation(subject, seed)
+    ours = [value for passage in decoded.logprobs for value in passage]
+    dense = [value for passage in reference.logprobs for value in passage]
+    level = stats.bootstrap_mean(ours, seed=seed)
+    gap = stats.bootstrap_paired(ours, dense, seed=seed)
+    ratio = _exp_of_minus(gap)
+    per_passage = [
+        perplexity([a]) / perplexity([b]) for a, b in zip(decoded.logprobs, reference.logprobs, strict=True)
+    ]
+    metrics = {
+        "perplexity": replace(_exp_of_minus(level), higher_is_better=False),
+        "perplexity_ratio": replace(ratio, higher_is_better=False),
+        "density": Metric(decoded.density, unit="of pages", higher_is_better=False, n=len(ours)),
+    }
+    info = {
+        "dense_perplexity": perplexity(reference.logprobs),
+        "ratio_by_passage": [round(value, 4) for value in per_passage],
+        "wilcoxon_p": round(stats.wilcoxon(ours, dense), 4),
+        "swap_seconds": round(bench.swap_seconds, 3),
+    }
+    result = StageResult(stage, passed=True, metrics=metrics, items={"perplexity": ours}, info=info)
+    if ratio.value <= max_ratio:
+        return result
+    return failed(stage, perplexity_too_high(ratio.value, max_ratio), result)
+
+
+def _exp_of_minus(interval: stats.Interval) -> Metric:
+    """A mean log-probability, or a difference of two, as a perplexity or a ratio of them."""
+    return Metric(math.exp(-interval.value), math.exp(-interval.high), math.exp(-interval.low), n=interval.n)

@@ -1,0 +1,54 @@
+"""Stage `static`: identity, and the knobs against the model."""
+
+from __future__ import annotations
+
+from evaluators.errors import illegal_for_model
+from evaluators.results import StageResult
+from evaluators.stages.base import Context, Deadline, Needs, Subject
+
+
+class StaticStage:
+    """Identity, and knobs against the model's dimensions. Verification itself happened on the way in."""
+
+    name = "static"
+    needs: Needs = "cpu"
+    settings = None
+
+    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+        """Never touches tensors."""
+        knobs, model = subject.knobs, context.model
+        beyond = [layer for layer in knobs.dense_layers if layer >= model.layers]
+        if beyond:
+            raise illegal_for_model(
+                f"dense_layers names layer {beyond[0]}, {model.name} has layers 0 to {model.layers - 1}",
+                "name layers that exist",
+            )
+        asked = sorted({task.context for task in context.plan.accuracy.tasks})
+        lengths = sorted({*asked, *context.plan.lengths})
+        share = {n: _attended(subject, model.layers, n) for n in lengths}
+        is_dense = subject.program.selects_everything
+        info = {
+            "planned_density": {str(n): round(d, 4) for n, d in share.items()},
+            "request_local": subject.program.is_request_local,
+            "states": [s.name for s in subject.program.states],
+        }
+        # A longer context at which it is sparse is no excuse: speed is modelled there, accuracy is not asked.
+        if not is_dense and all(share[n] >= 1 for n in asked):
+            raise illegal_for_model(
+                f"the budget {knobs.budget!r} attends every page wherever accuracy is asked "
+                f"({asked[0]} to {asked[-1]} tokens): this is dense attention with extra work",
+                "lower the budget, dense_layers or keep_last until pages are left out",
+            )
+        return StageResult(self.name, passed=True, info=info)
+
+
+def _attended(subject: Subject, layers: int, length: int) -> float:
+    """Share of all pages in all layers that the knobs allow at a length."""
+    if subject.program.selects_everything:
+        return 1.0
+    total = -(-length // subject.knobs.page_size)
+    dense = set(subject.knobs.dense_layers)
+    pages = [
+        total if layer in dense else subject.knobs.pages(length, layer, layers) for layer in range(layers)
+    ]
+    return sum(pages) / (total * layers)
