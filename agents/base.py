@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -40,6 +41,33 @@ class FailedAttempt:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A candidate that was tried and stopped.
+
+    Attributes:
+        key: identity of program and knobs: the same program under other knobs is another attempt.
+        ir_hash: identity of the program.
+        name: for people.
+        idea: what its author said it tries.
+        knobs: `Knobs.to_json()`.
+        stage: where it stopped.
+        code: of the error; attempts with one stage and code failed alike.
+        reason: the error in words.
+        metrics: what was measured before, by name.
+    """
+
+    key: str
+    ir_hash: str
+    name: str
+    stage: str
+    code: str
+    reason: str
+    idea: str = ""
+    knobs: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ProposalRequest:
     """One ask.
 
@@ -50,7 +78,8 @@ class ProposalRequest:
         seed: makes an offline proposer reproducible.
         model: name and dimensions of the model served, for the prompt.
         objective: what is being optimised and the accuracy gate, in words.
-        ledger: hashes of programs already tried, with a reason where they failed.
+        ledger: the latest candidates that failed, the newest last.
+        tried: keys of all candidates so far, good ones too.
     """
 
     kind: RequestKind
@@ -59,7 +88,8 @@ class ProposalRequest:
     failed: FailedAttempt | None = None
     model: dict[str, Any] = field(default_factory=dict)
     objective: str = ""
-    ledger: dict[str, str] = field(default_factory=dict)
+    ledger: tuple[Attempt, ...] = ()
+    tried: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True)

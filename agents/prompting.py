@@ -6,14 +6,14 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from agents.base import ProposalRequest
+from agents.base import Attempt, ProposalRequest
 from agents.directions import direction
 from agents.errors import ProposerError
 
@@ -23,7 +23,8 @@ _FOLDER = Path(__file__).parent / "prompts"
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _FIRST = ("failure", "error", "bottleneck", "bound", "limit", "worst")
 _MAX_OBSERVATIONS = 60
-_MAX_REASONS = 24
+_MAX_REASONS = 8
+_MAX_ATTEMPTS = 3
 _PARENTS = {"seed": (0, 2), "mutate": (1, 2), "crossover": (2, 2), "repair": (0, 2)}
 
 
@@ -108,17 +109,35 @@ def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
             yield path, line(value, 300)
 
 
-def failures(ledger: Mapping[str, str]) -> str:
-    """Failed programs grouped by reason, most frequent first, each with some hashes."""
-    groups: dict[str, list[str]] = {}
-    for ir_hash, reason in ledger.items():
-        if reason:
-            groups.setdefault(line(reason, 160), []).append(line(ir_hash, 16))
+def failures(ledger: Sequence[Attempt]) -> str:
+    """What failed, grouped by stage and code, the most frequent first; the latest of each group are named."""
+    groups: dict[tuple[str, str], list[Attempt]] = {}
+    for attempt in ledger:
+        groups.setdefault((attempt.stage, attempt.code), []).append(attempt)
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    shown = [f"{len(h)}x {reason} ({', '.join(h[-3:])})" for reason, h in ordered[:_MAX_REASONS]]
+    shown = []
+    for (stage, code), found in ordered[:_MAX_REASONS]:
+        shown.append(f"{len(found)}x stopped at {line(stage, 20)} ({line(code, 8)}), latest:")
+        shown += [f"  {_attempt(attempt)}" for attempt in found[: -_MAX_ATTEMPTS - 1 : -1]]
     if len(ordered) > _MAX_REASONS:
-        shown.append(f"[... {len(ordered) - _MAX_REASONS} more reasons ...]")
-    return "\n".join(shown) or "none failed"
+        shown.append(f"[... {len(ordered) - _MAX_REASONS} more kinds of failure ...]")
+    return "\n".join(shown)
+
+
+def _attempt(attempt: Attempt) -> str:
+    """One failed candidate: its name, settings, idea, numbers, and why it failed."""
+    knobs = ", ".join(
+        f"{name}={attempt.knobs[name]}" for name in ("page_size", "budget") if name in attempt.knobs
+    )
+    numbers = ", ".join(f"{name} {_number(value)}" for name, value in attempt.metrics.items())
+    parts = [
+        attempt.name,
+        f"[{knobs}]",
+        attempt.idea and f"({line(attempt.idea, 120)})",
+        numbers,
+        attempt.reason,
+    ]
+    return line(" ".join(part for part in parts if part), 360)
 
 
 def _json(value: object, indent: int | None = None) -> str:

@@ -76,8 +76,8 @@ class _Source:
 class GrammarProposer:
     """Grows programs from a typed grammar, changes them and crosses them, on the IR itself.
 
-    Equal requests give equal proposals. A proposal takes a few milliseconds and is in neither the request's
-    ledger nor its parents.
+    Equal requests give equal proposals. A proposal takes a few milliseconds and is neither one of the candidates
+    already tried nor a parent.
 
     Args:
         max_nodes: operations of a canonical program, both methods together.
@@ -138,7 +138,7 @@ class GrammarProposer:
             if size(draft.program) > limit or len(draft.program.states) > most:
                 continue
             ir_hash = draft.written.ir_hash
-            known = ir_hash in request.ledger or (ir_hash, draft.knobs) in parents
+            known = draft.key in request.tried or (ir_hash, draft.knobs) in parents
             if not known and (ir_hash in {h for h, _ in parents} or sensible(draft)):
                 return draft
         raise ProposerError("VA023", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from agents.base import FailedAttempt, Parent, Proposal, ProposalRequest, Proposer, RequestKind
+from agents.base import Attempt, FailedAttempt, Parent, Proposal, ProposalRequest, Proposer, RequestKind
 from vortex_core.errors import VortexError
 
 BROKEN = '''from vortex_core import ops, register, vFlow
@@ -87,7 +87,12 @@ class ProposerConformance:
             failed=failed,
             model={"name": "test-model", "layers": 4, "kv_heads": 2, "head_dim": 64},
             objective="highest decode throughput with accuracy within 0.02 of dense",
-            ledger={"0123456789abcdef": "recall 0.31 is below the gate", "fedcba9876543210": ""},
+            ledger=(
+                Attempt(
+                    "0123456789abcdef", "fedcba9876543210", "c004 narrow", "recall", "VV103", "recall 0.31"
+                ),
+            ),
+            tried={"0123456789abcdef"},
         )
 
     def test_name_identifies_it(self) -> None:

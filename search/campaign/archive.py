@@ -6,12 +6,13 @@ candidate's fresh-seed measurement where it has one, because the search itself s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from evaluators.results import Metric
+from search.campaign.front import hypervolumes
 from search.config import Gate, Objective
 from search.log.events import Purpose
 from search.log.state import CampaignState, Candidate
@@ -112,17 +113,17 @@ def pareto_layers(points: Sequence[tuple[float, float]]) -> list[int]:
     return [int(layer) for layer in moocore.pareto_rank(-np.asarray(points, dtype=float))]
 
 
-def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Area that `points` dominate above `reference`, both coordinates raised."""
-    worth = [p for p in points if p[0] > reference[0] and p[1] > reference[1]]
-    if not worth:
-        return 0.0
-    import moocore
-    import numpy as np
+def worth(candidate: Candidate, objective: Objective) -> tuple[float, float] | None:
+    """The point that a candidate adds to a front of what keeps the gates, on the search's items; None if none."""
+    found = score(candidate, objective, "search") if candidate.status() == "passed" else None
+    return None if found is None or found.verdict is Verdict.FAILED else found.point
 
-    return float(
-        moocore.hypervolume(-np.asarray(worth, dtype=float), ref=-np.asarray(reference, dtype=float))
-    )
+
+def reference_point(objective: Objective) -> tuple[float, float]:
+    """Below it nothing is worth anything: (worst accuracy gate or -1, speed 1), what dense does."""
+    bounds = [g.at_least for g in objective.gates if g.metric == objective.accuracy]
+    bound = next((b for b in bounds if b is not None), -1.0)
+    return bound - 1e-9, 1.0
 
 
 class Archive:
@@ -138,7 +139,7 @@ class Archive:
             ranks = pareto_layers([s.point for _, s in group])
             layers.update({c.key: layer for (c, _), layer in zip(group, ranks, strict=True)})
         # Among those that keep the gates the fastest leads; among the others the least wrong does.
-        scored.sort(key=lambda pair: _order(*pair))
+        scored.sort(key=lambda pair: order(*pair))
         self.entries = [Entry(c, s, i + 1, layers[c.key]) for i, (c, s) in enumerate(scored)]
 
     def _score(self, candidate: Candidate) -> Score | None:
@@ -164,7 +165,7 @@ class Archive:
                 continue
             if arms is not None and c.arm not in arms:
                 continue
-            if reference and not dense and c.name.split()[0] == "dense":
+            if reference and not dense and c.is_dense:
                 continue
             return entry
         return None
@@ -179,27 +180,13 @@ class Archive:
         return [row(entry) for entry in self.entries] + [stopped_row(c) for c in self.stopped_references]
 
     def hypervolume_by_evaluation(self, arms: set[str] | None = None) -> list[float]:
-        """Hypervolume of what keeps the gates, after each finished found candidate, in order of finishing.
-
-        The reference point is (worst accuracy gate or -1, speed 1): what dense does is worth nothing.
-        """
-        bound = next(
-            (g.at_least for g in self.objective.gates if g.metric == self.objective.accuracy and g.at_least),
-            -1.0,
-        )
+        """Hypervolume of what keeps the gates, after each finished found candidate, in order of finishing."""
         done = [c for c in self.state.found if c.finished_at is not None and (arms is None or c.arm in arms)]
         done.sort(key=lambda c: (c.finished_at or 0.0, c.number))
-        points: list[tuple[float, float]] = []
-        volumes = []
-        for candidate in done:
-            found = score(candidate, self.objective, "search") if candidate.status() == "passed" else None
-            if found is not None and found.verdict is not Verdict.FAILED:
-                points.append(found.point)
-            volumes.append(hypervolume(points, (bound - 1e-9, 1.0)))
-        return volumes
+        return hypervolumes((worth(c, self.objective) for c in done), reference_point(self.objective))
 
 
-def _order(candidate: Candidate, found: Score) -> tuple[bool, bool, int, float, float, int]:
+def order(candidate: Candidate, found: Score) -> tuple[bool, bool, int, float, float, int]:
     """Kept gates first, then what was measured on fresh items: only that is free of selection."""
     accuracy, speed = found.point
     broken = found.verdict is Verdict.FAILED

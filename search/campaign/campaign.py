@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agents.base import Proposer, Usage
 from agents.errors import ProposerError
 from search.campaign import feedback
-from search.campaign.archive import Archive
+from search.campaign.archive import Archive, reference_point, worth
 from search.campaign.finals import Finals
+from search.campaign.front import Front
 from search.campaign.pipeline import LibraryLoader, Pipeline
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
@@ -77,7 +78,8 @@ class Campaign:
         self.strategies: dict[str, Strategy] = {
             arm.name: make_strategy(arm.strategy, seed + 7919 * i) for i, arm in enumerate(config.arms)
         }
-        self._volumes: dict[str, list[float]] = {}
+        self._fronts = {arm.name: Front(reference_point(config.objective)) for arm in config.arms}
+        self._broken: dict[int, Proposal] = {}
         for record in run.store.read():
             self._apply(record)
         self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed)
@@ -99,9 +101,16 @@ class Campaign:
             case ev.CandidateFinished(key=key, purpose="search"):
                 candidate = self.state.candidates[key]
                 proposal = None if candidate.proposal is None else self.state.proposals[candidate.proposal]
-                self._tell("scored", proposal, candidate)
+                self._note_broken(proposal)
+                # Dense is what all are compared with: there is nothing in it to go on from. A twin of a winner
+                # is what the search found, not where it may begin.
+                if not candidate.is_dense and key not in self.state.twins:
+                    self._tell("scored", proposal, candidate)
             case ev.Rejected(proposal=number) | ev.ProposalFailed(proposal=number):
+                self._note_broken(self.state.proposals[number])
                 self._tell("rejected", self.state.proposals[number], None)
+            case ev.Asked(repairs=repaired) if repaired is not None:
+                self._broken.pop(repaired, None)
             case ev.Duplicate(proposal=number, key=key):
                 self._tell("duplicate", self.state.proposals[number], self.state.candidates[key])
 
@@ -112,14 +121,13 @@ class Campaign:
             self.strategies[name].tell(told)
         if proposal is None:
             return
-        volumes = self._volumes.setdefault(proposal.arm, [0.0])
-        if outcome == "scored":
-            archive = Archive(self.state, self.config.objective)
-            volumes.append(archive.hypervolume_by_evaluation({proposal.arm})[-1])
+        gain = 0.0
+        if outcome == "scored" and candidate is not None:
+            point = worth(candidate, self.config.objective)
+            gain = 0.0 if point is None else self._fronts[proposal.arm].add(point)
         # A bandit over several models learns from what each proposal gained (see agents.ensemble).
         learn = getattr(self.proposers[proposal.arm], "tell", None)
         if learn is not None and proposal.answered_by:
-            gain = volumes[-1] - volumes[-2] if outcome == "scored" else 0.0
             learn(proposal.answered_by, gain, proposal.dollars)
 
     @property
@@ -207,8 +215,7 @@ class Campaign:
             return f"time budget of {limits.seconds:g} s"
         if limits.dollars is not None and state.dollars >= limits.dollars:
             return f"budget of ${limits.dollars:g}"
-        latest = list(state.proposals.values())[-_NOTHING_NEW:]
-        if len(latest) == _NOTHING_NEW and all(p.outcome not in ("open", "admitted") for p in latest):
+        if state.without_new >= _NOTHING_NEW:
             return f"nothing new in {_NOTHING_NEW} proposals"
         return None
 
@@ -217,7 +224,7 @@ class Campaign:
     def _ask(self) -> Proposal:
         """The next request: a repair if one is due, else for the arm furthest behind its share."""
         number = len(self.state.proposals) + 1
-        broken = next(self._repairs_due(), None)
+        broken = self._broken[min(self._broken)] if self._broken else None
         if broken is not None:
             self.record(
                 ev.Asked(
@@ -226,25 +233,26 @@ class Campaign:
             )
             return self.state.proposals[number]
         arm = self._next_arm()
-        count = sum(1 for p in self.state.proposals.values() if p.arm == arm.name and p.repairs is None)
-        ask = self.strategies[arm.name].ask(count)
+        ask = self.strategies[arm.name].ask(self.state.asks(arm.name))
         self.record(
             ev.Asked(number, arm.name, ask.kind, ask.parents, ask.seed, self.proposers[arm.name].name)
         )
         return self.state.proposals[number]
 
     def _next_arm(self) -> Arm:
-        asked = {arm.name: 0 for arm in self.config.arms}
-        for proposal in self.state.proposals.values():
-            asked[proposal.arm] += proposal.repairs is None
-        return min(self.config.arms, key=lambda arm: (asked[arm.name] + 1) / arm.share)
+        return min(self.config.arms, key=lambda arm: (self.state.asks(arm.name) + 1) / arm.share)
 
-    def _repairs_due(self) -> Iterator[Proposal]:
-        for proposal in self.state.proposals.values():
-            # The grammar writes only legal programs from what it is given: it has nothing to mend them with.
-            mendable = not proposal.proposer.startswith("grammar") and proposal.depth < self.config.repairs
-            if mendable and not proposal.repaired and feedback.repair_error(proposal, self.state):
-                yield proposal
+    def _note_broken(self, proposal: Proposal | None) -> None:
+        """Remember a proposal that its author may be asked to mend."""
+        # The grammar writes only legal programs from what it is given: it has nothing to mend them with.
+        if (
+            proposal is None
+            or proposal.proposer.startswith("grammar")
+            or proposal.depth >= self.config.repairs
+        ):
+            return
+        if not proposal.repaired and feedback.repair_error(proposal, self.state):
+            self._broken[proposal.id] = proposal
 
     async def _journey(self, proposal: Proposal) -> None:
         if proposal.source is None and not await self._propose(proposal):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.base import FailedAttempt, Parent, ProposalRequest
+from agents.base import Attempt, FailedAttempt, Parent, ProposalRequest
 from search.campaign.archive import score
 from search.campaign.strategies.base import Outcome, Tell
 from search.config import Objective
@@ -34,7 +34,8 @@ def make_request(
         failed=failed,
         model=model,
         objective=objective_in_words(objective),
-        ledger=ledger(state),
+        ledger=ledger(state, objective),
+        tried=state.candidates.keys(),
     )
 
 
@@ -64,17 +65,30 @@ def objective_in_words(objective: Objective) -> str:
     )
 
 
-def ledger(state: CampaignState) -> dict[str, str]:
-    """The latest dead ends: programs that a stage stopped, by IR hash, with the reason."""
-    dead: dict[str, str] = {}
-    for candidate in state.candidates.values():
-        stopped = candidate.failure
-        if stopped is not None and stopped.failure is not None:
-            error = stopped.failure.error
-            dead[candidate.ir_hash] = f"{stopped.stage}: {error.get('code', '')} {error.get('message', '')}"[
-                :200
-            ]
-    return dict(list(dead.items())[-_LEDGER_LENGTH:])
+def ledger(state: CampaignState, objective: Objective) -> tuple[Attempt, ...]:
+    """The latest dead ends, the newest last: candidates that a stage stopped, each with its knobs and numbers.
+
+    A candidate is a program under its knobs: what failed with 64 tokens may be good with 512.
+    """
+    return tuple(_attempt(candidate, objective) for candidate in state.failed[-_LEDGER_LENGTH:])
+
+
+def _attempt(candidate: Candidate, objective: Objective) -> Attempt:
+    stopped = candidate.failure
+    error = stopped.failure.error if stopped is not None and stopped.failure is not None else {}
+    metrics = candidate.metrics()
+    wanted = (objective.accuracy, objective.speed, "recall", "density")
+    return Attempt(
+        key=candidate.key,
+        ir_hash=candidate.ir_hash,
+        name=f"{candidate.label} {candidate.name}",
+        stage="" if stopped is None else stopped.stage,
+        code=str(error.get("code", "")),
+        reason=str(error.get("message", ""))[:200],
+        idea=candidate.idea,
+        knobs=candidate.knobs,
+        metrics={name: round(metrics[name].value, 4) for name in wanted if name in metrics},
+    )
 
 
 def repair_error(proposal: Proposal, state: CampaignState) -> dict[str, Any] | None:

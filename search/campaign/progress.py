@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from search.campaign.archive import Archive
+from search.campaign.archive import Verdict, order, score
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.state import CampaignState, Candidate
@@ -40,6 +40,7 @@ class Progress:
         self._doing = "starting workers and loading the model"
         self._began = time.monotonic()
         self._finished_before: int | None = None
+        self._best: Candidate | None = None
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -58,7 +59,9 @@ class Progress:
         """Called with every new event."""
         self._state = state
         if self._finished_before is None:
-            self._finished_before = len(_finished(state))
+            self._finished_before = state.finished_found
+            for candidate in state.found:
+                self._consider(candidate)
         line = self._line(record.event, state)
         if line is None:
             return
@@ -70,13 +73,14 @@ class Progress:
         """One line for an event that people care about."""
         match event:
             case ev.SessionStarted() if state.sessions > 1:
-                done, programs = len(_finished(state)), state.distinct_programs
+                done, programs = state.finished_found, state.distinct_programs
                 return f"resuming: {done} candidates finished ({programs} programs), nothing is repeated"
             case ev.ReferenceMeasured(purpose=purpose, seconds=seconds):
                 self._doing = "measuring references"
                 return f"dense reference for {purpose} items ready in {seconds:.0f} s"
             case ev.CandidateFinished(key=key, purpose=purpose):
                 candidate = state.candidates[key]
+                self._consider(candidate)
                 if not candidate.reference:
                     self._doing = "searching" if purpose == "search" else "finals"
                 return self._candidate_line(candidate, purpose, state)
@@ -95,6 +99,15 @@ class Progress:
             case ev.CampaignFinished(reason=reason):
                 return f"finished: {reason}"
         return None
+
+    def _consider(self, candidate: Candidate) -> None:
+        """Whether a found candidate now leads: kept as results come, since ranking all would cost more with each."""
+        ours = score(candidate, self.config.objective) if candidate.status() == "passed" else None
+        if candidate.reference or ours is None or ours.verdict is Verdict.FAILED:
+            return
+        theirs = None if self._best is None else score(self._best, self.config.objective)
+        if theirs is None or self._best is None or order(candidate, ours) < order(self._best, theirs):
+            self._best = candidate
 
     def _candidate_line(self, candidate: Candidate, purpose: ev.Purpose, state: CampaignState) -> str:
         where = "" if purpose == "search" else f" ({purpose})"
@@ -126,7 +139,7 @@ class Progress:
         if self._state is None or self._finished_before is None:
             return 0.0
         minutes = max(time.monotonic() - self._began, 1e-9) / 60
-        return (len(_finished(self._state)) - self._finished_before) / minutes
+        return (self._state.finished_found - self._finished_before) / minutes
 
     def _panel(self) -> RenderableType:
         state, limit = self._state, self.config.limits.candidates
@@ -141,11 +154,11 @@ class Progress:
         )
         parts: list[RenderableType] = [head]
         if state is not None:
-            best = Archive(state, self.config.objective).best(reference=False)
-            if best is not None:
-                speed = f"{self.config.objective.speed} {metric(best.score.speed)}"
-                accuracy = f"{self.config.objective.accuracy} {metric(best.score.accuracy)}"
-                parts.append(f"best: {escape(_name(best.candidate))}  {speed}  {accuracy}")
+            best = None if self._best is None else score(self._best, self.config.objective)
+            if self._best is not None and best is not None:
+                speed = f"{self.config.objective.speed} {metric(best.speed)}"
+                accuracy = f"{self.config.objective.accuracy} {metric(best.accuracy)}"
+                parts.append(f"best: {escape(_name(self._best))}  {speed}  {accuracy}")
             parts.append(_stage_times(state))
             if state.dollars or any(s.unpriced for s in state.spending.values()):
                 unpriced = sum(s.unpriced for s in state.spending.values())
@@ -153,10 +166,6 @@ class Progress:
                 parts.append(f"proposers: ${state.dollars:.3f}{extra}")
         parts += [f"[dim]{line}[/]" for line in self._recent]
         return Panel(Group(*parts), title=f"vortex-search: {escape(self.title)}", title_align="left")
-
-
-def _finished(state: CampaignState) -> list[Candidate]:
-    return [c for c in state.found if c.status() != "waiting"]
 
 
 def _stage_times(state: CampaignState) -> str:

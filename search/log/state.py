@@ -95,6 +95,11 @@ class Candidate:
         return "passed" if self.finished[purpose] else "failed"
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it is the library's dense attention: measured to be compared with, never a beginning."""
+        return self.reference and self.name.split()[0] == "dense"
+
+    @property
     def failure(self) -> StageResult | None:
         """The stage that stopped it, if one did."""
         return next((result for result in self.stages() if not result.passed), None)
@@ -135,7 +140,14 @@ class StageTime:
 
 
 class CampaignState:
-    """Folded events. `apply` is the only way it changes."""
+    """Folded events. `apply` is the only way it changes.
+
+    Attributes:
+        twins: keys of library programs that ran under a winner's knobs: references that came from the search.
+        failed: candidates that a stage stopped while searching, in the order they finished.
+        without_new: proposals closed since the last one that brought a new candidate.
+        finished_found: found candidates that are done with the search's stages.
+    """
 
     def __init__(self) -> None:
         self.started: ev.CampaignStarted | None = None
@@ -153,7 +165,12 @@ class CampaignState:
         self.matched: ev.MatchedChosen | None = None
         self.winner: ev.WinnerChosen | None = None
         self.finished: ev.CampaignFinished | None = None
+        self.twins: set[str] = set()
+        self.failed: list[Candidate] = []
+        self.without_new = 0
+        self.finished_found = 0
         self.seq = 0
+        self._programs: set[str] = set()
         self._asks: dict[str, int] = {}
         self._active = 0.0
         self._session_start = 0.0
@@ -190,7 +207,11 @@ class CampaignState:
     @property
     def distinct_programs(self) -> int:
         """Different canonical programs among the finished candidates that were proposed."""
-        return len({c.ir_hash for c in self.found if c.status() != "waiting"})
+        return len(self._programs)
+
+    def asks(self, arm: str) -> int:
+        """How often an arm was asked, repairs not counted."""
+        return self._asks.get(arm, 0)
 
     def root(self, proposal: Proposal) -> Proposal:
         """The ask that a chain of repairs began with."""
@@ -230,15 +251,18 @@ class CampaignState:
                 proposal = self.proposals[e.proposal]
                 proposal.outcome, proposal.error = "failed", e.error
                 self.proposer_failures_in_a_row += 1
+                self.without_new += 1
                 self.spending.setdefault(proposal.proposer, Spending()).add(e)
                 self.spending[proposal.proposer].failures += 1
             case ev.Rejected() as e:
                 proposal = self.proposals[e.proposal]
                 proposal.outcome, proposal.error = "rejected", e.error
+                self.without_new += 1
                 self._timed("trace", e.seconds, stopped=True)
             case ev.Duplicate() as e:
                 proposal = self.proposals[e.proposal]
                 proposal.outcome, proposal.key = "duplicate", e.key
+                self.without_new += 1
             case ev.Admitted() as e:
                 self._admitted(e, record.time)
             case ev.StageFinished() as e:
@@ -252,7 +276,11 @@ class CampaignState:
                 candidate.finished[e.purpose] = e.passed
                 if e.purpose == "search":
                     candidate.finished_at = record.time
+                    if not e.passed:
+                        self.failed.append(candidate)
                     if not candidate.reference:
+                        self._programs.add(candidate.ir_hash)
+                        self.finished_found += 1
                         # A run that is taken further has new elites to choose from.
                         self.finalists = self.winner = self.matched = None
             case ev.InfrastructureFailed() as e:
@@ -261,6 +289,8 @@ class CampaignState:
                 self.finalists = keys
             case ev.MatchedChosen() as e:
                 self.matched = e
+                if self.candidates[e.key].status() == "waiting":
+                    self.twins.add(e.key)
             case ev.WinnerChosen() as e:
                 self.winner = e
             case ev.CampaignFinished() as e:
@@ -296,6 +326,7 @@ class CampaignState:
         proposal = None if e.proposal is None else self.proposals[e.proposal]
         if proposal is not None:
             proposal.outcome, proposal.key = "admitted", e.key
+            self.without_new = 0
             self._timed("trace", e.seconds)
         assert e.key not in self.candidates, f"{e.key} admitted twice"
         self.candidates[e.key] = Candidate(

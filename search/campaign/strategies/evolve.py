@@ -14,6 +14,9 @@ from collections import Counter
 from search.campaign.archive import Verdict, pareto_layers
 from search.campaign.strategies.base import Ask, Member, Tell, proposal_seed, randomness
 
+_KEPT = 256
+"""Members of an island that has grown to twice as many: what an ask costs must not grow with the run."""
+
 
 class EvolveStrategy:
     """See the module.
@@ -82,6 +85,9 @@ class EvolveStrategy:
         fronts = [_front(list(island.values())) for island in self._islands]
         for i, front in enumerate(fronts):
             self._islands[(i + 1) % len(self._islands)].update({m.key: m for m in front})
+        for island in self._islands:
+            if len(island) > 2 * _KEPT:
+                _trim(island)
 
     def _weights(self, members: list[Member]) -> list[float]:
         layers = _layers(members)
@@ -103,6 +109,14 @@ def _layers(members: list[Member]) -> list[int]:
             layers[i] = start + layer
         start += 1 + max(found, default=-1)
     return layers
+
+
+def _trim(island: dict[str, Member]) -> None:
+    """Leave the `_KEPT` members of the best layers: the weight of the others is next to nothing."""
+    members = list(island.values())
+    ranked = sorted(zip(_layers(members), range(len(members)), strict=True))
+    for _, place in ranked[_KEPT:]:
+        del island[members[place].key]
 
 
 def _front(members: list[Member]) -> list[Member]:

@@ -176,14 +176,30 @@ def test_the_jail_agrees() -> None:
     assert trace_source(made.proposal.source).key == made.key
 
 
-def test_programs_in_the_ledger_are_not_proposed_again() -> None:
+def test_what_was_tried_is_not_proposed_again() -> None:
     quest = parent(library.load("quest"))
-    ledger: dict[str, str] = {}
+    tried: set[str] = set()
     for _ in range(5):
-        found = traced_proposal(ProposalRequest("mutate", 3, (quest,), model=MODEL, ledger=ledger))
-        assert found.ir_hash not in ledger
-        ledger[found.ir_hash] = "recall too low"
-    assert len(ledger) == 5
+        found = traced_proposal(ProposalRequest("mutate", 3, (quest,), model=MODEL, tried=tried))
+        assert found.key not in tried
+        tried.add(found.key)
+    assert len(tried) == 5
+
+
+def test_a_program_that_failed_under_some_knobs_comes_back_under_others() -> None:
+    quest = parent(library.load("quest"))
+    drafts = [
+        GrammarProposer().draft(ProposalRequest("mutate", seed, (quest,), model=MODEL)) for seed in range(60)
+    ]
+    tuned = [d for d in drafts if d.written.ir_hash == quest.ir_hash]
+    assert tuned, "the grammar changes knobs alone, too"
+    tried = {d.key for d in drafts}
+    again = [
+        GrammarProposer().draft(ProposalRequest("mutate", seed, (quest,), model=MODEL, tried=tried))
+        for seed in range(60)
+    ]
+    assert not {d.key for d in again} & tried
+    assert any(d.written.ir_hash == quest.ir_hash for d in again)
 
 
 def test_a_dense_parent_has_sparse_children() -> None:

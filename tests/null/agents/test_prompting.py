@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents.base import FailedAttempt, ProposalRequest
+from agents.base import Attempt, FailedAttempt, ProposalRequest
 from agents.directions import MOVES, SEED_DIRECTIONS
 from agents.errors import ProposerError
 from agents.prompting import bounded, data, failures, observations, system_prompt, user_prompt, visible
@@ -21,6 +21,12 @@ ERROR = {
 }
 
 
+def attempt(name: str, reason: str, **knobs: object) -> Attempt:
+    return Attempt(
+        f"key-{name}", "0123", name, "recall", "VV103", reason, f"idea of {name}", knobs, {"recall": 0.25}
+    )
+
+
 def request(kind: str, **changes: object) -> ProposalRequest:
     parents = {"mutate": (make_parent(),), "crossover": (make_parent("quest"), make_parent("block_topk"))}
     values: dict[str, object] = {
@@ -30,11 +36,10 @@ def request(kind: str, **changes: object) -> ProposalRequest:
         "failed": FailedAttempt(FLOW, ERROR) if kind == "repair" else None,
         "model": {"name": "smollm2-135m", "layers": 30},
         "objective": "fastest within 0.02 of dense accuracy",
-        "ledger": {
-            "aa11": "recall 0.2 is below the gate",
-            "bb22": "",
-            "cc33": "recall 0.2 is below the gate",
-        },
+        "ledger": (
+            attempt("c003", "recall 0.2, wanted 0.6"),
+            attempt("c005", "recall 0.3, wanted 0.6", budget="64"),
+        ),
     }
     return ProposalRequest(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -88,15 +93,23 @@ def test_unmeasured_parent_is_called_so() -> None:
     assert "Not measured yet." in text
 
 
-def test_ledger_groups_failures_and_leaves_out_successes() -> None:
+def test_ledger_groups_what_failed_alike_and_says_which_idea_under_which_knobs() -> None:
     text = user_prompt(request("mutate"))
-    assert "do not propose these again" in text
-    assert "2x recall 0.2 is below the gate (aa11, cc33)" in text
-    assert "bb22" not in text
+    assert "Do not propose these again" in text
+    assert "2x stopped at recall (VV103)" in text, "numbers in the reason do not set two alike apart"
+    assert "c005 [budget=64] (idea of c005) recall 0.25 recall 0.3, wanted 0.6" in text
+    assert text.index("c005 [") < text.index("c003 ["), "the latest first"
+
+
+def test_a_ledger_without_entries_is_not_mentioned() -> None:
+    assert "Failed before" not in user_prompt(request("mutate", ledger=()))
 
 
 def test_ledger_and_observations_stay_bounded() -> None:
-    ledger = {f"{i:016x}": f"reason {i} " + "x" * 500 for i in range(5000)}
+    ledger = tuple(
+        Attempt(f"{i:016x}", "", f"c{i}", f"stage{i % 40}", "VV1", f"reason {i} " + "x" * 500)
+        for i in range(5000)
+    )
     info = {f"stage{i}": {"values": list(range(5000)), "note": "y" * 5000} for i in range(200)}
     text = user_prompt(
         request("mutate", ledger=ledger, parents=(make_parent(info=info, source="z" * 200_000),))
@@ -110,8 +123,11 @@ def test_observations_put_bottlenecks_first() -> None:
 
 
 def test_failures_are_sorted_by_frequency() -> None:
-    assert failures({"1": "rare", "2": "often", "3": "often"}).splitlines()[0].startswith("2x often")
-    assert failures({"1": ""}) == "none failed"
+    rare = Attempt("1", "", "a", "gate", "VV105", "rare")
+    often = [Attempt(str(i), "", "b", "recall", "VV103", f"often {i}") for i in range(5)]
+    lines = failures([rare, *often]).splitlines()
+    assert lines[0].startswith("5x stopped at recall")
+    assert len(lines) == 1 + 3 + 1 + 1, "the latest three of a kind are enough"
 
 
 def test_directions_rotate_with_the_seed() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import moocore
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators.results import Metric, StageResult
-from search.campaign.archive import Archive, Verdict, check, hypervolume, pareto_layers, score
+from search.campaign.archive import Archive, Verdict, check, pareto_layers, reference_point, score
 from search.campaign.comparison import accuracy_difference, against_control, compare, speed_ratio
+from search.campaign.front import Front, hypervolumes
 from search.config import Gate, Objective
 from search.log import events as ev
 from search.log.state import CampaignState, Candidate
@@ -35,16 +38,23 @@ def test_a_layer_is_dominated_by_the_one_before_and_by_none_of_its_own(found: li
         assert not any(dominates(q, p) for q in peers)
 
 
-@given(points, st.tuples(coordinate, coordinate))
-def test_hypervolume_never_shrinks_and_dominated_points_add_nothing(
-    found: list[tuple[float, float]], extra: tuple[float, float]
-):
-    reference = (-2.0, -2.0)
-    before, after = hypervolume(found, reference), hypervolume([*found, extra], reference)
-    assert after >= before - 1e-12
-    if any(dominates(p, extra) or p == extra for p in found):
-        assert after == pytest.approx(before)
-    assert hypervolume([(p[0], -3.0) for p in found], reference) == 0
+@given(points)
+def test_a_front_that_grows_has_the_area_and_the_points_of_the_whole(found: list[tuple[float, float]]):
+    reference = (-1.5, -1.0)
+    front = Front(reference)
+    for count, point in enumerate(found, 1):
+        before = front.volume
+        assert front.add(point) == pytest.approx(front.volume - before)
+        inside = [p for p in found[:count] if p[0] > reference[0] and p[1] > reference[1]]
+        want = moocore.hypervolume(-np.array(inside), ref=-np.array(reference)) if inside else 0.0
+        assert front.volume == pytest.approx(want)
+        assert front.points == sorted({p for p in inside if not any(dominates(q, p) for q in inside)})
+
+
+def test_what_counts_for_nothing_adds_nothing_and_a_gate_of_zero_is_a_gate():
+    assert hypervolumes([(1.0, 1.0), None, (2.0, 2.0)], (0.0, 0.0)) == [1.0, 1.0, 4.0]
+    gated = Objective(gates=(Gate(metric="accuracy_delta", at_least=0.0),))
+    assert reference_point(gated) == pytest.approx((0.0, 1.0), abs=1e-8)
 
 
 @given(coordinate, st.floats(0, 1), st.floats(0, 1), coordinate)
