@@ -265,7 +265,8 @@ class Evaluator:
         return torch.einsum(equation, *(values[j] for j in factors))
 
     def _split(self, node: Node, x: torch.Tensor, names: Names) -> torch.Tensor:
-        dim, into, parts = node.attr["dim"], node.attr["into"], node.attr["parts"]
+        dim, into = node.attr["dim"], node.attr["into"]
+        parts = Extent.parse(node.attr["parts"]).resolve(self.sizes)
         axis = names.index(dim) - len(names)
         x = x.unflatten(axis, (parts, -1))
         expanded = [m for n in names for m in ((into, n) if n == dim else (n,))]

@@ -274,7 +274,7 @@ class _Writer:
             case "channels":
                 call = f'channels("{a["group"]}")'
             case "split":
-                call = f'split("{a["dim"]}", {a["into"]}={a["parts"]})'
+                call = f'split("{a["dim"]}", {a["into"]}={_quoted(a["parts"])})'
             case "rename":
                 call = f'rename({a["dim"]}="{a["to"]}")'
             case "cast":

@@ -6,7 +6,7 @@ A module leads on to the modules it imported, and they to `sys`. A facade leads 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from vortex_core.flow.vflow import Cache, Page, register, vFlow
 from vortex_core.flow.vtensor import caller, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.types import Extent
 
 
 class Facade:
@@ -54,10 +55,32 @@ def language() -> Facade:
     return Facade("vortex_core", known)
 
 
+@cache
+def mathematics() -> Facade:
+    """`math`, whose functions take values and sizes as well: `math.sqrt(ops.size("D"))`."""
+    own = {n: v for n, v in vars(math).items() if not n.startswith("_")}
+    return Facade("math", {**own, **{n: _either(n, own[n]) for n in _ON_TENSORS}})
+
+
+_ON_TENSORS = {
+    "sqrt": "sqrt", "exp": "exp", "log": "log", "log2": "log2", "log10": "log10", "log1p": "log1p", "pow": "pow",
+    "exp2": "exp2", "expm1": "expm1", "tanh": "tanh", "floor": "floor", "ceil": "ceil", "fabs": "abs",
+}  # fmt: skip
+
+
+def _either(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    def call(x: Any, *rest: Any) -> Any:
+        if isinstance(x, vTensor | Extent):
+            return ops.functions()[_ON_TENSORS[name]](x, *rest)
+        return plain(x, *rest)
+
+    return call
+
+
 def importer(name: str, *args: Any) -> Any:
     """Stands in for `__import__` while a flow's module runs; the allow-list has seen the names already."""
     if name == "math":
-        return math
+        return mathematics()
     if name in ("vortex_core", "vortex_core.flow"):
         return language()
     if name == "__future__":

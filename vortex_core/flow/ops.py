@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from vortex_core.errors import VortexError
-from vortex_core.flow.vtensor import Operand, caller, emit, number, vTensor
+from vortex_core.flow import spellings
+from vortex_core.flow.vtensor import Operand, caller, current, emit, number, value, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.params import ParamDecl, Values
 from vortex_core.ir.program import GraphBuilder
 from vortex_core.ir.types import Extent
-
-current: ContextVar[GraphBuilder | None] = ContextVar("vortex_builder", default=None)
 
 
 class ParamTable:
@@ -82,39 +82,32 @@ def where(mask: vTensor, a: Operand, b: Operand) -> vTensor:
     return emit("where", mask, a, b)
 
 
-def dot(a: vTensor, b: vTensor, *dims: str) -> vTensor:
-    """Contraction over named dimensions: `(a * b).sum(*dims)`."""
-    return (a * b).sum(*dims)
+# The methods as functions: `ops.sqrt(x)` is `x.sqrt()`.
+_METHODS = (
+    "abs", "clamp", "cumsum", "dot", "exp", "floor", "log", "logsumexp", "mean", "norm", "relu", "round", "sigmoid",
+    "sign", "silu", "softmax", "sqrt", "square", "std", "sum", "tanh", "var",
+)  # fmt: skip
 
 
-def exp(x: vTensor) -> vTensor:
-    """e^x."""
-    return emit("exp", x)
+def _of_method(name: str, x: Operand, *args: Any, **keywords: Any) -> Any:
+    return getattr(value(x), name)(*args, **keywords)
 
 
-def log(x: vTensor) -> vTensor:
-    """Natural logarithm."""
-    return emit("log", x)
+def max(x: Operand, *dims: Any, **keywords: Any) -> vTensor:
+    """The maximum over named dimensions, or of two operands."""
+    return _extreme("max", "maximum", x, dims, keywords)
 
 
-def sqrt(x: vTensor) -> vTensor:
-    """Square root."""
-    return emit("sqrt", x)
+def min(x: Operand, *dims: Any, **keywords: Any) -> vTensor:
+    """The minimum over named dimensions, or of two operands."""
+    return _extreme("min", "minimum", x, dims, keywords)
 
 
-def sigmoid(x: vTensor) -> vTensor:
-    """1 / (1 + e^-x)."""
-    return emit("sigmoid", x)
-
-
-def tanh(x: vTensor) -> vTensor:
-    """Hyperbolic tangent."""
-    return emit("tanh", x)
-
-
-def softmax(x: vTensor, dim: str = "page") -> vTensor:
-    """Softmax along `dim`."""
-    return x.softmax(dim)
+def _extreme(name: str, op: str, x: Operand, dims: tuple[Any, ...], keywords: dict[str, Any]) -> vTensor:
+    if len(dims) == 1 and isinstance(dims[0], vTensor | Extent | int | float) and not keywords:
+        return emit(op, x, dims[0])
+    found: vTensor = _of_method(name, x, *dims, **keywords)
+    return found
 
 
 # ---- sources ----------------------------------------------------------------------------------------------
@@ -176,9 +169,9 @@ def size(extent: str | Extent) -> vTensor:
     return emit("extent", builder=_builder(), extent=str(Extent.parse(extent)))
 
 
-def constant(value: float) -> vTensor:
+def constant(x: float) -> vTensor:
     """A number as a vTensor."""
-    return emit("const", builder=_builder(), value=number(value))
+    return emit("const", builder=_builder(), value=number(x))
 
 
 # ---- selection --------------------------------------------------------------------------------------------
@@ -232,12 +225,14 @@ def everything() -> Selection:
 def functions() -> dict[str, Any]:
     """The operators by name."""
     own = {n: v for n, v in globals().items() if inspect.isfunction(v) and v.__module__ == __name__}
-    return {n: v for n, v in own.items() if not n.startswith("_") and n != "functions"}
+    named = {n: v for n, v in own.items() if not n.startswith("_") and n != "functions"}
+    return {**{n: partial(_of_method, n) for n in (*spellings.METHODS, *_METHODS)}, **named}
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    raise mistakes.UNKNOWN_OP.error(
-        caller(), where="ops", name=name, near=mistakes.nearest(name, functions())
-    )
+    known = functions()
+    if name in known:
+        return known[name]
+    raise mistakes.UNKNOWN_OP.error(caller(), where="ops", name=name, near=mistakes.nearest(name, known))

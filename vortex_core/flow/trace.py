@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow import ops
 from vortex_core.flow.vflow import Cache, Page, StateSpec, as_tensor, check_name, vFlow
-from vortex_core.flow.vtensor import emit, vTensor
+from vortex_core.flow.vtensor import current, emit, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint, notes
@@ -252,11 +252,11 @@ class Tracer:
 
 
 def _within(builder: GraphBuilder, table: ops.ParamTable, call: Callable[[], T]) -> T:
-    token, supplied = ops.current.set(builder), ops.supplied.set(table)
+    token, supplied = current.set(builder), ops.supplied.set(table)
     try:
         return call()
     finally:
-        ops.current.reset(token)
+        current.reset(token)
         ops.supplied.reset(supplied)
 
 

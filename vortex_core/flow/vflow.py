@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow.ops import Selection
+from vortex_core.flow.sizes import Size
 from vortex_core.flow.vtensor import caller, emit, number, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
@@ -44,10 +45,10 @@ class Page:
         v: values `(token, dim)`; MLA: the latent with its rotary channels zero. forward_cache only.
     """
 
-    head_dim = Extent.parse("D")
-    size = Extent.parse("S")
-    rope_dim = Extent.parse("R")
-    nope_dim = Extent.parse("N")
+    head_dim = Size.of(Extent.parse("D"))
+    size = Size.of(Extent.parse("S"))
+    rope_dim = Size.of(Extent.parse("R"))
+    nope_dim = Size.of(Extent.parse("N"))
 
     def __init__(self, builder: GraphBuilder | None = None) -> None:
         self._builder = builder

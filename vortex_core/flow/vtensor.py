@@ -6,14 +6,18 @@ vTensor made while tracing records a node; one made in eager mode holds a real t
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn, Union
 
 from vortex_core.errors import Location
+from vortex_core.flow import spellings
+from vortex_core.flow.sizes import Size
 from vortex_core.ir import mistakes
-from vortex_core.ir.opset import known_dim
+from vortex_core.ir.opset import OPS, known_dim
 from vortex_core.ir.program import STAGE_METHOD, GraphBuilder
 from vortex_core.ir.types import Extent, Type
 
@@ -21,6 +25,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 # Frames that are never the author's: this package, and the stand-ins of foreign languages.
 _OURS = (_HERE, os.path.join(os.path.dirname(_HERE), "dialects"), "<frozen")
 Operand = Union["vTensor", Extent, int, float]
+Dims = str | Sequence[str]  # one name, or several
+current: ContextVar[GraphBuilder | None] = ContextVar("vortex_builder", default=None)
 
 
 def caller() -> Location | None:
@@ -55,9 +61,9 @@ class vTensor:
         """Dimension names, in canonical order."""
         return self.type.names
 
-    def size(self, dim: str) -> Extent:
+    def size(self, dim: str) -> Size:
         """Extent of a dimension, usable in arithmetic and where an extent is wanted."""
-        return self.type.extent(known_dim("size", self.type, dim))
+        return Size.of(self.type.extent(known_dim("size", self.type, dim)))
 
     @property
     def value(self) -> Any:
@@ -108,15 +114,23 @@ class vTensor:
 
     __rmatmul__ = __matmul__
 
-    def __pow__(self, power: int) -> vTensor:
-        if not isinstance(power, int) or isinstance(power, bool) or not 1 <= power <= 8:
-            raise mistakes.BAD_ATTRIBUTE.error(
-                caller(), op="**", name="power", found=repr(power), want="a whole number from 1 to 8"
-            )
-        result = self
-        for _ in range(power - 1):
-            result = result * self
-        return result
+    def __pow__(self, power: Operand) -> vTensor:
+        return spellings.power(self, power)
+
+    def __rpow__(self, base: Operand) -> vTensor:
+        return spellings.exponential(base, self)
+
+    def __floordiv__(self, other: Operand) -> vTensor:
+        return emit("floor", emit("div", self, other))
+
+    def __rfloordiv__(self, other: Operand) -> vTensor:
+        return emit("floor", emit("div", other, self))
+
+    def __mod__(self, other: Operand) -> vTensor:
+        return self - (self // other) * other
+
+    def __round__(self, digits: int = 0) -> vTensor:
+        return self.round() if not digits else (self * 10.0**digits).round() / 10.0**digits
 
     # ---- comparison ---------------------------------------------------------------------------------------
 
@@ -193,13 +207,17 @@ class vTensor:
         """Largest whole number not above x."""
         return emit("floor", self)
 
-    def clamp(self, low: float | None = None, high: float | None = None) -> vTensor:
-        """x limited to [low, high]."""
+    def round(self) -> vTensor:
+        """The nearest whole number, halves upwards: floor(x + 0.5)."""
+        return (self + 0.5).floor()
+
+    def clamp(self, min: Operand | None = None, max: Operand | None = None) -> vTensor:
+        """x limited to [min, max]."""
         result = self
-        if low is not None:
-            result = emit("maximum", result, low)
-        if high is not None:
-            result = emit("minimum", result, high)
+        if min is not None:
+            result = emit("maximum", result, min)
+        if max is not None:
+            result = emit("minimum", result, max)
         return result
 
     def to(self, dtype: str) -> vTensor:
@@ -208,33 +226,44 @@ class vTensor:
 
     # ---- reductions ---------------------------------------------------------------------------------------
 
-    def sum(self, *dims: str) -> vTensor:
+    def sum(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
         """Sum over the named dimensions."""
-        return emit("sum", self, dims=_dims(dims))
+        return emit("sum", self, dims=spellings.reduced(self, "sum", dims, dim, axis, keepdim))
 
-    def mean(self, *dims: str) -> vTensor:
+    def mean(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
         """Mean over the named dimensions."""
-        return emit("mean", self, dims=_dims(dims))
+        return emit("mean", self, dims=spellings.reduced(self, "mean", dims, dim, axis, keepdim))
 
-    def max(self, *dims: str) -> vTensor:
+    def max(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
         """Maximum over the named dimensions."""
-        return emit("amax", self, dims=_dims(dims))
+        return emit("amax", self, dims=spellings.reduced(self, "max", dims, dim, axis, keepdim))
 
-    def min(self, *dims: str) -> vTensor:
+    def min(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
         """Minimum over the named dimensions."""
-        return emit("amin", self, dims=_dims(dims))
+        return emit("amin", self, dims=spellings.reduced(self, "min", dims, dim, axis, keepdim))
 
-    def norm(self, *dims: str) -> vTensor:
+    def norm(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
         """Euclidean norm over named dimensions."""
-        return (self * self).sum(*dims).sqrt()
+        return (self * self).sum(*dims, dim=dim, axis=axis, keepdim=keepdim).sqrt()
 
-    def var(self, *dims: str) -> vTensor:
+    def var(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
         """Biased variance."""
-        return ((self - self.mean(*dims)).square()).mean(*dims)
+        names = spellings.reduced(self, "var", dims, dim, axis, keepdim)
+        return ((self - self.mean(*names)).square()).mean(*names)
 
-    def dot(self, other: vTensor, *dims: str) -> vTensor:
+    def std(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
+        """Square root of the biased variance."""
+        return self.var(*dims, dim=dim, axis=axis, keepdim=keepdim).sqrt()
+
+    def logsumexp(self, *dims: Dims, dim: Dims = (), axis: Dims = (), keepdim: bool = False) -> vTensor:
+        """log(sum(exp(x))) over the named dimensions, without overflow: the maximum is taken out."""
+        names = spellings.reduced(self, "logsumexp", dims, dim, axis, keepdim)
+        peak = self.max(*names)
+        return peak + (self - peak).exp().sum(*names).log()
+
+    def dot(self, other: vTensor, *dims: Dims, dim: Dims = (), axis: Dims = ()) -> vTensor:
         """(x * y).sum(dims): a contraction."""
-        return (self * other).sum(*dims)
+        return (self * other).sum(*dims, dim=dim, axis=axis)
 
     # ---- along a dimension --------------------------------------------------------------------------------
 
@@ -275,13 +304,17 @@ class vTensor:
         """The `"rope"` or `"nope"` channels of a tensor with all channels."""
         return emit("channels", self, group=group)
 
-    def split(self, dim: str, /, **into: int) -> vTensor:
-        """`x.split("token", row=4)`: 4 consecutive groups, numbered by the new dimension `row`."""
+    def split(self, dim: str, /, **into: int | str | Extent) -> vTensor:
+        """`x.split("token", row=4)`: 4 consecutive groups, numbered by the new dimension `row`. Their number may
+        be a fraction of the size: `x.split("dim", pair=page.head_dim // 2)`."""
         if len(into) != 1:
             raise mistakes.BAD_ATTRIBUTE.error(
                 caller(), op="split", name="into", found=repr(into), want="one new dimension, e.g. row=4"
             )
-        ((name, parts),) = into.items()
+        ((name, count),) = into.items()
+        parts = str(Extent.parse(count)) if isinstance(count, str | Extent) else count
+        if isinstance(parts, str) and parts.isdigit():
+            parts = int(parts)
         return emit("split", self, dim=dim, into=name, parts=parts)
 
     def rename(self, /, **names: str) -> vTensor:
@@ -317,15 +350,13 @@ class vTensor:
             want="x.slice(dim, start, stop) or x.channels(group)",
         )
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in spellings.METHODS:
+            return functools.partial(spellings.METHODS[name], self)
         known = [n for n in dir(type(self)) if not n.startswith("_")]
         raise mistakes.UNKNOWN_METHOD.error(caller(), name=name, near=mistakes.nearest(name, known))
-
-
-def _dims(dims: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(sorted(dims, key=str))
 
 
 def number(value: float) -> float:
@@ -340,8 +371,13 @@ def _extent_text(value: int | str | Extent) -> str:
     return str(Extent.parse(value))
 
 
+_WANTS_FLOATS = frozenset({"unary", "binary", "compare", "reduce", "scan", "shape", "select"})
+
+
 def emit(op: str, *operands: object, builder: GraphBuilder | None = None, **attrs: Any) -> vTensor:
-    """Record one operation in the graph its operands belong to; numbers and extents become constants.
+    """Record one operation in the graph its operands belong to, or of the method being traced.
+
+    Numbers and extents become constants; a mask where floats are wanted becomes 1 and 0.
 
     Raises:
         VortexError: the operator's own errors, `VF019` for a foreign operand, `VF022` for a tensor of another
@@ -354,18 +390,49 @@ def emit(op: str, *operands: object, builder: GraphBuilder | None = None, **attr
                 raise mistakes.CROSS_STAGE.error(at, op=op, other=STAGE_METHOD[operand._builder.stage])
             builder = operand._builder
     if builder is None:
+        builder = current.get()
+    if builder is None:
         raise mistakes.NOT_A_TENSOR.error(at, op=op, found=", ".join(type(o).__name__ for o in operands))
-    inputs = []
-    for operand in operands:
-        if isinstance(operand, vTensor):
-            inputs.append(operand._id)
-        elif isinstance(operand, Extent):
-            if operand.symbol:
-                inputs.append(builder.emit("extent", (), at, extent=str(operand)))
-            else:
-                inputs.append(builder.emit("const", (), at, value=float(operand.factor)))
-        elif isinstance(operand, int | float) and not isinstance(operand, bool):
-            inputs.append(builder.emit("const", (), at, value=number(operand)))
-        else:
-            raise mistakes.NOT_A_TENSOR.error(at, op=op, found=type(operand).__name__)
+    inputs = [_node(op, operand, builder, at) for operand in operands]
+    if OPS[op].group in _WANTS_FLOATS and op != "union":
+        inputs = [_number_of_mask(i, builder, at) for i in inputs]
+    elif op == "where":
+        inputs[1:] = [_number_of_mask(i, builder, at) for i in inputs[1:]]
     return vTensor(builder, builder.emit(op, inputs, at, **attrs))
+
+
+def _node(op: str, operand: object, builder: GraphBuilder, at: Location | None) -> int:
+    if isinstance(operand, vTensor):
+        return operand._id
+    if isinstance(operand, Extent):
+        if operand.symbol:
+            return builder.emit("extent", (), at, extent=str(operand))
+        return builder.emit("const", (), at, value=float(operand.factor))
+    if isinstance(operand, int | float) and not isinstance(operand, bool):
+        return builder.emit("const", (), at, value=number(operand))
+    raise mistakes.NOT_A_TENSOR.error(at, op=op, found=type(operand).__name__)
+
+
+def _number_of_mask(i: int, builder: GraphBuilder, at: Location | None) -> int:
+    if builder.nodes[i].type.kind != "bool":
+        return i
+    one, zero = (builder.emit("const", (), at, value=v) for v in (1.0, 0.0))
+    return builder.emit("where", (i, one, zero), at)
+
+
+def value(x: Operand) -> vTensor:
+    """A number or a size as a value of the method being traced.
+
+    Raises:
+        VortexError: `VF014` outside one: a declaration has sizes only.
+    """
+    if isinstance(x, vTensor):
+        return x
+    builder = current.get()
+    if builder is None:
+        raise mistakes.BAD_EXTENT.error(caller(), found=f"arithmetic on {x} that is no fraction of it")
+    at = caller()
+    return vTensor(builder, _node("a value", x, builder, at))
+
+
+Size.value_of, Size.caller = staticmethod(value), staticmethod(caller)

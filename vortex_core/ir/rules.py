@@ -197,13 +197,23 @@ def split(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     into = check_dim_name(attrs["into"])
     if dim == "page" or into in t.names or into in ("page", "token", "head"):
         raise mistakes.DIM_EXISTS.error(op=spec.name, dim=into, found=str(t))
-    parts = int(number(spec.name, "parts", attrs["parts"], 1, 1024, whole=True))
-    inner = t.extent(dim) // parts
+    parts = attrs["parts"]
+    if not isinstance(parts, str):
+        parts = int(number(spec.name, "parts", parts, 1, 1024, whole=True))
+    groups = Extent.parse(parts)
+    inner = t.extent(dim).over(groups)
+    if inner is None:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name,
+            name=into,
+            found=parts,
+            want=f"a whole number or a fraction of {dim}={t.extent(dim)}",
+        )
     if not inner.symbol and inner.factor.denominator != 1:
         raise mistakes.NOT_DIVISIBLE.error(
             extent=str(t.extent(dim)), value=str(inner.factor), sizes=f"{parts} parts"
         )
-    dims = [(n, inner if n == dim else e) for n, e in t.dims] + [(into, Extent.parse(parts))]
+    dims = [(n, inner if n == dim else e) for n, e in t.dims] + [(into, groups)]
     return Type(make_dims(dims), "float", t.domain)
 
 

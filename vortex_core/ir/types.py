@@ -32,6 +32,7 @@ PARAM_AXES = ("layer", "kv_head")  # reserved: learned values may have one per l
 _FIRST = ("page", "head")
 _LAST = ("token", "dim")
 _EXTENT = re.compile(r"(?:([1-9]\d{0,8})\*)?([GDNRSP])?(?:/([1-9]\d{0,8}))?|([1-9]\d{0,8})", re.ASCII)
+_TURNED = re.compile(r"^([GDNRSP])\*(\d+)", re.ASCII)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 
 
@@ -51,7 +52,7 @@ class Extent:
 
     def __mul__(self, other: int) -> Extent:
         if not isinstance(other, int) or isinstance(other, bool):
-            return NotImplemented  # times a vTensor: the vTensor's affair
+            return NotImplemented
         if not 1 <= other < 10**9:
             raise mistakes.BAD_EXTENT.error(found=f"{self} * {str(other)[:20]}")
         return Extent(self.symbol, self.factor * other)
@@ -62,6 +63,12 @@ class Extent:
         if not 1 <= other < 10**9:
             raise mistakes.BAD_EXTENT.error(found=f"{self} // {str(other)[:20]}")
         return Extent(self.symbol, self.factor / other)
+
+    def over(self, parts: Extent) -> Extent | None:
+        """The extent of one of `parts` equal groups; None where that is no fraction of one symbol."""
+        if parts.symbol in ("", self.symbol):
+            return Extent("" if parts.symbol else self.symbol, self.factor / parts.factor)
+        return None
 
     def resolve(self, sizes: Mapping[str, int]) -> int:
         """The number for concrete symbol sizes.
@@ -78,21 +85,23 @@ class Extent:
 
     @classmethod
     def parse(cls, value: int | str | Extent) -> Extent:
-        """Read `16`, `"D"`, `"S/4"` or `"3*D/4"`.
+        """Read `16`, `"D"`, `"S/4"` or `"3*D/4"`; also `"S // 4"` and `"D*3/4"`.
 
         Raises:
             VortexError: `VF014`.
         """
         if isinstance(value, Extent):
-            return value
+            return value if type(value) is Extent else Extent(value.symbol, value.factor)
         if isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 10**9:
-            return cls("", Fraction(value))
-        if isinstance(value, str) and value and (match := _EXTENT.fullmatch(value.replace(" ", ""))):
-            times, symbol, over, number = match.groups()
-            if number:
-                return cls("", Fraction(int(number)))
-            if symbol:
-                return cls(symbol, Fraction(int(times or 1), int(over or 1)))
+            return Extent("", Fraction(value))
+        if isinstance(value, str) and value:
+            text = value.replace(" ", "").replace("//", "/")
+            if match := _EXTENT.fullmatch(_TURNED.sub(r"\2*\1", text)):
+                times, symbol, over, number = match.groups()
+                if number:
+                    return Extent("", Fraction(int(number)))
+                if symbol:
+                    return Extent(symbol, Fraction(int(times or 1), int(over or 1)))
         raise mistakes.BAD_EXTENT.error(found=repr(value)[:60])
 
 

@@ -48,7 +48,7 @@ WRONG: dict[str, tuple[str, int]] = {
     "VF008": (INDEX + "x = q\n        for i in range(500): x = x + i\n        return ops.topk(x)", 6),
     "VF010": (INDEX + 'return ops.topk(q.sum("rows"))', 5),
     "VF011": (INDEX + 'return ops.topk(q + ops.arange(dim=7) + ops.position())', 5),
-    "VF012": (INDEX + "return ops.topk((q > 0) + 1)", 5),
+    "VF012": (INDEX + "return ops.topk(ops.where(ops.position(), 1, 0))", 5),
     "VF014": (states('"c": page.state(dim="D-1")'), 5),
     "VF015": (states('"C": page.state(dim=page.head_dim)', '"C": page.k.mean("token")'), 5),
     "VF016": (INDEX + "return ops.topp(ops.position(), 1.5)", 5),

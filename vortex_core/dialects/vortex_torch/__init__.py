@@ -15,7 +15,7 @@ from typing import Any
 from vortex_core.dialects.vortex_torch import modules
 from vortex_core.dialects.vortex_torch.session import Cache, Session, current
 from vortex_core.dialects.vortex_torch.settings import Settings
-from vortex_core.flow import ops
+from vortex_core.flow import vtensor
 from vortex_core.flow.emit import emit as write_source
 from vortex_core.flow.trace import Traced
 from vortex_core.flow.vtensor import emit
@@ -128,11 +128,11 @@ def _trace(cls: type[modules.vFlow], session: Session) -> tuple[Session, Program
 
 def _within(session: Session, builder: GraphBuilder, call: Callable[[], None]) -> None:
     session.builder = builder
-    before, here = ops.current.set(builder), current.set(session)
+    before, here = vtensor.current.set(builder), current.set(session)
     try:
         call()
     finally:
-        ops.current.reset(before)
+        vtensor.current.reset(before)
         current.reset(here)
 
 

@@ -20,8 +20,8 @@ class ToppUnion(vFlow):
 
     def forward_indexer(self, q, cache):
         d = ops.size("D")
-        upper = ops.maximum(q * cache["kmax"], q * cache["kmin"]).sum("dim") / d ** 0.5
-        est = (q * cache["mean"]).sum("dim") / d ** 0.5
+        upper = ops.maximum(q * cache["kmax"], q * cache["kmin"]).sum("dim") / d**0.5
+        est = (q * cache["mean"]).sum("dim") / d**0.5
         adaptive = ops.topp(est.max("head"), 0.9)
         fixed = ops.topk(upper.max("head"), fraction=0.5)
         return adaptive | fixed

@@ -14,7 +14,7 @@ class RopePairs(vFlow):
     def pairs(self, x):
         a = x.slice("dim", 0, "D/2").rename(dim="pair")
         b = x.slice("dim", "D/2", "D").rename(dim="pair")
-        return (a ** 2 + b ** 2) ** 0.5
+        return (a**2 + b**2) ** 0.5
 
     def forward_cache(self, page):
         return {"radius": self.pairs(page.k).max("token")}

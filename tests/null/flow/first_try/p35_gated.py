@@ -18,4 +18,4 @@ class LearnedGate(vFlow):
     def forward_indexer(self, q, cache):
         wq = ops.param("wq", rank=32, dim="D")
         zq = (q.mean("head") * wq).sum("dim").silu()
-        return ops.topk((zq * cache["z"]).sum("rank") * 32 ** -0.5)
+        return ops.topk((zq * cache["z"]).sum("rank") * 32**-0.5)

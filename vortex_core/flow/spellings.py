@@ -1,0 +1,140 @@
+"""Spellings that authors of attention code bring along, written in terms of the language's own operators.
+
+`METHODS` are further names of methods; they are no operators of their own and stand in no table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from vortex_core.ir import mistakes
+
+if TYPE_CHECKING:
+    from vortex_core.flow.vtensor import vTensor
+
+MAX_POWER = 16  # a whole power is a product of as many factors
+
+
+def power(x: vTensor, p: Any) -> vTensor:
+    """x ** p: products for whole numbers, square roots for halves and quarters, else exp(p log x).
+
+    A fractional power is NaN below 0, as `sqrt` and `log` are.
+    """
+    if not isinstance(p, int | float) or isinstance(p, bool):
+        return (p * x.log()).exp()
+    if p == 0 or not math.isfinite(p) or (p == int(p) and abs(p) > MAX_POWER):
+        raise mistakes.BAD_ATTRIBUTE.error(
+            _caller(),
+            op="**",
+            name="power",
+            found=repr(p),
+            want=f"a number but 0; whole ones up to {MAX_POWER}",
+        )
+    if p < 0:
+        return 1 / power(x, -p)
+    whole, rest = divmod(Fraction(p), 1)
+    if whole > MAX_POWER or rest not in (0, Fraction(1, 4), Fraction(1, 2), Fraction(3, 4)):
+        return (p * x.log()).exp()
+    half = x.sqrt() if rest else x
+    factors = [x] * int(whole)
+    if rest >= Fraction(1, 2):
+        factors.append(half)
+    if rest in (Fraction(1, 4), Fraction(3, 4)):
+        factors.append(half.sqrt())
+    result = factors[0]
+    for f in factors[1:]:
+        result = result * f
+    return result
+
+
+def exponential(base: Any, x: vTensor) -> vTensor:
+    """base ** x, for a positive number."""
+    if not isinstance(base, int | float) or isinstance(base, bool) or base <= 0:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            _caller(), op="**", name="base", found=repr(base)[:40], want="a positive number"
+        )
+    return (x * math.log(base)).exp()
+
+
+def reduced(
+    x: vTensor, op: str, dims: Sequence[Any], dim: Any = (), axis: Any = (), keepdim: bool = False
+) -> tuple[Any, ...]:
+    """The dimensions of a reduction however they are given: one after the other, as a list, or as `dim=`."""
+    if keepdim:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            _caller(),
+            op=op,
+            name="keepdim",
+            found=True,
+            want="left out: tensors broadcast by name, so none is needed",
+        )
+    found: list[Any] = []
+    for given in (*dims, dim, axis):
+        found += list(given) if isinstance(given, list | tuple) else [given]
+    if not found:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            _caller(),
+            op=op,
+            name="dims",
+            found="()",
+            want=f"one or more names of {', '.join(x.dims) or 'none'}",
+        )
+    return tuple(sorted(found, key=str))
+
+
+def _caller() -> Any:
+    from vortex_core.flow.vtensor import caller
+
+    return caller()
+
+
+def _ops(name: str) -> Callable[..., vTensor]:
+    def call(x: vTensor, y: Any) -> vTensor:
+        from vortex_core.flow import vtensor
+
+        return vtensor.emit(name, x, y)
+
+    return call
+
+
+def _masked_fill(x: vTensor, mask: vTensor, value: Any) -> vTensor:
+    from vortex_core.flow import vtensor
+
+    return vtensor.emit("where", mask, value, x)
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "amax": lambda x, *a, **k: x.max(*a, **k),
+    "amin": lambda x, *a, **k: x.min(*a, **k),
+    "clip": lambda x, *a, **k: x.clamp(*a, **k),
+    "clamp_min": lambda x, low: x.clamp(low),
+    "clamp_max": lambda x, high: x.clamp(None, high),
+    "pow": power,
+    "rsqrt": lambda x: power(x, -0.5),
+    "reciprocal": lambda x: 1 / x,
+    "neg": lambda x: -x,
+    "negative": lambda x: -x,
+    "absolute": lambda x: x.abs(),
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "maximum": _ops("maximum"),
+    "minimum": _ops("minimum"),
+    "exp2": lambda x: exponential(2, x),
+    "log2": lambda x: x.log() * (1 / math.log(2)),
+    "log10": lambda x: x.log() * (1 / math.log(10)),
+    "log1p": lambda x: (1 + x).log(),
+    "expm1": lambda x: x.exp() - 1,
+    "softplus": lambda x: (1 + (-x.abs()).exp()).log() + x.relu(),
+    "ceil": lambda x: -((-x).floor()),
+    "trunc": lambda x: x.sign() * x.abs().floor(),
+    "float": lambda x: x * 1.0 if x.type.kind == "bool" else x,
+    "masked_fill": _masked_fill,
+    "logical_not": lambda x: ~x,
+    "logical_and": lambda x, y: x & y,
+    "logical_or": lambda x, y: x | y,
+}
