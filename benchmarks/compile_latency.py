@@ -30,9 +30,9 @@ def child(name: str) -> dict[str, Any]:
     import torch
 
     from vortex_core import library
-    from vortex_core.compiler.interface import Geometry
     from vortex_core.compiler.triton.generate import generate
     from vortex_core.compiler.triton.offline import build_flow
+    from vortex_core.geometry import Geometry
     from vortex_core.ir.program import Program
 
     traced = library.load(name).with_knobs(page_size=PAGE, budget=str(BUDGET))

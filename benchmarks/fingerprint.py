@@ -15,9 +15,9 @@ import sys
 
 from agents.grammar.fuzz import random_program
 from vortex_core import library
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.generate import generate
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
 
 GEOMETRIES = {
     "gqa": Geometry(layers=28, kv_heads=8, group=2, head_dim=128, rope_dim=128, value_dim=128),

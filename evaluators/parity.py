@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, LayerKV, PageList
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.states import TorchStates
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList
 from vortex_core.engine.decode.selection import LoadedFlow, Selections
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.geometry import Geometry
 
 
 class Recorder:
@@ -164,7 +165,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
             ]
             pages: PageList | None = None
             for layer in range(g.layers):
-                leader = flow.leader[layer]
+                leader = flow.plan.leader[layer]
                 mass = recording.probabilities[layer][step].unflatten(-1, (-1, size)).sum(-1)
                 if leader is None:
                     recall[layer] += 1
@@ -194,7 +195,8 @@ def _view(flow: LoadedFlow, first_page: torch.Tensor, lengths: list[int], layer:
     logical = torch.arange(width).expand(len(lengths), -1)
     counts = torch.tensor([-(-n // flow.page_size) for n in lengths])
     table = first_page[:, None] + torch.minimum(logical, counts[:, None] - 1)
-    return BatchView(table, torch.tensor(lengths), torch.tensor(flow.budgets(lengths, layer)), longest)
+    budgets = flow.budgets(lengths, flow.plan.budget_row(layer))
+    return BatchView(table, torch.tensor(lengths), torch.tensor(budgets), longest)
 
 
 def _chosen(pages: PageList, first_page: torch.Tensor, width: int) -> torch.Tensor:

@@ -7,15 +7,13 @@ Nothing here needs torch or weights: these are the numbers that cost models, pla
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vortex_core.configs import ConfigFolder, Strict
+from vortex_core.geometry import Geometry
 from vortex_core.registry import unknown_name
-
-if TYPE_CHECKING:
-    from vortex_core.compiler.interface import Geometry
 
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4"]
 
@@ -147,8 +145,6 @@ class ModelSpec(Strict):
         The rotary channels of GQA models count as the whole head: programs do not tell partial rotary
         embeddings (MiniMax) apart. Under MLA they are the last `qk_rope` channels of the latent row.
         """
-        from vortex_core.compiler.interface import Geometry
-
         return Geometry(
             layers=self.layers,
             kv_heads=self.kv_heads,

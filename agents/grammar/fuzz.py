@@ -13,19 +13,12 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint
 from vortex_core.ir.opset import OPS, ROUND_DTYPES, OpSpec
 from vortex_core.ir.program import STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
-from vortex_core.ir.types import Dims, Extent, Type
+from vortex_core.ir.types import LARGEST, Dims, Extent, Type
 from vortex_core.ir.verify import verify
 
 MAX_DIMS = 4
 MAX_NUMBERS = 1 << 21  # of one value per page; half of what the language allows
 _CUT = {"D": 8, "S": 4, "R": 8}  # by what a symbol may be divided: such extents are whole in every real model
-_WIDEST = {
-    "D": 1024,
-    "R": 1024,
-    "N": 1024,
-    "S": 128,
-    "G": 64,
-}  # in any model; the language bounds values by these
 _FREE_NAMES = ("row", "x", "y")
 _JUMPY = frozenset({"floor", "sign", "lt", "le", "eq", "largest"})
 _UNSUPPLIED = frozenset({"param"})  # needs values beside the program, so the program alone cannot run
@@ -357,5 +350,5 @@ def _joins(known: dict[str, Extent], dims: Dims) -> bool:
     if any(known.get(n, e) != e for n, e in dims):
         return False
     together = {**known, **dict(dims)}
-    numbers = math.prod(e.factor * _WIDEST.get(e.symbol, 1) for e in together.values())
+    numbers = math.prod(e.factor * LARGEST.get(e.symbol, 1) for e in together.values())
     return len(together) <= MAX_DIMS and numbers <= MAX_NUMBERS

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from vortex_core.compiler.triton.launch_plan import Launch, launch_plan
+from vortex_core.compiler.triton.launch_plan import launch_plan
 from vortex_core.compiler.triton.tuning.results import describe
 from vortex_core.flow.trace import Traced
 from vortex_core.ir.cost import (
+    kernel_seconds,
     kv_row_bytes,
     modelled_decode,
     page_cost,
@@ -35,7 +36,7 @@ def explanation(
     """
     spec = dimensions(model)
     geometry, program, knobs = spec.geometry(), traced.program, traced.knobs
-    kv_bytes = 1.0 if knobs.kv_dtype.startswith("fp8") else 2.0
+    kv_bytes = knobs.kv_bytes
     cost = step_cost(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
     state = state_bytes_per_token(program, knobs, geometry)
     share = state / kv_row_bytes(geometry, kv_bytes)
@@ -51,6 +52,7 @@ def explanation(
         "bytes: scores and page lists": cost.index_bytes,
         "bytes: keys and values": cost.kv_bytes,
         "bytes: state updates": cost.update_bytes,
+        "bytes: values passed between launches": cost.scratch_bytes,
         "bytes in all": cost.bytes,
         "FLOPs: contractions and attention": cost.tensor_flops,
         "FLOPs: the rest": cost.vector_flops,
@@ -59,7 +61,7 @@ def explanation(
         "attended share of tokens": cost.density,
         "state bytes per token": state,
         "state bytes per token, share of KV": share,
-        "roofline seconds": roofline_seconds(cost, gpu),
+        "roofline seconds": roofline_seconds((launch.cost for launch in plan.launches), gpu),
     }
     return {
         "flow": traced.name,
@@ -71,7 +73,15 @@ def explanation(
         "how": "modelled",
         "layer": layer,
         "launches": [
-            {**asdict(launch), "roofline_seconds": _roofline(launch, gpu)} for launch in plan.launches
+            {
+                "name": launch.name,
+                "does": launch.does,
+                "why": launch.why,
+                "bytes": launch.bytes,
+                "flops": launch.flops,
+                "roofline_seconds": kernel_seconds(launch.cost, gpu),  # launch overhead aside
+            }
+            for launch in plan.launches
         ],
         "tuning": tuning,
         "scratch": [asdict(buffer) for buffer in plan.buffers],
@@ -124,11 +134,6 @@ def sentences(found: dict[str, Any]) -> list[str]:
         f"launches: {found['tuning']['words']}",
         "modelled from bytes, FLOPs and launches on the usable bandwidth; nothing was run",
     ]
-
-
-def _roofline(launch: Launch, gpu: GpuSpec) -> float:
-    """Seconds, launch overhead aside. Contractions are counted at the tensor cores' rate."""
-    return max(launch.bytes / gpu.usable_bandwidth, launch.flops / gpu.bf16_flops)
 
 
 def _lives(buffers: list[dict[str, Any]]) -> str:

@@ -8,9 +8,10 @@ from functools import cached_property
 
 import torch
 
-from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Node, Program
 

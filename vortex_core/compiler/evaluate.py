@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from vortex_core.compiler.interface import Geometry
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import Graph, Node, Program
@@ -22,24 +22,13 @@ from vortex_core.ir.types import PARAM_AXES, Extent
 Names = tuple[str, ...]
 
 
-def symbol_sizes(geometry: Geometry, page_size: int) -> dict[str, int]:
-    """Concrete values of the extent symbols."""
-    return {
-        "G": geometry.group,
-        "D": geometry.head_dim,
-        "N": geometry.head_dim - geometry.rope_dim,
-        "R": geometry.rope_dim,
-        "S": page_size,
-    }
-
-
 def check_shapes(program: Program, geometry: Geometry, page_size: int) -> None:
     """Resolve every extent for a model and page size.
 
     Raises:
         VortexError: `VF013` or `VF064` at the first that does not fit, with the author's line where known.
     """
-    sizes = symbol_sizes(geometry, page_size)
+    sizes = geometry.symbols(page_size)
     for param in program.params:
         param.check_model(sizes, geometry.layers, geometry.kv_heads)
     for state in program.states:
@@ -131,7 +120,7 @@ class Evaluator:
     ) -> None:
         self.graph = graph
         self.geometry = geometry
-        self.sizes = symbol_sizes(geometry, page_size)
+        self.sizes = geometry.symbols(page_size)
         self.dtype = dtype
         self.uses = [0] * len(graph.nodes)
         for node in graph.nodes:

@@ -21,34 +21,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from vortex_core.geometry import Geometry
     from vortex_core.ir.knobs import Knobs
     from vortex_core.ir.program import Program
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The shapes of a model that a program is compiled for.
-
-    Attributes:
-        layers: number of decoder layers.
-        kv_heads: kv heads (1 for MLA).
-        group: query heads per kv head.
-        head_dim: channels of a key (MLA: kv_lora + rope).
-        rope_dim: rotary channels, the last of `head_dim` (equal to `head_dim` for plain RoPE models).
-        value_dim: channels of a value (MLA: kv_lora).
-    """
-
-    layers: int
-    kv_heads: int
-    group: int
-    head_dim: int
-    rope_dim: int
-    value_dim: int
-
-    @property
-    def is_mla(self) -> bool:
-        """Whether K is a latent that also holds V."""
-        return self.rope_dim < self.head_dim and self.value_dim < self.head_dim
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import sys
 
 import torch
 
-from vortex_core.compiler.evaluate import Evaluator, check_shapes, param_values, symbol_sizes
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
+from vortex_core.compiler.evaluate import Evaluator, check_shapes, param_values
+from vortex_core.compiler.interface import BatchView, LayerKV, PageList, StateStore
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.torch_backend import value_rows
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 
@@ -23,7 +24,7 @@ class OracleFlow:
     def __init__(self, program: Program, knobs: Knobs, geometry: Geometry) -> None:
         check_shapes(program, geometry, knobs.page_size)
         self.program, self.knobs, self.geometry = program, knobs, geometry
-        sizes = symbol_sizes(geometry, knobs.page_size)
+        sizes = geometry.symbols(knobs.page_size)
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=False)
         self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=False)

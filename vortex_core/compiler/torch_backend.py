@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, param_values, symbol_sizes
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
+from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, param_values
+from vortex_core.compiler.interface import BatchView, LayerKV, PageList, StateStore
 from vortex_core.compiler.selection import evaluate_selection, page_list
 from vortex_core.compiler.states import TorchStates
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 
@@ -22,7 +23,7 @@ class TorchFlow:
         self.program = program
         self.knobs = knobs
         self.geometry = geometry
-        sizes = symbol_sizes(geometry, knobs.page_size)
+        sizes = geometry.symbols(knobs.page_size)
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=True)
         self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=True)

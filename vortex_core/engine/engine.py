@@ -33,6 +33,7 @@ from vortex_core.engine.results import DecodeResult, SwapReport
 from vortex_core.engine.scheduler import Scheduler
 from vortex_core.engine.synthetic import random_prompt
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.program import Program
 from vortex_core.specs import ModelSpec
 
@@ -215,9 +216,8 @@ class Engine:
     def _load(self, compiled: CompiledFlow) -> LoadedFlow:
         """A flow with room for the states of every page."""
         pages = self.cache.pool.slots // compiled.knobs.page_size
-        sparse = [i for i in range(self.geometry.layers) if i not in compiled.knobs.dense_layers]
-        leaders = 0 if compiled.program.selects_everything else len(sparse[:: compiled.knobs.reuse_layers])
-        memory.check_states_fit(compiled, pages, leaders, self.device)
+        plan = LayerPlan(compiled.program, compiled.knobs, self.geometry.layers)
+        memory.check_states_fit(compiled, pages, len(plan.leaders), self.device)
         return LoadedFlow(compiled, self.cache.pool)
 
     @contextmanager

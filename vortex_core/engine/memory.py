@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from vortex_core.compiler.interface import CompiledFlow, Geometry
+from vortex_core.compiler.interface import CompiledFlow
 from vortex_core.engine.errors import no_room_for_states
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
+from vortex_core.geometry import Geometry
 
 CPU_TOKENS = 32768
 # Page states lie beside the pool and change with the flow: room is kept for states of this share of the KV bytes

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from vortex_core.compiler.evaluate import Evaluator, check_shapes, param_values
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.states import Field
 from vortex_core.errors import Location
 from vortex_core.flow.trace import Tracer
 from vortex_core.flow.vflow import vFlow
 from vortex_core.flow.vtensor import vTensor
+from vortex_core.geometry import Geometry
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.params import Values

@@ -68,6 +68,11 @@ class Budget:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise budget_error(self.text, "not an expression") from error
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Those of `length`, `layer` and `layers` that the expression reads."""
+        return frozenset(n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name) and n.id in NAMES)
+
     def tokens(self, length: int, layer: int = 0, layers: int = 1) -> int:
         """Tokens one row may attend at a sequence `length`, at least 1.
 

@@ -1,55 +1,64 @@
 """What a decode step must move and compute: bytes by source, FLOPs, launches, and the time no kernel can beat.
 
-Everything here is modelled from the program and the dimensions; nothing is measured. The model counts each byte
-once (each input read once, each output written once), takes the usable bandwidth of `GpuSpec` (measured where it
-was), and adds an assumed cost per kernel launch. For dense decode of a Qwen3-1.7B shape on an H100 (batch 16,
-32k tokens) it gives 21.2 ms a step, where SGLang with FlashAttention 3 was measured at 21.4 ms.
+Everything here is modelled from the program and the dimensions; nothing is measured. There is one account, the launches
+of a sparse layer (`launch_costs`): a layer's cost is their sum, a model's the sum over its `LayerPlan`, and `explain`
+prints the same launches. The model counts each byte once a launch (each input read once, each output written once),
+takes the usable bandwidth of `GpuSpec` (measured where it was), and adds an assumed cost per kernel launch. For dense
+decode of a Qwen3-1.7B shape on an H100 (batch 16, 32k tokens) it gives 21.2 ms a step, where SGLang with FlashAttention
+3 was measured at 21.4 ms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
 
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Graph, Node, Program, StateDecl
+from vortex_core.ir.layers import LayerPlan
+from vortex_core.ir.program import Graph, GraphBuilder, Node, Program, StateDecl
+from vortex_core.ir.schedule import per_page, schedule
+from vortex_core.ir.types import STORED_BITS
 
 if TYPE_CHECKING:
-    from vortex_core.compiler.interface import Geometry
     from vortex_core.specs import GpuSpec, ModelSpec
 
 SCORE_BYTES = 4
 INDEX_BYTES = 4
 ACTIVATION_BYTES = 2
-_STORED_BITS = {
-    "fp32": 32,
-    "bf16": 16,
-    "fp16": 16,
-    "fp8_e4m3": 8,
-    "fp8_e5m2": 8,
-    "int8": 8,
-    "int4": 4,
-    "bits": 1,
-}
+MARK_BYTES = 1
 _SCALE_BYTES = 2
+
+Kind = Literal["update", "score", "rows", "pool", "select", "attend", "merge"]
+# What a sparse layer does in a step: a leader's step that selects, a leader's step that keeps its last selection, a
+# layer that follows its leader. Followers have no page states.
+Role = Literal["selects", "keeps", "follows"]
+_LAUNCHES_OF: Mapping[Role, frozenset[Kind]] = {
+    "selects": frozenset(("update", "score", "rows", "pool", "select", "attend", "merge")),
+    "keeps": frozenset(("update", "attend", "merge")),
+    "follows": frozenset(("attend", "merge")),
+}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One decode step of one layer, for a whole batch.
+    """What is moved and computed, for a whole batch: by a launch, a layer's decode step, or a mean of some.
 
     Attributes:
         query_bytes: queries read and outputs written.
         state_bytes: page states read, and written where carried.
-        index_bytes: scores and page lists.
+        index_bytes: scores, page lists and page tables.
         kv_bytes: keys and values of the attended pages.
         update_bytes: forward_cache, spread over the steps between page completions.
+        scratch_bytes: values of pages that the page-parallel launch leaves for the row launch.
         tensor_flops: contractions and attention.
         vector_flops: everything else.
-        launches: kernels: scoring (two where an operator looks across pages), a selection a stream, attention, merge.
-        density: attended tokens over all tokens.
+        launches: kernels.
+        density: attended tokens over all tokens; 0 for a launch that does not attend.
     """
 
     query_bytes: float = 0.0
@@ -57,20 +66,42 @@ class Cost:
     index_bytes: float = 0.0
     kv_bytes: float = 0.0
     update_bytes: float = 0.0
+    scratch_bytes: float = 0.0
     tensor_flops: float = 0.0
     vector_flops: float = 0.0
     launches: float = 0.0
-    density: float = 1.0
+    density: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, share: float) -> Cost:
+        return Cost(*(getattr(self, f.name) * share for f in fields(self)))
 
     @property
     def bytes(self) -> float:
         """All bytes."""
-        return self.query_bytes + self.state_bytes + self.index_bytes + self.kv_bytes + self.update_bytes
+        return sum(getattr(self, f.name) for f in fields(self) if f.name.endswith("_bytes"))
 
     @property
     def flops(self) -> float:
         """All floating-point operations."""
         return self.tensor_flops + self.vector_flops
+
+
+@dataclass(frozen=True)
+class LaunchCost:
+    """One kernel of a sparse layer's decode step.
+
+    Attributes:
+        kind: its work.
+        cost: what it moves and computes.
+        node: of the index graph, where it is the launch of one selection.
+    """
+
+    kind: Kind
+    cost: Cost
+    node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,17 +111,24 @@ class PageCost:
     Attributes:
         read_bytes: keys and values read.
         written_bytes: page states written, carried ones (their initial value) included.
-        flops: floating-point operations.
+        tensor_flops: contractions.
+        vector_flops: everything else.
     """
 
     read_bytes: float
     written_bytes: float
-    flops: float
+    tensor_flops: float
+    vector_flops: float
 
     @property
     def bytes(self) -> float:
         """All bytes."""
         return self.read_bytes + self.written_bytes
+
+    @property
+    def flops(self) -> float:
+        """All floating-point operations."""
+        return self.tensor_flops + self.vector_flops
 
 
 @dataclass(frozen=True)
@@ -102,8 +140,9 @@ class ModelledDecode:
         seconds_per_step: one token for every sequence.
         dense_tokens_per_second: the same model with full attention.
         speedup: over dense.
-        bound_by: the largest part of the step: `kv`, `weights`, `states`, `launches`, `compute`.
+        bound_by: the largest part of the step: `kv`, `weights`, `states`, `launches`, `compute`, `other`.
         density: attended share of tokens, mean over layers.
+        launches: kernels of attention, over all layers; a mean over steps where selections are kept for some.
         parts: seconds by part.
     """
 
@@ -113,48 +152,181 @@ class ModelledDecode:
     speedup: float
     bound_by: str
     density: float
+    launches: float
     parts: Mapping[str, float]
-
-
-def symbols(geometry: Geometry, page_size: int) -> dict[str, int]:
-    """Concrete values of the extent symbols."""
-    return {
-        "G": geometry.group,
-        "D": geometry.head_dim,
-        "N": geometry.head_dim - geometry.rope_dim,
-        "R": geometry.rope_dim,
-        "S": page_size,
-    }
 
 
 def state_bytes(state: StateDecl, sizes: Mapping[str, int]) -> int:
     """Bytes of one page's value of a state, per kv head, scales included."""
     shape = [extent.resolve(sizes) for _, extent in state.dims] or [1]
     rows = math.prod(shape[:-1])
-    packed = rows * math.ceil(shape[-1] * _STORED_BITS[state.dtype] / 8)
+    packed = rows * math.ceil(shape[-1] * STORED_BITS[state.dtype] / 8)
     return packed + (rows * _SCALE_BYTES if state.dtype in ("int8", "int4") else 0)
 
 
 def state_bytes_per_token(program: Program, knobs: Knobs, geometry: Geometry) -> float:
     """Memory that page states add to each cached token of one layer."""
-    sizes = symbols(geometry, knobs.page_size)
+    sizes = geometry.symbols(knobs.page_size)
     return geometry.kv_heads * sum(state_bytes(s, sizes) for s in program.states) / knobs.page_size
-
-
-def row_passes(graph: Graph) -> int:
-    """1 if some operator looks across pages, else 0: one more launch, a program to a row, runs all of those."""
-    return int(any(crosses_pages(node) for node in graph.nodes))
-
-
-def crosses_pages(node: Node) -> bool:
-    """Whether the node combines values of different pages (selection aside)."""
-    return "page" in (node.attr.get("dims") or ()) or node.attr.get("dim") == "page"
 
 
 def kv_row_bytes(geometry: Geometry, kv_bytes: float) -> float:
     """Bytes of one cached token of one layer: key and value rows, or the one latent row of MLA."""
     channels = geometry.head_dim if geometry.is_mla else geometry.head_dim + geometry.value_dim
     return geometry.kv_heads * channels * kv_bytes
+
+
+def attended_pages(program: Program, knobs: Knobs, length: int, layer: int = 0, layers: int = 1) -> int:
+    """The most pages a list holds: those kept by rule, and each stream's fraction of what the budget leaves."""
+    total = math.ceil(length / knobs.page_size)
+    if program.selects_everything:
+        return total
+    budget = knobs.pages(length, layer, layers)
+    kept = min(total, knobs.keep_first + knobs.keep_last)
+    nodes = [program.index.nodes[i] for i in program.index.streams]
+    parts = (round(10_000 * node.attr.get("fraction", 1.0)) for node in nodes)
+    return min(total, kept + sum(-(-(budget - kept) * part // 10_000) for part in parts))
+
+
+def page_cost(program: Program, knobs: Knobs, geometry: Geometry, kv_bytes: float = 2.0) -> PageCost:
+    """Cost of the states of one completed page in one layer.
+
+    Args:
+        kv_bytes: bytes of one cached channel.
+    """
+    g, sizes = geometry, geometry.symbols(knobs.page_size)
+    used = {n.op for n in program.cache.nodes}
+    # MLA's values are channels of its keys: one row holds both.
+    channels = max("k" in used, g.is_mla and "v" in used) * g.head_dim
+    channels += ("v" in used and not g.is_mla) * g.value_dim
+    tensor, vector = graph_flops(program.cache, sizes)
+    return PageCost(
+        read_bytes=g.kv_heads * knobs.page_size * channels * kv_bytes,
+        written_bytes=g.kv_heads * sum(state_bytes(s, sizes) for s in program.states),
+        tensor_flops=g.kv_heads * tensor,
+        vector_flops=g.kv_heads * vector,
+    )
+
+
+def launch_costs(
+    program: Program,
+    knobs: Knobs,
+    geometry: Geometry,
+    *,
+    batch: int,
+    length: int,
+    kv_bytes: float = 2.0,
+    layer: int = 0,
+) -> tuple[LaunchCost, ...]:
+    """The launches of one decode step of a layer that selects, in their order.
+
+    Args:
+        program: canonical.
+        batch: sequences decoded together.
+        length: tokens in every sequence.
+        kv_bytes: bytes of one cached channel.
+        layer: for budgets that depend on it.
+    """
+    g, sizes = geometry, geometry.symbols(knobs.page_size)
+    heads = batch * g.q_heads
+    rows = batch * g.kv_heads
+    lists = rows * (g.group if program.per_query_head else 1)
+    pages = attended_pages(program, knobs, length, layer, g.layers)
+    tokens = min(length, pages * knobs.page_size)
+    attention = Cost(
+        query_bytes=heads * (g.head_dim + g.value_dim) * ACTIVATION_BYTES,
+        index_bytes=lists * pages * INDEX_BYTES,
+        kv_bytes=batch * min(lists // rows * tokens, length) * kv_row_bytes(g, kv_bytes),
+        tensor_flops=2.0 * heads * tokens * (g.head_dim + g.value_dim),
+        launches=1,
+        density=tokens / length,
+    )
+    found: list[LaunchCost] = []
+    if program.states or program.needs_mass:
+        page = page_cost(program, knobs, geometry, kv_bytes)
+        share = batch / knobs.page_size  # of the sequences complete a page in a step
+        found.append(
+            LaunchCost(
+                "update",
+                Cost(
+                    update_bytes=share * page.bytes,
+                    tensor_flops=share * page.tensor_flops,
+                    vector_flops=share * page.vector_flops,
+                    launches=1,
+                ),
+            )
+        )
+    if not program.selects_everything:
+        complete = length // knobs.page_size
+        found += _scoring(program, g, sizes, heads=heads, rows=rows, lists=lists, complete=complete)
+        found += _selections(
+            program, lists=lists, complete=complete, total=math.ceil(length / knobs.page_size), chosen=pages
+        )
+    return (*found, LaunchCost("attend", attention), LaunchCost("merge", Cost(launches=1)))
+
+
+def _scoring(
+    program: Program,
+    g: Geometry,
+    sizes: Mapping[str, int],
+    *,
+    heads: int,
+    rows: int,
+    lists: int,
+    complete: int,
+) -> list[LaunchCost]:
+    """Scores of all complete pages: in one launch, or in two values passed from one to the other."""
+    graph = program.index
+    plan = schedule(graph)
+    written = {name for name, _ in graph.writes}
+    stored = sum(state_bytes(s, sizes) * (2 if s.name in written else 1) for s in program.states)
+    mass = 2 * SCORE_BYTES * g.group if program.needs_mass else 0
+    sources = Cost(
+        query_bytes=heads * g.head_dim * ACTIVATION_BYTES,
+        state_bytes=rows * complete * (stored + mass),
+        index_bytes=rows * complete * INDEX_BYTES,
+    )
+    scores = Cost(index_bytes=len(plan.scores) * lists * complete * SCORE_BYTES)
+
+    def values(nodes: Iterable[int]) -> float:
+        return 4.0 * rows * complete * sum(per_page(graph.nodes[i], sizes) for i in nodes)
+
+    everything = {**sizes, "P": max(1, complete)}
+    tensor, vector = graph_flops(graph, everything)
+    passed = Cost(scratch_bytes=values(plan.frontier))
+    found = []
+    before = (0.0, 0.0)
+    if plan.parallel:
+        at_once = frozenset(i for i, level in enumerate(plan.level) if level == 0)
+        before = graph_flops(graph, everything, only=at_once) if plan.barriers else (tensor, vector)
+        done = Cost(tensor_flops=rows * before[0], vector_flops=rows * before[1], launches=1)
+        found.append(LaunchCost("score", sources + (passed if plan.barriers else scores) + done))
+    if plan.barriers:
+        done = Cost(
+            scratch_bytes=2 * values(plan.kept_nodes),
+            tensor_flops=rows * (tensor - before[0]),
+            vector_flops=rows * (vector - before[1]),
+            launches=1,
+        )
+        read = passed if plan.parallel else sources
+        found.append(LaunchCost("rows", read + scores + done))
+    return found
+
+
+def _selections(program: Program, *, lists: int, complete: int, total: int, chosen: int) -> list[LaunchCost]:
+    """One launch a stream; those of a union meet as marks on pages, and the last writes the list."""
+    found = []
+    read = Cost(index_bytes=lists * complete * SCORE_BYTES)
+    streams = program.index.streams
+    for n, i in enumerate(streams):
+        if program.index.nodes[i].attr.get("share") is not None:  # a reduction over heads, and a copy to each
+            found.append(LaunchCost("pool", read * 2 + Cost(launches=2), i))
+        last = n == len(streams) - 1
+        moved = read + Cost(index_bytes=last * lists * chosen * INDEX_BYTES, launches=1)
+        if len(streams) > 1:
+            moved += Cost(index_bytes=lists * total * MARK_BYTES * (1 if last or not n else 2))
+        found.append(LaunchCost("select", moved, i))
+    return found
 
 
 def step_cost(
@@ -166,70 +338,19 @@ def step_cost(
     length: int,
     kv_bytes: float = 2.0,
     layer: int = 0,
-    scored: bool = True,
+    role: Role = "selects",
 ) -> Cost:
-    """Cost of one decode step in one sparse layer.
+    """Cost of one decode step in one sparse layer: the sum over its launches.
 
     Args:
-        length: tokens in every sequence.
-        kv_bytes: bytes of one cached channel.
-        layer: for budgets that depend on it.
-        scored: False for a layer or step that reuses another's selection.
+        program, batch, length, kv_bytes: as of `launch_costs`.
+        layer: whose budget it has: a follower has its leader's.
+        role: what the layer does in the step.
     """
-    g = geometry
-    heads = g.kv_heads * g.group
-    total = math.ceil(length / knobs.page_size)
-    pages = total if program.selects_everything else knobs.pages(length, layer, g.layers)
-    lists = g.group if program.per_query_head else 1
-    tokens = min(length, pages * knobs.page_size)
-    attention = Cost(
-        query_bytes=batch * heads * (g.head_dim + g.value_dim) * ACTIVATION_BYTES,
-        index_bytes=batch * g.kv_heads * lists * pages * INDEX_BYTES,
-        kv_bytes=batch * min(lists * tokens, length) * kv_row_bytes(g, kv_bytes),
-        tensor_flops=2.0 * batch * heads * tokens * (g.head_dim + g.value_dim),
-        launches=2,
-        density=tokens / length,
+    launches = launch_costs(
+        program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes, layer=layer
     )
-    if program.selects_everything:
-        return attention
-    sizes = symbols(g, knobs.page_size)
-    complete = length // knobs.page_size
-    rows = batch * g.kv_heads
-    written = {name for name, _ in program.index.writes}
-    page = page_cost(program, knobs, geometry, kv_bytes)
-    cost = replace(attention, update_bytes=batch * page.bytes / knobs.page_size)
-    if not scored:
-        return cost
-    tensor, vector = graph_flops(program.index, {**sizes, "P": max(1, complete)})
-    moved = sum(state_bytes(s, sizes) * (2 if s.name in written else 1) for s in program.states)
-    mass = 2 * SCORE_BYTES * g.group if program.needs_mass else 0
-    return replace(
-        cost,
-        query_bytes=cost.query_bytes + batch * heads * g.head_dim * ACTIVATION_BYTES,
-        state_bytes=rows * complete * (moved + mass),
-        index_bytes=cost.index_bytes + rows * complete * (INDEX_BYTES + 2 * SCORE_BYTES * lists),
-        tensor_flops=cost.tensor_flops + rows * tensor,
-        vector_flops=rows * vector,
-        launches=cost.launches + 1 + row_passes(program.index) + len(program.index.streams),
-    )
-
-
-def page_cost(program: Program, knobs: Knobs, geometry: Geometry, kv_bytes: float = 2.0) -> PageCost:
-    """Cost of the states of one completed page in one layer.
-
-    Args:
-        kv_bytes: bytes of one cached channel.
-    """
-    g, sizes = geometry, symbols(geometry, knobs.page_size)
-    used = {n.op for n in program.cache.nodes}
-    # MLA's values are channels of its keys: one row holds both.
-    channels = max("k" in used, g.is_mla and "v" in used) * g.head_dim
-    channels += ("v" in used and not g.is_mla) * g.value_dim
-    return PageCost(
-        read_bytes=g.kv_heads * knobs.page_size * channels * kv_bytes,
-        written_bytes=g.kv_heads * sum(state_bytes(s, sizes) for s in program.states),
-        flops=g.kv_heads * sum(graph_flops(program.cache, sizes)),
-    )
+    return sum((x.cost for x in launches if x.kind in _LAUNCHES_OF[role]), Cost())
 
 
 def graph_flops(
@@ -256,78 +377,90 @@ def graph_flops(
     return tensor, max(0.0, vector)
 
 
-def roofline_seconds(cost: Cost, gpu: GpuSpec) -> float:
-    """The larger of moving the bytes and doing the arithmetic, and the assumed cost of the launches."""
+def kernel_seconds(cost: Cost, gpu: GpuSpec) -> float:
+    """The larger of moving a launch's bytes and doing its arithmetic."""
     compute = cost.tensor_flops / gpu.bf16_flops + cost.vector_flops / gpu.fp32_flops
-    return max(cost.bytes / gpu.usable_bandwidth, compute) + cost.launches * gpu.launch_overhead_assumed
+    return max(cost.bytes / gpu.usable_bandwidth, compute)
+
+
+def roofline_seconds(launches: Iterable[Cost], gpu: GpuSpec) -> float:
+    """Time of some launches, one after the other, with the assumed cost of each launch."""
+    return sum(kernel_seconds(x, gpu) + x.launches * gpu.launch_overhead_assumed for x in launches)
 
 
 def modelled_decode(
     program: Program, knobs: Knobs, model: ModelSpec, gpu: GpuSpec, batch: int, length: int
 ) -> ModelledDecode:
     """Modelled decode throughput of a whole model: weights once a step, every layer's attention, launches."""
-    dense_parts, _ = _step(
-        _dense(), Knobs(page_size=knobs.page_size, budget="length"), model, gpu, batch, length
-    )
-    parts, density = _step(program, knobs, model, gpu, batch, length)
-    seconds, dense_seconds = sum(parts.values()), sum(dense_parts.values())
+    weights = model.weight_bytes_read_per_step(batch) / gpu.usable_bandwidth
+    dense = Knobs(page_size=knobs.page_size, budget="length")
+    geometry, kv_bytes = model.geometry(), knobs.kv_bytes
+    dense_layers = layer_launches(_dense(), dense, geometry, batch=batch, length=length)
+    layers = layer_launches(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
+    dense_seconds = weights + sum(_parts(chain(*dense_layers), gpu).values())
+    launches = list(chain(*layers))
+    parts = {"weights": weights, **_parts(launches, gpu)}
+    seconds = sum(parts.values())
     return ModelledDecode(
         tokens_per_second=batch / seconds,
         seconds_per_step=seconds,
         dense_tokens_per_second=batch / dense_seconds,
         speedup=dense_seconds / seconds,
         bound_by=max(parts, key=lambda k: parts[k]),
-        density=density,
+        density=sum(cost.density for cost in launches) / len(layers),
+        launches=sum(cost.launches for cost in launches),
         parts=parts,
     )
 
 
-def _step(
-    program: Program, knobs: Knobs, model: ModelSpec, gpu: GpuSpec, batch: int, length: int
-) -> tuple[dict[str, float], float]:
-    geometry = model.geometry()
-    kv_bytes = 1.0 if knobs.kv_dtype.startswith("fp8") else 2.0
-    parts = {"weights": model.weight_bytes_read_per_step(batch) / gpu.usable_bandwidth}
-    parts |= dict.fromkeys(("kv", "states", "other", "launches", "compute"), 0.0)
-    density = 0.0
-    everything = replace(knobs, budget="length", dense_layers=())
-    for layer in range(model.layers):
-        if layer in knobs.dense_layers or program.selects_everything:
-            cost = step_cost(_dense(), everything, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
-        else:
-            cost = _amortised(program, knobs, geometry, batch, length, kv_bytes, layer)
-        moving = cost.bytes / gpu.usable_bandwidth
-        computing = cost.tensor_flops / gpu.bf16_flops + cost.vector_flops / gpu.fp32_flops
+def layer_launches(
+    program: Program, knobs: Knobs, geometry: Geometry, *, batch: int, length: int, kv_bytes: float = 2.0
+) -> list[tuple[Cost, ...]]:
+    """Costs of the launches of each layer in a decode step, as the layer plan has it.
+
+    Where a leader selects at some steps only, a launch that selects counts for its share of the steps.
+    """
+    program = program.canonical()
+    plan = LayerPlan(program, knobs, geometry.layers)
+    launches = partial(
+        launch_costs, knobs=knobs, geometry=geometry, batch=batch, length=length, kv_bytes=kv_bytes
+    )
+
+    @cache
+    def of(row: int | None, leads: bool) -> tuple[Cost, ...]:
+        if row is None:
+            return tuple(x.cost for x in launches(_dense()))
+        found = launches(program, layer=plan.budget_layers[row])
+        if not leads:
+            return tuple(x.cost for x in found if x.kind in _LAUNCHES_OF["follows"])
+        share = 1.0 / knobs.reuse_steps
+        return tuple(x.cost * (1.0 if x.kind in _LAUNCHES_OF["keeps"] else share) for x in found)
+
+    rows = [None if leader is None else plan.budget_row(i) for i, leader in enumerate(plan.leader)]
+    return [of(row, plan.leader[i] == i) for i, row in enumerate(rows)]
+
+
+def layer_costs(
+    program: Program, knobs: Knobs, geometry: Geometry, *, batch: int, length: int, kv_bytes: float = 2.0
+) -> list[Cost]:
+    """Cost of each layer in a decode step, means over steps: the sums of `layer_launches`."""
+    found = layer_launches(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
+    return [sum(launches, Cost()) for launches in found]
+
+
+def _parts(launches: Iterable[Cost], gpu: GpuSpec) -> dict[str, float]:
+    """Seconds of launches by what they are spent on."""
+    parts = dict.fromkeys(("kv", "states", "other", "launches", "compute"), 0.0)
+    for cost in launches:
         parts["kv"] += cost.kv_bytes / gpu.usable_bandwidth
         parts["states"] += (cost.state_bytes + cost.update_bytes) / gpu.usable_bandwidth
-        parts["other"] += (cost.query_bytes + cost.index_bytes) / gpu.usable_bandwidth
-        parts["compute"] += max(0.0, computing - moving)
+        parts["other"] += (cost.query_bytes + cost.index_bytes + cost.scratch_bytes) / gpu.usable_bandwidth
+        parts["compute"] += kernel_seconds(cost, gpu) - cost.bytes / gpu.usable_bandwidth
         parts["launches"] += cost.launches * gpu.launch_overhead_assumed
-        density += cost.density / model.layers
-    return parts, density
-
-
-def _amortised(
-    program: Program, knobs: Knobs, geometry: Geometry, batch: int, length: int, kv_bytes: float, layer: int
-) -> Cost:
-    """A layer's mean cost where selections are reused across steps or layers."""
-    reused = step_cost(
-        program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes, layer=layer, scored=False
-    )
-    if layer % knobs.reuse_layers:
-        return reused
-    fresh = step_cost(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes, layer=layer)
-    share = 1.0 / knobs.reuse_steps
-    mixed = {
-        name: share * getattr(fresh, name) + (1 - share) * getattr(reused, name)
-        for name in fresh.__dataclass_fields__
-    }
-    return Cost(**mixed)
+    return parts
 
 
 def _dense() -> Program:
     """The dense program: attend to everything."""
-    from vortex_core.ir.program import GraphBuilder
-
     builder = GraphBuilder("index")
     return Program((), Graph(), builder.graph({}, builder.emit("everything")))

@@ -74,6 +74,11 @@ class Knobs:
         if self.kv_dtype not in KV_DTYPES:
             raise knob_error("kv_dtype", self.kv_dtype, f"it is one of {KV_DTYPES}")
 
+    @property
+    def kv_bytes(self) -> float:
+        """Bytes of one cached channel of K or V, on a GPU (where `auto` is a 16-bit type)."""
+        return 1.0 if self.kv_dtype.startswith("fp8") else 2.0
+
     def pages(self, length: int, layer: int = 0, layers: int = 1) -> int:
         """Pages a row attends at `length` tokens: the budget, never less than the pages kept by rule,
         never more than there are."""

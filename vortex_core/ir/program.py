@@ -17,10 +17,10 @@ from vortex_core.errors import Location, VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS, OpSpec
 from vortex_core.ir.params import ParamDecl
-from vortex_core.ir.types import Dims, Extent, Stage, Type, make_dims
+from vortex_core.ir.types import LARGEST, STORED_BITS, Dims, Extent, Stage, Type, make_dims
 
 FORMAT = 1
-STATE_DTYPES = ("fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4", "bits")
+STATE_DTYPES = tuple(STORED_BITS)
 MAX_NODES = 400  # as written
 MAX_CANONICAL = 2 * MAX_NODES  # the canonical form may repeat what the author shared
 
@@ -91,21 +91,13 @@ class Graph:
 
 
 MAX_NUMBERS = 1 << 24  # of one value, per page
-_LARGEST = {
-    "G": 64,
-    "D": 1024,
-    "N": 1024,
-    "R": 1024,
-    "S": 128,
-    "P": 1,
-}  # no supported model or page exceeds these
 
 
 def check_size(op: str, t: Type, location: Location | None) -> None:
     """Raises `VF026` for a value that is unreasonably large for every page: nothing could hold it."""
     count = 1
     for _, extent in t.dims:
-        count *= max(1, int(extent.factor * _LARGEST.get(extent.symbol, 1)))
+        count *= max(1, int(extent.factor * LARGEST.get(extent.symbol, 1)))
     if count > MAX_NUMBERS:
         raise mistakes.SCRATCH.error(location, op=op, found=str(t), count=count, limit=MAX_NUMBERS)
 

@@ -23,6 +23,12 @@ SYMBOLS: Mapping[str, str] = {
     "S": "tokens per page",
     "P": "complete pages of the sequence",
 }
+# The most that a symbol is in any supported model or page.
+LARGEST: Mapping[str, int] = {"G": 64, "D": 1024, "N": 1024, "R": 1024, "S": 128, "P": 1}
+# Bits of one stored number, by dtype of a page state.
+STORED_BITS: Mapping[str, int] = {
+    "fp32": 32, "bf16": 16, "fp16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "int8": 8, "int4": 4, "bits": 1,
+}  # fmt: skip
 Stage = Literal["cache", "index"]
 Kind = Literal["float", "bool", "selection"]
 Domain = Literal["const", "query", "page", "state"]

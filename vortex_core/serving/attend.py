@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 from vortex_core.kernels.decode.config import DecodeConfig, decode_config
 from vortex_core.kernels.decode.mla import mla_config, mla_rows
 from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace

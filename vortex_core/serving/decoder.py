@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, CompiledFlow, Geometry, LayerKV, StateStore
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, StateStore
 from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.geometry import Geometry
 from vortex_core.kernels import write_latent
 from vortex_core.serving.attend import Attend, Lists, PoolLayer, TorchAttend, TritonAttend
 from vortex_core.serving.bundle import FlowBundle
-from vortex_core.serving.plan import LayerPlan, layer_plan
+from vortex_core.serving.plan import budget_table, layer_plan
 from vortex_core.serving.step_view import StepView
 
 UPDATE_PAGES = 4096  # pages per state update: bounds the memory of the torch backend
@@ -82,12 +83,12 @@ class FlowDecoder:
     ) -> None:
         self.bundle, self.geometry, self.pool, self.device = bundle, geometry, pool, device
         self.page_size = bundle.knobs.page_size
-        self.plan: LayerPlan = layer_plan(bundle.program, bundle.knobs, geometry.layers)
+        self.plan = layer_plan(bundle.program, bundle.knobs, geometry.layers)
         self.compiled = compile_flow(bundle, geometry, backend)
         self.kv = {i: self._paged(*layer(i)) for i in range(*pool.layers)}
         own = [i for i in self.plan.leaders if i in self.kv]
         self.states: dict[int, StateStore] = {i: self.compiled.new_states(pool.pages, device) for i in own}
-        table = self.plan.budget_table(pool.longest) if own else []
+        table = budget_table(self.plan, pool.longest) if own else []
         self.view = StepView(
             pool.batch, pool.longest, self.page_size, table or [[0] * (pool.longest + 1)], device
         )
@@ -210,7 +211,7 @@ class FlowDecoder:
         view = BatchView(
             self.view.table[:batch],
             self.view.lengths[:batch],
-            self.view.budgets[self.plan.budget_rows[layer], :batch],
+            self.view.budgets[self.plan.budget_row(layer), :batch],
             self.view.width * self.page_size,
         )
         if isinstance(self.compiled, TritonFlow):
@@ -226,12 +227,16 @@ class FlowDecoder:
         found = self.compiled.select(q, states, exact, layer)
         return Lists(found.page_ids.to(torch.int32), found.lengths.to(torch.int32))
 
+    def lists(self, batch: int) -> dict[int, Lists]:
+        """Newest selections of steps of `batch` rows, by the layer that selected."""
+        return self._lists.get(batch, {})
+
     # ---- proof of what ran ---------------------------------------------------------------------------------
 
     def attended(self) -> torch.Tensor | None:
         """Float64 `[2]` on the device: tokens that the newest selection attends, and tokens there are, summed
         over its rows and the sequences longer than one token. None where nothing has selected."""
-        found = self._lists.get(self.count)
+        found = self.lists(self.count)
         if not found:
             return None
         lens = found[max(found)].lens

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vortex_core.compiler.evaluate import Evaluator
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import GraphBuilder
 

@@ -10,11 +10,11 @@ from safetensors.numpy import save_file
 from tests import sample_flows
 from tests.fuzz import selections
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
+from vortex_core.geometry import Geometry
 from vortex_core.ir.program import Program
 from vortex_core.sandbox.jail import run
 from vortex_core.sandbox.load import trace_file

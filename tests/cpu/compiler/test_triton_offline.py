@@ -7,12 +7,12 @@ import pytest
 from tests import sample_flows
 from tests.null.library import weights
 from vortex_core import library
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.backend import LONG_BLOCKS
 from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.launch_config import ScoreConfig
 from vortex_core.compiler.triton.offline import compile_flow
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
 
 QWEN = Geometry(layers=28, kv_heads=8, group=4, head_dim=128, rope_dim=128, value_dim=128)

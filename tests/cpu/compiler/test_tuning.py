@@ -18,7 +18,6 @@ import torch
 from search.cli import main
 from vortex_core import library
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
@@ -35,6 +34,7 @@ from vortex_core.compiler.triton.tuning.tune import (
 )
 from vortex_core.compiler.triton.tuning.tune import tune as tune_flow
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.config import DecodeConfig
@@ -321,7 +321,7 @@ def test_without_a_gpu_tuning_is_a_clear_error(capsys: pytest.CaptureFixture[str
 WHOLE = """
 import sys, torch
 from vortex_core import library
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 from vortex_core.compiler.triton.tuning.tune import tune
 from vortex_core.compiler.triton.tuning.case import TuneCase
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
+from tests.cpu.engine.spy import Spy
 from vortex_core import library
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList, StateStore
+from vortex_core.compiler.interface import CompiledFlow, LayerKV, PageList
 from vortex_core.engine.engine import Engine
 from vortex_core.ir.knobs import Knobs
 from vortex_core.sandbox.load import trace_source
@@ -38,29 +38,6 @@ class Remember(vFlow):
         cache["peak"] = peak
         return ops.topk(ops.maximum((q.mean("head") * cache["c"]).sum("dim"), ops.exp(peak)))
 '''
-
-
-@dataclass
-class Spy:
-    """Passes everything on to a compiled flow and writes down what the engine asked."""
-
-    inner: CompiledFlow
-    updates: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    selects: list[tuple[int, int, tuple[int, ...]]] = field(default_factory=list)  # layer, length, budgets
-    selected: list[PageList] = field(default_factory=list)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
-        self.updates.append((layer, tuple(pages.tolist())))
-        self.inner.update(states, kv, pages, layer)
-
-    def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
-        self.selects.append((layer, view.max_length, tuple(view.budgets.tolist())))
-        pages = self.inner.select(q, states, view, layer)
-        self.selected.append(pages)
-        return pages
 
 
 def _compile(engine: Engine, flow: str, backend: str = "torch", **knobs: Any) -> CompiledFlow:
@@ -209,7 +186,7 @@ def test_dense_layers_and_layer_groups(make_engine: Make, ids: Make) -> None:
     prompt = engine.prefill(ids(400, 0))
     spy = _spy(engine, "quest", page_size=16, budget="64", dense_layers=(0, 3), reuse_layers=3)
     assert engine.flow is not None
-    assert engine.flow.leader == [None, 1, 1, None, 1, 5]
+    assert engine.flow.plan.leader == (None, 1, 1, None, 1, 5)
     result = engine.decode([prompt], max_new_tokens=2)
     assert [layer for layer, _, _ in spy.selects] == [1, 5, 1, 5]
     assert {layer for layer, _ in spy.updates} == {1, 5}

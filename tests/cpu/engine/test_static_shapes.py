@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from vortex_core import library
-from vortex_core.compiler.interface import Geometry
 from vortex_core.engine import memory
 from vortex_core.engine.decode.budget_table import BudgetTable
 from vortex_core.engine.decode.graph_runner import bucket_of, width_of
 from vortex_core.engine.engine import Engine
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 
 Make = Callable[..., Any]
@@ -40,13 +40,13 @@ def test_budgets_on_the_device_are_the_flows(make_engine: Make, budget: str) -> 
     engine = make_engine()
     engine.load_flow(library.load("quest").program, Knobs(page_size=16, budget=budget, dense_layers=(2,)))
     flow = engine.flow
-    table = BudgetTable(flow, 4096, torch.device("cpu"))
+    table = BudgetTable(flow.plan, 4096, torch.device("cpu"))
     table.cover(1500, 2100)
-    for layer in flow.leaders:
+    for layer in flow.plan.leaders:
         for length in (1500, 1535, 1536, 1537, 2048, 2049, 2100):
-            assert int(table.of(layer)[length]) == flow.knobs.pages(length, layer, 3)
+            assert int(table.table[flow.plan.budget_row(layer), length]) == flow.knobs.pages(length, layer, 3)
     table.cover(4000, 4096)
-    assert int(table.of(0)[4096]) == flow.knobs.pages(4096, 0, 3)
+    assert int(table.table[0, 4096]) == flow.knobs.pages(4096, 0, 3)
 
 
 def test_a_pool_takes_what_weights_and_states_leave(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from evaluators.parity import compare
 from vortex_core import library
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.torch_backend import TorchFlow
+from vortex_core.geometry import Geometry
 from vortex_core.sandbox.load import trace_source
 
 GQA = Geometry(layers=2, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16)

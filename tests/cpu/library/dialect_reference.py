@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.interface import BatchView, LayerKV
+from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
 
 H, D, BLOCK, PAGES = 4, 16, 8, 6

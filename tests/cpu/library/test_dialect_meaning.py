@@ -14,7 +14,8 @@ import torch
 from tests.cpu.library.dialect_reference import BLOCK, OPTIONS, PAGES, D, H, Tensor, check, data
 from tests.null.dialects import programs
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.interface import BatchView, LayerKV
+from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
 
 

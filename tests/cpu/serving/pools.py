@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vortex_core import library
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.decoder import FlowDecoder, PoolShape
 

@@ -111,7 +111,7 @@ def test_layers_that_reuse_a_selection_attend_the_leaders_pages() -> None:
     assert list(decoder.states) == [0]
     pool.prefill(decoder, 0, 90)
     pool.step(decoder, [0])
-    assert list(decoder._lists[1]) == [0]
+    assert list(decoder.lists(1)) == [0]
 
 
 def test_padding_rows_change_nothing() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.cpu.serving.pools import bundle
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.backend import WARPS
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.offline import argument_type
+from vortex_core.geometry import Geometry
 from vortex_core.kernels.offline import compile_kernel
 from vortex_core.serving.step_view import BLOCK, step_view_kernel
 

@@ -10,8 +10,9 @@ from tests.cpu.compiler import test_backends as shared
 from tests.null.library import weights
 from vortex_core import library
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.flow.trace import Traced
+from vortex_core.geometry import Geometry
 
 pytestmark = pytest.mark.gpu
 

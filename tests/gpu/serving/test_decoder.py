@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.cpu.serving.pools import Pool, bundle, dense
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 from vortex_core.serving.decoder import FlowDecoder
 
 QWEN = Geometry(layers=2, kv_heads=8, group=2, head_dim=128, rope_dim=128, value_dim=128)

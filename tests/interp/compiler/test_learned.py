@@ -55,7 +55,8 @@ import sys, torch
 from tests.cpu.compiler import test_backends as shared
 from tests.interp.compiler.test_learned import FLOWS
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, Geometry
+from vortex_core.compiler.interface import BatchView
+from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
 shared.LENGTHS[:] = [1, 7, 8, 9, 40, 65]
 SHAPES = {"gate": {"wk": (2, 2, 4, 16), "wq": (3, 4, 16), "bias": (2,), "scale": (2,)},

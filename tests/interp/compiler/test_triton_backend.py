@@ -16,7 +16,7 @@ from tests.cpu.compiler import test_backends as shared
 from tests import sample_flows
 from vortex_core.compiler import backends
 from vortex_core.compiler.triton import backend as triton_flow
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 shared.LENGTHS[:] = [1, 7, 8, 9, 40, 65]
 for name in sys.argv[1:]:
     traced = shared.small(sample_flows.load(name))

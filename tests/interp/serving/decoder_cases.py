@@ -7,7 +7,7 @@ import torch
 
 from tests.cpu.serving.pools import GQA, MLA, Pool, bundle
 from tests.interp.tuned import attention_tiles
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 from vortex_core.serving import attend
 from vortex_core.serving.step_view import StepView
 

@@ -12,7 +12,7 @@ from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.serving.bundle import FlowBundle, load_bundle
 from vortex_core.serving.launch import check_environment, launch_command, main
-from vortex_core.serving.plan import layer_plan
+from vortex_core.serving.plan import budget_table, layer_plan
 from vortex_core.serving.settings import Settings
 
 
@@ -100,14 +100,18 @@ def test_what_a_captured_step_cannot_do_is_refused(quest: FlowBundle) -> None:
 def test_budgets_by_length_and_layer(quest: FlowBundle) -> None:
     knobs = quest.knobs.with_(budget="64 if layer < 2 else length / 4", dense_layers=(0,), page_size=8)
     plan = layer_plan(quest.program, knobs, 4)
-    rows = plan.budget_table(400)
+    rows = budget_table(plan, 400)
     assert len(rows) == 3
-    for layer, row in plan.budget_rows.items():
-        assert rows[row].tolist() == [0, *(knobs.pages(n, layer, 4) for n in range(1, 401))]
+    assert [plan.budget_row(layer) for layer in plan.leaders] == [0, 1, 2]
+    for layer in plan.leaders:
+        assert rows[plan.budget_row(layer)].tolist() == [
+            0,
+            *(knobs.pages(n, layer, 4) for n in range(1, 401)),
+        ]
     knobs = knobs.with_(budget="max(64, length / 8)")
     same = layer_plan(quest.program, knobs, 4)
-    assert set(same.budget_rows.values()) == {0}
-    assert same.budget_table(50)[0].tolist() == [
+    assert {same.budget_row(layer) for layer in plan.leaders} == {0}
+    assert budget_table(same, 50)[0].tolist() == [
         0,
         *(knobs.pages(n) for n in range(1, 51)),
     ]

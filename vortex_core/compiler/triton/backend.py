@@ -12,15 +12,17 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from vortex_core.compiler.evaluate import check_shapes, param_values, symbol_sizes
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV, PageList, StateStore
+from vortex_core.compiler.evaluate import check_shapes, param_values
+from vortex_core.compiler.interface import BatchView, LayerKV, PageList, StateStore
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.generate import Module, generate
 from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
 from vortex_core.compiler.triton.tile import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.tuning.results import stored_configs
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.config import DecodeConfig
@@ -85,7 +87,7 @@ class TritonFlow:
     ) -> None:
         check_shapes(program, geometry, knobs.page_size)
         self.program, self.knobs, self.geometry = program, knobs, geometry
-        sizes = symbol_sizes(geometry, knobs.page_size)
+        sizes = geometry.symbols(knobs.page_size)
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self.code: Module = generate(program, geometry, knobs.page_size)
         self._kernels = load_module(self.code.text)
@@ -163,7 +165,8 @@ class TritonFlow:
         """The most pages a budget allows for sequences of up to `width` pages, over all layers."""
         if width not in self._capacities:
             g, size = self.geometry, self.knobs.page_size
-            layers = range(g.layers) if "layer" in self.knobs.budget.replace("layers", "") else range(1)
+            varies = LayerPlan(self.program, self.knobs, g.layers).budget_varies
+            layers = range(g.layers if varies else 1)
             probes = {
                 min(width, p) * size for p in (*range(1, min(width, 64) + 1), *range(64, width + 64, 64))
             }

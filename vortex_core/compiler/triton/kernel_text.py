@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vortex_core.compiler.evaluate import channel_range, symbol_sizes
-from vortex_core.compiler.interface import Geometry
+from vortex_core.compiler.evaluate import channel_range
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
+from vortex_core.geometry import Geometry
 from vortex_core.ir.program import Node, Program
 
 
@@ -23,7 +23,7 @@ class KernelWriter:
 
     def __init__(self, program: Program, geometry: Geometry, page_size: int) -> None:
         self.program, self.geometry, self.page_size = program, geometry, page_size
-        self.sizes = symbol_sizes(geometry, page_size)
+        self.sizes = geometry.symbols(page_size)
         self.states = {s.name: s for s in program.states}
         self.params = {p.name: p for p in program.params}
 

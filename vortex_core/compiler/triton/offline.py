@@ -8,11 +8,11 @@ from typing import Any
 
 import triton.language as tl
 
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.backend import WARPS
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.launch_config import ScoreConfig
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.dependent import LATE

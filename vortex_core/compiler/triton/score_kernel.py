@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.contraction import find_contractions
 from vortex_core.compiler.triton.emitter import Emitter, unsupported
 from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full
-from vortex_core.compiler.triton.schedule import schedule
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
+from vortex_core.geometry import Geometry
 from vortex_core.ir.program import Node, Program
+from vortex_core.ir.schedule import schedule
 
 
 class IndexKernel(KernelWriter):
@@ -24,7 +24,7 @@ class IndexKernel(KernelWriter):
 
     def index_args(self) -> list[str]:
         """Run-time arguments of both kernels, in order."""
-        scratch = [f"t{i}_ptr" for i in sorted({*self.schedule.frontier, *self.schedule.kept_nodes})]
+        scratch = [f"t{i}_ptr" for i in self.schedule.stored]
         outs = [f"out{i}_ptr" for i in self.schedule.scores]
         return [
             "q_ptr",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from vortex_core.ir.program import Graph, Node
 from vortex_core.ir.types import dim_order
 
 # Channels of a matrix product where their number is no power of two. Many take fewer products, which wait less often; few
 # take less room, so that more programs run at a time. On an H100 many save up to a quarter of a short launch and cost 5-10%
 # of one with seven programs a multiprocessor.
 FEW_CHANNELS, MANY_CHANNELS = 64, 256
+MAX_TILE = 8192
+MAX_PAGES_PER_PROGRAM = 64
 MAX_PADDING = 1.34  # more padding than this, and a reduction runs over power-of-two chunks instead
 
 
@@ -80,3 +83,25 @@ def atom(text: str) -> str:
 
 
 Env = Mapping[str, Tile]
+
+
+def pages_per_program(graph: Graph, sizes: Mapping[str, int], absorbed: Collection[int] = ()) -> int:
+    """Pages a scoring program handles, so that its largest tile stays in registers.
+
+    Args:
+        absorbed: nodes that are computed inside matrix products and have no tile.
+    """
+
+    def lanes(node: Node) -> int:
+        """Elements a tile holds for one page; odd numbers of channels are taken in pieces of at most 128."""
+        total = 1
+        for name, extent in node.type.dims:
+            real = 1 if name == "page" else extent.resolve(sizes)
+            odd = name == "dim" and pow2(real) > MAX_PADDING * real
+            total *= min(128, real & -real) if odd else pow2(real)
+        return total
+
+    tiles = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and i not in absorbed]
+    largest = max((lanes(n) for n in tiles), default=1)
+    pages = max(1, min(MAX_PAGES_PER_PROGRAM, MAX_TILE // max(1, largest)))
+    return 1 << (pages.bit_length() - 1)

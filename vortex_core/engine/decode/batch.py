@@ -10,7 +10,7 @@ import torch
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.engine.decode.selection import LoadedFlow, Selections
 from vortex_core.engine.decode.torch_attention import causal_prefill, dense_decode, sparse_decode
-from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for, runs_of
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS, runs_of
 from vortex_core.engine.kv.cache import SequenceState
 from vortex_core.engine.kv.pool import KVPool
 
@@ -98,23 +98,24 @@ class DecodeStep:
             slot // size for slot, length in zip(slots, self.lengths, strict=True) if length % size == 0
         ]
         self.completed = torch.tensor(completed, device=device) if completed else None
-        self._views: dict[int, BatchView] = {}
+        self._views: dict[int | None, BatchView] = {}
 
     def view(self, layer: int) -> BatchView:
         """The batch as a layer's selection sees it."""
-        key = -1 if self.flow is None else self.flow.budget_key(layer)
-        if key not in self._views:
-            if self.flow is None:
-                budgets = [blocks_for(length) for length in self.lengths]
+        dense = self.flow is None or self.flow.plan.leader[layer] is None
+        row = None if dense or self.flow is None else self.flow.plan.budget_row(layer)
+        if row not in self._views:
+            if row is None or self.flow is None:
+                budgets = [-(-length // self.batch.page_size) for length in self.lengths]
             else:
-                budgets = self.flow.budgets(self.lengths, layer)
-            self._views[key] = BatchView(
+                budgets = self.flow.budgets(self.lengths, row)
+            self._views[row] = BatchView(
                 self.page_table,
                 self.batch.lengths,
                 torch.tensor(budgets, device=self.slots.device),
                 self.max_length,
             )
-        return self._views[key]
+        return self._views[row]
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -132,7 +133,7 @@ class DecodeStep:
         q = q[:, :, 0]
         if self.recorder is not None:
             self.recorder(layer, q, self.pool.paged(layer, self.batch.page_size), self.view(layer))
-        leader = None if self.flow is None else self.flow.leader[layer]
+        leader = None if self.flow is None else self.flow.plan.leader[layer]
         out = self._dense(layer, q, scale) if leader is None else self._sparse(layer, leader, q, scale)
         return out[:, None]
 

@@ -182,7 +182,7 @@ class GraphBatch:
             longest = max(longest, s.length)
             assert len(s.blocks) * BLOCK_TOKENS >= s.length, "a sequence outgrew its blocks"
             if flow is not None:
-                lists = self.runner.heads * flow.sparse_layers
+                lists = self.runner.heads * flow.plan.sparse_layers
                 self.attendable += lists * -(-s.length // flow.page_size)
                 self._padding += lists * (-s.length % flow.page_size)
         period = 1 if flow is None else flow.knobs.reuse_steps

@@ -67,8 +67,8 @@ class DecodeRunner:
         self.max_blocks = width_of(-(-max_length // BLOCK_TOKENS))
         self.budgets = (
             None
-            if flow is None or not flow.leaders
-            else BudgetTable(flow, self.max_blocks * BLOCK_TOKENS, self.device)
+            if flow is None or not flow.plan.leaders
+            else BudgetTable(flow.plan, self.max_blocks * BLOCK_TOKENS, self.device)
         )
         self.heads = pool.geometry.kv_heads
         if flow is not None and flow.compiled.program.per_query_head:
@@ -90,7 +90,7 @@ class DecodeRunner:
         self.buffers = StaticBuffers(rows, self.max_blocks, size, self.heads, self.vocab, self.device)
         if self.flow is not None and self.flow.knobs.reuse_steps > 1:
             columns = self._list_columns()
-            for layer in self.flow.leaders:
+            for layer in self.flow.plan.leaders:
                 ids = torch.zeros(rows * self.heads, columns, dtype=torch.int32, device=self.device)
                 lens = torch.zeros(rows * self.heads, dtype=torch.int32, device=self.device)
                 if layer in self.kept:  # lists outlive the buffers they were in
@@ -159,10 +159,12 @@ class DecodeRunner:
         def observe(layer: int, q: torch.Tensor) -> None:
             lengths = step.lengths.long()
             longest = int(lengths.max())
-            if self.budgets is None or self.flow is None or self.flow.leader[layer] is None:
+            if self.budgets is None or self.flow is None or self.flow.plan.leader[layer] is None:
                 budgets = (lengths + step.page_size - 1) // step.page_size
             else:
-                budgets = self.budgets.of(layer).index_select(0, step.lengths).long()
+                budgets = (
+                    self.budgets.table[self.flow.plan.budget_row(layer)].index_select(0, step.lengths).long()
+                )
             table = step.pages[:, : -(-longest // step.page_size)].long()
             view = BatchView(table, lengths, budgets, longest)
             recorder(layer, q, self.pool.paged(layer, step.page_size), view)

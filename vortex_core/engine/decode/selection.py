@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -12,16 +11,13 @@ import torch.nn.functional as F
 from vortex_core.compiler.interface import BatchView, CompiledFlow, PageList, StateStore
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.ir.layers import LayerPlan
 
 _UPDATE_PAGES = 4096  # pages per state update: bounds the memory of a rebuild
 
 
 class LoadedFlow:
-    """A compiled flow with the states of one pool.
-
-    Layers in `knobs.dense_layers` attend to everything. The others, in order, form groups of
-    `knobs.reuse_layers`; the first of a group, its leader, selects for all, and only leaders have states.
-    """
+    """A compiled flow with the states of one pool: of the leaders of its layer plan."""
 
     def __init__(self, compiled: CompiledFlow, pool: KVPool) -> None:
         self.compiled = compiled
@@ -29,24 +25,15 @@ class LoadedFlow:
         self.page_size = compiled.knobs.page_size
         self.pages_per_block = BLOCK_TOKENS // self.page_size
         self.pool = pool
-        layers = compiled.geometry.layers
-        everything = compiled.program.selects_everything
-        sparse = [i for i in range(layers) if not everything and i not in self.knobs.dense_layers]
-        size = self.knobs.reuse_layers
-        self.leader: list[int | None] = [None] * layers
-        for position, layer in enumerate(sparse):
-            self.leader[layer] = sparse[position - position % size]
-        self.leaders = sparse[::size]
-        self.sparse_layers = len(sparse)
+        self.plan = LayerPlan(compiled.program, compiled.knobs, compiled.geometry.layers)
         # One page more where attention mass is stored: what the padding of a captured batch writes goes there.
         pages = pool.slots // self.page_size + compiled.program.needs_mass
         self.states: dict[int, StateStore] = {
-            i: compiled.new_states(pages, pool.k.device) for i in self.leaders
+            i: compiled.new_states(pages, pool.k.device) for i in self.plan.leaders
         }
         # Tokens of each block whose complete pages have states.
         self._covered = [0] * (pool.slots // BLOCK_TOKENS)
-        self._budget_varies = re.search(r"\blayer\b", self.knobs.budget) is not None
-        self._pages = lru_cache(maxsize=65536)(self.knobs.pages)
+        self._pages = lru_cache(maxsize=65536)(self.plan.row_pages)
 
     @property
     def state_bytes(self) -> int:
@@ -69,24 +56,19 @@ class LoadedFlow:
                     first = block * self.pages_per_block
                     pages += range(first + have, first + complete)
                     self._covered[block] = complete * self.page_size
-        if not pages or not self.leaders:
+        if not pages or not self.plan.leaders:
             return
         for part in torch.tensor(pages, device=self.pool.k.device).split(_UPDATE_PAGES):
-            for layer in self.leaders:
+            for layer in self.plan.leaders:
                 self.complete(layer, part)
 
     def complete(self, layer: int, pages: torch.Tensor) -> None:
         """Compute the states of complete physical `pages` in a layer."""
         self.compiled.update(self.states[layer], self.pool.paged(layer, self.page_size), pages, layer)
 
-    def budgets(self, lengths: Sequence[int], layer: int) -> list[int]:
-        """Pages each sequence may attend."""
-        at = layer if self._budget_varies else 0
-        return [self._pages(length, at, len(self.leader)) for length in lengths]
-
-    def budget_key(self, layer: int) -> int:
-        """Layers with equal keys have equal budgets."""
-        return layer if self._budget_varies else 0
+    def budgets(self, lengths: Sequence[int], row: int) -> list[int]:
+        """Pages each sequence may attend in the layers of a row of budgets."""
+        return [self._pages(row, length) for length in lengths]
 
     def select(self, layer: int, q: torch.Tensor, view: BatchView) -> PageList:
         """Run the flow's indexer for one leader."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vortex_core.compiler.interface import BatchView, Geometry, PageList
+from vortex_core.compiler.interface import BatchView, PageList
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.engine.decode.budget_table import BudgetTable
@@ -21,6 +21,7 @@ from vortex_core.engine.decode.step_kernels import begin_step
 from vortex_core.engine.fused.kernels import keep_lists
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.geometry import Geometry
 from vortex_core.kernels.decode.config import DecodeConfig, decode_config
 from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace, mla_rows
 from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
@@ -149,10 +150,10 @@ class StaticStep:
         the page table itself.
         """
         flow = self.flow
-        if flow is None or self.kept or not flow.leaders or flow.compiled.program.selects_everything:
+        if flow is None or self.kept or not flow.plan.leaders or flow.compiled.program.selects_everything:
             return None
         return torch.zeros(
-            len(flow.leaders), self.attended.numel(), dtype=torch.int32, device=self.attended.device
+            len(flow.plan.leaders), self.attended.numel(), dtype=torch.int32, device=self.attended.device
         )
 
     def finish(self) -> None:
@@ -160,21 +161,21 @@ class StaticStep:
         if self.counts is None:
             return
         assert self.flow is not None
-        followers, rest = self.flow.knobs.reuse_layers, self.flow.sparse_layers % self.flow.knobs.reuse_layers
+        size, last = (len(self.flow.plan.groups[self.flow.plan.leaders[i]]) for i in (0, -1))
         total = self.counts.sum(0, dtype=torch.int64)
-        if followers > 1:
-            total *= followers
-        if rest:  # the last group is smaller
-            total -= self.counts[-1] * (followers - rest)
+        if size > 1:
+            total *= size
+        if last < size:  # of all groups, only the last may be smaller
+            total -= self.counts[-1] * (size - last)
         self.attended.add_(total.view_as(self.attended))
 
     def view(self, layer: int) -> BatchView:
         """The batch as a leader's indexer sees it."""
         assert self.flow is not None and self.budgets is not None
-        key = self.flow.budget_key(layer)
-        if key not in self._budgets:
-            self._budgets[key] = self.budgets.of(layer).index_select(0, self.lengths)
-        return BatchView(self.pages, self.selecting, self._budgets[key], self.max_length)
+        row = self.flow.plan.budget_row(layer)
+        if row not in self._budgets:
+            self._budgets[row] = self.budgets.table[row].index_select(0, self.lengths)
+        return BatchView(self.pages, self.selecting, self._budgets[row], self.max_length)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -195,7 +196,7 @@ class StaticStep:
         q = q[:, :, 0]
         if self.observer is not None:
             self.observer(layer, q)
-        leader = None if self.flow is None else self.flow.leader[layer]
+        leader = None if self.flow is None else self.flow.plan.leader[layer]
         if leader is None:
             out = self._attend(layer, q, self.blocks, self.lengths, scale, BLOCK_TOKENS)
         else:
@@ -237,7 +238,7 @@ class StaticStep:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The lists of a leader's group: int32 `[batch * heads, columns]` and token counts."""
         assert self.flow is not None
-        kept, flow_leaders = self.kept.get(layer), self.flow.leaders
+        kept, flow_leaders = self.kept.get(layer), self.flow.plan.leaders
         counts = None if self.counts is None else self.counts[flow_leaders.index(layer)]
         new = compiled.select_in_place(q, states, self.view(layer), layer, counts) if self.selects else None
         if kept is None:

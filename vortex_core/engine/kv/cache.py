@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vortex_core.compiler.interface import Geometry
 from vortex_core.engine.errors import out_of_memory, released_prompt
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, BlockPool, blocks_for, digests_of
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.geometry import Geometry
 
 
 @dataclass(eq=False)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vortex_core.compiler.interface import Geometry, LayerKV
+from vortex_core.compiler.interface import LayerKV
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
+from vortex_core.geometry import Geometry
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vortex_core.compiler.interface import Geometry
 from vortex_core.engine.attention_hook import Step
 from vortex_core.engine.models.latent import is_latent
 from vortex_core.engine.models.parallel_modules import (
@@ -37,6 +36,7 @@ from vortex_core.engine.models.parallel_modules import (
     rows_of,
 )
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
 from vortex_core.ir.program import Program
 from vortex_core.specs import ModelSpec
 

@@ -11,7 +11,7 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.runtime_context import get_parallel
 
-from vortex_core.compiler.interface import Geometry
+from vortex_core.geometry import Geometry
 from vortex_core.kernels.runtime import INTERPRETED
 from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.decoder import FlowDecoder, PoolShape, compile_flow, state_bytes_per_page
@@ -93,7 +93,7 @@ def build(runner: Any, settings: Settings, bundle: FlowBundle) -> VortexAttnBack
             "prefill": inner_name,
             "page_size": bundle.knobs.page_size,
             "budget": bundle.knobs.budget,
-            "sparse_layers": decoder.plan.sparse,
+            "sparse_layers": decoder.plan.sparse_layers,
             "layers": geometry.layers,
             "kv_dtype": str(kv_dtype).removeprefix("torch."),
             "tokens": pool.pages * bundle.knobs.page_size,

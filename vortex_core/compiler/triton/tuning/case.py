@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from vortex_core.compiler.interface import BatchView, Geometry, LayerKV
+from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program

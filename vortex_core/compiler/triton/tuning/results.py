@@ -19,10 +19,10 @@ import torch
 import triton
 
 from vortex_core import kernels
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.cache import cache_root
 from vortex_core.compiler.triton.generate import VERSION
 from vortex_core.compiler.triton.launch_config import Configs, FlowConfig, default_configs
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.runtime import INTERPRETED, next_power_of_2

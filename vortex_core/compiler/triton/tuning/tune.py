@@ -13,13 +13,13 @@ import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from vortex_core.compiler.interface import Geometry
 from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
 from vortex_core.compiler.triton.tile import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.tuning.case import TuneCase, cannot_tune
 from vortex_core.compiler.triton.tuning.results import Key, Tuned, TuningCache, this_machine
 from vortex_core.compiler.triton.tuning.timing import Launch, graph_time
 from vortex_core.compiler.triton.tuning.trials import Choice, Trial, choose
+from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.config import DecodeConfig

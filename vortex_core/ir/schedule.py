@@ -1,22 +1,23 @@
-"""Scheduling: which launch computes what.
+"""Scheduling: which launch of a decode step computes what.
 
 Scoring is one page-parallel launch. Where an operator looks across pages (softmax, normalisation, reductions over
 `page`, convolution), a second launch with one program per row continues from values the first one left in scratch,
-looping over the row's pages once per barrier. However many barriers there are, scoring takes two launches.
+looping over the row's pages once per barrier. However many barriers there are, scoring takes two launches. The cost
+model counts what this says, and the Triton backend generates it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vortex_core.compiler.triton.tile import MAX_PADDING, pow2
-from vortex_core.ir.cost import crosses_pages
 from vortex_core.ir.program import Graph, Node
 
-MAX_TILE = 8192
-MAX_PAGES_PER_PROGRAM = 64
+
+def crosses_pages(node: Node) -> bool:
+    """Whether the node combines values of different pages (selection aside)."""
+    return "page" in (node.attr.get("dims") or ()) or node.attr.get("dim") == "page"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Schedule:
         frontier: nodes the page-parallel launch stores to scratch for the row launch.
         kept: further nodes the row launch stores, by loop: inputs of neighbourhood operators, running sums.
         scores: score nodes, in order of their selections.
+        parallel: whether there is a page-parallel launch.
     """
 
     level: tuple[int, ...]
@@ -36,6 +38,12 @@ class Schedule:
     frontier: tuple[int, ...]
     kept: Mapping[int, tuple[int, ...]]
     scores: tuple[int, ...]
+    parallel: bool
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Nodes whose values pass through scratch, in order: `frontier` and `kept`."""
+        return tuple(sorted({*self.frontier, *self.kept_nodes}))
 
     @property
     def kept_nodes(self) -> tuple[int, ...]:
@@ -75,6 +83,7 @@ def schedule(graph: Graph) -> Schedule:
         tuple(sorted(frontier)),
         {at: tuple(sorted(nodes)) for at, nodes in sorted(kept.items())},
         scores,
+        bool(frontier) if barriers else bool(scores or graph.writes),
     )
 
 
@@ -96,25 +105,3 @@ def _alive(graph: Graph, roots: list[int]) -> list[int]:
 def per_page(node: Node, sizes: Mapping[str, int]) -> int:
     """Elements of a node's value for one page."""
     return math.prod(e.resolve(sizes) for n, e in node.type.dims if n != "page")
-
-
-def pages_per_program(graph: Graph, sizes: Mapping[str, int], absorbed: Collection[int] = ()) -> int:
-    """Pages a scoring program handles, so that its largest tile stays in registers.
-
-    Args:
-        absorbed: nodes that are computed inside matrix products and have no tile.
-    """
-
-    def lanes(node: Node) -> int:
-        """Elements a tile holds for one page; odd numbers of channels are taken in pieces of at most 128."""
-        total = 1
-        for name, extent in node.type.dims:
-            real = 1 if name == "page" else extent.resolve(sizes)
-            odd = name == "dim" and pow2(real) > MAX_PADDING * real
-            total *= min(128, real & -real) if odd else pow2(real)
-        return total
-
-    tiles = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and i not in absorbed]
-    largest = max((lanes(n) for n in tiles), default=1)
-    pages = max(1, min(MAX_PAGES_PER_PROGRAM, MAX_TILE // max(1, largest)))
-    return 1 << (pages.bit_length() - 1)
