@@ -1,37 +1,65 @@
-"""What can go wrong between asking for a program and having one. Codes `VA...`.
-
-| code  | meaning                                                | retrying helps |
-|-------|--------------------------------------------------------|----------------|
-| VA001 | proposer specification not understood                  | no  |
-| VA002 | option unknown or out of range                         | no  |
-| VA003 | proposer not installed, or failed to load              | no  |
-| VA004 | request lacks what its kind needs                      | no  |
-| VA010 | no key in the environment                              | no  |
-| VA011 | key refused, or not allowed to use the model           | no  |
-| VA012 | rate limit                                             | yes |
-| VA013 | account out of quota or credit                         | no  |
-| VA014 | server overloaded or failing                           | yes |
-| VA015 | no answer in time                                      | yes |
-| VA016 | server not reached                                     | yes |
-| VA017 | prompt longer than the model's context                 | no  |
-| VA018 | no such model or address                               | no  |
-| VA019 | request rejected for another reason                    | no  |
-| VA020 | answer not in the protocol's form                      | yes |
-| VA021 | the model declined                                     | yes |
-| VA022 | answer cut off at the token limit                      | yes |
-| VA023 | no program in the answer                               | yes |
-| VA030 | spending limit reached                                 | no  |
-| VA031 | spending limit in dollars on a model without a price   | no  |
-"""
+"""What can go wrong between asking for a program and having one. Codes `VA...`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from agents.base import Usage
-from vortex_core.errors import VortexError
+from vortex_core.errors import ErrorCode, Fault, VortexError, declare
 
-RETRYABLE = frozenset({"VA012", "VA014", "VA015", "VA016", "VA020", "VA021", "VA022", "VA023"})
+
+def _declare(code: str, title: str, rule: str, fault: Fault, *, retryable: bool = False) -> ErrorCode:
+    return declare(code, title, rule, fault, retryable=retryable, home="agents")
+
+
+# ---- what a user wrote
+_declare(
+    "VA001",
+    "proposer not understood",
+    "a proposer is grammar, anthropic:MODEL or openai:MODEL, with @URL for other servers; several take commas",
+    "user",
+)
+_declare("VA002", "bad option", "options of a proposer exist and are in their ranges", "user")
+_declare("VA003", "proposer not installed", "what provides the proposer is installed and loads", "user")
+_declare("VA004", "incomplete request", "a request has what its kind needs", "infrastructure")
+# ---- what a server answered; `user`: nothing helps until a key, an account or a name is mended
+_declare("VA010", "no key", "the key is in the environment", "user")
+REFUSED = _declare("VA011", "access refused", "the key may use the model", "user")
+RATE_LIMIT = _declare(
+    "VA012", "rate limit", "requests stay within the account's rate", "infrastructure", retryable=True
+)
+NO_CREDIT = _declare("VA013", "account without credit", "the account has credit left", "user")
+OVERLOADED = _declare(
+    "VA014", "server overloaded or failing", "the server answers", "infrastructure", retryable=True
+)
+TIMED_OUT = _declare(
+    "VA015", "no answer in time", "an answer comes within its deadline", "infrastructure", retryable=True
+)
+_declare("VA016", "server not reached", "the server is reached", "infrastructure", retryable=True)
+TOO_LONG = _declare("VA017", "prompt too long", "a prompt fits the model's context", "infrastructure")
+NOT_FOUND = _declare("VA018", "no such model or address", "the model exists at the address", "user")
+REJECTED = _declare("VA019", "request rejected", "the server takes the request's options", "infrastructure")
+_declare(
+    "VA020",
+    "answer outside the protocol",
+    "answers have the protocol's form",
+    "infrastructure",
+    retryable=True,
+)
+# ---- what a model wrote
+_declare("VA021", "the model declined", "the model answers", "infrastructure", retryable=True)
+_declare("VA022", "answer cut off", "an answer ends within max_tokens", "infrastructure", retryable=True)
+_declare("VA023", "no program in the answer", "an answer holds a program", "infrastructure", retryable=True)
+# ---- what is used up
+_declare(
+    "VA024",
+    "nothing new found",
+    "the space of programs holds one that was not tried",
+    "budget",
+    retryable=True,
+)
+_declare("VA030", "spending limit reached", "the next call fits the limit", "budget")
+_declare("VA031", "no price for a dollar limit", "a model's price is known where dollars are limited", "user")
 
 
 class ProposerError(VortexError):
@@ -40,6 +68,7 @@ class ProposerError(VortexError):
     Attributes:
         usage: what the failed attempt cost; a model that answers without a program has still been paid.
         maybe_billed: the provider may have charged for work whose answer never arrived (timeouts).
+        proposer: the member of an ensemble that failed; empty where there is only one to ask.
     """
 
     def __init__(
@@ -48,21 +77,20 @@ class ProposerError(VortexError):
         message: str,
         remedy: str = "",
         *,
+        fault: Fault | None = None,
+        retryable: bool | None = None,
         usage: Usage | None = None,
         maybe_billed: bool = False,
+        proposer: str = "",
     ) -> None:
-        super().__init__(code, message, remedy)
+        super().__init__(code, message, remedy, fault=fault, retryable=retryable)
         self.usage = usage or Usage()
         self.maybe_billed = maybe_billed
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the same request may succeed later without anybody changing anything."""
-        return self.code in RETRYABLE
+        self.proposer = proposer
 
     def to_json(self) -> dict[str, Any]:
-        """`VortexError.to_json` with `retryable` and `usage` added."""
-        return {**super().to_json(), "retryable": self.retryable, "usage": dict(vars(self.usage))}
+        """`VortexError.to_json` with `usage` added."""
+        return {**super().to_json(), "usage": dict(vars(self.usage))}
 
 
 class BudgetExceededError(ProposerError):

@@ -79,7 +79,7 @@ class Bench:
         """The prefilled prompts of a seed; slow the first time.
 
         Raises:
-            VortexError: `VV002` for items that cannot be built, `VE001` where the engine has no room.
+            VortexError: `VV002` for items that cannot be built, `VE010` where the engine has no room.
         """
         if seed not in self._sets:
             for other in [s for s in self._sets if (s >= FRESH_SEEDS) == (seed >= FRESH_SEEDS)]:

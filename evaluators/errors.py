@@ -2,7 +2,52 @@
 
 from __future__ import annotations
 
-from vortex_core.errors import VortexError
+from vortex_core.errors import ErrorCode, Fault, VortexError, declare
+
+
+def _declare(code: str, title: str, rule: str, fault: Fault, *, retryable: bool = False) -> ErrorCode:
+    return declare(code, title, rule, fault, retryable=retryable, home="evaluators")
+
+
+# ---- plans and items
+_declare(
+    "VV001", "no such evaluation plan", "a plan is named by configs/evaluation or given as a file", "user"
+)
+_declare("VV002", "item that cannot be built", "contexts leave room for the text that an item needs", "user")
+_declare(
+    "VV003", "context too long for the model", "the plan's contexts are within what the model reads", "user"
+)
+_declare("VV004", "no such stage", "a stage is named by the registry", "user")
+_declare(
+    "VV005", "dense results of something else", "dense results belong to the plan, model and items", "user"
+)
+_declare(
+    "VV006", "stage without an engine", "a stage that runs the model is given an engine", "infrastructure"
+)
+_declare("VV007", "items in another alphabet", "the model reads the alphabet of the plan's items", "user")
+_declare("VV008", "bad evaluation plan", "a plan validates", "user")
+# ---- what stops a candidate
+_declare("VV010", "candidate too slow", "a stage is done within its deadline", "candidate")
+_declare("VV100", "wrong identity", "the hash of a candidate is its program's", "candidate")
+_declare(
+    "VV101", "illegal for this model", "knobs and states exist in the model and leave pages out", "candidate"
+)
+_declare("VV102", "backend bug", "a backend runs verified IR", "infrastructure")
+_declare("VV103", "parity lost", "the engine's backend selects what the oracle selects", "candidate")
+_declare(
+    "VV104", "recall too low", "selected pages capture the attention mass the gate asks for", "candidate"
+)
+_declare("VV105", "accuracy too low", "accuracy is within the margin of dense attention", "candidate")
+_declare(
+    "VV106", "perplexity too high", "perplexity is within the gate's ratio to dense attention", "candidate"
+)
+_declare(
+    "VV110",
+    "something else ran",
+    "the engine runs the program that is evaluated",
+    "infrastructure",
+    retryable=True,
+)
 
 
 def no_room(context: int, room: int, task: str) -> VortexError:
@@ -33,9 +78,9 @@ def context_too_long(context: int, model: str, limit: int) -> VortexError:
 
 
 def no_section(plan: str, stage: str) -> VortexError:
-    """`VV001`: a stage is asked to run under a plan that does not say how."""
+    """`VV008`: a stage is asked to run under a plan that does not say how."""
     return VortexError(
-        "VV001", f"plan {plan} has no section {stage!r}", f"add {stage}: ... to it, or leave the stage out"
+        "VV008", f"plan {plan} has no section {stage!r}", f"add {stage}: ... to it, or leave the stage out"
     )
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _S = TypeVar("_S", bound=StageSettings)
 
-_PLANS = ConfigFolder("evaluation", "evaluation plan", unknown="VV001", invalid="VV001")
+_PLANS = ConfigFolder("evaluation", "evaluation plan", unknown="VV001", invalid="VV008")
 
 
 class NeedleTask(Strict):
@@ -171,7 +171,7 @@ class EvaluationPlan(BaseModel):
         """The settings of a stage.
 
         Raises:
-            VortexError: `VV001` if the plan has no such section.
+            VortexError: `VV008` if the plan has no such section.
         """
         found = self.sections.get(stage)
         if found is None:
@@ -221,6 +221,6 @@ def load_plan(name_or_path: str) -> EvaluationPlan:
     """A plan by name (`configs/evaluation`) or from a YAML file.
 
     Raises:
-        VortexError: `VV001` for an unknown name, an unreadable file or one that does not validate.
+        VortexError: `VV001` for an unknown name or an unreadable file, `VV008` for one that does not validate.
     """
     return _PLANS.load(name_or_path, EvaluationPlan)

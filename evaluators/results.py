@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vortex_core.errors import VortexError
+from vortex_core.errors import Fault, VortexError
 
-FailureKind = Literal["candidate", "infrastructure", "budget"]
 How = Literal["measured", "modelled", "recorded"]
 
 
@@ -52,16 +51,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a stage stopped. `candidate`: scored and fed back; `infrastructure`: retried, never cached;
-    `budget`: paused."""
+    """Why a stage stopped. `kind` is the error's fault: only a candidate's is scored and fed back."""
 
-    kind: FailureKind
+    kind: Fault
     error: dict[str, Any]
 
     @classmethod
-    def of_candidate(cls, error: VortexError) -> Failure:
-        """The candidate's own fault."""
-        return cls("candidate", error.to_json())
+    def of(cls, error: VortexError) -> Failure:
+        """An error as JSON, with whose fault it is."""
+        return cls(error.fault, error.to_json())
 
 
 @dataclass(frozen=True)

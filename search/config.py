@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from search.errors import UNKNOWN_NAME
 from vortex_core.configs import ConfigFolder, Strict
 from vortex_core.errors import VortexError
 
@@ -236,7 +237,7 @@ def load_proposer(name: str) -> ProposerConfig:
     try:
         return PROPOSERS.load(name, ProposerConfig)
     except VortexError as error:
-        if error.code == "VS001":
+        if error.code == UNKNOWN_NAME.code:
             hint = "; or a specification: anthropic:MODEL, openai:MODEL, openai:MODEL@http://host/v1"
             raise VortexError(error.code, error.message, error.remedy + hint) from None
         raise

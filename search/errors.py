@@ -5,8 +5,69 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from vortex_core.errors import VortexError
+from vortex_core.errors import ErrorCode, Fault, VortexError, declare
 from vortex_core.registry import unknown_name
+
+
+def _declare(code: str, title: str, rule: str, fault: Fault, *, retryable: bool = False) -> ErrorCode:
+    return declare(code, title, rule, fault, retryable=retryable, home="search")
+
+
+UNKNOWN_NAME = _declare("VS001", "unknown name", "campaigns, proposers, runs and other names exist", "user")
+_declare("VS002", "bad configuration", "a configuration file validates", "user")
+_declare("VS003", "run in use", "one process writes a run at a time", "infrastructure", retryable=True)
+_declare("VS004", "other settings", "a run is resumed with the settings it was started with", "user")
+_declare(
+    "VS005",
+    "unreadable event log",
+    "an event log was written by a version that this one reads",
+    "infrastructure",
+)
+_declare("VS006", "no such candidate", "a candidate is named by number, key or name", "user")
+_declare("VS007", "no such rank", "a rank is one of the leaderboard's", "user")
+_declare(
+    "VS008", "worker lost", "an evaluation worker lives until it is stopped", "infrastructure", retryable=True
+)
+_declare("VS009", "proposer down", "a proposer answers now and then", "infrastructure", retryable=True)
+_declare("VS010", "bad value", "values on the command line are in their ranges", "user")
+_declare("VS011", "folder in use", "export writes into an empty folder", "user")
+_declare(
+    "VS012",
+    "stage killed at its deadline",
+    "a stage ends within its deadline on one of two fresh workers",
+    "candidate",
+)
+_declare("VS013", "not an export", "the folder was written by export", "user")
+_declare(
+    "VS014", "candidate that kills workers", "a worker survives the candidate at least once", "candidate"
+)
+_declare(
+    "VS015",
+    "conversion that changed the program",
+    "converted source traces to the program it came from",
+    "infrastructure",
+)
+_declare("VS016", "cluster that does not start", "Ray starts, or is joined", "infrastructure", retryable=True)
+_declare(
+    "VS017",
+    "event log that cannot be written",
+    "the run's disk has room and its log is not locked",
+    "infrastructure",
+    retryable=True,
+)
+_declare(
+    "VS018",
+    "the same failure for every candidate",
+    "an infrastructure error does not return for candidate after candidate",
+    "infrastructure",
+)
+_declare(
+    "VS019",
+    "unexpected exception in a worker",
+    "workers raise typed errors",
+    "infrastructure",
+    retryable=True,
+)
 
 
 def unknown_run(name: str, known: Iterable[str]) -> VortexError:

@@ -245,9 +245,9 @@ class SimulatedExecutor:
                 stage, True, {"modelled_speedup_h200": Metric(1 + 2 * x, how="modelled")}, seconds=0.001
             )
         if round(x * 100) % 13 == 12:
-            error = VortexError("VE900", "recall too low", "keep more pages")
+            error = VortexError("VV104", "recall too low", "keep more pages")
             metrics = {"recall": Metric(0.1)}
-            return StageResult(stage, False, metrics, failure=Failure.of_candidate(error), seconds=0.01)
+            return StageResult(stage, False, metrics, failure=Failure.of(error), seconds=0.01)
         rng = randomness(seed, round(x * 100))
         items = [float(rng.random() > 0.3 * x * x) for _ in range(40)]
         delta = sum(items) / 40 - 1

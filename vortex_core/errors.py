@@ -1,14 +1,75 @@
-"""Errors that users and agents read: one stable code, one message, one remedy.
+"""Errors that users and agents read: one stable code, one message, one remedy, and whose fault it is.
 
-Every error a user can cause derives from `VortexError`. Internal invariants use `assert`.
-The codes of the language (`VF...`) are catalogued in `vortex_core.flow.errors`; the other
-layers use the prefixes `VM` (models and weights), `VE` (engine), `VS` (search and command line).
+Every error a user can cause derives from `VortexError`. Internal invariants use `assert`. A code is declared
+once with `declare`, in the catalogue of the layer that raises it: `vortex_core.ir.mistakes` (`VF`, the
+language), `vortex_core.codes` (`VE`, `VK`, `VM`, `VX`), `evaluators.errors` (`VV`), `agents.errors` (`VA`),
+`search.errors` (`VS`). `docs/errors.md` is generated from all of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+Fault = Literal["candidate", "infrastructure", "user", "budget"]
+"""Whose fault an error is, which decides what happens next:
+
+* `candidate`: the program or its knobs. It is a result, scored and fed back to its author.
+* `infrastructure`: a machine, a service or our own code. Nobody's result; another try may succeed.
+* `user`: the command, a configuration or an account. Nothing goes on until a person changes something.
+* `budget`: what was allowed (money, tokens, time, the space of programs) is used up. Nothing is wrong.
+"""
+
+_ROOT = Path(__file__).resolve().parents[1]
+_OURS = ("vortex_core", "agents", "evaluators", "search")
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """One declared code.
+
+    Attributes:
+        code: stable, a family of two letters and three digits.
+        title: what it means, in a few words.
+        rule: what must hold, or what happened.
+        fault: whose fault it is unless the place that raises it knows better.
+        retryable: whether the same thing may succeed later with nothing changed; the same exception applies.
+        home: folder or file whose code raises it, from the root of the project.
+    """
+
+    code: str
+    title: str
+    rule: str
+    fault: Fault
+    retryable: bool
+    home: str
+
+
+_CODES: dict[str, ErrorCode] = {}
+
+
+def declare(
+    code: str, title: str, rule: str, fault: Fault, *, retryable: bool = False, home: str
+) -> ErrorCode:
+    """Add a code to the registry. A code means one thing: declaring it again is a defect."""
+    assert code not in _CODES, f"{code} is declared twice: {_CODES[code].title!r} and {title!r}"
+    _CODES[code] = ErrorCode(code, title, rule, fault, retryable, home)
+    return _CODES[code]
+
+
+def declared() -> dict[str, ErrorCode]:
+    """Every code that is declared by now: those of `vortex_core`, and of the layers imported."""
+    from vortex_core import codes  # noqa: F401 - importing a catalogue declares its codes
+    from vortex_core.ir import mistakes  # noqa: F401
+
+    return dict(sorted(_CODES.items()))
+
+
+def _meaning(code: str) -> ErrorCode | None:
+    """The declaration of a code; None for one of a plug-in that declares none."""
+    return _CODES.get(code) or declared().get(code)
 
 
 @dataclass(frozen=True)
@@ -32,14 +93,35 @@ class VortexError(Exception):
         message: what is wrong, with the values found.
         remedy: one action that mends it.
         location: the user's line, where there is one.
+        fault: whose fault it is. By default as the code declares; a code that nobody declared is
+            `infrastructure`, so that it is never held against a program.
+        retryable: whether the same thing may succeed later with nothing changed. By default as declared, else no.
+        place: where our own code raised it (`file:line in function`). By default read from the traceback.
+        log: a file that says more, on the machine it happened on.
     """
 
-    def __init__(self, code: str, message: str, remedy: str = "", location: Location | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        remedy: str = "",
+        location: Location | None = None,
+        *,
+        fault: Fault | None = None,
+        retryable: bool | None = None,
+        place: str = "",
+        log: str = "",
+    ) -> None:
         super().__init__(message)
+        meaning = _meaning(code)
         self.code = code
         self.message = message
         self.remedy = remedy
         self.location = location
+        self.fault: Fault = fault or (meaning.fault if meaning else "infrastructure")
+        self.retryable = meaning is not None and meaning.retryable if retryable is None else retryable
+        self._place = place
+        self.log = log
 
     def __str__(self) -> str:
         parts = [f"{self.code}: {self.message}"]
@@ -49,19 +131,54 @@ class VortexError(Exception):
             parts.append(f"  fix: {self.remedy}")
         return "\n".join(parts)
 
+    @property
+    def place(self) -> str:
+        """Where our own code raised it, as `file:line in function`; empty before it was raised."""
+        return self._place or place_of(self.__traceback__)
+
     def to_json(self) -> dict[str, Any]:
-        """The same facts for programs: `{code, message, remedy, location}`."""
-        return {
+        """The same facts for programs: `{code, message, remedy, location, fault, retryable}`.
+
+        An infrastructure error also says `place` and `log`, where it has them: nobody else needs our line numbers.
+        """
+        facts: dict[str, Any] = {
             "code": self.code,
             "message": self.message,
             "remedy": self.remedy,
             "location": asdict(self.location) if self.location else None,
+            "fault": self.fault,
+            "retryable": self.retryable,
         }
+        if self.fault == "infrastructure":
+            facts |= {name: value for name in ("place", "log") if (value := getattr(self, name))}
+        return facts
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> VortexError:
-        """Rebuild an error that crossed a process boundary."""
+        """Rebuild an error that crossed a process boundary or was read from a log.
+
+        JSON of versions that did not say whose fault an error is gets what its code declares.
+        """
         where = data.get("location")
         return VortexError(
-            data["code"], data["message"], data.get("remedy", ""), Location(**where) if where else None
+            data["code"],
+            data["message"],
+            data.get("remedy", ""),
+            Location(**where) if where else None,
+            fault=data.get("fault"),
+            retryable=data.get("retryable"),
+            place=data.get("place", ""),
+            log=data.get("log", ""),
         )
+
+
+def place_of(traceback: TracebackType | None) -> str:
+    """The innermost line of our own code in a traceback, as `file:line in function`; empty if there is none."""
+    found = ""
+    while traceback is not None:
+        code, line = traceback.tb_frame.f_code, traceback.tb_lineno
+        file = Path(code.co_filename)
+        if file.is_relative_to(_ROOT) and file.relative_to(_ROOT).parts[0] in _OURS:
+            found = f"{file.relative_to(_ROOT)}:{line} in {code.co_qualname}"
+        traceback = traceback.tb_next
+    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vortex_core.errors import VortexError
+from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint
 from vortex_core.ir.opset import OPS, ROUND_DTYPES, OpSpec
@@ -47,7 +48,7 @@ def _tells_pages_apart(program: Program) -> bool:
     try:
         lint(program, program.canonical(), Knobs())
     except VortexError as error:
-        if error.code != "VF042":
+        if error.code != mistakes.SCORE_CONSTANT.code:
             raise
         return False
     return True

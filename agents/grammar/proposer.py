@@ -24,7 +24,6 @@ from vortex_core.ir.verify import verify
 
 _DEFAULT_LAYERS = 32
 _IDEA_LENGTH = 240
-_TOO_LARGE = ("VF008", "VF026")  # more operations, or more numbers in one value, than the language allows
 _SHARES = (
     0.5,
     0.75,
@@ -100,7 +99,7 @@ class GrammarProposer:
         """One program for one request.
 
         Raises:
-            ProposerError: `VA004` for a request that lacks something or asks for a repair, `VA023` if nothing
+            ProposerError: `VA004` for a request that lacks something or asks for a repair, `VA024` if nothing
                 new was found.
         """
         check(request)
@@ -121,7 +120,7 @@ class GrammarProposer:
         """The program of `propose`, before it is written down.
 
         Raises:
-            ProposerError: `VA023` if nothing new was found.
+            ProposerError: `VA024` if nothing new was found.
         """
         rng = random.Random(f"{request.kind}/{request.seed}")
         sources = [_Source.read(p) for p in request.parents]
@@ -141,7 +140,7 @@ class GrammarProposer:
             known = draft.key in request.tried or (ir_hash, draft.knobs) in parents
             if not known and (ir_hash in {h for h, _ in parents} or sensible(draft)):
                 return draft
-        raise ProposerError("VA023", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
+        raise ProposerError("VA024", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
 
 
 def _grown(rng: random.Random, model: dict[str, Any]) -> Draft:
@@ -168,7 +167,9 @@ def _varied(rng: random.Random, model: dict[str, Any], sources: list[_Source]) -
     try:
         program = to_program(subject.flow)
     except VortexError as error:
-        if error.code in _TOO_LARGE:
+        if (
+            error.fault == "candidate"
+        ):  # the change made a program that the language refuses: mostly too large
             return None
         raise
     return Draft(program, subject.knobs, _line(f"{names}: {', '.join(subject.done)}"))

@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 
 from agents.base import Usage
-from agents.errors import ProposerError
+from agents.errors import (
+    NO_CREDIT,
+    NOT_FOUND,
+    OVERLOADED,
+    RATE_LIMIT,
+    REFUSED,
+    REJECTED,
+    TIMED_OUT,
+    TOO_LONG,
+    ProposerError,
+)
 from agents.providers.base import Endpoint, Patience
 
 _TOO_LONG = re.compile(
@@ -30,25 +40,25 @@ def from_status(status: int, detail: str, model: str, endpoint: Endpoint, attemp
     times = f"{attempts} attempts" if attempts > 1 else "1 attempt"
     match status:
         case 400 | 402 | 403 | 429 if _OUT_OF_MONEY.search(detail):
-            code, what, remedy = "VA013", "the account has no quota left", "add credit or switch the model"
+            code, what, remedy = NO_CREDIT, "the account has no quota left", "add credit or switch the model"
         case 400 | 413 | 422 if status == 413 or _TOO_LONG.search(detail):
-            code, what = "VA017", "the prompt does not fit the model's context"
+            code, what = TOO_LONG, "the prompt does not fit the model's context"
             remedy = "use a model with a longer context, or lower max_tokens"
         case 401 | 403:
-            code, what, remedy = "VA011", "access refused", _key_remedy(endpoint)
+            code, what, remedy = REFUSED, "access refused", _key_remedy(endpoint)
         case 404:
-            code, what, remedy = "VA018", "not found", "check the model's name and the address"
+            code, what, remedy = NOT_FOUND, "not found", "check the model's name and the address"
         case 408:
-            code, what, remedy = "VA015", f"the server gave up waiting ({times})", "try again later"
+            code, what, remedy = TIMED_OUT, f"the server gave up waiting ({times})", "try again later"
         case 429:
-            code, what, remedy = "VA012", f"rate limit ({times})", "wait, or lower the concurrency"
+            code, what, remedy = RATE_LIMIT, f"rate limit ({times})", "wait, or lower the concurrency"
         case _ if status >= 500:
-            code, what, remedy = "VA014", f"the server fails with {status} ({times})", "try again later"
+            code, what, remedy = OVERLOADED, f"the server fails with {status} ({times})", "try again later"
         case _:
-            code, what = "VA019", f"the request was rejected with {status}"
+            code, what = REJECTED, f"the request was rejected with {status}"
             remedy = "change the option it names; some models, for one, allow no temperature"
     return ProposerError(
-        code, f"{model} at {endpoint.base_url}: {what}: {said}", remedy, usage=Usage(calls=attempts)
+        code.code, f"{model} at {endpoint.base_url}: {what}: {said}", remedy, usage=_free(attempts)
     )
 
 
@@ -70,7 +80,7 @@ def unreachable(model: str, endpoint: Endpoint, cause: object, attempts: int) ->
         "VA016",
         f"{model} at {endpoint.base_url} cannot be reached in {attempts} attempts: {endpoint.redact(cause)}",
         "check the address, the network, and that the server runs",
-        usage=Usage(calls=attempts),
+        usage=_free(attempts),
     )
 
 
@@ -83,6 +93,11 @@ def malformed(model: str, endpoint: Endpoint, what: object, attempts: int) -> Pr
         usage=Usage(calls=attempts),
         maybe_billed=True,
     )
+
+
+def _free(attempts: int) -> Usage:
+    """Requests that a server refused or never took: they have a price, and it is nothing."""
+    return Usage(calls=attempts, dollars=0.0)
 
 
 def _key_remedy(endpoint: Endpoint) -> str:

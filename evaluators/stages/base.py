@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from evaluators.errors import needs_engine, too_slow, wrong_identity
-from evaluators.results import Candidate, Failure, FailureKind, StageResult
+from evaluators.results import Candidate, Failure, StageResult
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from vortex_core.specs import ModelSpec
 
 Needs = Literal["cpu", "engine"]
-
-# A candidate answers for its program (VF), what a stage measured (VV1xx), its time (VV010), and for a
-# kv_dtype the engine does not hold (VE013). Backend crashes and workers that ran something else are ours.
-_CANDIDATE_PREFIXES = ("VF", "VV1", "VV010", "VE013")
-_INFRASTRUCTURE = ("VV102", "VV110")
 
 
 @dataclass(frozen=True)
@@ -116,20 +111,10 @@ class Stage(Protocol):
         ...
 
 
-def failed(
-    stage: str, error: VortexError, result: StageResult | None = None, kind: FailureKind = "candidate"
-) -> StageResult:
-    """A result that stops the candidate, with what was measured before."""
+def failed(stage: str, error: VortexError, result: StageResult | None = None) -> StageResult:
+    """A result that stops the candidate, with what was measured before; the error says whose fault it is."""
     base = result or StageResult(stage, passed=False)
-    return replace(base, passed=False, failure=Failure(kind, error.to_json()))
-
-
-def kind_of(error: VortexError) -> FailureKind:
-    """Whose fault an error is."""
-    code = error.code
-    if code.startswith(_CANDIDATE_PREFIXES) and code not in _INFRASTRUCTURE:
-        return "candidate"
-    return "infrastructure"
+    return replace(base, passed=False, failure=Failure.of(error))
 
 
 def run_stage(stage: Stage, candidate: Candidate, context: Context, seed: int) -> StageResult:
@@ -138,5 +123,5 @@ def run_stage(stage: Stage, candidate: Candidate, context: Context, seed: int) -
     try:
         result = stage.run(Subject.of(candidate), context, seed, deadline)
     except VortexError as error:
-        result = failed(stage.name, error, kind=kind_of(error))
+        result = failed(stage.name, error)
     return replace(result, seconds=time.perf_counter() - deadline.started)

@@ -33,10 +33,7 @@ from search.log.store import Record
 from vortex_core.errors import VortexError
 
 _NOTHING_NEW = 60
-"""Proposals in a row without a new candidate after which the space counts as exhausted."""
-_SPENT = "VA030"
-_HOPELESS = {"VA010", "VA011", "VA013", "VA018", "VA031"}
-"""Failures that asking again cannot mend: no key, refused, no credit, no such model, no price for a cap."""
+"""Proposals that came to an end in a row without a new candidate, after which the space counts as exhausted."""
 
 
 class Campaign:
@@ -83,7 +80,7 @@ class Campaign:
         for record in run.store.read():
             self._apply(record)
         self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed)
-        self._spent = False
+        self._spent: str | None = None
         self._session_began = time.monotonic()
         self._active_before = self.state.active_seconds
 
@@ -207,8 +204,8 @@ class Campaign:
     def _limit(self, open_journeys: int) -> str | None:
         """Why no further proposal may start now, if none may."""
         limits, state = self.config.limits, self.state
-        if self._spent:
-            return "the proposer's budget"
+        if self._spent is not None:
+            return self._spent
         if state.distinct_programs + open_journeys >= limits.candidates:
             return f"{limits.candidates} distinct programs"
         if limits.seconds is not None and self.active_seconds >= limits.seconds - limits.finals_seconds:
@@ -281,12 +278,7 @@ class Campaign:
                     used.calls,
                 )
             )
-            if error.code == _SPENT:
-                self._spent = True
-            elif error.code in _HOPELESS:
-                raise
-            elif self.state.proposer_failures_in_a_row >= self.config.proposer_patience:
-                raise proposer_down(self.state.proposer_failures_in_a_row, str(error)) from error
+            self._judge(error)
             return False
         self.record(
             ev.Proposed(
@@ -302,6 +294,19 @@ class Campaign:
             )
         )
         return True
+
+    def _judge(self, error: VortexError) -> None:
+        """What a failed ask means for the campaign. A budget that is used up ends the search, with finals; what
+        only a person can mend pauses it; anything else may pass, for as long as the patience lasts."""
+        failures = self.state.proposer_failures_in_a_row
+        patient = failures < self.config.proposer_patience
+        if error.fault == "budget" and not (error.retryable and patient):
+            again = f" {failures} times in a row" if error.retryable else ""
+            self._spent = f"the proposer's budget: {error.message}{again}"
+        elif error.fault == "user" and not error.retryable:
+            raise error
+        elif not patient:
+            raise proposer_down(failures, str(error)) from error
 
     def archive(self) -> Archive:
         """The ranking as of now."""

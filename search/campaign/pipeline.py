@@ -171,6 +171,4 @@ class Pipeline:
             if timeouts == 2
             else worker_killer(stage, self.config.cluster.retries + 1, last)
         )
-        return StageResult(
-            stage, passed=False, failure=Failure.of_candidate(error), seconds=time.monotonic() - began
-        )
+        return StageResult(stage, passed=False, failure=Failure.of(error), seconds=time.monotonic() - began)

@@ -19,9 +19,6 @@ err = Console(stderr=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
-_INFRASTRUCTURE = re.compile(r"VS003|VS005|VS008|VS009|VA01[23456]|VE")
-"""Codes that are no fault of the command: exit status 1. Everything else is bad input: 2."""
-
 
 def emit(value: Any) -> None:
     """Print a JSON document."""
@@ -30,7 +27,7 @@ def emit(value: Any) -> None:
 
 def exit_status(error: VortexError) -> int:
     """2 for what the user can correct in the command or its input, 1 for what failed around it."""
-    return 1 if _INFRASTRUCTURE.match(error.code) else 2
+    return 2 if error.fault in ("user", "candidate") else 1
 
 
 def fail(error: VortexError, *, as_json: bool) -> NoReturn:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from search.errors import UNKNOWN_NAME
 from search.log.run import campaign_of, open_run, read_state, run_names, runs_root
 from vortex_core import library
+from vortex_core.codes import UNKNOWN_FLOW
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
@@ -66,10 +68,10 @@ def find_flow(target: str, rank: int) -> tuple[FlowBundle, str | None]:
     try:
         return FlowBundle.of(library.resolve(target)), None
     except VortexError as error:
-        if error.code != "VF070":
+        if error.code != UNKNOWN_FLOW.code:
             raise
         near = f"{error.remedy} Runs: {', '.join(run_names()) or 'none yet'}."
-        raise VortexError("VS001", f"neither a run nor a flow: {target!r}", near) from error
+        raise VortexError(UNKNOWN_NAME.code, f"neither a run nor a flow: {target!r}", near) from error
 
 
 def with_knobs(bundle: FlowBundle, changes: Sequence[str]) -> FlowBundle:

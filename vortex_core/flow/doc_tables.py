@@ -1,4 +1,4 @@
-"""The generated pages under docs/: the operator table and the error catalogue."""
+"""What is generated under docs/: the operator table and the catalogue of language errors."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ def operators() -> str:
     for group, (title, text) in _GROUPS.items():
         rows = [(s.text, OPS[s.op]) for s in SPELLINGS if OPS[s.op].group == group]
         out += ["", f"## {title}", "", *([text, ""] if text else [])]
-        out += _table(
+        out += table(
             ("written", "computes", "legal in", "meaning"),
             [(f"`{text}`", _formula(spec), _legal(spec), spec.doc) for text, spec in rows],
         )
     out += ["", "## Shorthands", "", "Written in terms of the operators above.", ""]
-    out += _table(
+    out += table(
         ("written", "meaning"),
         [(f"`{s.text}`", " ".join((getattr(vTensor, s.op).__doc__ or "").split())) for s in SHORTHANDS],
     )
     out += ["", "## State dtypes", "", "`page.state(dim=page.head_dim, dtype=...)`.", ""]
-    out += _table(
+    out += table(
         ("dtype", "bits", "largest error", "note"),
         [(f"`{d}`", str(STORED_BITS[d]), _error(d), _STORED[d]) for d in STATE_DTYPES],
     )
@@ -95,23 +95,19 @@ def operators() -> str:
     return "\n".join(out)
 
 
-def errors() -> str:
-    """docs/errors.md."""
+def language_errors() -> str:
+    """The section of docs/errors.md on the language (`search.commands.error_page` writes the page)."""
     levels = {"error": "", "warning": " (warning)", "info": " (note)"}
     out = [
-        "# Errors of the language",
-        _GENERATED,
-        "",
         (
             "One code for each way to write a wrong flow. A message names the line, what was found, the rule and one "
-            'remedy; `error.to_json()` gives the same as `{"code", "message", "remedy", "location": {"file", "line", '
-            '"text"}}`. Words in braces stand for what was found. A warning leaves the flow valid; a note says what '
+            "remedy. Words in braces stand for what was found. A warning leaves the flow valid; a note says what "
             "follows from it."
         ),
         "",
     ]
     for m in mistakes.CATALOGUE.values():
-        out += [f"## {m.code} {m.title}{levels[m.level]}", ""]
+        out += [f"### {m.code} {m.title}{levels[m.level]}", ""]
         out += [
             f"> {_escape(m.message)}",
             "",
@@ -141,6 +137,7 @@ def _escape(text: str) -> str:
     return text.replace("{{", "{").replace("}}", "}").replace("<", "&lt;")
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """A Markdown table as lines."""
     lines = [head, tuple("---" for _ in head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

@@ -111,17 +111,17 @@ SHORTHANDS: tuple[Spelling, ...] = (
 
 
 _NOT_AUTHORS = (
-    "VF000",
-    "VF007",
-    "VF009",
-    "VF013",
-    "VF014",
-    "VF015",
-    "VF025",
-    "VF027",
-    "VF062",
-    "VF064",
-    "VF065",
+    mistakes.UNREADABLE,
+    mistakes.OUT_OF_MEMORY,
+    mistakes.TRACER_DIED,
+    mistakes.NOT_DIVISIBLE,
+    mistakes.BAD_EXTENT,
+    mistakes.BAD_DIM_NAME,
+    mistakes.BAD_FLOW_NAME,
+    mistakes.BAD_EAGER,
+    mistakes.BAD_KNOBS,
+    mistakes.NO_CHANNELS,
+    mistakes.BAD_PARAM,
 )
 _EXPLAINED = ("log", "sign", "cast", "where")  # pointwise operators whose name does not say everything
 
@@ -241,7 +241,7 @@ def attributes(cls: type) -> dict[str, str]:
 
 
 def _errors() -> str:
-    found = (m for m in mistakes.CATALOGUE.values() if m.code < "VF08" and m.code not in _NOT_AUTHORS)
+    found = (m for m in mistakes.CATALOGUE.values() if m.code < "VF08" and m not in _NOT_AUTHORS)
     shown = "; ".join(f"{m.code} {m.title}" for m in found if m.level == "error")
     return f"## Error codes\nEach names your line, what was found, the rule and a remedy. {shown}.\n"
 
@@ -251,7 +251,7 @@ def _first(doc: str | None) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`--write FOLDER` writes operators.md and errors.md; without it, the compact reference is printed."""
+    """`--write FOLDER` writes operators.md; without it, the compact reference is printed."""
     if not arguments:
         sys.stdout.write(compact())
         return 0
@@ -260,9 +260,8 @@ def main(arguments: list[str]) -> int:
         return 2
     from vortex_core.flow import doc_tables
 
-    for name, text in (("operators.md", doc_tables.operators()), ("errors.md", doc_tables.errors())):
-        with open(f"{arguments[1]}/{name}", "w", encoding="utf-8") as file:
-            file.write(text)
+    with open(f"{arguments[1]}/operators.md", "w", encoding="utf-8") as file:
+        file.write(doc_tables.operators())
     return 0
 
 

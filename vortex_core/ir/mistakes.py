@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from vortex_core.errors import Location, VortexError
+from vortex_core.errors import Fault, Location, VortexError, declare
 
 Level = Literal["error", "warning", "info"]
 
@@ -45,8 +45,16 @@ class Mistake:
 CATALOGUE: dict[str, Mistake] = {}
 
 
-def _mistake(code: str, title: str, message: str, rule: str, remedy: str, level: Level = "error") -> Mistake:
-    assert code not in CATALOGUE, code
+def _mistake(
+    code: str,
+    title: str,
+    message: str,
+    rule: str,
+    remedy: str,
+    level: Level = "error",
+    fault: Fault = "candidate",
+) -> Mistake:
+    declare(code, title, rule, fault, home="vortex_core")
     CATALOGUE[code] = Mistake(code, title, message, rule, remedy, level)
     return CATALOGUE[code]
 
@@ -64,6 +72,7 @@ UNREADABLE = _mistake(
     "cannot read {path}: {why}",
     "a flow is a readable UTF-8 file",
     "check the path; vortex-search flows lists the library",
+    fault="user",
 )
 SYNTAX = _mistake(
     "VF001",

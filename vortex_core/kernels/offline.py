@@ -46,10 +46,15 @@ INSTRUCTION_GROUPS: dict[str, str] = {
 
 
 class OfflineCompileError(VortexError):
-    """A kernel does not compile for a target, or this process cannot compile (code VK002)."""
+    """A kernel does not compile for a target (VK002), or this process cannot compile (VK003)."""
 
-    def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__("VK002", message, remedy)
+    def __init__(self, message: str, remedy: str = "", code: str = "VK002") -> None:
+        super().__init__(code, message, remedy)
+
+
+def _no_compiler(message: str, remedy: str = "") -> OfflineCompileError:
+    """`VK003`: it says nothing about the kernel."""
+    return OfflineCompileError(message, remedy, code="VK003")
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,14 @@ class KernelReport:
 def _tool(name: str) -> str:
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     if not path.exists():
-        raise OfflineCompileError(
-            f"{name} is missing from Triton's NVIDIA backend at {path}", "reinstall triton"
-        )
+        raise _no_compiler(f"{name} is missing from Triton's NVIDIA backend at {path}", "reinstall triton")
     return str(path)
 
 
 def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise OfflineCompileError(f"{Path(command[0]).name} failed: {done.stderr.strip()[:500]}")
+        raise _no_compiler(f"{Path(command[0]).name} failed: {done.stderr.strip()[:500]}")
     return done.stdout
 
 
@@ -149,12 +152,12 @@ def build_kernel(
     Raises OfflineCompileError.
     """
     if triton.knobs.runtime.interpret:
-        raise OfflineCompileError(
+        raise _no_compiler(
             "this process interprets kernels (TRITON_INTERPRET=1) and cannot compile them",
             "compile in a process started without TRITON_INTERPRET",
         )
     if target not in TARGETS:
-        raise OfflineCompileError(f"unknown target {target!r}", f"choose one of {', '.join(TARGETS)}")
+        raise _no_compiler(f"unknown target {target!r}", f"choose one of {', '.join(TARGETS)}")
     names = list(fn.arg_names)
     missing = [n for n in names if n not in signature and n not in constexprs]
     if missing:

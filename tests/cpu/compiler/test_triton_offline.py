@@ -97,5 +97,5 @@ def test_what_cannot_be_lowered_is_an_error_not_a_fallback() -> None:
         return ops.topk((q * cache["c"]).sum("dim").max("head"))
 """
     traced = run(sample_flows.HEADER + source, "x.py")
-    with pytest.raises(VortexError, match="VE010"):
+    with pytest.raises(VortexError, match="VE050"):
         generate(traced.program, QWEN, 16)

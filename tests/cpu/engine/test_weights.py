@@ -348,7 +348,7 @@ def test_a_file_with_another_digest_is_refused(
     )
     with pytest.raises(VortexError, match="expected 0000") as caught:
         fetch_model("tiny")
-    assert caught.value.code == "VM009"
+    assert caught.value.code == "VM010"
     assert [p.name for p in (weights.cache_dir() / "models").iterdir()] == [".tiny-c1.lock"]
 
 

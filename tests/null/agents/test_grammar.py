@@ -265,7 +265,7 @@ def test_limits_hold_and_failing_them_is_a_typed_error() -> None:
         assert size(program) <= 20 and len(program.states) <= 1
     with pytest.raises(ProposerError) as nothing:
         propose(ProposalRequest("seed", 1, model=MODEL), GrammarProposer(max_nodes=1, tries=3))
-    assert (nothing.value.code, nothing.value.retryable) == ("VA023", True)
+    assert (nothing.value.code, nothing.value.retryable) == ("VA024", True)
 
 
 @pytest.mark.parametrize("option", ["max_nodes", "max_states", "tries"])

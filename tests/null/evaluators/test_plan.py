@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, change: dict[str, Any], said: str
     path.write_text(yaml.safe_dump(default() | change))
     with pytest.raises(VortexError, match=said) as caught:
         load_plan(str(path))
-    assert caught.value.code == "VV001"
+    assert caught.value.code == "VV008"
 
 
 def test_unknown_plans_get_near_names() -> None:
@@ -98,7 +98,7 @@ def test_files_that_are_no_yaml_or_no_text(tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_bytes(content)
         with pytest.raises(VortexError) as caught:
             load_plan(str(tmp_path / "x.yaml"))
-        assert caught.value.code == "VV001"
+        assert caught.value.code == "VV008"
 
 
 def test_distractors_belong_to_multikey_alone() -> None:

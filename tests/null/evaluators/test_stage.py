@@ -16,7 +16,7 @@ from evaluators.errors import (
 from evaluators.plan import load_plan
 from evaluators.reference import DenseReference
 from evaluators.results import Candidate, Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Subject, kind_of, run_stage
+from evaluators.stages.base import Context, Deadline, Subject, run_stage
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
@@ -69,15 +69,17 @@ def test_malformed_programs_are_the_candidates_failure() -> None:
         (too_slow("recall", 9.0, ""), "candidate"),
         (VortexError("VF012", "x"), "candidate"),
         (VortexError("VE013", "x"), "candidate"),
-        (VortexError("VE010", "x"), "infrastructure"),
-        (VortexError("VM004", "x"), "infrastructure"),
+        (VortexError("VE019", "x"), "candidate"),
+        (VortexError("VE050", "x"), "candidate"),
+        (VortexError("VE010", "x"), "user"),
+        (VortexError("VM004", "x"), "user"),
+        (VortexError("VE055", "x"), "infrastructure"),
         (backend_crashed("torch", "x"), "infrastructure"),
         (not_what_ran("a", "b"), "infrastructure"),
         (needs_engine("recall"), "infrastructure"),
     ],
 )
 def test_failures_are_typed(error: VortexError, kind: str) -> None:
-    assert kind_of(error) == kind
     result = run_stage(Probe(error), CANDIDATE, CONTEXT, 0)
     assert result.failure is not None
     assert result.failure.kind == kind
@@ -87,7 +89,7 @@ def test_failures_are_typed(error: VortexError, kind: str) -> None:
 def test_the_kv_dtype_code_is_the_engines() -> None:
     from vortex_core.engine.errors import unsupported_kv_dtype
 
-    assert kind_of(unsupported_kv_dtype("fp8_e4m3", "bf16")) == "candidate"
+    assert unsupported_kv_dtype("fp8_e4m3", "bf16").fault == "candidate"
 
 
 def test_bugs_are_not_results() -> None:

