@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from vortex_core.ir.flow import Flow
+
 RequestKind = Literal["seed", "mutate", "crossover", "repair"]
 
 
@@ -14,22 +16,26 @@ class Parent:
     """An evaluated program as a proposer sees it.
 
     Attributes:
+        flow: program and knobs.
         source: vFlow source.
-        program: canonical IR as JSON.
-        knobs: `Knobs.to_json()`.
-        ir_hash: identity of the program.
         metrics: `{name: {value, low, high, unit, how, ...}}`, as evaluators reported them.
         info: side information of the stages (per-head recall, bottleneck, worst task, ...).
-        name: for people.
     """
 
+    flow: Flow
     source: str
-    program: dict[str, Any]
-    knobs: dict[str, Any]
-    ir_hash: str
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.flow.name
+
+    @property
+    def ir_hash(self) -> str:
+        """Identity of the program."""
+        return self.flow.ir_hash
 
 
 @dataclass(frozen=True)

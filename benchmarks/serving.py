@@ -40,14 +40,13 @@ from vortex_core.engine.kv.cache import Prompt
 from vortex_core.engine.models.parallel import Ranks, join_ranks
 from vortex_core.engine.models.random_weights import LABEL, random_model
 from vortex_core.engine.throughput import (
-    Candidate,
     Reference,
     against_reference,
     attention_part,
     attention_share,
-    candidates,
     experts_used,
     fill,
+    flows_named,
     matches_dense,
     measure_decode,
     measure_serving,
@@ -55,6 +54,7 @@ from vortex_core.engine.throughput import (
     reference,
     step_launches,
 )
+from vortex_core.ir.flow import Flow
 from vortex_core.specs import ModelSpec, load_model
 
 
@@ -209,18 +209,18 @@ def decode_row(engine: Engine, args: argparse.Namespace, journal: Journal, batch
         return {"batch": batch, "context": context, "random_kv": args.random_kv, "seconds": seconds}
 
     if journal.run("prompts", prepare):
-        chosen = candidates(args.flows, page_size=args.page, budget=args.budget)
-        for candidate in chosen:
+        chosen = flows_named(args.flows, page_size=args.page, budget=args.budget)
+        for flow in chosen:
             measure = partial(
-                measure_decode, engine, candidate, held, new_tokens=args.new_tokens, rounds=args.rounds
+                measure_decode, engine, flow, held, new_tokens=args.new_tokens, rounds=args.rounds
             )
             journal.run("decode", partial(_row, measure))
         if engine.spec.moe is not None:
             journal.run("experts", partial(experts, engine, held))
         # Afterwards: a profiler that fails or slows the process must not touch the figures above.
         if not args.no_share:
-            for candidate in chosen:
-                journal.run("share", partial(share, engine, candidate, held))
+            for flow in chosen:
+                journal.run("share", partial(share, engine, flow, held))
     for prompt in held:
         engine.release(prompt)
 
@@ -233,10 +233,13 @@ def experts(engine: Engine, prompts: list[Prompt]) -> dict[str, Any]:
     return {"batch": len(prompts), "used": used, "of": engine.spec.moe.experts}
 
 
-def share(engine: Engine, candidate: Candidate, prompts: list[Prompt]) -> dict[str, Any]:
+def share(engine: Engine, flow: Flow | None, prompts: list[Prompt]) -> dict[str, Any]:
     """Of a decode step's time, how much is attention."""
-    engine.load_flow(candidate.program, candidate.knobs)
-    row: dict[str, Any] = {"flow": candidate.name, "page_size": candidate.knobs.page_size}
+    engine.load_flow(None) if flow is None else engine.load_flow(flow.program, flow.knobs)
+    row: dict[str, Any] = {
+        "flow": "dense" if flow is None else flow.name,
+        "page_size": 0 if flow is None else flow.knobs.page_size,
+    }
     if engine.device.type != "cuda":
         row["attention_share"] = attention_share(engine, prompts)
     else:
@@ -328,16 +331,16 @@ def measure_all(args: argparse.Namespace, journal: Journal) -> int:
     tolerance = 0.05 if engine.dtype == torch.bfloat16 else 1e-3
     if references:
         journal.run("transformers", partial(_row, partial(against_reference, engine, references)))
-    for candidate in candidates(args.flows, page_size=args.page, budget=args.budget):
-        if candidate.program is not None:
-            check = partial(matches_dense, engine, candidate, tolerance)
-            row = partial(_row, check, flow=candidate.name, page_size=candidate.knobs.page_size)
+    for flow in flows_named(args.flows, page_size=args.page, budget=args.budget):
+        if flow is not None:
+            check = partial(matches_dense, engine, flow, tolerance)
+            row = partial(_row, check, flow=flow.name, page_size=flow.knobs.page_size)
             journal.run("everything selected", row)
     decode_table(engine, args, journal)
     if args.serve:
-        for candidate in candidates(args.flows, page_size=args.page, budget=args.budget):
+        for flow in flows_named(args.flows, page_size=args.page, budget=args.budget):
             serve = partial(
-                measure_serving, engine, candidate, requests=args.serve, context=args.serve_context,
+                measure_serving, engine, flow, requests=args.serve, context=args.serve_context,
                 new_tokens=args.new_tokens, max_batch=max(args.batch),
             )  # fmt: skip
             journal.run("serve", partial(_row, serve))

@@ -40,7 +40,8 @@ from evaluators.tasks.tokens import encode
 from vortex_core import library
 from vortex_core.engine import Engine
 from vortex_core.engine.models.weights import resolve_model
-from vortex_core.serving.bundle import FlowBundle
+from vortex_core.ir.flow import Flow
+from vortex_core.serving.bundle import write_flow
 from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings
 
@@ -112,9 +113,7 @@ class Items:
         return Answered(cut, scores, density, ir_hash, seconds)
 
 
-def embedded(
-    items: Items, flows: dict[str, FlowBundle | None], args: argparse.Namespace
-) -> dict[str, Answered]:
+def embedded(items: Items, flows: dict[str, Flow | None], args: argparse.Namespace) -> dict[str, Answered]:
     """All flows on one embedded engine; prompts are prefilled once."""
     room = sum(-(-(len(p) + items.new) // 128) + 1 for p in items.prompts) * 256
     engine = Engine.from_model(args.model, max_tokens=room, device=args.device, dtype=DTYPES[args.dtype])
@@ -145,7 +144,7 @@ def embedded(
 
 
 def through_sglang(
-    items: Items, flows: dict[str, FlowBundle | None], args: argparse.Namespace, folder: Path
+    items: Items, flows: dict[str, Flow | None], args: argparse.Namespace, folder: Path
 ) -> tuple[dict[str, Answered], str]:
     """The same in SGLang, a process for each flow. Returns answers and SGLang's version."""
     longest = max(map(len, items.prompts)) + items.new
@@ -168,7 +167,10 @@ def through_sglang(
     def one(name: str) -> tuple[Answered, str]:
         bundle, settings, backend = flows[name], None, args.dense
         if bundle is not None:
-            settings, backend = Settings(str(bundle.write(folder / f"{name}.json")), args.dense), "vortex"
+            settings, backend = (
+                Settings(str(write_flow(bundle, folder / f"{name}.json")), args.dense),
+                "vortex",
+            )
         with EngineProcess(options | {"attention_backend": backend}, settings, variables=variables) as engine:
             began = time.perf_counter()
             found: list[list[int]] = []
@@ -278,9 +280,9 @@ def main() -> None:
     args.dense = args.dense or ("torch_native" if args.device == "cpu" else "fa3")
     args.out.mkdir(parents=True, exist_ok=True)
     items = Items(AutoTokenizer.from_pretrained(model.directory), args.tasks, args.seed)
-    flows: dict[str, FlowBundle | None] = {DENSE: None}
+    flows: dict[str, Flow | None] = {DENSE: None}
     for name in args.flows.split(","):
-        flows[name] = FlowBundle.of(library.resolve(name).with_knobs(page_size=args.page, budget=args.budget))
+        flows[name] = library.resolve(name).with_knobs(page_size=args.page, budget=args.budget).flow
     theirs = embedded(items, flows, args)
     if args.device == "cuda":  # the engine is gone, its memory is SGLang's
         gc.collect()

@@ -47,7 +47,7 @@ from benchmarks.serving_shapes import (
 from benchmarks.serving_speedups import COPY_BANDWIDTH, Saved, density_since, table
 from vortex_core import library
 from vortex_core.errors import VortexError
-from vortex_core.serving.bundle import FlowBundle
+from vortex_core.serving.bundle import write_flow
 from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings
 
@@ -228,8 +228,8 @@ def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
         flows += [("dense", "dense", args.budget), ("block_topk everything", "block_topk", str(limit))]
     for label, flow, budget in flows:
         traced = library.resolve(flow).with_knobs(page_size=args.page, budget=budget)
-        bundle = FlowBundle.of(traced)
-        settings = Settings(str(bundle.write(folder / f"{bundle.key}.json")), args.prefill)
+        bundle = traced.flow
+        settings = Settings(str(write_flow(bundle, folder / f"{bundle.key}.json")), args.prefill)
         found.append(Arm(f"vortex:{label}", options | {"attention_backend": "vortex"}, settings, sets))
     return found
 

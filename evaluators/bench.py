@@ -13,10 +13,11 @@ from evaluators.plan import EvaluationPlan
 from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
-from evaluators.stages.base import Deadline, Subject
+from evaluators.stages.base import Deadline
 from evaluators.stages.recall import RecallSettings
 from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
 from evaluators.tasks.tokens import encode
+from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
     from vortex_core.engine import DecodeResult, Engine, Prompt
@@ -36,7 +37,7 @@ class PromptSet:
 
 @dataclass
 class Answers:
-    """What one subject has answered so far on one seed's retrieval items."""
+    """What one flow has answered so far on one seed's retrieval items."""
 
     key: str
     seed: int
@@ -119,21 +120,21 @@ class Bench:
 
     # ---- running
 
-    def load(self, subject: Subject | None) -> None:
+    def load(self, flow: Flow | None) -> None:
         """Make the engine run a candidate, or dense attention."""
-        key = "dense" if subject is None else subject.candidate.key
+        key = "dense" if flow is None else flow.key
         if key == self._loaded:
             return
         self._loaded = ""
-        if subject is None:
+        if flow is None:
             report = self.engine.load_flow(None)
         else:
-            report = self.engine.load_flow(subject.program, subject.knobs)
+            report = self.engine.load_flow(flow.program, flow.knobs)
         self._loaded = key
         self.swap_seconds = report.seconds
 
     def forget_loaded(self) -> None:
-        """Load the next subject anew, whatever the engine seems to hold."""
+        """Load the next flow anew, whatever the engine seems to hold."""
         self._loaded = ""
 
     @contextmanager
@@ -152,7 +153,7 @@ class Bench:
 
     def decode(
         self,
-        subject: Subject | None,
+        flow: Flow | None,
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
@@ -165,7 +166,7 @@ class Bench:
         Raises:
             VortexError: `VV110` if the engine reports another program.
         """
-        self.load(subject)
+        self.load(flow)
         result = self.engine.decode(
             prompts,
             max_new_tokens=max_new_tokens,
@@ -173,16 +174,14 @@ class Bench:
             stop_ids=self.stop_ids if stop else (),
             recorder=recorder,
         )
-        wanted = "dense" if subject is None else subject.program.ir_hash
+        wanted = "dense" if flow is None else flow.program.ir_hash
         if result.ir_hash != wanted:
             raise not_what_ran(wanted, result.ir_hash)
         return result
 
-    def answer(
-        self, subject: Subject | None, seed: int, places: Sequence[Place], deadline: Deadline
-    ) -> Answers:
-        """Answer retrieval items; what the same subject has answered already is not asked again."""
-        key = "dense" if subject is None else subject.candidate.key
+    def answer(self, flow: Flow | None, seed: int, places: Sequence[Place], deadline: Deadline) -> Answers:
+        """Answer retrieval items; what the same flow has answered already is not asked again."""
+        key = "dense" if flow is None else flow.key
         if self._answers is None or (self._answers.key, self._answers.seed) != (key, seed):
             self._answers = Answers(key, seed)
         answers = self._answers
@@ -192,7 +191,7 @@ class Bench:
             deadline.check(f"{len(answers.scores)} items answered")
             items = [prompts.items.needles[k][i] for k, i in batch]
             result = self.decode(
-                subject,
+                flow,
                 [prompts.needles[place] for place in batch],
                 max_new_tokens=max(item.max_new_tokens for item in items),
                 stop=True,
@@ -204,11 +203,11 @@ class Bench:
                 answers.scores[place] = item.score(text)
         return answers
 
-    def continuation(self, subject: Subject | None, seed: int) -> DecodeResult:
+    def continuation(self, flow: Flow | None, seed: int) -> DecodeResult:
         """Force the true continuations of a seed's passages through the decode path."""
         prompts = self.prompts(seed)
         return self.decode(
-            subject,
+            flow,
             prompts.passages,
             max_new_tokens=self.plan.perplexity.continuation,
             forced=[item.continuation for item in prompts.items.passages],

@@ -14,25 +14,6 @@ TOKEN_TASKS = frozenset({"perplexity"})
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A program and its knobs, as evaluators see it. No user Python: only verified IR.
-
-    Attributes:
-        program: the canonical program as JSON (`vortex_core.ir.program.Program.to_json`).
-        knobs: `Knobs.to_json()`.
-        ir_hash: content hash of the canonical program.
-        key: hash of program and knobs together; the identity of results.
-        name: for people.
-    """
-
-    program: dict[str, Any]
-    knobs: dict[str, Any]
-    ir_hash: str
-    key: str
-    name: str = ""
-
-
-@dataclass(frozen=True)
 class Metric:
     """One measured or modelled number with its interval (95% unless `info` says otherwise)."""
 

@@ -11,11 +11,12 @@ from evaluators.bench import Bench, capacity
 from evaluators.plan import EvaluationPlan
 from evaluators.prompt_store import PromptStore, weights_identity
 from evaluators.reference import DenseReference
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from evaluators.stages.base import Context, run_stage
 from evaluators.stages.registry import get_stage
 from evaluators.tasks.items import FRESH_SEEDS, check_context
 from vortex_core.engine.models.weights import cache_dir, resolve_model
+from vortex_core.ir.flow import Flow
 from vortex_core.specs import ModelSpec, list_models, load_model
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class EvaluationWorker:
         """Dense results of a seed as JSON, measured if they are not known yet."""
         return self.bench.reference(self.plan.seed if seed is None else seed).to_json()
 
-    def run(self, stage: str, candidate: Candidate, seed: int | None = None) -> StageResult:
+    def run(self, stage: str, flow: Flow, seed: int | None = None) -> StageResult:
         """Run one stage.
 
         Raises:
@@ -122,20 +123,20 @@ class EvaluationWorker:
         seed = self.plan.seed if seed is None else seed
         if chosen.needs == "engine":
             self.prepare(seed)  # one-time work, not the candidate's time
-        return run_stage(chosen, candidate, self.context, seed)
+        return run_stage(chosen, flow, self.context, seed)
 
 
 def run_cpu_stage(
-    stage: str, candidate: Candidate, model: str | ModelSpec, plan: EvaluationPlan, seed: int | None = None
+    stage: str, flow: Flow, model: str | ModelSpec, plan: EvaluationPlan, seed: int | None = None
 ) -> StageResult:
     """Run a stage that needs no engine, anywhere. `model`: dimensions, or a name or directory of them."""
     if isinstance(model, str):
         model = load_model(model) if model in list_models() else resolve_model(model).spec
-    return run_stage(get_stage(stage), candidate, Context(plan, model), plan.seed if seed is None else seed)
+    return run_stage(get_stage(stage), flow, Context(plan, model), plan.seed if seed is None else seed)
 
 
 def evaluate(
-    candidate: Candidate,
+    flow: Flow,
     worker: EvaluationWorker,
     plan: EvaluationPlan,
     *,
@@ -153,7 +154,7 @@ def evaluate(
     assert plan.digest == worker.plan.digest, "the worker was built for another plan"
     results: list[StageResult] = []
     for name in stages or plan.stages:
-        result = worker.run(name, candidate, seed)
+        result = worker.run(name, flow, seed)
         results.append(result)
         if on_stage is not None:
             on_stage(result)

@@ -9,22 +9,25 @@ A third party's store or strategy is checked by subclassing a suite and saying h
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from agents.base import Proposal, ProposalRequest, Usage
-from evaluators.results import Candidate, Failure, Metric, StageResult
+from evaluators.results import Failure, Metric, StageResult
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Outcome, Strategy, Tell, randomness
-from search.executors.base import Admission, WorkerLostError
+from search.executors.base import WorkerLostError
 from search.log import events as ev
 from search.log.store import EventStore
 from vortex_core.errors import VortexError
+from vortex_core.flow import ops, vFlow
+from vortex_core.flow.trace import trace
+from vortex_core.ir.flow import Flow
 
 EXAMPLES: tuple[ev.Event, ...] = (
     ev.CampaignStarted("r", {"seed": 0}, {"items": 3}, {"python": "3"}, {"cpus": 2}),
@@ -189,7 +192,7 @@ class SimulatedProposer:
         if request.failed is not None:
             program = json.loads(request.failed.source) | {"broken": False}
         else:
-            x = request.parents[0].program["x"] if request.parents else 0.5
+            x = point_of(request.parents[0].flow) if request.parents else 0.5
             broken = rng.random() < 0.1
             program = {"x": round(min(1.0, max(0.0, x + rng.uniform(-0.2, 0.2))), 2), "broken": broken}
         usage = Usage(input_tokens=100, output_tokens=10, dollars=0.01, calls=1)
@@ -222,22 +225,22 @@ class SimulatedExecutor:
         """See `Executor`."""
         return stage in ("accuracy", "holdout")
 
-    async def trace(self, source: str) -> Admission:
+    async def trace(self, source: str) -> Flow:
         """See `Executor`."""
         self.traced[source] += 1
         await asyncio.sleep(self.delay)
         program = json.loads(source)
         if program.get("broken"):
             raise VortexError("VF012", "the program is broken", "mend it")
-        return simulated_admission(program["x"])
+        return simulated_flow(program["x"])
 
-    async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
         """See `Executor`."""
-        self.ran[candidate.key, stage, seed] += 1
+        self.ran[flow.key, stage, seed] += 1
         await asyncio.sleep(self.delay)
         if self.fail is not None:
-            self.fail(stage, candidate.key, self.ran[candidate.key, stage, seed])
-        x = candidate.program["x"]
+            self.fail(stage, flow.key, self.ran[flow.key, stage, seed])
+        x = point_of(flow)
         if stage == "static":
             return StageResult(stage, passed=True, seconds=0.001)
         if stage == "modelled":
@@ -275,21 +278,36 @@ class SimulatedExecutor:
         self.closed = True
 
 
-def simulated_admission(x: float, name: str = "") -> Admission:
-    """The admission of a point; a library flow if it is named."""
-    ir_hash = hashlib.sha256(f"{x:.2f}".encode()).hexdigest()[:16]
-    return Admission(name or f"point_{x:.2f}", "", {"x": x}, {"page_size": 16}, ir_hash, f"key{ir_hash[:8]}")
+@lru_cache(maxsize=65536)
+def simulated_flow(x: float, name: str = "") -> Flow:
+    """The flow that stands for a point: a page's score is at least `1 + x`. A library flow if it is named."""
+
+    class Point(vFlow):
+        def create_cache(self, page):  # type: ignore[no-untyped-def]
+            return {"mean": page.state(dim=page.head_dim)}
+
+        def forward_cache(self, page):  # type: ignore[no-untyped-def]
+            return {"mean": page.k.mean("token")}
+
+        def forward_indexer(self, q, cache):  # type: ignore[no-untyped-def]
+            return ops.topk(ops.maximum((q * cache["mean"]).sum("dim").max("head"), 1 + round(x, 2)))
+
+    return replace(trace(Point).flow, name=name or f"point_{x:.2f}")
 
 
-def simulated_library(flow: str, knobs: dict[str, Any]) -> tuple[Admission, str]:
+def point_of(flow: Flow) -> float:
+    """The point that a simulated flow stands for."""
+    value = next(float(node.attr["value"]) for node in flow.program.index.nodes if node.op == "const")
+    return round(value - 1, 2)
+
+
+def simulated_library(flow: str, knobs: dict[str, Any]) -> tuple[Flow, str]:
     """A library of named points."""
     x = {"dense": 0.0, "quest": 0.31, "block_topk": 0.45}[flow]
-    admission = simulated_admission(x, flow)
+    found = simulated_flow(x, flow)
     if knobs:
-        admission = dataclasses.replace(
-            admission, name=f"{flow} with knobs", key=f"{admission.key}k", knobs=admission.knobs | knobs
-        )
-    return admission, json.dumps({"x": x})
+        found = replace(found.with_knobs(**knobs), name=f"{flow} with knobs")
+    return found, json.dumps({"x": x})
 
 
 def lost(*, timed_out: bool = False) -> WorkerLostError:

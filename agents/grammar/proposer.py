@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from agents.base import Parent, Proposal, ProposalRequest
+from agents.base import Proposal, ProposalRequest
 from agents.errors import ProposerError
 from agents.grammar.crossover import cross
 from agents.grammar.mutation import Subject, mutate
@@ -16,7 +16,7 @@ from agents.grammar.term import from_program, to_program
 from agents.prompting import check
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit, state_labels
-from vortex_core.flow.trace import candidate_key
+from vortex_core.ir.flow import Flow, flow_key
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint
 from vortex_core.ir.program import Program
@@ -47,29 +47,14 @@ class Draft:
     @property
     def key(self) -> str:
         """Identity of program and knobs."""
-        return candidate_key(self.written, self.knobs)
+        return flow_key(self.written, self.knobs)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A parent, read."""
-
-    program: Program
-    knobs: Knobs
-    ir_hash: str
-    name: str
-
-    @classmethod
-    def read(cls, parent: Parent) -> _Source:
-        program, knobs = Program.from_json(parent.program), Knobs.from_json(parent.knobs)
-        return cls(program, knobs, parent.ir_hash, parent.name or parent.ir_hash)
-
-    @property
-    def variable(self) -> bool:
-        """Whether there is something to vary. Dense attention has nothing, and learned values are only good for
-        the expressions they were learned in."""
-        nodes = (*self.program.cache.nodes, *self.program.index.nodes)
-        return not self.program.selects_everything and all(n.op != "param" for n in nodes)
+def variable(program: Program) -> bool:
+    """Whether there is something to vary. Dense attention has nothing, and learned values are only good for the
+    expressions they were learned in."""
+    nodes = (*program.cache.nodes, *program.index.nodes)
+    return not program.selects_everything and all(n.op != "param" for n in nodes)
 
 
 class GrammarProposer:
@@ -123,7 +108,7 @@ class GrammarProposer:
             ProposerError: `VA024` if nothing new was found.
         """
         rng = random.Random(f"{request.kind}/{request.seed}")
-        sources = [_Source.read(p) for p in request.parents]
+        sources = [p.flow for p in request.parents]
         parents = {(s.ir_hash, s.knobs) for s in sources}
         largest = max((size(s.program) for s in sources), default=0)
         most = max([self.max_states, *(len(s.program.states) for s in sources)])
@@ -149,9 +134,9 @@ def _grown(rng: random.Random, model: dict[str, Any]) -> Draft:
     return Draft(program, random_knobs(rng, _layers(model)), _line(f"grown: {', '.join(growth.notes)}"))
 
 
-def _varied(rng: random.Random, model: dict[str, Any], sources: list[_Source]) -> Draft | None:
+def _varied(rng: random.Random, model: dict[str, Any], sources: list[Flow]) -> Draft | None:
     """A change to the first of the sources that can be varied, or what it becomes with the second."""
-    sources = [s for s in sources if s.variable]
+    sources = [s for s in sources if variable(s.program)]
     if not sources:
         return _grown(rng, model)
     first, *others = sources
@@ -163,7 +148,7 @@ def _varied(rng: random.Random, model: dict[str, Any], sources: list[_Source]) -
         mutate(subject)
     if not subject.done:
         return None
-    names = " x ".join(s.name for s in sources)
+    names = " x ".join(s.name or s.ir_hash for s in sources)
     try:
         program = to_program(subject.flow)
     except VortexError as error:

@@ -66,13 +66,10 @@ class ProposerConformance:
             "how": "measured",
         }
         return Parent(
+            flow=traced.flow,
             source=traced.source,
-            program=traced.program.to_json(),
-            knobs=traced.knobs.to_json(),
-            ir_hash=traced.ir_hash,
             metrics={"accuracy": metric, "recall": {**metric, "value": 0.85}},
             info={"recall": {"worst_head": {"layer": 3, "head": 1, "recall": 0.4}}},
-            name=traced.name,
         )
 
     def request(self, kind: RequestKind, seed: int = 7) -> ProposalRequest:

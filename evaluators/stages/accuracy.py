@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from evaluators import stats
 from evaluators.errors import accuracy_too_low
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
+from evaluators.stages.base import Context, Deadline, Needs, failed
+from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:
     from evaluators.bench import Answers, Bench, Place
@@ -25,15 +26,15 @@ class AccuracyStage:
     needs: Needs = "engine"
     settings = None
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Passes unless the candidate is surely worse than dense by more than the margin."""
         bench, plan = context.engine_bench(self.name), context.plan.accuracy
-        return accuracy_result(self.name, subject, bench, plan, seed, deadline, stop_early=True)
+        return accuracy_result(self.name, flow, bench, plan, seed, deadline, stop_early=True)
 
 
 def accuracy_result(
     stage: str,
-    subject: Subject,
+    flow: Flow,
     bench: Bench,
     plan: AccuracyPlan,
     seed: int,
@@ -41,7 +42,7 @@ def accuracy_result(
     *,
     stop_early: bool,
 ) -> StageResult:
-    """Ask a subject the retrieval items of a seed and compare it with dense."""
+    """Ask a flow the retrieval items of a seed and compare it with dense."""
     reference = bench.reference(seed)
     items = bench.prompts(seed).items
     batches = items.batches(items.in_order(plan.gate_items), plan.batch)
@@ -50,7 +51,7 @@ def accuracy_result(
     stopped = False
     for batch in batches:
         asked += batch
-        answers = bench.answer(subject, seed, batch, deadline)
+        answers = bench.answer(flow, seed, batch, deadline)
         ours, dense = pairs(answers, reference, asked)
         verdict = stats.sequential_verdict(
             ours, dense, margin=plan.margin, looks=len(batches), level=plan.level

@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from evaluators.errors import needs_engine, too_slow, wrong_identity
-from evaluators.results import Candidate, Failure, StageResult
+from evaluators.errors import needs_engine, too_slow
+from evaluators.results import Failure, StageResult
 from vortex_core.errors import VortexError
-from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Program
+from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:
     from evaluators.bench import Bench
@@ -19,27 +18,6 @@ if TYPE_CHECKING:
     from vortex_core.specs import ModelSpec
 
 Needs = Literal["cpu", "engine"]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A candidate rebuilt from its JSON."""
-
-    candidate: Candidate
-    program: Program
-    knobs: Knobs
-
-    @classmethod
-    def of(cls, candidate: Candidate) -> Subject:
-        """Verify and rebuild.
-
-        Raises:
-            VortexError: what the verifier finds, or `VV100` if the hash is not the program's.
-        """
-        program = Program.from_json(candidate.program)
-        if program.ir_hash != candidate.ir_hash:
-            raise wrong_identity(candidate.ir_hash, program.ir_hash)
-        return cls(candidate, program, Knobs.from_json(candidate.knobs))
 
 
 @dataclass
@@ -102,7 +80,7 @@ class Stage(Protocol):
     needs: Needs
     settings: type[StageSettings] | None
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Measure. A gate that fails returns `passed=False` with a candidate failure.
 
         Raises:
@@ -117,11 +95,11 @@ def failed(stage: str, error: VortexError, result: StageResult | None = None) ->
     return replace(base, passed=False, failure=Failure.of(error))
 
 
-def run_stage(stage: Stage, candidate: Candidate, context: Context, seed: int) -> StageResult:
+def run_stage(stage: Stage, flow: Flow, context: Context, seed: int) -> StageResult:
     """Run one stage; typed errors become typed failures. Others (bugs, out of memory) propagate."""
     deadline = Deadline(stage.name, context.plan.deadlines.get(stage.name))
     try:
-        result = stage.run(Subject.of(candidate), context, seed, deadline)
+        result = stage.run(flow, context, seed, deadline)
     except VortexError as error:
         result = failed(stage.name, error)
     return replace(result, seconds=time.perf_counter() - deadline.started)

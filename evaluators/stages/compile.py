@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject
+from evaluators.stages.base import Context, Deadline, Needs
+from vortex_core.ir.flow import Flow
 
 BACKEND = "torch"  # what the CPU engine runs
 
@@ -17,7 +18,7 @@ class CompileStage:
     needs: Needs = "cpu"
     settings = None
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Reports the bytes of state that a token costs."""
         import torch
 
@@ -25,9 +26,9 @@ class CompileStage:
 
         began = time.perf_counter()
         geometry = context.model.geometry()
-        compiled = backends.get(BACKEND).compile(subject.program, subject.knobs, geometry)
+        compiled = backends.get(BACKEND).compile(flow.program, flow.knobs, geometry)
         states = compiled.new_states(1, torch.device("cpu"))
-        per_token = states.bytes_per_page() / subject.knobs.page_size
+        per_token = states.bytes_per_page() / flow.knobs.page_size
         kv = context.model.kv_bytes_per_token() / context.model.layers
         return StageResult(
             self.name,

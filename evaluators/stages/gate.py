@@ -6,7 +6,8 @@ from evaluators import stats
 from evaluators.errors import accuracy_too_low
 from evaluators.results import StageResult
 from evaluators.stages.accuracy import by_task, pairs, proportion
-from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
+from evaluators.stages.base import Context, Deadline, Needs, failed
+from vortex_core.ir.flow import Flow
 
 
 class GateStage:
@@ -16,7 +17,7 @@ class GateStage:
     needs: Needs = "engine"
     settings = None
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """The accuracy stage reuses these answers."""
         bench, plan = context.engine_bench(self.name), context.plan.accuracy
         reference = bench.reference(seed)
@@ -25,7 +26,7 @@ class GateStage:
             for key, items in bench.prompts(seed).items.needles.items()
             for i in range(min(plan.gate_items, len(items)))
         ]
-        answers = bench.answer(subject, seed, places, deadline)
+        answers = bench.answer(flow, seed, places, deadline)
         ours, dense = pairs(answers, reference, places)
         verdict = stats.sequential_verdict(ours, dense, margin=plan.gate_margin, looks=1, level=plan.level)
         metrics = {"gate_accuracy": proportion(ours, plan.level)}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from evaluators.results import StageResult
 from evaluators.stages.accuracy import accuracy_result
-from evaluators.stages.base import Context, Deadline, Needs, Subject
+from evaluators.stages.base import Context, Deadline, Needs
 from evaluators.stages.perplexity import perplexity_result
+from vortex_core.ir.flow import Flow
 
 
 class HoldoutStage:
@@ -15,11 +16,11 @@ class HoldoutStage:
     needs: Needs = "engine"
     settings = None
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Every item is asked, whatever the first ones say."""
         bench, plan = context.engine_bench(self.name), context.plan
-        accuracy = accuracy_result(self.name, subject, bench, plan.accuracy, seed, deadline, stop_early=False)
-        text = perplexity_result(self.name, subject, bench, seed, plan.perplexity.max_ratio)
+        accuracy = accuracy_result(self.name, flow, bench, plan.accuracy, seed, deadline, stop_early=False)
+        text = perplexity_result(self.name, flow, bench, seed, plan.perplexity.max_ratio)
         return StageResult(
             self.name,
             passed=accuracy.passed and text.passed,

@@ -8,8 +8,9 @@ from pydantic import Field, PositiveInt
 
 from evaluators import stats
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject
+from evaluators.stages.base import Context, Deadline, Needs
 from evaluators.stages.settings import Decoded, StageSettings
+from vortex_core.ir.flow import Flow
 
 
 class LatencySettings(StageSettings):
@@ -33,7 +34,7 @@ class LatencyStage:
     needs: Needs = "engine"
     settings = LatencySettings
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Medians; the ratio's interval resamples steps."""
         bench, plan = context.engine_bench(self.name), context.plan.section(self.name, LatencySettings)
         steps = plan.warmup + plan.steps
@@ -45,7 +46,7 @@ class LatencyStage:
                 arms = ["candidate", "dense"] if index % 2 == 0 else ["dense", "candidate"]
                 for arm in arms:
                     if arm == "candidate":
-                        result = bench.decode(subject, prompts, max_new_tokens=steps)
+                        result = bench.decode(flow, prompts, max_new_tokens=steps)
                         density = result.density
                     else:
                         with bench.flow_aside():

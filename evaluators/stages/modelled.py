@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject
+from evaluators.stages.base import Context, Deadline, Needs
 from evaluators.stages.settings import StageSettings
+from vortex_core.ir.flow import Flow
 from vortex_core.specs import load_gpu, load_model
 
 
@@ -34,7 +35,7 @@ class ModelledStage:
     needs: Needs = "cpu"
     settings = ModelledSettings
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """One pair of metrics per GPU, labelled modelled."""
         from vortex_core.ir.cost import modelled_decode
 
@@ -43,9 +44,7 @@ class ModelledStage:
         metrics: dict[str, Metric] = {}
         detail = {}
         for name in plan.gpus:
-            found = modelled_decode(
-                subject.program, subject.knobs, model, load_gpu(name), plan.batch, plan.length
-            )
+            found = modelled_decode(flow.program, flow.knobs, model, load_gpu(name), plan.batch, plan.length)
             metrics[f"modelled_tps_{name}"] = Metric(found.tokens_per_second, unit="tokens/s", how="modelled")
             metrics[f"modelled_speedup_{name}"] = Metric(found.speedup, unit="x", how="modelled")
             detail[name] = {

@@ -6,9 +6,10 @@ from pydantic import Field, PositiveFloat
 
 from evaluators.errors import backend_crashed, parity_failed
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
+from evaluators.stages.base import Context, Deadline, Needs, failed
 from evaluators.stages.compile import BACKEND
 from evaluators.stages.settings import StageSettings
+from vortex_core.ir.flow import Flow
 
 
 class ParitySettings(StageSettings):
@@ -28,15 +29,15 @@ class ParityStage:
     needs: Needs = "cpu"
     settings = ParitySettings
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """A crash on verified IR is the backend's fault, a difference is scored against the candidate."""
         from evaluators.parity import compare
 
         plan = context.plan.section(self.name, ParitySettings)
         try:
             found = compare(
-                subject.program,
-                subject.knobs,
+                flow.program,
+                flow.knobs,
                 context.model.geometry(),
                 backend=BACKEND,
                 pages=plan.pages,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from evaluators import stats
 from evaluators.errors import perplexity_too_high
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
+from evaluators.stages.base import Context, Deadline, Needs, failed
 from evaluators.tasks.perplexity import perplexity
+from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:
     from evaluators.bench import Bench
@@ -23,17 +24,17 @@ class PerplexityStage:
     needs: Needs = "engine"
     settings = None
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Intervals resample tokens: they hold for these passages."""
         bench = context.engine_bench(self.name)
         limit = context.plan.perplexity.max_ratio
-        return perplexity_result(self.name, subject, bench, seed, limit)
+        return perplexity_result(self.name, flow, bench, seed, limit)
 
 
-def perplexity_result(stage: str, subject: Subject, bench: Bench, seed: int, max_ratio: float) -> StageResult:
-    """Force the passages of a seed through a subject and compare with dense, token by token."""
+def perplexity_result(stage: str, flow: Flow, bench: Bench, seed: int, max_ratio: float) -> StageResult:
+    """Force the passages of a seed through a flow and compare with dense, token by token."""
     reference = bench.reference(seed)
-    decoded = bench.continuation(subject, seed)
+    decoded = bench.continuation(flow, seed)
     ours = [value for passage in decoded.logprobs for value in passage]
     dense = [value for passage in reference.logprobs for value in passage]
     level = stats.bootstrap_mean(ours, seed=seed)

@@ -8,8 +8,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from evaluators.errors import recall_too_low
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject, failed
+from evaluators.stages.base import Context, Deadline, Needs, failed
 from evaluators.stages.settings import StageSettings
+from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:
     from evaluators.plan import EvaluationPlan
@@ -53,13 +54,13 @@ class RecallStage:
     needs: Needs = "engine"
     settings = RecallSettings
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """The interval is the range over prompts."""
         from evaluators.recall import measure_recall
         from vortex_core.compiler import backends
 
         bench, plan = context.engine_bench(self.name), context.plan.section(self.name, RecallSettings)
-        compiled = backends.get("torch").compile(subject.program, subject.knobs, bench.engine.geometry)
+        compiled = backends.get("torch").compile(flow.program, flow.knobs, bench.engine.geometry)
         score = measure_recall(compiled, bench.recording(seed))
         recall = float(score.recall.mean())
         per_prompt = score.recall.mean((0, 1))

@@ -19,9 +19,10 @@ from pydantic import Field, PositiveInt
 from evaluators import stats
 from evaluators.errors import not_what_ran
 from evaluators.results import Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject
+from evaluators.stages.base import Context, Deadline, Needs
 from evaluators.stages.settings import StageSettings
-from vortex_core.serving.bundle import FlowBundle
+from vortex_core.ir.flow import Flow
+from vortex_core.serving.bundle import write_flow
 from vortex_core.serving.client import Answer, EngineProcess
 from vortex_core.serving.settings import Settings
 
@@ -117,19 +118,18 @@ class ServingStage:
             self._dense[page_size] = self.start(setup, None, page_size)
         return self._dense[page_size]
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Medians; the speed-up's interval resamples rounds.
 
         Raises:
             VortexError: `VE038` if an engine died, `VV110` if the server reports another program.
         """
         setup = context.plan.section(self.name, ServingSettings)
-        page_size = subject.knobs.page_size
-        bundle = FlowBundle(subject.candidate.name, subject.program, subject.knobs)
+        page_size = flow.knobs.page_size
         draw = random.Random(seed)
         ids = [draw.choices(range(setup.vocabulary), k=setup.context) for _ in range(setup.batch)]
         with tempfile.TemporaryDirectory() as folder:
-            path = bundle.write(Path(folder) / "flow.json")
+            path = write_flow(flow, Path(folder) / "flow.json")
             dense = self.dense(setup, page_size)
             candidate = self.start(setup, Settings(str(path), backend=setup.backend), page_size)
             try:
@@ -147,8 +147,8 @@ class ServingStage:
                 status = candidate.status or {}
             finally:
                 candidate.close()
-        if status.get("ir_hash") != subject.program.ir_hash:
-            raise not_what_ran(subject.program.ir_hash, str(status.get("ir_hash")))
+        if status.get("ir_hash") != flow.program.ir_hash:
+            raise not_what_ran(flow.program.ir_hash, str(status.get("ir_hash")))
         return self._result(setup, steps, firsts, status, seed)
 
     def _result(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from evaluators.errors import illegal_for_model
 from evaluators.results import StageResult
-from evaluators.stages.base import Context, Deadline, Needs, Subject
+from evaluators.stages.base import Context, Deadline, Needs
+from vortex_core.ir.flow import Flow
 
 
 class StaticStage:
@@ -14,9 +15,9 @@ class StaticStage:
     needs: Needs = "cpu"
     settings = None
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Never touches tensors."""
-        knobs, model = subject.knobs, context.model
+        knobs, model = flow.knobs, context.model
         beyond = [layer for layer in knobs.dense_layers if layer >= model.layers]
         if beyond:
             raise illegal_for_model(
@@ -25,12 +26,12 @@ class StaticStage:
             )
         asked = sorted({task.context for task in context.plan.accuracy.tasks})
         lengths = sorted({*asked, *context.plan.lengths})
-        share = {n: _attended(subject, model.layers, n) for n in lengths}
-        is_dense = subject.program.selects_everything
+        share = {n: _attended(flow, model.layers, n) for n in lengths}
+        is_dense = flow.program.selects_everything
         info = {
             "planned_density": {str(n): round(d, 4) for n, d in share.items()},
-            "request_local": subject.program.is_request_local,
-            "states": [s.name for s in subject.program.states],
+            "request_local": flow.program.is_request_local,
+            "states": [s.name for s in flow.program.states],
         }
         # A longer context at which it is sparse is no excuse: speed is modelled there, accuracy is not asked.
         if not is_dense and all(share[n] >= 1 for n in asked):
@@ -42,13 +43,11 @@ class StaticStage:
         return StageResult(self.name, passed=True, info=info)
 
 
-def _attended(subject: Subject, layers: int, length: int) -> float:
+def _attended(flow: Flow, layers: int, length: int) -> float:
     """Share of all pages in all layers that the knobs allow at a length."""
-    if subject.program.selects_everything:
+    if flow.program.selects_everything:
         return 1.0
-    total = -(-length // subject.knobs.page_size)
-    dense = set(subject.knobs.dense_layers)
-    pages = [
-        total if layer in dense else subject.knobs.pages(length, layer, layers) for layer in range(layers)
-    ]
+    total = -(-length // flow.knobs.page_size)
+    dense = set(flow.knobs.dense_layers)
+    pages = [total if layer in dense else flow.knobs.pages(length, layer, layers) for layer in range(layers)]
     return sum(pages) / (total * layers)

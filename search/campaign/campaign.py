@@ -46,7 +46,7 @@ class Campaign:
         proposers: by arm name.
         seed: of the campaign.
         model: description of the model for prompts.
-        library: loads the campaign's references; `(flow, knobs) -> Admission with source`.
+        library: loads the campaign's references; `(flow, knobs) -> Flow with source`.
         watch: called with every new record, for progress displays.
     """
 
@@ -161,10 +161,10 @@ class Campaign:
     async def _references(self) -> None:
         keys = []
         for reference in self.config.references:
-            admission, source = self.library(reference.flow, reference.knobs)
-            if admission.key not in self.state.candidates:
-                self.pipeline.admit(admission, source, None)
-            keys.append(admission.key)
+            flow, source = self.library(reference.flow, reference.knobs)
+            if flow.key not in self.state.candidates:
+                self.pipeline.admit(flow, source, None)
+            keys.append(flow.key)
         waiting = [c for c in map(self.state.candidates.__getitem__, keys) if c.status() == "waiting"]
         unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
         if unfinished or self._limit(0) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agents.base import Attempt, FailedAttempt, Parent, ProposalRequest
@@ -41,14 +42,12 @@ def make_request(
 
 def make_parent(candidate: Candidate, files: ContentStore) -> Parent:
     """A candidate as a proposer sees it."""
+    flow = candidate.flow(files)
     return Parent(
+        flow=replace(flow, name=f"{candidate.label} {candidate.name}"),
         source=files.get(candidate.source, ".py"),
-        program=files.get_json(candidate.program),
-        knobs=candidate.knobs,
-        ir_hash=candidate.ir_hash,
         metrics={name: metric.to_json() for name, metric in candidate.metrics().items()},
         info=candidate.info(),
-        name=f"{candidate.label} {candidate.name}",
     )
 
 

@@ -123,10 +123,10 @@ class Finals:
     async def _matched(self, winner: Candidate, library: Candidate) -> None:
         """The library's program under the winner's knobs: was it the program or the constants?"""
         if self.state.matched is None:
-            admission, source = self.library(library.name.split()[0], winner.knobs)
-            if admission.key not in self.state.candidates:
-                self.pipeline.admit(admission, source, None)
-            self.record(ev.MatchedChosen(admission.key, library.key, winner.key))
+            flow, source = self.library(library.name.split()[0], winner.knobs)
+            if flow.key not in self.state.candidates:
+                self.pipeline.admit(flow, source, None)
+            self.record(ev.MatchedChosen(flow.key, library.key, winner.key))
         assert self.state.matched is not None
         twin = self.state.candidates[self.state.matched.key]
         if twin.status() == "waiting":

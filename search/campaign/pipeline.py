@@ -7,22 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from evaluators.results import Candidate as Measured
 from evaluators.results import Failure, StageResult
 from search.commands.evaluation import evaluation_seed
 from search.config import CampaignConfig
 from search.errors import deadline_passed, engine_lost, worker_killer
-from search.executors.base import Admission, Executor, WorkerLostError
+from search.executors.base import Executor, WorkerLostError
 from search.log import events as ev
 from search.log.run import Run
 from search.log.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 
 
 class LibraryLoader(Protocol):
     """Loads a library flow with some knobs changed."""
 
-    def __call__(self, flow: str, knobs: dict[str, Any]) -> tuple[Admission, str]:
+    def __call__(self, flow: str, knobs: dict[str, Any]) -> tuple[Flow, str]:
         """The traced flow and its source."""
         ...
 
@@ -68,7 +68,7 @@ class Pipeline:
         began = time.monotonic()
         for attempt in range(self.config.cluster.retries + 1):
             try:
-                admission = await self.executor.trace(source)
+                flow = await self.executor.trace(source)
                 break
             except VortexError as error:
                 self.record(ev.Rejected(proposal.id, error.to_json(), time.monotonic() - began))
@@ -78,30 +78,28 @@ class Pipeline:
                 last = lost
         else:
             raise engine_lost(last.error.message)
-        if admission.key in self.state.candidates:
-            self.record(ev.Duplicate(proposal.id, admission.key))
+        if flow.key in self.state.candidates:
+            self.record(ev.Duplicate(proposal.id, flow.key))
             return None
-        return self.admit(admission, source, proposal.id, time.monotonic() - began)
+        return self.admit(flow, source, proposal.id, time.monotonic() - began)
 
-    def admit(
-        self, admission: Admission, source: str, proposal: int | None, seconds: float = 0.0
-    ) -> Candidate:
+    def admit(self, flow: Flow, source: str, proposal: int | None, seconds: float = 0.0) -> Candidate:
         """Record a new candidate; without a proposal it is a reference."""
         self.record(
             ev.Admitted(
-                key=admission.key,
-                ir_hash=admission.ir_hash,
-                name=admission.name,
-                doc=admission.doc,
+                key=flow.key,
+                ir_hash=flow.ir_hash,
+                name=flow.name,
+                doc=flow.doc,
                 source=self.run.files.put(source, ".py"),
-                program=self.run.files.put_json(admission.program),
-                knobs=admission.knobs,
+                program=self.run.files.put_json(flow.program.to_json()),
+                knobs=flow.knobs.to_json(),
                 proposal=proposal,
                 reference=proposal is None,
                 seconds=seconds,
             )
         )
-        return self.state.candidates[admission.key]
+        return self.state.candidates[flow.key]
 
     async def dense_reference(self, purpose: ev.Purpose) -> None:
         """Have the engines prefill a purpose's prompts; the dense answers are recorded once per run."""
@@ -116,46 +114,38 @@ class Pipeline:
 
     async def evaluate(self, candidate: Candidate, purpose: ev.Purpose) -> None:
         """Run the stages that have no result yet; the first that does not pass is the last."""
-        measured = Measured(
-            program=self.run.files.get_json(candidate.program),
-            knobs=candidate.knobs,
-            ir_hash=candidate.ir_hash,
-            key=candidate.key,
-            name=candidate.name,
-        )
+        flow = candidate.flow(self.run.files)
         done = candidate.results.get(purpose, {})
         waiting = [stage for stage in self.executor.stages(purpose) if stage not in done]
         passed = all(result.passed for result in done.values())
         first = next((i for i, s in enumerate(waiting) if self.executor.needs_engine(s)), len(waiting))
         if passed:
-            passed = await self._stages(candidate, measured, purpose, waiting[:first])
+            passed = await self._stages(candidate, flow, purpose, waiting[:first])
         if passed and waiting[first:]:
             async with self._turns:
-                passed = await self._stages(candidate, measured, purpose, waiting[first:])
+                passed = await self._stages(candidate, flow, purpose, waiting[first:])
         self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))
 
     async def _stages(
-        self, candidate: Candidate, measured: Measured, purpose: ev.Purpose, names: Sequence[str]
+        self, candidate: Candidate, flow: Flow, purpose: ev.Purpose, names: Sequence[str]
     ) -> bool:
         """Run stages in order until one does not pass; returns whether all did."""
         for stage in names:
-            result = await self._run(stage, measured, purpose)
+            result = await self._run(stage, flow, purpose)
             self.record(ev.StageFinished(candidate.key, purpose, stage, self.seed(purpose), result.to_json()))
             if not result.passed:
                 return False
         return True
 
-    async def _run(self, stage: str, measured: Measured, purpose: ev.Purpose) -> StageResult:
+    async def _run(self, stage: str, flow: Flow, purpose: ev.Purpose) -> StageResult:
         """One stage, again after infrastructure failures; who fails on every new worker is to blame."""
         timeouts, last = 0, ""
         for attempt in range(self.config.cluster.retries + 1):
             began = time.monotonic()
             try:
-                result = await self.executor.run_stage(stage, measured, self.seed(purpose))
+                result = await self.executor.run_stage(stage, flow, self.seed(purpose))
             except WorkerLostError as lost:
-                self.record(
-                    ev.InfrastructureFailed(measured.key, purpose, stage, attempt, lost.error.to_json())
-                )
+                self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, lost.error.to_json()))
                 timeouts, last = timeouts + lost.timed_out, lost.error.message
                 if timeouts == 2:
                     break
@@ -165,7 +155,7 @@ class Pipeline:
             if result.failure.kind == "budget":
                 raise VortexError.from_json(result.failure.error)
             last = str(result.failure.error.get("message", ""))
-            self.record(ev.InfrastructureFailed(measured.key, purpose, stage, attempt, result.failure.error))
+            self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, result.failure.error))
         error = (
             deadline_passed(stage, self.config.cluster.deadline_of(stage))
             if timeouts == 2

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ from agents.registry import make_proposer
 from search.campaign.campaign import Campaign
 from search.config import CampaignConfig, load_campaign, load_proposer
 from search.errors import other_configuration
-from search.executors.base import Admission
 from search.executors.ray_cluster import RayExecutor
-from search.executors.workers import admission_json
 from search.log import events as ev
 from search.log.run import open_run, read_state
 from search.log.state import CampaignState
 from search.machine import machine, versions
+from vortex_core.ir.flow import Flow
 
 
 @dataclass(frozen=True)
@@ -141,22 +140,20 @@ def make_proposers(
     return {arm: made[spec] for arm, spec in specs.items()}
 
 
-def load_library(flow: str, knobs: dict[str, Any]) -> tuple[Admission, str]:
+def load_library(flow: str, knobs: dict[str, Any]) -> tuple[Flow, str]:
     """A library flow with some of its knobs changed, and source that traces back to exactly that."""
     from vortex_core import library
     from vortex_core.flow.emit import emit
 
     traced = library.load(flow)
     if not knobs:
-        return Admission(**admission_json(traced)), library.source(flow)
-    changed = traced.with_knobs(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
-    admission = Admission(
-        **(admission_json(changed) | {"name": f"{flow} {_knob_words(traced, changed)}".strip()})
-    )
-    return admission, emit(changed.program, changed.knobs, flow, changed.doc)
+        return traced.flow, library.source(flow)
+    changed = traced.flow.with_knobs(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
+    named = replace(changed, name=f"{flow} {_knob_words(traced, changed)}".strip())
+    return named, emit(changed.program, changed.knobs, flow, changed.doc)
 
 
-def _knob_words(traced: Any, changed: Any) -> str:
+def _knob_words(traced: Flow, changed: Flow) -> str:
     before, after = traced.knobs.to_json(), changed.knobs.to_json()
     return ",".join(f"{k}={after[k]}" for k in after if after[k] != before[k])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,19 +50,17 @@ def bench(plan: BenchPlan) -> Iterator[dict[str, Any]]:
 
     from search.commands.serve import find_flow
     from vortex_core.engine.throughput import (
-        Candidate,
         attention_share,
         fill,
         matches_dense,
         measure_decode,
         measure_serving,
     )
-    from vortex_core.ir.knobs import Knobs
 
     found, _ = find_flow(plan.target, plan.rank)
     changes: dict[str, Any] = {"page_size": plan.page_size, "budget": plan.budget}
     knobs = found.knobs.with_(**{name: value for name, value in changes.items() if value is not None})
-    flow = Candidate(found.name, found.program, knobs)
+    flow = replace(found, knobs=knobs)
     engine = _engine(plan)
     parity = matches_dense(engine, flow, 0.05 if engine.dtype == torch.bfloat16 else 1e-3)
     yield {
@@ -72,13 +70,12 @@ def bench(plan: BenchPlan) -> Iterator[dict[str, Any]]:
         "backend": engine.backend,
         **asdict(parity),
     }
-    dense = Candidate("dense", None, Knobs())
     for batch in plan.batch:
         for context in plan.context:
             prompts = fill(engine, batch, context, random_kv=plan.random_kv)
-            for candidate in (dense, flow):
+            for measured in (None, flow):
                 row = measure_decode(
-                    engine, candidate, prompts, new_tokens=plan.new_tokens, rounds=plan.rounds
+                    engine, measured, prompts, new_tokens=plan.new_tokens, rounds=plan.rounds
                 )
                 yield {
                     "kind": "decode",
@@ -88,9 +85,9 @@ def bench(plan: BenchPlan) -> Iterator[dict[str, Any]]:
                 }
             for prompt in prompts:
                 engine.release(prompt)
-    for candidate in (dense, flow) if plan.serve else ():
+    for measured in (None, flow) if plan.serve else ():
         served = measure_serving(
-            engine, candidate, requests=plan.serve, context=plan.context[0], new_tokens=plan.new_tokens,
+            engine, measured, requests=plan.serve, context=plan.context[0], new_tokens=plan.new_tokens,
             max_batch=max(plan.batch),
         )  # fmt: skip
         yield {"kind": "serve", **asdict(served)}

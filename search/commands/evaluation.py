@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evaluators.plan import EvaluationPlan, load_plan
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from evaluators.stages.registry import FRESH, HOLDOUT, STAGES
 from evaluators.tasks.items import FRESH_SEEDS
 from search.errors import bad_value
 from search.log.events import Purpose
-from vortex_core.flow.trace import Traced
+from vortex_core.ir.flow import Flow
 
 _OFFSETS: dict[Purpose, int] = {"search": 0, "fresh": FRESH_SEEDS, "holdout": 2 * FRESH_SEEDS}
 
@@ -35,19 +35,8 @@ def evaluation_seed(seed: int, purpose: Purpose) -> int:
     return seed + _OFFSETS[purpose]
 
 
-def as_candidate(traced: Traced) -> Candidate:
-    """A traced flow as evaluators take it."""
-    return Candidate(
-        program=traced.program.to_json(),
-        knobs=traced.knobs.to_json(),
-        ir_hash=traced.ir_hash,
-        key=traced.key,
-        name=traced.name,
-    )
-
-
 def evaluate_once(
-    traced: Traced, model: str, plan_name: str, seed: int, on_stage: Callable[[str], None]
+    flow: Flow, model: str, plan_name: str, seed: int, on_stage: Callable[[str], None]
 ) -> list[StageResult]:
     """Take one flow through the search stages in this process.
 
@@ -62,7 +51,7 @@ def evaluate_once(
     from evaluators.worker import EvaluationWorker, run_cpu_stage
 
     plan = load_plan(plan_name)
-    candidate, items = as_candidate(traced), evaluation_seed(seed, "search")
+    items = evaluation_seed(seed, "search")
     worker: EvaluationWorker | None = None
     results: list[StageResult] = []
     for stage, on_engine in stage_table(plan)["search"]:
@@ -72,9 +61,9 @@ def evaluate_once(
             worker.prepare(items)
         on_stage(stage)
         if worker is None:
-            results.append(run_cpu_stage(stage, candidate, model, plan, items))
+            results.append(run_cpu_stage(stage, flow, model, plan, items))
         else:
-            results.append(worker.run(stage, candidate, items))
+            results.append(worker.run(stage, flow, items))
         if not results[-1].passed:
             break
     return results

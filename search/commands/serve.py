@@ -12,9 +12,9 @@ from search.log.run import campaign_of, open_run, read_state, run_names, runs_ro
 from vortex_core import library
 from vortex_core.codes import UNKNOWN_FLOW
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Program
-from vortex_core.serving.bundle import FlowBundle, load_bundle
+from vortex_core.serving.bundle import load_flow, write_flow
 from vortex_core.serving.launch import Launch, launch_command
 from vortex_core.serving.settings import Settings
 
@@ -32,7 +32,7 @@ def model_source(model: str) -> str:
     return str(directory) if directory is not None else load_model(model).hf_id
 
 
-def bundle_of_run(name: str, rank: int) -> tuple[FlowBundle, str]:
+def bundle_of_run(name: str, rank: int) -> tuple[Flow, str]:
     """The candidate of a rank and the model it was found on.
 
     Raises:
@@ -50,11 +50,10 @@ def bundle_of_run(name: str, rank: int) -> tuple[FlowBundle, str]:
         if rank > len(entries):
             raise no_such_rank(name, rank, len(entries))
         candidate = entries[rank - 1].candidate
-        program = Program.from_json(run.files.get_json(candidate.program)).canonical()
-        return FlowBundle(candidate.name, program, Knobs.from_json(candidate.knobs)), config.model
+        return candidate.flow(run.files), config.model
 
 
-def find_flow(target: str, rank: int) -> tuple[FlowBundle, str | None]:
+def find_flow(target: str, rank: int) -> tuple[Flow, str | None]:
     """What `serve TARGET` means: a run, an exported directory or bundle, a `.py` file, or a library flow.
 
     Returns:
@@ -64,9 +63,9 @@ def find_flow(target: str, rank: int) -> tuple[FlowBundle, str | None]:
         return bundle_of_run(target, rank)
     path = Path(target)
     if path.is_dir() or path.suffix == ".json":
-        return load_bundle(target), None
+        return load_flow(target), None
     try:
-        return FlowBundle.of(library.resolve(target)), None
+        return library.resolve(target).flow, None
     except VortexError as error:
         if error.code != UNKNOWN_FLOW.code:
             raise
@@ -74,7 +73,7 @@ def find_flow(target: str, rank: int) -> tuple[FlowBundle, str | None]:
         raise VortexError(UNKNOWN_NAME.code, f"neither a run nor a flow: {target!r}", near) from error
 
 
-def with_knobs(bundle: FlowBundle, changes: Sequence[str]) -> FlowBundle:
+def with_knobs(bundle: Flow, changes: Sequence[str]) -> Flow:
     """The flow with some knobs changed, each as `name=value`: another candidate, under a key of its own.
 
     Raises:
@@ -122,6 +121,6 @@ def plan_launch(
         raise bad_value("--model", "none", "the model to serve, by name, directory or hub id")
     folder = runs_root() / ".serving"
     folder.mkdir(parents=True, exist_ok=True)
-    path = bundle.write(folder / f"{bundle.key}.json").resolve()
+    path = write_flow(bundle, folder / f"{bundle.key}.json").resolve()
     chosen_settings = replace(settings or Settings(""), flow=str(path))
     return launch_command(bundle, chosen_settings, model_source(chosen), options, python)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.plan import EvaluationPlan
-from evaluators.results import Candidate, Metric, StageResult
+from evaluators.results import Metric, StageResult
 from search.campaign.comparison import accuracy_difference
-from search.commands.evaluation import as_candidate
 from search.errors import not_an_export
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.sandbox.load import trace_file
@@ -69,21 +69,21 @@ def verify(folder: Path, *, measure: bool) -> Iterator[Check]:
     yield _equal("program and knobs", card["key"], traced.key)
     yield _equal("program.json", card["ir_hash"], Program.from_json(_read(folder, "program.json")).ir_hash)
     yield _equal("knobs.json", traced.knobs.digest, Knobs.from_json(_read(folder, "knobs.json")).digest)
-    candidate, plan = as_candidate(traced), EvaluationPlan.model_validate(card["plan"])
+    flow, plan = traced.flow, EvaluationPlan.model_validate(card["plan"])
     recorded = {name: Metric(**data) for found in card["metrics"].values() for name, data in found.items()}
-    yield from _cpu(candidate, card, plan, recorded)
+    yield from _cpu(flow, card, plan, recorded)
     if measure:
-        yield from _measured(candidate, card, plan)
+        yield from _measured(flow, card, plan)
 
 
 def _cpu(
-    candidate: Candidate, card: dict[str, Any], plan: EvaluationPlan, recorded: dict[str, Metric]
+    flow: Flow, card: dict[str, Any], plan: EvaluationPlan, recorded: dict[str, Metric]
 ) -> Iterator[Check]:
     """Parity with the oracle, and the cost model, on the recorded settings."""
     from evaluators.worker import run_cpu_stage
 
     for stage in _CPU_STAGES:
-        result = run_cpu_stage(stage, candidate, card["model"], plan, card["seeds"].get("search"))
+        result = run_cpu_stage(stage, flow, card["model"], plan, card["seeds"].get("search"))
         if not result.passed:
             yield Check(stage, False, _reason(result))
             continue
@@ -97,7 +97,7 @@ def _cpu(
             yield Check(stage, True, words)
 
 
-def _measured(candidate: Candidate, card: dict[str, Any], plan: EvaluationPlan) -> Iterator[Check]:
+def _measured(flow: Flow, card: dict[str, Any], plan: EvaluationPlan) -> Iterator[Check]:
     """Answer the recorded items again, on the best set there is; other hardware may flip a close answer."""
     from evaluators.worker import EvaluationWorker
 
@@ -106,7 +106,7 @@ def _measured(candidate: Candidate, card: dict[str, Any], plan: EvaluationPlan) 
         yield Check("accuracy", False, "the card records no measured items")
         return
     worker = EvaluationWorker(card["model"], plan)
-    result = worker.run("accuracy", candidate, card["seeds"][purpose])
+    result = worker.run("accuracy", flow, card["seeds"][purpose])
     before: list[float] = []
     after: list[float] = []
     for task, scores in sorted(card["items"][purpose].items()):

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from search.log.events import Purpose
 from vortex_core.errors import VortexError
-
-
-@dataclass(frozen=True)
-class Admission:
-    """A traced and verified program: all that leaves the tracer.
-
-    Attributes:
-        name: of the flow.
-        doc: its docstring.
-        program: canonical IR as JSON.
-        knobs: as JSON.
-        ir_hash: identity of the program.
-        key: identity of program and knobs.
-    """
-
-    name: str
-    doc: str
-    program: dict[str, Any]
-    knobs: dict[str, Any]
-    ir_hash: str
-    key: str
+from vortex_core.ir.flow import Flow
 
 
 class WorkerLostError(Exception):
@@ -64,7 +43,7 @@ class Executor(Protocol):
         """Whether a stage holds an engine."""
         ...
 
-    async def trace(self, source: str) -> Admission:
+    async def trace(self, source: str) -> Flow:
         """Trace untrusted source in the jail.
 
         Raises:
@@ -73,7 +52,7 @@ class Executor(Protocol):
         """
         ...
 
-    async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
         """Run one stage once; an engine that ran this candidate before is preferred.
 
         Raises:

@@ -12,20 +12,21 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from search.config import Cluster
 from search.errors import engine_lost
 from search.executors import workers
-from search.executors.base import Admission, WorkerLostError
+from search.executors.base import WorkerLostError
 from search.log.events import Purpose
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 
 _OBJECT_STORE_BYTES = 128 << 20  # results are kilobytes; Ray would take a third of the memory
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
@@ -95,21 +96,21 @@ class RayExecutor:
         """See `Executor`."""
         return self._on_engine[stage]
 
-    async def trace(self, source: str) -> Admission:
+    async def trace(self, source: str) -> Flow:
         """See `Executor`."""
         answer = await self._on_cpu("trace", _trace.remote, source)
-        return Admission(**answer)
+        return workers.received(answer)
 
-    async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
         """See `Executor`."""
-        given = asdict(candidate)
+        given = workers.sent(flow)
         if not self._on_engine[stage]:
             answer = await self._on_cpu(stage, _cpu_stage.remote, stage, given, self.model, self.plan, seed)
             return StageResult.from_json(answer)
         deadline = self._deadline(stage)
         return StageResult.from_json(
             await self._on_an_engine(
-                stage, deadline, candidate.key, lambda actor: actor.run.remote(stage, given, seed)
+                stage, deadline, flow.key, lambda actor: actor.run.remote(stage, given, seed)
             )
         )
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evaluators.results import Candidate
+from evaluators.errors import wrong_identity
 from vortex_core.errors import VortexError
-
-if TYPE_CHECKING:
-    from vortex_core.flow.trace import Traced
+from vortex_core.ir.flow import Flow
 
 _NICE = 10
 
@@ -27,27 +25,32 @@ def become_group_leader() -> int:
 
 
 def trace(source: str) -> dict[str, Any]:
-    """Trace untrusted source in the jail; the value is an `Admission` as JSON."""
+    """Trace untrusted source in the jail; the value is the `Flow` as JSON."""
     from vortex_core.sandbox.load import trace_source
 
     yield_to_the_engine()
-    return _answer(lambda: admission_json(trace_source(source)))
+    return _answer(lambda: sent(trace_source(source).flow))
 
 
-def admission_json(traced: Traced) -> dict[str, Any]:
-    """The fields of an `Admission`."""
-    return {
-        "name": traced.name,
-        "doc": traced.doc,
-        "program": traced.program.to_json(),
-        "knobs": traced.knobs.to_json(),
-        "ir_hash": traced.ir_hash,
-        "key": traced.key,
-    }
+def received(data: dict[str, Any]) -> Flow:
+    """A flow as the driver sent it, verified here, and still the one the driver means.
+
+    Raises:
+        VortexError: what the verifier finds, or `VV100` if this worker's code reads another program in it.
+    """
+    flow = Flow.from_json(data)
+    if flow.key != data["key"]:
+        raise wrong_identity(data["key"], flow.key)
+    return flow
+
+
+def sent(flow: Flow) -> dict[str, Any]:
+    """A flow for another process: plain data and the key by which its results are kept."""
+    return flow.to_json() | {"key": flow.key}
 
 
 def run_cpu_stage(
-    stage: str, candidate: dict[str, Any], model: str, plan: dict[str, Any], seed: int
+    stage: str, flow: dict[str, Any], model: str, plan: dict[str, Any], seed: int
 ) -> dict[str, Any]:
     """Run a stage that needs no engine; the value is the `StageResult` as JSON."""
     import torch
@@ -58,7 +61,7 @@ def run_cpu_stage(
     yield_to_the_engine()
     torch.set_num_threads(1)
     parsed = EvaluationPlan.model_validate(plan)
-    return _answer(lambda: run(stage, Candidate(**candidate), model, parsed, seed).to_json())
+    return _answer(lambda: run(stage, received(flow), model, parsed, seed).to_json())
 
 
 def yield_to_the_engine() -> None:
@@ -100,9 +103,9 @@ class EngineWorker:
         self._worker = worker(self._model, plan, threads=self._threads or os.cpu_count())
         return group
 
-    def run(self, stage: str, candidate: dict[str, Any], seed: int) -> dict[str, Any]:
+    def run(self, stage: str, flow: dict[str, Any], seed: int) -> dict[str, Any]:
         """One stage; the value is the `StageResult` as JSON."""
-        return _answer(lambda: self._worker.run(stage, Candidate(**candidate), seed).to_json())
+        return _answer(lambda: self._worker.run(stage, received(flow), seed).to_json())
 
     def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """Prefill a seed's prompts; the value is the dense results, `known` ones taken over."""

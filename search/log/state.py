@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from evaluators.results import Metric, StageResult
 from search.log import events as ev
+from search.log.files import ContentStore
 from search.log.store import Record
+from vortex_core.ir.flow import Flow
 
 Outcome = Literal["open", "failed", "rejected", "duplicate", "admitted"]
 
@@ -66,6 +68,20 @@ class Candidate:
     finished: dict[ev.Purpose, bool] = field(default_factory=dict)
     seeds: dict[ev.Purpose, int] = field(default_factory=dict)
     finished_at: float | None = None
+
+    def flow(self, files: ContentStore) -> Flow:
+        """The flow itself, verified again.
+
+        Raises:
+            VortexError: what this version's verifier finds wrong with it.
+        """
+        data = {
+            "name": self.name,
+            "program": files.get_json(self.program),
+            "knobs": self.knobs,
+            "doc": self.doc,
+        }
+        return Flow.from_json(data)
 
     @property
     def label(self) -> str:

@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 
 from evaluators import SEARCH, EvaluationWorker, evaluate, load_plan
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from vortex_core import library
 from vortex_core.engine.models.weights import ModelPath
+from vortex_core.ir.flow import Flow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(900)]
 
 BUDGET = "96"  # of 512 tokens: six pages of sixteen
 
 
-def candidate(flow: str, **knobs: Any) -> Candidate:
+def candidate(flow: str, **knobs: Any) -> Flow:
     traced = library.load(flow).with_knobs(**knobs)
-    return Candidate(traced.program.to_json(), traced.knobs.to_json(), traced.ir_hash, traced.key, flow)
+    return traced.flow
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from vortex_core import library
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.errors import parity_lost
 from vortex_core.engine.kv.cache import Prompt
+from vortex_core.engine.results import SwapReport
 from vortex_core.engine.scheduler import Request, Scheduler
-from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Program
+from vortex_core.ir.flow import Flow
 
 # Launches that are attention: states, scores, selection, attention itself, and the writing of K and V where that is a
 # launch of its own (in fused layers it is part of the one that rotates).
@@ -27,15 +27,6 @@ ATTENTION_KERNELS = (
     "keep_lists_kernel", "kv_write_kernel", "latent_decode_kernel", "list_decode_kernel", "merge_", "page_mass_kernel",
     "paged_decode_kernel", "plan_kernel", "row_kernel", "score_kernel", "select_kernel", "update_kernel",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A flow to measure. `program` None is dense attention."""
-
-    name: str
-    program: Program | None
-    knobs: Knobs
 
 
 @dataclass(frozen=True)
@@ -117,16 +108,23 @@ class ServeRow:
     preemptions: int
 
 
-def candidates(names: Sequence[str], *, page_size: int, budget: str) -> list[Candidate]:
-    """Library flows by name, with a budget and a page size, which `name@16` gives itself; `dense` has no flow."""
-    made = []
+def _load(engine: Engine, flow: Flow | None) -> SwapReport:
+    return engine.load_flow(None) if flow is None else engine.load_flow(flow.program, flow.knobs)
+
+
+def _name(flow: Flow | None) -> str:
+    return "dense" if flow is None else flow.name
+
+
+def flows_named(names: Sequence[str], *, page_size: int, budget: str) -> list[Flow | None]:
+    """Library flows by name, with a budget and a page size, which `name@16` gives itself; `dense` is None."""
+    made: list[Flow | None] = []
     for wanted in names:
         name, _, own = wanted.partition("@")
         if name == "dense":
-            made.append(Candidate("dense", None, Knobs()))
+            made.append(None)
             continue
-        traced = library.load(name).with_knobs(page_size=int(own or page_size), budget=budget)
-        made.append(Candidate(name, traced.program, traced.knobs))
+        made.append(library.load(name).with_knobs(page_size=int(own or page_size), budget=budget).flow)
     return made
 
 
@@ -171,11 +169,11 @@ def against_reference(engine: Engine, references: Sequence[Reference]) -> Parity
 
 def everything_selected(engine: Engine, name: str, page_size: int, tolerance: float) -> Parity:
     """`matches_dense` of a library flow."""
-    (candidate,) = candidates([name], page_size=page_size, budget="length")
-    return matches_dense(engine, candidate, tolerance)
+    (flow,) = flows_named([name], page_size=page_size, budget="length")
+    return matches_dense(engine, flow, tolerance)
 
 
-def matches_dense(engine: Engine, candidate: Candidate, tolerance: float) -> Parity:
+def matches_dense(engine: Engine, flow: Flow | None, tolerance: float) -> Parity:
     """A flow with an unlimited budget against dense attention, on real prompts; no flow is loaded afterwards.
 
     A top-p or a threshold leaves pages out whatever the budget: see `Parity.density`.
@@ -185,7 +183,7 @@ def matches_dense(engine: Engine, candidate: Candidate, tolerance: float) -> Par
             was selected.
     """
     vocab = engine.spec.vocab
-    engine.load_flow(candidate.program, candidate.knobs.with_(budget="length"))
+    _load(engine, None if flow is None else flow.with_knobs(budget="length"))
     prompts = [engine.prefill(random_ids(n, vocab, n)) for n in (301, 128, 45)]
     with engine.dense():
         dense = engine.decode(prompts, max_new_tokens=8)
@@ -197,13 +195,11 @@ def matches_dense(engine: Engine, candidate: Candidate, tolerance: float) -> Par
     found = replace(
         _parity(dense.tokens, dense.logprobs, greedy.tokens, forced.logprobs), density=forced.density
     )
-    by_value = candidate.program is not None and any(
-        node.op in ("topp", "threshold") for node in candidate.program.index.nodes
-    )
+    by_value = flow is not None and any(node.op in ("topp", "threshold") for node in flow.program.index.nodes)
     if by_value and found.density < 1.0:
         return found
     if not found.mean <= tolerance:  # NaN is no parity
-        raise parity_lost(candidate.name, found.mean, tolerance)
+        raise parity_lost(_name(flow), found.mean, tolerance)
     return found
 
 
@@ -236,20 +232,20 @@ def fill(engine: Engine, batch: int, context: int, *, random_kv: bool) -> list[P
 
 
 def measure_decode(
-    engine: Engine, candidate: Candidate, prompts: Sequence[Prompt], *, new_tokens: int, rounds: int
+    engine: Engine, flow: Flow | None, prompts: Sequence[Prompt], *, new_tokens: int, rounds: int
 ) -> DecodeRow:
-    """Decode `new_tokens` from the same prompts, dense and the candidate in turns."""
-    swap = engine.load_flow(candidate.program, candidate.knobs)
+    """Decode `new_tokens` from the same prompts, dense and the flow in turns."""
+    swap = _load(engine, flow)
     warm = min(2, new_tokens)
     engine.decode(prompts, max_new_tokens=warm)  # captures, or touches memory
     sparse: list[float] = []
     dense: list[float] = []
     density = 1.0
-    if candidate.program is not None:
+    if flow is not None:
         with engine.dense():
             engine.decode(prompts, max_new_tokens=warm)
     for _ in range(rounds):
-        if candidate.program is not None:
+        if flow is not None:
             with engine.dense():
                 dense += engine.decode(prompts, max_new_tokens=new_tokens).step_seconds
         result = engine.decode(prompts, max_new_tokens=new_tokens)
@@ -259,7 +255,7 @@ def measure_decode(
     dense_step = statistics.median(dense) if dense else step
     memory = torch.cuda.memory_allocated(engine.device) if engine.device.type == "cuda" else 0
     return DecodeRow(
-        flow=candidate.name,
+        flow=_name(flow),
         ir_hash=engine.ir_hash,
         batch=len(prompts),
         context=prompts[0].length,
@@ -271,7 +267,7 @@ def measure_decode(
         tokens_per_second=len(prompts) / step,
         speedup=dense_step / step,
         density=density,
-        page_size=0 if candidate.program is None else candidate.knobs.page_size,
+        page_size=0 if flow is None else flow.knobs.page_size,
         state_mib=swap.state_bytes / 2**20,
         memory_gib=memory / 2**30,
         swap_seconds=swap.seconds,
@@ -338,10 +334,10 @@ def experts_used(engine: Engine, prompts: Sequence[Prompt]) -> float | None:
 
 
 def measure_serving(
-    engine: Engine, candidate: Candidate, *, requests: int, context: int, new_tokens: int, max_batch: int
+    engine: Engine, flow: Flow | None, *, requests: int, context: int, new_tokens: int, max_batch: int
 ) -> ServeRow:
     """Requests of random tokens, all submitted at once, through continuous batching to their end."""
-    engine.load_flow(candidate.program, candidate.knobs)
+    _load(engine, flow)
     scheduler = Scheduler(engine, max_batch)
     for seed in range(requests):
         scheduler.submit(Request(random_ids(context, engine.spec.vocab, 10_000 + seed), new_tokens))
@@ -352,7 +348,7 @@ def measure_serving(
     first = [d.first_token_seconds * 1e3 for d in done]
     between = [(d.seconds - d.first_token_seconds) / max(1, len(d.tokens) - 1) * 1e3 for d in done]
     return ServeRow(
-        flow=candidate.name,
+        flow=_name(flow),
         ir_hash=engine.ir_hash,
         requests=requests,
         context=context,

@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow import ops
+from vortex_core.flow.source_text import source_lines
 from vortex_core.flow.vflow import Cache, Page, StateSpec, as_tensor, check_name, vFlow
 from vortex_core.flow.vtensor import current, emit, vTensor
 from vortex_core.ir import mistakes
+from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint, notes
 from vortex_core.ir.params import Values
 from vortex_core.ir.program import STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
 from vortex_core.ir.types import Stage
 from vortex_core.ir.verify import check_write, verify, verify_state
-from vortex_core.sandbox.allowlist import source_lines
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A flow that has been read.
+@dataclass(frozen=True, kw_only=True)
+class Traced(Flow):
+    """A flow that has been read from source.
 
     Attributes:
-        name: registered name, else the class name.
-        doc: the class's docstring.
         source: its text.
         original: the program as written, with source locations.
-        program: the canonical program.
-        knobs: the flow's settings.
         warnings: legal but doubtful things (`VortexError.to_json()` each).
     """
 
-    name: str
-    doc: str
     source: str
     original: Program
-    program: Program
-    knobs: Knobs
     warnings: tuple[dict[str, Any], ...] = field(default=())
 
     @property
@@ -52,24 +44,16 @@ class Traced:
         return tuple(n.to_json() for n in notes(self.original, self.program))
 
     @property
-    def ir_hash(self) -> str:
-        """Identity of the program."""
-        return self.program.ir_hash
-
-    @property
-    def key(self) -> str:
-        """Identity of the candidate: program and knobs."""
-        return candidate_key(self.program, self.knobs)
-
-    def with_knobs(self, **changes: Any) -> Traced:
-        """The same program with other knobs."""
-        return replace(self, knobs=self.knobs.with_(**changes))
+    def flow(self) -> Flow:
+        """What is left when the text is left behind."""
+        return Flow(self.name, self.program, self.knobs, self.doc, self.origin)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, inverse of `from_json`."""
+        """Plain data, inverse of `from_json`; the canonical program is left out, as it is computed again."""
         return {
             "name": self.name,
             "doc": self.doc,
+            "origin": self.origin,
             "source": self.source,
             "original": self.original.to_json(),
             "knobs": self.knobs.to_json(),
@@ -77,25 +61,20 @@ class Traced:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Traced:
+    def from_json(cls, data: dict[str, Any]) -> Self:
         """Rebuild and verify; the canonical form is computed here, never taken on trust."""
         original = Program.from_json(data["original"])
         knobs = Knobs.from_json(data["knobs"])
-        found = tuple(data["warnings"])
         return cls(
             str(data["name"]),
-            str(data["doc"]),
-            str(data["source"]),
-            original,
             original.canonical(),
             knobs,
-            found,
+            str(data["doc"]),
+            str(data.get("origin", "")),
+            source=str(data["source"]),
+            original=original,
+            warnings=tuple(data["warnings"]),
         )
-
-
-def candidate_key(program: Program, knobs: Knobs) -> str:
-    """16 hex digits that identify program and knobs together."""
-    return hashlib.sha256(f"{program.ir_hash}:{knobs.digest}".encode()).hexdigest()[:16]
 
 
 def trace(
@@ -126,7 +105,16 @@ def trace(
     for warning in warnings:
         warning.location = _text(warning.location, lines)
     doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "").encode("utf-8", "replace").decode()
-    return Traced(tracer.name, doc, source, original, program, knobs, tuple(w.to_json() for w in warnings))
+    return Traced(
+        tracer.name,
+        program,
+        knobs,
+        doc,
+        file,
+        source=source,
+        original=original,
+        warnings=tuple(w.to_json() for w in warnings),
+    )
 
 
 class Tracer:

@@ -8,6 +8,7 @@ and `needs_weights/` those whose learned weights must be supplied before they me
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def load(name: str) -> Traced:
     """Trace a library flow. It is trusted, so this runs in-process, in about a millisecond."""
     from vortex_core.sandbox.jail import run
 
-    return run(source(name), f"{name}.py")
+    return replace(run(source(name), f"{name}.py"), origin=f"library:{name}")
 
 
 def resolve(flow: str) -> Traced:

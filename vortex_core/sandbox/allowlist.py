@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vortex_core.errors import Location
+from vortex_core.flow.source_text import source_lines
 from vortex_core.ir import mistakes
 
 MAX_CHARACTERS = 100_000
@@ -100,11 +101,6 @@ def parse(source: str, file: str, rules: Rules = FLOW) -> ast.Module:
         if (what := _refused(node, rules)) is not None:
             raise mistakes.FORBIDDEN.error(at(getattr(node, "lineno", 1)), what=what)
     return tree
-
-
-def source_lines(source: str) -> list[str]:
-    """Lines as Python counts them: only newlines end one."""
-    return source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def line_of(source: str, file: str, line: int) -> Location:

@@ -17,9 +17,9 @@ from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, StateStore
 from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.geometry import Geometry
+from vortex_core.ir.flow import Flow
 from vortex_core.kernels import write_latent
 from vortex_core.serving.attend import Attend, Lists, PoolLayer, TorchAttend, TritonAttend
-from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.plan import budget_table, layer_plan
 from vortex_core.serving.step_view import StepView
 
@@ -45,7 +45,7 @@ class PoolShape:
     longest: int
 
 
-def compile_flow(bundle: FlowBundle, geometry: Geometry, backend: str) -> CompiledFlow:
+def compile_flow(bundle: Flow, geometry: Geometry, backend: str) -> CompiledFlow:
     """Compile for a model; raises what the backend finds."""
     return backends.get(backend).compile(bundle.program, bundle.knobs, geometry)
 
@@ -74,7 +74,7 @@ class FlowDecoder:
 
     def __init__(
         self,
-        bundle: FlowBundle,
+        bundle: Flow,
         geometry: Geometry,
         pool: PoolShape,
         layer: Callable[[int], tuple[torch.Tensor, torch.Tensor]],

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vortex_core.errors import VortexError
-from vortex_core.serving.bundle import FlowBundle, load_bundle
+from vortex_core.ir.flow import Flow
+from vortex_core.serving.bundle import load_flow
 from vortex_core.serving.errors import no_sglang, page_mismatch
 from vortex_core.serving.plan import layer_plan
 from vortex_core.serving.settings import Settings
@@ -58,7 +59,7 @@ class Launch:
 
 
 def launch_command(
-    bundle: FlowBundle, settings: Settings, model: str, options: Sequence[str] = (), python: str | None = None
+    bundle: Flow, settings: Settings, model: str, options: Sequence[str] = (), python: str | None = None
 ) -> Launch:
     """SGLang's own launcher with what the flow needs, and the user's options as they are.
 
@@ -131,7 +132,7 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     parser.add_argument("--print", action="store_true", help="print the command and exit")
     known, options = parser.parse_known_args(arguments)
     try:
-        bundle = load_bundle(str(folder))
+        bundle = load_flow(str(folder))
         model = known.model or json.loads((folder / "card.json").read_text(encoding="utf-8"))["model_source"]
         launch = launch_command(bundle, Settings(str(folder), known.prefill), model, options)
         print(launch.shell, flush=True)

@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evaluators.plan import EvaluationPlan
-from evaluators.results import Candidate
 from vortex_core import library
 from vortex_core.engine import Engine
+from vortex_core.ir.flow import Flow
 
 
 class ByteTokenizer:
@@ -69,9 +69,9 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     )
 
 
-def candidate(flow: str, **knobs: Any) -> Candidate:
+def candidate(flow: str, **knobs: Any) -> Flow:
     traced = library.load(flow).with_knobs(**knobs)
-    return Candidate(traced.program.to_json(), traced.knobs.to_json(), traced.ir_hash, traced.key, flow)
+    return traced.flow
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from evaluators.bench import Answers
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.reference import DenseReference
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from evaluators.stages.accuracy import AccuracyStage
 from evaluators.stages.base import Context, Deadline, run_stage
 from evaluators.stages.gate import GateStage
@@ -22,7 +22,7 @@ from vortex_core.engine import DecodeResult
 from vortex_core.specs import load_model
 
 TRACED = library.load("quest")
-CANDIDATE = Candidate(TRACED.program.to_json(), TRACED.knobs.to_json(), TRACED.ir_hash, TRACED.key)
+CANDIDATE = TRACED.flow
 ITEMS = 16
 
 

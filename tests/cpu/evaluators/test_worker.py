@@ -9,7 +9,7 @@ import pytest
 
 from evaluators.bench import capacity
 from evaluators.plan import EvaluationPlan, load_plan
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from evaluators.stages.modelled import ModelledSettings
 from evaluators.stages.registry import FRESH, HOLDOUT, SEARCH, STAGES, get_stage
 from evaluators.tasks.items import FRESH_SEEDS
@@ -17,11 +17,12 @@ from evaluators.worker import EvaluationWorker, evaluate, run_cpu_stage
 from vortex_core import library
 from vortex_core.engine import Engine
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 
 
-def candidate(flow: str, **knobs: Any) -> Candidate:
+def candidate(flow: str, **knobs: Any) -> Flow:
     traced = library.load(flow).with_knobs(**knobs)
-    return Candidate(traced.program.to_json(), traced.knobs.to_json(), traced.ir_hash, traced.key, flow)
+    return traced.flow
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import ray
 
-from evaluators.results import Candidate, StageResult
+from evaluators.results import StageResult
 from search.config import Cluster
 from search.executors.base import WorkerLostError
 from search.executors.ray_cluster import RayExecutor
@@ -83,7 +83,7 @@ def executor(folder: Path, loop: asyncio.AbstractEventLoop) -> Iterator[RayExecu
     del os.environ["TEST_API_KEY"]
 
 
-CANDIDATE = Candidate({}, {}, "ir", "key", "name")
+CANDIDATE = library.load("quest").flow
 
 
 def test_a_stage_runs_on_the_engine(executor: RayExecutor, loop: asyncio.AbstractEventLoop):

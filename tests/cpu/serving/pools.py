@@ -8,16 +8,16 @@ import torch
 
 from vortex_core import library
 from vortex_core.geometry import Geometry
-from vortex_core.serving.bundle import FlowBundle
+from vortex_core.ir.flow import Flow
 from vortex_core.serving.decoder import FlowDecoder, PoolShape
 
 GQA = Geometry(layers=3, kv_heads=2, group=2, head_dim=16, rope_dim=16, value_dim=16)
 MLA = Geometry(layers=2, kv_heads=1, group=4, head_dim=48, rope_dim=16, value_dim=32)
 
 
-def bundle(name: str, **knobs: object) -> FlowBundle:
+def bundle(name: str, **knobs: object) -> Flow:
     """A library flow with other knobs."""
-    return FlowBundle.of(library.load(name).with_knobs(**knobs))
+    return library.load(name).with_knobs(**knobs).flow
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Pool:
         self.free = (torch.randperm(self.pages, generator=self.random) + 1).tolist()
         self.lengths = [0] * self.requests
 
-    def decoder(self, flow: FlowBundle, backend: str, device: str = "cpu") -> FlowDecoder:
+    def decoder(self, flow: Flow, backend: str, device: str = "cpu") -> FlowDecoder:
         """A decoder on this pool."""
         shape = PoolShape(
             len(self.k[0]) // flow.knobs.page_size,

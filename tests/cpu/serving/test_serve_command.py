@@ -17,7 +17,7 @@ from search.log.files import ContentStore
 from tests.cpu.search.test_report_and_export import CONFIG, finished
 from vortex_core import library
 from vortex_core.errors import VortexError
-from vortex_core.serving.bundle import load_bundle
+from vortex_core.serving.bundle import load_flow
 
 __all__ = ["finished"]  # the fixture: one simulated run
 
@@ -44,7 +44,7 @@ def test_a_run_is_served_by_rank(finished: Path, capsys: pytest.CaptureFixture[s
     said = _said(capsys, "sim", "--rank", "2", "--model", "org/m", "--port", "30000")
     assert said["command"][-4:] == ["--page-size", str(bundle.knobs.page_size), "--port", "30000"]
     path = said["environment"]["VORTEX_SERVING_FLOW"]
-    assert load_bundle(path).key == bundle.key
+    assert load_flow(path).key == bundle.key
     assert Path(path).is_relative_to(finished)
     assert model == CONFIG.model
     with pytest.raises(VortexError, match="rank"):
@@ -54,7 +54,7 @@ def test_a_run_is_served_by_rank(finished: Path, capsys: pytest.CaptureFixture[s
 def test_a_file_is_traced_before_it_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(library.source("quest"))
     said = _said(capsys, str(tmp_path / "mine.py"), "--model", "qwen3-8b", "--prefill", "fa3")
-    assert load_bundle(said["environment"]["VORTEX_SERVING_FLOW"]).ir_hash == library.load("quest").ir_hash
+    assert load_flow(said["environment"]["VORTEX_SERVING_FLOW"]).ir_hash == library.load("quest").ir_hash
     assert said["environment"]["VORTEX_SERVING_PREFILL"] == "fa3"
     assert any("qwen3-8b" in str(word).lower() for word in said["command"])
 
@@ -62,7 +62,7 @@ def test_a_file_is_traced_before_it_is_served(tmp_path: Path, capsys: pytest.Cap
 def test_knobs_can_be_changed(capsys: pytest.CaptureFixture[str]) -> None:
     sets = ("--set", "reuse_steps=1", "--set", "budget=max(512, length / 8)", "--set", "dense_layers=[0, 1]")
     said = _said(capsys, "lserve", "--model", "m", *sets)
-    knobs = load_bundle(said["environment"]["VORTEX_SERVING_FLOW"]).knobs
+    knobs = load_flow(said["environment"]["VORTEX_SERVING_FLOW"]).knobs
     assert (knobs.reuse_steps, knobs.budget, knobs.dense_layers) == (1, "max(512, length / 8)", (0, 1))
     with pytest.raises(SystemExit):
         main(["serve", "quest", "--model", "m", "--set", "no_knob=1", "--dry-run"])
@@ -95,4 +95,4 @@ def test_an_export_serves_itself(finished: Path, tmp_path: Path, root: Path) -> 
     )  # fmt: skip
     assert f"VORTEX_SERVING_FLOW={tmp_path / 'out'}" in done.stdout
     assert "--model-path org/m --attention-backend vortex" in done.stdout
-    assert load_bundle(str(tmp_path / "out")).ir_hash == library.load("quest").ir_hash
+    assert load_flow(str(tmp_path / "out")).ir_hash == library.load("quest").ir_hash

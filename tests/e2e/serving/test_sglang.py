@@ -20,7 +20,8 @@ import torch
 
 from vortex_core import library
 from vortex_core.errors import VortexError
-from vortex_core.serving.bundle import FlowBundle
+from vortex_core.ir.flow import Flow
+from vortex_core.serving.bundle import write_flow
 from vortex_core.serving.client import EngineProcess
 from vortex_core.serving.settings import Settings
 
@@ -79,9 +80,9 @@ def _options(model: Path, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _flow(folder: Path, **knobs: Any) -> FlowBundle:
-    flow = FlowBundle.of(library.load("quest").with_knobs(page_size=16, **knobs))
-    flow.write(folder / "flow.json")
+def _flow(folder: Path, **knobs: Any) -> Flow:
+    flow = library.load("quest").with_knobs(page_size=16, **knobs).flow
+    write_flow(flow, folder / "flow.json")
     return flow
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agents.base import Parent
+from vortex_core import library
 
 FLOW = '''from vortex_core import ops, register, vFlow
 
@@ -27,9 +30,7 @@ LANGUAGE = "A flow has three methods: create_cache, forward_cache, forward_index
 def make_parent(name: str = "quest", **changes: object) -> Parent:
     values: dict[str, object] = {
         "source": FLOW,
-        "program": {"nodes": []},
-        "knobs": {"page_size": 16, "budget": "256"},
-        "ir_hash": "00112233aabbccdd",
+        "flow": replace(library.load("quest").flow.with_knobs(budget="256"), name=name),
         "metrics": {
             "accuracy": {
                 "value": 0.8125,
@@ -45,7 +46,6 @@ def make_parent(name: str = "quest", **changes: object) -> Parent:
             "modelled": {"bound_by": "state bytes"},
             "recall": {"worst_head": {"layer": 3, "recall": 0.41}},
         },
-        "name": name,
     }
     return Parent(**{**values, **changes})  # type: ignore[arg-type]
 

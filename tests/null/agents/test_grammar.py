@@ -6,7 +6,7 @@ import asyncio
 import random
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from agents.grammar.proposer import Draft, size
 from agents.registry import make_proposer
 from agents.testing import ProposerConformance
 from vortex_core import library
-from vortex_core.flow.trace import Traced, candidate_key
+from vortex_core.flow.trace import Traced
+from vortex_core.ir.flow import flow_key
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
 from vortex_core.sandbox.jail import run
@@ -52,7 +53,7 @@ class Made:
 
     @property
     def key(self) -> str:
-        return candidate_key(self.traced.original, self.traced.knobs)
+        return flow_key(self.traced.original, self.traced.knobs)
 
     @property
     def parents(self) -> set[str]:
@@ -60,9 +61,7 @@ class Made:
 
 
 def parent(traced: Traced, name: str = "") -> Parent:
-    program = traced.program.to_json()
-    ir_hash = traced.original.ir_hash
-    return Parent(traced.source, program, traced.knobs.to_json(), ir_hash, name=name or traced.name)
+    return Parent(replace(traced.flow, name=name or traced.name), traced.source)
 
 
 @dataclass
@@ -289,7 +288,7 @@ from agents.grammar import GrammarProposer
 from agents.base import ProposalRequest, Parent
 from vortex_core import library
 assert "torch" not in sys.modules, "torch was imported"
-parents = [Parent(t.source, t.program.to_json(), t.knobs.to_json(), t.ir_hash)
+parents = [Parent(t.flow, t.source)
            for t in map(library.load, ("quest", "running_average"))]
 digest = hashlib.sha256()
 for seed in range(12):

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from evaluators.plan import EvaluationPlan, load_plan
-from evaluators.results import Candidate
 from evaluators.stages.base import Context, run_stage
 from evaluators.stages.serving import ServingSettings, ServingStage
 from vortex_core import library
+from vortex_core.ir.flow import Flow
 from vortex_core.serving.client import Answer
 from vortex_core.serving.settings import Settings
 from vortex_core.specs import load_model
@@ -44,9 +44,9 @@ class FakeStage(ServingStage):
         return engine
 
 
-def _candidate(page_size: int = 16) -> Candidate:
+def _candidate(page_size: int = 16) -> Flow:
     traced = library.load("quest").with_knobs(page_size=page_size)
-    return Candidate(traced.program.to_json(), traced.knobs.to_json(), traced.ir_hash, traced.key, "quest")
+    return traced.flow
 
 
 SETUP = {"model": "org/model", "vocabulary": 100, "batch": 4, "context": 64}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -15,14 +14,14 @@ from evaluators.errors import (
 )
 from evaluators.plan import load_plan
 from evaluators.reference import DenseReference
-from evaluators.results import Candidate, Metric, StageResult
-from evaluators.stages.base import Context, Deadline, Subject, run_stage
+from evaluators.results import Metric, StageResult
+from evaluators.stages.base import Context, Deadline, run_stage
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.specs import load_model
 
 TRACED = library.load("quest")
-CANDIDATE = Candidate(TRACED.program.to_json(), TRACED.knobs.to_json(), TRACED.ir_hash, TRACED.key, "quest")
+CANDIDATE = TRACED.flow
 CONTEXT = Context(load_plan("quick"), load_model("smollm2-135m"))
 
 
@@ -36,29 +35,10 @@ class Probe:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def run(self, subject: Subject, context: Context, seed: int, deadline: Deadline) -> StageResult:
+    def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         if self.error is not None:
             raise self.error
         return StageResult(self.name, passed=True, metrics={"m": Metric(1.0)})
-
-
-def test_a_subject_is_what_the_candidate_says() -> None:
-    subject = Subject.of(CANDIDATE)
-    assert subject.program == TRACED.program
-    assert subject.knobs == TRACED.knobs
-
-
-def test_a_wrong_hash_is_the_candidates_failure() -> None:
-    result = run_stage(Probe(), replace(CANDIDATE, ir_hash="0" * 16), CONTEXT, 0)
-    assert not result.passed
-    assert result.failure is not None
-    assert (result.failure.kind, result.failure.error["code"]) == ("candidate", "VV100")
-
-
-def test_malformed_programs_are_the_candidates_failure() -> None:
-    result = run_stage(Probe(), replace(CANDIDATE, program={"format": 1}), CONTEXT, 0)
-    assert result.failure is not None
-    assert result.failure.kind == "candidate"
 
 
 @pytest.mark.parametrize(

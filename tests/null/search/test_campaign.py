@@ -15,7 +15,7 @@ import pytest
 
 from agents.base import Proposal, ProposalRequest, Usage
 from agents.errors import BudgetExceededError, ProposerError
-from evaluators.results import Candidate, Metric, StageResult
+from evaluators.results import Metric, StageResult
 from search.campaign.archive import Archive
 from search.campaign.campaign import Campaign
 from search.config import CampaignConfig
@@ -26,6 +26,7 @@ from search.log.state import CampaignState
 from search.log.store import MemoryEventStore, Record
 from search.testing import Crash, SimulatedExecutor, SimulatedProposer, lost, simulated_library
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 
 STARTED = ev.CampaignStarted("sim", {}, {}, {}, {})
 SESSION = ev.SessionStarted(1, {})
@@ -439,9 +440,9 @@ class Unlucky(SimulatedExecutor):
         super().__init__()
         self.broken, self.turn = broken, -1
 
-    async def run_stage(self, stage: str, candidate: Candidate, seed: int) -> StageResult:
-        result = await super().run_stage(stage, candidate, seed)
-        if stage == "accuracy" and seed != 1 and candidate.name.startswith("point_"):
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
+        result = await super().run_stage(stage, flow, seed)
+        if stage == "accuracy" and seed != 1 and flow.name.startswith("point_"):
             self.turn += 1
             if self.turn in self.broken:
                 worse = {**result.metrics, "accuracy_delta": Metric(-0.9, -0.95, -0.85, n=40)}

@@ -10,28 +10,29 @@ import pytest
 
 from vortex_core import library
 from vortex_core.errors import VortexError
-from vortex_core.serving.bundle import FlowBundle, load_bundle
+from vortex_core.ir.flow import Flow
+from vortex_core.serving.bundle import load_flow, write_flow
 from vortex_core.serving.launch import check_environment, launch_command, main
 from vortex_core.serving.plan import budget_table, layer_plan
 from vortex_core.serving.settings import Settings
 
 
 @pytest.fixture
-def quest() -> FlowBundle:
-    return FlowBundle.of(library.load("quest"))
+def quest() -> Flow:
+    return library.load("quest").flow
 
 
-def test_a_bundle_keeps_its_identity(quest: FlowBundle, tmp_path: Path) -> None:
-    again = load_bundle(str(quest.write(tmp_path / "b.json")))
+def test_a_bundle_keeps_its_identity(quest: Flow, tmp_path: Path) -> None:
+    again = load_flow(str(write_flow(quest, tmp_path / "b.json")))
     assert (again.ir_hash, again.key, again.name) == (quest.ir_hash, quest.key, "quest")
-    assert load_bundle("quest").key == quest.key
+    assert load_flow("quest").key == quest.key
 
 
-def test_an_exported_directory_is_a_bundle(quest: FlowBundle, tmp_path: Path) -> None:
+def test_an_exported_directory_is_a_bundle(quest: Flow, tmp_path: Path) -> None:
     data = quest.to_json()
     (tmp_path / "program.json").write_text(json.dumps(data["program"]))
     (tmp_path / "knobs.json").write_text(json.dumps(data["knobs"]))
-    assert load_bundle(str(tmp_path)).key == quest.key
+    assert load_flow(str(tmp_path)).key == quest.key
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_an_exported_directory_is_a_bundle(quest: FlowBundle, tmp_path: Path) ->
 )
 def test_what_is_no_bundle_is_refused_with_the_reason(make, why: str, tmp_path: Path) -> None:
     with pytest.raises(VortexError, match=why) as caught:
-        load_bundle(make(tmp_path))
+        load_flow(make(tmp_path))
     assert caught.value.code == "VE030"
 
 
@@ -59,7 +60,7 @@ def test_settings_travel_in_the_environment() -> None:
         Settings.from_environment({"VORTEX_SERVING_FLOW": "quest", "VORTEX_SERVING_BACKEND": "oracle"})
 
 
-def test_the_command_brings_what_the_flow_needs(quest: FlowBundle) -> None:
+def test_the_command_brings_what_the_flow_needs(quest: Flow) -> None:
     launch = launch_command(quest, Settings("/b.json", "fa3"), "org/model", ["--tp-size", "2"], "/opt/py")
     assert launch.arguments == (
         "/opt/py", "-m", "sglang.launch_server", "--model-path", "org/model",
@@ -69,7 +70,7 @@ def test_the_command_brings_what_the_flow_needs(quest: FlowBundle) -> None:
     assert launch.shell.startswith("VORTEX_SERVING_FLOW=/b.json VORTEX_SERVING_PREFILL=fa3 /opt/py -m")
 
 
-def test_page_sizes_that_do_not_fit_are_refused_before_anything_starts(quest: FlowBundle) -> None:
+def test_page_sizes_that_do_not_fit_are_refused_before_anything_starts(quest: Flow) -> None:
     settings = Settings("/b.json")
     assert "64" in launch_command(quest, settings, "m", ["--page-size", "64"], "p").arguments
     for options in (["--page-size", "8"], ["--page-size=24"]):
@@ -78,26 +79,26 @@ def test_page_sizes_that_do_not_fit_are_refused_before_anything_starts(quest: Fl
         assert caught.value.code == "VE032"
 
 
-def test_fp8_and_request_local_flows_bring_their_options(quest: FlowBundle) -> None:
-    fp8 = FlowBundle("f", quest.program, quest.knobs.with_(kv_dtype="fp8_e4m3"))
+def test_fp8_and_request_local_flows_bring_their_options(quest: Flow) -> None:
+    fp8 = Flow("f", quest.program, quest.knobs.with_(kv_dtype="fp8_e4m3"))
     arguments = launch_command(fp8, Settings("/b"), "m", (), "p").arguments
     assert arguments[arguments.index("--kv-cache-dtype") + 1] == "fp8_e4m3"
-    local = FlowBundle.of(library.load("running_average"))
+    local = library.load("running_average").flow
     assert local.program.is_request_local
     assert "--disable-radix-cache" in launch_command(local, Settings("/b"), "m", (), "p").arguments
 
 
-def test_what_a_captured_step_cannot_do_is_refused(quest: FlowBundle) -> None:
+def test_what_a_captured_step_cannot_do_is_refused(quest: Flow) -> None:
     with pytest.raises(VortexError, match="reuse_steps=4"):
         layer_plan(quest.program, quest.knobs.with_(reuse_steps=4), 4)
     with pytest.raises(VortexError, match="reuse_steps=4"):
-        launch_command(FlowBundle.of(library.load("lserve")), Settings("/b"), "m", (), "p")
-    mass = next(b for b in map(FlowBundle.of, map(library.load, library.names())) if b.program.needs_mass)
+        launch_command(library.load("lserve").flow, Settings("/b"), "m", (), "p")
+    mass = next(b for b in map(library.load, library.names()) if b.program.needs_mass)
     with pytest.raises(VortexError, match="attention mass"):
         layer_plan(mass.program, mass.knobs.with_(reuse_steps=1), 4)
 
 
-def test_budgets_by_length_and_layer(quest: FlowBundle) -> None:
+def test_budgets_by_length_and_layer(quest: Flow) -> None:
     knobs = quest.knobs.with_(budget="64 if layer < 2 else length / 4", dense_layers=(0,), page_size=8)
     plan = layer_plan(quest.program, knobs, 4)
     rows = budget_table(plan, 400)
@@ -125,7 +126,7 @@ def test_an_environment_without_sglang_says_so() -> None:
         check_environment("/no/such/python")
 
 
-def test_the_exported_script_prints_its_command(quest: FlowBundle, tmp_path: Path, capsys) -> None:
+def test_the_exported_script_prints_its_command(quest: Flow, tmp_path: Path, capsys) -> None:
     data = quest.to_json()
     (tmp_path / "program.json").write_text(json.dumps(data["program"]))
     (tmp_path / "knobs.json").write_text(json.dumps(data["knobs"]))

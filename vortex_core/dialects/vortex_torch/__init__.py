@@ -67,7 +67,15 @@ def read(
     doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:64].strip("_") or "converted"
     source = write_source(canonical, knobs, name, doc)
-    return Traced(name, doc, source, program, canonical, knobs, tuple(w.to_json() for w in warnings))
+    return Traced(
+        name,
+        canonical,
+        knobs,
+        doc,
+        source=source,
+        original=program,
+        warnings=tuple(w.to_json() for w in warnings),
+    )
 
 
 def _choose(

@@ -12,8 +12,8 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.runtime_context import get_parallel
 
 from vortex_core.geometry import Geometry
+from vortex_core.ir.flow import Flow
 from vortex_core.kernels.runtime import INTERPRETED
-from vortex_core.serving.bundle import FlowBundle
 from vortex_core.serving.decoder import FlowDecoder, PoolShape, compile_flow, state_bytes_per_page
 from vortex_core.serving.errors import no_memory, page_mismatch, unsupported, unsupported_flow
 from vortex_core.serving.plan import layer_plan
@@ -38,7 +38,7 @@ def rank_geometry(model: Any) -> Geometry:
     return Geometry(layers, heads, q_heads // heads, model.head_dim, model.head_dim, model.v_head_dim)
 
 
-def state_bytes_per_token(bundle: FlowBundle, model: Any, backend: str) -> int:
+def state_bytes_per_token(bundle: Flow, model: Any, backend: str) -> int:
     """Bytes of page states that a token of the pool brings along, over all layers, rounded up."""
     geometry = rank_geometry(model)
     plan = layer_plan(bundle.program, bundle.knobs, geometry.layers)
@@ -54,7 +54,7 @@ def flow_backend(settings: Settings, device: str) -> str:
     return chosen
 
 
-def build(runner: Any, settings: Settings, bundle: FlowBundle) -> VortexAttnBackend:
+def build(runner: Any, settings: Settings, bundle: Flow) -> VortexAttnBackend:
     """The backend of one rank. Raises `VE03x` for what it would not serve as asked."""
     args, model = runner.server_args, runner.model_config
     _check_server(runner, args)
@@ -169,7 +169,7 @@ def _check_server(runner: Any, args: Any) -> None:
 
 
 def _check_memory(
-    bundle: FlowBundle, geometry: Geometry, pool: PoolShape, backend: str, device: torch.device
+    bundle: Flow, geometry: Geometry, pool: PoolShape, backend: str, device: torch.device
 ) -> None:
     """The pool's size already accounts for the states (see `plugin`); this is for what accounting missed."""
     if device.type != "cuda":

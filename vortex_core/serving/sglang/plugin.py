@@ -43,9 +43,9 @@ def _creator() -> Callable[[Any], Any]:
         settings = Settings.from_environment(os.environ)
         if settings is None:
             raise bad_bundle("", f"{FLOW} is not set")
-        from vortex_core.serving.bundle import load_bundle
+        from vortex_core.serving.bundle import load_flow
 
-        bundle = load_bundle(settings.flow)
+        bundle = load_flow(settings.flow)
         _account_for_states(settings, bundle)
     except Exception as error:  # noqa: BLE001  # whatever it is: SGLang would swallow it
         failure = error
