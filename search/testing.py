@@ -280,7 +280,7 @@ class SimulatedExecutor:
 
 @lru_cache(maxsize=65536)
 def simulated_flow(x: float, name: str = "") -> Flow:
-    """The flow that stands for a point: a page's score is at least `1 + x`. A library flow if it is named."""
+    """The flow that stands for a point: a page's score is at least `1 + x`. One of the library, with a budget of its own, if it is named."""
 
     class Point(vFlow):
         def create_cache(self, page):  # type: ignore[no-untyped-def]
@@ -292,7 +292,8 @@ def simulated_flow(x: float, name: str = "") -> Flow:
         def forward_indexer(self, q, cache):  # type: ignore[no-untyped-def]
             return ops.topk(ops.maximum((q * cache["mean"]).sum("dim").max("head"), 1 + round(x, 2)))
 
-    return replace(trace(Point).flow, name=name or f"point_{x:.2f}")
+    flow = trace(Point).flow
+    return replace(flow.with_knobs(budget="512"), name=name) if name else replace(flow, name=f"point_{x:.2f}")
 
 
 def point_of(flow: Flow) -> float:

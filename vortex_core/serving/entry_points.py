@@ -7,6 +7,8 @@ import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from vortex_core import __version__
+
 GROUP = "sglang.srt.plugins"
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,9 +21,9 @@ def plugin_path(folder: Path) -> dict[str, str]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     if not any(e.name == "vortex" for e in entry_points(group=GROUP)):
         project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        info = folder / f"{project['name'].replace('-', '_')}-{__version__}.dist-info"
         info.mkdir(parents=True, exist_ok=True)
-        head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {__version__}\n"
         (info / "METADATA").write_text(head, encoding="utf-8")
         lines = [f"{name} = {target}" for name, target in project["entry-points"][GROUP].items()]
         (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines, ""]), encoding="utf-8")

@@ -21,7 +21,6 @@ from agents.testing import ProposerConformance
 from vortex_core import library
 from vortex_core.flow.trace import Traced
 from vortex_core.ir.flow import flow_key
-from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
 from vortex_core.sandbox.jail import run
 from vortex_core.sandbox.load import trace_source
@@ -130,14 +129,16 @@ def test_a_thousand_proposals_trace_to_the_programs_that_were_meant() -> None:
 def test_no_proposal_is_its_parent_and_few_change_only_knobs() -> None:
     for made in lineage():
         settings = made.traced.knobs.to_json()
-        assert (made.ir_hash, settings) not in [(p.ir_hash, p.flow.knobs.to_json()) for p in made.request.parents]
+        assert (made.ir_hash, settings) not in [
+            (p.ir_hash, p.flow.knobs.to_json()) for p in made.request.parents
+        ]
     assert 0 < sum(made.ir_hash in made.parents for made in lineage()) < 0.2 * QUICK
 
 
 def test_proposals_are_worth_measuring() -> None:
     for made in lineage():
         program = made.traced.program
-        limit = max([64, *(size(Program.from_json(p.flow.program)) for p in made.request.parents)])
+        limit = max([64, *(size(p.flow.program) for p in made.request.parents)])
         assert size(program) <= limit
         assert not program.selects_everything
         assert made.ir_hash in made.parents or any(n.op == "q" for n in program.index.nodes)
