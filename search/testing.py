@@ -280,7 +280,10 @@ class SimulatedExecutor:
 
 @lru_cache(maxsize=65536)
 def simulated_flow(x: float, name: str = "") -> Flow:
-    """The flow that stands for a point: a page's score is at least `1 + x`. One of the library, with a budget of its own, if it is named."""
+    """The flow that stands for a point: a page's score is at least `1 + x`.
+
+    One of the library, with a budget of its own, if it is named.
+    """
 
     class Point(vFlow):
         def create_cache(self, page):  # type: ignore[no-untyped-def]
