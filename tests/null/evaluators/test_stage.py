@@ -18,6 +18,7 @@ from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, run_stage
 from vortex_core import library
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 from vortex_core.specs import load_model
 
 TRACED = library.load("quest")
