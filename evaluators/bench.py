@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from evaluators.errors import not_what_ran
+from evaluators.errors import no_room_for_items
+from evaluators.identity import engine_identity, items_digest
 from evaluators.plan import EvaluationPlan
 from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
+from evaluators.resident import Resident
 from evaluators.stages.base import Deadline
 from evaluators.stages.recall import RecallSettings
 from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
 from evaluators.tasks.tokens import encode
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
@@ -49,30 +53,37 @@ class Answers:
 class Bench:
     """One engine and the prompts every candidate is measured on.
 
-    The prompts of one search seed and of one fresh seed (see `items.FRESH_SEEDS`) are kept at a time.
+    The prompts of one search seed and of one fresh seed (see `items.FRESH_SEEDS`) are kept at a time, where the pool
+    has room for both.
 
     Args:
         engine: with room for the prompts (see `capacity`).
+        weights: `identity.model_digest` of what the engine loaded.
         store: where prefilled prompts and dense answers are kept between processes, if anywhere.
     """
 
-    def __init__(self, engine: Engine, plan: EvaluationPlan, store: PromptStore | None = None) -> None:
-        check_context(plan, engine.spec)
-        self.engine = engine
+    def __init__(
+        self, engine: Engine | Resident, plan: EvaluationPlan, weights: str, store: PromptStore | None = None
+    ) -> None:
+        self.resident = engine if isinstance(engine, Resident) else Resident(engine)
+        self.engine = self.resident.engine
+        check_context(plan, self.engine.spec)
         self.plan = plan
+        self.identity = engine_identity(self.engine, weights)
         self.store = store
+        self._items: dict[int, ItemSet] = {}
         self._sets: dict[int, PromptSet] = {}
         self._references: dict[int, DenseReference] = {}
         self._recordings: dict[int, Recording] = {}
         self._answers: Answers | None = None
-        self._loaded = ""
-        self.swap_seconds = 0.0
-        stops = {
-            engine.tokenizer.eos_token_id,
-            *encode(engine.tokenizer, "."),
-            *encode(engine.tokenizer, "\n"),
-        }
+        tokenizer = self.engine.tokenizer
+        stops = {tokenizer.eos_token_id, *encode(tokenizer, "."), *encode(tokenizer, "\n")}
         self.stop_ids = tuple(sorted(i for i in stops if i is not None))
+
+    @property
+    def swap_seconds(self) -> float:
+        """What loading the present candidate took."""
+        return self.resident.swap_seconds
 
     # ---- prompts
 
@@ -83,9 +94,7 @@ class Bench:
             VortexError: `VV002` for items that cannot be built, `VE010` where the engine has no room.
         """
         if seed not in self._sets:
-            for other in [s for s in self._sets if (s >= FRESH_SEEDS) == (seed >= FRESH_SEEDS)]:
-                self._release(other)
-            items = build_items(self.plan, self.engine.tokenizer, seed)
+            items = self._make_room(seed)
             began = time.perf_counter()
             needles = {
                 (key, i): self._prefill(item.prompt)
@@ -96,8 +105,30 @@ class Bench:
             self._sets[seed] = PromptSet(items, needles, passages, time.perf_counter() - began)
         return self._sets[seed]
 
+    def items(self, seed: int) -> ItemSet:
+        """What a seed asks; nothing is prefilled."""
+        if seed not in self._items:
+            self._items = {s: self._items[s] for s in self._sets}  # those in use, and no others
+            self._items[seed] = build_items(self.plan, self.engine.tokenizer, seed)
+        return self._items[seed]
+
+    def _make_room(self, seed: int) -> ItemSet:
+        """Release the prompts of another seed of the same kind, and all others where the pool is short."""
+        for other in [s for s in self._sets if (s >= FRESH_SEEDS) == (seed >= FRESH_SEEDS)]:
+            self._release(other)
+        items, blocks = self.items(seed), self.engine.cache.blocks
+        needed = room_of(items)
+        for other in list(self._sets):
+            if needed > blocks.available:
+                self._release(other)
+        if needed > blocks.available:
+            raise no_room_for_items(
+                needed * BLOCK_TOKENS, blocks.available * BLOCK_TOKENS, str(self.engine.device)
+            )
+        return items
+
     def _prefill(self, token_ids: Sequence[int]) -> Prompt:
-        if self.store is None:
+        if self.store is None or not self.store.keeps_prompts:
             return self.engine.prefill(token_ids)
         return self.store.prefill(self.engine, token_ids)
 
@@ -120,37 +151,6 @@ class Bench:
 
     # ---- running
 
-    def load(self, flow: Flow | None) -> None:
-        """Make the engine run a candidate, or dense attention."""
-        key = "dense" if flow is None else flow.key
-        if key == self._loaded:
-            return
-        self._loaded = ""
-        if flow is None:
-            report = self.engine.load_flow(None)
-        else:
-            report = self.engine.load_flow(flow.program, flow.knobs)
-        self._loaded = key
-        self.swap_seconds = report.seconds
-
-    def forget_loaded(self) -> None:
-        """Load the next flow anew, whatever the engine seems to hold."""
-        self._loaded = ""
-
-    @contextmanager
-    def flow_aside(self) -> Iterator[None]:
-        """Run dense for a while and take the loaded flow back, its page states kept.
-
-        No prompt may be prefilled meanwhile: its states would be missing. (Decodes are fine: a flow forgets
-        the blocks that it allocates itself.)
-        """
-        engine, flow, loaded = self.engine, self.engine.flow, self._loaded
-        engine.flow, self._loaded = None, "dense"
-        try:
-            yield
-        finally:
-            engine.flow, self._loaded = flow, loaded
-
     def decode(
         self,
         flow: Flow | None,
@@ -161,23 +161,15 @@ class Bench:
         stop: bool = False,
         recorder: Recorder | None = None,
     ) -> DecodeResult:
-        """Decode with a candidate (None: dense) and check that it was what ran.
+        """`Resident.decode`; `stop`: answers end where this bench's do.
 
         Raises:
             VortexError: `VV110` if the engine reports another program.
         """
-        self.load(flow)
-        result = self.engine.decode(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            forced=forced,
-            stop_ids=self.stop_ids if stop else (),
-            recorder=recorder,
-        )
-        wanted = "dense" if flow is None else flow.program.ir_hash
-        if result.ir_hash != wanted:
-            raise not_what_ran(wanted, result.ir_hash)
-        return result
+        return self.resident.decode(
+            flow, prompts, max_new_tokens=max_new_tokens, forced=forced,
+            stop_ids=self.stop_ids if stop else (), recorder=recorder,
+        )  # fmt: skip
 
     def answer(self, flow: Flow | None, seed: int, places: Sequence[Place], deadline: Deadline) -> Answers:
         """Answer retrieval items; what the same flow has answered already is not asked again."""
@@ -187,21 +179,42 @@ class Bench:
         answers = self._answers
         prompts = self.prompts(seed)
         todo = [place for place in places if place not in answers.scores]
-        for batch in prompts.items.batches(todo, self.plan.accuracy.batch):
-            deadline.check(f"{len(answers.scores)} items answered")
-            items = [prompts.items.needles[k][i] for k, i in batch]
-            result = self.decode(
-                flow,
-                [prompts.needles[place] for place in batch],
-                max_new_tokens=max(item.max_new_tokens for item in items),
-                stop=True,
-            )
-            answers.density.append(result.density)
-            for place, item, tokens in zip(batch, items, result.tokens, strict=True):
-                text = self.engine.tokenizer.decode(tokens, skip_special_tokens=True)
-                answers.texts[place] = text
-                answers.scores[place] = item.score(text)
+        self.resident.load(flow)
+        for group in prompts.items.batches(todo, self.plan.accuracy.batch):
+            for batch in self._fitting(group, prompts):
+                deadline.check(f"{len(answers.scores)} items answered")
+                items = [prompts.items.needles[k][i] for k, i in batch]
+                result = self.decode(
+                    flow,
+                    [prompts.needles[place] for place in batch],
+                    max_new_tokens=max(item.max_new_tokens for item in items),
+                    # A captured step costs less than capturing one for every size that a batch shrinks to.
+                    stop=self.engine.backend == "torch",
+                )
+                answers.density.append(result.density)
+                for place, item, tokens in zip(batch, items, result.tokens, strict=True):
+                    text = self.engine.tokenizer.decode(self._ended(tokens), skip_special_tokens=True)
+                    answers.texts[place] = text
+                    answers.scores[place] = item.score(text)
         return answers
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        """An answer up to its first stop, as a decode that stops there gives it."""
+        end = next((i for i, token in enumerate(tokens) if token in self.stop_ids), len(tokens))
+        return tokens[: end + 1]
+
+    def _fitting(self, group: list[Place], prompts: PromptSet) -> Iterator[list[Place]]:
+        """A group in batches that the pool has room for: a flow with states of its own copies every prompt."""
+        new = max((prompts.items.needles[key][i].max_new_tokens for key, i in group), default=1)
+        batch: list[Place] = []
+        for place in group:
+            wanted = [prompts.needles[p] for p in (*batch, place)]
+            fits = self.engine.cache.fits(wanted, [new] * len(wanted), private=self.engine.private_pages)
+            if batch and not fits:
+                yield batch
+                batch = []
+            batch.append(place)
+        yield batch
 
     def continuation(self, flow: Flow | None, seed: int) -> DecodeResult:
         """Force the true continuations of a seed's passages through the decode path."""
@@ -219,37 +232,43 @@ class Bench:
         """Take dense results measured earlier.
 
         Raises:
-            VortexError: `VV005` if they belong to another plan, model or set of items.
+            VortexError: `VV005` if they were measured on other items, weights, engine, device kind or versions.
         """
-        items = build_items(self.plan, self.engine.tokenizer, reference.seed)
-        reference.check(self.plan.digest, self.engine.spec.name, items)
+        reference.check(self.identity, self._asked(reference.seed), self.items(reference.seed))
         self._references[reference.seed] = reference
+
+    def _asked(self, seed: int) -> str:
+        return items_digest(self.items(seed), self.stop_ids)
 
     def reference(self, seed: int) -> DenseReference:
         """Dense results of a seed, measured where they are not known."""
-        name = f"dense-{self.plan.digest}-{seed}"
-        stored = self.store.read_json(name) if self.store and seed not in self._references else None
+        if seed in self._references:
+            return self._references[seed]
+        name = f"dense-{self._asked(seed)}"
+        stored = self.store.read_json(name) if self.store else None
         if stored is not None:
-            self.adopt(DenseReference.from_json(stored))
-        if seed not in self._references:
-            prompts = self.prompts(seed)
-            began = time.perf_counter()
-            places = prompts.items.in_order(self.plan.accuracy.gate_items)
-            answers = self.answer(None, seed, places, Deadline("reference", None))
-            needles = prompts.items.needles
-            self._references[seed] = DenseReference(
-                plan=self.plan.digest,
-                model=self.engine.spec.name,
-                seed=seed,
-                scores={k: [answers.scores[k, i] for i in range(len(v))] for k, v in needles.items()},
-                texts={k: [answers.texts[k, i] for i in range(len(v))] for k, v in needles.items()},
-                logprobs=self.continuation(None, seed).logprobs,
-                prefill_seconds=prompts.prefill_seconds,
-                answer_seconds=time.perf_counter() - began,
-            )
-            if self.store is not None:
-                self.store.write_json(name, self._references[seed].to_json())
-        return self._references[seed]
+            self.adopt(DenseReference.from_json(stored | {"seed": seed}))
+            return self._references[seed]
+        prompts = self.prompts(seed)
+        began = time.perf_counter()
+        places = prompts.items.in_order(self.plan.accuracy.gate_items)
+        answers = self.answer(None, seed, places, Deadline("reference", None))
+        needles = prompts.items.needles
+        found = DenseReference(
+            identity=self.identity,
+            items=self._asked(seed),
+            model=self.engine.spec.name,
+            seed=seed,
+            scores={k: [answers.scores[k, i] for i in range(len(v))] for k, v in needles.items()},
+            texts={k: [answers.texts[k, i] for i in range(len(v))] for k, v in needles.items()},
+            logprobs=self.continuation(None, seed).logprobs,
+            prefill_seconds=prompts.prefill_seconds,
+            answer_seconds=time.perf_counter() - began,
+        )
+        self._references[seed] = found
+        if self.store is not None:
+            self.store.write_json(name, found.to_json())
+        return found
 
     def recording(self, seed: int) -> Recording:
         """Dense attention of some of a seed's prompts; recorded the first time."""
@@ -273,18 +292,29 @@ def attention_scale(engine: Engine) -> float:
     )
 
 
+def room_of(items: ItemSet) -> int:
+    """Blocks that a set's prompts take, with two more for what each decodes."""
+    prompts = [i.prompt for found in items.needles.values() for i in found]
+    prompts += [i.prompt for i in items.passages]
+    return sum(blocks_for(len(p)) + 2 for p in prompts)
+
+
 def capacity(plan: EvaluationPlan) -> int:
-    """Tokens of KV pool that the plan's prompts and decodes need, in whole blocks."""
-    block = 128
-    task_blocks = sum(task.items * -(-task.context // block) for task in plan.accuracy.tasks)
-    passage_blocks = plan.perplexity.items * -(-plan.perplexity.context // block)
-    blocks = (task_blocks + passage_blocks) * (1 + plan.fresh.share)
-    own = [d for section in plan.sections.values() if (d := section.decodes()) is not None]
-    prompts = max((d.sequences * -(-d.context // block) for d in own), default=0)
-    # A decode with request-local state copies its prompts; every sequence needs room for its new tokens.
-    widest = max(
-        plan.accuracy.batch * (max(t.context for t in plan.accuracy.tasks) // block + 2),
-        plan.perplexity.items * ((plan.perplexity.context + plan.perplexity.continuation) // block + 2),
-        *(d.sequences * ((d.context + d.new) // block + 2) for d in own),
+    """Tokens of KV pool for the plan's prompts of a search seed and of a fresh one, and for what decodes from them."""
+    share = plan.fresh.share
+    task_blocks = sum(
+        (task.items + math.ceil(task.items * share)) * blocks_for(task.context)
+        for task in plan.accuracy.tasks
     )
-    return int(blocks + prompts + widest + 8) * block
+    passages = plan.perplexity.items + math.ceil(plan.perplexity.items * share)
+    blocks = task_blocks + passages * blocks_for(plan.perplexity.context)
+    own = [d for section in plan.sections.values() if (d := section.decodes()) is not None]
+    prompts = max((d.sequences * blocks_for(d.context) for d in own), default=0)
+    # A decode with request-local state copies its prompts; every sequence needs room for its new tokens.
+    contexts = sorted((task.context for task in plan.accuracy.tasks for _ in range(task.items)), reverse=True)
+    widest = max(
+        sum(blocks_for(context) + 2 for context in contexts[: plan.accuracy.batch]),
+        plan.perplexity.items * (blocks_for(plan.perplexity.context + plan.perplexity.continuation) + 2),
+        *(d.sequences * (blocks_for(d.context + d.new) + 2) for d in own),
+    )
+    return (blocks + prompts + widest + 8) * BLOCK_TOKENS

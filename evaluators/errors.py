@@ -26,6 +26,8 @@ _declare(
 )
 _declare("VV007", "items in another alphabet", "the model reads the alphabet of the plan's items", "user")
 _declare("VV008", "bad evaluation plan", "a plan validates", "user")
+_declare("VV009", "no GPU", "an evaluation on a GPU has one", "user")
+_declare("VV012", "no room for the items", "the prompts of one seed fit the KV pool", "user")
 # ---- what stops a candidate
 _declare("VV010", "candidate too slow", "a stage is done within its deadline", "candidate")
 _declare("VV100", "wrong identity", "the hash of a candidate is its program's", "candidate")
@@ -41,6 +43,8 @@ _declare("VV105", "accuracy too low", "accuracy is within the margin of dense at
 _declare(
     "VV106", "perplexity too high", "perplexity is within the gate's ratio to dense attention", "candidate"
 )
+_declare("VV108", "too large for the GPU", "a generated kernel fits a multiprocessor", "candidate")
+_declare("VV111", "GPU full", "a stage fits the GPU's memory", "infrastructure", retryable=True)
 _declare(
     "VV110",
     "something else ran",
@@ -87,12 +91,20 @@ def no_section(plan: str, stage: str) -> VortexError:
 def stale_reference(why: str) -> VortexError:
     """`VV005`: dense results of something else."""
     return VortexError(
-        "VV005", f"these dense reference results are {why}", "measure the reference again: leave it out"
+        "VV005",
+        f"these dense reference results are {why}",
+        "start a new run: its dense answers are measured again",
     )
 
 
-def needs_engine(stage: str) -> VortexError:
-    """`VV006`: an engine stage without an engine."""
+def needs_engine(stage: str, random_weights: bool = False) -> VortexError:
+    """`VV006`: an engine stage without an engine, or one that asks a model of random weights."""
+    if random_weights:
+        return VortexError(
+            "VV006",
+            f"stage {stage} asks the model, whose weights are random: it answers noise",
+            "name a model whose accuracy counts (accuracy_model)",
+        )
     return VortexError(
         "VV006",
         f"stage {stage} runs the model, and there is no engine here",
@@ -112,6 +124,22 @@ def other_alphabet(plan: str, *, in_pairs: bool) -> VortexError:
         "VV007",
         f"the items of plan {plan} are English, and this model reads keys, values and noise alone",
         "take the plan retrieval",
+    )
+
+
+def no_gpu(wanted: str) -> VortexError:
+    """`VV009`: a GPU where there is none."""
+    return VortexError(
+        "VV009", f"device {wanted}: torch sees no GPU here", "take --device cpu, or a machine with a GPU"
+    )
+
+
+def no_room_for_items(needed: int, available: int, device: str) -> VortexError:
+    """`VV012`: the items of one seed do not fit the KV pool."""
+    return VortexError(
+        "VV012",
+        f"the prompts of one seed take {needed:,} tokens of KV, {device} has room for {available:,}",
+        f"ask for {available / needed:.0%} of the items, or for shorter contexts",
     )
 
 
@@ -179,6 +207,24 @@ def perplexity_too_high(ratio: float, limit: float) -> VortexError:
         "VV106",
         f"perplexity is {ratio:.3f} times that of dense attention, the gate is {limit:.3f}",
         "raise the budget, or keep more of the first and last pages",
+    )
+
+
+def too_large_for_gpu(why: str) -> VortexError:
+    """`VV108`: a generated kernel needs more of a multiprocessor than there is."""
+    return VortexError(
+        "VV108",
+        f"a kernel of this program does not fit the GPU: {why}",
+        "keep fewer or narrower states, or score with less at once",
+    )
+
+
+def gpu_full(stage: str, why: str) -> VortexError:
+    """`VV111`: the GPU's memory is full in the middle of a stage."""
+    return VortexError(
+        "VV111",
+        f"stage {stage} ran out of GPU memory: {why}",
+        "ask for fewer items, shorter contexts or a smaller decode batch, or end what else runs on this GPU",
     )
 
 

@@ -3,6 +3,7 @@
 States are compared first, each within the rounding of its storage dtype; then both backends select from the
 same states, so that a value that rounds to the other side of a quantum is not taken for a wrong selection.
 Selected sets must be equal up to ties: a page may be exchanged for one whose oracle score is as good.
+A backend on a GPU gets its inputs in bf16, as the engine feeds it; the oracle gets the same rounded numbers on the CPU.
 Rows may attend half of their pages whatever the budget says, so that every cut is exercised.
 """
 
@@ -72,12 +73,14 @@ def compare(
     pages: tuple[float, ...],
     seeds: tuple[int, ...],
     tie_tolerance: float,
+    device: str = "cpu",
 ) -> Parity:
     """Compare a backend with the oracle on one layer of a model's geometry.
 
     Args:
         pages: length of each sequence at the first step, in pages; rounded up to tokens.
         tie_tolerance: scores closer than this share of a row's score range count as tied.
+        device: where `backend` runs. The oracle runs on the CPU.
 
     Raises:
         VortexError: where the program does not fit the geometry.
@@ -89,13 +92,19 @@ def compare(
     rows = differing = tied = nonfinite = 0
     wrong_states: set[str] = set()
     example = ""
+    there = torch.device(device)
+    dtype = torch.float32 if there.type == "cpu" else torch.bfloat16
     for seed in seeds:
-        batch = _RaggedBatch(knobs, geometry, lengths, seed)
-        mine, theirs = (f.new_states(batch.pages, torch.device("cpu")) for f in (ours, oracle))
+        batch = _RaggedBatch(knobs, geometry, lengths, seed, dtype)
+        kv = LayerKV(batch.kv.k.to(there, dtype), batch.kv.v.to(there, dtype))
+        if geometry.is_mla:
+            kv = LayerKV(kv.k, kv.k[..., : geometry.value_dim])
+        mine = ours.new_states(batch.pages, there)
+        theirs = oracle.new_states(batch.pages, torch.device("cpu"))
         assert isinstance(mine, TorchStates) and isinstance(theirs, TorchStates)
         for step in range(STEPS):
             complete = batch.completed(step)
-            ours.update(mine, batch.kv, complete, 0)
+            ours.update(mine, kv, complete.to(there), 0)
             oracle.update(theirs, batch.kv, complete, 0)
             wrong_states |= _states_differ(mine, theirs)
             _copy_states(theirs, mine)
@@ -106,7 +115,8 @@ def compare(
                 for b, n in enumerate(lengths)
             ]
             nonfinite += sum(int((~torch.isfinite(s)).sum()) for found in scores for s in found.values())
-            chosen, expected = ours.select(q, mine, view, 0), oracle.select(q, theirs, view, 0)
+            expected = oracle.select(q, theirs, view, 0)
+            chosen = _on_cpu(ours.select(q.to(there, dtype), mine, _view_on(view, there), 0))
             for b in range(len(lengths)):
                 for row in range(expected.heads):
                     rows += 1
@@ -121,15 +131,18 @@ def compare(
                         example = example or f"{where}: {sorted(a - e)} instead of {sorted(e - a)}"
             if program.needs_mass:
                 mass = batch.mass(expected, step)
-                ours.observe(mine, expected, mass, 0)
+                ours.observe(mine, _pages_on(expected, there), mass.to(there), 0)
                 oracle.observe(theirs, expected, mass, 0)
     return Parity(rows, differing, tied, tuple(sorted(wrong_states)), example, nonfinite)
 
 
 class _RaggedBatch:
-    """Random keys, values and queries; physical pages in random order; one token more at every step."""
+    """Random keys, values and queries, float32 of numbers that `dtype` holds; physical pages in random order; one
+    token more at every step."""
 
-    def __init__(self, knobs: Knobs, geometry: Geometry, lengths: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self, knobs: Knobs, geometry: Geometry, lengths: tuple[int, ...], seed: int, dtype: torch.dtype
+    ) -> None:
         self.knobs, self.geometry, self.lengths = knobs, geometry, lengths
         self.random = torch.Generator().manual_seed(seed)
         size = knobs.page_size
@@ -143,8 +156,11 @@ class _RaggedBatch:
         # Keys of real models have a few large channels; they also spread the scores.
         k[..., :: max(1, g.head_dim // 4)] *= 4.0
         v = k[..., : g.value_dim] if g.is_mla else self._normal(g.kv_heads, self.pages, size, g.value_dim)
-        self.kv = LayerKV(k, v)
-        self.queries = [self._normal(len(lengths), g.kv_heads * g.group, g.head_dim) for _ in range(STEPS)]
+        self.kv = LayerKV(k.to(dtype).float(), v.to(dtype).float())
+        self.queries = [
+            self._normal(len(lengths), g.kv_heads * g.group, g.head_dim).to(dtype).float()
+            for _ in range(STEPS)
+        ]
 
     def _normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.random)
@@ -180,6 +196,20 @@ class _RaggedBatch:
         return random / random.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
+def _on_cpu(pages: PageList) -> PageList:
+    return _pages_on(pages, torch.device("cpu"))
+
+
+def _pages_on(pages: PageList, device: torch.device) -> PageList:
+    return PageList(pages.page_ids.to(device), pages.counts.to(device), pages.lengths.to(device))
+
+
+def _view_on(view: BatchView, device: torch.device) -> BatchView:
+    return BatchView(
+        view.block_table.to(device), view.lengths.to(device), view.budgets.to(device), view.max_length
+    )
+
+
 def _logical(pages: PageList, view: BatchView, b: int, row: int) -> set[int]:
     where = {int(p): i for i, p in reversed(list(enumerate(view.block_table[b].tolist())))}
     return {where[p] for p in pages.page_ids[b, row, : int(pages.counts[b, row])].tolist()}
@@ -189,7 +219,8 @@ def _states_differ(mine: TorchStates, theirs: TorchStates) -> set[str]:
     wrong = set()
     for name, field in theirs.fields.items():
         every = torch.arange(theirs.pages)
-        a = mine.fields[name].read(slice(None), every, torch.float64)
+        here = mine.fields[name]
+        a = here.read(slice(None), every.to(here.data.device), torch.float64).cpu()
         e = field.read(slice(None), every, torch.float64)
         if field.decl.dtype == "bits":
             differ = float((a != e).double().mean()) > _FLIPPED_BITS

@@ -99,7 +99,9 @@ class FreshPlan(Strict):
 class EngineSettings(Strict):
     """How the evaluator's engine is set up."""
 
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    cpu_dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="on a CPU; auto: the checkpoint's own. A GPU computes in bf16"
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads; None: torch's choice")
     keep_prefill_gib: float = Field(
         4, ge=0, description="disk for prefilled prompts, so that a restart need not compute them; 0: none"

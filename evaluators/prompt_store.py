@@ -1,8 +1,9 @@
 """Prefilled prompts and dense answers on disk: a restarted worker is ready in seconds instead of minutes.
 
-Keys and values of a prompt depend on the weights, the dtype and the token ids alone, so a file is named by a
-hash of these. Files are written under a temporary name and renamed; what cannot be read is computed again.
-The least recently used files go when the store outgrows its limit.
+Keys and values of a prompt follow from the engine's identity (`identity.engine_identity`) and the token ids, so a file
+is named by a hash of these. Files are written under a temporary name and renamed; what cannot be read is computed
+again. When the store outgrows its limit the least recently used files go, but never those that this process read or
+wrote: a set of prompts larger than the limit keeps a part of itself instead of replacing itself in a circle.
 """
 
 from __future__ import annotations
@@ -26,31 +27,28 @@ if TYPE_CHECKING:
     from vortex_core.engine import Engine, Prompt
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = "1"
-
-
-def weights_identity(directory: Path) -> str:
-    """Hex digest of a model directory: its configuration, and names, sizes and times of its weight files."""
-    found = hashlib.sha256((directory / "config.json").read_bytes())
-    for path in sorted(directory.glob("*.safetensors")):
-        stat = path.stat()
-        found.update(f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
-    return found.hexdigest()[:16]
+_FORMAT = "2"
 
 
 class PromptStore:
-    """A folder of prefilled prompts and dense references of one model.
+    """A folder of prefilled prompts and dense references of one engine.
 
     Args:
         folder: created on first use.
-        weights: identity of the model's weights (see `weights_identity`).
-        limit: bytes the folder may hold.
+        identity: of the engine; where a model is divided over several, of this part.
+        limit: bytes of prompts the folder may hold; 0: prompts are not kept, dense answers are.
     """
 
-    def __init__(self, folder: Path, weights: str, limit: int) -> None:
+    def __init__(self, folder: Path, identity: str, limit: int) -> None:
         self.folder = folder
-        self.weights = weights
+        self.identity = identity
         self.limit = limit
+        self._in_use: set[Path] = set()  # read or written by this process
+
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether prompts are kept, and not only answers."""
+        return self.limit > 0
 
     # ---- prompts
 
@@ -59,8 +57,9 @@ class PromptStore:
         ids = tuple(token_ids)
         if ids in engine.cache.prompts:
             return engine.prefill(ids)
-        path = self._path(engine, ids)
+        path = self._path(ids)
         stored = self._read(path, len(ids) - 1)
+        self._in_use.add(path)
         if stored is None:
             prompt = engine.prefill(ids)
             self._write(engine, prompt, path)
@@ -75,8 +74,8 @@ class PromptStore:
         engine.cache.seal(prompt)
         return prompt
 
-    def _path(self, engine: Engine, ids: tuple[int, ...]) -> Path:
-        about = f"{_FORMAT}:{self.weights}:{engine.dtype}:{torch.__version__}:".encode()
+    def _path(self, ids: tuple[int, ...]) -> Path:
+        about = f"{_FORMAT}:{self.identity}:".encode()
         digest = hashlib.sha256(about + array("q", ids).tobytes()).hexdigest()
         return self.folder / f"{digest[:32]}.safetensors"
 
@@ -99,15 +98,15 @@ class PromptStore:
             ).cpu()
             for i, name in enumerate(("k", "v"))
         }
-        self._make_room(sum(t.nbytes for t in tensors.values()))
-        self._replace(path, lambda temporary: save_file(tensors, temporary))
+        if self._make_room(sum(t.nbytes for t in tensors.values())):
+            self._replace(path, lambda temporary: save_file(tensors, temporary))
 
     # ---- dense answers
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A document stored under a name, or None."""
         try:
-            found = json.loads((self.folder / f"{name}-{self.weights}.json").read_text(encoding="utf-8"))
+            found = json.loads((self.folder / f"{name}-{self.identity}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
@@ -115,13 +114,13 @@ class PromptStore:
     def write_json(self, name: str, document: dict[str, Any]) -> None:
         """Store a document under a name."""
         text = json.dumps(document)
-        path = self.folder / f"{name}-{self.weights}.json"
+        path = self.folder / f"{name}-{self.identity}.json"
         self._replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     # ---- space
 
-    def _make_room(self, wanted: int) -> None:
-        """Delete the least recently used prompts until `wanted` bytes fit."""
+    def _make_room(self, wanted: int) -> bool:
+        """Delete the least recently used prompts of others until `wanted` bytes fit; whether they do."""
         files = []
         for path in self.folder.glob("*.safetensors"):
             with contextlib.suppress(FileNotFoundError):  # another worker may be deleting, too
@@ -131,8 +130,10 @@ class PromptStore:
         for _, size, path in sorted(files):
             if held + wanted <= self.limit:
                 break
-            path.unlink(missing_ok=True)
-            held -= size
+            if path not in self._in_use:
+                path.unlink(missing_ok=True)
+                held -= size
+        return held + wanted <= self.limit
 
     def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
         """Write a temporary file and rename it. A full disk or a read-only folder costs time, not the run."""

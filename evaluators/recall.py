@@ -114,7 +114,8 @@ class Recording:
     def attend(self, layer: int, step: int) -> torch.Tensor:
         """Dense probabilities of one layer and step."""
         g = self.geometry
-        out = torch.zeros(self.prompts, g.kv_heads * g.group, blocks_for(max(self.lengths)) * BLOCK_TOKENS)
+        width = blocks_for(max(self.lengths)) * BLOCK_TOKENS
+        out = torch.zeros(self.prompts, g.kv_heads * g.group, width, device=self.pool.k.device)
         for b, (start, length) in enumerate(zip(self.starts, self.lengths_at(step), strict=True)):
             keys = self.pool.k[layer, :, start : start + length].float()
             q = self.queries[layer][step][b].float().unflatten(0, (g.kv_heads, g.group))
@@ -143,10 +144,11 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
     flow = LoadedFlow(compiled, recording.pool)
     selections = Selections(flow)
     g, size = recording.geometry, flow.page_size
+    device = recording.pool.k.device
     shape = (g.layers, g.kv_heads * g.group, recording.prompts)
-    recall, oracle = torch.zeros(shape), torch.zeros(shape)
-    density = torch.zeros(g.layers)
-    first_page = torch.tensor([start // size for start in recording.starts])
+    recall, oracle = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    density = torch.zeros(g.layers, device=device)
+    first_page = torch.tensor([start // size for start in recording.starts], device=device)
     blocks = [
         list(range(start // BLOCK_TOKENS, start // BLOCK_TOKENS + blocks_for(length)))
         for start, length in zip(recording.starts, recording.lengths, strict=True)
@@ -175,7 +177,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
                 q = recording.queries[layer][step]
                 if layer == leader:
                     if completed:
-                        flow.complete(layer, torch.tensor(completed))
+                        flow.complete(layer, torch.tensor(completed, device=device))
                     view = _view(flow, first_page, lengths, layer)
                     pages = selections.at(layer, q, view, ages, lengths)
                     if compiled.program.needs_mass:
@@ -185,25 +187,28 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
                 recall[layer] += found.T
                 oracle[layer] += best.T
                 total = pages.heads * sum(-(-n // size) for n in lengths)
-                density[layer] += float(pages.counts.sum()) / total
-    return RecallScore(recall / recording.steps, oracle / recording.steps, density / recording.steps)
+                density[layer] += pages.counts.sum() / total
+    return RecallScore(*((x / recording.steps).cpu() for x in (recall, oracle, density)))
 
 
 def _view(flow: LoadedFlow, first_page: torch.Tensor, lengths: list[int], layer: int) -> BatchView:
     longest = max(lengths)
     width = -(-longest // flow.page_size)
-    logical = torch.arange(width).expand(len(lengths), -1)
-    counts = torch.tensor([-(-n // flow.page_size) for n in lengths])
+    device = first_page.device
+    logical = torch.arange(width, device=device).expand(len(lengths), -1)
+    counts = torch.tensor([-(-n // flow.page_size) for n in lengths], device=device)
     table = first_page[:, None] + torch.minimum(logical, counts[:, None] - 1)
-    budgets = flow.budgets(lengths, flow.plan.budget_row(layer))
-    return BatchView(table, torch.tensor(lengths), torch.tensor(budgets), longest)
+    budgets = torch.tensor(flow.budgets(lengths, flow.plan.budget_row(layer)), device=device)
+    return BatchView(table, torch.tensor(lengths, device=device), budgets, longest)
 
 
 def _chosen(pages: PageList, first_page: torch.Tensor, width: int) -> torch.Tensor:
     """Which logical pages are selected: bool `[prompt, head, width]`."""
     logical = (pages.page_ids - first_page[:, None, None]).clamp(0, width - 1)
-    real = torch.arange(logical.shape[-1]) < pages.counts[..., None]
-    hits = torch.zeros(*logical.shape[:2], width, dtype=torch.int64).scatter_add(-1, logical, real.long())
+    device = logical.device
+    real = torch.arange(logical.shape[-1], device=device) < pages.counts[..., None]
+    hits = torch.zeros(*logical.shape[:2], width, dtype=torch.int64, device=device)
+    hits = hits.scatter_add(-1, logical, real.long())
     return hits > 0
 
 
@@ -221,7 +226,11 @@ def _captured(
     share = q_heads // pages.heads  # query heads that follow one selection
     found = (mass * chosen.repeat_interleave(share, 1)).sum(-1)
     pooled = mass.unflatten(1, (pages.heads, share)).sum(2)  # what one selection serves, together
-    last = torch.tensor([-(-n // size) - 1 for n in lengths]).view(-1, 1, 1).expand(-1, pages.heads, 1)
+    last = (
+        torch.tensor([-(-n // size) - 1 for n in lengths], device=mass.device)
+        .view(-1, 1, 1)
+        .expand(-1, pages.heads, 1)
+    )
     # The newest page is never left out, whatever its mass.
     order = pooled.scatter(-1, last, torch.inf).argsort(-1, descending=True)
     ranked = mass.gather(-1, order.repeat_interleave(share, 1)).cumsum(-1)
@@ -236,6 +245,6 @@ def _observed(
     """The softmax probability each selected page would have received, `[prompt, q_head, selected]`."""
     share = mass.shape[1] // pages.heads
     logical = (pages.page_ids - first_page[:, None, None]).clamp(0, mass.shape[-1] - 1)
-    real = torch.arange(logical.shape[-1]) < pages.counts[..., None]
+    real = torch.arange(logical.shape[-1], device=logical.device) < pages.counts[..., None]
     picked = mass.gather(-1, logical.repeat_interleave(share, 1)) * real.repeat_interleave(share, 1)
     return picked / picked.sum(-1, keepdim=True).clamp_min(1e-30)

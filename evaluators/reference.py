@@ -14,8 +14,9 @@ class DenseReference:
     """How the dense model answered.
 
     Attributes:
-        plan: digest of the evaluation plan.
-        model: name of the model.
+        identity: of the engine: weights, tokenizer, dtype, device kind, versions (`identity.engine_identity`).
+        items: digest of what was asked (`identity.items_digest`).
+        model: its name, for people.
         seed: of the items.
         scores: 0 or 1 per item, by task key, in item order.
         texts: what it said.
@@ -24,7 +25,8 @@ class DenseReference:
         answer_seconds: time spent answering.
     """
 
-    plan: str
+    identity: str
+    items: str
     model: str
     seed: int
     scores: dict[str, list[float]]
@@ -49,17 +51,19 @@ class DenseReference:
         except TypeError as error:
             raise stale_reference(f"malformed: {error}") from error
 
-    def check(self, plan: str, model: str, items: ItemSet) -> None:
-        """Raise `VV005` unless this was measured with that plan, model and items."""
-        if (self.plan, self.model, self.seed) != (plan, model, items.seed):
+    def check(self, identity: str, digest: str, items: ItemSet) -> None:
+        """Raise `VV005` unless this was measured by that engine on those items."""
+        if self.items != digest:
+            raise stale_reference(f"of other items ({self.items}) than this plan and seed ask ({digest})")
+        if self.identity != identity:
             raise stale_reference(
-                f"of plan {self.plan}, {self.model}, seed {self.seed}; "
-                f"wanted are {plan}, {model}, seed {items.seed}"
+                f"{self.model}'s under other weights, tokenizer, engine, dtype, device or versions "
+                f"({self.identity}; here it is {identity})"
             )
         sizes = {key: len(scores) for key, scores in self.scores.items()}
         wanted = {key: len(found) for key, found in items.needles.items()}
         if sizes != wanted or len(self.logprobs) != len(items.passages):
-            raise stale_reference("of other items")
+            raise stale_reference("incomplete")
 
     @property
     def accuracy(self) -> float:

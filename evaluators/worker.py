@@ -1,21 +1,26 @@
-"""The evaluation worker: a resident engine that runs stages. One per process."""
+"""The evaluation worker: resident engines that run stages. One per process."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from evaluators.bench import Bench, capacity
+from evaluators.device import choose_device, is_gpu
+from evaluators.identity import engine_identity, model_digest
 from evaluators.plan import EvaluationPlan
-from evaluators.prompt_store import PromptStore, weights_identity
+from evaluators.prompt_store import PromptStore
 from evaluators.reference import DenseReference
+from evaluators.resident import Resident
 from evaluators.results import StageResult
-from evaluators.stages.base import Context, run_stage
+from evaluators.stages.base import Context, Stage, resource, run_stage
 from evaluators.stages.registry import get_stage
 from evaluators.tasks.items import FRESH_SEEDS, check_context
-from vortex_core.engine.models.weights import cache_dir, resolve_model
+from vortex_core.engine.models.weights import ModelPath, cache_dir, resolve_model
 from vortex_core.ir.flow import Flow
 from vortex_core.specs import ModelSpec, list_models, load_model
 
@@ -25,18 +30,50 @@ if TYPE_CHECKING:
 _DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class Rank:
+    """One process of several that hold a model together (tensor parallelism); all run the same stages in step.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: processes.
+        address, port: where rank 0 listens.
+        device: CUDA device of this process, among those it sees.
+    """
+
+    rank: int
+    size: int
+    address: str
+    port: int
+    device: int = 0
+
+    def join(self) -> None:
+        """Tell torch.distributed, which reads these when the engine loads its part."""
+        os.environ |= {
+            "RANK": str(self.rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(self.device),
+            "MASTER_ADDR": self.address, "MASTER_PORT": str(self.port),
+        }  # fmt: skip
+
+
 class EvaluationWorker:
     """Loads a model once and answers for candidate after candidate.
 
+    Everything that is measured runs on the engine's device and backend: torch on a CPU, Triton on a GPU.
+
     Args:
-        model: name, directory or hub id.
+        model: name, directory, GGUF file or hub id.
         plan: what to measure.
-        device: of the engine.
+        device: `auto` (a GPU where there is one), `cpu` or `cuda`.
         threads: CPU threads; the plan's by default.
-        references: dense results measured earlier with this plan and model (`reference().to_json()`).
+        references: dense results measured earlier (`reference().to_json()`).
+        accuracy_model: another model of the same kind of attention, whose answers count in place of `model`'s.
+        random_weights: `model` by its dimensions alone, for its speed: it answers noise, so accuracy is
+            `accuracy_model`'s, or not asked.
+        tensor_parallel: this process's part where several hold `model` together. `accuracy_model` is not divided.
 
     Raises:
-        VortexError: weights that cannot be had, a plan the model cannot run, results of another plan.
+        VortexError: weights that cannot be had, a plan the model cannot run, results of another plan, no GPU
+            (`VV009`).
     """
 
     def __init__(
@@ -44,25 +81,29 @@ class EvaluationWorker:
         model: str,
         plan: EvaluationPlan,
         *,
-        device: str = "cpu",
+        device: str = "auto",
         threads: int | None = None,
         references: Iterable[dict[str, Any]] = (),
+        accuracy_model: str | None = None,
+        random_weights: bool = False,
+        tensor_parallel: Rank | None = None,
     ) -> None:
-        from vortex_core.engine import Engine
-
-        engine = Engine.from_model(
-            model,
-            max_tokens=capacity(plan),
-            device=device,
-            dtype=_DTYPES[plan.engine.dtype],
-            threads=threads or plan.engine.threads,
-        )
-        check_context(plan, engine.spec)
-        store = None
-        if plan.engine.keep_prefill_gib > 0:
-            weights = weights_identity(resolve_model(model).directory)
-            store = PromptStore(cache_dir() / "prefill", weights, int(plan.engine.keep_prefill_gib * 2**30))
-        self._set_up(engine, plan, store, references)
+        device = choose_device(device)
+        if (threads := threads or plan.engine.threads) is not None:
+            torch.set_num_threads(threads)
+        # The model that answers comes first: the one that is timed takes what memory is left.
+        bench = None if accuracy_model is None else _bench(accuracy_model, plan, device, None)
+        if tensor_parallel is not None:
+            tensor_parallel.join()
+        if random_weights:
+            speed = Resident(_random(model, plan, device))
+        elif bench is None:
+            bench = _bench(model, plan, device, tensor_parallel)
+            speed = bench.resident
+        else:
+            speed = Resident(_load(resolve_model(model), plan, device))
+        self._set_up(speed, bench, plan, references)
+        self._ranks = tensor_parallel.size if tensor_parallel is not None else 1
 
     @classmethod
     def of_engine(
@@ -70,31 +111,51 @@ class EvaluationWorker:
         engine: Engine,
         plan: EvaluationPlan,
         *,
+        weights: str = "in memory",
         store: PromptStore | None = None,
         references: Iterable[dict[str, Any]] = (),
+        speed: Engine | None = None,
     ) -> EvaluationWorker:
-        """A worker over an engine that exists already, with room for `bench.capacity(plan)` tokens."""
+        """A worker over an engine that exists already, with room for `bench.capacity(plan)` tokens.
+
+        Args:
+            weights: identity of what it holds.
+            speed: another engine, whose speed counts.
+        """
         worker = cls.__new__(cls)
-        worker._set_up(engine, plan, store, references)
+        bench = Bench(engine, plan, weights, store)
+        worker._set_up(bench.resident if speed is None else Resident(speed), bench, plan, references)
         return worker
 
     def _set_up(
         self,
-        engine: Engine,
+        speed: Resident,
+        bench: Bench | None,
         plan: EvaluationPlan,
-        store: PromptStore | None,
         references: Iterable[dict[str, Any]],
     ) -> None:
         self.plan = plan
-        self.bench = Bench(engine, plan, store)
-        self.context = Context(plan, engine.spec, self.bench)
+        self.speed = speed
+        self._bench = bench
+        self._ranks = 1
+        engine = speed.engine
+        self.context = Context(plan, engine.spec, bench, speed, str(engine.device), engine.backend)
         for data in references:
             self.bench.adopt(DenseReference.from_json(data))
 
     @property
+    def bench(self) -> Bench:
+        """The engine that answers, with its prompts.
+
+        Raises:
+            VortexError: `VV006` where only random weights are held.
+        """
+        return self.context.engine_bench("reference")
+
+    @property
     def model(self) -> ModelSpec:
-        """Dimensions of the model."""
-        return self.bench.engine.spec
+        """Dimensions of the model whose speed counts."""
+        return self.speed.engine.spec
 
     def prepare(self, seed: int | None = None) -> float:
         """Prefill a seed's prompts (the plan's seed by default), answer them densely, record attention.
@@ -103,6 +164,8 @@ class EvaluationWorker:
             Seconds spent prefilling.
         """
         seed = self.plan.seed if seed is None else seed
+        if self._bench is None:
+            return 0.0
         prompts = self.bench.prompts(seed)
         self.bench.reference(seed)
         if seed < FRESH_SEEDS and "recall" in self.plan.stages:
@@ -123,7 +186,64 @@ class EvaluationWorker:
         seed = self.plan.seed if seed is None else seed
         if chosen.needs == "engine":
             self.prepare(seed)  # one-time work, not the candidate's time
-        return run_stage(chosen, flow, self.context, seed)
+        context = self.context
+        if self._ranks > 1:  # ranks that stop at different moments would wait for each other for ever
+            context = replace(context, plan=self.plan.model_copy(update={"deadlines": {}}))
+        result = run_stage(chosen, flow, context, seed)
+        if resource(chosen, context.device) == "cpu":
+            return result
+        return replace(result, info=result.info | {"measured_on": self._label(chosen)})
+
+    def _label(self, stage: Stage) -> str:
+        """Model, device, dtype and backend of the engine that a stage asks."""
+        return self.bench.resident.label if stage.needs == "engine" and self._bench else self.speed.label
+
+
+def _bench(model: str, plan: EvaluationPlan, device: str, rank: Rank | None) -> Bench:
+    """A model with its weights, ready to answer."""
+    found = resolve_model(model)
+    engine = _load(found, plan, device)
+    check_context(plan, engine.spec)
+    weights = model_digest(found.directory, cache_dir() / "digests.json")
+    part = "" if rank is None else f"-{rank.rank}of{rank.size}"
+    # A GPU computes a prompt faster than a disk gives it back; its prompts stay in the pool.
+    kept = 0 if is_gpu(device) else int(plan.engine.keep_prefill_gib * 2**30)
+    store = PromptStore(cache_dir() / "prefill", engine_identity(engine, weights) + part, kept)
+    return Bench(engine, plan, weights, store)
+
+
+def _load(found: ModelPath, plan: EvaluationPlan, device: str) -> Engine:
+    """An engine over a model's weights."""
+    from transformers import AutoTokenizer
+
+    from vortex_core.engine import Engine
+    from vortex_core.engine.models.loading import load_weights
+
+    model = load_weights(found, device=device, dtype=_dtype(plan, device))
+    tokenizer = AutoTokenizer.from_pretrained(found.directory)
+    return Engine(model, tokenizer, spec=found.spec, **_room(plan, device))
+
+
+def _random(model: str, plan: EvaluationPlan, device: str) -> Engine:
+    """An engine over random weights of a model's true shape."""
+    from vortex_core.engine import Engine
+    from vortex_core.engine.models.loading import load_random
+
+    spec = load_model(model) if model.lower() in list_models() else resolve_model(model).spec
+    dtype = _dtype(plan, device) or torch.bfloat16
+    found, spec = load_random(spec, device=device, dtype=dtype)
+    return Engine(found, spec=spec, **_room(plan, device))
+
+
+def _dtype(plan: EvaluationPlan, device: str) -> torch.dtype | None:
+    """bf16 on a GPU, for which its kernels are made (a float32 latent row does not fit a multiprocessor's memory)."""
+    return torch.bfloat16 if is_gpu(device) else _DTYPES[plan.engine.cpu_dtype]
+
+
+def _room(plan: EvaluationPlan, device: str) -> dict[str, Any]:
+    """The pool: what the plan needs, and on a GPU no more than its memory holds."""
+    wanted = capacity(plan)
+    return {"most_tokens": wanted} if is_gpu(device) else {"max_tokens": wanted}
 
 
 def run_cpu_stage(
@@ -132,7 +252,8 @@ def run_cpu_stage(
     """Run a stage that needs no engine, anywhere. `model`: dimensions, or a name or directory of them."""
     if isinstance(model, str):
         model = load_model(model) if model in list_models() else resolve_model(model).spec
-    return run_stage(get_stage(stage), flow, Context(plan, model), plan.seed if seed is None else seed)
+    seed = plan.seed if seed is None else seed
+    return run_stage(get_stage(stage), flow, Context(plan, model), seed)
 
 
 def evaluate(

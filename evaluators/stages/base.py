@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from evaluators.device import is_gpu, launch_failure
 from evaluators.errors import needs_engine, too_slow
 from evaluators.results import Failure, StageResult
 from vortex_core.errors import VortexError
@@ -14,10 +15,12 @@ from vortex_core.ir.flow import Flow
 if TYPE_CHECKING:
     from evaluators.bench import Bench
     from evaluators.plan import EvaluationPlan
+    from evaluators.resident import Resident
     from evaluators.stages.settings import StageSettings
     from vortex_core.specs import ModelSpec
 
-Needs = Literal["cpu", "engine"]
+Needs = Literal["cpu", "device", "engine", "speed"]
+Resource = Literal["cpu", "engine"]
 
 
 @dataclass
@@ -44,13 +47,18 @@ class Context:
 
     Attributes:
         plan: settings and gates.
-        model: the model evaluated.
-        bench: its engine with prefilled prompts; None where there is no engine.
+        model: the model whose speed counts, and the shapes that programs are compiled for.
+        bench: the engine that answers, with prefilled prompts; None where there is no engine.
+        speed: the engine that is timed: the same one, or another with random weights; None where there is none.
+        device, backend: what the engine runs on: programs are compiled and compared for these.
     """
 
     plan: EvaluationPlan
     model: ModelSpec
     bench: Bench | None = None
+    speed: Resident | None = None
+    device: str = "cpu"
+    backend: str = "torch"
 
     def engine_bench(self, stage: str) -> Bench:
         """The bench, for stages that need it.
@@ -59,8 +67,18 @@ class Context:
             VortexError: `VV006` if there is none.
         """
         if self.bench is None:
-            raise needs_engine(stage)
+            raise needs_engine(stage, self.speed is not None)
         return self.bench
+
+    def engine_speed(self, stage: str) -> Resident:
+        """The engine that is timed, for stages that need it.
+
+        Raises:
+            VortexError: `VV006` if there is none.
+        """
+        if self.speed is None:
+            raise needs_engine(stage)
+        return self.speed
 
 
 class Stage(Protocol):
@@ -68,7 +86,9 @@ class Stage(Protocol):
 
     Attributes:
         name: as in plans, events and the command line.
-        needs: `cpu` stages run anywhere; `engine` stages need a resident model.
+        needs: `cpu` stages run anywhere; `device` stages compile or launch what the engine runs, so they run where it
+            is unless that is a CPU; `engine` stages need the resident model that answers, with its prompts; `speed`
+            stages the one that is timed.
         settings: the model of its section in plans, which `Context.plan.section` returns; None: it has none.
 
     A stage is made without arguments, once a process, and serves every candidate. Its module is imported where
@@ -89,6 +109,13 @@ class Stage(Protocol):
         ...
 
 
+def resource(stage: Stage | type[Stage], device: str) -> Resource:
+    """Where a stage must run for an engine on a device (`cpu`, `cuda`): on any CPU, or where the engine is."""
+    if stage.needs == "device":
+        return "engine" if is_gpu(device) else "cpu"
+    return "cpu" if stage.needs == "cpu" else "engine"
+
+
 def failed(stage: str, error: VortexError, result: StageResult | None = None) -> StageResult:
     """A result that stops the candidate, with what was measured before; the error says whose fault it is."""
     base = result or StageResult(stage, passed=False)
@@ -96,10 +123,16 @@ def failed(stage: str, error: VortexError, result: StageResult | None = None) ->
 
 
 def run_stage(stage: Stage, flow: Flow, context: Context, seed: int) -> StageResult:
-    """Run one stage; typed errors become typed failures. Others (bugs, out of memory) propagate."""
+    """Run one stage; typed errors and kernels that do not run become typed failures. Others (bugs, a device that is
+    lost) propagate."""
     deadline = Deadline(stage.name, context.plan.deadlines.get(stage.name))
     try:
         result = stage.run(flow, context, seed, deadline)
     except VortexError as error:
         result = failed(stage.name, error)
+    except Exception as error:
+        typed = launch_failure(error, context.backend, stage.name)
+        if typed is None:
+            raise
+        result = failed(stage.name, typed)
     return replace(result, seconds=time.perf_counter() - deadline.started)

@@ -8,14 +8,12 @@ from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs
 from vortex_core.ir.flow import Flow
 
-BACKEND = "torch"  # what the CPU engine runs
-
 
 class CompileStage:
     """The engine's backend accepts the program at the model's shapes."""
 
     name = "compile"
-    needs: Needs = "cpu"
+    needs: Needs = "device"
     settings = None
 
     def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
@@ -26,8 +24,8 @@ class CompileStage:
 
         began = time.perf_counter()
         geometry = context.model.geometry()
-        compiled = backends.get(BACKEND).compile(flow.program, flow.knobs, geometry)
-        states = compiled.new_states(1, torch.device("cpu"))
+        compiled = backends.get(context.backend).compile(flow.program, flow.knobs, geometry)
+        states = compiled.new_states(1, torch.device(context.device))
         per_token = states.bytes_per_page() / flow.knobs.page_size
         kv = context.model.kv_bytes_per_token() / context.model.layers
         return StageResult(
@@ -39,5 +37,5 @@ class CompileStage:
                     per_token, unit="B per layer", higher_is_better=False, how="recorded"
                 ),
             },
-            info={"state_share_of_kv": round(per_token / kv, 4), "backend": BACKEND},
+            info={"state_share_of_kv": round(per_token / kv, 4), "backend": context.backend},
         )

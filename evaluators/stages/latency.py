@@ -49,7 +49,7 @@ class LatencyStage:
                         result = bench.decode(flow, prompts, max_new_tokens=steps)
                         density = result.density
                     else:
-                        with bench.flow_aside():
+                        with bench.resident.dense_aside():
                             result = bench.decode(None, prompts, max_new_tokens=steps)
                     times[arm] += result.step_seconds[plan.warmup :]
         speedup = stats.bootstrap_median_ratio(times["dense"], times["candidate"], seed=seed)

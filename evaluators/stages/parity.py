@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat
 
+from evaluators.device import lost_or_full
 from evaluators.errors import backend_crashed, parity_failed
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs, failed
-from evaluators.stages.compile import BACKEND
 from evaluators.stages.settings import StageSettings
 from vortex_core.ir.flow import Flow
 
@@ -26,7 +26,7 @@ class ParityStage:
     """The engine's backend selects what the oracle selects."""
 
     name = "parity"
-    needs: Needs = "cpu"
+    needs: Needs = "device"
     settings = ParitySettings
 
     def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
@@ -39,13 +39,16 @@ class ParityStage:
                 flow.program,
                 flow.knobs,
                 context.model.geometry(),
-                backend=BACKEND,
+                backend=context.backend,
+                device=context.device,
                 pages=plan.pages,
                 seeds=plan.seeds,
                 tie_tolerance=plan.tie_tolerance,
             )
-        except RuntimeError as error:  # torch's own: shapes, dtypes
-            raise backend_crashed(BACKEND, str(error).splitlines()[0]) from error
+        except RuntimeError as error:  # torch's own: shapes, dtypes; Triton's are typed for every stage
+            if lost_or_full(error):
+                raise
+            raise backend_crashed(context.backend, str(error).splitlines()[0]) from error
         agreeing = found.rows - found.differing
         result = StageResult(
             self.name,
@@ -62,4 +65,4 @@ class ParityStage:
         if found.holds:
             return result
         example = found.example or f"states {', '.join(found.states)} differ beyond rounding"
-        return failed(self.name, parity_failed(BACKEND, found.differing, found.rows, example), result)
+        return failed(self.name, parity_failed(context.backend, found.differing, found.rows, example), result)

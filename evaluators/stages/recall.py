@@ -60,7 +60,8 @@ class RecallStage:
         from vortex_core.compiler import backends
 
         bench, plan = context.engine_bench(self.name), context.plan.section(self.name, RecallSettings)
-        compiled = backends.get("torch").compile(flow.program, flow.knobs, bench.engine.geometry)
+        engine = bench.engine
+        compiled = backends.get(engine.backend).compile(flow.program, flow.knobs, engine.geometry)
         score = measure_recall(compiled, bench.recording(seed))
         recall = float(score.recall.mean())
         per_prompt = score.recall.mean((0, 1))

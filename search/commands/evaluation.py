@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import StageResult
+from evaluators.stages.base import resource
 from evaluators.stages.registry import FRESH, HOLDOUT, STAGES
 from evaluators.tasks.items import FRESH_SEEDS
 from search.errors import bad_value
@@ -15,11 +16,11 @@ from vortex_core.ir.flow import Flow
 _OFFSETS: dict[Purpose, int] = {"search": 0, "fresh": FRESH_SEEDS, "holdout": 2 * FRESH_SEEDS}
 
 
-def stage_table(plan: EvaluationPlan) -> dict[Purpose, list[tuple[str, bool]]]:
-    """For each purpose its stages in order, each with whether it needs the engine."""
+def stage_table(plan: EvaluationPlan, device: str = "cpu") -> dict[Purpose, list[tuple[str, bool]]]:
+    """For each purpose its stages in order, each with whether it runs where the engine is, which is on `device`."""
     named: dict[Purpose, tuple[str, ...]] = {"search": plan.stages, "fresh": FRESH, "holdout": HOLDOUT}
     return {
-        purpose: [(name, STAGES.get(name).needs == "engine") for name in names]
+        purpose: [(name, resource(STAGES.get(name), device) == "engine") for name in names]
         for purpose, names in named.items()
     }
 

@@ -56,6 +56,7 @@ class Engine:
         spec: its dimensions; read from its configuration by default.
         max_tokens: capacity of the KV pool, rounded up to blocks of 128 tokens; by default 32,768 on a CPU, and
             on a GPU what its free memory holds.
+        most_tokens: no more than this where the memory decides.
         device: where the model is moved to; by default where it is.
         backend: `torch` (the default on a CPU) or `triton` (on a GPU, or under Triton's interpreter).
         graphs: on a GPU, replay decode steps from CUDA graphs.
@@ -75,6 +76,7 @@ class Engine:
         *,
         spec: ModelSpec | None = None,
         max_tokens: int | None = None,
+        most_tokens: int | None = None,
         device: str | torch.device | None = None,
         backend: str | None = None,
         graphs: bool = True,
@@ -112,6 +114,8 @@ class Engine:
             max_tokens = memory.pool_tokens(self.geometry, self.kv_dtype, self.device, memory_fraction)
             if self.sharding is not None:
                 max_tokens = least_of_ranks(max_tokens, self.sharding.ranks, self.device)
+            if most_tokens is not None:
+                max_tokens = min(max_tokens, most_tokens)
         self.cache = KVCache(self.geometry, max_tokens, self.kv_dtype, self.device, self._on_reuse)
         self.prompts = Prompts(self.model, self.spec, self.cache)
 

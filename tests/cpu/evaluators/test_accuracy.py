@@ -44,7 +44,8 @@ class TableBench:
         self.plan, self.ours, self.worse = plan, ours, worse
         self.items = ItemSet(0, {key: tuple(item(key, i) for i in range(ITEMS)) for key in dense}, ())
         self.dense = DenseReference(
-            plan.digest,
+            "identity",
+            "items",
             "m",
             0,
             {key: [float(s) for s in scores] for key, scores in dense.items()},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluators.prompt_store import PromptStore, weights_identity
+from evaluators.prompt_store import PromptStore
 from vortex_core.engine import Engine
 
 IDS = [(7 * i * i + 3) % 256 for i in range(300)]
@@ -105,13 +105,20 @@ def test_documents_round_trip(store: PromptStore) -> None:
     assert PromptStore(store.folder, "other", 1).read_json("dense") is None
 
 
-def test_the_identity_of_weights_follows_the_files(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"1")
-    before = weights_identity(tmp_path)
-    assert before == weights_identity(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"22")
-    assert weights_identity(tmp_path) != before
+def test_a_set_larger_than_the_limit_keeps_a_part_of_itself(engine: Engine, store: PromptStore) -> None:
+    engine.release(store.prefill(engine, IDS[:256]))
+    (path,) = store.folder.glob("*.safetensors")
+    size = path.stat().st_size
+    sets = [[(7 * i + start) % 251 for i in range(256)] for start in range(5)]
+    small = PromptStore(store.folder, "w", 3 * size + 1000)
+    for ids in sets:
+        engine.release(small.prefill(engine, ids))
+    kept = set(store.folder.glob("*"))
+    again = PromptStore(store.folder, "w", 3 * size + 1000)  # the next process reads what this one kept
+    for ids in sets:
+        engine.release(again.prefill(engine, ids))
+    assert set(store.folder.glob("*")) == kept
+    assert len(kept) == 3
 
 
 def test_half_a_prompt_already_shared_is_completed(engine: Engine, store: PromptStore) -> None:

@@ -81,7 +81,7 @@ def test_dense_answers_as_training_reported_and_flows_lose(
 def test_training_reported_on_what_the_plan_asks() -> None:
     report = json.loads((resolve_model("retrieval-mla").directory / "training.json").read_text())
     plan = load_plan("retrieval")
-    reported = report["accuracy"][plan.engine.dtype]
+    reported = report["accuracy"][plan.engine.cpu_dtype]
     for task in plan.accuracy.tasks:
         assert reported[str(task.context)] >= 0.99, "dense answers nearly every item"
         assert report["pairs"] == 1 + task.distractors

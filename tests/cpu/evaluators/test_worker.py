@@ -10,6 +10,7 @@ import pytest
 from evaluators.bench import capacity
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import StageResult
+from evaluators.stages.base import resource
 from evaluators.stages.modelled import ModelledSettings
 from evaluators.stages.registry import FRESH, HOLDOUT, SEARCH, STAGES, get_stage
 from evaluators.tasks.items import FRESH_SEEDS
@@ -34,8 +35,10 @@ def worker(engine: Engine, plan: EvaluationPlan) -> EvaluationWorker:
 def test_every_stage_is_reachable_and_named() -> None:
     assert set(SEARCH) | set(FRESH) | set(HOLDOUT) == set(STAGES.names()) - {"serving"}
     assert all(get_stage(name).name == name for name in STAGES.names())
-    needs = [STAGES.get(name).needs for name in SEARCH]
-    assert needs == sorted(needs), "cpu stages first"
+    places = [resource(get_stage(name), "cpu") for name in SEARCH]
+    assert places == sorted(places), "cpu stages first"
+    on_gpu = {name for name in SEARCH if resource(get_stage(name), "cuda:1") == "cpu"}
+    assert on_gpu == {"static", "modelled"}
     with pytest.raises(VortexError) as caught:
         get_stage("parrity")
     assert caught.value.code == "VV004"
@@ -126,7 +129,7 @@ def test_layers_that_do_not_exist_are_refused(plan: EvaluationPlan) -> None:
 def test_cpu_stages_need_no_engine_and_engine_stages_say_so(plan: EvaluationPlan) -> None:
     for name in SEARCH:
         result = run_cpu_stage(name, candidate("quest"), "smollm2-135m", plan)
-        if STAGES.get(name).needs == "cpu":
+        if resource(get_stage(name), "cpu") == "cpu":
             assert result.passed, result.failure
         else:
             assert result.failure is not None
@@ -137,9 +140,14 @@ def test_references_are_reusable(worker: EvaluationWorker, engine: Engine, plan:
     document = json.loads(json.dumps(worker.reference()))
     again = EvaluationWorker.of_engine(engine, plan, references=[document])
     assert again.reference() == worker.reference()
-    stranger = document | {"plan": "000000000000"}
+    for other in ({"identity": "0" * 16}, {"items": "0" * 16}, {"scores": {}}):
+        with pytest.raises(VortexError) as caught:
+            EvaluationWorker.of_engine(engine, plan, references=[document | other])
+        assert caught.value.code == "VV005"
+    renamed = EvaluationWorker.of_engine(engine, plan, references=[document | {"model": "moved elsewhere"}])
+    assert renamed.reference()["model"] == "moved elsewhere"
     with pytest.raises(VortexError) as caught:
-        EvaluationWorker.of_engine(engine, plan, references=[stranger])
+        EvaluationWorker.of_engine(engine, plan, weights="other weights", references=[document])
     assert caught.value.code == "VV005"
 
 
@@ -162,13 +170,13 @@ def test_holdout_uses_other_items_and_frees_them(worker: EvaluationWorker, engin
 
 def test_answers_are_asked_once(worker: EvaluationWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    decode = worker.bench.decode
+    decode = worker.bench.resident.decode
 
     def counting(subject: Any, prompts: Any, **options: Any) -> Any:
         asked.append(len(prompts))
         return decode(subject, prompts, **options)
 
-    monkeypatch.setattr(worker.bench, "decode", counting)
+    monkeypatch.setattr(worker.bench.resident, "decode", counting)
     flow = candidate("quest", budget="96")
     worker.run("gate", flow)
     assert sum(asked) == 2  # one item of each of two tasks
@@ -184,7 +192,7 @@ def test_another_program_in_the_engine_is_found_out(worker: EvaluationWorker, en
     result = worker.run("perplexity", flow)
     assert result.failure is not None
     assert (result.failure.kind, result.failure.error["code"]) == ("infrastructure", "VV110")
-    worker.bench.forget_loaded()
+    worker.bench.resident.forget_loaded()
     assert worker.run("perplexity", flow).failure is None
 
 

@@ -101,7 +101,7 @@ def test_stages_without_an_engine_say_so() -> None:
 
 
 def test_dense_references_round_trip_and_refuse_strangers() -> None:
-    reference = DenseReference("p", "m", 0, {"a": [1.0, 0.0]}, {"a": ["x", "y"]}, [[-1.0]])
+    reference = DenseReference("identity", "items", "m", 0, {"a": [1.0, 0.0]}, {"a": ["x", "y"]}, [[-1.0]])
     assert DenseReference.from_json(reference.to_json()) == reference
     assert reference.accuracy == 0.5
     for broken in ({"plan": "p"}, reference.to_json() | {"more": 1}):

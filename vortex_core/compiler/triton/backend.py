@@ -205,7 +205,7 @@ class TritonFlow:
         """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`. The list is the caller's to keep."""
         ids, lens = self.select_in_place(q, states, view, layer)
         shape = (len(q), self._heads if not self.program.selects_everything else self.geometry.kv_heads)
-        ids, lens = ids.reshape(*shape, -1).clone(), lens.reshape(shape).clone()
+        ids, lens = ids.reshape(*shape, -1).long(), lens.reshape(shape).long()  # copies: these are int32
         return PageList(ids, (lens + self.knobs.page_size - 1) // self.knobs.page_size, lens)
 
     def select_in_place(
