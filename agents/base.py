@@ -74,6 +74,27 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """A candidate in one line: what it is and how it did.
+
+    Attributes:
+        name: for people.
+        relation: what it is to the request: `best`, `library`, `ancestor`, `child`.
+        verdict: of the gates, or the stage and code that stopped it.
+        idea: what its author said it tries.
+        knobs: `Knobs.to_json()`.
+        metrics: as `Parent.metrics`, only those that decide.
+    """
+
+    name: str
+    relation: str
+    verdict: str
+    idea: str = ""
+    knobs: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ProposalRequest:
     """One ask.
 
@@ -86,6 +107,8 @@ class ProposalRequest:
         objective: what is being optimised and the accuracy gate, in words.
         ledger: the latest candidates that failed, the newest last.
         tried: keys of all candidates so far, good ones too.
+        setting: where accuracy and speed are asked, and how far chance alone moves them, in words.
+        standings: the best so far, the library's, and the first parent's ancestors and children.
     """
 
     kind: RequestKind
@@ -96,6 +119,8 @@ class ProposalRequest:
     objective: str = ""
     ledger: tuple[Attempt, ...] = ()
     tried: Collection[str] = frozenset()
+    setting: str = ""
+    standings: tuple[Standing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,12 +135,19 @@ class Usage:
 
 @dataclass(frozen=True)
 class Proposal:
-    """One program's source, what it tries, and what it cost."""
+    """One program's source, what it tries, and what it cost.
+
+    Attributes:
+        prompt: what was asked, word for word, where words were asked; kept with the run.
+        reply: the answer as it came.
+    """
 
     source: str
     idea: str
     proposer: str
     usage: Usage = field(default_factory=Usage)
+    prompt: str = ""
+    reply: str = ""
 
 
 class Proposer(Protocol):

@@ -57,7 +57,7 @@ class LLMProposer:
         reply = None if completion.stop == "refusal" else extract(completion.text)
         if reply is None or (completion.stop == "length" and not reply.complete):
             raise self._unusable(completion, usage)
-        return Proposal(reply.source, reply.idea, self.name, usage)
+        return Proposal(reply.source, reply.idea, self.name, usage, prompt, completion.text)
 
     async def _ask(self, prompt: str, seed: int) -> Completion:
         price = self._provider.price

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from agents.base import Attempt, ProposalRequest
+from agents.base import Attempt, ProposalRequest, Standing
 from agents.directions import direction
 from agents.errors import ProposerError
 
@@ -21,7 +22,9 @@ _FOLDER = Path(__file__).parent / "prompts"
 # Controls, formats (bidirectional marks, zero-width, tags), surrogates, private use, odd line ends: invisible
 # to a reader, visible to a model.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-_FIRST = ("failure", "error", "bottleneck", "bound", "limit", "worst")
+_FIRST = ("failure", "error", "bottleneck", "bound", "limit", "worst", "lost")
+# How a measurement went, not what it says of the program.
+_NOISE = re.compile(r"(seconds|tied_rows|\.n|(^|\.)states|clock|neighbours)$")
 _MAX_OBSERVATIONS = 60
 _MAX_REASONS = 8
 _MAX_ATTEMPTS = 3
@@ -63,9 +66,7 @@ def metrics(values: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _metric(name: str, m: Mapping[str, Any]) -> str:
-    text = f"{line(name, 60)} = {_number(m.get('value'))}"
-    if m.get("low") is not None and m.get("high") is not None:
-        text += f" [{_number(m['low'])}, {_number(m['high'])}]"
+    text = f"{line(name, 60)} = {_value(m)}"
     if m.get("unit"):
         text += f" {line(m['unit'], 20)}"
     notes = [line(m["how"], 20)] if m.get("how") else []
@@ -84,7 +85,7 @@ def _number(value: object) -> str:
 
 def observations(info: Mapping[str, Any]) -> str:
     """Nested side information as `path: value` lines; failures, bottlenecks and worst cases come first."""
-    lines = list(_flatten(info, ""))
+    lines = [pair for pair in _flatten(info, "") if not _NOISE.search(pair[0])]
     lines.sort(key=lambda pair: not any(word in pair[0].lower() for word in _FIRST))
     shown = [f"{path}: {value}" for path, value in lines[:_MAX_OBSERVATIONS]]
     if len(lines) > _MAX_OBSERVATIONS:
@@ -97,6 +98,9 @@ def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
         case Mapping():
             for key, inner in value.items():
                 yield from _flatten(inner, f"{path}.{line(key, 60)}" if path else line(key, 60))
+        case list() | tuple() if len(value) > 8 and all(isinstance(v, float) and 0 <= v <= 1 for v in value):
+            # A share for each layer or head: a compact map in percent instead of the first few.
+            yield path, f"{' '.join(f'{v * 100:.0f}' for v in value[:128])} (%, in order)"
         case list() | tuple() if all(isinstance(v, int | float | str) for v in value):
             items = ", ".join(_number(v) for v in value[:16])
             yield path, items + (f", ... ({len(value)} values)" if len(value) > 16 else "")
@@ -124,15 +128,49 @@ def failures(ledger: Sequence[Attempt]) -> str:
     return "\n".join(shown)
 
 
+_RELATIONS = (
+    ("best", "The best so far:"),
+    ("library", "Published programs, measured alike:"),
+    ("ancestor", "How the first parent came about, oldest first:"),
+    ("child", "What was tried from the first parent already:"),
+)
+
+
+def standings(rows: Sequence[Standing]) -> str:
+    """Candidates one a line under what they are to the request, each with its numbers and intervals."""
+    shown = []
+    for relation, title in _RELATIONS:
+        found = [row for row in rows if row.relation == relation]
+        if found:
+            shown += [title, *(f"  {_standing(row)}" for row in found)]
+    return "\n".join(shown)
+
+
+def _standing(row: Standing) -> str:
+    numbers = ", ".join(f"{line(name, 40)} {_value(m)}" for name, m in row.metrics.items())
+    idea = row.idea and f"({line(row.idea, 140)})"
+    parts = (f"{row.name} [{_knobs(row.knobs)}]", f"{row.verdict}:", numbers, idea)
+    return line(" ".join(part for part in parts if part), 420)
+
+
+def _value(m: Mapping[str, Any]) -> str:
+    """A number with its interval, where it has one."""
+    text = _number(m.get("value"))
+    if m.get("low") is not None and m.get("high") is not None:
+        text += f" [{_number(m['low'])}, {_number(m['high'])}]"
+    return text
+
+
+def _knobs(knobs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={knobs[name]}" for name in ("page_size", "budget") if name in knobs)
+
+
 def _attempt(attempt: Attempt) -> str:
     """One failed candidate: its name, settings, idea, numbers, and why it failed."""
-    knobs = ", ".join(
-        f"{name}={attempt.knobs[name]}" for name in ("page_size", "budget") if name in attempt.knobs
-    )
     numbers = ", ".join(f"{name} {_number(value)}" for name, value in attempt.metrics.items())
     parts = [
         attempt.name,
-        f"[{knobs}]",
+        f"[{_knobs(attempt.knobs)}]",
         attempt.idea and f"({line(attempt.idea, 120)})",
         numbers,
         attempt.reason,
@@ -160,6 +198,7 @@ def _templates() -> jinja2.Environment:
         metrics=metrics,
         observations=observations,
         failures=failures,
+        standings=standings,
         inline_json=lambda value: line(_json(value), 1000),
         pretty_json=lambda value: _json(value, indent=1),
     )

@@ -260,7 +260,12 @@ class Campaign:
 
     async def _propose(self, proposal: Proposal) -> bool:
         request = feedback.make_request(
-            proposal, self.state, self.run.files, self.config.objective, self.model
+            proposal,
+            self.state,
+            self.run.files,
+            self.config.objective,
+            self.model,
+            in_words=not proposal.proposer.startswith("grammar"),
         )
         began = time.monotonic()
         try:
@@ -291,6 +296,8 @@ class Campaign:
                 answer.usage.output_tokens,
                 answer.usage.dollars,
                 answer.usage.calls,
+                prompt=self.run.files.put(answer.prompt, ".txt") if answer.prompt else "",
+                reply=self.run.files.put(answer.reply, ".txt") if answer.reply else "",
             )
         )
         return True

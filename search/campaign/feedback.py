@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.base import Attempt, FailedAttempt, Parent, ProposalRequest
 from search.campaign.archive import score
+from search.campaign.landscape import setting, standings
 from search.campaign.strategies.base import Outcome, Tell
 from search.config import Objective
 from search.log.files import ContentStore
@@ -21,8 +22,14 @@ def make_request(
     files: ContentStore,
     objective: Objective,
     model: dict[str, Any],
+    *,
+    in_words: bool,
 ) -> ProposalRequest:
-    """The request that an ask stands for."""
+    """The request that an ask stands for.
+
+    Args:
+        in_words: whether the proposer reads words: only then it is worth saying where the search stands.
+    """
     failed = None
     if proposal.repairs is not None:
         broken = state.proposals[proposal.repairs]
@@ -37,6 +44,8 @@ def make_request(
         objective=objective_in_words(objective),
         ledger=ledger(state, objective),
         tried=state.candidates.keys(),
+        setting=setting(state, objective) if in_words else "",
+        standings=standings(state, objective, proposal.parents) if in_words else (),
     )
 
 

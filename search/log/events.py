@@ -95,7 +95,11 @@ class Asked(Event):
 @_event("proposed")
 @dataclass(frozen=True)
 class Proposed(Event):
-    """A proposer answered. `source` names a `.py` file; `dollars` is None where the price is unknown."""
+    """A proposer answered. `source` names a `.py` file; `dollars` is None where the price is unknown.
+
+    `prompt` and `reply` name `.txt` files of what was asked and answered, word for word; empty for proposers that
+    are not asked in words.
+    """
 
     proposal: int
     source: str
@@ -106,6 +110,8 @@ class Proposed(Event):
     output_tokens: int = 0
     dollars: float | None = None
     calls: int = 0
+    prompt: str = ""
+    reply: str = ""
 
 
 @_event("proposal_failed")

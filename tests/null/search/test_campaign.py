@@ -480,3 +480,28 @@ def test_nothing_wins_where_nothing_keeps_the_gates(tmp_path: Path):
     assert state.finished.winner is None
     assert "library flows stand" in state.finished.summary["statement"]
     assert len(arms) == 4
+
+
+class Wordy(SimulatedProposer):
+    """Keeps what it was asked in words, and says what it answered."""
+
+    async def propose(self, request: ProposalRequest) -> Proposal:
+        answer = await super().propose(request)
+        return replace(answer, prompt=f"asked {len(self.requests)}", reply=f"IDEA: {answer.idea}")
+
+
+def test_a_proposer_is_told_where_the_search_stands_and_its_words_are_kept(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 20}))
+    harness.proposer = Wordy()
+    state = harness.go()
+    requests = harness.proposer.requests
+    assert {row.relation for row in requests[-1].standings} >= {"best", "library"}
+    family = [r for r in requests if r.kind == "mutate" and any(s.relation == "child" for s in r.standings)]
+    assert family, "a parent's earlier children are shown"
+    assert "accuracy_delta on 40 items" in requests[-1].setting
+    assert all("fresh" not in row.verdict for row in requests[-1].standings)
+    asked = [r.event for r in harness.store.read() if isinstance(r.event, ev.Proposed)]
+    assert len(asked) == len(state.proposals)
+    for event in asked:
+        assert harness.files.get(event.prompt, ".txt").startswith("asked ")
+        assert harness.files.get(event.reply, ".txt").startswith("IDEA: x=")
