@@ -35,6 +35,23 @@ SOURCES = {
         u = (q.slice("dim", 0, "D/2") * cache["i8"]).sum("dim").max("head")
         return ops.topk(s + 0.1 * t + u, fraction=0.5) | ops.topp(t.maxpool(3), 0.6)
 """,
+    "scales": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"t": page.state(dim=page.head_dim, row=page.size, dtype="int8"),
+                "c": page.state(row=page.size, ch="D/2", dtype="int4"),
+                "e": page.state(ch="D/2", row=page.size, dtype="int4"),
+                "w": page.state(dim=page.head_dim, row=page.size, dtype="int4")}
+    def forward_cache(self, page):
+        k = page.k.rename(token="row")
+        half = k.slice("dim", 0, "D/2").rename(dim="ch")
+        return {"t": k, "c": half, "e": half, "w": k.cumsum("row")}
+    def forward_indexer(self, q, cache):
+        x = q.slice("dim", "D/2", "D").rename(dim="ch")
+        s = (q * cache["t"]).sum("dim").max("row") + (x * cache["c"]).sum("ch").max("row")
+        t = (x * cache["e"]).sum("ch").max("row") + (q * cache["w"]).sum("dim").max("row")
+        return ops.topk((s + 0.5 * t).max("head"))
+""",
     "per_query_head": """
     knobs = Knobs(page_size=8, budget="40")
     def create_cache(self, page):

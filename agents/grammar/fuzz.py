@@ -13,7 +13,7 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint
 from vortex_core.ir.opset import OPS, ROUND_DTYPES, OpSpec
-from vortex_core.ir.program import STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
+from vortex_core.ir.program import SCALED, STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
 from vortex_core.ir.types import LARGEST, Dims, Extent, Type
 from vortex_core.ir.verify import verify
 
@@ -66,12 +66,13 @@ def _draw(rng: Rng, operations: int, smooth: bool, nope: bool) -> Program:
         cache.grow(operations)
     for n in range(derived):
         value, dims = cache.writable()
-        dtype = rng.choice([d for d in STATE_DTYPES if dims or d not in ("int8", "int4")])
-        states.append(StateDecl(f"a{n}", dims, dtype))
+        dtype = rng.choice([d for d in STATE_DTYPES if dims or d not in SCALED])
+        scale_dim = dims[0][0] if dtype in SCALED and len(dims) > 1 and rng.random() < 0.5 else ""
+        states.append(StateDecl(f"a{n}", dims, dtype, scale_dim=scale_dim))
         writes[f"a{n}"] = value
     for n in range(rng.choice((0, 0, 0, 1, 2))):
         carried_dims: Dims = rng.choice(((), (("dim", Extent.parse("D")),)))
-        dtype = rng.choice([d for d in STATE_DTYPES if d not in ("int8", "int4", "bits")])
+        dtype = rng.choice([d for d in STATE_DTYPES if d not in (*SCALED, "bits")])
         states.append(StateDecl(f"c{n}", carried_dims, dtype, True, rng.choice((0.0, 1.0, -0.5))))
 
     index = _Grower(rng, GraphBuilder("index"), smooth, nope)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import Graph, GraphBuilder, Node, Program, StateDecl
+from vortex_core.ir.program import SCALED, Graph, GraphBuilder, Node, Program, StateDecl
 from vortex_core.ir.types import Dims, Type
 
 
@@ -27,6 +27,7 @@ class State:
         value: what forward_cache writes; None if it is carried.
         tag: the name under which `Flow.updates` has the update of a carried state; empty otherwise.
         init: initial value of a carried state.
+        scale_dim: which dimension shares a scale, as in `StateDecl`; of no account unless the dtype has scales.
     """
 
     dims: Dims
@@ -34,12 +35,20 @@ class State:
     value: Term | None = None
     tag: str = ""
     init: float = 0.0
+    scale_dim: str = ""
 
     @property
     def key(self) -> str:
         """Equal for equal states."""
         content = self.value.key if self.value is not None else self.tag
-        return _digest([(n, str(e)) for n, e in self.dims], self.dtype, content, self.init)
+        return _digest(
+            [(n, str(e)) for n, e in self.dims], self.dtype, content, self.init, self.declared_scale
+        )
+
+    @property
+    def declared_scale(self) -> str:
+        """`scale_dim` where the dtype has scales."""
+        return self.scale_dim if self.dtype in SCALED else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +278,9 @@ def to_program(flow: Flow) -> Program:
     index = _Placer(GraphBuilder("index"), names)
     updates = {tags[tag]: index.place(t) for tag, t in flow.updates}
     result = index.place(flow.result)
-    declared = tuple(StateDecl(names[s.key], s.dims, s.dtype, bool(s.tag), s.init) for s in states)
+    declared = tuple(
+        StateDecl(names[s.key], s.dims, s.dtype, bool(s.tag), s.init, s.declared_scale) for s in states
+    )
     return Program(declared, cache.builder.graph(writes), index.builder.graph(updates, result))
 
 
@@ -296,7 +307,7 @@ def from_program(program: Program) -> Flow:
     states = {
         s.name: State(s.dims, s.dtype, None, s.name, s.init)
         if s.carried
-        else State(s.dims, s.dtype, written[s.name])
+        else State(s.dims, s.dtype, written[s.name], scale_dim=s.scale_dim)
         for s in program.states
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vortex_core.errors import VortexError
@@ -22,7 +23,7 @@ def rewrite(program: Program, rng: random.Random) -> Program | None:
     finite = not any(n.op in _MAY_BE_UNDEFINED for g in (program.cache, program.index) for n in g.nodes)
     names = [s.name for s in program.states]
     renamed = dict(zip(names, rng.sample([f"z{i}" for i in range(40)], len(names)), strict=True))
-    states = [StateDecl(renamed[s.name], s.dims, s.dtype, s.carried, s.init) for s in program.states]
+    states = [replace(s, name=renamed[s.name]) for s in program.states]
     try:
         cache, cache_writes, _ = _Rewriter(program.cache, "cache", rng, finite, renamed).run()
         index, index_writes, result = _Rewriter(program.index, "index", rng, finite, renamed).run()

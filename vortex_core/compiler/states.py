@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vortex_core.ir.opset import torch_dtype
-from vortex_core.ir.program import Program, StateDecl
+from vortex_core.ir.program import SCALED, Program, StateDecl
 
 SCALE_DTYPE = torch.float16
 # Largest error of a stored number x: relative to |x| for floats (from the smallest normal number up to the
@@ -31,8 +31,9 @@ class Field:
     Attributes:
         decl: its declaration.
         shape: concrete extents of its dims.
-        data: `[kv_head, page, *stored]`; fp8 as uint8, int4 and bits packed along the last dimension.
-        scale: int8 and int4 only, `[kv_head, page, *dims[:-1]]`.
+        data: `[kv_head, page, *stored]`; the dimension that shares a scale comes last; fp8 as uint8, int4 and bits
+            packed along the last dimension.
+        scale: int8 and int4 only, `[kv_head, page, *stored[:-1]]`.
     """
 
     decl: StateDecl
@@ -45,14 +46,19 @@ class Field:
         cls, decl: StateDecl, shape: tuple[int, ...], heads: int, pages: int, device: torch.device
     ) -> Field:
         """Zeroed storage."""
-        kind, width = storage(decl.dtype, shape)
+        stored = _moved(shape, decl)
+        kind, width = storage(decl.dtype, stored)
         data = torch.zeros((heads, pages, *width), dtype=kind, device=device)
-        scaled = decl.dtype in ("int8", "int4")
-        scale = torch.zeros((heads, pages, *shape[:-1]), dtype=SCALE_DTYPE, device=device) if scaled else None
+        scaled = decl.dtype in SCALED
+        scale = (
+            torch.zeros((heads, pages, *stored[:-1]), dtype=SCALE_DTYPE, device=device) if scaled else None
+        )
         return cls(decl, shape, data, scale)
 
     def write(self, heads: slice | int, pages: torch.Tensor | int, value: torch.Tensor) -> None:
         """Store `value` (`heads, pages, *dims`, any float dtype) rounded to the state's dtype."""
+        if self.decl.scale_dim:
+            value = value.movedim(_axis(self.decl), -1)
         data, scale = encode(value, self.decl.dtype)
         self.data[heads, pages] = data
         if self.scale is not None and scale is not None:
@@ -61,12 +67,25 @@ class Field:
     def read(self, heads: slice | int, pages: torch.Tensor | int, dtype: torch.dtype) -> torch.Tensor:
         """Values of some pages, in a computation dtype."""
         scale = None if self.scale is None else self.scale[heads, pages]
-        return decode(self.data[heads, pages], scale, self.decl.dtype, self.shape, dtype)
+        stored = _moved(self.shape, self.decl)
+        value = decode(self.data[heads, pages], scale, self.decl.dtype, stored, dtype)
+        return value.movedim(-1, _axis(self.decl)) if self.decl.scale_dim else value
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+def _axis(decl: StateDecl) -> int:
+    """The axis, from the end, of the dimension that shares a scale."""
+    return [n for n, _ in decl.dims].index(decl.scale_dim) - len(decl.dims)
+
+
+def _moved(shape: tuple[int, ...], decl: StateDecl) -> tuple[int, ...]:
+    """Concrete extents of the dims in the order in which they are stored."""
+    sizes = dict(zip((n for n, _ in decl.dims), shape, strict=True))
+    return tuple(sizes[n] for n, _ in decl.stored)
 
 
 def storage(dtype: str, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -43,7 +43,7 @@ _GROUPS: dict[Group, tuple[str, str]] = {
 }
 _STORED = {
     "fp32": "", "bf16": "the default", "fp16": "", "fp8_e4m3": "up to 448", "fp8_e5m2": "up to 57344",
-    "int8": "one fp16 scale per row of the last dimension", "int4": "two a byte, one fp16 scale per row",
+    "int8": "one fp16 scale for all values along the last dimension declared", "int4": "two a byte, scaled as int8",
     "bits": "eight a byte; the sign only, read back as -1 or 1 (zero as 1)",
 }  # fmt: skip
 
@@ -85,6 +85,8 @@ def operators() -> str:
     out += [
         "",
         (
+            "The order in which a state's dimensions are declared says what shares a scale, and nothing else: "
+            '`page.state(row=page.size, dim=page.head_dim, dtype="int8")` has one scale a row. '
             "The error is relative to the number for floats, to the largest of its row for integers. What is beyond "
             "the range saturates."
         ),

@@ -86,7 +86,7 @@ def emit(program: Program, knobs: Knobs, name: str, doc: str, *, beside: bool = 
 
 
 def _state(s: StateDecl) -> str:
-    args = [f"{n}={_extent(str(e))}" for n, e in s.dims]
+    args = [f"{n}={_extent(str(e))}" for n, e in s.stored]
     if s.dtype != "bf16":
         args.append(f'dtype="{s.dtype}"')
     if s.carried:

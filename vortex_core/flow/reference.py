@@ -185,7 +185,7 @@ def _states() -> str:
     return (
         f"## States\npage.state(**dims, dtype=...): {', '.join(STATE_DTYPES)}; default bf16.\n"
         "Without dims: one number per page. At most 3 dims, none named page, token or head.\n"
-        "int8 and int4 keep one scale per row of the last dim; "
+        "int8 and int4 keep one scale for all values along the dim declared last; "
         "bits keeps signs and reads back -1 or 1. "
         'Sub-page rows: page.k.split("token", row=4).mean("token") is (row, dim).\n'
     )

@@ -20,17 +20,18 @@ from vortex_core.ir.verify import check_write
 
 @dataclass(frozen=True)
 class StateSpec:
-    """What `page.state(...)` returns: dimensions and storage, not yet named."""
+    """What `page.state(...)` returns: dimensions (in canonical order, and as declared) and storage, not yet named."""
 
     dims: tuple[tuple[str, Extent], ...]
     dtype: str
     carried: bool
     init: float
     at: Location | None = None
+    declared: tuple[str, ...] = ()
 
     def named(self, name: str) -> StateDecl:
         """The declaration under `name`."""
-        return StateDecl(name, self.dims, self.dtype, self.carried, self.init)
+        return StateDecl.of(name, self.dims, self.dtype, self.carried, self.init, self.declared)
 
 
 class Page:
@@ -76,7 +77,8 @@ class Page:
         """Declare a value kept for every page: `page.state(dim=page.head_dim, dtype="fp8_e4m3")`.
 
         Args:
-            dtype: fp32, bf16, fp16, fp8_e4m3, fp8_e5m2, int8, int4 (one scale per row) or bits (signs).
+            dtype: fp32, bf16, fp16, fp8_e4m3, fp8_e5m2, int8, int4 (one scale for the values along the
+                last dimension declared) or bits (signs).
             carried: it changes at every decode step (`cache[name] = ...` in forward_indexer).
             init: value of a carried state when its page completes.
             dims: named extents; none for one number per page.
@@ -93,7 +95,7 @@ class Page:
         except VortexError as error:
             error.location = error.location or at
             raise
-        return StateSpec(pairs, dtype, bool(carried), float(init) + 0.0, at)
+        return StateSpec(pairs, dtype, bool(carried), float(init) + 0.0, at, tuple(dims))
 
 
 class Cache:

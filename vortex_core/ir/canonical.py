@@ -15,7 +15,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.algebra import Algebra
 from vortex_core.ir.expr import MAX_WIDTH, Expr
-from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder, Program, StateDecl
+from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder, Program
 from vortex_core.ir.types import Dims, Stage
 
 MAX_PASSES = 16  # a state found dead, or two found equal, can reveal more; usually the second changes nothing
@@ -82,9 +82,7 @@ def _once(program: Program, width: int) -> Program:
     kept = [chosen[d] for d in order]
 
     cache_writes = {name: cache[i] for name, i in program.cache.writes if name in kept}
-    states = tuple(
-        StateDecl(rename[n], s.dims, s.dtype, s.carried, s.init) for n in kept for s in [program.state(n)]
-    )
+    states = tuple(replace(program.state(n), name=rename[n]) for n in kept)
     numbered = {d: f"p{i}" for i, d in enumerate(sorted(set(contents.values())))}
     names = rename, {name: numbered[digest] for name, digest in contents.items()}
     cache_graph = _rebuild(
@@ -128,7 +126,9 @@ def _state_digests(
     one."""
     written = {name: cache[i].digest for name, i in program.cache.writes}
     digests = {
-        s.name: _digest(_shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name))
+        s.name: _digest(
+            _shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name), *filter(None, [s.scale_dim])
+        )
         for s in program.states
     }
     carried = [s.name for s in program.states if s.carried]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import LayerPlan
-from vortex_core.ir.program import Graph, GraphBuilder, Node, Program, StateDecl
+from vortex_core.ir.program import SCALED, Graph, GraphBuilder, Node, Program, StateDecl
 from vortex_core.ir.schedule import per_page, schedule
 from vortex_core.ir.types import STORED_BITS
 
@@ -158,10 +158,10 @@ class ModelledDecode:
 
 def state_bytes(state: StateDecl, sizes: Mapping[str, int]) -> int:
     """Bytes of one page's value of a state, per kv head, scales included."""
-    shape = [extent.resolve(sizes) for _, extent in state.dims] or [1]
+    shape = [extent.resolve(sizes) for _, extent in state.stored] or [1]
     rows = math.prod(shape[:-1])
     packed = rows * math.ceil(shape[-1] * STORED_BITS[state.dtype] / 8)
-    return packed + (rows * _SCALE_BYTES if state.dtype in ("int8", "int4") else 0)
+    return packed + (rows * _SCALE_BYTES if state.dtype in SCALED else 0)
 
 
 def state_bytes_per_token(program: Program, knobs: Knobs, geometry: Geometry) -> float:

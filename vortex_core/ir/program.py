@@ -21,6 +21,7 @@ from vortex_core.ir.types import LARGEST, STORED_BITS, Dims, Extent, Stage, Type
 
 FORMAT = 1
 STATE_DTYPES = tuple(STORED_BITS)
+SCALED = ("int8", "int4")  # integers, with one fp16 scale a row
 MAX_NODES = 400  # as written
 MAX_CANONICAL = 2 * MAX_NODES  # the canonical form may repeat what the author shared
 
@@ -32,11 +33,12 @@ class StateDecl:
     Attributes:
         name: as in `cache[name]`.
         dims: named extents, canonical order.
-        dtype: storage. `int8` and `int4` are symmetric with one fp16 scale per row of the last dimension;
-            `bits`
-            keeps the sign and reads back as -1 or 1.
+        dtype: storage. `int8` and `int4` are symmetric with one fp16 scale per row of the scale's dimension;
+            `bits` keeps the sign and reads back as -1 or 1.
         carried: updated at every decode step by the index graph; starts at `init` when the page completes.
         init: initial value of a carried state.
+        scale_dim: the dimension whose values share one scale, of integers only; empty for the last one in
+            canonical order. It means something: (row, ch) with a scale a row is not (row, ch) with a scale a channel.
     """
 
     name: str
@@ -44,6 +46,21 @@ class StateDecl:
     dtype: str = "bf16"
     carried: bool = False
     init: float = 0.0
+    scale_dim: str = ""
+
+    @property
+    def stored(self) -> Dims:
+        """The dimensions as they lie in memory: the one that shares a scale comes last, for it is packed."""
+        last = tuple(d for d in self.dims if d[0] == self.scale_dim)
+        return (*(d for d in self.dims if d not in last), *last)
+
+    @classmethod
+    def of(
+        cls, name: str, dims: Dims, dtype: str, carried: bool, init: float, declared: Sequence[str]
+    ) -> StateDecl:
+        """A declaration whose dimensions were written in the order `declared`: the last shares a scale."""
+        scaled = dtype in SCALED and len(declared) > 1 and declared[-1] != dims[-1][0]
+        return cls(name, dims, dtype, carried, init, declared[-1] if scaled else "")
 
 
 @dataclass(frozen=True)
@@ -233,6 +250,7 @@ class Program:
                     "dtype": s.dtype,
                     "carried": s.carried,
                     "init": s.init,
+                    **({"scale_dim": s.scale_dim} if s.scale_dim else {}),
                 }
                 for s in self.states
             ],
@@ -260,6 +278,7 @@ class Program:
                     str(s["dtype"]),
                     bool(s["carried"]),
                     float(s["init"]),
+                    str(s.get("scale_dim", "")),
                 )
                 for s in data["states"]
             )

@@ -7,6 +7,7 @@ from vortex_core.ir.opset import OPS, typed_dims
 from vortex_core.ir.params import MAX_PARAMS
 from vortex_core.ir.program import (
     MAX_CANONICAL,
+    SCALED,
     STATE_DTYPES,
     STATE_METHOD_RULE,
     Graph,
@@ -60,9 +61,15 @@ def verify_state(state: StateDecl) -> None:
     check_size("a state", Type(state.dims, "float", "page"), None)
     if len(state.dims) > 3:
         why = f"{len(state.dims)} dimensions, at most 3"
-    if state.carried and state.dtype in ("int8", "int4", "bits"):
+    if state.carried and state.dtype in (*SCALED, "bits"):
         why = f"carried with dtype {state.dtype!r}"
-    if not state.dims and state.dtype in ("int8", "int4"):
+    if state.scale_dim and (
+        state.dtype not in SCALED
+        or state.scale_dim not in dict(state.dims)
+        or state.scale_dim == state.dims[-1][0]
+    ):
+        why = f"a scale along {state.scale_dim!r}"
+    if not state.dims and state.dtype in SCALED:
         why = f"a scalar with dtype {state.dtype!r}, which scales along a dimension"
     if state.init and not state.carried:
         why = "an initial value, but it is not carried"

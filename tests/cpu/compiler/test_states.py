@@ -59,6 +59,25 @@ def test_integers(dtype: str, shape: tuple[int, ...], scale: float, seed: int) -
     assert (found[0, 0] == 0).all()
 
 
+@given(st.sampled_from([(2, 5), (3, 8), (2, 3, 9)]), st.data(), st.integers(0, 999))
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_scale_belongs_to_the_dimension_declared_last(
+    dtype: str, shape: tuple[int, ...], data: st.DataObject, seed: int
+) -> None:
+    """Moving the dimension to the end, storing and moving it back is the definition."""
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    dims = make_dims([(f"d{i}", Extent.parse(n)) for i, n in enumerate(shape)])
+    order = [n for n, _ in dims if n != f"d{axis}"] + [f"d{axis}"]
+    decl = StateDecl.of("s", dims, dtype, False, 0.0, order)
+    assert decl.scale_dim == ("" if axis == len(shape) - 1 else f"d{axis}")
+    held = Field.allocate(decl, shape, 2, 3, torch.device("cpu"))
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    held.write(slice(None), torch.arange(3), x)
+    want = stored(dtype, x.movedim(2 + axis, -1)).movedim(-1, 2 + axis)
+    assert torch.equal(held.read(slice(None), torch.arange(3), torch.float64), want)
+    assert held.nbytes == 6 * state_bytes(decl, {})
+
+
 @given(SHAPES, st.integers(0, 999))
 def test_bits_are_signs(shape: tuple[int, ...], seed: int) -> None:
     x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed))

@@ -11,8 +11,10 @@ from agents.grammar import random_program
 from tests import sample_flows
 from tests.fuzz.rewrite import rewrite
 from vortex_core import library
+from vortex_core.flow.emit import emit
 from vortex_core.ir import canonical
 from vortex_core.ir.canonical import canonicalise
+from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program, StateDecl
 from vortex_core.ir.verify import verify
 from vortex_core.sandbox.jail import run
@@ -191,3 +193,33 @@ def test_a_source_is_canonicalised_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert traced.key and traced.ir_hash and traced.program.canonical() is traced.program
     assert traced.original.ir_hash == traced.ir_hash
     assert count == 1
+
+
+SCALED = """
+from vortex_core import ops, vFlow
+class W(vFlow):
+    def create_cache(self, page):
+        return {{"s": page.state({dims}, dtype="{dtype}")}}
+    def forward_cache(self, page):
+        return {{"s": page.k.rename(token="{token}", dim="{ch}")}}
+    def forward_indexer(self, q, cache):
+        return ops.topk((q.rename(dim="{ch}") * cache["s"]).sum("{ch}").max("{token}", "head"))
+"""
+
+
+def scaled(dims: str, dtype: str = "int8", token: str = "row", ch: str = "ch") -> Program:
+    return run(SCALED.format(dims=dims, dtype=dtype, token=token, ch=ch), "w.py").program
+
+
+def test_what_shares_a_scale_is_part_of_a_state() -> None:
+    """The last dimension declared, whatever it is called: names do not decide."""
+    by_channel, by_row = scaled('row="S", ch="D"'), scaled('ch="D", row="S"')
+    assert by_channel.ir_hash != by_row.ir_hash
+    assert (by_channel.states[0].scale_dim, by_row.states[0].scale_dim) == ("ch", "")
+    renamed = scaled('row="S", zz="D"', ch="zz")
+    assert [n for n, _ in renamed.states[0].stored] == ["row", "zz"]
+    floats = {scaled(d, "fp16").ir_hash for d in ('row="S", ch="D"', 'ch="D", row="S"')}
+    assert len(floats) == 1  # without a scale, the order means nothing
+    for program in (by_channel, by_row, renamed):
+        assert Program.from_json(program.to_json()) == program
+        assert run(emit(program, Knobs(), "w", ""), "w.py").ir_hash == program.ir_hash

@@ -18,7 +18,7 @@ _PER_BYTE = {"int4": 2, "bits": 8}
 
 def stored_shape(state: StateDecl, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Concrete stored extents of one page's value."""
-    shape = tuple(e.resolve(sizes) for _, e in state.dims)
+    shape = tuple(e.resolve(sizes) for _, e in state.stored)
     per = _PER_BYTE.get(state.dtype)
     if per is None:
         return shape
@@ -48,10 +48,10 @@ def load_text(
     Args:
         name: pointer argument (`NAME_ptr`, `NAME_scale_ptr`).
         row: index of the page's row, `kv_head * pages + page`, as a tile.
-        indices: one tile a dimension of the state.
+        indices: one tile a dimension of the state, as stored.
         mask: condition text over the result's axes, made by `mask_text`.
     """
-    shape = tuple(e.resolve(sizes) for _, e in state.dims)
+    shape = tuple(e.resolve(sizes) for _, e in state.stored)
     stored = stored_shape(state, sizes)
     axes = order([*row.axes, *(a for t in indices for a in t.axes)])
     width = math.prod(stored)
@@ -118,7 +118,7 @@ def store_row_lines(
         lane: axis over packed positions.
         mask: condition on real lanes.
     """
-    shape = tuple(e.resolve(sizes) for _, e in state.dims)
+    shape = tuple(e.resolve(sizes) for _, e in state.stored)
     stored = stored_shape(state, sizes)
     axes = groups[0].axes
     at = axes.index(lane)

@@ -9,7 +9,7 @@ from vortex_core.compiler.evaluate import channel_range
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
 from vortex_core.geometry import Geometry
-from vortex_core.ir.program import Node, Program
+from vortex_core.ir.program import SCALED, Node, Program
 
 
 class KernelWriter:
@@ -32,7 +32,7 @@ class KernelWriter:
         found = []
         for s in self.program.states:
             found.append(f"{s.name}_ptr")
-            if s.dtype in ("int8", "int4"):
+            if s.dtype in SCALED:
                 found.append(f"{s.name}_scale_ptr")
         return [*found, *(["mass_ptr"] if self.program.needs_mass else [])]
 

@@ -66,7 +66,7 @@ class IndexKernel(KernelWriter):
                 return self.param(e, node, env, "kv_head")
             case "load":
                 state = self.states[node.attr["name"]]
-                names = [n for n, _ in state.dims]
+                names = [n for n, _ in state.stored]
                 row = Tile("page_row", env["page"].axes)
                 axes = order([*row.axes, *(a for n in names for a in env[n].axes)])
                 text, axes = load_text(

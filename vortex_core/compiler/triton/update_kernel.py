@@ -6,7 +6,7 @@ from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import store_lines, store_row_lines, stored_shape
 from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
 from vortex_core.compiler.triton.tile import MAX_PADDING, Axis, Env, Tile, order, pow2
-from vortex_core.ir.program import Node, StateDecl
+from vortex_core.ir.program import SCALED, Node, StateDecl
 
 
 class UpdateKernel(KernelWriter):
@@ -97,8 +97,8 @@ class UpdateKernel(KernelWriter):
     def _write_state(self, emitter: Emitter, state: StateDecl, i: int, row: Tile) -> None:
         env = emitter.identity(state.dims)
         names = [n for n, _ in state.dims]
-        if state.dtype in ("int8", "int4", "bits"):
-            self._write_rows(emitter, state, i, env, names)
+        if state.dtype in (*SCALED, "bits"):
+            self._write_rows(emitter, state, i, env, [n for n, _ in state.stored])
             return
         width = state.dims[-1][1].resolve(self.sizes) if names and names[-1] == "dim" else 0
         # A tile is tokens x channels: keep it in registers, and do not pad odd widths to the next power of two.
@@ -124,9 +124,11 @@ class UpdateKernel(KernelWriter):
 
     def _deal(self, emitter: Emitter, value: Tile, axis: Axis, lane: Axis, per: int) -> list[Tile]:
         """Every `per`-th lane of the last axis, from each start: a value computed whole, ready to be packed."""
-        assert value.axes[-1] == axis, "states keep the canonical order of dimensions"
         inside = emitter.masked(value, axis, "-1.0")
-        outer = value.axes[:-1]
+        outer = tuple(a for a in value.axes if a != axis)
+        if value.axes[-1] != axis:
+            moved = tuple(value.axes.index(a) for a in (*outer, axis))
+            inside = emitter.bind(f"tl.permute({inside}, {moved})", (*outer, axis), False).text
         shape = [*(a.size for a in outer), axis.size // per, per]
         assert axis.size // per == lane.size
         dealt = emitter.bind(f"tl.reshape({inside}, {shape})", (), False)
@@ -148,7 +150,7 @@ class UpdateKernel(KernelWriter):
             )
             return
         last, width = names[-1], stored_shape(state, self.sizes)[-1]
-        real = state.dims[-1][1].resolve(self.sizes)
+        real = state.stored[-1][1].resolve(self.sizes)
         lane = emitter.axis(f"{last}_lane", width)
         groups: list[Tile] = []
         whole = emitter.needs_whole(i, last) and per > 1
