@@ -10,12 +10,13 @@ from typing import Any, Protocol
 from evaluators.results import Failure, StageResult
 from search.commands.evaluation import evaluation_seed
 from search.config import CampaignConfig
-from search.errors import deadline_passed, engine_lost, worker_killer
+from search.errors import deadline_passed, worker_killer
 from search.executors.base import Executor, WorkerLostError
 from search.log import events as ev
 from search.log.run import Run
 from search.log.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
+from vortex_core.ir import mistakes
 from vortex_core.ir.flow import Flow
 
 
@@ -66,18 +67,29 @@ class Pipeline:
         assert proposal.source is not None
         source = self.run.files.get(proposal.source, ".py")
         began = time.monotonic()
-        for attempt in range(self.config.cluster.retries + 1):
+        tries = self.config.cluster.retries + 1
+        last = ""
+        for attempt in range(tries):
             try:
                 flow = await self.executor.trace(source)
                 break
             except VortexError as error:
-                self.record(ev.Rejected(proposal.id, error.to_json(), time.monotonic() - began))
-                return None
+                if error.code != mistakes.NO_JAIL.code:
+                    self.record(ev.Rejected(proposal.id, error.to_json(), time.monotonic() - began))
+                    return None
+                self.record(ev.InfrastructureFailed("", "search", "trace", attempt, error.to_json()))
+                if attempt == tries - 1:
+                    raise
             except WorkerLostError as lost:
                 self.record(ev.InfrastructureFailed("", "search", "trace", attempt, lost.error.to_json()))
-                last = lost
-        else:
-            raise engine_lost(last.error.message)
+                last = lost.error.message
+        else:  # workers start well without it and die of it each time: it is to blame, and the campaign goes on
+            self.record(
+                ev.Rejected(
+                    proposal.id, worker_killer("trace", tries, last).to_json(), time.monotonic() - began
+                )
+            )
+            return None
         if flow.key in self.state.candidates:
             self.record(ev.Duplicate(proposal.id, flow.key))
             return None

@@ -122,10 +122,11 @@ def _hub() -> Finding:
 
 
 def sandbox(deadline: float = 3.0) -> Iterator[Finding]:
-    """Run hostile flows in the jail and a good one beside them."""
+    """Have a locked child try to get out, run hostile flows in the jail and a good one beside them."""
     from vortex_core import library
     from vortex_core.sandbox.load import trace_source
 
+    yield _walls()
     for what, source in HOSTILE.items():
         try:
             trace_source(source, deadline=deadline)
@@ -143,6 +144,22 @@ def sandbox(deadline: float = 3.0) -> Iterator[Finding]:
         agrees = traced.ir_hash == library.load("quest").ir_hash
         words = "traces a legal flow to its hash" if agrees else "traces a legal flow to another hash"
         yield Finding("ok" if agrees else "problem", "sandbox", words)
+
+
+def _walls() -> Finding:
+    from vortex_core.sandbox import kernel
+    from vortex_core.sandbox.proof import prove
+
+    try:
+        proof = prove()
+    except VortexError as error:
+        return Finding("problem", "sandbox", error.message, error.remedy)
+    remedy = "do not run programs of others here, campaigns with a model among them"
+    if kernel.FILTER not in proof.walls:
+        return Finding("problem", "sandbox", "no system-call filter can be installed", remedy)
+    if proof.opened:
+        return Finding("problem", "sandbox", f"a locked child could {', '.join(proof.opened)}", remedy)
+    return Finding("ok", "sandbox", f"a locked child is refused everything; walls: {', '.join(proof.walls)}")
 
 
 def import_names() -> Iterator[Finding]:

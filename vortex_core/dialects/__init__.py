@@ -7,22 +7,33 @@ nothing else runs foreign source.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
+
+from vortex_core.errors import VortexError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vortex_core.flow.trace import Traced
 
-_IMPORTS = re.compile(r"^[ \t]*(?:from|import)[ \t]+(vortex_torch)\b", re.MULTILINE)
+NAMES = ("vortex_torch",)
+
+
+def of_imports(packages: Collection[str]) -> str | None:
+    """The dialect of a source that imports these top-level packages, None for vFlow. What a comment or a docstring
+    says is no import."""
+    return next((name for name in NAMES if name in packages), None)
 
 
 def detect(source: str) -> str | None:
-    """The dialect a source is written in, None for vFlow."""
-    found = _IMPORTS.search(source)
-    return found[1] if found else None
+    """The dialect a source is written in, None for vFlow and for what does not parse."""
+    from vortex_core.sandbox import allowlist
+
+    try:
+        return of_imports(allowlist.imports(allowlist.parse(source, "")))
+    except VortexError:
+        return None
 
 
 def load(name: str) -> Any:
@@ -50,13 +61,14 @@ def convert(source: str, knobs: Mapping[str, Any] | None = None, file: str = "<p
     from vortex_core.ir import mistakes
     from vortex_core.sandbox.load import trace_source
 
-    if detect(source) is None:
+    traced = trace_source(source, file, options=None if knobs is None else dict(knobs))
+    if traced.source == source:  # read as what it is already
         raise mistakes.DIALECT_IMPORT.error(
             module=file,
             name="import of vortex_torch",
             known="vortex_torch.flow, vortex_torch.indexer, vortex_torch.cache",
         )
-    return trace_source(source, file, options=None if knobs is None else dict(knobs))
+    return traced
 
 
 def convert_file(path: str | Path, knobs: str | Path | Mapping[str, Any] | None = None) -> Traced:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from vortex_core.errors import Location, VortexError
 from vortex_core.flow import ops
@@ -20,6 +20,7 @@ from vortex_core.ir.params import Values
 from vortex_core.ir.program import STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
 from vortex_core.ir.types import Stage
 from vortex_core.ir.verify import check_write, verify, verify_state
+from vortex_core.text import visible_lines
 
 T = TypeVar("T")
 
@@ -32,11 +33,13 @@ class Traced(Flow):
         source: its text.
         original: the program as written, with source locations.
         warnings: legal but doubtful things (`VortexError.to_json()` each).
+        places: where each state is declared.
     """
 
     source: str
     original: Program
     warnings: tuple[dict[str, Any], ...] = field(default=())
+    places: Mapping[str, Location] = field(default_factory=dict, compare=False)
 
     @property
     def notes(self) -> tuple[dict[str, Any], ...]:
@@ -47,34 +50,6 @@ class Traced(Flow):
     def flow(self) -> Flow:
         """What is left when the text is left behind."""
         return Flow(self.name, self.program, self.knobs, self.doc, self.origin)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, inverse of `from_json`; the canonical program is left out, as it is computed again."""
-        return {
-            "name": self.name,
-            "doc": self.doc,
-            "origin": self.origin,
-            "source": self.source,
-            "original": self.original.to_json(),
-            "knobs": self.knobs.to_json(),
-            "warnings": list(self.warnings),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Rebuild and verify; the canonical form is computed here, never taken on trust."""
-        original = Program.from_json(data["original"])
-        knobs = Knobs.from_json(data["knobs"])
-        return cls(
-            str(data["name"]),
-            original.canonical(),
-            knobs,
-            str(data["doc"]),
-            str(data.get("origin", "")),
-            source=str(data["source"]),
-            original=original,
-            warnings=tuple(data["warnings"]),
-        )
 
 
 def trace(
@@ -104,17 +79,23 @@ def trace(
         raise
     for warning in warnings:
         warning.location = _text(warning.location, lines)
-    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "").encode("utf-8", "replace").decode()
     return Traced(
         tracer.name,
         program,
         knobs,
-        doc,
+        doc_of(cls),
         file,
         source=source,
         original=original,
         warnings=tuple(w.to_json() for w in warnings),
+        places=tracer.places,
     )
+
+
+def doc_of(cls: type) -> str:
+    """A class's own docstring, bounded and visible; empty if it has none."""
+    doc = cls.__dict__.get("__doc__")
+    return visible_lines(inspect.cleandoc(doc)) if type(doc) is str else ""
 
 
 class Tracer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vortex_core.errors import Fault, Location, VortexError, declare
+from vortex_core.text import visible
 
 Level = Literal["error", "warning", "info"]
 
@@ -33,11 +34,13 @@ class Mistake:
     level: Level = "error"
 
     def error(self, location: Location | None = None, **facts: object) -> VortexError:
-        """The error for one occurrence. `facts` fill the templates."""
+        """The error for one occurrence. `facts` fill the templates; whatever an author wrote in them is cut and
+        made visible here."""
+        shown = {name: fact if type(fact) in (int, float) else visible(fact) for name, fact in facts.items()}
         return VortexError(
             self.code,
-            f"{self.message.format(**facts)} (rule: {self.rule.format(**facts)})",
-            self.remedy.format(**facts),
+            f"{self.message.format(**shown)} (rule: {self.rule.format(**shown)})",
+            self.remedy.format(**shown),
             location,
         )
 
@@ -457,3 +460,29 @@ DIALECT_CLASS = _mistake(
 )
 # --- IR files ----------------------------------------------------------------------------------------------
 BAD_IR = _mistake("VF090", "malformed IR", "{why}", "IR is what the tracer wrote", "trace the source again")
+# --- the jail ----------------------------------------------------------------------------------------------
+NO_JAIL = _mistake(
+    "VF095",
+    "no jail on this machine",
+    "untrusted source is not run here: {why}",
+    "source is traced only where the jail's door closes",
+    "run vortex-search doctor; to trace your own source without a system-call filter, set "
+    "VORTEX_JAIL_WITHOUT_FILTER=1",
+    fault="infrastructure",
+)
+MACHINE_LIMIT = _mistake(
+    "VF096",
+    "the machine's limit is lower than the jail's",
+    "this machine gives a process {have} of {what}; the flow needed more, and may use {want}",
+    "a flow gets what the jail allows",
+    "raise the limit (ulimit, cgroup) and check the flow again",
+    fault="infrastructure",
+)
+NOT_THE_SAME = _mistake(
+    "VF097",
+    "not the same program twice",
+    "two tracings of the source gave {first} and {second}",
+    "a source means one program: nothing depends on the order of sets or on addresses",
+    "use lists or tuples, sorted(...) over sets, and no text made of objects",
+)
+OF_THE_MACHINE = (UNREADABLE, NO_JAIL, MACHINE_LIMIT)  # what a program cannot cause

@@ -141,9 +141,10 @@ class ParamDecl:
                     name=self.name, why=f"{size} values along {n}, this model has {want}"
                 )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, values included."""
-        return {"name": self.name, "axes": [[n, str(e)] for n, e in self.axes], **self.values.to_json()}
+    def to_json(self, values: bool = True) -> dict[str, Any]:
+        """Plain data; without `values`, only their shape."""
+        numbers = self.values.to_json() if values else {"shape": list(self.values.shape)}
+        return {"name": self.name, "axes": [[n, str(e)] for n, e in self.axes], **numbers}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ParamDecl:

@@ -239,8 +239,13 @@ class Program:
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def to_json(self, locations: bool = True) -> dict[str, Any]:
-        """Plain data, inverse of `from_json`. Types are not stored: they follow from the operators."""
+    def to_json(self, locations: bool = True, values: bool = True) -> dict[str, Any]:
+        """Plain data, inverse of `from_json`. Types are not stored: they follow from the operators.
+
+        Args:
+            locations: where each operation is written.
+            values: the numbers of learned parameters too, not only their shapes.
+        """
         return {
             "format": FORMAT,
             "states": [
@@ -256,7 +261,7 @@ class Program:
             ],
             "cache": _graph_to_json(self.cache, locations),
             "index": _graph_to_json(self.index, locations),
-            **({"params": [p.to_json() for p in self.params]} if self.params else {}),
+            **({"params": [p.to_json(values) for p in self.params]} if self.params else {}),
         }
 
     @classmethod

@@ -1,21 +1,20 @@
 """The jailed tracer: the only place where untrusted Python runs.
 
-Started by `load.py` as a fresh interpreter in its own process group, with an empty environment. Before it
-looks at the source it gives up, for good, everything but computing and answering on its pipe: resource
-limits, and on Linux a seccomp filter that refuses every system call outside a short list (no files, sockets,
-processes, signals).
+Started by `process.py` as a fresh interpreter in its own process group, with an empty environment. Before it looks
+at the source it gives up, for good, everything but computing and answering on its pipe (`kernel.lock_down`). Then it
+says three things, a line of JSON each: what protects it, what kind of source it was given, and the program or the
+mistake; learned values follow the last line as bytes. Nothing it says after the first line is believed
+(`answer.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
+import ast
 import json
-import platform
-import resource
-import struct
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from vortex_core import dialects
@@ -25,115 +24,10 @@ from vortex_core.flow.trace import Traced, trace
 from vortex_core.flow.vflow import vFlow
 from vortex_core.ir import mistakes
 from vortex_core.ir.params import Values
-from vortex_core.sandbox import allowlist
+from vortex_core.sandbox import allowlist, answer, kernel
+from vortex_core.text import visible
 
-MAX_MEMORY = 512 << 20
-# What a flow may compute. The wall deadline is longer, so that a busy machine fails no flow.
-MAX_CPU_SECONDS = 10
 _MODULE = "flow"
-
-# read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn mremap
-# madvise getpid exit sigaltstack gettid futex clock_gettime clock_getres exit_group getrandom sched_yield
-# restart_syscall
-_ALLOWED = {
-    "x86_64": (
-        0xC000003E,
-        (
-            0,
-            1,
-            3,
-            5,
-            8,
-            9,
-            10,
-            11,
-            12,
-            13,
-            14,
-            15,
-            25,
-            28,
-            39,
-            60,
-            131,
-            186,
-            202,
-            228,
-            229,
-            231,
-            318,
-            24,
-            219,
-        ),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        (
-            63,
-            64,
-            57,
-            80,
-            62,
-            222,
-            226,
-            215,
-            214,
-            134,
-            135,
-            139,
-            216,
-            233,
-            172,
-            93,
-            132,
-            178,
-            98,
-            113,
-            114,
-            94,
-            278,
-            124,
-            128,
-        ),
-    ),
-}
-
-
-def has_seccomp() -> bool:
-    """Whether this platform has the system-call filter; without it the jail is allow-list and limits only."""
-    return sys.platform == "linux" and platform.machine() in _ALLOWED
-
-
-def lock_down() -> None:
-    """Give up everything but computing. Irreversible."""
-    for limit, value in (
-        (resource.RLIMIT_AS, MAX_MEMORY),
-        (resource.RLIMIT_CPU, MAX_CPU_SECONDS),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        # The hard limit of CPU time comes later: at the soft one the process ends by SIGXCPU, which says why.
-        hard = value + 5 if limit == resource.RLIMIT_CPU else value
-        resource.setrlimit(limit, (value, hard))
-    if not has_seccomp():
-        return
-    arch, calls = _ALLOWED[platform.machine()]
-    deny = 0x00050000 | 1  # SECCOMP_RET_ERRNO | EPERM
-    ops: list[tuple[int, int, int, int]] = [
-        (0x20, 0, 0, 4),  # load the architecture
-        (0x15, 1, 0, arch),
-        (0x06, 0, 0, deny),
-        (0x20, 0, 0, 0),  # load the call number
-    ]
-    for i, call in enumerate(calls):
-        ops.append((0x15, len(calls) - i, 0, call))  # equal: jump to the allowing return
-    ops += [(0x06, 0, 0, deny), (0x06, 0, 0, 0x7FFF0000)]
-    code = b"".join(struct.pack("HBBI", *op) for op in ops)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("HxxxxxxP", len(ops), ctypes.addressof(buffer))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, ctypes.c_char_p(program), 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "seccomp filter refused by the kernel")
 
 
 def run(
@@ -153,9 +47,20 @@ def run(
     Raises:
         VortexError: every way it can be wrong.
     """
-    name = dialects.detect(source)
+    tree = allowlist.parse(source, file)
+    return _execute(tree, source, file, options, params)
+
+
+def _execute(
+    tree: ast.Module,
+    source: str,
+    file: str,
+    options: dict[str, Any] | None,
+    params: Mapping[str, Values] | None,
+) -> Traced:
+    name = dialects.of_imports(allowlist.imports(tree))
     dialect = None if name is None else dialects.load(name)
-    tree = allowlist.parse(source, file, allowlist.FLOW if dialect is None else dialect.RULES)
+    allowlist.check(tree, source, file, allowlist.FLOW if dialect is None else dialect.RULES)
     registry: dict[str, type] = {}
     importer = facade.importer if dialect is None else dialect.importer(registry)
     namespace: dict[str, Any] = {"__name__": _MODULE, "__builtins__": allowlist.safe_builtins(importer)}
@@ -182,11 +87,10 @@ def run(
             error.location = _locate(error, source, file, error.location)
         raise
     except MemoryError:
-        raise mistakes.OUT_OF_MEMORY.error(megabytes=MAX_MEMORY >> 20) from None
+        raise _out_of_memory() from None
     except Exception as error:  # noqa: BLE001  whatever foreign code raises is the author's mistake
         where = _locate(error, source, file, None)
-        why = str(error)[:300].encode("utf-8", "replace").decode()
-        raise mistakes.USER_EXCEPTION.error(where, kind=type(error).__name__, why=why) from None
+        raise mistakes.USER_EXCEPTION.error(where, kind=type(error).__name__, why=visible(error)) from None
 
 
 def _locate(error: BaseException, source: str, file: str, known: Location | None) -> Location | None:
@@ -213,25 +117,52 @@ class W(vFlow):
 
 
 def main() -> None:
-    """Child process: `{source, file, options, params}` on standard input, `{traced}` or `{error}` on output."""
-    request = json.load(sys.stdin)
-    run(_WARM_UP, "<warm-up>")  # every lazy import happens before the door closes
-    if (name := dialects.detect(request["source"])) is not None:
-        dialect = dialects.load(name)
-        run(dialect.WARM_UP, "<warm-up>")
-    _answer_error(mistakes.TRACER_DIED.error(why="?"))
-    lock_down()
+    """Child process: reads `{source, file, options, parent}` and a length of learned values on one line, then the
+    values (`answer.pack`); answers as the module says."""
+    request = json.loads(sys.stdin.buffer.readline())
+    values = sys.stdin.buffer.read(request["bytes"])
+    _warm_up(request["source"])
+    sys.unraisablehook = _ignore  # what a finaliser raises is nobody's concern
+    locked = kernel.lock_down(request["parent"])
+    _say(asdict(locked))
+    if kernel.FILTER not in locked.walls and not request["unfiltered"]:
+        return
+    blob = b""
     try:
-        params = {n: Values.from_json(n, v) for n, v in request.get("params", {}).items()}
-        traced = run(request["source"], request["file"], request.get("options"), params)
-        answer = {"traced": traced.to_json()}
+        tree = allowlist.parse(request["source"], request["file"])
+        dialect = dialects.of_imports(allowlist.imports(tree))
+        _say({"dialect": dialect, "settled": allowlist.is_settled(tree)})
+        params = answer.unpack(request["params"], values)
+        traced = _execute(tree, request["source"], request["file"], request["options"], params)
+        found, blob = answer.of_program(traced)
     except VortexError as error:
-        answer = _answer_error(error)
+        found = answer.of_error(error)
     except (RecursionError, MemoryError):
-        answer = _answer_error(mistakes.OUT_OF_MEMORY.error(megabytes=MAX_MEMORY >> 20))
-    sys.stdout.write(json.dumps(answer))
-    sys.stdout.flush()
+        found = answer.of_error(_out_of_memory())
+    _say(found)
+    sys.stdout.buffer.write(blob)
+    sys.stdout.buffer.flush()
 
 
-def _answer_error(error: VortexError) -> dict[str, Any]:
-    return {"error": error.to_json()}
+def _warm_up(source: str) -> None:
+    """Import whatever may be needed once no file can be opened: modules that Python loads when it first meets a name
+    with an accent, a character by its name or an unusual encoding, and what our own code imports on demand."""
+    import unicodedata  # noqa: F401
+
+    run(_WARM_UP, "<warm-up>")
+    if "vortex_torch" in source:
+        run(dialects.load("vortex_torch").WARM_UP, "<warm-up>")
+    json.dumps(answer.of_error(mistakes.TRACER_DIED.error(Location("x", 1), why="\ud800?")))
+
+
+def _say(what: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(what).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _ignore(_: object) -> None:
+    """An exception that nobody can catch."""
+
+
+def _out_of_memory() -> VortexError:
+    return mistakes.OUT_OF_MEMORY.error(megabytes=kernel.MAX_MEMORY >> 20)

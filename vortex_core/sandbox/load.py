@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
+import platform
 import signal
-import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -17,14 +17,18 @@ from typing import Any
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
 from vortex_core.flow.trace import Traced
+from vortex_core.flow.vflow import check_name
 from vortex_core.ir import mistakes
 from vortex_core.ir.params import Values
-from vortex_core.sandbox.jail import MAX_CPU_SECONDS
+from vortex_core.sandbox import answer, kernel, process
+from vortex_core.sandbox.allowlist import MAX_CHARACTERS
+from vortex_core.sandbox.process import Spoken, ask, command
+from vortex_core.text import visible
 
-DEADLINE_SECONDS = 30.0  # wall; `jail.MAX_CPU_SECONDS` of computing ends it sooner
-_MAX_ANSWER = 40 << 20  # mostly learned values
-_ROOT = str(Path(__file__).resolve().parents[2])
-_START = f"import sys; sys.path.insert(0, {_ROOT!r}); from vortex_core.sandbox.jail import main; main()"
+DEADLINE_SECONDS = 30.0  # wall; `kernel.MAX_CPU_SECONDS` of computing ends it sooner
+UNFILTERED = "VORTEX_JAIL_WITHOUT_FILTER"
+_CHILD = command("vortex_core.sandbox.jail")
+_log = logging.getLogger(__name__)
 
 
 def trace_source(
@@ -38,6 +42,9 @@ def trace_source(
 ) -> Traced:
     """Trace untrusted source in the jail.
 
+    The child's string hashes have a fixed seed, so the order of sets is one. A source in which order or addresses
+    could matter at all (`allowlist.is_settled`) is traced again under another seed and must be the same program.
+
     Args:
         source: a module that defines one vFlow class, or a program in one of `vortex_core.dialects`.
         file: shown in errors.
@@ -46,40 +53,81 @@ def trace_source(
         options: settings that go with a dialect's program.
         params: learned values from beside the flow (`read_params`).
 
+    Returns:
+        The flow; its `source` is `source`, or for a dialect's program the equivalent vFlow source.
+
     Raises:
         VortexError: a catalogued `VF...` error: the author's mistake, a timeout (`VF006`), too much memory
-            (`VF007`) or a dead tracer (`VF009`).
+            (`VF007`), a dead or lying tracer (`VF009`), another program the second time (`VF097`), a machine
+            without a jail (`VF095`) or with less room than the jail gives (`VF096`).
     """
-    values = {n: v.to_json() for n, v in (params or {}).items()}
-    request = json.dumps({"source": source, "file": file, "options": options, "params": values}).encode()
-    # -S: the child needs the standard library only; -I: nothing of the user's environment reaches it.
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", "-c", _START],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={},
-        cwd="/",
-        start_new_session=True,
-    )
+    if len(source) > MAX_CHARACTERS:
+        raise mistakes.TOO_LARGE.error(count=len(source), what="characters", limit=MAX_CHARACTERS)
+    unfiltered = os.environ.get(UNFILTERED) == "1"
+    if unfiltered:
+        _log.warning("%s=1: untrusted source may run without a system-call filter", UNFILTERED)
+    request = answer.request(source, file, options, params or {}, unfiltered)
+    traced, settled = _trace(request, source, file, deadline, 0)
+    if not settled:
+        first = f"{traced.name} {traced.key}"
+        try:
+            again, _ = _trace(request, source, file, deadline, 1)
+        except VortexError as error:
+            if error.code in {m.code for m in mistakes.OF_THE_MACHINE}:
+                raise
+            raise mistakes.NOT_THE_SAME.error(error.location, first=first, second=error.code) from None
+        if (again.name, again.key) != (traced.name, traced.key):
+            raise mistakes.NOT_THE_SAME.error(first=first, second=f"{again.name} {again.key}")
+    return traced if name is None else replace(traced, name=check_name(name))
+
+
+def _trace(request: bytes, source: str, file: str, deadline: float, seed: int) -> tuple[Traced, bool]:
+    """One child's program, and whether no other child could give another."""
     try:
-        out, err = child.communicate(request, timeout=deadline)
-    except subprocess.TimeoutExpired:
-        raise mistakes.TIMEOUT.error(seconds=deadline) from None
-    finally:
-        _kill_group(child)
-    if child.returncode != 0:
-        raise _death(child.returncode, err)
-    if len(out) > _MAX_ANSWER:
-        raise mistakes.TOO_LARGE.error(count=len(out), what="bytes of IR", limit=_MAX_ANSWER)
+        said = ask(_CHILD, request, deadline=deadline, lines=3, values=answer.value_bytes, seed=seed)
+    except OSError as error:  # no room for another process
+        raise mistakes.NO_JAIL.error(why=f"the tracer did not start: {error.strerror}") from None
+    machine = _ready(said)
     try:
-        answer = json.loads(out)
-    except ValueError:
-        raise mistakes.TRACER_DIED.error(why="a malformed answer") from None
-    if "error" in answer:
-        raise VortexError.from_json(answer["error"])
-    traced = Traced.from_json(answer["traced"])
-    return traced if name is None else replace(traced, name=name)
+        if said.ended == "late":
+            raise mistakes.TIMEOUT.error(seconds=deadline)
+        if said.ended:
+            raise mistakes.TRACER_DIED.error(why=f"more than {process.MAX_TEXT} bytes of answer or errors")
+        if said.code != 0:
+            raise _death(said.code, said.errors)
+        if len(said.lines) == 2:  # it did not come as far as to be read
+            said.lines.insert(1, b'{"dialect": null, "settled": true}')
+        if len(said.lines) != 3:
+            raise mistakes.TRACER_DIED.error(why="no answer")
+        kind = json.loads(said.lines[1])  # said before any foreign line ran
+        traced = answer.Heard(source, file).read(said.lines[2], said.values, kind["dialect"])
+    except VortexError as error:
+        raise _blame(error, machine) from None
+    return traced, kind["settled"]
+
+
+def _ready(said: Spoken) -> tuple[int, int]:
+    """Bytes and seconds the child has, once it is locked in. What it says until then is ours, not the program's."""
+    if not said.lines:
+        why = said.ended or _last_line(said.errors) or f"exit status {said.code}"
+        raise mistakes.NO_JAIL.error(why=f"the tracer did not start: {why}")
+    first = json.loads(said.lines[0])
+    if kernel.FILTER not in first["walls"] and len(said.lines) == 1 and not said.ended and said.code == 0:
+        where = f"{sys.platform}, {getattr(sys.implementation, '_multiarch', '') or platform.machine()}"
+        raise mistakes.NO_JAIL.error(why=f"no system-call filter can be installed ({where})")
+    return first["memory"], first["seconds"]
+
+
+def _blame(error: VortexError, machine: tuple[int, int]) -> VortexError:
+    """The error, or the machine's if the flow had less than every flow may use."""
+    memory, seconds = machine
+    if error.code == mistakes.OUT_OF_MEMORY.code and memory < kernel.MAX_MEMORY:
+        have, want = f"{memory >> 20} MiB", f"{kernel.MAX_MEMORY >> 20} MiB"
+        return mistakes.MACHINE_LIMIT.error(have=have, want=want, what="memory")
+    if error.code == mistakes.TIMEOUT.code and seconds < kernel.MAX_CPU_SECONDS:
+        have, want = f"{seconds} s", f"{kernel.MAX_CPU_SECONDS} s"
+        return mistakes.MACHINE_LIMIT.error(have=have, want=want, what="computing")
+    return error
 
 
 def trace_file(path: str | Path, *, name: str | None = None, deadline: float = DEADLINE_SECONDS) -> Traced:
@@ -156,18 +204,17 @@ def _values(name: str, array: Any) -> Values:
     return values
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
 def _death(code: int, err: bytes) -> VortexError:
-    if code == -signal.SIGXCPU:
-        return mistakes.TIMEOUT.error(seconds=MAX_CPU_SECONDS)
-    text = err.decode(errors="replace").strip().splitlines()
-    if "MemoryError" in (text[-1] if text else ""):
-        return mistakes.OUT_OF_MEMORY.error(megabytes=512)
+    if code in (-signal.SIGXCPU, -signal.SIGALRM):
+        return mistakes.TIMEOUT.error(seconds=kernel.MAX_CPU_SECONDS)
+    last = _last_line(err)
+    if "MemoryError" in last:
+        return mistakes.OUT_OF_MEMORY.error(megabytes=kernel.MAX_MEMORY >> 20)
     if code < 0:
         return mistakes.TRACER_DIED.error(why=f"signal {signal.Signals(-code).name}")
-    return mistakes.TRACER_DIED.error(why=f"exit status {code}: {text[-1][:200] if text else 'no message'}")
+    return mistakes.TRACER_DIED.error(why=f"exit status {code}: {last or 'no message'}")
+
+
+def _last_line(err: bytes) -> str:
+    lines = err[-4000:].decode(errors="replace").strip().splitlines()
+    return visible(lines[-1], 200) if lines else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+from vortex_core.sandbox import load
 from vortex_core.sandbox.jail import run
 from vortex_core.sandbox.load import trace_file, trace_source
 
@@ -102,6 +104,7 @@ ELSEWHERE = {
     "VF000": "below", "VF006": "below", "VF007": "tests/null/flow/test_jail.py", "VF009": "below",
     "VF013": "tests/cpu/compiler/test_shapes.py", "VF027": "tests/cpu/flow/test_eager.py",
     "VF064": "tests/cpu/compiler/test_shapes.py", "VF090": "below",
+    "VF095": "below", "VF096": "tests/hostile/test_machine.py", "VF097": "tests/hostile/test_machine.py",
     **{f"VF08{i}": "tests/null/dialects" for i in range(10)},
 }  # fmt: skip
 
@@ -174,14 +177,31 @@ def test_the_deadline(tmp_path: Path) -> None:
         trace_source(INDEX + "while True: pass", deadline=0.5)
 
 
-def test_a_dead_tracer_says_how_it_died(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vortex_core.sandbox import load
+READY = """import json
+print(json.dumps({"walls": ["system calls"], "memory": 1 << 29, "seconds": 10}), flush=True)
+print(json.dumps({"dialect": None, "settled": True}), flush=True)
+"""
 
-    monkeypatch.setattr(load, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+
+def _child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(load, "_CHILD", [sys.executable, "-c", code])
+
+
+def test_a_dead_tracer_says_how_it_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    _child(monkeypatch, READY + "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     with pytest.raises(VortexError, match=r"VF009.*SIGTERM"):
         trace_source(INDEX + "return ops.everything()")
-    monkeypatch.setattr(load, "_START", "raise SystemExit(3)")
+    _child(monkeypatch, READY + "raise SystemExit(3)")
     with pytest.raises(VortexError, match=r"VF009.*exit status 3"):
+        trace_source(INDEX + "return ops.everything()")
+
+
+def test_a_tracer_that_never_starts_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    _child(monkeypatch, "raise SystemExit('no room')")
+    with pytest.raises(VortexError, match=r"VF095.*no room"):
+        trace_source(INDEX + "return ops.everything()")
+    _child(monkeypatch, 'print(\'{"walls": [], "memory": 1, "seconds": 1}\')')
+    with pytest.raises(VortexError, match=r"VF095.*no system-call filter"):
         trace_source(INDEX + "return ops.everything()")
 
 

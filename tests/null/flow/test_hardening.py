@@ -42,7 +42,7 @@ REFUSED = {
     ),
     "two flows": (BODY + "pass\nclass V(vFlow): pass", "VF003"),
     "a base class that is a flow": (BODY + "pass\nclass V(W):\n    knobs = 1", "VF062"),
-    "a metaclass": ("from vortex_core import vFlow\nclass W(vFlow, metaclass=lambda *a: 3): pass", "VF003"),
+    "a metaclass": ("from vortex_core import vFlow\nclass W(vFlow, metaclass=lambda *a: 3): pass", "VF002"),
     "a property that raises": (sample_flows.HEADER + "    @property\n    def knobs(self): return 1 / 0", "VF005"),
     "a foreign selection": (sample_flows.HEADER + "    def forward_indexer(self, q, cache): return W", "VF040"),
     "a huge integer": (BODY + "x = q * 10 ** 400" + END, "VF021"),

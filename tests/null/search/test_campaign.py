@@ -26,6 +26,7 @@ from search.log.state import CampaignState
 from search.log.store import MemoryEventStore, Record
 from search.testing import Crash, SimulatedExecutor, SimulatedProposer, lost, simulated_library
 from vortex_core.errors import VortexError
+from vortex_core.ir import mistakes
 from vortex_core.ir.flow import Flow
 
 STARTED = ev.CampaignStarted("sim", {}, {}, {}, {})
@@ -271,6 +272,35 @@ def test_who_kills_every_worker_is_stopped(tmp_path: Path):
     assert failure is not None
     assert failure.failure is not None
     assert failure.failure.error["code"] == "VS014"
+
+
+def test_who_kills_every_tracer_is_rejected_and_the_campaign_goes_on(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 3}))
+    trace, victims = harness.executor.trace, set[str]()
+
+    async def dies(source: str) -> Flow:
+        if not victims or source in victims:
+            victims.add(source)
+            raise lost()
+        return await trace(source)
+
+    harness.executor.trace = dies
+    state = harness.go()
+    assert state.finished is not None
+    errors = [p.error for p in state.proposals.values() if p.error is not None and p.error["code"] == "VS014"]
+    assert errors
+    assert "3 times in stage trace" in errors[0]["message"]
+
+
+def test_a_machine_without_a_jail_ends_the_campaign(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 3}))
+
+    async def refuse(source: str) -> Flow:
+        raise mistakes.NO_JAIL.error(why="no filter")
+
+    harness.executor.trace = refuse
+    with pytest.raises(VortexError, match="VF095"):
+        harness.go()
 
 
 class _Broken:

@@ -7,7 +7,6 @@ model its sizes divide.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,20 +16,21 @@ from vortex_core.dialects.vortex_torch.session import Cache, Session, current
 from vortex_core.dialects.vortex_torch.settings import Settings
 from vortex_core.flow import vtensor
 from vortex_core.flow.emit import emit as write_source
-from vortex_core.flow.trace import Traced
+from vortex_core.flow.trace import Traced, doc_of
 from vortex_core.flow.vtensor import emit
 from vortex_core.ir import mistakes
 from vortex_core.ir.lint import lint
 from vortex_core.ir.program import Graph, GraphBuilder, Program
 from vortex_core.ir.types import Extent
 from vortex_core.ir.verify import verify
-from vortex_core.sandbox.allowlist import Rules
+from vortex_core.sandbox.allowlist import MODULES, Rules
 
 RULES = Rules(
-    modules={"math": None, "__future__": {"annotations"}, "torch": None, "typing": None},
+    modules={"math": MODULES["math"], "__future__": MODULES["__future__"], "torch": None, "typing": None},
     package="vortex_torch",
     imports=frozenset({"math", "torch"}),
     private=True,
+    hidden=frozenset({"_REGISTRY"}),
 )
 
 importer = modules.importer
@@ -64,8 +64,9 @@ def read(
     canonical = program.canonical()
     knobs = settings.knobs(done.streams)
     warnings = lint(program, canonical, knobs)
-    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:64].strip("_") or "converted"
+    doc = doc_of(cls)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(name)[:200]).strip("_-")[:60] or "converted"
+    name = name if name[0].isalpha() else f"flow_{name}"[:64]
     source = write_source(canonical, knobs, name, doc)
     return Traced(
         name,
