@@ -19,6 +19,7 @@ class _Arm:
     proposer: Proposer
     asked: int = 0
     told: int = 0
+    closed: bool = False
     gain: float = 0.0
     dollars: float = 0.0
     priced: int = 0
@@ -27,7 +28,8 @@ class _Arm:
 class EnsembleProposer:
     """Chooses a member for each request.
 
-    Without `tell`, members take turns. A resumed campaign rebuilds the counts by replaying its `tell`s.
+    A member that only a person can put right (no such model, no key) is asked no more while others work; the next
+    session asks it again. Without `tell`, members take turns. A resumed campaign rebuilds the counts by replaying its `tell`s.
 
     Args:
         members: proposers with different names.
@@ -47,16 +49,28 @@ class EnsembleProposer:
         self._exploration = exploration
 
     async def propose(self, request: ProposalRequest) -> Proposal:
-        """One program by the member that `choose` names; errors are that member's."""
-        arm = self._arms[self.choose()]
+        """One program by the member that `choose` names.
+
+        Raises:
+            ProposerError: that member's, with its name in `proposer`. It is retryable where another member is
+                left to be asked instead.
+        """
+        member = self.choose()
+        arm = self._arms[member]
         arm.asked += 1
-        return await arm.proposer.propose(request)
+        try:
+            return await arm.proposer.propose(request)
+        except ProposerError as error:
+            error.proposer = member
+            arm.closed |= error.fault in ("user", "budget") and not error.retryable
+            error.retryable |= arm.closed and any(not other.closed for other in self._arms.values())
+            raise
 
     def tell(self, member: str, gain: float, dollars: float | None) -> None:
         """Report what a proposal brought.
 
         Args:
-            member: `Proposal.proposer`.
+            member: `Proposal.proposer`, or `ProposerError.proposer`.
             gain: improvement it brought, at least 0 (a failure brings 0), in any fixed unit.
             dollars: what the proposal cost, None if unpriced.
 
@@ -77,7 +91,8 @@ class EnsembleProposer:
 
     def choose(self) -> str:
         """The member to ask next. Deterministic; members never asked come first, in order."""
-        arms = self._arms.items()
+        working = {name: arm for name, arm in self._arms.items() if not arm.closed}
+        arms = (working or self._arms).items()
         if any(arm.told == 0 for _, arm in arms):
             return min(arms, key=lambda item: item[1].asked)[0]
         rates = {name: (arm.gain / arm.told) / self._cost(arm) for name, arm in arms}

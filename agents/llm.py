@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agents.base import Proposal, ProposalRequest, Usage
 from agents.errors import ProposerError
 from agents.prices import SpendLimit, estimate
@@ -61,14 +63,16 @@ class LLMProposer:
 
     async def _ask(self, prompt: str, seed: int) -> Completion:
         price = self._provider.price
-        ticket = self._limit.reserve(estimate(price, (self._system, prompt), self._max_tokens), self.name)
+        most = estimate(price, (self._system, prompt), self._max_tokens)
+        ticket = self._limit.reserve(most, self.name)
         try:
             completion = await self._provider.complete(
                 self._system, [Message("user", prompt)], self._max_tokens, self._temperature, seed
             )
         except ProposerError as error:
-            if error.maybe_billed:
+            if error.maybe_billed:  # counted as the most that it can have cost, here and in the event log
                 self._limit.keep(ticket)
+                error.usage = replace(error.usage, dollars=most.dollars)
             else:
                 self._limit.release(ticket)
             raise

@@ -67,7 +67,7 @@ class Price:
         )
         try:
             return float(calc_price(usage, self.model, provider_api_url=self.base_url).total_price)
-        except LookupError:
+        except (LookupError, ValueError):  # a model it does not know, or counts that it takes for nonsense
             return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from vortex_core.errors import ErrorCode, Fault, VortexError, declare
+from vortex_core.errors import ErrorCode, Fault, VortexError, declare, place_of
 from vortex_core.registry import unknown_name
 
 
@@ -50,7 +50,7 @@ _declare(
 _declare("VS016", "cluster that does not start", "Ray starts, or is joined", "infrastructure", retryable=True)
 _declare(
     "VS017",
-    "event log that cannot be written",
+    "run that cannot be written",
     "the run's disk has room and its log is not locked",
     "infrastructure",
     retryable=True,
@@ -118,10 +118,51 @@ def no_such_rank(run: str, rank: int, ranked: int) -> VortexError:
     )
 
 
-def engine_lost(why: str) -> VortexError:
-    """`VS008`: an evaluation worker could not be started or kept alive."""
+def engine_lost(why: str, log: str = "") -> VortexError:
+    """`VS008`: an evaluation worker could not be started or kept alive. `log`: of its process."""
+    see = f"see {log}" if log else "see Ray's logs of that worker (/tmp/ray/session_latest/logs)"
     return VortexError(
-        "VS008", f"evaluation worker lost: {why}", "see the worker's log; rerun to resume the campaign"
+        "VS008", f"evaluation worker lost: {why}", f"{see}; rerun to resume the campaign", log=log
+    )
+
+
+def no_cluster(why: str) -> VortexError:
+    """`VS016`: Ray neither starts nor can be joined."""
+    return VortexError(
+        "VS016", f"Ray did not start: {why}", "check --address, or free processes and memory; then rerun"
+    )
+
+
+def not_written(path: str, why: str) -> VortexError:
+    """`VS017`: nothing more can be recorded, so nothing more may happen."""
+    return VortexError(
+        "VS017",
+        f"{path} cannot be written: {why}",
+        "free space on its disk, or stop what holds the file; rerun the same command to resume",
+    )
+
+
+def repeated_failure(labels: Iterable[str], error: VortexError) -> VortexError:
+    """`VS018`: one infrastructure error ended candidate after candidate; going on would only burn the budget."""
+    where = f"\n  raised at {error.place}" if error.place else ""
+    log = f"\n  log: {error.log}" if error.log else ""
+    return VortexError(
+        "VS018",
+        f"{', '.join(labels)} ended with the same failure, which is not theirs:\n{error}{where}{log}",
+        "mend what it names, or report it with the log; rerun the same command to resume: these are tried again",
+        place=error.place,
+        log=error.log,
+    )
+
+
+def crashed(error: Exception) -> VortexError:
+    """`VS019`: an exception that nobody typed: a defect of ours, or a library's way to fail."""
+    said = str(error).strip().splitlines()
+    return VortexError(
+        "VS019",
+        f"{type(error).__name__}: {said[0][:300] if said else 'no message'}",
+        "report it with the log of the worker",
+        place=place_of(error.__traceback__),
     )
 
 
@@ -162,6 +203,6 @@ def worker_killer(stage: str, times: int, last: str) -> VortexError:
     """`VS014`: workers start well without this candidate and fail with it, every time."""
     return VortexError(
         "VS014",
-        f"the worker failed {times} times in stage {stage}, each time a new one; last: {last}",
+        f"the worker died {times} times in stage {stage}, each time a new one; last: {last}",
         "make the program smaller: it may exhaust memory",
     )

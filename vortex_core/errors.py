@@ -8,6 +8,8 @@ language), `vortex_core.codes` (`VE`, `VK`, `VM`, `VX`), `evaluators.errors` (`V
 
 from __future__ import annotations
 
+import socket
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -172,13 +174,29 @@ class VortexError(Exception):
         )
 
 
-def place_of(traceback: TracebackType | None) -> str:
+def write_to_log(error: BaseException) -> str:
+    """Print a traceback to this process's log, where it has one: the file that stderr goes to.
+
+    Returns:
+        `host:path` of the log; empty where stderr is a terminal or a pipe, whose reader sees the error anyway.
+    """
+    try:
+        target = str(Path("/proc/self/fd/2").readlink())
+    except OSError:  # no /proc, or no stderr
+        return ""
+    if not Path(target).is_file():
+        return ""
+    traceback.print_exception(error)
+    return f"{socket.gethostname()}:{target}"
+
+
+def place_of(at: TracebackType | None) -> str:
     """The innermost line of our own code in a traceback, as `file:line in function`; empty if there is none."""
     found = ""
-    while traceback is not None:
-        code, line = traceback.tb_frame.f_code, traceback.tb_lineno
+    while at is not None:
+        code, line = at.tb_frame.f_code, at.tb_lineno
         file = Path(code.co_filename)
         if file.is_relative_to(_ROOT) and file.relative_to(_ROOT).parts[0] in _OURS:
             found = f"{file.relative_to(_ROOT)}:{line} in {code.co_qualname}"
-        traceback = traceback.tb_next
+        at = at.tb_next
     return found

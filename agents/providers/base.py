@@ -51,6 +51,20 @@ class Completion:
     cache_write_tokens: int = 0
     attempts: int = 1
 
+    def __post_init__(self) -> None:
+        """A server may report anything: no count is below zero, and what is cached is part of the prompt."""
+        prompt, output = max(0, self.input_tokens), max(0, self.output_tokens)
+        read = min(max(0, self.cache_read_tokens), prompt)
+        written = min(max(0, self.cache_write_tokens), prompt - read)
+        counts = {
+            "input_tokens": prompt,
+            "output_tokens": output,
+            "cache_read_tokens": read,
+            "cache_write_tokens": written,
+        }
+        for name, value in counts.items():
+            object.__setattr__(self, name, value)
+
 
 class Provider(Protocol):
     """A way to ask one model."""

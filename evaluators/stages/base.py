@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from evaluators.device import is_gpu, launch_failure
 from evaluators.errors import needs_engine, too_slow
 from evaluators.results import Failure, StageResult
-from vortex_core.errors import VortexError
+from vortex_core.errors import VortexError, write_to_log
 from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def run_stage(stage: Stage, flow: Flow, context: Context, seed: int) -> StageRes
     try:
         result = stage.run(flow, context, seed, deadline)
     except VortexError as error:
+        if error.fault == "infrastructure":
+            error.log = error.log or write_to_log(error)
         result = failed(stage.name, error)
     except Exception as error:
         typed = launch_failure(error, context.backend, stage.name)

@@ -152,7 +152,8 @@ class Campaign:
             self.record(ev.CampaignPaused("interrupted"))
             raise
         except VortexError as error:
-            self.record(ev.CampaignPaused("error", error.to_json()))
+            with contextlib.suppress(VortexError):  # the error may be that nothing can be written any more
+                self.record(ev.CampaignPaused("error", error.to_json()))
             raise
         finally:
             await self.executor.close()
@@ -281,6 +282,7 @@ class Campaign:
                     used.output_tokens,
                     used.dollars,
                     used.calls,
+                    error.proposer if isinstance(error, ProposerError) else "",
                 )
             )
             self._judge(error)

@@ -12,6 +12,7 @@ from search.campaign.strategies.base import Outcome, Tell
 from search.config import Objective
 from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate, Proposal
+from vortex_core.errors import VortexError
 
 _LEDGER_LENGTH = 40
 
@@ -102,11 +103,12 @@ def _attempt(candidate: Candidate, objective: Objective) -> Attempt:
 def repair_error(proposal: Proposal, state: CampaignState) -> dict[str, Any] | None:
     """The error that a repair would have to mend, or None where there is none to be mended by an author.
 
-    Refused by the tracer, or by a stage that runs before any measurement. A program that works and scores
+    Refused by the tracer for a fault of its own, or by a stage that runs before any measurement. A program that works and scores
     badly is not broken.
     """
     if proposal.outcome == "rejected":
-        return proposal.error
+        ours = proposal.error is None or VortexError.from_json(proposal.error).fault != "candidate"
+        return None if ours else proposal.error
     if proposal.outcome == "admitted":
         assert proposal.key is not None
         candidate = state.candidates[proposal.key]

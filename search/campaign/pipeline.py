@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from evaluators.results import Failure, StageResult
+from search.campaign.breaker import CircuitBreaker
 from search.commands.evaluation import evaluation_seed
 from search.config import CampaignConfig
 from search.errors import deadline_passed, worker_killer
@@ -16,7 +17,6 @@ from search.log import events as ev
 from search.log.run import Run
 from search.log.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
-from vortex_core.ir import mistakes
 from vortex_core.ir.flow import Flow
 
 
@@ -53,6 +53,7 @@ class Pipeline:
         self.executor = executor
         self.state = state
         self.record = record
+        self.breaker = CircuitBreaker()
         self._seed = seed
         # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages
         # would rebuild page states and forget answers that the next stage reuses.
@@ -63,32 +64,36 @@ class Pipeline:
         return evaluation_seed(self._seed, purpose)
 
     async def trace(self, proposal: Proposal) -> Candidate | None:
-        """Trace a proposal; returns the candidate if it is a new one."""
+        """Trace a proposal; returns the candidate if it is a new one.
+
+        Raises:
+            VortexError: `VS018`, if our own code failed the same way for too many sources.
+        """
         assert proposal.source is not None
         source = self.run.files.get(proposal.source, ".py")
         began = time.monotonic()
         tries = self.config.cluster.retries + 1
-        last = ""
+        flow: Flow | None = None
+        deaths = 0
         for attempt in range(tries):
             try:
                 flow = await self.executor.trace(source)
                 break
             except VortexError as error:
-                if error.code != mistakes.NO_JAIL.code:
-                    self.record(ev.Rejected(proposal.id, error.to_json(), time.monotonic() - began))
-                    return None
-                self.record(ev.InfrastructureFailed("", "search", "trace", attempt, error.to_json()))
-                if attempt == tries - 1:
-                    raise
+                found = error
             except WorkerLostError as lost:
-                self.record(ev.InfrastructureFailed("", "search", "trace", attempt, lost.error.to_json()))
-                last = lost.error.message
-        else:  # workers start well without it and die of it each time: it is to blame, and the campaign goes on
-            self.record(
-                ev.Rejected(
-                    proposal.id, worker_killer("trace", tries, last).to_json(), time.monotonic() - began
-                )
-            )
+                found, deaths = lost.error, deaths + lost.died
+            if found.fault == "infrastructure":
+                self.record(ev.InfrastructureFailed("", "search", "trace", attempt, found.to_json()))
+            if not found.retryable:
+                break
+        if flow is None:
+            # Workers start well without it and die of it each time: it is to blame, and the campaign goes on. What
+            # our own code or the machine could not do is nobody's to repair.
+            found = worker_killer("trace", tries, found.message) if deaths == tries else found
+            self.record(ev.Rejected(proposal.id, found.to_json(), time.monotonic() - began))
+            if found.fault == "infrastructure":
+                self.breaker.abandoned(f"proposal {proposal.id}", found)
             return None
         if flow.key in self.state.candidates:
             self.record(ev.Duplicate(proposal.id, flow.key))
@@ -125,52 +130,79 @@ class Pipeline:
             self.record(ev.ReferenceMeasured(purpose, seed, name, time.monotonic() - began))
 
     async def evaluate(self, candidate: Candidate, purpose: ev.Purpose) -> None:
-        """Run the stages that have no result yet; the first that does not pass is the last."""
+        """Run the stages that have no result yet; the first that does not pass is the last.
+
+        A stage that cannot be run, for failures that are not the candidate's, leaves it unfinished until the next
+        session.
+        """
         flow = candidate.flow(self.run.files)
         done = candidate.results.get(purpose, {})
         waiting = [stage for stage in self.executor.stages(purpose) if stage not in done]
-        passed = all(result.passed for result in done.values())
+        passed: bool | None = all(result.passed for result in done.values())
         first = next((i for i, s in enumerate(waiting) if self.executor.needs_engine(s)), len(waiting))
         if passed:
             passed = await self._stages(candidate, flow, purpose, waiting[:first])
         if passed and waiting[first:]:
             async with self._turns:
                 passed = await self._stages(candidate, flow, purpose, waiting[first:])
-        self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))
+        if passed is not None:
+            self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))
 
     async def _stages(
         self, candidate: Candidate, flow: Flow, purpose: ev.Purpose, names: Sequence[str]
-    ) -> bool:
-        """Run stages in order until one does not pass; returns whether all did."""
+    ) -> bool | None:
+        """Run stages in order until one does not pass; returns whether all did, None if one could not be run."""
         for stage in names:
             result = await self._run(stage, flow, purpose)
+            if result is None:
+                return None
             self.record(ev.StageFinished(candidate.key, purpose, stage, self.seed(purpose), result.to_json()))
             if not result.passed:
                 return False
         return True
 
-    async def _run(self, stage: str, flow: Flow, purpose: ev.Purpose) -> StageResult:
-        """One stage, again after infrastructure failures; who fails on every new worker is to blame."""
-        timeouts, last = 0, ""
-        for attempt in range(self.config.cluster.retries + 1):
+    async def _run(self, stage: str, flow: Flow, purpose: ev.Purpose) -> StageResult | None:
+        """One stage, again after infrastructure failures where another try makes sense.
+
+        Returns:
+            Its result; or None where there is none because of failures that are not the candidate's. Who kills
+            every new worker is to blame.
+
+        Raises:
+            VortexError: what only a person can mend, or what ended too many candidates (`VS018`).
+        """
+        tries = self.config.cluster.retries + 1
+        timeouts = deaths = 0
+        began = time.monotonic()
+        for attempt in range(tries):
             began = time.monotonic()
             try:
                 result = await self.executor.run_stage(stage, flow, self.seed(purpose))
             except WorkerLostError as lost:
-                self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, lost.error.to_json()))
-                timeouts, last = timeouts + lost.timed_out, lost.error.message
-                if timeouts == 2:
-                    break
-                continue
-            if result.failure is None or result.failure.kind == "candidate":
-                return result
-            if result.failure.kind == "budget":
-                raise VortexError.from_json(result.failure.error)
-            last = str(result.failure.error.get("message", ""))
-            self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, result.failure.error))
-        error = (
-            deadline_passed(stage, self.config.cluster.deadline_of(stage))
-            if timeouts == 2
-            else worker_killer(stage, self.config.cluster.retries + 1, last)
-        )
-        return StageResult(stage, passed=False, failure=Failure.of(error), seconds=time.monotonic() - began)
+                error = lost.error
+                timeouts, deaths = timeouts + lost.timed_out, deaths + lost.died
+            except VortexError as found:  # what the stage needs could not be made ready
+                if found.fault != "infrastructure":
+                    raise
+                error = found
+            else:
+                self.breaker.survived(stage)
+                if result.failure is None or result.failure.kind == "candidate":
+                    return result
+                error = VortexError.from_json(result.failure.error)
+                if error.fault != "infrastructure":
+                    raise error
+            self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, error.to_json()))
+            if timeouts == 2 or not error.retryable:
+                break
+        label = self.state.candidates[flow.key].label
+        if timeouts < 2 and deaths < tries:
+            self.record(ev.CandidateAbandoned(flow.key, purpose, stage, error.to_json()))
+            self.breaker.abandoned(label, error)
+            return None
+        if timeouts == 2:
+            blamed = deadline_passed(stage, self.config.cluster.deadline_of(stage))
+        else:
+            self.breaker.killed(label, stage, error)
+            blamed = worker_killer(stage, tries, error.message)
+        return StageResult(stage, passed=False, failure=Failure.of(blamed), seconds=time.monotonic() - began)

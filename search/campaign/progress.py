@@ -93,6 +93,8 @@ class Progress:
             case ev.FinalistsChosen(keys=keys):
                 self._doing = "measuring the best again on fresh items"
                 return f"finals: {len(keys)} candidates on fresh items"
+            case ev.CandidateAbandoned(key=key, stage=stage, error=error):
+                return f"{escape(_name(state.candidates[key]))} [red]given up[/] at {stage}: {_error(error)}"
             case ev.WinnerChosen(key=key):
                 self._doing = "sealed set"
                 return f"winner on fresh items: {escape(_name(state.candidates[key]))}"

@@ -161,10 +161,12 @@ def _print_overview(it: _Opened, limit: int | None) -> None:
     state = it.state
     out.print(leaderboard_table(it.archive, limit))
     stopped = sum(1 for c in state.found if c.status() == "failed")
+    abandoned = sum(1 for c in state.found if c.status() == "infrastructure")
+    given_up = f", {abandoned} given up for failures of the infrastructure" if abandoned else ""
     minutes = max(state.active_seconds / 60, 1e-9)
     out.print(
         f"{it.run.name}: {state.distinct_programs} distinct programs in {len(state.found)} candidates "
-        f"({stopped} stopped by a stage), {state.active_seconds:.0f} s of work, "
+        f"({stopped} stopped by a stage{given_up}), {state.active_seconds:.0f} s of work, "
         f"{len(state.found) / minutes:.1f} candidates a minute"
         + (f", ${state.dollars:.4f}" if state.dollars else ""),
         soft_wrap=True,

@@ -16,12 +16,15 @@ class WorkerLostError(Exception):
     Args:
         error: typed description.
         timed_out: the worker was killed because its stage ran past the deadline.
+        died: its process ended or was killed. False: it raised what nobody expects, and is replaced because
+            its state is unknown.
     """
 
-    def __init__(self, error: VortexError, *, timed_out: bool = False) -> None:
+    def __init__(self, error: VortexError, *, timed_out: bool = False, died: bool = True) -> None:
         super().__init__(str(error))
         self.error = error
         self.timed_out = timed_out
+        self.died = died
 
 
 class Executor(Protocol):
@@ -56,6 +59,7 @@ class Executor(Protocol):
         """Run one stage once; an engine that ran this candidate before is preferred.
 
         Raises:
+            VortexError: what the stage needs could not be made ready.
             WorkerLostError: no result; the worker has been replaced, so trying again makes sense.
         """
         ...

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from evaluators.results import StageResult
 from search.config import Cluster
-from search.errors import engine_lost
+from search.errors import crashed, engine_lost, no_cluster
 from search.executors import workers
 from search.executors.base import WorkerLostError
 from search.log.events import Purpose
@@ -73,6 +73,7 @@ class RayExecutor:
         self._free: list[_Engine] = []
         self._freed = asyncio.Condition()
         self._engines: list[_Engine] = []
+        self._replacing = 0
         self._cpu = asyncio.Semaphore(config.cpu_tasks)
         self._seen: dict[int, dict[str, Any] | None] = {}
         self._started = False
@@ -81,7 +82,7 @@ class RayExecutor:
         """Start or join a cluster, then start the engines.
 
         Raises:
-            VortexError: `VS008`, or the evaluator's own reason (no weights, no memory).
+            VortexError: `VS008`, `VS016`, or the evaluator's own reason (no weights, no memory).
         """
         await asyncio.to_thread(self._init_ray)
         self._started = True
@@ -174,8 +175,9 @@ class RayExecutor:
             await self._give_back(engine)
             raise
         except (TimeoutError, WorkerLostError) as error:
-            await self._replace(engine)
-            raise (_overran(stage, deadline) if isinstance(error, TimeoutError) else error) from error
+            lost = _overran(stage, deadline) if isinstance(error, TimeoutError) else error
+            lost.error.message += await self._replace(engine)
+            raise lost from error
         except BaseException:  # cancelled in the middle of a stage: its state is unknown
             self._kill(engine)
             raise
@@ -196,14 +198,34 @@ class RayExecutor:
             self._free.append(engine)
             self._freed.notify()
 
-    async def _replace(self, engine: _Engine) -> None:
-        """Kill an engine and put a new one, prefilled like the others, in its place."""
+    async def _replace(self, engine: _Engine) -> str:
+        """Kill an engine and put a new one, prefilled like the others, in its place.
+
+        Returns:
+            What to add to the error if it cannot be replaced and others go on without it, else nothing.
+
+        Raises:
+            VortexError: it cannot be replaced, and it was the last one.
+        """
         self._kill(engine)
-        replacement = await self._new_engine()
-        # A stage's deadline is for the stage: the new engine prefills before it is given one.
-        for seed in self._seen:
-            await self._prepare(replacement, seed)
+        self._replacing += 1
+        replacement = None
+        try:
+            replacement = await self._new_engine()
+            # A stage's deadline is for the stage: the new engine prefills before it is given one.
+            for seed in self._seen:
+                await self._prepare(replacement, seed)
+        except VortexError as error:
+            if replacement is not None:
+                self._kill(replacement)
+            left = len(self._engines)
+            if left == 0 and self._replacing == 1:
+                raise
+            return f"; it could not be replaced ({error.code}: {error.message}), {left} others go on"
+        finally:
+            self._replacing -= 1
         await self._give_back(replacement)
+        return ""
 
     async def _within(self, deadline: float, reference: Any) -> Any:
         """The value of an answer (`search.executors.workers`).
@@ -216,10 +238,14 @@ class RayExecutor:
         waiting = asyncio.wrap_future(reference.future())
         try:
             answer = await asyncio.wait_for(waiting, deadline)
+        except ray.exceptions.RayTaskError as error:  # raised around what `workers` catches
+            raise WorkerLostError(crashed(error.cause or error), died=False) from error
         except ray.exceptions.RayError as error:
             raise WorkerLostError(engine_lost(_last_line(str(error)))) from error
         if "error" in answer:
             raise VortexError.from_json(answer["error"])
+        if "crash" in answer:
+            raise WorkerLostError(VortexError.from_json(answer["crash"]), died=False)
         return answer["value"]
 
     async def _new_engine(self) -> _Engine:
@@ -267,7 +293,7 @@ class RayExecutor:
                     **quiet,
                 )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            raise engine_lost(f"Ray did not start: {_last_line(str(error))}") from error
+            raise no_cluster(_last_line(str(error))) from error
 
 
 def _actor(config: Cluster, engine: type[workers.EngineWorker]) -> Any:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from evaluators.errors import wrong_identity
-from vortex_core.errors import VortexError
+from search.errors import crashed
+from vortex_core.errors import VortexError, write_to_log
 from vortex_core.ir.flow import Flow
 
 _NICE = 10
@@ -73,8 +74,8 @@ def yield_to_the_engine() -> None:
 class EngineWorker:
     """A resident evaluation worker: model loaded once, prompts prefilled once, candidates swapped.
 
-    Answers are `{"value": ...}` or `{"error": VortexError as JSON}`: exceptions with several arguments do not
-    survive pickling.
+    Answers are `{"value": ...}`, `{"error": VortexError as JSON}`, or `{"crash": VortexError as JSON}` for an
+    exception that nobody expects: exceptions with several arguments do not survive pickling.
 
     Args:
         model: name or path.
@@ -124,4 +125,10 @@ def _answer(work: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"value": work()}
     except VortexError as error:
+        if error.fault == "infrastructure":
+            error.log = error.log or write_to_log(error)
         return {"error": error.to_json()}
+    except Exception as error:
+        found = crashed(error)
+        found.log = write_to_log(error)
+        return {"crash": found.to_json()}

@@ -117,7 +117,8 @@ class Proposed(Event):
 @_event("proposal_failed")
 @dataclass(frozen=True)
 class ProposalFailed(Event):
-    """A proposer could not answer: not a candidate and never counted as one, but perhaps paid for."""
+    """A proposer could not answer: not a candidate and never counted as one, but perhaps paid for. `proposer`: the
+    member of an ensemble that failed; empty where the ask names who did."""
 
     proposal: int
     error: dict[str, Any]
@@ -126,6 +127,7 @@ class ProposalFailed(Event):
     output_tokens: int = 0
     dollars: float | None = None
     calls: int = 0
+    proposer: str = ""
 
 
 @_event("rejected")
@@ -196,6 +198,18 @@ class InfrastructureFailed(Event):
     purpose: Purpose
     stage: str
     attempt: int
+    error: dict[str, Any]
+
+
+@_event("candidate_abandoned")
+@dataclass(frozen=True)
+class CandidateAbandoned(Event):
+    """A stage failed on every try for reasons that are not the candidate's: it has no result. The next session tries
+    again."""
+
+    key: str
+    purpose: Purpose
+    stage: str
     error: dict[str, Any]
 
 

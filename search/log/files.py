@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from search.errors import not_written
+
 
 def digest(text: str) -> str:
     """16 hex digits of the SHA-256 of `text`."""
@@ -42,11 +44,18 @@ class ContentStore:
         self.root = root
 
     def put(self, text: str, suffix: str) -> str:
-        """Store `text`; returns its hash. Storing the same text again does nothing."""
+        """Store `text`; returns its hash. Storing the same text again does nothing.
+
+        Raises:
+            VortexError: `VS017`, if it cannot be written: a full disk, or one that is gone.
+        """
         name = digest(text)
         path = self.root / f"{name}{suffix}"
-        if not path.exists():
-            write_atomic(path, text)
+        try:
+            if not path.exists():
+                write_atomic(path, text)
+        except OSError as error:
+            raise not_written(str(path), error.strerror or str(error)) from error
         return name
 
     def get(self, name: str, suffix: str) -> str:

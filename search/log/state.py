@@ -13,6 +13,8 @@ from search.log.store import Record
 from vortex_core.ir.flow import Flow
 
 Outcome = Literal["open", "failed", "rejected", "duplicate", "admitted"]
+Status = Literal["waiting", "passed", "failed", "infrastructure"]
+"""Of a candidate. `infrastructure`: given up until the next session, for a failure that was not its own."""
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Candidate:
         results: by purpose, then by stage, in the order they were run.
         finished: by purpose, whether it passed.
         seeds: by purpose, of the items it was measured on.
+        abandoned: by purpose, the infrastructure error that this session gave it up for.
     """
 
     number: int
@@ -67,6 +70,7 @@ class Candidate:
     results: dict[ev.Purpose, dict[str, StageResult]] = field(default_factory=dict)
     finished: dict[ev.Purpose, bool] = field(default_factory=dict)
     seeds: dict[ev.Purpose, int] = field(default_factory=dict)
+    abandoned: dict[ev.Purpose, dict[str, Any]] = field(default_factory=dict)
     finished_at: float | None = None
 
     def flow(self, files: ContentStore) -> Flow:
@@ -104,10 +108,10 @@ class Candidate:
         """Side information by stage, for agents and people."""
         return {result.stage: result.info for result in self.stages() if result.info}
 
-    def status(self, purpose: ev.Purpose = "search") -> Literal["waiting", "passed", "failed"]:
+    def status(self, purpose: ev.Purpose = "search") -> Status:
         """How far it got."""
         if purpose not in self.finished:
-            return "waiting"
+            return "infrastructure" if purpose in self.abandoned else "waiting"
         return "passed" if self.finished[purpose] else "failed"
 
     @property
@@ -256,6 +260,8 @@ class CampaignState:
                 self.limits = limits
                 self.proposer_failures_in_a_row = 0
                 self.finished = None
+                for candidate in self.candidates.values():
+                    candidate.abandoned.clear()
             case ev.ReferenceMeasured() as e:
                 self.references[e.purpose, e.seed] = e.content
                 self._timed("prefill and dense reference", e.seconds)
@@ -268,8 +274,10 @@ class CampaignState:
                 proposal.outcome, proposal.error = "failed", e.error
                 self.proposer_failures_in_a_row += 1
                 self.without_new += 1
-                self.spending.setdefault(proposal.proposer, Spending()).add(e)
-                self.spending[proposal.proposer].failures += 1
+                proposal.answered_by, proposal.dollars = e.proposer, e.dollars
+                spending = self.spending.setdefault(e.proposer or proposal.proposer, Spending())
+                spending.add(e)
+                spending.failures += 1
             case ev.Rejected() as e:
                 proposal = self.proposals[e.proposal]
                 proposal.outcome, proposal.error = "rejected", e.error
@@ -301,6 +309,8 @@ class CampaignState:
                         self.finalists = self.winner = self.matched = None
             case ev.InfrastructureFailed() as e:
                 self.infrastructure.append(e)
+            case ev.CandidateAbandoned() as e:
+                self.candidates[e.key].abandoned[e.purpose] = e.error
             case ev.FinalistsChosen(keys=keys):
                 self.finalists = keys
             case ev.MatchedChosen() as e:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from search.errors import bad_log, run_locked
+from search.errors import bad_log, not_written, run_locked
 from search.log import events
 
 _SCHEMA = """
@@ -127,6 +128,12 @@ class SqliteEventStore:
 
     def append(self, *new: events.Event) -> list[Record]:
         """See `EventStore`."""
+        try:
+            return self._append(new)
+        except sqlite3.Error as error:  # the disk is full, or another program holds the file
+            raise not_written(str(self.path), str(error)) from error
+
+    def _append(self, new: Sequence[events.Event]) -> list[Record]:
         now = self._clock()
         records = []
         self._db.execute("BEGIN IMMEDIATE")
@@ -142,10 +149,11 @@ class SqliteEventStore:
                 records.append(
                     Record(cursor.lastrowid, now, _parse(event.kind, event.version, body, str(self.path)))
                 )
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back by itself
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
         return records
 
     def read(self, after: int = 0) -> Iterator[Record]:

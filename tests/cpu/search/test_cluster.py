@@ -114,16 +114,17 @@ def test_an_error_of_the_worker_arrives_typed(executor: RayExecutor, loop: async
     assert (error.value.code, error.value.remedy) == ("VX001", "because")
 
 
-@pytest.mark.parametrize("stage", ["die", "crash"])
+@pytest.mark.parametrize(("stage", "code"), [("die", "VS008"), ("crash", "VS019")])
 def test_a_lost_worker_is_replaced_and_prefilled_again(
-    stage: str, executor: RayExecutor, loop: asyncio.AbstractEventLoop, folder: Path
+    stage: str, code: str, executor: RayExecutor, loop: asyncio.AbstractEventLoop, folder: Path
 ):
     assert loop.run_until_complete(executor.reference("search", 3, None)) == {"dense": 3}
     before = (folder / "prepared-3").read_text()
     with pytest.raises(WorkerLostError) as lost:
         loop.run_until_complete(executor.run_stage(stage, CANDIDATE, 3))
     assert not lost.value.timed_out
-    assert lost.value.error.code == "VS008"
+    assert (lost.value.error.code, lost.value.died) == (code, stage == "die")
+    assert lost.value.error.fault == "infrastructure"
     after = (folder / "prepared-3").read_text()
     assert after != before, "the new engine was not prepared"
     result = loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 3))
