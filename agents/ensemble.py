@@ -29,7 +29,8 @@ class EnsembleProposer:
     """Chooses a member for each request.
 
     A member that only a person can put right (no such model, no key) is asked no more while others work; the next
-    session asks it again. Without `tell`, members take turns. A resumed campaign rebuilds the counts by replaying its `tell`s.
+    session asks it again. Without `tell`, members take turns. A resumed campaign rebuilds the counts by
+    replaying its `tell`s.
 
     Args:
         members: proposers with different names.

@@ -1,4 +1,4 @@
-"""The circuit breaker: what fails for candidate after candidate is not the candidates' fault, and stops the campaign."""
+"""The circuit breaker: what fails for candidate after candidate is not their fault, and stops the campaign."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ def _attempt(candidate: Candidate, objective: Objective) -> Attempt:
 def repair_error(proposal: Proposal, state: CampaignState) -> dict[str, Any] | None:
     """The error that a repair would have to mend, or None where there is none to be mended by an author.
 
-    Refused by the tracer for a fault of its own, or by a stage that runs before any measurement. A program that works and scores
-    badly is not broken.
+    Refused by the tracer for a fault of its own, or by a stage that runs before any measurement. A program that
+    works and scores badly is not broken.
     """
     if proposal.outcome == "rejected":
         ours = proposal.error is None or VortexError.from_json(proposal.error).fault != "candidate"

@@ -128,7 +128,7 @@ def _answer(work: Callable[[], Any]) -> dict[str, Any]:
         if error.fault == "infrastructure":
             error.log = error.log or write_to_log(error)
         return {"error": error.to_json()}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the driver must learn of it in a form that pickles
         found = crashed(error)
         found.log = write_to_log(error)
         return {"crash": found.to_json()}

@@ -18,7 +18,7 @@ import ray
 from evaluators.results import StageResult
 from search.config import Cluster
 from search.executors.base import WorkerLostError
-from search.executors.ray_cluster import RayExecutor
+from search.executors.ray_cluster import RayExecutor, _Engine
 from search.executors.workers import EngineWorker, become_group_leader
 from vortex_core import library
 from vortex_core.errors import VortexError
@@ -164,3 +164,54 @@ def test_an_engine_that_cannot_start_says_why(
     with pytest.raises(VortexError) as error:
         loop.run_until_complete(other._new_engine())
     assert error.value.code == "VM004"
+
+
+class Unreplaceable(RayExecutor):
+    """Engines without processes: the first ones start, later ones only while `healthy`."""
+
+    def __init__(self, engines: int) -> None:
+        super().__init__(Cluster(engines=engines), "model", {}, STAGES, FakeEngine)
+        self.healthy = True
+        self.killed: list[_Engine] = []
+
+    async def _new_engine(self) -> _Engine:
+        await asyncio.sleep(0.01)
+        if not self.healthy:
+            raise VortexError("VM008", "no memory for the weights", "use another machine")
+        engine = _Engine(object(), 0, "")
+        self._engines.append(engine)
+        return engine
+
+    def _kill(self, engine: _Engine) -> None:
+        self._engines.remove(engine)
+        self.killed.append(engine)
+
+    async def fail(self) -> None:
+        async def lost(actor: object) -> None:
+            raise WorkerLostError(VortexError("VS008", "killed"))
+
+        async def within(deadline: float, answer: Any) -> Any:
+            return await answer
+
+        self._within = within  # type: ignore[method-assign]
+        await self._on_an_engine("die", 1.0, "key", lost)
+
+
+def test_an_engine_that_cannot_be_replaced_leaves_the_others():
+    async def scenario() -> None:
+        executor = Unreplaceable(3)
+        for _ in range(3):
+            await executor._give_back(await executor._new_engine())
+        executor.healthy = False
+        with pytest.raises(WorkerLostError) as lost:
+            await executor.fail()
+        assert "could not be replaced (VM008: no memory for the weights), 2 others go on" in str(
+            lost.value.error
+        )
+        assert len(executor._free) == 2
+        # The last two at once: one of them notices that nothing is left, and nobody waits for ever.
+        ends = await asyncio.gather(executor.fail(), executor.fail(), return_exceptions=True)
+        assert sorted(type(end).__name__ for end in ends) == ["VortexError", "WorkerLostError"]
+        assert len(executor.killed) == 3
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))

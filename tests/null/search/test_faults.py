@@ -117,7 +117,7 @@ def test_different_places_are_different_failures():
     breaker = CircuitBreaker()
     for i in range(10):
         breaker.abandoned(f"c{i}", infrastructure(place=f"x.py:{i} in f"))
-    for i in range(10):
+    for _ in range(10):
         breaker.abandoned("c1", infrastructure(place="x.py:1 in f"))  # one candidate, over and over
     breaker.abandoned("c8", infrastructure(place="x.py:1 in f"))
     with pytest.raises(VortexError, match="c1, c8, c9 ended"):
