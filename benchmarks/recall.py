@@ -22,7 +22,7 @@ import torch
 from evaluators.bench import attention_scale
 from evaluators.recall import Recorder, Recording, measure_recall
 from evaluators.tasks.needle import needle_item
-from evaluators.tasks.perplexity import perplexity_item
+from evaluators.tasks.perplexity import HeldText, HeldTextParameters
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.engine import Engine
@@ -77,7 +77,7 @@ def record(model: str, threads: int, steps: int) -> tuple[Recording, dict[str, A
         for i, n in enumerate(NEEDLES)
     ]
     ids += [
-        perplexity_item(tokenizer, context=n, continuation=steps, seed=0, index=i).prompt
+        HeldText().item(tokenizer, HeldTextParameters(context=n, continuation=steps), 0, i).prompt
         for i, n in enumerate(SPEECHES)
     ]
     started = time.perf_counter()

@@ -34,7 +34,8 @@ from transformers import AutoTokenizer
 from benchmarks import needs
 from benchmarks.serving_shapes import CPU_VARIABLES
 from evaluators import stats
-from evaluators.tasks.needle import NeedleItem, needle_item
+from evaluators.tasks.base import Question
+from evaluators.tasks.needle import needle_item
 from evaluators.tasks.pairs import pair_item
 from evaluators.tasks.tokens import encode
 from vortex_core import library
@@ -78,7 +79,8 @@ class Items:
 
     def __init__(self, tokenizer: Any, tasks: Sequence[str], seed: int) -> None:
         self.tokenizer = tokenizer
-        self.items: list[NeedleItem] = []
+        self.items: list[Question] = []
+        kinds = set()
         for task in tasks:  # e.g. needle_multikey:1024:8:2
             name, context, count, distractors = f"{task}:0".split(":")[:4]
             where = {"context": int(context), "seed": seed, "distractors": int(distractors)}
@@ -88,7 +90,7 @@ class Items:
                     tokenizer, task=name, **where, index=i
                 )  # fmt: skip
                 self.items.append(item)
-        kinds = {item.task == PAIRS for item in self.items}
+                kinds.add(pairs)
         if len(kinds) != 1:
             raise SystemExit(
                 f"{PAIRS} is another model's task than the rest: name one kind, and one item at least"

@@ -19,7 +19,7 @@ from evaluators.resident import Resident
 from evaluators.stages.base import Deadline
 from evaluators.stages.recall import RecallSettings
 from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
-from evaluators.tasks.tokens import encode
+from evaluators.tasks.tokens import answer_text, stop_tokens
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.ir.flow import Flow
 
@@ -76,9 +76,6 @@ class Bench:
         self._references: dict[int, DenseReference] = {}
         self._recordings: dict[int, Recording] = {}
         self._answers: Answers | None = None
-        tokenizer = self.engine.tokenizer
-        stops = {tokenizer.eos_token_id, *encode(tokenizer, "."), *encode(tokenizer, "\n")}
-        self.stop_ids = tuple(sorted(i for i in stops if i is not None))
 
     @property
     def swap_seconds(self) -> float:
@@ -158,7 +155,7 @@ class Bench:
         *,
         max_new_tokens: int,
         forced: Sequence[Sequence[int]] | None = None,
-        stop: bool = False,
+        stop_ids: Sequence[int] = (),
         recorder: Recorder | None = None,
     ) -> DecodeResult:
         """`Resident.decode`; `stop`: answers end where this bench's do.

@@ -72,6 +72,32 @@ def held_text_too_short(size: int, longest: int) -> VortexError:
     )
 
 
+def too_few_rows(where: str, rows: int, wanted: int) -> VortexError:
+    """`VV002`: a finite set has fewer rows than are asked for."""
+    return VortexError(
+        "VV002",
+        f"{where} has {rows} rows, of which a third is for each of search, fresh and hold-out items; "
+        f"{wanted} are asked for",
+        f"ask for at most {rows // 3} items, or give more rows",
+    )
+
+
+def bad_rows(path: str, line: int, why: str) -> VortexError:
+    """`VV002`: a row that no item can be made of."""
+    return VortexError(
+        "VV002", f"{path}, line {line}: {why}", "correct the file, or the plan's prompt and answer"
+    )
+
+
+def row_too_long(where: str, row: int, tokens: int, context: int) -> VortexError:
+    """`VV002`: a prompt is longer than the plan allows."""
+    return VortexError(
+        "VV002",
+        f"{where}, row {row}: the prompt has {tokens} tokens, the task's context is {context}",
+        f"set context to at least {tokens}, or leave the row out",
+    )
+
+
 def context_too_long(context: int, model: str, limit: int) -> VortexError:
     """`VV003`: the plan asks for more than the model can read."""
     return VortexError(
@@ -112,18 +138,21 @@ def needs_engine(stage: str, random_weights: bool = False) -> VortexError:
     )
 
 
-def other_alphabet(plan: str, *, in_pairs: bool) -> VortexError:
-    """`VV007`: items in an alphabet that the model was not made for."""
-    if in_pairs:
-        return VortexError(
-            "VV007",
-            f"the items of plan {plan} are in the retrieval model's alphabet, which this model does not read",
-            "take the model retrieval-mla, or a plan of English text",
-        )
+def other_alphabet(task: str) -> VortexError:
+    """`VV007`: items that the model was not made to read."""
     return VortexError(
         "VV007",
-        f"the items of plan {plan} are English, and this model reads keys, values and noise alone",
-        "take the plan retrieval",
+        f"the items of task {task} are written in an alphabet that this model does not read",
+        "the model retrieval-mla and the plan retrieval belong together, other models take a plan of English text",
+    )
+
+
+def lm_eval_refused(task: str, why: str) -> VortexError:
+    """`VV009`: an lm-eval task that cannot be asked item by item."""
+    return VortexError(
+        "VV009",
+        f"lm-eval task {task!r}: {why}",
+        "name a generate_until task with a metric of 0 or 1, and have lm-eval and its data installed",
     )
 
 

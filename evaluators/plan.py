@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -20,6 +21,8 @@ from pydantic import (
 from evaluators.errors import no_section
 from evaluators.stages.registry import SEARCH, STAGES
 from evaluators.stages.settings import StageSettings
+from evaluators.tasks.base import AnswerTask, LikelihoodTask, TaskParameters
+from evaluators.tasks.registry import TASKS, AnyTask, get_task
 from vortex_core.configs import ConfigFolder, Strict
 from vortex_core.errors import VortexError
 
@@ -31,30 +34,61 @@ _S = TypeVar("_S", bound=StageSettings)
 _PLANS = ConfigFolder("evaluation", "evaluation plan", unknown="VV001", invalid="VV008")
 
 
-class NeedleTask(Strict):
-    """Retrieval items of one task at one context."""
+class AskedTask(BaseModel):
+    """A task by name with how many items; its other keys are the task's own parameters, validated by the task."""
 
-    task: Literal["needle_single", "needle_multikey", "pair_recall"]
-    context: PositiveInt = Field(description="prompt tokens, exact")
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    task: str = Field(description="name of a task")
     items: PositiveInt
-    distractors: int = Field(0, ge=0, description="needles of the same form with other keys")
+    name: str = Field(
+        "", description="of its rows in results, where one task is asked twice; empty: the task's"
+    )
+
+    _parameters: TaskParameters = PrivateAttr()
 
     @model_validator(mode="after")
-    def _distractors_fit(self) -> NeedleTask:
-        if self.task != "pair_recall" and (self.task == "needle_multikey") != (self.distractors > 0):
-            raise ValueError("needle_multikey has distractors, needle_single has none")
+    def _validated_by_the_task(self) -> AskedTask:
+        try:
+            schema = TASKS.get(self.task).parameters
+        except VortexError as error:
+            raise ValueError(f"task: {error.message} ({error.remedy})") from error
+        extra = self.__pydantic_extra__
+        assert extra is not None
+        try:
+            self._parameters = schema.model_validate(extra)
+        except ValidationError as error:
+            wrong = (f"{'.'.join(map(str, e['loc'])) or self.task}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"task {self.task}: {'; '.join(wrong)}") from error
+        extra.clear()
+        extra.update(self._parameters.model_dump(mode="json"))  # with defaults: they are part of the digest
         return self
+
+    @property
+    def parameters(self) -> TaskParameters:
+        """The task's own parameters."""
+        return self._parameters
+
+    @property
+    def generator(self) -> AnyTask:
+        """The task."""
+        return get_task(self.task)
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest prompt."""
+        return self._parameters.context
 
     @property
     def key(self) -> str:
         """Name of the row: task and context."""
-        return f"{self.task}@{self.context}"
+        return f"{self.name or self.task}@{self.context}"
 
 
 class AccuracyPlan(Strict):
-    """Retrieval accuracy, paired with dense on the same items."""
+    """Accuracy of answers, paired with dense on the same items."""
 
-    tasks: tuple[NeedleTask, ...] = Field(min_length=1)
+    tasks: tuple[AskedTask, ...] = Field(min_length=1)
     batch: PositiveInt = Field(description="prompts decoded together")
     gate_items: PositiveInt = Field(description="items of every task that the gate looks at first")
     gate_margin: float = Field(
@@ -65,29 +99,31 @@ class AccuracyPlan(Strict):
 
     @model_validator(mode="after")
     def _keys_differ(self) -> AccuracyPlan:
+        if silent := [task.task for task in self.tasks if not isinstance(task.generator, AnswerTask)]:
+            raise ValueError(f"{', '.join(silent)} has no answers: it is for perplexity")
         keys = [task.key for task in self.tasks]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"tasks repeat: {', '.join(keys)}")
+            raise ValueError(f"tasks repeat: {', '.join(keys)} (give one of them a name)")
         return self
 
 
-class PerplexityPlan(Strict):
-    """Perplexity of held text decoded through the sparse path, or of the answers of pair recall."""
+class PerplexityPlan(AskedTask):
+    """Perplexity of passages decoded through the sparse path."""
 
-    text: Literal["held", "pairs"] = "held"
-    distractors: int = Field(0, ge=0, description="other pairs in a text of pairs")
-    context: PositiveInt
-    continuation: PositiveInt = Field(description="tokens scored per passage")
-    items: PositiveInt
+    task: str = "held_text"
     max_ratio: float = Field(gt=1, description="candidate over dense; above it the candidate stops")
 
     @model_validator(mode="after")
-    def _one_answer(self) -> PerplexityPlan:
-        if self.text == "pairs" and self.continuation != 1:
-            raise ValueError("a text of pairs has one answer: continuation 1")
-        if self.text == "held" and self.distractors:
-            raise ValueError("distractors are for texts of pairs")
+    def _is_of_passages(self) -> PerplexityPlan:
+        if not isinstance(self.generator, LikelihoodTask):
+            raise ValueError(f"{self.task} asks for answers: it is for accuracy")
         return self
+
+    @property
+    def continuation(self) -> int:
+        """Tokens scored of each passage."""
+        assert isinstance(self.generator, LikelihoodTask)
+        return self.generator.continuation(self.parameters)
 
 
 class FreshPlan(Strict):
@@ -132,8 +168,6 @@ class EvaluationPlan(BaseModel):
         known = STAGES.names()
         if unknown := set(self.deadlines) - set(known):
             raise ValueError(f"deadlines of {', '.join(sorted(unknown))}: stages are {', '.join(known)}")
-        if any((task.task == "pair_recall") != self.in_pairs for task in self.accuracy.tasks):
-            raise ValueError("pair_recall and perplexity of pairs go together, without other tasks")
         self._read_sections()
         for name, section in self.sections.items():
             try:
@@ -180,11 +214,6 @@ class EvaluationPlan(BaseModel):
             raise no_section(self.name, stage)
         assert isinstance(found, settings), f"{stage}: {type(found).__name__} is not {settings.__name__}"
         return found
-
-    @property
-    def in_pairs(self) -> bool:
-        """Whether its items are written in the retrieval model's alphabet instead of English."""
-        return self.perplexity.text == "pairs"
 
     @property
     def lengths(self) -> frozenset[int]:

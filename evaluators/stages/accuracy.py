@@ -127,8 +127,7 @@ def _lost(
             found.append(
                 {
                     "task": key,
-                    "depth": round(item.depth, 2),
-                    "needle_tokens": [item.needle_start, item.needle_end],
+                    **item.about,
                     "wanted": item.answer,
                     "said": answers.texts[key, i].strip()[:40],
                 }

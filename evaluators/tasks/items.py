@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass
 
 from evaluators.errors import context_too_long, other_alphabet
-from evaluators.plan import EvaluationPlan, NeedleTask
-from evaluators.tasks.needle import NeedleItem, needle_item
-from evaluators.tasks.pairs import pair_item, pair_passage, reads_pairs
-from evaluators.tasks.perplexity import PerplexityItem, perplexity_item
+from evaluators.plan import AskedTask, EvaluationPlan
+from evaluators.tasks.base import FRESH_SEEDS, AnswerTask, LikelihoodTask, Passage, Question, TaskParameters
+from evaluators.tasks.needle import NeedleSingle
 from evaluators.tasks.tokens import Tokenizer
 from vortex_core.specs import ModelSpec
 
-# Seeds from here up are for fresh measurements and hold-outs: they get the plan's `fresh.share` of the items.
-FRESH_SEEDS = 1_000_000
+__all__ = ["FRESH_SEEDS", "ItemSet", "build_items", "check_context", "timing_item"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class ItemSet:
     """
 
     seed: int
-    needles: dict[str, tuple[NeedleItem, ...]]
-    passages: tuple[PerplexityItem, ...]
+    needles: dict[str, tuple[Question, ...]]
+    passages: tuple[Passage, ...]
 
     def in_order(self, gate_items: int) -> list[tuple[str, int]]:
         """`(task key, index)` of all retrieval items: the gate's first, then the rest, tasks in turn."""
@@ -40,8 +38,16 @@ class ItemSet:
         return order
 
     def batches(self, places: list[tuple[str, int]], size: int) -> list[list[tuple[str, int]]]:
-        """Consecutive places in batches; inside a batch by context, so that equal lengths lie together."""
-        groups = [places[i : i + size] for i in range(0, len(places), size)]
+        """Consecutive places in batches; inside a batch by context, so that equal lengths lie together.
+
+        The answers of a batch end at the same strings: places that differ in that are apart.
+        """
+        groups: list[list[tuple[str, int]]] = []
+        for i in range(0, len(places), size):
+            ends: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+            for key, index in places[i : i + size]:
+                ends.setdefault(self.needles[key][index].stops, []).append((key, index))
+            groups += ends.values()
         return [sorted(group, key=lambda p: self.needles[p[0]][p[1]].context) for group in groups]
 
     @property
@@ -58,45 +64,42 @@ def build_items(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int) -> ItemSe
     Raises:
         VortexError: `VV002` where an item cannot be built at its size, `VV007` where the model cannot read them.
     """
-    if plan.in_pairs != reads_pairs(tokenizer):
-        raise other_alphabet(plan.name, in_pairs=plan.in_pairs)
     share = plan.fresh.share if seed >= FRESH_SEEDS else 1.0
-    needles = {
-        task.key: tuple(_item(tokenizer, task, seed, i) for i in range(math.ceil(task.items * share)))
-        for task in plan.accuracy.tasks
-    }
+    for asked in (*plan.accuracy.tasks, plan.perplexity):
+        if not asked.generator.reads(tokenizer):
+            raise other_alphabet(asked.task)
+    needles = {task.key: _questions(task, tokenizer, seed, share) for task in plan.accuracy.tasks}
+    generator = plan.perplexity.generator
+    assert isinstance(generator, LikelihoodTask)
     passages = tuple(
-        _passage(plan, tokenizer, seed, i) for i in range(math.ceil(plan.perplexity.items * share))
+        generator.item(tokenizer, plan.perplexity.parameters, seed, i)
+        for i in range(math.ceil(plan.perplexity.items * share))
     )
     return ItemSet(seed, needles, passages)
 
 
-def timing_item(
-    plan: EvaluationPlan, tokenizer: Tokenizer, context: int, seed: int, index: int
-) -> NeedleItem:
-    """A prompt of an exact length in the plan's language: that of its own retrieval items where lengths agree."""
-    if plan.in_pairs:
-        return pair_item(context=context, seed=seed, index=index, distractors=0)
-    return needle_item(tokenizer, task="needle_single", context=context, seed=seed, index=index)
-
-
-def _item(tokenizer: Tokenizer, task: NeedleTask, seed: int, index: int) -> NeedleItem:
-    if task.task == "pair_recall":
-        return pair_item(context=task.context, seed=seed, index=index, distractors=task.distractors)
-    return needle_item(
-        tokenizer, task=task.task, context=task.context, seed=seed, index=index, distractors=task.distractors
+def _questions(asked: AskedTask, tokenizer: Tokenizer, seed: int, share: float) -> tuple[Question, ...]:
+    generator = asked.generator
+    assert isinstance(generator, AnswerTask)
+    return tuple(
+        generator.item(tokenizer, asked.parameters, seed, i) for i in range(math.ceil(asked.items * share))
     )
 
 
-def _passage(plan: EvaluationPlan, tokenizer: Tokenizer, seed: int, index: int) -> PerplexityItem:
-    p = plan.perplexity
-    if p.text == "pairs":
-        return pair_passage(context=p.context, seed=seed, index=index, distractors=p.distractors)
-    return perplexity_item(tokenizer, context=p.context, continuation=p.continuation, seed=seed, index=index)
+def timing_item(plan: EvaluationPlan, tokenizer: Tokenizer, context: int, seed: int, index: int) -> Question:
+    """A prompt of an exact length in the plan's language: that of its own items where lengths agree.
+
+    It is asked by the plan's first task whose prompts can have any length; without one, a single needle is.
+    """
+    for asked in plan.accuracy.tasks:
+        generator = asked.generator
+        if generator.exact and isinstance(generator, AnswerTask):
+            at_context = asked.parameters.model_copy(update={"context": context})
+            return generator.item(tokenizer, at_context, seed, index)
+    return NeedleSingle().item(tokenizer, TaskParameters(context=context), seed, index)
 
 
 def check_context(plan: EvaluationPlan, model: ModelSpec) -> None:
     """Raise `VV003` if the plan's longest sequence is more than the model can read."""
-    longest = plan.longest_context
-    if longest > model.max_context:
-        raise context_too_long(longest, model.name, model.max_context)
+    if plan.longest_context > model.max_context:
+        raise context_too_long(plan.longest_context, model.name, model.max_context)

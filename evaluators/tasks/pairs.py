@@ -7,11 +7,12 @@ longest context it was trained on; other models cannot read it.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+
+from pydantic import Field
 
 from evaluators.errors import no_room
-from evaluators.tasks.needle import NeedleItem, golden_depth
-from evaluators.tasks.perplexity import PerplexityItem
+from evaluators.tasks.base import AnswerTask, LikelihoodTask, Passage, Question, TaskParameters
+from evaluators.tasks.haystack import golden_depth
 from evaluators.tasks.tokens import Tokenizer, encode
 from vortex_core.engine.retrieval.alphabet import (
     BOS,
@@ -27,16 +28,50 @@ from vortex_core.engine.retrieval.alphabet import (
 TASK = "pair_recall"
 
 
-@dataclass(frozen=True)
-class PairItem(NeedleItem):
-    """One question; `needle_start` is where the asked key lies, its value behind it."""
+class PairParameters(TaskParameters):
+    """See the module."""
 
-    def score(self, text: str) -> float:
-        """1 if `text` is the value's word, else 0: a model that lists values does not pass."""
-        return float(text.split() == [self.answer])
+    distractors: int = Field(0, ge=0, description="other pairs in the text")
 
 
-def pair_item(*, context: int, seed: int, index: int, distractors: int) -> PairItem:
+class PairRecall(AnswerTask[PairParameters]):
+    """The value of the key that ends the text."""
+
+    name = TASK
+    parameters = PairParameters
+
+    def reads(self, tokenizer: Tokenizer) -> bool:
+        """See `Task`."""
+        return reads_pairs(tokenizer)
+
+    def item(self, tokenizer: Tokenizer, given: PairParameters, seed: int, index: int) -> Question:
+        """See `AnswerTask`."""
+        return pair_item(context=given.context, seed=seed, index=index, distractors=given.distractors)
+
+
+class PairAnswers(LikelihoodTask[PairParameters]):
+    """The probability of the value: the only token of such a text that can be known."""
+
+    name = "pair_answers"
+    parameters = PairParameters
+
+    def reads(self, tokenizer: Tokenizer) -> bool:
+        """See `Task`."""
+        return reads_pairs(tokenizer)
+
+    def continuation(self, given: PairParameters) -> int:
+        """See `LikelihoodTask`."""
+        return 1
+
+    def item(self, tokenizer: Tokenizer, given: PairParameters, seed: int, index: int) -> Passage:
+        """Questions that `PairRecall` does not ask with the same seed."""
+        item = pair_item(
+            context=given.context, seed=seed + 1, index=-1 - index, distractors=given.distractors
+        )
+        return Passage(index, item.prompt, (words().index(item.answers[0]),))
+
+
+def pair_item(*, context: int, seed: int, index: int, distractors: int) -> Question:
     """Item `index` of the task, a deterministic function of its arguments; all values in it differ.
 
     Raises:
@@ -61,24 +96,15 @@ def pair_item(*, context: int, seed: int, index: int, distractors: int) -> PairI
         prompt += holds.get(slot, (rng.randrange(FIRST_NOISE, VOCAB),))
     prompt.append(keys[0])
     assert len(prompt) == context, f"prompt of {len(prompt)} tokens, wanted {context}"
-    return PairItem(
-        task=TASK,
-        context=context,
+    return Question(
         index=index,
         prompt=tuple(prompt),
-        key=words()[keys[0]],
-        answer=words()[values[0]],
-        depth=depth,
-        needle_start=start,
-        needle_end=start + 2,
+        answers=(words()[values[0]],),
+        metric="exact",
         max_new_tokens=1,
+        stops=(),
+        about={"key": words()[keys[0]], "depth": round(depth, 2), "needle_tokens": [start, start + 2]},
     )
-
-
-def pair_passage(*, context: int, seed: int, index: int, distractors: int) -> PerplexityItem:
-    """A question whose answer's probability is asked for: the only token of such a text that can be known."""
-    item = pair_item(context=context, seed=seed + 1, index=-1 - index, distractors=distractors)
-    return PerplexityItem(context, index, item.prompt, (words().index(item.answer),))
 
 
 def reads_pairs(tokenizer: Tokenizer) -> bool:

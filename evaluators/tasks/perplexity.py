@@ -5,49 +5,49 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+from pydantic import Field, PositiveInt
 
 from evaluators.data import documents
 from evaluators.errors import held_text_too_short
+from evaluators.tasks.base import LikelihoodTask, Passage, TaskParameters
 from evaluators.tasks.tokens import Tokenizer, encode
 
 
-@dataclass(frozen=True)
-class PerplexityItem:
-    """One passage.
+class HeldTextParameters(TaskParameters):
+    """See `HeldText`."""
 
-    Attributes:
-        context: prompt length in tokens.
-        index: number of the item.
-        prompt: token ids of the context.
-        continuation: the true next tokens, fed one by one; each is predicted by a sparse decode step.
-    """
-
-    context: int
-    index: int
-    prompt: tuple[int, ...]
-    continuation: tuple[int, ...]
+    continuation: PositiveInt = Field(description="tokens scored per passage")
 
 
-def perplexity_item(
-    tokenizer: Tokenizer, *, context: int, continuation: int, seed: int, index: int
-) -> PerplexityItem:
-    """Passage `index`: a window of one held speech, a deterministic function of the arguments.
+class HeldText(LikelihoodTask[HeldTextParameters]):
+    """Windows of speeches that no needle is hidden in."""
 
-    Raises:
-        VortexError: `VV002` if no held speech is that long.
-    """
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    size = context + continuation - len(start)
-    texts = [ids for ids in _encoded(tokenizer) if len(ids) >= size]
-    if not texts or context <= len(start):
-        raise held_text_too_short(size, max(map(len, _encoded(tokenizer))))
-    rng = random.Random(f"perplexity:{context}:{seed}:{index}")
-    text = texts[(index + seed) % len(texts)]
-    at = rng.randrange(len(text) - size + 1)
-    ids = (*start, *text[at : at + size])
-    return PerplexityItem(context, index, ids[:context], ids[context:])
+    name = "held_text"
+    parameters = HeldTextParameters
+
+    def continuation(self, given: HeldTextParameters) -> int:
+        """See `LikelihoodTask`."""
+        return given.continuation
+
+    def item(self, tokenizer: Tokenizer, given: HeldTextParameters, seed: int, index: int) -> Passage:
+        """A window of one held speech.
+
+        Raises:
+            VortexError: `VV002` if no held speech is that long.
+        """
+        context, continuation = given.context, given.continuation
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        size = context + continuation - len(start)
+        texts = [ids for ids in _encoded(tokenizer) if len(ids) >= size]
+        if not texts or context <= len(start):
+            raise held_text_too_short(size, max(map(len, _encoded(tokenizer))))
+        rng = random.Random(f"perplexity:{context}:{seed}:{index}")
+        text = texts[(index + seed) % len(texts)]
+        at = rng.randrange(len(text) - size + 1)
+        ids = (*start, *text[at : at + size])
+        return Passage(index, ids[:context], ids[context:])
 
 
 def perplexity(logprobs: Sequence[Sequence[float]]) -> float:

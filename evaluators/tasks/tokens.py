@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from evaluators.tasks.base import Question
 
 _MARK = "@@PASSAGE@@"
 
@@ -50,3 +54,20 @@ def frame(tokenizer: Tokenizer, before: str, after: str, answer_start: str) -> t
     )
     head, _, tail = str(text).partition(_MARK)
     return encode(tokenizer, head), encode(tokenizer, tail + answer_start)
+
+
+def stop_tokens(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
+    """Ids at which decoding ends: the end of text, and the stop strings that are one token."""
+    single = [ids[0] for text in stops if len(ids := encode(tokenizer, text)) == 1]
+    return tuple(sorted({i for i in (tokenizer.eos_token_id, *single) if i is not None}))
+
+
+def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], question: Question) -> str:
+    """What was answered: no more tokens than the question gives, up to its first stop string of several tokens.
+
+    Those of one token have ended the decoding (see `stop_tokens`).
+    """
+    text = tokenizer.decode(list(tokens[: question.max_new_tokens]), skip_special_tokens=True)
+    longer = [stop for stop in question.stops if stop and len(encode(tokenizer, stop)) > 1]
+    ends = [at for stop in longer if (at := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text

@@ -15,8 +15,8 @@ from evaluators.stages.accuracy import AccuracyStage
 from evaluators.stages.base import Context, Deadline, run_stage
 from evaluators.stages.gate import GateStage
 from evaluators.stages.holdout import HoldoutStage
+from evaluators.tasks.base import Question
 from evaluators.tasks.items import ItemSet
-from evaluators.tasks.needle import NeedleItem
 from vortex_core import library
 from vortex_core.engine import DecodeResult
 from vortex_core.specs import load_model
@@ -26,9 +26,8 @@ CANDIDATE = TRACED.flow
 ITEMS = 16
 
 
-def item(key: str, index: int) -> NeedleItem:
-    task, context = key.split("@")
-    return NeedleItem(task, int(context), index, (0,) * 4, "amber-anvil", "1234567", 0.5, 1, 2, 9)
+def item(key: str, index: int) -> Question:
+    return Question(index, (0,) * int(key.split("@")[1]), ("1234567",), "number", 9, about={"depth": 0.5})
 
 
 class TableBench:

@@ -12,8 +12,9 @@ import torch
 from evaluators import stats
 from evaluators.plan import load_plan
 from evaluators.results import Metric
+from evaluators.tasks.base import Question
 from evaluators.tasks.items import FRESH_SEEDS, build_items
-from evaluators.tasks.pairs import PairItem, pair_item
+from evaluators.tasks.pairs import pair_item
 from search.campaign.archive import Verdict, check
 from search.config import load_campaign
 from vortex_core import library
@@ -32,16 +33,16 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def items() -> list[PairItem]:
+def items() -> list[Question]:
     return [pair_item(context=CONTEXT, seed=7, index=i, distractors=31) for i in range(ITEMS)]
 
 
 @pytest.fixture(scope="module")
-def prompts(engine: Engine, items: Sequence[PairItem]) -> list[Any]:
+def prompts(engine: Engine, items: Sequence[Question]) -> list[Any]:
     return [engine.prefill(item.prompt) for item in items]
 
 
-def right(engine: Engine, prompts: Sequence[Any], items: Sequence[PairItem], flow: str | None) -> float:
+def right(engine: Engine, prompts: Sequence[Any], items: Sequence[Question], flow: str | None) -> float:
     """Share of right answers with a flow at a quarter of the tokens (None: dense)."""
     if flow is None:
         engine.load_flow(None)
@@ -63,7 +64,7 @@ def test_it_is_the_described_model_and_always_here() -> None:
 
 
 def test_dense_answers_as_training_reported_and_flows_lose(
-    engine: Engine, prompts: list[Any], items: list[PairItem]
+    engine: Engine, prompts: list[Any], items: list[Question]
 ) -> None:
     report = json.loads((resolve_model("retrieval-mla").directory / "training.json").read_text())
     reported = report["accuracy"]["fp32"]  # the type of this engine
@@ -101,7 +102,7 @@ def test_the_campaigns_gate_can_be_proven_and_broken(engine: Engine, seed: int) 
     assert verdicts == [Verdict.PROVEN, Verdict.UNCLEAR, Verdict.FAILED]
 
 
-def test_tokens_equal_transformers(engine: Engine, prompts: list[Any], items: list[PairItem]) -> None:
+def test_tokens_equal_transformers(engine: Engine, prompts: list[Any], items: list[Question]) -> None:
     from transformers import AutoModelForCausalLM
 
     directory = resolve_model("retrieval-mla").directory

@@ -10,7 +10,8 @@ import yaml
 
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.tasks.items import build_items, timing_item
-from evaluators.tasks.pairs import pair_item, pair_passage, reads_pairs
+from evaluators.tasks.needle import NeedleSingle
+from evaluators.tasks.pairs import PairAnswers, PairParameters, PairRecall, pair_item
 from vortex_core.engine.retrieval.alphabet import BOS, FIRST_KEY, FIRST_NOISE, FIRST_VALUE, VOCAB, words
 from vortex_core.errors import VortexError
 
@@ -37,6 +38,9 @@ class OtherTokenizer(PairTokenizer):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        return bytes(token_ids).decode()
+
 
 def retrieval(**changes: Any) -> EvaluationPlan:
     data = copy.deepcopy(load_plan("retrieval").model_dump())
@@ -62,15 +66,17 @@ def test_a_prompt_holds_every_pair_once_and_ends_with_its_key(context: int, dist
         kinds = [token for token in item.prompt[:-1] if FIRST_KEY <= token < FIRST_NOISE]
         assert len(told) == len(set(told.values())) == 1 + distractors == len(kinds) / 2
         assert words()[told[item.prompt[-1]]] == item.answer
-        assert words()[item.prompt[-1]] == item.key
-        needle = item.prompt[item.needle_start : item.needle_end]
-        assert [words()[token] for token in needle] == [item.key, item.answer]
+        assert words()[item.prompt[-1]] == item.about["key"]
+        start, end = item.about["needle_tokens"]
+        assert [words()[token] for token in item.prompt[start:end]] == [item.about["key"], item.answer]
         assert item.score(item.answer) == item.score(f" {item.answer} ") == 1
-        assert item.score(f"{item.answer} v1") == item.score("") == item.score(item.key) == 0
+        assert item.score(f"{item.answer} v1") == item.score("") == item.score(item.about["key"]) == 0
 
 
 def test_depths_cover_the_text() -> None:
-    starts = sorted(pair_item(context=1000, seed=0, index=i, distractors=7).needle_start for i in range(20))
+    starts = sorted(
+        pair_item(context=1000, seed=0, index=i, distractors=7).about["needle_tokens"][0] for i in range(20)
+    )
     assert starts[0] < 120
     assert starts[-1] > 880
     assert max(b - a for a, b in pairwise(starts)) < 130
@@ -83,7 +89,8 @@ def test_a_context_without_room_is_refused() -> None:
 
 
 def test_passages_are_other_questions_with_one_answer() -> None:
-    passage = pair_passage(context=200, seed=0, index=2, distractors=3)
+    given = PairParameters(context=200, distractors=3)
+    passage = PairAnswers().item(PairTokenizer(), given, 0, 2)
     assert len(passage.prompt) == 200
     place = passage.prompt.index(passage.prompt[-1])
     assert passage.continuation == (passage.prompt[place + 1],)
@@ -98,7 +105,7 @@ def test_items_and_timing_prompts_come_in_the_plans_language() -> None:
     assert len(items.passages) == plan.perplexity.items
     assert (
         timing_item(plan, PairTokenizer(), 300, 0, 1).prompt
-        == pair_item(context=300, seed=0, index=1, distractors=0).prompt
+        == pair_item(context=300, seed=0, index=1, distractors=31).prompt
     )
 
 
@@ -109,8 +116,10 @@ def test_items_and_timing_prompts_come_in_the_plans_language() -> None:
 def test_a_model_that_cannot_read_the_items_is_refused(
     plan: str, tokenizer: Callable[[], PairTokenizer], remedy: str
 ) -> None:
-    assert reads_pairs(PairTokenizer())
-    assert not reads_pairs(OtherTokenizer())
+    assert PairRecall().reads(PairTokenizer())
+    assert not PairRecall().reads(OtherTokenizer())
+    assert not NeedleSingle().reads(PairTokenizer())
+    assert NeedleSingle().reads(OtherTokenizer())
     with pytest.raises(VortexError) as caught:
         build_items(load_plan(plan), tokenizer(), 0)
     assert caught.value.code == "VV007"
@@ -120,11 +129,14 @@ def test_a_model_that_cannot_read_the_items_is_refused(
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ("perplexity: {text: pairs, context: 512, continuation: 2, items: 4, max_ratio: 2}", "one answer"),
-        ("perplexity: {context: 512, continuation: 1, items: 4, max_ratio: 2}", "go together"),
+        ("perplexity: {task: pair_recall, context: 512, items: 4, max_ratio: 2}", "asks for answers"),
+        (
+            "perplexity: {task: pair_answers, context: 512, continuation: 2, items: 4, max_ratio: 2}",
+            "continuation",
+        ),
         (
             "perplexity: {context: 512, continuation: 1, items: 4, distractors: 2, max_ratio: 2}",
-            "texts of pairs",
+            "distractors",
         ),
     ],
 )

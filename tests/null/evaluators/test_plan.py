@@ -101,10 +101,31 @@ def test_files_that_are_no_yaml_or_no_text(tmp_path: Path) -> None:
         assert caught.value.code == "VV008"
 
 
-def test_distractors_belong_to_multikey_alone() -> None:
-    task = {"task": "needle_single", "context": 512, "items": 1, "distractors": 2}
-    with pytest.raises(ValueError, match="distractors"):
-        EvaluationPlan.model_validate(default() | {"accuracy": default()["accuracy"] | {"tasks": [task]}})
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (
+            {"task": "needle_single", "context": 512, "distractors": 2},
+            "task needle_single: distractors: Extra",
+        ),
+        ({"task": "needle_multikey", "context": 512}, "task needle_multikey: distractors: Field required"),
+        ({"task": "needle_single"}, "task needle_single: context: Field required"),
+        ({"task": "needle_singel", "context": 512}, "did you mean needle_single"),
+        ({"task": "held_text", "context": 512, "continuation": 4}, "held_text has no answers"),
+    ],
+)
+def test_a_tasks_keys_are_its_own(task: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        EvaluationPlan.model_validate(
+            default() | {"accuracy": default()["accuracy"] | {"tasks": [task | {"items": 1}]}}
+        )
+
+
+def test_one_task_may_be_asked_twice_under_two_names() -> None:
+    asked = {"task": "needle_multikey", "context": 512, "items": 1}
+    tasks = [asked | {"distractors": 1}, asked | {"distractors": 4, "name": "crowded"}]
+    plan = EvaluationPlan.model_validate(default() | {"accuracy": default()["accuracy"] | {"tasks": tasks}})
+    assert [task.key for task in plan.accuracy.tasks] == ["needle_multikey@512", "crowded@512"]
 
 
 def test_the_digest_follows_every_setting() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from evaluators.data import documents, sentences, words
-from evaluators.tasks.needle import NeedleItem, needle_item
-from evaluators.tasks.perplexity import perplexity, perplexity_item
+from evaluators.tasks.base import Question
+from evaluators.tasks.needle import needle_item
+from evaluators.tasks.perplexity import HeldText, HeldTextParameters, perplexity
 from vortex_core.errors import VortexError
 
 
@@ -42,7 +43,7 @@ class WordTokenizer:
 TOKENIZER = WordTokenizer()
 
 
-def make(index: int = 0, *, context: int = 600, seed: int = 0, distractors: int = 0) -> NeedleItem:
+def make(index: int = 0, *, context: int = 600, seed: int = 0, distractors: int = 0) -> Question:
     task = "needle_multikey" if distractors else "needle_single"
     return needle_item(TOKENIZER, task=task, context=context, seed=seed, index=index, distractors=distractors)
 
@@ -52,13 +53,14 @@ def make(index: int = 0, *, context: int = 600, seed: int = 0, distractors: int 
 def test_prompts_are_exactly_sized_and_hold_the_needle_once(context: int, distractors: int) -> None:
     item = make(3, context=context, distractors=distractors)
     text = TOKENIZER.decode(list(item.prompt))
+    key, (start, end) = item.about["key"], item.about["needle_tokens"]
     assert len(item.prompt) == context
     assert text.count(item.answer) == 1
-    assert text.count(f"for {item.key} is: ") == 1
+    assert text.count(f"for {key} is: ") == 1
     assert len(re.findall(r"is: \d{7}\.", text)) == 1 + distractors
-    assert text.endswith(f"for {item.key} mentioned in the text is")
-    needle = TOKENIZER.decode(list(item.prompt[item.needle_start : item.needle_end]))
-    assert needle == f" The special magic number for {item.key} is: {item.answer}."
+    assert text.endswith(f"for {key} mentioned in the text is")
+    needle = TOKENIZER.decode(list(item.prompt[start:end]))
+    assert needle == f" The special magic number for {key} is: {item.answer}."
 
 
 def test_items_are_functions_of_task_seed_and_index() -> None:
@@ -76,10 +78,9 @@ def test_an_item_does_not_depend_on_what_was_made_before() -> None:
 
 def test_depths_cover_the_text_evenly() -> None:
     items = [make(i) for i in range(12)]
-    assert {int(item.depth * 4) for item in items} == {0, 1, 2, 3}
+    assert {int(item.about["depth"] * 4) for item in items} == {0, 1, 2, 3}
     for item in items:
-        body = item.prompt[: item.needle_start]
-        assert abs(len(body) / 600 - item.depth) < 0.25
+        assert abs(item.about["needle_tokens"][0] / 600 - item.about["depth"]) < 0.25
 
 
 def test_scores_want_the_exact_number() -> None:
@@ -106,9 +107,10 @@ def test_a_context_without_room_is_refused() -> None:
 
 
 def test_perplexity_items_are_windows_of_held_text() -> None:
-    item = perplexity_item(TOKENIZER, context=500, continuation=32, seed=0, index=1)
+    given = HeldTextParameters(context=500, continuation=32)
+    item = HeldText().item(TOKENIZER, given, 0, 1)
     assert (len(item.prompt), len(item.continuation)) == (500, 32)
-    assert item == perplexity_item(TOKENIZER, context=500, continuation=32, seed=0, index=1)
+    assert item == HeldText().item(TOKENIZER, given, 0, 1)
     text = TOKENIZER.decode(list(item.prompt + item.continuation))
     assert any(text in document for document in documents("held"))
     assert not any(text[:200] in document for document in documents("haystack"))
@@ -116,7 +118,7 @@ def test_perplexity_items_are_windows_of_held_text() -> None:
 
 def test_perplexity_of_impossible_length_is_refused() -> None:
     with pytest.raises(VortexError) as caught:
-        perplexity_item(TOKENIZER, context=500_000, continuation=32, seed=0, index=1)
+        HeldText().item(TOKENIZER, HeldTextParameters(context=500_000, continuation=32), 0, 1)
     assert caught.value.code == "VV002"
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from evaluators.tasks.pairs import PairItem, pair_item
+from evaluators.tasks.base import Question
+from evaluators.tasks.pairs import pair_item
 from vortex_core import library
 from vortex_core.engine.engine import Engine
 
 ITEMS = 64
 
 
-def _items(context: int) -> list[PairItem]:
+def _items(context: int) -> list[Question]:
     return [pair_item(context=context, seed=11, index=i, distractors=31) for i in range(ITEMS)]
 
 
@@ -24,7 +25,7 @@ def _engine(device: str, context: int) -> Engine:
     return Engine.from_model("retrieval-mla", device=device, dtype=dtype, max_tokens=128 * blocks)
 
 
-def _right(engine: Engine, items: list[PairItem], flow: str | None, budget: int) -> list[bool]:
+def _right(engine: Engine, items: list[Question], flow: str | None, budget: int) -> list[bool]:
     if flow is None:
         engine.load_flow(None)
     else:

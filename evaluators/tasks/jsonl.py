@@ -1,0 +1,105 @@
+"""Questions of one's own: a file of JSON lines, with a prompt made of each row and an answer found in it.
+
+- {task: jsonl, name: gsm8k, path: gsm8k.jsonl, prompt: "{question}\n", answer: "{final}",
+   metric: last_number, context: 512, max_new_tokens: 300, items: 40}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from evaluators.errors import bad_rows, row_too_long, too_few_rows
+from evaluators.tasks.base import AnswerTask, Question, TaskParameters, draw_row
+from evaluators.tasks.metrics import Metric
+from evaluators.tasks.tokens import Tokenizer, frame
+
+
+class JsonlParameters(TaskParameters):
+    """See the module. `{name}` in `prompt` and `answer` stands for the row's value of that key."""
+
+    path: str = Field(description="of the file, absolute or from where the command runs")
+    prompt: str = Field(description="what the user says, e.g. '{question}'")
+    answer: str = Field(description="what is wanted, e.g. '{answer}'")
+    metric: Metric
+    answer_start: str = Field("", description="what the model's answer begins with, not scored")
+    max_new_tokens: PositiveInt = 64
+    stops: tuple[str, ...] = Field(("\n",), description="strings that end an answer")
+    sha256: str = Field(
+        "", description="of the file; filled in where a plan is read, checked where it is used"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fingerprint(cls, data: Any) -> Any:
+        """The file's content decides results, so it is part of the plan's digest."""
+        if isinstance(data, dict) and isinstance(data.get("path"), str):
+            try:
+                found = hashlib.sha256(Path(data["path"]).read_bytes()).hexdigest()
+            except OSError as error:
+                raise ValueError(f"path {data['path']!r}: {error.strerror}") from error
+            if data.get("sha256") not in (None, "", found):
+                raise ValueError(f"path {data['path']!r}: the file is not the one the plan was made with")
+            return data | {"sha256": found}
+        return data
+
+
+class Jsonl(AnswerTask[JsonlParameters]):
+    """Rows of a file. A seed's items are different rows; seeds of search, fresh and hold-out items share none."""
+
+    name = "jsonl"
+    parameters = JsonlParameters
+    exact = False
+
+    def item(self, tokenizer: Tokenizer, given: JsonlParameters, seed: int, index: int) -> Question:
+        """See `AnswerTask`.
+
+        Raises:
+            VortexError: `VV002` if the file has too few rows, a row lacks a key, or its prompt is longer than
+                `context`.
+        """
+        rows = _rows(given.path, given.sha256)
+        at = draw_row(len(rows), seed, index)
+        if at is None:
+            raise too_few_rows(given.path, len(rows), index + 1)
+        try:
+            asked, wanted = given.prompt.format_map(rows[at]), given.answer.format_map(rows[at])
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise bad_rows(given.path, at + 1, f"{type(error).__name__}: {error}") from error
+        head, tail = frame(tokenizer, "", asked, given.answer_start)
+        prompt = (*head, *tail)
+        if len(prompt) > given.context:
+            raise row_too_long(given.path, at + 1, len(prompt), given.context)
+        return Question(
+            index=index,
+            prompt=prompt,
+            answers=(wanted.strip(),),
+            metric=given.metric,
+            max_new_tokens=given.max_new_tokens,
+            stops=given.stops,
+            about={"line": at + 1},
+        )
+
+
+@lru_cache(maxsize=8)
+def _rows(path: str, sha256: str) -> tuple[dict[str, Any], ...]:
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise bad_rows(path, 1, "the file changed while it was used")
+    rows = []
+    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise bad_rows(path, number, f"not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise bad_rows(path, number, "not an object")
+        rows.append(row)
+    return tuple(rows)

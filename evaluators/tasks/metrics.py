@@ -1,0 +1,45 @@
+"""How an answer is judged: right or wrong, from its text and what was wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+Metric = Literal["number", "exact", "contains", "last_number"]
+
+
+def number(text: str, answers: tuple[str, ...]) -> bool:
+    """Every answer appears as a number of its own; digits may be grouped by commas."""
+    return set(answers) <= set(re.findall(r"\d+", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)))
+
+
+def exact(text: str, answers: tuple[str, ...]) -> bool:
+    """The text is one of the answers, white space aside: a model that lists candidates does not pass."""
+    return " ".join(text.split()) in answers
+
+
+def contains(text: str, answers: tuple[str, ...]) -> bool:
+    """Every answer appears as a whole word, or as whole words, in any letter case."""
+    return all(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in answers)
+
+
+def last_number(text: str, answers: tuple[str, ...]) -> bool:
+    """The last number of the text is one of the answers: for worked solutions that end in a result."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return bool(found) and _value(found[-1]) in {_value(answer) for answer in answers}
+
+
+def _value(text: str) -> float | None:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
+
+
+METRICS: Mapping[Metric, Callable[[str, tuple[str, ...]], bool]] = {
+    "number": number,
+    "exact": exact,
+    "contains": contains,
+    "last_number": last_number,
+}

@@ -1,0 +1,247 @@
+"""Every task that ships passes the public suite, and each asks what its name says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from evaluators.tasks.base import FRESH_SEEDS, Question, draw_row
+from evaluators.tasks.metrics import METRICS
+from evaluators.tasks.registry import TASKS
+from evaluators.tasks.tokens import Tokenizer, answer_text, stop_tokens
+from evaluators.testing import ByteTokenizer, TaskConformance, WordTokenizer
+from vortex_core.engine.retrieval.alphabet import words
+from vortex_core.errors import VortexError
+
+
+class PairTokenizer(WordTokenizer):
+    """The retrieval model's words."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        known = {word: i for i, word in enumerate(words())}
+        return [known.get(word, 1) for word in text.split()]
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        return " ".join(words()[i] for i in token_ids)
+
+
+class TestNeedleSingle(TaskConformance):
+    task = "needle_single"
+    given: ClassVar[dict[str, Any]] = {"context": 500}
+
+
+class TestNeedleMultikey(TaskConformance):
+    task = "needle_multikey"
+    given: ClassVar[dict[str, Any]] = {"context": 700, "distractors": 3}
+
+
+class TestNeedleMultivalue(TaskConformance):
+    task = "needle_multivalue"
+    given: ClassVar[dict[str, Any]] = {"context": 800, "answers": 3}
+
+    def test_one_key_has_all_numbers(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            text = tokenizer.decode(list(item.prompt))
+            told = re.findall(r"magic number for ([a-z]+-[a-z]+) is: (\d{7})\.", text)
+            assert Counter(key for key, _ in told) == {item.about["keys"][0]: 3}
+            assert tuple(value for _, value in told) == item.answers
+            assert item.score(" " + ", ".join(item.answers[:2])) == 0, "two of three are not all"
+
+
+class TestNeedleMultiquery(TaskConformance):
+    task = "needle_multiquery"
+    given: ClassVar[dict[str, Any]] = {"context": 800, "answers": 3}
+
+    def test_every_key_asked_has_its_number(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            text = tokenizer.decode(list(item.prompt))
+            told = dict(re.findall(r"magic number for ([a-z]+-[a-z]+) is: (\d{7})\.", text))
+            assert tuple(told[key] for key in item.about["keys"]) == item.answers
+            assert text.count(item.about["keys"][2]) == 3, (
+                "in its needle, the question and the answer's start"
+            )
+
+
+class TestVariableTracking(TaskConformance):
+    task = "variable_tracking"
+    given: ClassVar[dict[str, Any]] = {"context": 700, "hops": 3, "chains": 2}
+
+    def test_following_the_assignments_finds_the_answer(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            text = tokenizer.decode(list(item.prompt))
+            held: dict[str, str] = {}
+            for name, value in re.findall(r"VAR ([A-Z]{5}) = (\d+|VAR [A-Z]{5})\.", text):
+                held[name] = held[value[4:]] if value.startswith("VAR") else value
+            assert len(held) == 8, "two chains of four, every copy behind what it copies"
+            assert {n for n, v in held.items() if v == item.about["value"]} == set(item.answers)
+
+
+class TestCommonWords(TaskConformance):
+    task = "common_words"
+    given: ClassVar[dict[str, Any]] = {"context": 900, "common": 5, "often": 8}
+
+    def test_counting_finds_the_answer(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            body = tokenizer.decode(list(item.prompt)).split("most often.")[1].split("What are")[0]
+            counts = Counter(body.split()).most_common()
+            assert {word for word, _ in counts[:5]} == set(item.answers)
+            assert counts[4][1] >= 4 * counts[5][1]
+
+
+class TestFrequentWords(TaskConformance):
+    task = "frequent_words"
+    given: ClassVar[dict[str, Any]] = {"context": 900, "words": 12}
+
+    def test_counting_finds_the_answer(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            body = tokenizer.decode(list(item.prompt)).split("appears in it.")[1].split("What are")[0]
+            counts = Counter(body.split()).most_common()
+            assert tuple(word for word, _ in counts[:3]) == item.answers
+            assert counts[2][1] > counts[3][1]
+            assert len(counts) == 12
+
+
+class TestPairRecall(TaskConformance):
+    task = "pair_recall"
+    given: ClassVar[dict[str, Any]] = {"context": 200, "distractors": 7}
+
+    def tokenizer(self) -> Tokenizer:
+        return PairTokenizer()
+
+
+class TestPairAnswers(TestPairRecall):
+    task = "pair_answers"
+
+
+class TestHeldText(TaskConformance):
+    task = "held_text"
+    given: ClassVar[dict[str, Any]] = {"context": 300, "continuation": 20}
+
+
+ROWS = [{"q": f"What is {n} plus {n}?", "a": 2 * n} for n in range(1, 31)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    TestJsonl.given = {
+        "context": 64,
+        "path": str(path),
+        "prompt": "{q}",
+        "answer": "{a}",
+        "metric": "last_number",
+    }
+    return path
+
+
+class TestJsonl(TaskConformance):
+    task = "jsonl"
+
+    def test_every_row_serves_one_purpose_and_no_more_than_there_are(self) -> None:
+        generator, given = self.generator(), self.parameters()
+        asked: list[int] = []
+        for seed in (0, FRESH_SEEDS, 2 * FRESH_SEEDS):
+            lines = [generator.item(WordTokenizer(), given, seed, i) for i in range(10)]
+            asked += [item.about["line"] for item in lines]  # type: ignore[union-attr]
+            with pytest.raises(VortexError, match="30 rows, of which a third") as caught:
+                generator.item(WordTokenizer(), given, seed, 10)
+            assert caught.value.code == "VV002"
+        assert sorted(asked) == list(range(1, 31))
+
+    def test_what_no_item_can_be_made_of_is_named(self, sums: Path) -> None:
+        generator = self.generator()
+        for change, said in (
+            ({"prompt": "{question}"}, "line .*: KeyError: 'question'"),
+            ({"context": 3}, "the prompt has .* tokens, the task's context is 3"),
+        ):
+            given = generator.parameters.model_validate(self.given | change)
+            with pytest.raises(VortexError, match=said):
+                generator.item(WordTokenizer(), given, 0, 0)
+        for text, said in (("{", "not JSON"), ("[1]", "not an object")):
+            broken = sums.with_name("broken.jsonl")
+            broken.write_text(text)
+            given = generator.parameters.model_validate(self.given | {"path": str(broken)})
+            with pytest.raises(VortexError, match=f"line 1: {said}"):
+                generator.item(WordTokenizer(), given, 0, 0)
+
+    def test_a_plan_holds_for_the_file_it_was_made_with(self, sums: Path) -> None:
+        schema = self.generator().parameters
+        copy = sums.with_name("copy.jsonl")
+        copy.write_bytes(sums.read_bytes())
+        given = schema.model_validate(self.given | {"path": str(copy)}).model_dump()
+        copy.write_text(json.dumps(ROWS[0]))
+        with pytest.raises(ValueError, match="not the one the plan was made with"):
+            schema.model_validate(given)
+        with pytest.raises(ValueError, match="No such file"):
+            schema.model_validate(self.given | {"path": "absent.jsonl"})
+
+
+def test_no_task_is_left_out() -> None:
+    here = {suite.task for suite in _suites(TaskConformance)}
+    assert set(TASKS.names()) - here == {"lm_eval"}, "lm_eval has a module of its own, it needs lm-eval"
+
+
+def _suites(base: type[TaskConformance]) -> set[type[TaskConformance]]:
+    found = set()
+    for suite in base.__subclasses__():
+        found |= {suite} | _suites(suite)
+    return {suite for suite in found if suite.__module__ == __name__}
+
+
+def test_unknown_tasks_get_near_names() -> None:
+    with pytest.raises(VortexError) as caught:
+        TASKS.get("comon_words")
+    assert caught.value.code == "VV008"
+    assert "did you mean common_words" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "answers", "right"),
+    [
+        ("number", " 1,234,567.", ("1234567",), True),
+        ("number", "1234567,7654321", ("1234567", "7654321"), True),
+        ("number", "12345678", ("1234567",), False),
+        ("exact", " v1\n", ("v1",), True),
+        ("exact", "v1 v2", ("v1",), False),
+        ("contains", "The words: Amber, anvil.", ("amber", "anvil"), True),
+        ("contains", "ambers", ("amber",), False),
+        ("last_number", "3 + 4 = 7, so $1,007.00.", ("1007",), True),
+        ("last_number", "7 it is, not 8", ("7",), False),
+        ("last_number", "nothing", ("7",), False),
+    ],
+)
+def test_metrics(metric: Any, text: str, answers: tuple[str, ...], right: bool) -> None:
+    assert METRICS[metric](text, answers) is right
+
+
+def test_answers_end_at_their_own_strings() -> None:
+    tokenizer = ByteTokenizer()
+    question = Question(0, (1,), ("7",), "contains", 12, stops=("\n", "###"))
+    assert stop_tokens(tokenizer, question.stops) == (10, 257)
+    said = tokenizer.encode("7 ### more of it", add_special_tokens=False)
+    assert answer_text(tokenizer, said, question) == "7 "
+    long = tokenizer.encode("seven and so on and on", add_special_tokens=False)
+    assert answer_text(tokenizer, long, question) == "seven and so"
+
+
+def test_rows_are_divided_among_purposes() -> None:
+    for rows in (1, 2, 7):
+        drawn = [draw_row(rows, seed, i) for seed in (3, FRESH_SEEDS, 2 * FRESH_SEEDS) for i in range(rows)]
+        assert sorted(row for row in drawn if row is not None) == list(range(rows))
+    assert [draw_row(300, 0, i) for i in range(50)] != [draw_row(300, 1, i) for i in range(50)]
