@@ -158,14 +158,14 @@ class Bench:
         stop_ids: Sequence[int] = (),
         recorder: Recorder | None = None,
     ) -> DecodeResult:
-        """`Resident.decode`; `stop`: answers end where this bench's do.
+        """See `Resident.decode`.
 
         Raises:
             VortexError: `VV110` if the engine reports another program.
         """
         return self.resident.decode(
             flow, prompts, max_new_tokens=max_new_tokens, forced=forced,
-            stop_ids=self.stop_ids if stop else (), recorder=recorder,
+            stop_ids=stop_ids, recorder=recorder,
         )  # fmt: skip
 
     def answer(self, flow: Flow | None, seed: int, places: Sequence[Place], deadline: Deadline) -> Answers:
@@ -174,7 +174,7 @@ class Bench:
         if self._answers is None or (self._answers.key, self._answers.seed) != (key, seed):
             self._answers = Answers(key, seed)
         answers = self._answers
-        prompts = self.prompts(seed)
+        prompts, tokenizer = self.prompts(seed), self.engine.tokenizer
         todo = [place for place in places if place not in answers.scores]
         self.resident.load(flow)
         for group in prompts.items.batches(todo, self.plan.accuracy.batch):
@@ -186,19 +186,14 @@ class Bench:
                     [prompts.needles[place] for place in batch],
                     max_new_tokens=max(item.max_new_tokens for item in items),
                     # A captured step costs less than capturing one for every size that a batch shrinks to.
-                    stop=self.engine.backend == "torch",
+                    stop_ids=stop_tokens(tokenizer, items[0].stops) if self.engine.backend == "torch" else (),
                 )
                 answers.density.append(result.density)
                 for place, item, tokens in zip(batch, items, result.tokens, strict=True):
-                    text = self.engine.tokenizer.decode(self._ended(tokens), skip_special_tokens=True)
+                    text = answer_text(tokenizer, tokens, item)
                     answers.texts[place] = text
                     answers.scores[place] = item.score(text)
         return answers
-
-    def _ended(self, tokens: list[int]) -> list[int]:
-        """An answer up to its first stop, as a decode that stops there gives it."""
-        end = next((i for i, token in enumerate(tokens) if token in self.stop_ids), len(tokens))
-        return tokens[: end + 1]
 
     def _fitting(self, group: list[Place], prompts: PromptSet) -> Iterator[list[Place]]:
         """A group in batches that the pool has room for: a flow with states of its own copies every prompt."""
@@ -235,7 +230,7 @@ class Bench:
         self._references[reference.seed] = reference
 
     def _asked(self, seed: int) -> str:
-        return items_digest(self.items(seed), self.stop_ids)
+        return items_digest(self.items(seed))
 
     def reference(self, seed: int) -> DenseReference:
         """Dense results of a seed, measured where they are not known."""

@@ -27,6 +27,10 @@ _declare(
 _declare("VV007", "items in another alphabet", "the model reads the alphabet of the plan's items", "user")
 _declare("VV008", "bad evaluation plan", "a plan validates", "user")
 _declare("VV009", "no GPU", "an evaluation on a GPU has one", "user")
+_declare("VV013", "no such task", "a task is named by the registry", "user")
+_declare(
+    "VV014", "lm-eval task that cannot be asked", "a generate_until task with a metric of 0 or 1", "user"
+)
 _declare("VV012", "no room for the items", "the prompts of one seed fit the KV pool", "user")
 # ---- what stops a candidate
 _declare("VV010", "candidate too slow", "a stage is done within its deadline", "candidate")
@@ -148,9 +152,9 @@ def other_alphabet(task: str) -> VortexError:
 
 
 def lm_eval_refused(task: str, why: str) -> VortexError:
-    """`VV009`: an lm-eval task that cannot be asked item by item."""
+    """`VV014`: an lm-eval task that cannot be asked item by item."""
     return VortexError(
-        "VV009",
+        "VV014",
         f"lm-eval task {task!r}: {why}",
         "name a generate_until task with a metric of 0 or 1, and have lm-eval and its data installed",
     )

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -69,14 +68,15 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
     }
 
 
-def items_digest(items: ItemSet, stop_ids: Iterable[int]) -> str:
-    """16 hex digits of everything a seed asks: prompts, answers, continuations, lengths and where answers end."""
+def items_digest(items: ItemSet) -> str:
+    """16 hex digits of everything a seed asks: prompts, answers and how they are judged, continuations, lengths and
+    where answers end."""
     asked = {
-        key: [[item.prompt, item.answer, item.max_new_tokens] for item in found]
+        key: [[q.prompt, q.answers, q.judge, q.max_new_tokens, q.stops] for q in found]
         for key, found in items.needles.items()
     }
     passages = [[item.prompt, item.continuation] for item in items.passages]
-    return _short({"needles": asked, "passages": passages, "stops": sorted(stop_ids)})
+    return _short({"needles": asked, "passages": passages})
 
 
 def _short(facts: dict[str, Any]) -> str:

@@ -69,6 +69,11 @@ class Question:
         """What is wanted, in one line."""
         return ", ".join(self.answers)
 
+    @property
+    def judge(self) -> str:
+        """The metric by name."""
+        return self.metric if isinstance(self.metric, str) else self.metric.__qualname__
+
     def score(self, text: str) -> float:
         """1 if `text` is right, else 0: the paired tests are of right and wrong answers."""
         judge = METRICS[self.metric] if isinstance(self.metric, str) else self.metric

@@ -43,7 +43,7 @@ class LmEval(AnswerTask[LmEvalParameters]):
         """See `AnswerTask`.
 
         Raises:
-            VortexError: `VV009` if lm-eval is not installed or cannot be asked so; `VV002` if there are too few
+            VortexError: `VV014` if lm-eval is not installed or cannot be asked so; `VV002` if there are too few
                 documents or a prompt is longer than `context`.
         """
         task, documents = _load(given.lm_task, given.include_path)

@@ -33,7 +33,7 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "pair_answers": f"{_HERE}.pairs:PairAnswers",
     },
     group="vortex_search.tasks",
-    code="VV008",
+    code="VV013",
 )
 
 
@@ -42,6 +42,6 @@ def get_task(name: str) -> AnyTask:
     """This process's task of a name.
 
     Raises:
-        VortexError: `VV008` for an unknown name.
+        VortexError: `VV013` for an unknown name.
     """
     return TASKS.get(name)()

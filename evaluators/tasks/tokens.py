@@ -63,11 +63,14 @@ def stop_tokens(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
 
 
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], question: Question) -> str:
-    """What was answered: no more tokens than the question gives, up to its first stop string of several tokens.
+    """What was answered: up to the question's first stop, and no more tokens than it gives.
 
-    Those of one token have ended the decoding (see `stop_tokens`).
+    The decoding need not have stopped there: the text is the same as if it had.
     """
-    text = tokenizer.decode(list(tokens[: question.max_new_tokens]), skip_special_tokens=True)
-    longer = [stop for stop in question.stops if stop and len(encode(tokenizer, stop)) > 1]
-    ends = [at for stop in longer if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+    ends = set(stop_tokens(tokenizer, question.stops))
+    kept = list(tokens[: question.max_new_tokens])
+    kept = kept[: next((i for i, token in enumerate(kept) if token in ends), len(kept)) + 1]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    longer = [stop for stop in question.stops if len(encode(tokenizer, stop)) > 1]
+    places = [at for stop in longer if (at := text.find(stop)) >= 0]
+    return text[: min(places)] if places else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,13 @@ def test_items_count_by_what_is_asked() -> None:
 
     def digest(seed: int = 0, **changes: object) -> str:
         plan = EvaluationPlan.model_validate(PLAN | changes)
-        return items_digest(build_items(plan, tokenizer, seed), (1, 2))
+        return items_digest(build_items(plan, tokenizer, seed))
 
     before = digest()
     assert digest(name="renamed", deadlines={"accuracy": 3}) == before
     assert digest(seed=1) != before
     assert digest(perplexity=PLAN["perplexity"] | {"continuation": 4}) != before  # type: ignore[operator]
-    assert items_digest(build_items(EvaluationPlan.model_validate(PLAN), tokenizer, 0), (1,)) != before
+    items = build_items(EvaluationPlan.model_validate(PLAN), tokenizer, 0)
+    for change in ({"stops": ("#",)}, {"metric": "exact"}, {"answers": ("0",)}, {"max_new_tokens": 1}):
+        changed = {key: (replace(found[0], **change), *found[1:]) for key, found in items.needles.items()}
+        assert items_digest(replace(items, needles=changed)) != before

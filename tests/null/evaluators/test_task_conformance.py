@@ -207,7 +207,7 @@ def _suites(base: type[TaskConformance]) -> set[type[TaskConformance]]:
 def test_unknown_tasks_get_near_names() -> None:
     with pytest.raises(VortexError) as caught:
         TASKS.get("comon_words")
-    assert caught.value.code == "VV008"
+    assert caught.value.code == "VV013"
     assert "did you mean common_words" in caught.value.remedy
 
 
