@@ -69,6 +69,12 @@ _declare(
     retryable=True,
 )
 
+_declare(
+    "VS030", "too many jobs", "a tools server runs so many jobs at once as it was started with", "budget"
+)
+_declare("VS031", "no such job", "a job is polled by the name its start answered with", "user")
+_declare("VS032", "package not installed", "optional parts need their extra installed", "user")
+
 
 def unknown_run(name: str, known: Iterable[str]) -> VortexError:
     """`VS001`: a run that does not exist, with the nearest ones."""
@@ -206,3 +212,22 @@ def worker_killer(stage: str, times: int, last: str) -> VortexError:
         f"the worker died {times} times in stage {stage}, each time a new one; last: {last}",
         "make the program smaller: it may exhaust memory",
     )
+
+
+def too_many_jobs(most: int, running: list[str]) -> VortexError:
+    """As many jobs run as the server allows."""
+    return VortexError(
+        "VS030",
+        f"{most} jobs run already: {', '.join(running)}",
+        "poll them with wait_seconds until one ends, or cancel one",
+    )
+
+
+def no_such_job(name: str, known: list[str]) -> VortexError:
+    """A poll of a job that was never started."""
+    return VortexError("VS031", f"no job {name!r}", f"jobs: {', '.join(known) or 'none yet'}")
+
+
+def not_installed(package: str, command: str) -> VortexError:
+    """An optional package is missing."""
+    return VortexError("VS032", f"the package {package} is not installed", command)

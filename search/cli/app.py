@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli import bench, flows, machine, runs, serving, tune
+from search.cli import bench, flows, machine, runs, serving, tools, tune
 from search.cli.console import Json, duration, fail
 from vortex_core.errors import VortexError
 
@@ -25,6 +25,7 @@ machine.add_to(app)
 serving.add_to(app)
 bench.add_to(app)
 tune.add_to(app)
+tools.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -36,7 +36,10 @@ NOT_IMPORTED = {
 SHOWN_BY = {"pytest-timeout": "timeout = ", "types-psutil": "mypy", "types-pyyaml": "mypy"}
 
 # An extra may be absent: only these folders may import what it brings.
-EXTRA_FOLDERS = {"sglang": ("vortex_core/serving/", "benchmarks/")}
+EXTRA_FOLDERS = {
+    "mcp": ("search/tools/", "tests/null/search/test_tools.py"),
+    "sglang": ("vortex_core/serving/", "benchmarks/"),
+}
 
 # Competitors that a GPU machine may have beside us; benchmarks say what they lack.
 PEERS = {"flashinfer"}

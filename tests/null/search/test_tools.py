@@ -1,0 +1,140 @@
+"""Tools mode, driven by the protocol's own client: jobs, limits, typed failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from search.tools.jobs import Jobs
+from search.tools.server import Limits, build
+from vortex_core import library
+from vortex_core.errors import VortexError
+
+mcp = pytest.importorskip("mcp")
+
+ECHO = (sys.executable, "-c", "import json, sys; print(json.dumps({'given': sys.argv[1:]}))")
+SLEEP = (
+    sys.executable,
+    "-c",
+    "import sys, time; print('step 1', file=sys.stderr, flush=True); time.sleep(60)",
+)
+
+
+def call(
+    jobs: Jobs, folder: Path, *calls: tuple[str, dict[str, Any]], limits: Limits | None = None
+) -> list[Any]:
+    async def go() -> list[Any]:
+        async with mcp.Client(build(jobs, folder, limits or Limits())) as client:
+            answers = []
+            for name, arguments in calls:
+                result = await client.call_tool(name, arguments)
+                assert not result.is_error, result
+                text = result.content[0].text
+                answers.append(text if name == "language" else json.loads(text))
+            return answers
+
+    return asyncio.run(go())
+
+
+def test_there_are_at_most_twelve_tools_and_each_says_what_it_does(tmp_path: Path):
+    async def go() -> list[Any]:
+        async with mcp.Client(build(Jobs(tmp_path), tmp_path, Limits())) as client:
+            return list((await client.list_tools()).tools)
+
+    tools = asyncio.run(go())
+    assert len(tools) <= 12
+    assert all(len(tool.description or "") > 40 for tool in tools)
+
+
+def test_a_program_is_checked_in_the_jail_and_a_mistake_is_data(tmp_path: Path):
+    good, bad, evil = call(
+        Jobs(tmp_path),
+        tmp_path,
+        ("check", {"source": library.source("quest")}),
+        ("check", {"source": library.source("quest").replace("maximum", "maximun")}),
+        ("check", {"source": "import os\nos.system('true')\n"}),
+    )
+    assert good["ir_hash"] == library.load("quest").ir_hash
+    assert bad["error"]["code"].startswith("VF")
+    assert bad["error"]["location"]["line"]
+    assert evil["error"]["code"] == "VF002"
+
+
+def test_the_language_is_told(tmp_path: Path):
+    (text,) = call(Jobs(tmp_path), tmp_path, ("language", {}))
+    assert "forward_indexer" in text
+
+
+def test_a_job_answers_at_once_and_is_polled_to_its_result(tmp_path: Path):
+    jobs = Jobs(tmp_path, command=ECHO)
+    (begun, ended) = call(
+        jobs,
+        tmp_path,
+        ("evaluate", {"source": "x = 1", "plan": "quick"}),
+        ("job", {"name": "job1", "wait_seconds": 30}),
+    )
+    assert begun["job"] == "job1"
+    assert ended["state"] == "done"
+    given = ended["result"]["given"]
+    assert given[0] == "evaluate"
+    assert given[-3:] == ["--plan", "quick", "--json"]
+    assert Path(given[1]).read_text() == "x = 1"
+
+
+def test_a_campaign_cannot_ask_for_more_than_the_server_allows(tmp_path: Path):
+    jobs = Jobs(tmp_path, command=ECHO)
+    asked = {"run": "r", "proposer": "openai:some-model", "seconds": 1e9, "candidates": 7}
+    _, ended = call(
+        jobs,
+        tmp_path,
+        ("campaign", asked),
+        ("job", {"name": "job1", "wait_seconds": 30}),
+        limits=Limits(seconds=600, dollars=2.5),
+    )
+    given = ended["result"]["given"]
+    assert given[given.index("--time-budget") + 1] == "600s"
+    assert given[given.index("--max-dollars") + 1] == "2.5"
+    assert given[given.index("--max-candidates") + 1] == "7"
+
+
+def test_jobs_have_a_limit_progress_and_an_end(tmp_path: Path):
+    jobs = Jobs(tmp_path, most=1, command=SLEEP)
+    try:
+        jobs.start(["evaluate"])
+        (busy,) = call(jobs, tmp_path, ("evaluate", {"source": "x"}))
+        assert busy["error"]["code"] == "VS030"
+        (unknown,) = call(jobs, tmp_path, ("job", {"name": "job9"}))
+        assert unknown["error"]["code"] == "VS031"
+        until = time.monotonic() + 30
+        while "step 1" not in jobs.poll("job1")["progress"]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process = jobs._jobs["job1"].process.pid
+        assert jobs.cancel("job1")["state"] == "cancelled"
+        assert not psutil.pid_exists(process)
+    finally:
+        jobs.close()
+
+
+def test_a_job_that_takes_too_long_is_ended(tmp_path: Path):
+    jobs = Jobs(tmp_path, seconds=0.5, command=SLEEP)
+    jobs.start(["evaluate"])
+    assert jobs.poll("job1", wait=30)["state"] == "out of time"
+    assert jobs._jobs["job1"].process.poll() is not None
+
+
+def test_a_command_that_prints_no_json_leaves_its_messages(tmp_path: Path):
+    jobs = Jobs(tmp_path, command=(sys.executable, "-c", "raise SystemExit('no such thing')"))
+    jobs.start(["show"])
+    ended = jobs.poll("job1", wait=30)
+    assert ended["state"] == "failed"
+    assert "no such thing" in ended["result"]["messages"]
+    with pytest.raises(VortexError):
+        jobs.poll("job2")
