@@ -11,7 +11,7 @@ from rich.table import Table
 from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry
 
-_VERDICTS = {
+VERDICTS = {
     "PROVEN": "[green]kept[/]",
     "UNCLEAR": "[yellow]kept, unproven[/]",
     "FAILED": "[red]broken[/]",
@@ -82,7 +82,7 @@ def _cells(entry: Entry) -> list[str]:
         c.label,
         escape(c.name),
         "library" if c.reference else c.arm,
-        _VERDICTS[s.verdict.name],
+        VERDICTS[s.verdict.name],
         metric(metrics.get("accuracy")),
         metric(s.accuracy),
         metric(s.speed),
