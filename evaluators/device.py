@@ -5,8 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING, Literal
 
-from evaluators.errors import backend_crashed, gpu_full, no_gpu, too_large_for_gpu
-from vortex_core.errors import VortexError
+from evaluators.errors import no_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -48,23 +47,3 @@ def device_kind(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
-
-
-def lost_or_full(error: BaseException) -> bool:
-    """Whether an error is the device's and not the program's: its context is lost, or its memory is full."""
-    import torch
-
-    return isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError)
-
-
-def launch_failure(error: BaseException, backend: str, stage: str) -> VortexError | None:
-    """A kernel that does not compile or fit, or a full GPU, as a typed error; None for anything else."""
-    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith(("triton", "torch"))}
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if "OutOfResources" in names:
-        return too_large_for_gpu(why)
-    if "TritonError" in names:
-        return backend_crashed(backend, why)
-    if "OutOfMemoryError" in names:
-        return gpu_full(stage, why)
-    return None

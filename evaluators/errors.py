@@ -47,8 +47,6 @@ _declare("VV105", "accuracy too low", "accuracy is within the margin of dense at
 _declare(
     "VV106", "perplexity too high", "perplexity is within the gate's ratio to dense attention", "candidate"
 )
-_declare("VV108", "too large for the GPU", "a generated kernel fits a multiprocessor", "candidate")
-_declare("VV111", "GPU full", "a stage fits the GPU's memory", "infrastructure", retryable=True)
 _declare(
     "VV110",
     "something else ran",
@@ -240,24 +238,6 @@ def perplexity_too_high(ratio: float, limit: float) -> VortexError:
         "VV106",
         f"perplexity is {ratio:.3f} times that of dense attention, the gate is {limit:.3f}",
         "raise the budget, or keep more of the first and last pages",
-    )
-
-
-def too_large_for_gpu(why: str) -> VortexError:
-    """`VV108`: a generated kernel needs more of a multiprocessor than there is."""
-    return VortexError(
-        "VV108",
-        f"a kernel of this program does not fit the GPU: {why}",
-        "keep fewer or narrower states, or score with less at once",
-    )
-
-
-def gpu_full(stage: str, why: str) -> VortexError:
-    """`VV111`: the GPU's memory is full in the middle of a stage."""
-    return VortexError(
-        "VV111",
-        f"stage {stage} ran out of GPU memory: {why}",
-        "ask for fewer items, shorter contexts or a smaller decode batch, or end what else runs on this GPU",
     )
 
 

@@ -138,6 +138,11 @@ class VortexError(Exception):
         """Where our own code raised it, as `file:line in function`; empty before it was raised."""
         return self._place or place_of(self.__traceback__)
 
+    @place.setter
+    def place(self, place: str) -> None:
+        """Where what it stands for was raised, if that is elsewhere."""
+        self._place = place
+
     def to_json(self) -> dict[str, Any]:
         """The same facts for programs: `{code, message, remedy, location, fault, retryable}`.
 

@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from evaluators.device import is_gpu, launch_failure
+from evaluators.device import is_gpu
 from evaluators.errors import needs_engine, too_slow
 from evaluators.results import Failure, StageResult
+from vortex_core.device_errors import DeviceLostError, device_errors
 from vortex_core.errors import VortexError, write_to_log
 from vortex_core.ir.flow import Flow
 
@@ -123,18 +124,20 @@ def failed(stage: str, error: VortexError, result: StageResult | None = None) ->
 
 
 def run_stage(stage: Stage, flow: Flow, context: Context, seed: int) -> StageResult:
-    """Run one stage; typed errors and kernels that do not run become typed failures. Others (bugs, a device that is
-    lost) propagate."""
+    """Run one stage; typed errors and what the device refuses become typed failures.
+
+    Raises:
+        DeviceLostError: the process cannot use its GPU any more.
+        Exception: a defect, of ours or of a library.
+    """
     deadline = Deadline(stage.name, context.plan.deadlines.get(stage.name))
     try:
-        result = stage.run(flow, context, seed, deadline)
+        with device_errors(f"stage {stage.name}", flow=not flow.program.selects_everything):
+            result = stage.run(flow, context, seed, deadline)
+    except DeviceLostError:
+        raise
     except VortexError as error:
         if error.fault == "infrastructure":
             error.log = error.log or write_to_log(error)
         result = failed(stage.name, error)
-    except Exception as error:
-        typed = launch_failure(error, context.backend, stage.name)
-        if typed is None:
-            raise
-        result = failed(stage.name, typed)
     return replace(result, seconds=time.perf_counter() - deadline.started)

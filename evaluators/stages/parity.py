@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat
 
-from evaluators.device import lost_or_full
 from evaluators.errors import backend_crashed, parity_failed
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs, failed
 from evaluators.stages.settings import StageSettings
+from vortex_core.device_errors import translate
 from vortex_core.ir.flow import Flow
 
 
@@ -46,7 +46,7 @@ class ParityStage:
                 tie_tolerance=plan.tie_tolerance,
             )
         except RuntimeError as error:  # torch's own: shapes, dtypes; Triton's are typed for every stage
-            if lost_or_full(error):
+            if translate(error, "parity", flow=True) is not None:
                 raise
             raise backend_crashed(context.backend, str(error).splitlines()[0]) from error
         agreeing = found.rows - found.differing

@@ -12,6 +12,7 @@ from typing import Any
 
 from evaluators.errors import wrong_identity
 from search.errors import crashed
+from vortex_core.device_errors import DeviceLostError, translate
 from vortex_core.errors import VortexError, write_to_log
 from vortex_core.ir.flow import Flow
 
@@ -124,11 +125,14 @@ class EngineWorker:
 def _answer(work: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"value": work()}
+    except DeviceLostError as error:  # nothing that this process holds is good for anything any more
+        error.log = write_to_log(error)
+        return {"crash": error.to_json()}
     except VortexError as error:
         if error.fault == "infrastructure":
             error.log = error.log or write_to_log(error)
         return {"error": error.to_json()}
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver must learn of it in a form that pickles
-        found = crashed(error)
+        found = translate(error, "the worker", flow=False) or crashed(error)
         found.log = write_to_log(error)
         return {"crash": found.to_json()}

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from vortex_core.compiler.interface import CompiledFlow, LayerKV
+from vortex_core.device_errors import device_errors
 from vortex_core.engine import memory
 from vortex_core.engine.decode.batch import DecodeBatch, Recorder
 from vortex_core.engine.decode.loop import decode_to_end, one_step
@@ -116,6 +117,7 @@ class Engine:
                 max_tokens = least_of_ranks(max_tokens, self.sharding.ranks, self.device)
             if most_tokens is not None:
                 max_tokens = min(max_tokens, most_tokens)
+        memory.check_pool_fits(self.geometry, self.kv_dtype, max_tokens, self.device)
         self.cache = KVCache(self.geometry, max_tokens, self.kv_dtype, self.device, self._on_reuse)
         self.prompts = Prompts(self.model, self.spec, self.cache)
 
@@ -164,14 +166,16 @@ class Engine:
             options: see `Engine`.
 
         Raises:
-            VortexError: `VM...` where the weights cannot be had, `VE012` where the engine cannot serve them.
+            VortexError: `VM...` where the weights cannot be had, `VE012` where the engine cannot serve them, `VE054`
+                where weights or pool do not fit the GPU.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         found = resolve_model(name_or_path)
-        model = load_weights(found, device=device, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(found.directory)
-        return cls(model, tokenizer, spec=found.spec, max_tokens=max_tokens, **options)
+        with device_errors(f"loading {found.spec.name}", flow=False):
+            model = load_weights(found, device=device, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(found.directory)
+            return cls(model, tokenizer, spec=found.spec, max_tokens=max_tokens, **options)
 
     # ---- flows
 
@@ -184,7 +188,8 @@ class Engine:
         """Swap the flow that decodes use; None is dense. Prefilled prompts stay.
 
         Raises:
-            VortexError: `VE013` for a KV dtype the pool does not hold; whatever the backend cannot compile.
+            VortexError: `VE013` for a KV dtype the pool does not hold; whatever the backend cannot compile; `VE019`
+                for states, `VE051` and `VE053` for kernels and scratch that do not fit.
         """
         started = time.perf_counter()
         compiled = None
@@ -208,11 +213,13 @@ class Engine:
                 check_flow(compiled.program, self.sharding)
         shape = self._runners.drop(self.flow)
         self.flow = None  # free the old states before the new ones are made
-        if compiled is not None:
-            self.flow = self._load(compiled)
-            if not self.private_pages:
-                self.flow.cover((p.blocks, p.cached) for p in self.cache.prompts.values())
-        capture = self._runners.warm_up(shape)
+        sparse = compiled is not None and not compiled.program.selects_everything
+        with device_errors("loading the flow" if sparse else "loading dense attention", flow=sparse):
+            if compiled is not None:
+                self.flow = self._load(compiled)
+                if not self.private_pages:
+                    self.flow.cover((p.blocks, p.cached) for p in self.cache.prompts.values())
+            capture = self._runners.warm_up(shape)
         state_bytes = 0 if self.flow is None else self.flow.state_bytes
         after = memory.allocated(self.device)
         return SwapReport(time.perf_counter() - started, state_bytes, self.ir_hash, capture, before, after)

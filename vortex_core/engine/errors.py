@@ -68,12 +68,19 @@ def unsupported_backend(backend: str, device: str, rule: str) -> VortexError:
     )
 
 
-def no_room_for_states(needed: int, free: int) -> VortexError:
-    """`VE019`: page states that do not fit beside the pool. Sizes in bytes."""
+def no_room_for_states(needed: int, free: int, page: int, layers: int) -> VortexError:
+    """`VE019`: page states that do not fit beside the pool. Sizes in bytes.
+
+    Args:
+        page: bytes of one page's states in one layer.
+        layers: layers that have states.
+    """
     return VortexError(
         "VE019",
-        f"the flow's page states need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free",
-        "build the engine with a smaller max_tokens or memory_fraction, or store the states in fewer bits",
+        f"the flow's page states need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free: {page:,} bytes for "
+        f"every page in {layers} layers, {page * free // needed:,} would fit",
+        "keep fewer states, store them in fewer bits, or take a larger page_size; the engine has more room for states "
+        "if it is built with a smaller max_tokens",
     )
 
 

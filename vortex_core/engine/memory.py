@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from vortex_core.compiler.interface import CompiledFlow
+from vortex_core.device_errors import no_room_for_pool
 from vortex_core.engine.errors import no_room_for_states
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.geometry import Geometry
@@ -31,14 +33,30 @@ def pool_tokens(geometry: Geometry, dtype: torch.dtype, device: torch.device, fr
     return max(1, tokens // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
-def check_states_fit(compiled: CompiledFlow, pages: int, leaders: int, device: torch.device) -> None:
-    """Raises `VE019` where the page states of a flow would not fit the device."""
+def check_pool_fits(geometry: Geometry, dtype: torch.dtype, tokens: int, device: torch.device) -> None:
+    """Raises `VE054` where a pool of so many tokens would not fit beside what is there."""
     if device.type != "cuda":
         return
-    needed = compiled.new_states(1, device).nbytes() * pages * leaders
-    free = torch.cuda.mem_get_info(device)[0] + _cached(device)
+    token, free = kv_bytes_per_token(geometry, dtype), free_bytes(device)
+    if tokens * token > free:
+        fits = int(free / (token * (1.0 + STATE_SHARE))) // BLOCK_TOKENS * BLOCK_TOKENS
+        raise no_room_for_pool(tokens, tokens * token, free, fits)
+
+
+def check_states_fit(compiled: CompiledFlow, pages: int, leaders: int, device: torch.device) -> None:
+    """Raises `VE019` where the page states of a flow would not fit the device."""
+    page = compiled.new_states(1, device).nbytes()
+    needed = page * pages * leaders
+    free = free_bytes(device)
     if needed > free:
-        raise no_room_for_states(needed, free)
+        raise no_room_for_states(needed, free, page, leaders)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process may still take: of a GPU's memory, or of RAM."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    return torch.cuda.mem_get_info(device)[0] + _cached(device)
 
 
 def allocated(device: torch.device) -> int:

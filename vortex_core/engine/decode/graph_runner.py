@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vortex_core.compiler.interface import BatchView
+from vortex_core.device_errors import translate
 from vortex_core.engine.decode.batch import Recorder
 from vortex_core.engine.decode.budget_table import BudgetTable
 from vortex_core.engine.decode.compile_ahead import compiling_ahead
@@ -202,8 +203,14 @@ class DecodeRunner:
             torch.cuda.current_stream(self.device).wait_stream(stream)
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
                 self._step(shape, shape.rows)
-        except RuntimeError as error:
-            raise capture_failed(type(self.model).__name__, str(error)) from error
+        except Exception as error:
+            sparse = self.flow is not None and not self.flow.compiled.program.selects_everything
+            found = translate(error, "compiling a decode step", flow=sparse)
+            if found is None and isinstance(error, RuntimeError):
+                found = capture_failed(type(self.model).__name__, str(error))
+            if found is None or found is error:
+                raise
+            raise found from error
         finally:
             for tensor, value in zip((*self.buffers.state(), *kept), saved, strict=True):
                 tensor.copy_(value)
