@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,20 @@ class Location:
         return f"{where}\n    {self.text.strip()}" if self.text.strip() else where
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """Lines of the user's source that mend it: `lines[first - 1 : last]` become `text`."""
+
+    first: int
+    last: int
+    text: str
+
+    def apply(self, source: str) -> str:
+        """The mended source."""
+        lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return "\n".join([*lines[: self.first - 1], *self.text.split("\n"), *lines[self.last :]])
+
+
 class VortexError(Exception):
     """An error with a stable code, the fact that was found, and one thing to do about it.
 
@@ -100,6 +115,11 @@ class VortexError(Exception):
         retryable: whether the same thing may succeed later with nothing changed. By default as declared, else no.
         place: where our own code raised it (`file:line in function`). By default read from the traceback.
         log: a file that says more, on the machine it happened on.
+
+    Attributes:
+        facts: what filled the catalogue's templates; stays in the process that raised it.
+        replacement: the mended lines of the user's source, where a script can name them.
+        further: what else is wrong, found with earlier errors mended.
     """
 
     def __init__(
@@ -124,6 +144,9 @@ class VortexError(Exception):
         self.retryable = meaning is not None and meaning.retryable if retryable is None else retryable
         self._place = place
         self.log = log
+        self.facts: Mapping[str, object] = {}
+        self.replacement: Replacement | None = None
+        self.further: tuple[VortexError, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.code}: {self.message}"]
@@ -131,6 +154,9 @@ class VortexError(Exception):
             parts.append(f"  at {self.location}")
         if self.remedy:
             parts.append(f"  fix: {self.remedy}")
+        if self.replacement is not None:
+            parts += ["  write:", *(f"    {line.strip()}" for line in self.replacement.text.split("\n"))]
+        parts += [f"then {error}" for error in self.further]
         return "\n".join(parts)
 
     @property
@@ -146,6 +172,7 @@ class VortexError(Exception):
     def to_json(self) -> dict[str, Any]:
         """The same facts for programs: `{code, message, remedy, location, fault, retryable}`.
 
+        `replacement` and `further` are there only where there are any.
         An infrastructure error also says `place` and `log`, where it has them: nobody else needs our line numbers.
         """
         facts: dict[str, Any] = {
@@ -158,6 +185,10 @@ class VortexError(Exception):
         }
         if self.fault == "infrastructure":
             facts |= {name: value for name in ("place", "log") if (value := getattr(self, name))}
+        if self.replacement is not None:
+            facts["replacement"] = asdict(self.replacement)
+        if self.further:
+            facts["further"] = [error.to_json() for error in self.further]
         return facts
 
     @classmethod
@@ -167,7 +198,7 @@ class VortexError(Exception):
         JSON of versions that did not say whose fault an error is gets what its code declares.
         """
         where = data.get("location")
-        return VortexError(
+        error = VortexError(
             data["code"],
             data["message"],
             data.get("remedy", ""),
@@ -177,6 +208,10 @@ class VortexError(Exception):
             place=data.get("place", ""),
             log=data.get("log", ""),
         )
+        if data.get("replacement"):
+            error.replacement = Replacement(**data["replacement"])
+        error.further = tuple(map(cls.from_json, data.get("further", ())))
+        return error
 
 
 def write_to_log(error: BaseException) -> str:

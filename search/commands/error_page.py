@@ -27,7 +27,8 @@ _INTRODUCTION = """\
 Every error has a stable code, a message with the values found, and one remedy. `error.to_json()` gives them as
 `{"code", "message", "remedy", "location": {"file", "line", "text"}, "fault", "retryable"}`; commands print it under
 `--json`. An infrastructure error also has `place`, the line of our code that raised it, and `log`, a file that says
-more.
+more. An error of the language has `replacement`, lines `first` to `last` of the source as they should be, where a
+script can name them, and `further`, the errors that come to light once they are.
 
 `fault` decides what happens next:
 

@@ -81,6 +81,7 @@ def reduced(
             name="dims",
             found="()",
             want=f"one or more names of {', '.join(x.dims) or 'none'}",
+            known=x.dims,
         )
     return tuple(sorted(found, key=str))
 

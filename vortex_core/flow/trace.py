@@ -75,7 +75,8 @@ def trace(
         program = original.canonical()
         warnings = lint(original, program, knobs, tracer.places)
     except VortexError as error:
-        error.location = _text(error.location, lines)
+        for found in (error, *error.further):
+            found.location = _text(found.location, lines)
         raise
     for warning in warnings:
         warning.location = _text(warning.location, lines)
@@ -141,10 +142,25 @@ class Tracer:
             raise mistakes.BAD_KNOBS.error(why=f"knobs is a {type(knobs).__name__}")
         table = self.table = ops.ParamTable({**self._supplied, **self._values(flow)})
         self._declare(flow)
-        cache = self._cache(flow, table)
+        try:
+            cache = self._cache(flow, table)
+        except VortexError as error:
+            error.further = self._also(lambda: self._index(flow, table))
+            raise
         index = self._index(flow, table)
         params = tuple(sorted(table.declared.values(), key=lambda p: p.name))
         return Program(tuple(self.states.values()), cache, index, params), knobs
+
+    @staticmethod
+    def _also(trace_other: Callable[[], object]) -> tuple[VortexError, ...]:
+        """What is wrong with another method, which a first mistake must not hide."""
+        try:
+            trace_other()
+        except VortexError as error:
+            return (error,)
+        except Exception:  # noqa: BLE001  an exception of the author's own is told when it is the first
+            return ()
+        return ()
 
     def _values(self, flow: vFlow) -> dict[str, Values]:
         if not isinstance(flow.params, dict):
@@ -202,7 +218,8 @@ class Tracer:
         selection = _within(builder, table, lambda: flow.forward_indexer(q, reader))
         if not isinstance(selection, ops.Selection):
             found = type(selection).__name__
-            raise mistakes.NO_SELECTION.error(self.line("forward_indexer"), found=found)
+            shown = str(selection.type) if isinstance(selection, vTensor) else ""
+            raise mistakes.NO_SELECTION.error(self.line("forward_indexer"), found=found, type=shown)
         for name, state in self.states.items():
             if state.carried and name not in reader.writes:
                 remedy = f"assign cache[{name!r}] in forward_indexer"

@@ -113,7 +113,9 @@ class vTensor:
         return emit("abs", self)
 
     def __matmul__(self, other: object) -> NoReturn:
-        raise mistakes.UNKNOWN_METHOD.error(caller(), name="@", near='x.dot(y, "dim")')
+        raise mistakes.UNKNOWN_METHOD.error(
+            caller(), name="@", near='x.dot(y, "dim")', a=self.dims, b=getattr(other, "dims", ())
+        )
 
     __rmatmul__ = __matmul__
 
@@ -351,6 +353,7 @@ class vTensor:
             name="x[...]",
             found=repr(key)[:40],
             want="x.slice(dim, start, stop) or x.channels(group)",
+            dims=self.type.dims,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -359,7 +362,9 @@ class vTensor:
         if name in spellings.METHODS:
             return functools.partial(spellings.METHODS[name], self)
         known = [n for n in dir(type(self)) if not n.startswith("_")]
-        raise mistakes.UNKNOWN_METHOD.error(caller(), name=name, near=mistakes.nearest(name, known))
+        raise mistakes.UNKNOWN_METHOD.error(
+            caller(), name=name, near=mistakes.nearest(name, known), dims=self.dims
+        )
 
 
 def number(value: float) -> float:

@@ -37,12 +37,14 @@ class Mistake:
         """The error for one occurrence. `facts` fill the templates; whatever an author wrote in them is cut and
         made visible here."""
         shown = {name: fact if type(fact) in (int, float) else visible(fact) for name, fact in facts.items()}
-        return VortexError(
+        error = VortexError(
             self.code,
             f"{self.message.format(**shown)} (rule: {self.rule.format(**shown)})",
             self.remedy.format(**shown),
             location,
         )
+        error.facts = facts
+        return error
 
 
 CATALOGUE: dict[str, Mistake] = {}
@@ -111,7 +113,7 @@ USER_EXCEPTION = _mistake(
     "the flow raised",
     "{kind}: {why}",
     "the methods run once on symbolic tensors and must return",
-    "mend the line shown; vTensors have no values while tracing",
+    "{remedy}",
 )
 TIMEOUT = _mistake(
     "VF006",

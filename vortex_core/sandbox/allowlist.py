@@ -112,7 +112,8 @@ def check(tree: ast.Module, source: str, file: str, rules: Rules = FLOW) -> None
         VortexError: `VF002` for the first construct, in the order written, that is not allowed.
     """
     for node, what in _refusals(tree, rules):
-        raise mistakes.FORBIDDEN.error(line_of(source, file, getattr(node, "lineno", 1)), what=what)
+        at = line_of(source, file, getattr(node, "lineno", 1))
+        raise mistakes.FORBIDDEN.error(at, what=what, modules=rules.modules)
 
 
 def imports(tree: ast.Module) -> frozenset[str]:

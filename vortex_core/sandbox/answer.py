@@ -12,10 +12,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from vortex_core.errors import Location, VortexError
+from vortex_core.errors import Location, Replacement, VortexError
 from vortex_core.flow.emit import emit
+from vortex_core.flow.mending import MAX_FURTHER
 from vortex_core.flow.source_text import source_lines
 from vortex_core.flow.trace import Traced
 from vortex_core.flow.vflow import check_name
@@ -24,7 +26,7 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint
 from vortex_core.ir.params import Values
 from vortex_core.ir.program import Program
-from vortex_core.text import MAX_MESSAGE, visible, visible_lines
+from vortex_core.text import MAX_DOC, MAX_MESSAGE, is_visible, visible, visible_lines
 
 MAX_VALUE_BYTES = 32 << 20  # of all learned values of a flow
 # What a program can be told is wrong with it. Of the machine, and of files, only the parent speaks.
@@ -55,13 +57,16 @@ def of_program(traced: Traced) -> tuple[dict[str, Any], bytes]:
 
 def of_error(error: VortexError) -> dict[str, Any]:
     """The last line for a mistake."""
+    return {"error": {**_one_error(error), "further": [_one_error(e) for e in error.further]}}
+
+
+def _one_error(error: VortexError) -> dict[str, Any]:
     return {
-        "error": {
-            "code": error.code,
-            "message": visible(error.message, MAX_MESSAGE),
-            "remedy": visible(error.remedy, MAX_MESSAGE),
-            "line": None if error.location is None else error.location.line,
-        }
+        "code": error.code,
+        "message": visible(error.message, MAX_MESSAGE),
+        "remedy": visible(error.remedy, MAX_MESSAGE),
+        "line": None if error.location is None else error.location.line,
+        "replacement": None if error.replacement is None else asdict(error.replacement),
     }
 
 
@@ -149,11 +154,36 @@ class Heard:
         raise error
 
     def _error(self, found: Any) -> VortexError:
-        fields = _fields(found, "code", "message", "remedy", "line")
+        fields = dict(_fields(found, "code", "message", "remedy", "line", "replacement", "further"))
+        further = fields.pop("further")
+        if not isinstance(further, list) or len(further) > MAX_FURTHER:
+            raise ValueError("further")
+        source = self.source
+        error, source = self._one_error(fields, source)
+        errors = []
+        for item in further:  # each belongs to the source that those before it mended
+            one, source = self._one_error(item, source)
+            errors.append(one)
+        error.further = tuple(errors)
+        return error
+
+    def _one_error(self, found: Any, source: str) -> tuple[VortexError, str]:
+        """One mistake of `source`, and the source as it is once mended."""
+        fields = _fields(found, "code", "message", "remedy", "line", "replacement")
         code, message, remedy = (_text(fields[n], MAX_MESSAGE) for n in ("code", "message", "remedy"))
         if code not in _SPEAKABLE:
             raise ValueError(code)
-        return VortexError(code, message, remedy, self._place(fields["line"]))
+        lines = source_lines(source)
+        error = VortexError(code, message, remedy, self._place(fields["line"], lines))
+        if (mended := fields["replacement"]) is not None:
+            told = _fields(mended, "first", "last", "text")
+            last = _whole(told["last"], len(lines))
+            text = told["text"]
+            if not isinstance(text, str) or not is_visible(text.replace("\n", ""), MAX_DOC):
+                return error, source  # not fit to show: the error stands without it
+            error.replacement = Replacement(_whole(told["first"], last), last, text)
+            source = error.replacement.apply(source)
+        return error, source
 
     def _traced(self, found: Any, values: bytes, dialect: str | None) -> Traced:
         fields = _fields(found, "name", "doc", "program", "knobs", "places")
@@ -197,11 +227,12 @@ class Heard:
         at = self._place(found.pop("at", None))
         return found if at is None else {**found, "at": [at.file, at.line, at.text]}
 
-    def _place(self, line: Any) -> Location | None:
+    def _place(self, line: Any, lines: list[str] | None = None) -> Location | None:
+        lines = self._lines if lines is None else lines
         if line is None:
             return None
-        number = _whole(line, len(self._lines))
-        return Location(self.file, number, visible(self._lines[number - 1].strip(), 200))
+        number = _whole(line, len(lines))
+        return Location(self.file, number, visible(lines[number - 1].strip(), 200))
 
 
 def _fields(found: Any, *names: str, either: bool = False) -> dict[str, Any]:

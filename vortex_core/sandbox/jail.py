@@ -19,7 +19,8 @@ from typing import Any
 
 from vortex_core import dialects
 from vortex_core.errors import Location, VortexError
-from vortex_core.flow import facade
+from vortex_core.flow import facade, mending
+from vortex_core.flow.mending.source import of_exception
 from vortex_core.flow.trace import Traced, trace
 from vortex_core.flow.vflow import vFlow
 from vortex_core.ir import mistakes
@@ -45,10 +46,29 @@ def run(
         params: learned values from beside the flow.
 
     Raises:
-        VortexError: every way it can be wrong.
+        VortexError: every way it can be wrong: the first, with the mended line where there is one, and in
+            `further` what is wrong beyond it.
     """
-    tree = allowlist.parse(source, file)
-    return _execute(tree, source, file, options, params)
+    return _traced(allowlist.parse(source, file), source, file, options, params)
+
+
+def _traced(
+    tree: ast.Module,
+    source: str,
+    file: str,
+    options: dict[str, Any] | None,
+    params: Mapping[str, Values] | None,
+) -> Traced:
+    try:
+        return _execute(tree, source, file, options, params)
+    except VortexError as error:
+        if dialects.of_imports(allowlist.imports(tree)) is None:
+
+            def again(mended: str) -> Traced:
+                return _execute(allowlist.parse(mended, file), mended, file, options, params)
+
+            mending.follow(again, error, source, file)
+        raise
 
 
 def _execute(
@@ -90,7 +110,9 @@ def _execute(
         raise _out_of_memory() from None
     except Exception as error:  # noqa: BLE001  whatever foreign code raises is the author's mistake
         where = _locate(error, source, file, None)
-        raise mistakes.USER_EXCEPTION.error(where, kind=type(error).__name__, why=visible(error)) from None
+        kind, why = type(error).__name__, visible(error)
+        found = mistakes.USER_EXCEPTION.error(where, kind=kind, why=why, remedy=of_exception(kind, why))
+        raise found.with_traceback(error.__traceback__) from None
 
 
 def _locate(error: BaseException, source: str, file: str, known: Location | None) -> Location | None:
@@ -133,7 +155,7 @@ def main() -> None:
         dialect = dialects.of_imports(allowlist.imports(tree))
         _say({"dialect": dialect, "settled": allowlist.is_settled(tree)})
         params = answer.unpack(request["params"], values)
-        traced = _execute(tree, request["source"], request["file"], request["options"], params)
+        traced = _traced(tree, request["source"], request["file"], request["options"], params)
         found, blob = answer.of_program(traced)
     except VortexError as error:
         found = answer.of_error(error)
