@@ -204,7 +204,8 @@ def test_a_replacement_keeps_what_surrounds_it() -> None:
 @pytest.mark.parametrize(
     "replacement",
     [
-        {"first": 0, "last": 1, "text": "x"}, {"first": 3, "last": 2, "text": "x"}, {"first": 1, "last": 99, "text": "x"},
+        {"first": 0, "last": 1, "text": "x"}, {"first": 3, "last": 2, "text": "x"},
+        {"first": 1, "last": 99, "text": "x"},
         {"first": 1, "last": 1}, {"first": 1, "last": 1, "text": 3, "more": 4}, 7,
     ],
 )  # fmt: skip
