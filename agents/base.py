@@ -151,9 +151,20 @@ class Proposal:
 
 
 class Proposer(Protocol):
-    """Writes programs. Implementations hold no campaign state."""
+    """Writes programs. Implementations hold no campaign state.
+
+    Derive from this class to get the defaults, or spell all of it out.
+
+    Attributes:
+        name: in logs and reports; a member's name is also what `Proposal.proposer` says.
+        repairs: whether it can mend a refused program, that is, serves requests of kind `repair`.
+        needs_language: whether it asks in words: its requests say where the search stands, its factory is given
+            the language reference.
+    """
 
     name: str
+    repairs: bool = True
+    needs_language: bool = True
 
     async def propose(self, request: ProposalRequest) -> Proposal:
         """One program for one request.
@@ -162,3 +173,13 @@ class Proposer(Protocol):
             VortexError: with a code that says whether retrying can help (missing key, refused, rate limit).
         """
         ...
+
+    def tell(self, member: str, gain: float, dollars: float | None) -> None:
+        """Learn what a proposal brought; nothing by default.
+
+        Args:
+            member: who answered (`Proposal.proposer`, or `ProposerError.proposer`).
+            gain: improvement it brought, at least 0, in any fixed unit; 0 for a failure.
+            dollars: what it cost, None if unpriced.
+        """
+        return None  # noqa: RET501 - a default, not an abstract method

@@ -25,7 +25,7 @@ class _Arm:
     priced: int = 0
 
 
-class EnsembleProposer:
+class EnsembleProposer(Proposer):
     """Chooses a member for each request.
 
     A member that only a person can put right (no such model, no key) is asked no more while others work; the next
@@ -45,6 +45,8 @@ class EnsembleProposer:
         if len(set(names)) != len(names):
             raise ProposerError("VA001", f"ensemble of {', '.join(names)} repeats a member", "name each once")
         self.name = ",".join(names)
+        self.repairs = any(member.repairs for member in members)
+        self.needs_language = any(member.needs_language for member in members)
         self._arms = {member.name: _Arm(member) for member in members}
         self._evaluation = evaluation_dollars
         self._exploration = exploration
@@ -56,7 +58,7 @@ class EnsembleProposer:
             ProposerError: that member's, with its name in `proposer`. It is retryable where another member is
                 left to be asked instead.
         """
-        member = self.choose()
+        member = self.choose(repair=request.kind == "repair")
         arm = self._arms[member]
         arm.asked += 1
         try:
@@ -90,10 +92,15 @@ class EnsembleProposer:
             arm.dollars += dollars
             arm.priced += 1
 
-    def choose(self) -> str:
-        """The member to ask next. Deterministic; members never asked come first, in order."""
-        working = {name: arm for name, arm in self._arms.items() if not arm.closed}
-        arms = (working or self._arms).items()
+    def choose(self, *, repair: bool = False) -> str:
+        """The member to ask next. Deterministic; members never asked come first, in order.
+
+        Args:
+            repair: only members that can mend a program are chosen, where there are any.
+        """
+        able = {name: arm for name, arm in self._arms.items() if arm.proposer.repairs or not repair}
+        working = {name: arm for name, arm in (able or self._arms).items() if not arm.closed}
+        arms = (working or able or self._arms).items()
         if any(arm.told == 0 for _, arm in arms):
             return min(arms, key=lambda item: item[1].asked)[0]
         rates = {name: (arm.gain / arm.told) / self._cost(arm) for name, arm in arms}

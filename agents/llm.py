@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agents.base import Proposal, ProposalRequest, Usage
+from agents.base import Proposal, ProposalRequest, Proposer, Usage
 from agents.errors import ProposerError
 from agents.prices import SpendLimit, estimate
 from agents.prompting import line, system_prompt, user_prompt
@@ -14,7 +14,7 @@ from agents.reply import MAX_SOURCE, extract
 _SEEDS = 2**31  # servers take a signed 32-bit seed
 
 
-class LLMProposer:
+class LLMProposer(Proposer):
     """Asks one model for whole programs. Holds no campaign state; the spending limit is the caller's.
 
     Args:

@@ -2,31 +2,47 @@
 
 A third party adds one through an entry point of the group `vortex_search.proposers`. Its name is the part of
 the specification before the colon; its value is a factory `(argument: str, *, language: str,
-limit: SpendLimit | None, **options) -> Proposer`, where `argument` is the part after the colon.
+limit: SpendLimit | None, **options) -> Proposer`, where `argument` is the part after the colon. A further service
+that answers messages is a provider: an entry point of the group `vortex_search.providers`, whose value is called
+as `agents.providers.openai_provider.OpenAIProvider` is (docs/extending/proposer.md).
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from agents.base import Proposer
 from agents.ensemble import EnsembleProposer
 from agents.errors import ProposerError
 from agents.llm import LLMProposer
 from agents.prices import SpendLimit
-from agents.providers.anthropic_provider import AnthropicProvider
-from agents.providers.base import Patience
-from agents.providers.openai_provider import OpenAIProvider
+from agents.providers.base import Patience, Provider
 from vortex_core.errors import VortexError
+from vortex_core.registry import Registry
 
-GROUP = "vortex_search.proposers"
+T = TypeVar("T")
+Language = str | Callable[[], str]
+
+PROPOSERS: Registry[Callable[..., Proposer]] = Registry(
+    "proposer",
+    {"grammar": "agents.grammar.proposer:GrammarProposer"},
+    group="vortex_search.proposers",
+    code="VA001",
+)
+PROVIDERS: Registry[Callable[..., Provider]] = Registry(
+    "provider",
+    {
+        "anthropic": "agents.providers.anthropic_provider:AnthropicProvider",
+        "openai": "agents.providers.openai_provider:OpenAIProvider",
+    },
+    group="vortex_search.providers",
+    code="VA001",
+)
 _EXAMPLES = "grammar, openai:MODEL, anthropic:MODEL, openai:MODEL@http://host:port/v1, or several with commas"
 _SERVER = re.compile(r"@(?=https?:)")
 
@@ -51,17 +67,17 @@ class LLMOptions:
 
 def names() -> list[str]:
     """The names a specification may begin with."""
-    return sorted({"grammar", "openai", "anthropic"} | {point.name for point in entry_points(group=GROUP)})
+    return sorted({*PROPOSERS.names(), *PROVIDERS.names()})
 
 
 def make_proposer(
-    spec: str, *, language: str = "", limit: SpendLimit | None = None, **options: Any
+    spec: str, *, language: Language = "", limit: SpendLimit | None = None, **options: Any
 ) -> Proposer:
     """The proposer that `spec` names.
 
     Args:
         spec: `NAME`, `NAME:ARGUMENT`, or several separated by commas, which become an ensemble.
-        language: the language reference, for proposers that ask a model.
+        language: the language reference, or a function that writes it, for proposers that ask a model.
         limit: spending limit shared by all members.
         options: settings of the proposer (`LLMOptions` for models, the constructor's for `grammar`).
             In an ensemble each member takes those it has; one that no member has is refused.
@@ -93,28 +109,33 @@ def make_proposer(
 class _Factory:
     """How to build one member. `options` None: it takes whatever it is given."""
 
-    make: Callable[[str, SpendLimit | None, Mapping[str, Any]], Proposer]
+    make: Callable[[Language, SpendLimit | None, Mapping[str, Any]], Proposer]
     options: frozenset[str] | None
 
 
 def _factory(spec: str) -> _Factory:
     name, _, argument = spec.partition(":")
-    match name:
-        case "openai" | "anthropic":
-            return _model(name, argument)
-        case "grammar":
-            if argument:
-                raise ProposerError("VA001", f"grammar takes no argument, got {argument!r}", "write grammar")
-            return _grammar()
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            return _third_party(point, argument)
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ProposerError(
-        "VA001",
-        f"no proposer is called {name!r}; there are {', '.join(names())}",
-        f"{hint}write {_EXAMPLES}",
+    if name in PROVIDERS.names():
+        return _model(name, argument)
+    if name not in PROPOSERS.names():
+        known = names()
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ProposerError(
+            "VA001",
+            f"no proposer is called {name!r}; there are {', '.join(known)}",
+            f"{hint}write {_EXAMPLES}",
+        )
+    if name == "grammar":  # ours takes no argument, and says which options it has
+        if argument:
+            raise ProposerError("VA001", f"grammar takes no argument, got {argument!r}", "write grammar")
+        grammar = _load(PROPOSERS, name)
+        return _Factory(
+            lambda language, limit, given: grammar(**given),
+            frozenset(inspect.signature(grammar).parameters),
+        )
+    return _Factory(
+        lambda language, limit, given: _third_party(name, argument, _words(language), limit, given), None
     )
 
 
@@ -124,19 +145,15 @@ def _model(protocol: str, argument: str) -> _Factory:
     if not model.strip():
         raise ProposerError("VA001", f"{protocol} needs a model", f"write {protocol}:MODEL")
 
-    def make(language: str, limit: SpendLimit | None, given: Mapping[str, Any]) -> Proposer:
+    def make(language: Language, limit: SpendLimit | None, given: Mapping[str, Any]) -> Proposer:
         options = LLMOptions(**given)
         _check_numbers(options)
         patience = Patience(options.timeout_s, options.deadline_s, options.max_retries)
         price = (options.input_price, options.output_price)
-        provider = (
-            OpenAIProvider(model, base_url, patience=patience, price=price)
-            if protocol == "openai"
-            else AnthropicProvider(model, base_url, patience=patience, price=price)
-        )
+        provider = _load(PROVIDERS, protocol)(model, base_url, patience=patience, price=price)
         return LLMProposer(
             provider,
-            language=language,
+            language=_words(language),
             limit=limit,
             max_tokens=options.max_tokens,
             temperature=options.temperature,
@@ -154,31 +171,28 @@ def _check_numbers(options: LLMOptions) -> None:
             raise ProposerError("VA002", f"{name} is {value!r}", f"give {kind}")
 
 
-def _grammar() -> _Factory:
+def _third_party(
+    name: str, argument: str, language: str, limit: SpendLimit | None, given: Mapping[str, Any]
+) -> Proposer:
     try:
-        proposer_class = importlib.import_module("agents.grammar").GrammarProposer
+        return _load(PROPOSERS, name)(argument, language=language, limit=limit, **given)
+    except VortexError:
+        raise
+    except Exception as error:  # whatever a stranger's factory raises
+        raise _not_loaded(name, error) from error
+
+
+def _load(registry: Registry[T], name: str) -> T:
+    try:
+        return registry.get(name)
     except ModuleNotFoundError as error:
-        raise _not_loaded("grammar", error) from error
-    parameters = frozenset(inspect.signature(proposer_class).parameters)
-
-    def make(language: str, limit: SpendLimit | None, given: Mapping[str, Any]) -> Proposer:
-        proposer: Proposer = proposer_class(**given)
-        return proposer
-
-    return _Factory(make, parameters)
+        raise _not_loaded(name, error) from error
+    except VortexError as error:
+        raise ProposerError("VA003", error.message, error.remedy) from error
 
 
-def _third_party(point: EntryPoint, argument: str) -> _Factory:
-    def make(language: str, limit: SpendLimit | None, given: Mapping[str, Any]) -> Proposer:
-        try:
-            proposer: Proposer = point.load()(argument, language=language, limit=limit, **given)
-        except VortexError:
-            raise
-        except Exception as error:  # whatever a stranger's factory raises
-            raise _not_loaded(point.name, error) from error
-        return proposer
-
-    return _Factory(make, None)
+def _words(language: Language) -> str:
+    return language if isinstance(language, str) else language()
 
 
 def _not_loaded(name: str, error: Exception) -> ProposerError:

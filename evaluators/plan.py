@@ -23,7 +23,7 @@ from evaluators.stages.registry import SEARCH, STAGES
 from evaluators.stages.settings import StageSettings
 from evaluators.tasks.base import AnswerTask, LikelihoodTask, TaskParameters
 from evaluators.tasks.registry import TASKS, AnyTask, get_task
-from vortex_core.configs import ConfigFolder, Strict
+from vortex_core.configs import ConfigFolder, Strict, read_rest
 from vortex_core.errors import VortexError
 
 if TYPE_CHECKING:
@@ -53,15 +53,7 @@ class AskedTask(BaseModel):
             schema = TASKS.get(self.task).parameters
         except VortexError as error:
             raise ValueError(f"task: {error.message} ({error.remedy})") from error
-        extra = self.__pydantic_extra__
-        assert extra is not None
-        try:
-            self._parameters = schema.model_validate(extra)
-        except ValidationError as error:
-            wrong = (f"{'.'.join(map(str, e['loc'])) or self.task}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"task {self.task}: {'; '.join(wrong)}") from error
-        extra.clear()
-        extra.update(self._parameters.model_dump(mode="json"))  # with defaults: they are part of the digest
+        self._parameters = read_rest(self, schema, f"task {self.task}")
         return self
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from search.campaign.strategies.registry import STRATEGIES
 from search.errors import UNKNOWN_NAME
-from vortex_core.configs import ConfigFolder, Strict
+from vortex_core.configs import ConfigFolder, Strict, read_rest
 from vortex_core.errors import VortexError
 
 
@@ -44,36 +45,28 @@ class Objective(Strict):
     margin: float = Field(0.05, ge=0)
 
 
-class Evolve(Strict):
-    """Islands of Pareto fronts; see `search.campaign.strategies.evolve`."""
+class StrategyConfig(BaseModel):
+    """A strategy by name; its other keys are the strategy's own settings, validated by the strategy."""
 
-    kind: Literal["evolve"] = "evolve"
-    islands: int = Field(2, ge=1, le=64)
-    fresh: float = Field(0.1, ge=0, le=1)
-    crossover: float = Field(0.25, ge=0, le=1)
-    migrate_every: int = Field(12, ge=1)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
+    kind: str
 
-class BestOfN(Strict):
-    """Independent samples, each from the same starting programs; see `search.campaign.strategies.controls`."""
+    _settings: Strict = PrivateAttr()
 
-    kind: Literal["best_of_n"] = "best_of_n"
+    @model_validator(mode="after")
+    def _validated_by_the_strategy(self) -> StrategyConfig:
+        try:
+            schema = STRATEGIES.get(self.kind).settings
+        except VortexError as error:
+            raise ValueError(f"kind: {error.message} ({error.remedy})") from error
+        self._settings = read_rest(self, schema, f"strategy {self.kind}")
+        return self
 
-
-class Refine(Strict):
-    """One chain: always change the last improvement; see `search.campaign.strategies.refine`."""
-
-    kind: Literal["refine"] = "refine"
-    patience: int = Field(6, ge=1)
-
-
-class RandomGrammar(Strict):
-    """Programs grown at random, without any parent; see `search.campaign.strategies.controls`."""
-
-    kind: Literal["random"] = "random"
-
-
-StrategyConfig = Annotated[Evolve | BestOfN | Refine | RandomGrammar, Field(discriminator="kind")]
+    @property
+    def settings(self) -> Strict:
+        """The strategy's own settings."""
+        return self._settings
 
 
 class Arm(Strict):

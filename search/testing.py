@@ -9,6 +9,7 @@ A third party's store or strategy is checked by subclassing a suite and saying h
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from agents.base import Proposal, ProposalRequest, Usage
+from agents.base import Proposal, ProposalRequest, Proposer, Usage
 from evaluators.results import Failure, Metric, StageResult
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Outcome, Strategy, Tell, randomness
@@ -124,6 +125,17 @@ class StrategyConformance:
                 strategy.tell(told[-1])
         return told
 
+    def test_its_settings_are_its_keywords(self) -> None:
+        """A campaign file says what the constructor takes, with defaults that make a strategy, and nothing else."""
+        made = self.make(0)
+        settings = type(made).settings
+        keywords = [p for p in inspect.signature(type(made)).parameters if p != "seed"]
+        assert sorted(settings.model_fields) == sorted(keywords)
+        assert isinstance(type(made)(0, **dict(settings())), type(made))
+        assert settings.model_config.get("extra") == "forbid", (
+            "derive `settings` from vortex_core.configs.Strict"
+        )
+
     def test_asks_are_well_formed(self) -> None:
         """Parents are told, scored candidates, as many as the kind needs."""
         strategy = self.make(1)
@@ -172,7 +184,7 @@ class Crash(BaseException):
     """Stands for `kill -9`: raised from inside an append, caught by nothing."""
 
 
-class SimulatedProposer:
+class SimulatedProposer(Proposer):
     """Writes "programs" that are JSON: a point of the plane that `SimulatedExecutor` measures.
 
     Args:

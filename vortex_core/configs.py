@@ -153,6 +153,30 @@ class ConfigFolder:
         return VortexError(self.invalid, f"{self.what} {source}: {why}", "correct the file; nothing was run")
 
 
+def read_rest(record: BaseModel, schema: type[S], what: str) -> S:
+    """Validate the keys of a record that it does not know itself, for a record in which one key chooses a schema.
+
+    The record keeps them normalised, defaults filled in, so that equal settings have equal JSON.
+
+    Args:
+        record: made with `extra="allow"`; changed in place, so only a validator of its own may call this.
+        what: who the keys belong to, for the message.
+
+    Raises:
+        ValueError: all that is wrong, by key.
+    """
+    rest = record.__pydantic_extra__
+    assert rest is not None, "the record forbids extra keys"
+    try:
+        found = schema.model_validate(rest)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc'])) or 'keys'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{what}: {'; '.join(wrong)}") from error
+    rest.clear()
+    rest.update(found.model_dump(mode="json"))
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which a key given twice is an error."""
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from agents.base import Proposal, ProposalRequest
+from agents.base import Proposal, ProposalRequest, Proposer
 from agents.errors import ProposerError
 from agents.grammar.crossover import cross
 from agents.grammar.mutation import Subject, mutate
@@ -57,7 +57,7 @@ def variable(program: Program) -> bool:
     return not program.selects_everything and all(n.op != "param" for n in nodes)
 
 
-class GrammarProposer:
+class GrammarProposer(Proposer):
     """Grows programs from a typed grammar, changes them and crosses them, on the IR itself.
 
     Equal requests give equal proposals. A proposal takes a few milliseconds and is neither one of the candidates
@@ -71,6 +71,8 @@ class GrammarProposer:
     """
 
     name = "grammar"
+    repairs = False  # it writes only legal programs from what it is given: it has nothing to mend them with
+    needs_language = False
 
     def __init__(self, *, max_nodes: int = 64, max_states: int = 4, tries: int = 80) -> None:
         for option, value in (("max_nodes", max_nodes), ("max_states", max_states), ("tries", tries)):

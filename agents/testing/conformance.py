@@ -97,6 +97,20 @@ class ProposerConformance:
         assert name == name.strip() != ""
         assert self.make_proposer().name == name
 
+    def test_says_what_it_can(self) -> None:
+        """A campaign asks for repairs where `repairs`, and speaks in words where `needs_language`."""
+        proposer = self.make_proposer()
+        assert isinstance(proposer.repairs, bool)
+        assert isinstance(proposer.needs_language, bool)
+        assert proposer.repairs == ("repair" in self.kinds)
+
+    def test_hears_what_its_proposals_brought(self) -> None:
+        """A gain, nothing, an unknown price: all are heard without complaint."""
+        proposer = self.make_proposer()
+        answer = asyncio.run(proposer.propose(self.request(self.kinds[0])))
+        for gain, dollars in ((0.5, 0.01), (0.0, None)):
+            proposer.tell(answer.proposer, gain, dollars)
+
     def test_serves_its_kinds(self) -> None:
         for kind in self.kinds:
             proposer = self.make_proposer()

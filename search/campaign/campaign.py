@@ -122,10 +122,8 @@ class Campaign:
         if outcome == "scored" and candidate is not None:
             point = worth(candidate, self.config.objective)
             gain = 0.0 if point is None else self._fronts[proposal.arm].add(point)
-        # A bandit over several models learns from what each proposal gained (see agents.ensemble).
-        learn = getattr(self.proposers[proposal.arm], "tell", None)
-        if learn is not None and proposal.answered_by:
-            learn(proposal.answered_by, gain, proposal.dollars)
+        if proposal.answered_by:
+            self.proposers[proposal.arm].tell(proposal.answered_by, gain, proposal.dollars)
 
     @property
     def active_seconds(self) -> float:
@@ -242,12 +240,9 @@ class Campaign:
 
     def _note_broken(self, proposal: Proposal | None) -> None:
         """Remember a proposal that its author may be asked to mend."""
-        # The grammar writes only legal programs from what it is given: it has nothing to mend them with.
-        if (
-            proposal is None
-            or proposal.proposer.startswith("grammar")
-            or proposal.depth >= self.config.repairs
-        ):
+        if proposal is None or proposal.depth >= self.config.repairs:
+            return
+        if not self.proposers[proposal.arm].repairs:
             return
         if not proposal.repaired and feedback.repair_error(proposal, self.state):
             self._broken[proposal.id] = proposal
@@ -266,7 +261,7 @@ class Campaign:
             self.run.files,
             self.config.objective,
             self.model,
-            in_words=not proposal.proposer.startswith("grammar"),
+            in_words=self.proposers[proposal.arm].needs_language,
         )
         began = time.monotonic()
         try:

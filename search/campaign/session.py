@@ -135,8 +135,7 @@ def make_proposers(
     made: dict[str, Proposer] = {}
     for spec in sorted(set(specs.values())):
         found = load_proposer(spec)
-        language = "" if found.spec == "grammar" else _language()
-        made[spec] = make_proposer(found.spec, language=language, limit=limit, **found.options)
+        made[spec] = make_proposer(found.spec, language=_language, limit=limit, **found.options)
     return {arm: made[spec] for arm, spec in specs.items()}
 
 

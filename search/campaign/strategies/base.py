@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from agents.base import RequestKind
 from search.campaign.archive import Verdict
+from vortex_core.configs import Strict
 
 Outcome = Literal["scored", "stopped", "rejected", "duplicate"]
 
@@ -58,9 +59,17 @@ class Strategy(Protocol):
 
     `ask(n)` depends on the seed, `n` and what was told, and changes nothing: asking twice gives the same
     answer, so a resumed campaign replays its tells and goes on as if it had never stopped.
+
+    Attributes:
+        name: as in campaign files.
+        settings: the model of what a campaign file may say of it; its fields are the constructor's keywords.
     """
 
     name: str
+    settings: type[Strict]
+
+    def __init__(self, seed: int, **settings: Any) -> None:
+        """Made with the campaign's seed and the fields of its settings."""
 
     def ask(self, number: int) -> Ask:
         """The `number`-th request, counted from 0."""
@@ -69,6 +78,10 @@ class Strategy(Protocol):
     def tell(self, told: Tell) -> None:
         """Learn what became of an ask. Tells arrive in the order of the event log, not of the asks."""
         ...
+
+
+class NoSettings(Strict):
+    """Of strategies that have none."""
 
 
 def randomness(seed: int, number: int) -> random.Random:

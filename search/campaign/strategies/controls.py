@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search.campaign.strategies.base import Ask, Member, Tell, proposal_seed
+from search.campaign.strategies.base import Ask, Member, NoSettings, Tell, proposal_seed
 
 
 class BestOfNStrategy:
@@ -13,6 +13,7 @@ class BestOfNStrategy:
     """
 
     name = "best_of_n"
+    settings = NoSettings
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -40,6 +41,7 @@ class RandomStrategy:
     """
 
     name = "random"
+    settings = NoSettings
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

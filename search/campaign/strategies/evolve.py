@@ -11,11 +11,23 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from pydantic import Field
+
 from search.campaign.archive import Verdict, pareto_layers
 from search.campaign.strategies.base import Ask, Member, Tell, proposal_seed, randomness
+from vortex_core.configs import Strict
 
 _KEPT = 256
 """Members of an island that has grown to twice as many: what an ask costs must not grow with the run."""
+
+
+class EvolveSettings(Strict):
+    """See `EvolveStrategy`."""
+
+    islands: int = Field(2, ge=1, le=64)
+    fresh: float = Field(0.1, ge=0, le=1)
+    crossover: float = Field(0.25, ge=0, le=1)
+    migrate_every: int = Field(12, ge=1)
 
 
 class EvolveStrategy:
@@ -30,6 +42,7 @@ class EvolveStrategy:
     """
 
     name = "evolve"
+    settings = EvolveSettings
 
     def __init__(
         self,

@@ -5,7 +5,16 @@ The simple baseline that evolution has to beat (2602.16805 finds that it often d
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from search.campaign.strategies.base import Ask, Member, Tell, proposal_seed
+from vortex_core.configs import Strict
+
+
+class RefineSettings(Strict):
+    """See `RefineStrategy`."""
+
+    patience: int = Field(6, ge=1)
 
 
 class RefineStrategy:
@@ -17,6 +26,7 @@ class RefineStrategy:
     """
 
     name = "refine"
+    settings = RefineSettings
 
     def __init__(self, seed: int, *, patience: int = 6) -> None:
         self.seed = seed

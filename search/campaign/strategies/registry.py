@@ -1,28 +1,34 @@
-"""From a configured strategy to the object."""
+"""Strategies by name.
+
+Another distribution adds one through an entry point of the group `vortex_search.strategies`, whose value is the
+strategy's class (docs/extending/strategy.md).
+"""
 
 from __future__ import annotations
 
-from search.campaign.strategies.base import Strategy
-from search.campaign.strategies.controls import BestOfNStrategy, RandomStrategy
-from search.campaign.strategies.evolve import EvolveStrategy
-from search.campaign.strategies.refine import RefineStrategy
-from search.config import BestOfN, Evolve, RandomGrammar, Refine, StrategyConfig
+from typing import TYPE_CHECKING
+
+from vortex_core.registry import Registry
+
+if TYPE_CHECKING:
+    from search.campaign.strategies.base import Strategy
+    from search.config import StrategyConfig
+
+_HERE = "search.campaign.strategies"
+
+STRATEGIES: Registry[type[Strategy]] = Registry(
+    "strategy",
+    {
+        "evolve": f"{_HERE}.evolve:EvolveStrategy",
+        "best_of_n": f"{_HERE}.controls:BestOfNStrategy",
+        "refine": f"{_HERE}.refine:RefineStrategy",
+        "random": f"{_HERE}.controls:RandomStrategy",
+    },
+    group="vortex_search.strategies",
+    code="VS001",
+)
 
 
 def make_strategy(config: StrategyConfig, seed: int) -> Strategy:
     """The strategy a configuration describes."""
-    match config:
-        case Evolve():
-            return EvolveStrategy(
-                seed,
-                islands=config.islands,
-                fresh=config.fresh,
-                crossover=config.crossover,
-                migrate_every=config.migrate_every,
-            )
-        case BestOfN():
-            return BestOfNStrategy(seed)
-        case Refine():
-            return RefineStrategy(seed, patience=config.patience)
-        case RandomGrammar():
-            return RandomStrategy(seed)
+    return STRATEGIES.get(config.kind)(seed, **dict(config.settings))

@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from agents import registry
 from agents.base import Proposal, ProposalRequest, Proposer
 from agents.ensemble import EnsembleProposer
 from agents.errors import ProposerError
+from agents.grammar.proposer import GrammarProposer
 from agents.llm import LLMProposer
-from agents.prices import SpendLimit
-from agents.registry import make_proposer, names
+from agents.prices import Price, SpendLimit
+from agents.providers.base import Patience
+from agents.registry import PROPOSERS, PROVIDERS, make_proposer, names
+from vortex_core import registry
 
 from .conftest import FLOW, LANGUAGE
 
 LOCAL = "http://127.0.0.1:9/v1"
 
 
-class Echo:
+class Echo(Proposer):
     """A third party's proposer."""
 
     def __init__(
@@ -35,7 +37,16 @@ class Echo:
         return Proposal(FLOW, f"seed {request.seed}", self.name)
 
 
-class Grammar:
+class Parrot:
+    """A third party's provider."""
+
+    def __init__(self, model: str, base_url: str | None, *, patience: Patience, price: object) -> None:
+        self.name = f"parrot:{model}"
+        self.price = Price(model, "", 1.0, 2.0)
+        self.base_url, self.patience = base_url, patience
+
+
+class Grammar(Proposer):
     """Stands in for the offline proposer's signature."""
 
     def __init__(self, size: int = 5) -> None:
@@ -50,21 +61,23 @@ class Grammar:
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("echo_for_test")
     module.Echo = Echo  # type: ignore[attr-defined]
+    module.Parrot = Parrot  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "echo_for_test", module)
     points = EntryPoints(
         [
-            EntryPoint("echo", "echo_for_test:Echo", registry.GROUP),
-            EntryPoint("gone", "no_such_module_xyz:thing", registry.GROUP),
+            EntryPoint("echo", "echo_for_test:Echo", PROPOSERS.group),
+            EntryPoint("gone", "no_such_module_xyz:thing", PROPOSERS.group),
+            EntryPoint("parrot", "echo_for_test:Parrot", PROVIDERS.group),
         ]
     )
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: points.select(group=group))
+    monkeypatch.setattr(registry, "entry_points", points.select)
 
 
 @pytest.fixture
 def grammar(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("agents.grammar")
+    module = types.ModuleType("agents.grammar.proposer")
     module.GrammarProposer = Grammar  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "agents.grammar", module)
+    monkeypatch.setitem(sys.modules, "agents.grammar.proposer", module)
 
 
 def refused(spec: str, **options: object) -> ProposerError:
@@ -86,7 +99,7 @@ def test_unknown_name_lists_what_exists_and_the_nearest(echo: None) -> None:
     for name in ("anthropic", "openai", "grammar", "echo"):
         assert name in error.message
     assert "did you mean anthropic?" in error.remedy
-    assert names() == ["anthropic", "echo", "gone", "grammar", "openai"]
+    assert names() == ["anthropic", "echo", "gone", "grammar", "openai", "parrot"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,7 @@ def test_grammar_needs_neither_language_nor_key(grammar: None) -> None:
 
 
 def test_grammar_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "agents.grammar", None)
+    monkeypatch.setitem(sys.modules, "agents.grammar.proposer", None)
     assert refused("grammar").code == "VA003"
 
 
@@ -139,6 +152,38 @@ def test_third_party_gets_argument_language_limit_and_options(echo: None) -> Non
     made = make_proposer("echo:a:b", language=LANGUAGE, limit=limit, shout=True)
     assert isinstance(made, Echo)
     assert (made.name, made.given) == ("echo:a:b", (LANGUAGE, limit, True))
+
+
+def test_a_third_partys_provider_is_asked_like_ours(echo: None) -> None:
+    made = make_proposer(f"parrot:m@{LOCAL}", language=lambda: LANGUAGE, timeout_s=7)
+    assert isinstance(made, LLMProposer)
+    provider = made._provider
+    assert isinstance(provider, Parrot)
+    assert (made.name, provider.base_url, provider.patience.timeout_s) == ("parrot:m", LOCAL, 7)
+
+
+def test_the_language_is_written_only_for_those_who_need_it(grammar: None) -> None:
+    def never() -> str:
+        raise AssertionError("the grammar reads no words")
+
+    assert not GrammarProposer().needs_language
+    assert not GrammarProposer().repairs
+    make_proposer("grammar", language=never)
+
+
+def test_an_ensemble_can_what_a_member_can_and_repairs_go_to_one_that_mends() -> None:
+    class Unable(Echo):
+        repairs = False
+        needs_language = False
+
+    able = Echo("able", language="", limit=None)
+    unable = [Unable(name, language="", limit=None) for name in ("a", "b")]
+    assert not EnsembleProposer(unable).repairs
+    assert not EnsembleProposer(unable).needs_language
+    team = EnsembleProposer([*unable, able])
+    assert team.repairs
+    assert team.needs_language
+    assert {team.choose(repair=True) for _ in range(3)} == {"echo:able"}
 
 
 def test_third_party_that_fails_is_one_clear_error(echo: None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agents.base import Proposal, ProposalRequest, Usage
+from agents.base import Proposal, ProposalRequest, Proposer, Usage
 from agents.errors import BudgetExceededError, ProposerError
 from evaluators.results import Metric, StageResult
 from search.campaign.archive import Archive
@@ -215,9 +215,10 @@ def test_a_refused_program_gets_one_repair(tmp_path: Path):
     assert request.failed.error["code"] == "VF012"
 
 
-def test_the_grammar_is_not_asked_to_repair(tmp_path: Path):
+def test_who_cannot_mend_is_not_asked_to(tmp_path: Path):
     harness = Harness(tmp_path, config(limits={"candidates": 25}))
-    harness.proposer = SimulatedProposer("grammar")
+    harness.proposer = SimulatedProposer()
+    harness.proposer.repairs = False
     state = harness.go()
     assert any(p.outcome == "rejected" for p in state.proposals.values())
     assert all(p.repairs is None for p in state.proposals.values())
@@ -303,7 +304,7 @@ def test_a_machine_without_a_jail_ends_the_campaign(tmp_path: Path):
         harness.go()
 
 
-class _Broken:
+class _Broken(Proposer):
     name = "broken"
 
     def __init__(self, error: VortexError) -> None:
