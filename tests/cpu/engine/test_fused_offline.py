@@ -11,8 +11,8 @@ import triton.language as tl
 from vortex_core.kernels import offline
 
 MODULES = [
-    importlib.import_module(f"vortex_core.engine.{name}_kernels")
-    for name in ("expert", "fused", "latent", "step")
+    importlib.import_module(f"vortex_core.engine.{name}")
+    for name in ("fused.expert_kernels", "fused.kernels", "fused.latent_kernels", "decode.step_kernels")
 ]
 BF16 = "*bf16"
 # GLM-4.7-Flash at batch 64.
