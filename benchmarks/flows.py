@@ -24,17 +24,14 @@ import triton
 from benchmarks import needs
 from benchmarks.kernels_timing import Report, copy_bandwidth, count_launches, null_chain_time
 from vortex_core import library
-from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
-from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.backend import TritonBackend
 from vortex_core.compiler.triton.tuning.timing import Launch, graph_time, relative_error
 from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import step_cost
-from vortex_core.kernels.decode.config import decode_config
-from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace
-from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
-from vortex_core.kernels.pages import PageList
+from vortex_core.kernels.decode.plan import AttentionPlan
+from vortex_core.page_list import PageList, one_list_a_sequence
 
 FLOWS = ("block_topk", "quest", "gqa_block_topk", "lserve")
 BUDGET = 2048
@@ -66,8 +63,7 @@ class Case:
         lengths = torch.full((batch,), length, dtype=torch.int32, device="cuda")
         budgets = torch.full((batch,), self.traced.knobs.pages(length), dtype=torch.int32, device="cuda")
         self.view = BatchView(self.table, lengths, budgets, length)
-        flow_ = backends.get("triton").compile(self.traced.program, self.traced.knobs, self.geometry)
-        assert isinstance(flow_, TritonFlow)
+        flow_ = TritonBackend().compile(self.traced.program, self.traced.knobs, self.geometry)
         self.flow = flow_
         self.states = [flow_.new_states(self.pages, torch.device("cuda")) for _ in range(layers)]
         every = torch.arange(self.pages, device="cuda", dtype=torch.int32)
@@ -75,17 +71,8 @@ class Case:
             flow_.update(s, LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)), every, 0)
         self.work = flow_.workspace(batch, length // page, torch.device("cuda"))
         self.out = torch.empty(batch, q_heads, value, device="cuda", dtype=torch.bfloat16)
-        device = torch.device("cuda")
-        if self.mla:
-            self.config = self.list_config = mla_config(q_heads, torch.bfloat16, page)
-            self.space = mla_decode_workspace(batch, q_heads, device, self.config)
-        else:
-            shape_ = (dim, self.geometry.group, torch.bfloat16, page, batch * kv_heads)
-            self.config = decode_config(*shape_, alone=batch == 1)
-            self.list_config = decode_config(*shape_, even=True)
-            self.space = paged_decode_workspace(
-                batch, kv_heads, self.geometry.group, dim, device, self.config
-            )
+        self.all = AttentionPlan.allocate(self.geometry, page, torch.bfloat16, batch, torch.device("cuda"))
+        self.lists = self.all.sharing(page, even=True)
 
     def score(self, layer: int) -> None:
         """The scoring launches."""
@@ -94,47 +81,30 @@ class Case:
             self.q, self.states[layer], self.table, view.lengths, view.budgets, self.work, layer
         )
 
-    def select(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def select(self, layer: int) -> PageList:
         """Scores to page lists."""
         view = self.view
         return self.flow.launch_selection(self.table, view.lengths, view.budgets, self.work)
 
-    def attend(self, layer: int, ids: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
+    def attend(self, layer: int, pages: PageList) -> torch.Tensor:
         """Attention over the lists."""
-        if self.mla:
-            return mla_decode(
-                self.q, self.k[layer].squeeze(2), ids, lens,
-                workspace=self.space, config=self.list_config, sm_scale=SCALE, out=self.out,
-            )  # fmt: skip
-        shape = (self.batch, self.geometry.kv_heads)
-        pages = PageList(ids.view(*shape, -1), lens.view(shape))
-        k, v = self.k[layer], self.v[layer]
-        return paged_decode(
-            self.q, k, v, pages, workspace=self.space, config=self.list_config, sm_scale=SCALE, out=self.out
-        )
+        return self.lists.run(self.q, self.k[layer], self.v[layer], pages, SCALE, out=self.out)
 
     def step(self, layer: int) -> None:
         """One sparse layer."""
         self.score(layer)
-        self.attend(layer, *self.select(layer))
+        self.attend(layer, self.select(layer))
 
     def dense(self, layer: int) -> torch.Tensor:
         """Our kernel over all pages."""
-        if self.mla:
-            return self.attend(layer, self.table, self.view.lengths)
-        heads = self.geometry.kv_heads
-        table = self.table.unsqueeze(1).expand(-1, heads, -1)
-        pages = PageList(table, self.view.lengths.unsqueeze(1).expand(-1, heads))
-        k, v = self.k[layer], self.v[layer]
-        return paged_decode(
-            self.q, k, v, pages, workspace=self.space, config=self.config, sm_scale=SCALE, out=self.out
-        )
+        pages = one_list_a_sequence(self.table, self.view.lengths, self.page)
+        return self.all.run(self.q, self.k[layer], self.v[layer], pages, SCALE, out=self.out)
 
     def check(self) -> dict[str, float]:
         """Worst selection gap in units of the score spread, and the attention error, on the last sequence."""
         self.score(0)
-        ids, lens = self.select(0)
-        out = self.attend(0, ids, lens).clone()
+        pages = self.select(0)
+        out = self.attend(0, pages).clone()
         torch.cuda.synchronize()
         b, g = self.batch - 1, self.geometry
         oracle = OracleFlow(self.traced.program, self.traced.knobs, g)
@@ -145,7 +115,7 @@ class Case:
         lengths, budgets = self.view.lengths.cpu().long(), self.view.budgets.cpu().long()
         view = BatchView(self.table.cpu().long(), lengths, budgets, self.length)
         (scores,) = oracle.scores(self.q.cpu(), states, view, b).values()
-        ids = ids.view(self.batch, g.kv_heads, -1)[b].cpu()
+        ids = pages.page_ids[b].cpu()
         logical = {int(p): n for n, p in enumerate(self.table[b].tolist())}
         gap = error = 0.0
         knobs = self.traced.knobs
@@ -198,7 +168,8 @@ def measure(report: Report, case: Case, flow: str, peer: dict[str, float | None]
     """Check one case, time the step, its parts and (once a shape) the dense peers, and add the row."""
     checked = case.check()
     layers = range(case.layers)
-    ids, lens = (x.clone() for x in case.select(0))
+    pages = case.select(0)
+    pages = PageList(pages.page_ids.clone(), pages.lengths.clone(), pages.page_size)
     if not peer:
         peer["dense"] = graph_time([partial(case.dense, n) for n in layers])
         peer["flashinfer"] = flashinfer_dense(case)
@@ -222,7 +193,7 @@ def measure(report: Report, case: Case, flow: str, peer: dict[str, float | None]
         over_floor=step / floor,
         score_us=graph_time([partial(case.score, n) for n in layers]),
         select_us=graph_time([partial(case.select, n) for n in layers]),
-        attend_us=graph_time([partial(case.attend, n, ids, lens) for n in layers]),
+        attend_us=graph_time([partial(case.attend, n, pages) for n in layers]),
         dense_us=peer["dense"],
         flashinfer_us=peer["flashinfer"],
         speedup=best / step,

@@ -10,16 +10,14 @@ from torch import Tensor
 
 from vortex_core.kernels import (
     DecodeConfig,
-    PageList,
     mla_config,
     mla_decode,
     mla_decode_workspace,
     paged_decode,
     paged_decode_workspace,
-    rows_page_list,
-    shared_page_list,
 )
 from vortex_core.kernels.reference import gather_row
+from vortex_core.page_list import PageList, one_list_a_head, one_list_a_sequence
 
 L2_FLUSH_BYTES = 2**30  # several times the 50-60 MB of a Hopper L2
 
@@ -74,7 +72,10 @@ def gqa_cases(
             ids = torch.randint(pages_in_pool, (lists * per_list,), device="cuda")
         ids = ids.to(torch.int32).view(lists, per_list)
         lens = torch.full((lists,), tokens, dtype=torch.int32, device="cuda")
-        pages = (shared_page_list if shared else rows_page_list)(ids, lens, kv_heads)
+        if shared:
+            pages = one_list_a_sequence(ids, lens, page_size).shared_by(kv_heads)
+        else:
+            pages = one_list_a_head(ids, lens, kv_heads, page_size)
         q = torch.randn(batch, q_heads, dim, device="cuda", dtype=torch.bfloat16)
         out = torch.full_like(q, float("nan"))
 
@@ -87,11 +88,11 @@ def gqa_cases(
 
 def gqa_reference(case: DecodeCase, k: Tensor, v: Tensor, request: int) -> Tensor:
     """float64 attention of one request [q_head, dim]."""
-    heads = case.pages.kv_heads
+    heads = case.pages.heads
     group = case.q.shape[1] // heads
     outs = []
     for h in range(heads):
-        n = int(case.pages.kv_lens[request, h])
+        n = int(case.pages.lengths[request, h])
         keys = gather_row(k, case.pages.page_ids[request, h], n, h)
         values = gather_row(v, case.pages.page_ids[request, h], n, h)
         q = case.q[request, h * group : (h + 1) * group].double()
@@ -124,12 +125,12 @@ def mla_cases(
                 q, latent, ids, lens, workspace=workspace, config=config, sm_scale=192**-0.5, out=out
             )
 
-        cases.append(DecodeCase(q, shared_page_list(ids, lens, 1), out, launch))
+        cases.append(DecodeCase(q, one_list_a_sequence(ids, lens, page_size), out, launch))
     return cases
 
 
 def mla_reference(case: DecodeCase, latent: Tensor, request: int) -> Tensor:
     """float64 latent attention of one request [head, 512]."""
-    n = int(case.pages.kv_lens[request, 0])
+    n = int(case.pages.lengths[request, 0])
     rows = gather_row(latent.unsqueeze(2), case.pages.page_ids[request, 0], n, 0)
     return torch.softmax(case.q[request].double() @ rows.T * 192**-0.5, -1) @ rows[:, :512]

@@ -49,7 +49,7 @@ def flashinfer_decode(
     _, page_size, kv_heads, dim = k.shape
     ids = case.pages.page_ids[:, 0].contiguous()
     batch, per_list = ids.shape
-    tokens = int(case.pages.kv_lens[0, 0])
+    tokens = int(case.pages.lengths[0, 0])
     wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(_scratch(), "NHD", use_tensor_cores=tensor_cores)
     indptr = torch.arange(batch + 1, dtype=torch.int32, device="cuda") * per_list
     last = torch.full((batch,), tokens - (per_list - 1) * page_size, dtype=torch.int32, device="cuda")
@@ -64,7 +64,7 @@ def flashinfer_decode(
 def fa3_decode(fwd: Any, case: DecodeCase, k: Tensor, v: Tensor) -> tuple[Launch, Tensor]:
     """FA3 over the page list of `case`, which all heads share; it chooses its number of splits."""
     ids = case.pages.page_ids[:, 0].contiguous()
-    lens = case.pages.kv_lens[:, 0].contiguous()
+    lens = case.pages.lengths[:, 0].contiguous()
     q = case.q.unsqueeze(1)
     out = torch.empty_like(q)
     absent = [None] * 3
@@ -87,7 +87,7 @@ def flashinfer_mla(flashinfer: Any, case: DecodeCase, latent: Tensor) -> tuple[L
     wrapper.plan(
         torch.arange(batch + 1, dtype=torch.int32, device="cuda"),
         torch.arange(batch + 1, dtype=torch.int32, device="cuda") * per_list,
-        ids.view(-1), case.pages.kv_lens[:, 0].contiguous(), case.q.shape[1], 512, 64, page_size, False,
+        ids.view(-1), case.pages.lengths[:, 0].contiguous(), case.q.shape[1], 512, 64, page_size, False,
         1 / math.sqrt(192), torch.bfloat16, torch.bfloat16,
     )  # fmt: skip
     q_nope, q_rope = case.q[..., :512].contiguous(), case.q[..., 512:].contiguous()

@@ -18,8 +18,7 @@ import torch
 
 from benchmarks import needs
 from vortex_core import library
-from vortex_core.compiler import backends
-from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.backend import TritonBackend
 from vortex_core.compiler.triton.tuning.results import this_machine
 from vortex_core.compiler.triton.tuning.tune import Result, tune
 from vortex_core.errors import VortexError
@@ -43,8 +42,7 @@ def run(case: str, page: int, budget: int, seconds: float) -> tuple[dict[str, An
         report=lambda trial: None,
     )  # fmt: skip
     found.store()
-    flow = backends.get("triton").compile(traced.program, traced.knobs, geometry)
-    assert isinstance(flow, TritonFlow)
+    flow = TritonBackend().compile(traced.program, traced.knobs, geometry)
     read = flow.attention_config(batch, context // page, torch.bfloat16)
     assert read == found.tuned.config.attention, "the stored result is not what the flow runs with"
     outcomes = [trial.outcome.partition(":")[0] for trial in found.trials]

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.states import TorchStates
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+from vortex_core.page_list import PageList
 
 STEPS = 2  # decode steps per seed: carried states are read back at the second
 
@@ -201,7 +202,7 @@ def _on_cpu(pages: PageList) -> PageList:
 
 
 def _pages_on(pages: PageList, device: torch.device) -> PageList:
-    return PageList(pages.page_ids.to(device), pages.counts.to(device), pages.lengths.to(device))
+    return PageList(pages.page_ids.to(device), pages.lengths.to(device), pages.page_size)
 
 
 def _view_on(view: BatchView, device: torch.device) -> BatchView:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV
 from vortex_core.engine.decode.selection import LoadedFlow, Selections
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.kv.pool import KVPool
 from vortex_core.geometry import Geometry
+from vortex_core.page_list import PageList
 
 
 class Recorder:
@@ -177,7 +178,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
                 q = recording.queries[layer][step]
                 if layer == leader:
                     if completed:
-                        flow.complete(layer, torch.tensor(completed, device=device))
+                        flow.complete_in(layer, torch.tensor(completed, device=device))
                     view = _view(flow, first_page, lengths, layer)
                     pages = selections.at(layer, q, view, ages, lengths)
                     if compiled.program.needs_mass:

@@ -8,12 +8,13 @@ from functools import cached_property
 
 import torch
 
-from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Node, Program
+from vortex_core.page_list import PageList
 
 PAGE = 8
 GEOMETRY = Geometry(layers=1, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16)

@@ -1,32 +1,29 @@
-"""Backends by name."""
+"""Backends by name: `oracle`, `torch`, `triton`, and those of installed distributions."""
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable
 
 from vortex_core.compiler.interface import Backend
-from vortex_core.errors import VortexError
+from vortex_core.registry import Registry
 
-NAMES = ("oracle", "torch", "triton")
+# An entry point of the group `vortex_core.backends` names a class like these, called without arguments.
+REGISTRY: Registry[Callable[[], Backend]] = Registry(
+    "backend",
+    {
+        "oracle": "vortex_core.compiler.oracle:OracleBackend",
+        "torch": "vortex_core.compiler.torch_backend:TorchBackend",
+        "triton": "vortex_core.compiler.triton.backend:TritonBackend",
+    },
+    group="vortex_core.backends",
+    code="VE001",
+)
 
 
 def get(name: str) -> Backend:
     """A backend. No name ever stands for another.
 
     Raises:
-        VortexError: `VE001` for an unknown name.
+        VortexError: `VE001` for an unknown name, `VX001` and `VX002` for entry points that cannot be used.
     """
-    if name == "oracle":
-        from vortex_core.compiler.oracle import OracleBackend
-
-        return OracleBackend()
-    if name == "torch":
-        from vortex_core.compiler.torch_backend import TorchBackend
-
-        return TorchBackend()
-    if name == "triton":
-        from vortex_core.compiler.triton.backend import TritonBackend
-
-        return TritonBackend()
-    near = difflib.get_close_matches(name, NAMES)
-    raise VortexError("VE001", f"no backend {name!r}", f"use one of: {', '.join(near or NAMES)}")
+    return REGISTRY.get(name)()

@@ -16,7 +16,8 @@ Tensor conventions, the same for every backend and engine:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vortex_core.geometry import Geometry
     from vortex_core.ir.knobs import Knobs
     from vortex_core.ir.program import Program
+    from vortex_core.kernels.decode.config import DecodeConfig
+    from vortex_core.page_list import PageList
 
 
 @dataclass(frozen=True)
@@ -33,44 +36,29 @@ class LayerKV:
     k: torch.Tensor
     v: torch.Tensor
 
+    @cached_property
+    def by_page(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as attention kernels address it, `[page, token, kv_head, dim]`; views."""
+        return self.k.permute(1, 2, 0, 3), self.v.permute(1, 2, 0, 3)
+
 
 @dataclass(frozen=True)
 class BatchView:
     """The sequences of one decode step.
 
     Attributes:
-        block_table: int64 `[batch, max_pages]`, physical page of each logical page (padding: any valid page).
-        lengths: int64 `[batch]`, tokens in each sequence including the one being decoded.
-        budgets: int64 `[batch]`, pages each row may attend (`Knobs.pages`).
-        max_length: the largest of `lengths`, known on the host.
+        block_table: `[batch, max_pages]`, physical page of each logical page (padding: any valid page).
+        lengths: `[batch]`, tokens in each sequence including the one being decoded; 0: a row that takes no part.
+        budgets: `[batch]`, pages each row may attend (`Knobs.pages`).
+        max_length: no sequence is longer; known on the host.
+
+    Tensors are int64 for backends that run eagerly, int32 for those whose steps are captured.
     """
 
     block_table: torch.Tensor
     lengths: torch.Tensor
     budgets: torch.Tensor
     max_length: int
-
-
-@dataclass(frozen=True)
-class PageList:
-    """Selected pages.
-
-    Attributes:
-        page_ids: int64 `[batch, heads, max_selected]` physical pages in logical order, so the sequence's last
-            page, the only one that may be partial, is last; entries past a row's count are padding (any valid page).
-        counts: int64 `[batch, heads]`, pages selected.
-        lengths: int64 `[batch, heads]`, tokens along the list (all pages full but the last).
-        heads: `kv_heads`, or query heads where each selects for itself.
-    """
-
-    page_ids: torch.Tensor
-    counts: torch.Tensor
-    lengths: torch.Tensor
-
-    @property
-    def heads(self) -> int:
-        """Rows per sequence."""
-        return self.page_ids.shape[1]
 
 
 class StateStore(Protocol):
@@ -113,10 +101,60 @@ class CompiledFlow(Protocol):
         ...
 
 
+@runtime_checkable
+class CapturedFlow(CompiledFlow, Protocol):
+    """A flow whose decode step is launches on device data alone, so that a CUDA graph can hold it.
+
+    Lengths, budgets and page tables are read on the device, and buffers are the same at every call for a shape.
+    """
+
+    def prepare(self, batch: int, width: int, device: torch.device) -> None:
+        """Allocate what steps of `batch` sequences of up to `width` pages need, before the first is captured."""
+        ...
+
+    def list_capacity(self, width: int) -> int:
+        """The most pages that a list of a sequence of up to `width` pages can hold."""
+        ...
+
+    def update_decode(self, states: StateStore, kv: LayerKV, view: BatchView, layer: int) -> None:
+        """`update` for whichever pages the newest tokens of a batch completed."""
+        ...
+
+    def select_in_place(
+        self,
+        q: torch.Tensor,
+        states: StateStore,
+        view: BatchView,
+        layer: int,
+        lengths: torch.Tensor | None = None,
+    ) -> PageList:
+        """`select` into buffers that the next call of the same shape overwrites.
+
+        Args:
+            lengths: int32 `[batch * heads]`, where the lists' token counts go instead (unless the program selects
+                everything).
+        """
+        ...
+
+    def attention_config(self, batch: int, width: int, kv_dtype: torch.dtype) -> DecodeConfig | None:
+        """How attention over this flow's lists is cut best, where that was measured."""
+        ...
+
+
 class Backend(Protocol):
-    """A way to run programs. A backend never falls back to another one silently."""
+    """A way to run programs. A backend never falls back to another one silently.
+
+    Attributes:
+        name: as in the registry.
+        captures: whether its flows are `CapturedFlow`: engines then decode over static buffers, on a GPU from graphs.
+    """
 
     name: str
+    captures: bool
+
+    def unfit(self, device: torch.device) -> str | None:
+        """Why an engine cannot run on a device with it, in a few words; None if it can."""
+        ...
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> CompiledFlow:
         """Compile, or raise a `VortexError` that names what the backend cannot do."""

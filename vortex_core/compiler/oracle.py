@@ -8,12 +8,13 @@ import sys
 import torch
 
 from vortex_core.compiler.evaluate import Evaluator, check_shapes, param_values
-from vortex_core.compiler.interface import BatchView, LayerKV, PageList, StateStore
+from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.torch_backend import value_rows
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+from vortex_core.page_list import PageList
 
 
 class OracleFlow:
@@ -67,9 +68,9 @@ class OracleFlow:
         for b in range(len(q)):
             rows.append(self._sequence(q[b], states, view, b, layer))
         heads = len(rows[0])
-        counts = torch.tensor([[len(pages) for pages in row] for row in rows])
-        ids = torch.zeros(len(q), heads, int(counts.max()), dtype=torch.int64)
-        lengths = torch.zeros_like(counts)
+        longest = max(len(pages) for row in rows for pages in row)
+        ids = torch.zeros(len(q), heads, longest, dtype=torch.int32)
+        lengths = torch.zeros(len(q), heads, dtype=torch.int32)
         size = self.knobs.page_size
         for b, row in enumerate(rows):
             length = int(view.lengths[b])
@@ -77,7 +78,7 @@ class OracleFlow:
                 ids[b, r] = view.block_table[b, 0]
                 ids[b, r, : len(pages)] = view.block_table[b, pages]
                 lengths[b, r] = sum(min(size, length - p * size) for p in pages)
-        return PageList(ids, counts, lengths)
+        return PageList(ids, lengths, size)
 
     def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
         """As the torch backend's."""
@@ -222,6 +223,11 @@ class OracleBackend:
     """fp64 loops: the definition."""
 
     name = "oracle"
+    captures = False
+
+    def unfit(self, device: torch.device) -> str | None:
+        """It is the definition, in fp64 and sequence by sequence."""
+        return "it is what other backends are tested by, not one to serve with"
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> OracleFlow:
         """Evaluates the program as given, not its canonical form, so that canonicalising is itself

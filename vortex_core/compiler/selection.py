@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import torch
 
-from vortex_core.compiler.interface import BatchView, PageList
+from vortex_core.compiler.interface import BatchView
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Graph, Node
+from vortex_core.page_list import PageList
 
 
 def total_pages(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
@@ -101,4 +102,5 @@ def page_list(mask: torch.Tensor, view: BatchView, page_size: int) -> PageList:
     table = view.block_table[:, : mask.shape[-1]].unsqueeze(1).expand(-1, mask.shape[1], -1)
     ids = table.gather(-1, logical)
     last = view.lengths - (total_pages(view.lengths, page_size) - 1) * page_size
-    return PageList(ids, counts, (counts - 1) * page_size + last.unsqueeze(1))
+    lengths = (counts - 1) * page_size + last.unsqueeze(1)
+    return PageList(ids.to(torch.int32), lengths.to(torch.int32), page_size)

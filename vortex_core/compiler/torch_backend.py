@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, param_values
-from vortex_core.compiler.interface import BatchView, LayerKV, PageList, StateStore
+from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
 from vortex_core.compiler.selection import evaluate_selection, page_list
 from vortex_core.compiler.states import TorchStates
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+from vortex_core.page_list import PageList
 
 
 class TorchFlow:
@@ -167,6 +168,11 @@ class TorchBackend:
     """Vectorised torch, fp32."""
 
     name = "torch"
+    captures = False
+
+    def unfit(self, device: torch.device) -> str | None:
+        """It copies pages about and asks the host for lengths: for CPUs."""
+        return None if device.type == "cpu" else "it runs on the CPU"
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TorchFlow:
         """Raises `VF013` / `VF064` where the program does not fit the model."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer
 
+from vortex_core.compiler import backends
 from vortex_core.compiler.interface import CompiledFlow, LayerKV
 from vortex_core.device_errors import device_errors
 from vortex_core.engine import memory
@@ -92,9 +93,9 @@ class Engine:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.backend = backend or ("torch" if self.device.type == "cpu" else "triton")
-        self._check_backend()
+        self.captures = self._check_backend()
         self.kv_dtype = self._kv_dtype(kv_dtype)
-        if self.backend == "triton":
+        if self.captures:
             from vortex_core.engine.fused.modules import fuse
 
             fuse(self.model)
@@ -102,7 +103,7 @@ class Engine:
             pack_linears(self.model)
         self.tokenizer = tokenizer
         self.sharding = sharding_of(model)  # set where the model is one rank's part
-        if self.sharding is not None and self.backend == "triton":
+        if self.sharding is not None and self.captures:
             from vortex_core.kernels.runtime import PDL_SWITCH
 
             # No run has shown dependent launches behind NCCL's kernels.
@@ -125,20 +126,17 @@ class Engine:
         if name != "auto" and name not in _KV_DTYPES:
             raise bad_call(f"kv_dtype {name!r}", f"give one of auto, {', '.join(_KV_DTYPES)}")
         wanted = self.dtype if name == "auto" else _KV_DTYPES[name]
-        if wanted == self.dtype or (self.backend == "triton" and name.startswith("fp8")):
+        if wanted == self.dtype or (self.captures and name.startswith("fp8")):
             return wanted
         raise unsupported_kv_dtype(name, f"{_short(self.dtype)} (fp8 takes the Triton backend)")
 
-    def _check_backend(self) -> None:
-        if self.backend not in ("torch", "triton"):
-            raise unsupported_backend(self.backend, str(self.device), "the engine has torch and triton")
-        if self.backend == "torch" and self.device.type != "cpu":
-            raise unsupported_backend("torch", str(self.device), "it runs on the CPU")
-        if self.backend == "triton" and self.device.type == "cpu":
-            from vortex_core.kernels.runtime import INTERPRETED
-
-            if not INTERPRETED:
-                raise unsupported_backend("triton", "cpu", "that needs TRITON_INTERPRET=1, and is for tests")
+    def _check_backend(self) -> bool:
+        """Whether decode steps are captured ones; raises `VE018` for a backend that does not fit the device."""
+        chosen = backends.get(self.backend)
+        why = chosen.unfit(self.device)
+        if why is not None:
+            raise unsupported_backend(self.backend, str(self.device), why)
+        return chosen.captures
 
     def _on_reuse(self, blocks: Sequence[int]) -> None:
         for flow in (self.flow, self._suspended):
@@ -194,8 +192,6 @@ class Engine:
         started = time.perf_counter()
         compiled = None
         if program is not None:
-            from vortex_core.compiler import backends
-
             compiled = backends.get(self.backend).compile(program, knobs or Knobs(), self.geometry)
         report = self.load_compiled(compiled)
         return replace(report, seconds=time.perf_counter() - started)
@@ -335,7 +331,7 @@ class Engine:
 
     def new_batch(self, sequences: Sequence[SequenceState]) -> AnyBatch:
         """A live batch for the loaded flow."""
-        if self.backend == "triton":
+        if self.captures:
             return self._runners.batch(self.flow, sequences)
         return DecodeBatch(sequences, self.cache.pool, self.flow)
 

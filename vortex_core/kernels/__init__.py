@@ -10,7 +10,7 @@ from vortex_core.kernels.decode.config import DecodeConfig, decode_config, decod
 from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace
 from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
 from vortex_core.kernels.decode.split import SplitWorkspace, split_workspace, split_workspace_shapes
-from vortex_core.kernels.pages import KernelInputError, PageList, rows_page_list, shared_page_list
+from vortex_core.kernels.pages import KernelInputError
 from vortex_core.kernels.select.api import Limit, Marks, SelectWorkspace, select_pages, select_workspace
 from vortex_core.kernels.write.latent import write_latent
 from vortex_core.kernels.write.paged import write_kv
@@ -20,7 +20,6 @@ __all__ = [
     "KernelInputError",
     "Limit",
     "Marks",
-    "PageList",
     "SelectWorkspace",
     "SplitWorkspace",
     "decode_config",
@@ -30,10 +29,8 @@ __all__ = [
     "mla_decode_workspace",
     "paged_decode",
     "paged_decode_workspace",
-    "rows_page_list",
     "select_pages",
     "select_workspace",
-    "shared_page_list",
     "split_workspace",
     "split_workspace_shapes",
     "write_kv",

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from vortex_core.kernels.pages import PageList
+from vortex_core.page_list import PageList
 
 
 def gather_row(cache: Tensor, page_ids: Tensor, kv_len: int, kv_head: int) -> Tensor:
@@ -38,16 +38,16 @@ def paged_decode_reference(
     lse [batch, q_head] (natural log, -inf for an empty row) and page_mass [rows, max_pages].
     """
     batch, q_heads, dim = q.shape
-    heads = pages.kv_heads
+    heads = pages.heads
     group = q_heads // heads
     page_size, dim_v = k_cache.shape[1], v_cache.shape[3]
     scale = dim**-0.5 if sm_scale is None else sm_scale
     out = torch.zeros(batch, q_heads, dim_v, dtype=torch.float64, device=q.device)
     lse = torch.full((batch, q_heads), -math.inf, dtype=torch.float64, device=q.device)
-    mass = torch.zeros(batch * heads, pages.max_pages, dtype=torch.float64, device=q.device)
+    mass = torch.zeros(batch * heads, pages.columns, dtype=torch.float64, device=q.device)
     for b in range(batch):
         for h in range(heads):
-            kv_len = int(pages.kv_lens[b, h])
+            kv_len = int(pages.lengths[b, h])
             if kv_len == 0:
                 continue
             ids = pages.page_ids[b, h]
@@ -79,7 +79,7 @@ def mla_decode_reference(
     Returns float64 out [batch, head, latent_dim] and lse [batch, head].
     """
     cache = latent_cache.unsqueeze(2)
-    pages = PageList(page_ids.unsqueeze(1), kv_lens.unsqueeze(1))
+    pages = PageList(page_ids.unsqueeze(1), kv_lens.unsqueeze(1), latent_cache.shape[1])
     out, lse, _ = paged_decode_reference(
         q, cache, cache[..., :latent_dim], pages, sm_scale=sm_scale, k_scale=kv_scale, v_scale=kv_scale
     )

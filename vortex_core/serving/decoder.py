@@ -1,9 +1,7 @@
-"""One flow on one foreign KV pool: page states beside the pool, and the decode step of each layer.
+"""One flow on a serving engine's KV pool: what prefill completes is noted, and decode steps run on its batches.
 
-States are indexed by the physical page of the pool they describe. So whoever allocates, frees or shares a page
-does the same to its states, and there is nothing to synchronise. What must hold is that the states of every
-*complete* page are those of its content: pages that prefill completes are noted and computed before the next
-step, pages that decode completes are computed in the step itself.
+Pages that prefill completes are noted and their states computed before the next step; pages that decode completes are
+computed in the step itself (see `runtime.pool_flow`).
 """
 
 from __future__ import annotations
@@ -15,15 +13,18 @@ import torch
 
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, StateStore
-from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.geometry import Geometry
 from vortex_core.ir.flow import Flow
 from vortex_core.kernels import write_latent
-from vortex_core.serving.attend import Attend, Lists, PoolLayer, TorchAttend, TritonAttend
-from vortex_core.serving.plan import budget_table, layer_plan
+from vortex_core.kernels.decode.plan import AttentionPlan
+from vortex_core.page_list import PageList, one_list_a_sequence
+from vortex_core.runtime.budgets import BudgetTable
+from vortex_core.runtime.eager_flow import EagerFlow
+from vortex_core.runtime.flow_step import Attention, FlowStep
+from vortex_core.runtime.pool_flow import PoolFlow
+from vortex_core.runtime.torch_attention import TorchAttention
+from vortex_core.serving.plan import check_servable
 from vortex_core.serving.step_view import StepView
-
-UPDATE_PAGES = 4096  # pages per state update: bounds the memory of the torch backend
 
 
 @dataclass(frozen=True)
@@ -81,42 +82,62 @@ class FlowDecoder:
         device: torch.device,
         backend: str,
     ) -> None:
+        check_servable(bundle.program, bundle.knobs)
         self.bundle, self.geometry, self.pool, self.device = bundle, geometry, pool, device
         self.page_size = bundle.knobs.page_size
-        self.plan = layer_plan(bundle.program, bundle.knobs, geometry.layers)
-        self.compiled = compile_flow(bundle, geometry, backend)
-        self.kv = {i: self._paged(*layer(i)) for i in range(*pool.layers)}
-        own = [i for i in self.plan.leaders if i in self.kv]
-        self.states: dict[int, StateStore] = {i: self.compiled.new_states(pool.pages, device) for i in own}
-        table = budget_table(self.plan, pool.longest) if own else []
-        self.view = StepView(
-            pool.batch, pool.longest, self.page_size, table or [[0] * (pool.longest + 1)], device
+        self.captures = backends.get(backend).captures
+        compiled = compile_flow(bundle, geometry, backend)
+        layers = range(*pool.layers)
+        self.kv = {i: self._paged(*layer(i)) for i in layers}
+        self.flow = PoolFlow(
+            compiled if self.captures else EagerFlow(compiled),
+            self.kv.__getitem__,
+            pool.pages,
+            device,
+            layers,
         )
+        self.view = StepView(pool.batch, pool.longest, self.page_size, self._allowance(), device)
         self.count = 0
-        # Newest lists by rows of the step and leader; those of a captured step are rewritten at its replays.
-        self._lists: dict[int, dict[int, Lists]] = {}
+        # Steps by rows; the lists of a captured one are rewritten at its replays.
+        self._steps: dict[int, _Step] = {}
         self._pending: list[torch.Tensor] = []
-        per_head = bundle.program.per_query_head
-        self._dense: Attend
-        self._sparse: Attend
-        if backend == "triton":
-            shape = (geometry, self.page_size, pool.kv_dtype, pool.batch, device)
-            self._dense = TritonAttend(*shape, per_query_head=False)
-            self._sparse = TritonAttend(*shape, per_query_head=True) if per_head else self._dense
-        else:
-            self._dense = self._sparse = TorchAttend(geometry)
+        self._attention = self._plans()
 
-    def _paged(self, k: torch.Tensor, v: torch.Tensor) -> PoolLayer:
+    @property
+    def states(self) -> dict[int, StateStore]:
+        """Page states by layer."""
+        return self.flow.states
+
+    def _allowance(self) -> torch.Tensor:
+        """Budgets by row and length; of one row where this rank has no layer that selects."""
+        if not self.flow.states:
+            return torch.zeros(1, self.pool.longest + 1, dtype=torch.int32, device=self.device)
+        budgets = BudgetTable(self.flow.plan, self.pool.longest, self.device)
+        budgets.cover(0, self.pool.longest)
+        return budgets.table
+
+    def _plans(self) -> tuple[Attention, Attention]:
+        """Attention over all pages, and over the flow's lists."""
+        if not self.captures:
+            plan = TorchAttention(self.geometry)
+            return plan, plan
+        shape = self.geometry, self.page_size, self.pool.kv_dtype, self.pool.batch, self.device
+        dense = AttentionPlan.allocate(*shape)
+        each = self.bundle.program.per_query_head
+        sparse = AttentionPlan.allocate(*shape, per_query_head=True) if each else dense
+        return dense, sparse.sharing(self.page_size, even=True)
+
+    def _paged(self, k: torch.Tensor, v: torch.Tensor) -> LayerKV:
         """`[slot, kv_head, dim]` as pages of the flow's size; a last slot run shorter than a page is left out."""
         pages = min(self.pool.pages, len(k) // self.page_size)
         assert pages == self.pool.pages, (pages, self.pool.pages)
         cut = (x[: pages * self.page_size].unflatten(0, (pages, self.page_size)) for x in (k, v))
-        return PoolLayer(*cut)
+        return LayerKV(*(x.permute(2, 0, 1, 3) for x in cut))
 
     @property
     def state_bytes(self) -> int:
         """Bytes of all page states."""
-        return sum(states.nbytes() for states in self.states.values())
+        return self.flow.state_bytes
 
     # ---- prefill -------------------------------------------------------------------------------------------
 
@@ -131,13 +152,7 @@ class FlowDecoder:
             return
         pages = torch.cat(self._pending)
         self._pending.clear()
-        for layer, states in self.states.items():
-            for part in pages.split(UPDATE_PAGES):
-                self.compiled.update(states, self._flow_kv(layer), part, layer)
-
-    def _flow_kv(self, layer: int) -> LayerKV:
-        kv = self.kv[layer]
-        return LayerKV(kv.k.permute(2, 0, 1, 3), kv.v.permute(2, 0, 1, 3))
+        self.flow.complete(pages)
 
     # ---- decode --------------------------------------------------------------------------------------------
 
@@ -158,13 +173,13 @@ class FlowDecoder:
 
     def prepare(self, batch: int) -> None:
         """Allocate what a step of `batch` sequences needs, before it is captured."""
-        if isinstance(self.compiled, TritonFlow) and self.states:
-            self.compiled.workspace(batch, self.view.width, self.device)
+        if self.states:
+            self.flow.captured.prepare(batch, self.view.width, self.device)
 
     @property
     def writes_latent(self) -> bool:
-        """Whether `write_latent` is there: MLA with the Triton kernels."""
-        return self.geometry.is_mla and isinstance(self._dense, TritonAttend)
+        """Whether `write_latent` is there: MLA on a GPU."""
+        return self.geometry.is_mla and self.captures
 
     def write_latent(
         self,
@@ -182,7 +197,7 @@ class FlowDecoder:
         Returns:
             `[batch, q_head, dim]`.
         """
-        return write_latent(latent, rope, self.kv[layer].k[:, :, 0], slots, q_latent, q_rope)
+        return write_latent(latent, rope, self.kv[layer].k[0], slots, q_latent, q_rope)
 
     def attend(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
         """One layer of the step. The layer's K and V of the new tokens are in the pool.
@@ -193,43 +208,14 @@ class FlowDecoder:
         Returns:
             `[batch, q_head, value_dim]`.
         """
-        leader = self.plan.leader[layer]
-        if leader is None:
-            lists = Lists(self.view.table[: len(q)].unsqueeze(1), self.view.lengths[: len(q)].unsqueeze(1))
-            return self._dense(q, self.kv[layer], lists, scale)
-        found = self._lists.setdefault(len(q), {})
-        if layer == leader:
-            found[layer] = self._select(layer, q)
-        config = None
-        if isinstance(self.compiled, TritonFlow):
-            config = self.compiled.attention_config(len(q), self.view.width, self.kv[layer].k.dtype)
-        return self._sparse(q, self.kv[layer], found[leader], scale, config)
+        rows = len(q)
+        if rows not in self._steps:
+            self._steps[rows] = _Step(self, rows)
+        return self._steps[rows].attend_pages(layer, q, scale)
 
-    def _select(self, layer: int, q: torch.Tensor) -> Lists:
-        """Update the states of pages that this step completed, score, select."""
-        batch, states, kv = len(q), self.states[layer], self._flow_kv(layer)
-        view = BatchView(
-            self.view.table[:batch],
-            self.view.lengths[:batch],
-            self.view.budgets[self.plan.budget_row(layer), :batch],
-            self.view.width * self.page_size,
-        )
-        if isinstance(self.compiled, TritonFlow):
-            self.compiled.update_decode(states, kv, view, layer)
-            ids, lens = self.compiled.select_in_place(q, states, view, layer)
-            return Lists(ids.view(batch, -1, ids.shape[-1]), lens.view(batch, -1))
-        lengths = view.lengths.long()
-        done = torch.nonzero(lengths % self.page_size == 0).flatten()
-        if len(done):
-            pages = view.block_table[done, lengths[done] // self.page_size - 1].long()
-            self.compiled.update(states, kv, pages, layer)
-        exact = BatchView(view.block_table.long(), lengths, view.budgets.long(), int(lengths.max()))
-        found = self.compiled.select(q, states, exact, layer)
-        return Lists(found.page_ids.to(torch.int32), found.lengths.to(torch.int32))
-
-    def lists(self, batch: int) -> dict[int, Lists]:
+    def lists(self, batch: int) -> dict[int, PageList]:
         """Newest selections of steps of `batch` rows, by the layer that selected."""
-        return self._lists.get(batch, {})
+        return self._steps[batch].lists if batch in self._steps else {}
 
     # ---- proof of what ran ---------------------------------------------------------------------------------
 
@@ -239,7 +225,34 @@ class FlowDecoder:
         found = self.lists(self.count)
         if not found:
             return None
-        lens = found[max(found)].lens
+        lens = found[max(found)].lengths
         lengths = self.view.lengths[: len(lens), None].expand_as(lens)
         real = (lengths > 1).double()
         return torch.stack([(lens * real).sum(), (lengths * real).sum()])
+
+
+class _Step(FlowStep):
+    """A step of the first `rows` sequences of the decoder's view."""
+
+    def __init__(self, decoder: FlowDecoder, rows: int) -> None:
+        super().__init__(decoder.flow, *decoder._attention)
+        self._pool, self._budgets = decoder.kv, decoder.view.budgets[:, :rows]
+        self._table, self._lengths = decoder.view.table[:rows], decoder.view.lengths[:rows]
+        self._longest = decoder.view.width * decoder.page_size
+        self._all = one_list_a_sequence(self._table, self._lengths, decoder.page_size)
+
+    def batch(self) -> BatchView:
+        """See `FlowStep`."""
+        return BatchView(self._table, self._lengths, self._lengths, self._longest)
+
+    def scored(self, budget_row: int) -> BatchView:
+        """See `FlowStep`; every sequence selects at every step."""
+        return BatchView(self._table, self._lengths, self._budgets[budget_row], self._longest)
+
+    def all_pages(self) -> PageList:
+        """See `FlowStep`."""
+        return self._all
+
+    def kv(self, layer: int, page_size: int) -> LayerKV:
+        """See `FlowStep`; the pool is cut into pages of the flow's size."""
+        return self._pool[layer]

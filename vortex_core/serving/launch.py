@@ -16,7 +16,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 from vortex_core.serving.bundle import load_flow
 from vortex_core.serving.errors import no_sglang, page_mismatch
-from vortex_core.serving.plan import layer_plan
+from vortex_core.serving.plan import check_servable
 from vortex_core.serving.settings import Settings
 
 PYTHON = "VORTEX_SGLANG_PYTHON"
@@ -73,7 +73,7 @@ def launch_command(
         VortexError: `VE032` if the page size in `options` does not fit the flow, `VE034` for a flow that no
             server can run.
     """
-    layer_plan(bundle.program, bundle.knobs, 1)  # refuses here what the server would refuse
+    check_servable(bundle.program, bundle.knobs)  # refuses here what the server would refuse
     given = dict(_pairs(options))
     needed = ["--model-path", model, "--attention-backend", "vortex"]
     page = bundle.knobs.page_size

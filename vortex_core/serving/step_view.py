@@ -7,8 +7,6 @@ scheduler may change the table as soon as the step has begun.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -46,17 +44,20 @@ class StepView:
         table: int32 `[batch, width]`, physical page of each logical page.
         lengths: int32 `[batch]`, tokens including the one being decoded; 1 for rows that pad a batch.
         budgets: int32 `[budget row, batch]`, pages each row may attend.
+
+    Args:
+        allowance: int32 `[budget row, length]` for lengths from 0 to `longest`, what a row may attend.
     """
 
     def __init__(
-        self, batch: int, longest: int, page_size: int, budgets: Sequence[Sequence[int]], device: torch.device
+        self, batch: int, longest: int, page_size: int, allowance: torch.Tensor, device: torch.device
     ) -> None:
         self.longest, self.page_size = longest, page_size
         self.width = -(-longest // page_size)
         self.table = torch.zeros(batch, self.width, dtype=torch.int32, device=device)
         self.lengths = torch.ones(batch, dtype=torch.int32, device=device)
-        self.budgets = torch.ones(len(budgets), batch, dtype=torch.int32, device=device)
-        self._allowance = torch.tensor([list(row) for row in budgets], dtype=torch.int32, device=device)
+        self.budgets = torch.ones(len(allowance), batch, dtype=torch.int32, device=device)
+        self._allowance = allowance
         self._by_kernel = device.type == "cuda" or INTERPRETED
 
     @property

@@ -7,10 +7,11 @@ import torch
 
 from tests import sample_flows
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV
 from vortex_core.errors import VortexError
 from vortex_core.flow.trace import Traced
 from vortex_core.geometry import Geometry
+from vortex_core.page_list import PageList
 
 SIZE = 8
 LENGTHS = [1, 7, 8, 9, 40, 64, 65, 130]

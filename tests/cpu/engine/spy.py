@@ -9,9 +9,10 @@ import torch
 
 from vortex_core import library
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList, StateStore
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, StateStore
 from vortex_core.engine.engine import Engine
 from vortex_core.ir.knobs import Knobs
+from vortex_core.page_list import PageList
 
 
 @dataclass

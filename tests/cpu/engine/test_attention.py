@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vortex_core.compiler.interface import LayerKV, PageList
-from vortex_core.engine.decode.torch_attention import (
+from vortex_core.compiler.interface import LayerKV
+from vortex_core.page_list import PageList
+from vortex_core.runtime.torch_attention import (
     attend_part,
     causal_prefill,
     dense_decode,
@@ -65,7 +66,7 @@ def test_sparse_decode_reads_the_selected_pages_only(per_query_head: bool, want_
     counts = torch.randint(1, 6, (batch, heads))
     last = torch.tensor([3, 8, 1])  # tokens in each sequence's newest page
     ids = torch.stack([torch.stack([torch.randperm(pages)[:5] for _ in range(heads)]) for _ in range(batch)])
-    selected = PageList(ids, counts, (counts - 1) * page + last[:, None])
+    selected = PageList(ids.int(), ((counts - 1) * page + last[:, None]).int(), page)
     q = torch.randn(batch, KV_HEADS * group, DIM)
     out, mass = sparse_decode(q, kv, selected, SCALE, want_mass=want_mass)
     assert (mass is not None) == want_mass
@@ -91,7 +92,7 @@ def test_a_page_may_belong_to_two_sequences() -> None:
     ids = torch.tensor([[[2, 1]] * KV_HEADS] * 2)
     full = torch.full((2, KV_HEADS), 2)
     q = torch.randn(1, 2, DIM).expand(2, -1, -1)
-    out, _ = sparse_decode(q, kv, PageList(ids, full, full * 8), SCALE)
+    out, _ = sparse_decode(q, kv, PageList(ids.int(), full.int() * 8, 8), SCALE)
     torch.testing.assert_close(out[0], out[1])
 
 

@@ -11,9 +11,10 @@ import torch
 from tests.cpu.engine.spy import Spy
 from vortex_core import library
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import CompiledFlow, LayerKV, PageList
+from vortex_core.compiler.interface import CompiledFlow, LayerKV
 from vortex_core.engine.engine import Engine
 from vortex_core.ir.knobs import Knobs
+from vortex_core.page_list import PageList
 from vortex_core.sandbox.load import trace_source
 
 Make = Callable[..., Any]

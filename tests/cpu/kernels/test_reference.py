@@ -11,15 +11,13 @@ from vortex_core.kernels import (
     DecodeConfig,
     KernelInputError,
     Limit,
-    PageList,
     paged_decode,
     paged_decode_workspace,
-    rows_page_list,
     select_pages,
-    shared_page_list,
     split_workspace_shapes,
     write_kv,
 )
+from vortex_core.kernels.pages import check_page_list
 from vortex_core.kernels.reference import (
     paged_decode_reference,
     ranked_pages,
@@ -27,6 +25,7 @@ from vortex_core.kernels.reference import (
     top_p_count,
 )
 from vortex_core.kernels.runtime import split_dim
+from vortex_core.page_list import PageList, one_list_a_head, one_list_a_sequence
 
 
 def test_dense_attention_equals_torch() -> None:
@@ -35,7 +34,7 @@ def test_dense_attention_equals_torch() -> None:
     q = torch.randn(1, 6, 16).double()
     table = torch.tensor([[3, 0, 4]], dtype=torch.int32)
     out, lse, mass = paged_decode_reference(
-        q, k, v, shared_page_list(table, torch.tensor([21], dtype=torch.int32), 2)
+        q, k, v, one_list_a_sequence(table, torch.tensor([21], dtype=torch.int32), 8).shared_by(2)
     )
     keys = k[table[0].long()].reshape(24, 2, 16)[:21].transpose(0, 1)
     values = v[table[0].long()].reshape(24, 2, 16)[:21].transpose(0, 1)
@@ -50,7 +49,7 @@ def test_dense_attention_equals_torch() -> None:
 
 def test_an_empty_row_attends_to_nothing() -> None:
     pool = torch.full((1, 8, 1, 16), float("nan"))
-    pages = rows_page_list(torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), 1)
+    pages = one_list_a_head(torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), 1, 8)
     out, lse, mass = paged_decode_reference(torch.randn(1, 2, 16), pool, pool, pages)
     assert not out.any()
     assert not mass.any()
@@ -141,7 +140,7 @@ def decode_arguments() -> dict[str, torch.Tensor]:
 )
 def test_wrong_inputs_are_named(change: dict[str, torch.Tensor], message: str) -> None:
     arguments = decode_arguments() | change
-    pages = rows_page_list(torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 2)
+    pages = one_list_a_head(torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 2, 8)
     config = DecodeConfig(16, 4, 1, 1)
     workspace = paged_decode_workspace(1, 2, 2, 16, torch.device("cpu"), config)
     with pytest.raises(KernelInputError, match=message) as caught:
@@ -151,7 +150,7 @@ def test_wrong_inputs_are_named(change: dict[str, torch.Tensor], message: str) -
 
 def test_a_small_workspace_is_refused() -> None:
     config = DecodeConfig(16, 4, 1, 1)
-    pages = rows_page_list(torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 2)
+    pages = one_list_a_head(torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 2, 8)
     workspace = paged_decode_workspace(1, 1, 2, 16, torch.device("cpu"), config)
     with pytest.raises(KernelInputError, match="too small"):
         paged_decode(**decode_arguments(), pages=pages, workspace=workspace, config=config)
@@ -167,14 +166,22 @@ def test_workspace_reports_its_bytes() -> None:
 
 def test_page_lists_check_their_shape() -> None:
     ids, lens = torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
-    shared = shared_page_list(ids, lens, 2)
+    shared = one_list_a_sequence(ids, lens, 8).shared_by(2)
     assert shared.page_ids.stride(1) == 0
-    assert (shared.batch, shared.kv_heads, shared.max_pages) == (4, 2, 3)
-    assert rows_page_list(ids, lens, 2).batch == 2
+    assert (shared.batch, shared.heads, shared.columns) == (4, 2, 3)
+    assert one_list_a_head(ids, lens, 2, 8).batch == 2
+    check_page_list(shared)
     with pytest.raises(KernelInputError, match="int32"):
-        PageList(ids.long().unsqueeze(1), lens.unsqueeze(1))
-    with pytest.raises(KernelInputError, match="multiple"):
-        rows_page_list(ids, lens, 3)
+        check_page_list(PageList(ids.long().unsqueeze(1), lens.unsqueeze(1), 8))
+    with pytest.raises(KernelInputError, match="lengths"):
+        check_page_list(PageList(ids.unsqueeze(1), lens, 8))
+
+
+def test_a_page_list_counts_its_pages() -> None:
+    lengths = torch.tensor([[0, 1, 8], [9, 16, 17]], dtype=torch.int32)
+    pages = PageList(torch.zeros(2, 3, 4, dtype=torch.int32), lengths, 8)
+    assert pages.counts.tolist() == [[0, 1, 1], [2, 2, 3]]
+    assert pages.rows(torch.tensor([1])).lengths.tolist() == [[9, 16, 17]]
 
 
 def test_selection_and_write_name_wrong_inputs() -> None:

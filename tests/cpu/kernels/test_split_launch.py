@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vortex_core.kernels import PageList
 from vortex_core.kernels.decode.split import EVEN_TOKENS
 from vortex_core.kernels.decode.split_launch import even_splits
+from vortex_core.page_list import PageList
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,6 @@ def test_rows_are_cut_alike_where_it_costs_nothing(
     batch: int, heads: int, tokens: int, workers: int, splits: int
 ) -> None:
     pages = PageList(
-        torch.zeros(batch, heads, 1, dtype=torch.int32), torch.zeros(batch, heads, dtype=torch.int32)
+        torch.zeros(batch, heads, 1, dtype=torch.int32), torch.zeros(batch, heads, dtype=torch.int32), 16
     )
     assert even_splits(pages, tokens, workers, 32) == splits

@@ -8,9 +8,10 @@ import torch
 from tests.null.library import weights
 from vortex_core import library
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, PageList
+from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
+from vortex_core.page_list import PageList
 
 SIZE = 8
 LENGTHS = [3, 8, 41, 88]

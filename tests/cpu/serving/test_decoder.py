@@ -9,7 +9,6 @@ from tests.cpu.serving.pools import GQA, MLA, Pool, bundle, dense
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.serving.decoder import batch_bucket, state_bytes_per_page
-from vortex_core.serving.plan import layer_plan
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -101,11 +100,6 @@ def test_a_sparse_step_attends_exactly_the_selection() -> None:
 
 
 def test_layers_that_reuse_a_selection_attend_the_leaders_pages() -> None:
-    plan = layer_plan(
-        *(lambda b: (b.program, b.knobs))(bundle("quest", reuse_layers=2, dense_layers=(1,))), 6
-    )
-    assert plan.leader == (0, None, 0, 3, 3, 5)
-    assert plan.leaders == (0, 3, 5)
     pool = Pool(GQA, page=16, pages=20, requests=1, longest=128)
     decoder = pool.decoder(bundle("quest", page_size=8, budget="24", reuse_layers=3), "torch")
     assert list(decoder.states) == [0]
@@ -133,7 +127,7 @@ def test_padding_rows_change_nothing() -> None:
 def test_state_bytes_are_those_that_are_allocated() -> None:
     pool = Pool(GQA, page=16, pages=20, requests=1, longest=64)
     decoder = pool.decoder(bundle("quest", page_size=16), "torch")
-    page = state_bytes_per_page(decoder.compiled)
+    page = state_bytes_per_page(decoder.flow.compiled)
     assert decoder.state_bytes == page * decoder.pool.pages * GQA.layers
     assert page == 2 * GQA.kv_heads * GQA.head_dim * 2  # kmin and kmax in bf16
 

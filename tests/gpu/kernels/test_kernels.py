@@ -13,7 +13,6 @@ from vortex_core.kernels import (
     KernelInputError,
     Limit,
     Marks,
-    PageList,
     decode_config,
     mla_config,
     mla_decode,
@@ -46,7 +45,7 @@ def decode(
     **options: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, q_heads, dim = case.q.shape
-    heads, page_size = case.pages.kv_heads, case.k.shape[1]
+    heads, page_size = case.pages.heads, case.k.shape[1]
     config = decode_config(
         dim, q_heads // heads, case.k.dtype, page_size, rows or batch * heads, even=even, alone=alone
     )
@@ -172,7 +171,7 @@ def test_decode_page_mass() -> None:
     case = inputs.attention(
         RAGGED, heads=2, group=7, dim=128, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16, device="cuda"
     )  # fmt: skip
-    rows, max_pages = len(RAGGED), case.pages.max_pages
+    rows, max_pages = len(RAGGED), case.pages.columns
     mass = torch.full((rows, max_pages), float("nan"), device="cuda")
     scratch = torch.full((rows, 7, max_pages), float("nan"), device="cuda")
     decode(case, page_mass=mass, page_lse=scratch)
@@ -186,7 +185,7 @@ def test_decode_many_rows(rows: int) -> None:
         lens, heads=8, group=2, dim=64, page_size=16, dtype=torch.bfloat16, q_dtype=torch.bfloat16, device="cuda"
     )  # fmt: skip
     out, _ = decode(case)
-    some = PageList(case.pages.page_ids[-40:], case.pages.kv_lens[-40:])
+    some = case.pages.rows(slice(-40, None))
     want, _, _ = paged_decode_reference(case.q[-40:], case.k, case.v, some)
     assert inputs.close(out[-40:], want, UNIT_BF16)
 
@@ -199,7 +198,7 @@ def test_latent_decode(heads: int, page_size: int, dtype: torch.dtype, lens: lis
     case = inputs.attention(
         lens, heads=1, group=heads, dim=576, page_size=page_size, dtype=dtype, q_dtype=torch.bfloat16, device="cuda"
     )  # fmt: skip
-    cache, ids, n = case.k[:, :, 0], case.pages.page_ids[:, 0], case.pages.kv_lens[:, 0]
+    cache, ids, n = case.k[:, :, 0], case.pages.page_ids[:, 0], case.pages.lengths[:, 0]
     config = mla_config(heads, dtype, page_size)
     workspace = mla_decode_workspace(len(lens), heads, case.q.device, config)
     lse = torch.empty(len(lens), heads, device="cuda")
@@ -226,14 +225,14 @@ def test_a_captured_graph_replays_with_other_lengths() -> None:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             paged_decode(case.q, case.k, case.v, case.pages, workspace=workspace, config=config, out=out)
-        lens = case.pages.kv_lens.clone()
+        lens = case.pages.lengths.clone()
         for step in range(4):
-            case.pages.kv_lens.copy_((lens - 7 * step).clamp(min=0))
+            case.pages.lengths.copy_((lens - 7 * step).clamp(min=0))
             out.fill_(float("nan"))
             graph.replay()
             want, _, _ = paged_decode_reference(case.q, case.k, case.v, case.pages)
             assert inputs.close(out, want, UNIT_BF16)
-        case.pages.kv_lens.copy_(lens)
+        case.pages.lengths.copy_(lens)
         assert not workspace.finished.any()
 
 

@@ -85,10 +85,10 @@ def test_a_captured_step(geometry: Geometry, flow: str, dtype: torch.dtype) -> N
         assert attended < 0.5 * there
         last = geometry.layers - 1
         for row in range(len(requests)):
-            lists = decoder._lists[4][last]
-            pages = lists.ids[row, 0].long()
+            lists = decoder.lists(4)[last]
+            pages = lists.page_ids[row, 0].long()
             slots = (pages[:, None] * page + torch.arange(page, device="cuda")).flatten()[
-                : lists.lens[row, 0]
+                : lists.lengths[row, 0]
             ]
             k, v = (x[last].float()[slots, :1].cpu() for x in (pool.k, pool.v))
             group = q[last, row, : geometry.group].cpu()

@@ -13,7 +13,6 @@ from tests.cpu.engine.test_flows import CARRIED
 from tests.interp.tuned import attention_tiles
 from vortex_core import library
 from vortex_core.engine import attention_hook
-from vortex_core.engine.decode import static_step
 from vortex_core.engine.decode.graph_batch import GraphBatch
 from vortex_core.engine.decode.graph_runner import Shape
 from vortex_core.engine.decode.sampling import Sampling
@@ -79,7 +78,7 @@ def test_both_backends_decode_the_same_tokens(engines: dict[str, Engine], flow: 
 
 
 def test_lists_are_attended_as_was_tuned(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = attention_tiles(monkeypatch, static_step)
+    tiles = attention_tiles(monkeypatch)
     knobs = {"page_size": 8, "budget": "48", "dense_layers": (0,)}
     want, got = (decode(engines[backend], "quest", knobs=knobs) for backend in ("torch", "triton"))
     assert got.tokens == want.tokens

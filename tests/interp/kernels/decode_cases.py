@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from tests.interp.kernels import inputs
 from vortex_core.kernels import (
     DecodeConfig,
-    PageList,
     mla_decode,
     mla_decode_workspace,
     paged_decode,
     paged_decode_workspace,
-    rows_page_list,
 )
 from vortex_core.kernels.reference import mla_decode_reference, paged_decode_reference
+from vortex_core.page_list import PageList, one_list_a_head
 
 CPU = torch.device("cpu")
 # fp32 products and sums of at most a few hundred terms.
@@ -26,7 +25,7 @@ UNIT = 3e-6
 
 def run(case: inputs.Attention, config: DecodeConfig, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     batch, q_heads, _ = case.q.shape
-    heads, dim_v = case.pages.kv_heads, case.v.shape[3]
+    heads, dim_v = case.pages.heads, case.v.shape[3]
     workspace = paged_decode_workspace(batch, heads, q_heads // heads, dim_v, CPU, config)
     lse = torch.full((batch, q_heads), float("nan"))
     out = torch.full((batch, q_heads, dim_v), float("nan"))
@@ -95,7 +94,9 @@ def test_renumbering_physical_pages_changes_nothing(seed: int) -> None:
         case.q,
         case.k[order],
         case.v[order],
-        PageList(inverse[case.pages.page_ids.long()].to(torch.int32), case.pages.kv_lens),
+        PageList(
+            inverse[case.pages.page_ids.long()].to(torch.int32), case.pages.lengths, case.pages.page_size
+        ),
     )
     for a, b in zip(run(case, config), run(moved, config), strict=True):
         assert torch.equal(a, b)
@@ -154,7 +155,7 @@ def test_lists_finer_than_a_kv_head() -> None:
 @pytest.mark.parametrize(("page_size", "block_n", "even"), [(8, 32, False), (16, 16, True), (32, 16, False)])
 def test_page_mass_is_the_attention_each_page_received(page_size: int, block_n: int, even: bool) -> None:
     case = inputs.attention([33, 0, 64, 5], heads=2, group=3, dim=16, page_size=page_size)
-    rows, max_pages = 4, case.pages.max_pages
+    rows, max_pages = 4, case.pages.columns
     mass = torch.full((rows, max_pages), float("nan"))
     scratch = torch.full((rows, 3, max_pages), float("nan"))
     run(case, DecodeConfig(block_n, 4, 1, 2, even=even), page_mass=mass, page_lse=scratch)
@@ -173,7 +174,7 @@ def test_page_mass_is_the_attention_each_page_received(page_size: int, block_n: 
 def test_latent_attention_equals_the_definition(heads: int, lens: list[int], page_size: int) -> None:
     latent_dim, rope = 32, 16
     case = inputs.attention(lens, heads=1, group=heads, dim=latent_dim + rope, page_size=page_size)
-    cache, ids, n = case.k[:, :, 0], case.pages.page_ids[:, 0], case.pages.kv_lens[:, 0]
+    cache, ids, n = case.k[:, :, 0], case.pages.page_ids[:, 0], case.pages.lengths[:, 0]
     config = DecodeConfig(16, 4, 1, 1, fused_merge=False)
     workspace = mla_decode_workspace(len(lens), heads, CPU, config, latent_dim)
     lse = torch.empty(len(lens), heads)
@@ -202,7 +203,7 @@ def test_many_rows_are_planned_in_several_scans(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_empty_batch_is_no_launch() -> None:
-    empty = rows_page_list(torch.empty(0, 1, dtype=torch.int32), torch.empty(0, dtype=torch.int32), 1)
+    empty = one_list_a_head(torch.empty(0, 1, dtype=torch.int32), torch.empty(0, dtype=torch.int32), 1, 8)
     case = inputs.Attention(torch.empty(0, 2, 16), torch.zeros(1, 8, 1, 16), torch.zeros(1, 8, 1, 16), empty)
     out, _ = run(case, DecodeConfig(16, 4, 1, 1))
     assert out.shape == (0, 2, 16)

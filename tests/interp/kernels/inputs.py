@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vortex_core.kernels import PageList, rows_page_list
+from vortex_core.page_list import PageList, one_list_a_head
 
 LAYOUTS = ("NHD", "HND", "head-major")
 
@@ -65,8 +65,8 @@ def attention(
         q.to(device),
         lay_out(k.to(dtype), layout).to(device),
         lay_out(v.to(dtype), layout).to(device),
-        rows_page_list(
-            ids.to(torch.int32).to(device), torch.tensor(lens, dtype=torch.int32).to(device), heads
+        one_list_a_head(
+            ids.to(torch.int32).to(device), torch.tensor(lens, dtype=torch.int32).to(device), heads, page_size
         ),
     )
 

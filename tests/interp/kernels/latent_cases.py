@@ -38,7 +38,7 @@ def test_latent_kernel_equals_the_definition(
     case = inputs.attention(
         lens, heads=1, group=heads, dim=576, page_size=page_size, dtype=torch.bfloat16, q_dtype=torch.bfloat16
     )
-    cache, ids, n = case.k[:, :, 0], case.pages.page_ids[:, 0], case.pages.kv_lens[:, 0]
+    cache, ids, n = case.k[:, :, 0], case.pages.page_ids[:, 0], case.pages.lengths[:, 0]
     config = DecodeConfig(64, 8, 3, 1, 1, fused_merge=False, latent_kernel=True)
     workspace = mla_decode_workspace(len(lens), heads, CPU, config)
     lse = torch.full((len(lens), heads), float("nan"))

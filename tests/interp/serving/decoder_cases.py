@@ -8,7 +8,6 @@ import torch
 from tests.cpu.serving.pools import GQA, MLA, Pool, bundle
 from tests.interp.tuned import attention_tiles
 from vortex_core.geometry import Geometry
-from vortex_core.serving import attend
 from vortex_core.serving.step_view import StepView
 
 MLA_SMALL = Geometry(layers=1, kv_heads=1, group=4, head_dim=48, rope_dim=16, value_dim=32)
@@ -63,7 +62,7 @@ def test_latent_rows_go_to_the_slots_of_the_pool() -> None:
 
 
 def test_lists_are_attended_as_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = attention_tiles(monkeypatch, attend)
+    tiles = attention_tiles(monkeypatch)
     knobs = {"page_size": 8, "budget": "24", "dense_layers": (1,)}
     test_steps_equal_those_of_torch(GQA_SMALL, "quest", knobs, torch.float32)
     assert tiles == [32, 16] * 3, "the flow's layer by the tuned configuration, the dense one by the default"
@@ -81,20 +80,20 @@ def test_a_replayed_step_reads_its_buffers_again() -> None:
     decoder.begin(pool.slots, torch.tensor([0]), torch.tensor([40]))
     first = decoder.attend(0, q, 0.25).clone()
     buffers = [t.data_ptr() for t in (decoder.view.table, decoder.view.lengths, decoder.view.budgets)]
-    lists = decoder._lists[1][0]
+    lists = decoder.lists(1)[0]
     decoder.begin(pool.slots, torch.tensor([1]), torch.tensor([25]))
     other = decoder.attend(0, q, 0.25).clone()
     decoder.begin(pool.slots, torch.tensor([0]), torch.tensor([40]))
     again = decoder.attend(0, q, 0.25)
     assert buffers == [t.data_ptr() for t in (decoder.view.table, decoder.view.lengths, decoder.view.budgets)]
-    assert decoder._lists[1][0].ids.data_ptr() == lists.ids.data_ptr()
+    assert decoder.lists(1)[0].page_ids.data_ptr() == lists.page_ids.data_ptr()
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert not torch.equal(first, other)
 
 
 def test_the_view_of_a_step_by_kernel_and_by_torch() -> None:
     slots = torch.randperm(64 * 4).view(4, 64).to(torch.int32)
-    allowance = [[0, *range(64, 0, -1)], [0, *([7] * 64)]]
+    allowance = torch.tensor([[0, *range(64, 0, -1)], [0, *([7] * 64)]], dtype=torch.int32)
     made = []
     for by_kernel in (True, False):
         view = StepView(4, 64, 8, allowance, torch.device("cpu"))

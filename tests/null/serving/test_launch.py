@@ -13,7 +13,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 from vortex_core.serving.bundle import load_flow, write_flow
 from vortex_core.serving.launch import check_environment, launch_command, main
-from vortex_core.serving.plan import budget_table, layer_plan
+from vortex_core.serving.plan import check_servable
 from vortex_core.serving.settings import Settings
 
 
@@ -90,32 +90,12 @@ def test_fp8_and_request_local_flows_bring_their_options(quest: Flow) -> None:
 
 def test_what_a_captured_step_cannot_do_is_refused(quest: Flow) -> None:
     with pytest.raises(VortexError, match="reuse_steps=4"):
-        layer_plan(quest.program, quest.knobs.with_(reuse_steps=4), 4)
+        check_servable(quest.program, quest.knobs.with_(reuse_steps=4))
     with pytest.raises(VortexError, match="reuse_steps=4"):
         launch_command(library.load("lserve").flow, Settings("/b"), "m", (), "p")
     mass = next(b for b in map(library.load, library.names()) if b.program.needs_mass)
     with pytest.raises(VortexError, match="attention mass"):
-        layer_plan(mass.program, mass.knobs.with_(reuse_steps=1), 4)
-
-
-def test_budgets_by_length_and_layer(quest: Flow) -> None:
-    knobs = quest.knobs.with_(budget="64 if layer < 2 else length / 4", dense_layers=(0,), page_size=8)
-    plan = layer_plan(quest.program, knobs, 4)
-    rows = budget_table(plan, 400)
-    assert len(rows) == 3
-    assert [plan.budget_row(layer) for layer in plan.leaders] == [0, 1, 2]
-    for layer in plan.leaders:
-        assert rows[plan.budget_row(layer)].tolist() == [
-            0,
-            *(knobs.pages(n, layer, 4) for n in range(1, 401)),
-        ]
-    knobs = knobs.with_(budget="max(64, length / 8)")
-    same = layer_plan(quest.program, knobs, 4)
-    assert {same.budget_row(layer) for layer in plan.leaders} == {0}
-    assert budget_table(same, 50)[0].tolist() == [
-        0,
-        *(knobs.pages(n) for n in range(1, 51)),
-    ]
+        check_servable(mass.program, mass.knobs.with_(reuse_steps=1))
 
 
 def test_an_environment_without_sglang_says_so() -> None:

@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 
 from vortex_core.compiler.evaluate import check_shapes, param_values
-from vortex_core.compiler.interface import BatchView, LayerKV, PageList, StateStore
+from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.generate import Module, generate
@@ -35,6 +35,7 @@ from vortex_core.kernels.select.api import (
     select_pages,
     select_workspace,
 )
+from vortex_core.page_list import PageList, one_list_a_head
 
 WARPS = 4
 # A scoring program of two blocks loads the second while it computes the first (two stages); measured on an H100 to
@@ -179,6 +180,10 @@ class TritonFlow:
         """The most pages a list can hold: a union's streams each have the budget."""
         return min(width, self.capacity(width) * max(1, len(self._streams)))
 
+    def prepare(self, batch: int, width: int, device: torch.device) -> None:
+        """See `CapturedFlow`."""
+        self.workspace(batch, width, device)
+
     def workspace(self, batch: int, width: int, device: torch.device) -> Workspace:
         """The buffers for a batch and a number of pages; the same ones at every call, as a graph needs."""
         key = (batch, width, str(device))
@@ -203,10 +208,8 @@ class TritonFlow:
 
     def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
         """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`. The list is the caller's to keep."""
-        ids, lens = self.select_in_place(q, states, view, layer)
-        shape = (len(q), self._heads if not self.program.selects_everything else self.geometry.kv_heads)
-        ids, lens = ids.reshape(*shape, -1).long(), lens.reshape(shape).long()  # copies: these are int32
-        return PageList(ids, (lens + self.knobs.page_size - 1) // self.knobs.page_size, lens)
+        found = self.select_in_place(q, states, view, layer)
+        return PageList(found.page_ids.clone(), found.lengths.clone(), found.page_size)
 
     def select_in_place(
         self,
@@ -214,22 +217,18 @@ class TritonFlow:
         states: StateStore,
         view: BatchView,
         layer: int,
-        lens: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `select`, as int32 page ids and token counts in the workspace, which the next call overwrites.
-
-        Args:
-            lens: int32 `[rows]`, where the token counts go instead (unless the program selects everything).
-        """
+        lengths: torch.Tensor | None = None,
+    ) -> PageList:
+        """See `CapturedFlow`."""
         assert isinstance(states, TorchStates)
         size = self.knobs.page_size
         width = max(1, -(-view.max_length // size))
         table = view.block_table.to(torch.int32)
-        lengths = view.lengths.to(torch.int32)
+        tokens = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
         work = self.workspace(len(q), width, q.device)
-        self.launch_scores(q, states, table, lengths, budgets, work, layer)
-        return self.launch_selection(table, lengths, budgets, work, lens)
+        self.launch_scores(q, states, table, tokens, budgets, work, layer)
+        return self.launch_selection(table, tokens, budgets, work, lengths)
 
     def launch_scores(
         self,
@@ -294,13 +293,13 @@ class TritonFlow:
         budgets: torch.Tensor,
         work: Workspace,
         lens: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores to page ids and token counts, one launch a stream; those of a union meet as marks on pages."""
+    ) -> PageList:
+        """Scores to page lists, one launch a stream; those of a union meet as marks on pages."""
         batch, knobs = len(lengths), self.knobs
         if not self._streams:
             heads = self.geometry.kv_heads
             ids = table[:, : work.width].unsqueeze(1).expand(batch, heads, work.width)
-            return ids, lengths.unsqueeze(1).expand(batch, heads)
+            return PageList(ids, lengths.unsqueeze(1).expand(batch, heads), knobs.page_size)
         lens = work.kv_lens if lens is None else lens
         assert lens is not None and work.page_ids is not None
         for n, i in enumerate(self._streams):
@@ -320,7 +319,7 @@ class TritonFlow:
                 fraction=node.attr.get("fraction", 1.0), limit=limit, marks=marks,
                 tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
             )  # fmt: skip
-        return work.page_ids, lens
+        return one_list_a_head(work.page_ids, lens, self._heads, knobs.page_size)
 
     def _pooled(self, scores: torch.Tensor, share: str | None, batch: int) -> torch.Tensor:
         """Scores that all kv heads of a request share, where they do."""
@@ -366,6 +365,15 @@ class TritonBackend:
     """Generated Triton kernels, launched as was measured best on this machine where `tune` has been run."""
 
     name = "triton"
+    captures = True
+
+    def unfit(self, device: torch.device) -> str | None:
+        """It runs on GPUs, and for tests under Triton's interpreter."""
+        return (
+            "that needs TRITON_INTERPRET=1, and is for tests"
+            if device.type == "cpu" and not INTERPRETED
+            else None
+        )
 
     def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
         """Raises `VE050` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""

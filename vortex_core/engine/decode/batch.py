@@ -9,10 +9,10 @@ import torch
 
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.engine.decode.selection import LoadedFlow, Selections
-from vortex_core.engine.decode.torch_attention import causal_prefill, dense_decode, sparse_decode
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, runs_of
 from vortex_core.engine.kv.cache import SequenceState
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.runtime.torch_attention import causal_prefill, dense_decode, sparse_decode
 
 Recorder = Callable[[int, torch.Tensor, LayerKV, BatchView], None]
 
@@ -148,7 +148,7 @@ class DecodeStep:
         assert flow is not None and selections is not None
         if layer == leader:
             if self.completed is not None:
-                flow.complete(layer, self.completed)
+                flow.complete_in(layer, self.completed)
             pages = selections.at(layer, q, self.view(layer), self.decode_steps, self.lengths)
         else:
             pages = selections.lists[leader]

@@ -104,12 +104,10 @@ class GraphBatch:
             index = torch.tensor(list(rows), dtype=torch.int64, device=runner.device)
             for tensor in (b.tokens, b.lengths, b.ages, b.blocks, *([b.pages] if b.per_block > 1 else [])):
                 tensor[:count] = tensor[index]
-            for ids, lens in runner.kept.values():
-                lists = (
-                    index[:, None] * runner.heads + torch.arange(runner.heads, device=runner.device)
-                ).flatten()
-                ids[: len(lists)], lens[: len(lists)] = ids[lists], lens[lists]
-                lens[len(lists) :] = 0
+            for lists in runner.kept.values():
+                for tensor in (lists.page_ids, lists.lengths):
+                    tensor[:count] = tensor[index]
+                lists.lengths[count:] = 0
         self.sequences = [self.sequences[i] for i in rows]
         self._blocks = [self._blocks[i] for i in rows]
         self._load([])

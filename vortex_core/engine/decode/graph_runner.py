@@ -16,14 +16,16 @@ import torch
 from vortex_core.compiler.interface import BatchView
 from vortex_core.device_errors import translate
 from vortex_core.engine.decode.batch import Recorder
-from vortex_core.engine.decode.budget_table import BudgetTable
 from vortex_core.engine.decode.compile_ahead import compiling_ahead
 from vortex_core.engine.decode.selection import LoadedFlow
-from vortex_core.engine.decode.static_step import AttentionSpace, StaticBuffers, StaticStep
+from vortex_core.engine.decode.static_step import StaticBuffers, StaticStep
 from vortex_core.engine.decode.step_kernels import choose_greedy
 from vortex_core.engine.errors import capture_failed
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.kernels.decode.plan import AttentionPlan
+from vortex_core.page_list import PageList
+from vortex_core.runtime.budgets import BudgetTable
 
 _MET: set[Any] = set()  # programs and shapes whose kernels were compiled
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
@@ -74,12 +76,11 @@ class DecodeRunner:
         self.heads = pool.geometry.kv_heads
         if flow is not None and flow.compiled.program.per_query_head:
             self.heads *= pool.geometry.group
-        self.space = AttentionSpace(pool.geometry, pool.k.dtype, self.device)
         self.owner: object | None = None  # the batch whose rows are in the buffers
         self.capture_seconds = 0.0
         self.last_shape: Shape | None = None
         self._captured: dict[Shape, torch.cuda.CUDAGraph] = {}
-        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # lists carried over steps, by leader
+        self.kept: dict[int, PageList] = {}  # lists carried over steps, by leader
         self._allocate(BUCKETS[4])
 
     def _allocate(self, rows: int) -> None:
@@ -88,25 +89,32 @@ class DecodeRunner:
         self._captured.clear()
         # A pool whose graphs are all gone may not be captured into again.
         self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
+        self.attention = self._plans(rows, size)
         self.buffers = StaticBuffers(rows, self.max_blocks, size, self.heads, self.vocab, self.device)
         if self.flow is not None and self.flow.knobs.reuse_steps > 1:
             columns = self._list_columns()
             for layer in self.flow.plan.leaders:
-                ids = torch.zeros(rows * self.heads, columns, dtype=torch.int32, device=self.device)
-                lens = torch.zeros(rows * self.heads, dtype=torch.int32, device=self.device)
+                ids = torch.zeros(rows, self.heads, columns, dtype=torch.int32, device=self.device)
+                lens = torch.zeros(rows, self.heads, dtype=torch.int32, device=self.device)
                 if layer in self.kept:  # lists outlive the buffers they were in
-                    old_ids, old_lens = self.kept[layer]
-                    ids[: len(old_ids)], lens[: len(old_lens)] = old_ids, old_lens
-                self.kept[layer] = (ids, lens)
+                    old = self.kept[layer]
+                    ids[: old.batch], lens[: old.batch] = old.page_ids, old.lengths
+                self.kept[layer] = PageList(ids, lens, size)
+
+    def _plans(self, rows: int, page_size: int) -> tuple[AttentionPlan, AttentionPlan]:
+        """Attention over all blocks, and over the flow's lists of pages, for up to `rows` sequences."""
+        shape = self.pool.geometry, BLOCK_TOKENS, self.pool.k.dtype, rows, self.device
+        dense = AttentionPlan.allocate(*shape)
+        each = self.flow is not None and self.flow.compiled.program.per_query_head
+        sparse = AttentionPlan.allocate(*shape, per_query_head=True) if each else dense
+        return dense, sparse.sharing(page_size, even=True)
 
     def _list_columns(self) -> int:
         """Pages of the longest list, and of what joins it until the next selection."""
-        from vortex_core.compiler.triton.backend import TritonFlow
-
         flow = self.flow
-        assert flow is not None and isinstance(flow.compiled, TritonFlow)
+        assert flow is not None
         width = self.max_blocks * self.buffers.per_block
-        return flow.compiled.list_capacity(width) + -(-flow.knobs.reuse_steps // flow.page_size) + 1
+        return flow.captured.list_capacity(width) + -(-flow.knobs.reuse_steps // flow.page_size) + 1
 
     def reserve(self, rows: int) -> bool:
         """Make the buffers hold `rows` sequences; whether they are new, their contents lost."""
@@ -139,7 +147,7 @@ class DecodeRunner:
         with torch.inference_mode():
             buffers = self.buffers
             step = StaticStep(
-                buffers, self.pool, self.flow, self.budgets, self.space, rows, shape.blocks,
+                buffers, self.pool, self.flow, self.budgets, self.attention, rows, shape.blocks,
                 selects=shape.selects, kept=self.kept,
             )  # fmt: skip
             if recorder is not None:
@@ -188,7 +196,7 @@ class DecodeRunner:
         """
         assert self.graphs
         started = time.perf_counter()
-        kept = [lens for _, lens in self.kept.values()]
+        kept = [lists.lengths for lists in self.kept.values()]
         saved = [x.clone() for x in (*self.buffers.state(), *kept)]
         # Every row is padding now: the warm-up compiles and allocates, and touches no sequence.
         for tensor in (self.buffers.lengths, self.buffers.active, *kept):

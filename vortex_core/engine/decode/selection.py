@@ -8,37 +8,23 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from vortex_core.compiler.interface import BatchView, CompiledFlow, PageList, StateStore
+from vortex_core.compiler.interface import BatchView, CompiledFlow
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.engine.kv.pool import KVPool
-from vortex_core.ir.layers import LayerPlan
+from vortex_core.page_list import PageList
+from vortex_core.runtime.pool_flow import PoolFlow
 
-_UPDATE_PAGES = 4096  # pages per state update: bounds the memory of a rebuild
 
-
-class LoadedFlow:
-    """A compiled flow with the states of one pool: of the leaders of its layer plan."""
+class LoadedFlow(PoolFlow):
+    """A compiled flow on the engine's pool, which knows of which blocks the states are there."""
 
     def __init__(self, compiled: CompiledFlow, pool: KVPool) -> None:
-        self.compiled = compiled
-        self.knobs = compiled.knobs
-        self.page_size = compiled.knobs.page_size
-        self.pages_per_block = BLOCK_TOKENS // self.page_size
-        self.pool = pool
-        self.plan = LayerPlan(compiled.program, compiled.knobs, compiled.geometry.layers)
-        # One page more where attention mass is stored: what the padding of a captured batch writes goes there.
-        pages = pool.slots // self.page_size + compiled.program.needs_mass
-        self.states: dict[int, StateStore] = {
-            i: compiled.new_states(pages, pool.k.device) for i in self.plan.leaders
-        }
+        size = compiled.knobs.page_size
+        super().__init__(compiled, lambda layer: pool.paged(layer, size), pool.slots // size, pool.k.device)
+        self.pages_per_block = BLOCK_TOKENS // size
         # Tokens of each block whose complete pages have states.
         self._covered = [0] * (pool.slots // BLOCK_TOKENS)
-        self._pages = lru_cache(maxsize=65536)(self.plan.row_pages)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of all states."""
-        return sum(states.nbytes() for states in self.states.values())
+        self._budget = lru_cache(maxsize=65536)(self.plan.row_pages)
 
     def forget(self, blocks: Iterable[int]) -> None:
         """The content of `blocks` is about to change: their states no longer hold."""
@@ -56,27 +42,16 @@ class LoadedFlow:
                     first = block * self.pages_per_block
                     pages += range(first + have, first + complete)
                     self._covered[block] = complete * self.page_size
-        if not pages or not self.plan.leaders:
-            return
-        for part in torch.tensor(pages, device=self.pool.k.device).split(_UPDATE_PAGES):
-            for layer in self.plan.leaders:
-                self.complete(layer, part)
-
-    def complete(self, layer: int, pages: torch.Tensor) -> None:
-        """Compute the states of complete physical `pages` in a layer."""
-        self.compiled.update(self.states[layer], self.pool.paged(layer, self.page_size), pages, layer)
+        if pages and self.states:
+            self.complete(torch.tensor(pages, device=self.device))
 
     def budgets(self, lengths: Sequence[int], row: int) -> list[int]:
         """Pages each sequence may attend in the layers of a row of budgets."""
-        return [self._pages(row, length) for length in lengths]
+        return [self._budget(row, length) for length in lengths]
 
     def select(self, layer: int, q: torch.Tensor, view: BatchView) -> PageList:
         """Run the flow's indexer for one leader."""
         return self.compiled.select(q, self.states[layer], view, layer)
-
-    def observe(self, layer: int, selected: PageList, mass: torch.Tensor) -> None:
-        """Hand back the attention mass of a leader's selection."""
-        self.compiled.observe(self.states[layer], selected, mass, layer)
 
 
 class Selections:
@@ -91,16 +66,16 @@ class Selections:
         if self.flow.knobs.reuse_steps == 1:
             self.lists.clear()
             return
-        index = torch.tensor(list(rows), dtype=torch.int64, device=self.flow.pool.k.device)
-        self.lists = {layer: _rows(pages, index) for layer, pages in self.lists.items()}
+        index = torch.tensor(list(rows), dtype=torch.int64, device=self.flow.device)
+        self.lists = {layer: pages.rows(index) for layer, pages in self.lists.items()}
 
     def grow(self, added: int) -> None:
         """Room for sequences that join; they select at their first step."""
         for layer, pages in self.lists.items():
-            tensors = (pages.page_ids, pages.counts, pages.lengths)
-            self.lists[layer] = PageList(
-                *(torch.cat([t, t.new_zeros((added, *t.shape[1:]))]) for t in tensors)
+            ids, lengths = (
+                torch.cat([t, t.new_zeros((added, *t.shape[1:]))]) for t in (pages.page_ids, pages.lengths)
             )
+            self.lists[layer] = PageList(ids, lengths, pages.page_size)
 
     def at(
         self, layer: int, q: torch.Tensor, view: BatchView, ages: Sequence[int], lengths: Sequence[int]
@@ -135,27 +110,23 @@ def with_newest_page(pages: PageList, view: BatchView, page_size: int) -> PageLi
     A sequence that begins a page needs a free column.
     """
     last = (view.lengths - 1) // page_size
-    newest = view.block_table.gather(1, last[:, None]).expand_as(pages.counts)  # [batch, head]
-    counts = pages.counts.clamp_min(1)  # rows that never selected have none; the caller replaces them
+    newest = view.block_table.gather(1, last[:, None]).to(torch.int32)  # [batch, 1]
+    counts = pages.counts.clamp_min(1).long()  # rows that never selected have none; the caller replaces them
     counts = counts + (pages.page_ids.gather(2, (counts - 1)[..., None])[..., 0] != newest)
-    at = (counts - 1).clamp_max(pages.page_ids.shape[2] - 1)
-    page_ids = pages.page_ids.scatter(2, at[..., None], newest[..., None])
+    at = (counts - 1).clamp_max(pages.columns - 1)
+    page_ids = pages.page_ids.scatter(2, at[..., None], newest.expand_as(counts)[..., None])
     lengths = (counts - 1) * page_size + ((view.lengths - 1) % page_size + 1)[:, None]
-    return PageList(page_ids, counts, lengths)
-
-
-def _rows(pages: PageList, index: torch.Tensor) -> PageList:
-    return PageList(pages.page_ids[index], pages.counts[index], pages.lengths[index])
+    return PageList(page_ids, lengths.to(torch.int32), page_size)
 
 
 def _replace(pages: PageList, rows: torch.Tensor, new: PageList) -> PageList:
     """`pages` with some sequences' lists replaced; widths may differ."""
-    width = max(pages.page_ids.shape[2], new.page_ids.shape[2])
-    pages, new = (_widen(p, width - p.page_ids.shape[2]) for p in (pages, new))
+    width = max(pages.columns, new.columns)
+    pages, new = (_widen(p, width - p.columns) for p in (pages, new))
     return PageList(
         pages.page_ids.index_copy(0, rows, new.page_ids),
-        pages.counts.index_copy(0, rows, new.counts),
         pages.lengths.index_copy(0, rows, new.lengths),
+        pages.page_size,
     )
 
 
@@ -163,4 +134,4 @@ def _widen(pages: PageList, columns: int) -> PageList:
     """More padding."""
     if columns == 0:
         return pages
-    return PageList(F.pad(pages.page_ids, (0, columns)), pages.counts, pages.lengths)
+    return PageList(F.pad(pages.page_ids, (0, columns)), pages.lengths, pages.page_size)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from vortex_core.kernels.dependent import await_previous
 from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
+from vortex_core.page_list import PageList
 
 # Tokens of a program: a decode step has few. The interpreter pays for every program, not for what it holds.
 ROWS = 64 if INTERPRETED else 1
@@ -279,28 +280,28 @@ def silu_mul(x: torch.Tensor) -> torch.Tensor:
 
 
 def keep_lists(
-    kept: torch.Tensor,
-    kept_lens: torch.Tensor,
-    new: tuple[torch.Tensor, torch.Tensor] | None,
+    kept: PageList,
+    new: PageList | None,
     table: torch.Tensor,
     lengths: torch.Tensor,
     ages: torch.Tensor,
     *,
     period: int,
-    page_size: int,
 ) -> None:
     """Carry page lists over a step (LServe's reusable selection, arXiv 2502.14866).
 
     Args:
-        kept, kept_lens: int32 `[batch * heads, columns]` and `[batch * heads]`, the lists in use.
-        new: this step's selection, `[batch * heads, capacity]` and token counts; None where no row is due.
+        kept: the lists in use, rewritten in place.
+        new: this step's selection; None where no row is due.
         table: int32 `[batch, pages]`, logical to physical.
         lengths, ages: int32 `[batch]`; a row is due when its age is a multiple of `period`.
     """
-    rows, batch = kept.shape[0], lengths.shape[0]
-    ids, lens = new if new is not None else (kept, kept_lens)
-    keep_lists_kernel[(rows,)](
-        kept, kept_lens, ids, lens, table, lengths, ages, kept.stride(0), ids.stride(0), table.stride(0),
-        period, ids.shape[1], HEADS=rows // batch, PAGE=page_size, BLOCK=256, SELECTS=new is not None,
-        num_warps=1, **dependent_launch(kept.device),
+    given = kept if new is None else new
+    ids, lens, given_ids, given_lens = (
+        x.flatten(0, 1) for x in (kept.page_ids, kept.lengths, given.page_ids, given.lengths)
+    )
+    keep_lists_kernel[(len(lens),)](
+        ids, lens, given_ids, given_lens, table, lengths, ages, ids.stride(0), given_ids.stride(0), table.stride(0),
+        period, given.columns, HEADS=kept.heads, PAGE=kept.page_size, BLOCK=256, SELECTS=new is not None,
+        num_warps=1, **dependent_launch(ids.device),
     )  # fmt: skip

@@ -17,8 +17,8 @@ from vortex_core.kernels.decode.split_launch import (
     launch_plan,
     launch_planned_merge,
 )
-from vortex_core.kernels.pages import PageList
 from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
+from vortex_core.page_list import PageList
 
 CHANNELS = (576, 512)  # of a cached token, and of its latent
 MAX_GROUP = 32  # query heads a list: more do not fit shared memory beside two tiles
@@ -40,7 +40,7 @@ def latent_kernel_fits(
         value_in_key
         and (k_cache.shape[3], v_cache.shape[3]) == CHANNELS
         and k_cache.shape[2] == 1
-        and q.shape[1] // pages.kv_heads <= MAX_GROUP
+        and q.shape[1] // pages.heads <= MAX_GROUP
         and k_cache.dtype == q.dtype
         and k_cache.dtype in (torch.bfloat16, torch.float16)
         and k_cache.stride(0) % 8
@@ -82,10 +82,10 @@ def launch_latent(
     v_scale: float,
 ) -> None:
     """Attention and merge, as `paged_decode` describes them."""
-    ids, lens = pages.page_ids, pages.kv_lens
-    heads, group = pages.kv_heads, q.shape[1] // pages.kv_heads
+    ids, lens = pages.page_ids, pages.lengths
+    heads, group = pages.heads, q.shape[1] // pages.heads
     rows, page_size = pages.batch * heads, cache.shape[1]
-    max_tokens = pages.max_pages * page_size
+    max_tokens = pages.columns * page_size
     splits = even_splits(pages, max_tokens, workers, TILE)
     constants = latent_constants(
         heads=heads,

@@ -14,8 +14,9 @@ from vortex_core.kernels.decode.config import FP8_DTYPES, DecodeConfig, decode_w
 from vortex_core.kernels.decode.latent import on_hopper
 from vortex_core.kernels.decode.paged import paged_decode
 from vortex_core.kernels.decode.split import SplitWorkspace, split_workspace
-from vortex_core.kernels.pages import PageList, require, shared_page_list
+from vortex_core.kernels.pages import require
 from vortex_core.kernels.runtime import INTERPRETED
+from vortex_core.page_list import one_list_a_sequence
 
 # Query heads a worker holds: their accumulator of 512 channels must stay in registers. With 64, Hopper spills
 # and Blackwell runs out of shared memory; more heads become more rows, which read the latent again.
@@ -78,7 +79,7 @@ def mla_decode(
     )
     rows = mla_rows(q.shape[1])
     cache = latent_cache.unsqueeze(2)
-    pages: PageList = shared_page_list(page_ids, kv_lens, rows)
+    pages = one_list_a_sequence(page_ids, kv_lens, cache.shape[1]).shared_by(rows)
     return paged_decode(
         q,
         cache,

@@ -23,13 +23,14 @@ from vortex_core.kernels.decode.split_launch import (
     launch_plan,
     launch_planned_merge,
 )
-from vortex_core.kernels.pages import PageList, require
+from vortex_core.kernels.pages import check_page_list, require
 from vortex_core.kernels.runtime import (
     INTERPRETED,
     dependent_launch,
     next_power_of_2,
     split_dim,
 )
+from vortex_core.page_list import PageList
 
 LOG2_E = math.log2(math.e)
 KV_DTYPES = (torch.bfloat16, torch.float16, torch.float32, *FP8_DTYPES)
@@ -118,6 +119,7 @@ def even_constants(constants: dict[str, Any], *, split: bool) -> dict[str, Any]:
 
 def check_decode_inputs(q: Tensor, k_cache: Tensor, v_cache: Tensor, pages: PageList, kv_repeat: int) -> None:
     """Raises `KernelInputError` for what the kernel cannot take."""
+    check_page_list(pages)
     require(
         q.dim() == 3 and q.stride(2) == 1,
         f"q must be [batch, q_head, dim] with dim contiguous, got {tuple(q.shape)}",
@@ -133,15 +135,16 @@ def check_decode_inputs(q: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Page
     require(k_cache.shape[:3] == v_cache.shape[:3], "k_cache and v_cache differ in pages, tokens or heads")
     page_size = k_cache.shape[1]
     require(page_size & (page_size - 1) == 0, f"page size {page_size} is no power of two")
+    require(
+        pages.page_size == page_size, f"lists of pages of {pages.page_size} tokens, a cache of {page_size}"
+    )
     require(q.shape[2] == k_cache.shape[3], f"q has {q.shape[2]} channels, the keys {k_cache.shape[3]}")
     require(pages.batch == q.shape[0], f"page list has {pages.batch} requests, q {q.shape[0]}")
     require(
-        pages.kv_heads == k_cache.shape[2] * kv_repeat,
-        f"page list has {pages.kv_heads} rows a request, expected {k_cache.shape[2]} kv heads x {kv_repeat}",
+        pages.heads == k_cache.shape[2] * kv_repeat,
+        f"page list has {pages.heads} rows a request, expected {k_cache.shape[2]} kv heads x {kv_repeat}",
     )
-    require(
-        q.shape[1] % pages.kv_heads == 0, f"{q.shape[1]} query heads do not divide by {pages.kv_heads} rows"
-    )
+    require(q.shape[1] % pages.heads == 0, f"{q.shape[1]} query heads do not divide by {pages.heads} rows")
 
 
 @dataclass(frozen=True)
@@ -167,16 +170,16 @@ class _Call:
         work = self.workspace
         return [
             self.q, self.k_cache, self.v_cache, self.out, self.lse, self.page_lse,
-            self.pages.page_ids, self.pages.kv_lens, work.part_out, work.part_lse, work.finished,
+            self.pages.page_ids, self.pages.lengths, work.part_out, work.part_lse, work.finished,
         ]  # fmt: skip
 
     def numbers(self) -> list[float]:
         """The strides and scales that follow."""
-        ids, lens = self.pages.page_ids, self.pages.kv_lens
+        ids, lens = self.pages.page_ids, self.pages.lengths
         return [
             self.q.stride(0), self.q.stride(1), self.k_cache.stride(0), self.k_cache.stride(2),
             self.v_cache.stride(0), self.v_cache.stride(2), self.out.stride(0), self.out.stride(1),
-            ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), self.pages.max_pages,
+            ids.stride(0), ids.stride(1), lens.stride(0), lens.stride(1), self.pages.columns,
             self.score_scale, self.v_scale,
         ]  # fmt: skip
 
@@ -201,7 +204,7 @@ def _launch_even(call: _Call, splits: int) -> None:
 
 def _launch_planned(call: _Call, workers: int) -> None:
     """Tiles of all rows shared out over the workers, then the merge unless each row's last worker does it."""
-    lens, work = call.pages.kv_lens, call.workspace
+    lens, work = call.pages.lengths, call.workspace
     plan = {name: call.constants[name] for name in ("HEADS", "BLOCK_N", "PLAN", "MIN_TILES")}
     if not call.constants["ONE_BLOCK"]:
         launch_plan(lens, work, call.rows.count, workers, plan)
@@ -247,7 +250,7 @@ def paged_decode(
     """
     check_decode_inputs(q, k_cache, v_cache, pages, kv_repeat)
     batch, q_heads, dim = q.shape
-    heads = pages.kv_heads
+    heads = pages.heads
     group = q_heads // heads
     page_size, dim_v = k_cache.shape[1], v_cache.shape[3]
     rows = batch * heads
@@ -284,8 +287,8 @@ def paged_decode(
         require(lse is not None and page_lse is not None, "page_mass needs lse and page_lse")
         assert page_lse is not None
         require(
-            page_lse.shape == (rows, group, pages.max_pages),
-            f"page_lse must be {(rows, group, pages.max_pages)}",
+            page_lse.shape == (rows, group, pages.columns),
+            f"page_lse must be {(rows, group, pages.columns)}",
         )
     require(lse is None or lse.is_contiguous(), "lse must be contiguous")
     if rows == 0:
@@ -299,12 +302,12 @@ def paged_decode(
         score_scale = scale * k_scale * LOG2_E
         launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale)
         return out
-    lens = pages.kv_lens
+    lens = pages.lengths
     call = _Call(
         q, k_cache, v_cache, pages, Rows(rows, heads, group, dim_v), workspace, config, constants, out, lse,
         page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale,
     )  # fmt: skip
-    tokens = pages.max_pages * page_size
+    tokens = pages.columns * page_size
     splits = even_splits(pages, tokens, workers, constants["BLOCK_N"]) if config.even else 0
     if splits:
         _launch_even(call, splits)
@@ -312,10 +315,10 @@ def paged_decode(
         _launch_planned(call, workers)
     if page_mass is not None:
         assert lse is not None and page_lse is not None
-        block = min(1024, next_power_of_2(pages.max_pages))
-        page_mass_kernel[(rows, triton.cdiv(pages.max_pages, block))](
-            page_lse, lse, lens, page_mass, pages.max_pages, lens.stride(0), lens.stride(1),
-            page_mass.stride(0), pages.max_pages,
+        block = min(1024, next_power_of_2(pages.columns))
+        page_mass_kernel[(rows, triton.cdiv(pages.columns, block))](
+            page_lse, lse, lens, page_mass, pages.columns, lens.stride(0), lens.stride(1),
+            page_mass.stride(0), pages.columns,
             HEADS=heads, GROUP=group, PAGE=page_size, BLOCK=block, num_warps=4,
             **dependent_launch(q.device),
         )  # fmt: skip

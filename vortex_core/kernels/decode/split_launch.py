@@ -15,8 +15,8 @@ from vortex_core.kernels.decode.split import (
     merge_kernel,
     plan_kernel,
 )
-from vortex_core.kernels.pages import PageList
 from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
+from vortex_core.page_list import PageList
 
 
 def even_splits(pages: PageList, max_tokens: int, workers: int, block_n: int) -> int:
@@ -26,7 +26,7 @@ def even_splits(pages: PageList, max_tokens: int, workers: int, block_n: int) ->
     reads: one request's, which are of about one length, and short ones, as a selection leaves them: however
     uneven those are, it costs no more than the time of a few tiles.
     """
-    rows = pages.batch * pages.kv_heads
+    rows = pages.batch * pages.heads
     if rows > workers or (max_tokens > EVEN_TOKENS and pages.batch > 1):
         return 0
     return max(1, min(workers // rows, -(-max_tokens // block_n)))

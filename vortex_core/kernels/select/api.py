@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vortex_core.kernels.pages import PageList, require
+from vortex_core.kernels.pages import require
 from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 from vortex_core.kernels.select.kernel import select_kernel
+from vortex_core.page_list import PageList, one_list_a_head
 
 # Longest row that one program holds in registers, and the length of the segments of longer rows.
 MAX_BLOCK = 8192
@@ -274,5 +275,4 @@ def select_pages(
             LIMIT=SELECT_LIMITS.get(kind, 0), MARKS=SELECT_STAGES.get(stage, 0),
             num_warps=plan.num_warps, maxnreg=launch_registers(plan, kind, stage), **dependent_launch(scores.device),
         )  # fmt: skip
-    width = page_ids.shape[1]
-    return PageList(page_ids.view(batch, heads, width), kv_lens.view(batch, heads))
+    return one_list_a_head(page_ids, kv_lens, heads, page_size)

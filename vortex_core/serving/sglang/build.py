@@ -13,10 +13,11 @@ from sglang.srt.runtime_context import get_parallel
 
 from vortex_core.geometry import Geometry
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.layers import LayerPlan
 from vortex_core.kernels.runtime import INTERPRETED
 from vortex_core.serving.decoder import FlowDecoder, PoolShape, compile_flow, state_bytes_per_page
 from vortex_core.serving.errors import no_memory, page_mismatch, unsupported, unsupported_flow
-from vortex_core.serving.plan import layer_plan
+from vortex_core.serving.plan import check_servable
 from vortex_core.serving.settings import Settings
 from vortex_core.serving.sglang import NAME
 from vortex_core.serving.sglang.backend import VortexAttnBackend
@@ -41,7 +42,8 @@ def rank_geometry(model: Any) -> Geometry:
 def state_bytes_per_token(bundle: Flow, model: Any, backend: str) -> int:
     """Bytes of page states that a token of the pool brings along, over all layers, rounded up."""
     geometry = rank_geometry(model)
-    plan = layer_plan(bundle.program, bundle.knobs, geometry.layers)
+    check_servable(bundle.program, bundle.knobs)
+    plan = LayerPlan(bundle.program, bundle.knobs, geometry.layers)
     page = state_bytes_per_page(compile_flow(bundle, geometry, backend)) * len(plan.leaders)
     return -(-page // bundle.knobs.page_size)
 
@@ -93,7 +95,7 @@ def build(runner: Any, settings: Settings, bundle: Flow) -> VortexAttnBackend:
             "prefill": inner_name,
             "page_size": bundle.knobs.page_size,
             "budget": bundle.knobs.budget,
-            "sparse_layers": decoder.plan.sparse_layers,
+            "sparse_layers": decoder.flow.plan.sparse_layers,
             "layers": geometry.layers,
             "kv_dtype": str(kv_dtype).removeprefix("torch."),
             "tokens": pool.pages * bundle.knobs.page_size,
@@ -174,7 +176,7 @@ def _check_memory(
     """The pool's size already accounts for the states (see `plugin`); this is for what accounting missed."""
     if device.type != "cuda":
         return
-    plan = layer_plan(bundle.program, bundle.knobs, geometry.layers)
+    plan = LayerPlan(bundle.program, bundle.knobs, geometry.layers)
     page = state_bytes_per_page(compile_flow(bundle, geometry, backend))
     needed = page * len(plan.leaders) * pool.pages
     free = (

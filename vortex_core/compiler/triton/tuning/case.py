@@ -13,10 +13,9 @@ from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program
-from vortex_core.kernels.decode.config import DecodeConfig, decode_config
-from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace
-from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
-from vortex_core.kernels.pages import PageList
+from vortex_core.kernels.decode.config import DecodeConfig
+from vortex_core.kernels.decode.plan import AttentionPlan
+from vortex_core.page_list import PageList
 
 MAX_LAYERS = 64
 
@@ -64,20 +63,13 @@ class TuneCase:
         self.q = self._normal((batch, g.kv_heads * g.group, g.head_dim), torch.bfloat16)
         order = torch.randperm(self.pages, generator=self._random, device=device)
         self.table = order.view(batch, self.width).to(torch.int32)
-        self.lists = g.kv_heads * (g.group if self.program.per_query_head else 1)
-        dtype = self.kv[0].k.dtype
-        if g.is_mla:
-            self.attention = space = mla_config(g.group, dtype, size)
-        else:
-            shape = (g.head_dim, g.kv_heads * g.group // self.lists, dtype, size, batch * self.lists)
-            self.attention, space = decode_config(*shape, even=True), decode_config(*shape)
-        # As the engines allocate it, for dense attention: no candidate may want more.
-        self.most_workers = space.workers_per_sm
-        if g.is_mla:
-            self.space = mla_decode_workspace(batch, g.group, device, space, g.value_dim)
-        else:
-            group = g.kv_heads * g.group // self.lists
-            self.space = paged_decode_workspace(batch, self.lists, group, g.value_dim, device, space)
+        # In the scratch that engines allocate for dense attention: no candidate may want more workers.
+        dense = AttentionPlan.allocate(
+            g, size, self.kv[0].k.dtype, batch, device, per_query_head=self.program.per_query_head
+        )
+        self.most_workers = dense.config(batch).workers_per_sm
+        self.plan = dense.sharing(size, even=True)
+        self.attention = self.plan.config(batch)
         self.out = torch.empty(batch, g.kv_heads * g.group, g.value_dim, device=device, dtype=torch.bfloat16)
 
     def flow(self, config: FlowConfig) -> TritonFlow:
@@ -135,31 +127,18 @@ class TuneCase:
             self.q, self.states[layer], view.block_table, view.lengths, view.budgets, work, layer
         )
 
-    def attend(self, config: DecodeConfig, layer: int, ids: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
-        """Attention over lists, `[rows, columns]` and `[rows]`."""
-        g, kv = self.geometry, self.kv[layer]
-        scale = g.head_dim**-0.5
-        if g.is_mla:
-            return mla_decode(
-                self.q, kv.k[0], ids, lens, workspace=self.space, config=config, sm_scale=scale,
-                latent_dim=g.value_dim, out=self.out,
-            )  # fmt: skip
-        shape = (self.batch, self.lists)
-        k, v = (x.permute(1, 2, 0, 3) for x in (kv.k, kv.v))
-        return paged_decode(
-            self.q, k, v, PageList(ids.view(*shape, -1), lens.view(shape)), workspace=self.space, config=config,
-            sm_scale=scale, kv_repeat=self.lists // g.kv_heads, out=self.out,
-        )  # fmt: skip
+    def attend(self, config: DecodeConfig, layer: int, pages: PageList) -> torch.Tensor:
+        """Attention over lists."""
+        scale = self.geometry.head_dim**-0.5
+        return self.plan.run(self.q, *self.kv[layer].by_page, pages, scale, config=config, out=self.out)
 
-    def select(
-        self, flow: TritonFlow, layer: int, view: BatchView, lens: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and lists."""
-        return flow.select_in_place(self.q, self.states[layer], view, layer, lens)
+    def select(self, flow: TritonFlow, layer: int, view: BatchView) -> PageList:
+        """Scores and lists; the next call overwrites them."""
+        return flow.select_in_place(self.q, self.states[layer], view, layer)
 
     def step(self, flow: TritonFlow, attention: DecodeConfig, layer: int, view: BatchView) -> None:
         """One sparse layer."""
-        self.attend(attention, layer, *self.select(flow, layer, view))
+        self.attend(attention, layer, self.select(flow, layer, view))
 
     # ---- what a candidate must equal ---------------------------------------------------------------------------
 
@@ -172,11 +151,10 @@ class TuneCase:
         self.score(self.flow(FlowConfig(config)), 0, self.view(ragged=True))
         return [x.clone() for x in (*work.scores.values(), *self._written())]
 
-    def ragged_lists(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The default's lists of ragged sequences."""
+    def lists(self, *, ragged: bool = False) -> PageList:
+        """The default's lists, to keep."""
         self._rewind()
-        ids, lens = self.select(self.default, 0, self.view(ragged=True))
-        return ids.clone(), lens.clone()
+        return self.default.select(self.q, self.states[0], self.view(ragged=ragged), 0)
 
     def _written(self) -> list[torch.Tensor]:
         """What scoring changes in the first layer besides scratch."""

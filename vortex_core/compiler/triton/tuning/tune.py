@@ -23,6 +23,7 @@ from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.config import DecodeConfig
+from vortex_core.page_list import PageList
 
 # As in the kernels' tests: bf16 rounds the weights once and the output once, two units of 2^-8.
 ATTENTION_ERROR = 2 * 2.0**-8
@@ -150,8 +151,7 @@ def tune(
     layers, full = range(len(case.kv)), case.view()
 
     scored = _tune_scores(case, timer, lambda: clock() - start < seconds / 2, report)
-    ids, lens = (x.clone() for x in case.select(case.default, 0, full))
-    attended = _tune_attention(case, ids, lens, timer, lambda: clock() - start < seconds, report)
+    attended = _tune_attention(case, case.lists(), timer, lambda: clock() - start < seconds, report)
     config = FlowConfig(
         scored.config if scored.gain > 1 else ScoreConfig(), attended.config if attended.gain > 1 else None
     )
@@ -208,17 +208,16 @@ def _tune_scores(
 
 def _tune_attention(
     case: TuneCase,
-    ids: torch.Tensor,
-    lens: torch.Tensor,
+    lists: PageList,
     timer: Timer,
     time_left: Callable[[], bool],
     report: Callable[[AnyTrial], None],
 ) -> Choice[DecodeConfig]:
-    ragged = case.ragged_lists()
+    ragged = case.lists(ragged=True)
 
     def run(config: DecodeConfig) -> list[torch.Tensor]:
         case.out.fill_(float("nan"))
-        return [case.attend(config, 0, *ragged).clone()]
+        return [case.attend(config, 0, ragged).clone()]
 
     want = run(case.attention)
 
@@ -226,7 +225,7 @@ def _tune_attention(
         return _compare(partial(run, config), want, ATTENTION_ERROR)
 
     def measure(config: DecodeConfig) -> float:
-        return timer([partial(case.attend, config, layer, ids, lens) for layer in range(len(case.kv))])
+        return timer([partial(case.attend, config, layer, lists) for layer in range(len(case.kv))])
 
     candidates = attention_candidates(case.attention, case.most_workers, latent=case.geometry.is_mla)
     return choose(

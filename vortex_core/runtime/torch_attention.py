@@ -12,7 +12,11 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from vortex_core.compiler.interface import LayerKV, PageList
+from vortex_core.compiler.interface import LayerKV
+from vortex_core.geometry import Geometry
+from vortex_core.kernels.decode.config import DecodeConfig
+from vortex_core.kernels.decode.plan import PageMass
+from vortex_core.page_list import PageList
 
 
 def attend_part(
@@ -133,14 +137,14 @@ def sparse_decode(
     kv_heads, total, page_size = kv.k.shape[:3]
     heads, selected = pages.page_ids.shape[1:]
     tokens = selected * page_size
-    first_row, position = _constants(heads, kv_heads, total, tokens, q.device)
-    rows = (pages.page_ids + first_row).flatten()
-    k = _gather(kv.k, rows).view(batch, heads, tokens, -1)
+    head, first_row, position = _constants(heads, kv_heads, total, tokens, q.device)
+    ids = pages.page_ids
+    k = _gather(kv.k, head, first_row, ids).to(q.dtype).view(batch, heads, tokens, -1)
     value_dim = kv.v.shape[-1]
     if value_dim < kv.k.shape[-1]:  # MLA: V is the first channels of K
         v = k[..., :value_dim]
     else:
-        v = _gather(kv.v, rows).view(batch, heads, tokens, -1)
+        v = _gather(kv.v, head, first_row, ids).to(q.dtype).view(batch, heads, tokens, -1)
     grouped = q.view(batch, heads, q_heads // heads, -1)
     valid = position < pages.lengths[..., None]  # [batch, head, token]
     if not want_mass:
@@ -153,20 +157,59 @@ def sparse_decode(
     return out.reshape(batch, q_heads, -1), mass.reshape(batch, q_heads, selected)
 
 
+class TorchAttention:
+    """`AttentionPlan` for machines without a GPU: gathers the listed pages, computes in float32."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pages: PageList,
+        scale: float,
+        *,
+        config: DecodeConfig | None = None,
+        out: torch.Tensor | None = None,
+        mass: PageMass | None = None,
+    ) -> torch.Tensor:
+        """See `AttentionPlan.run`. `config` is of no use here; page masses are not computed."""
+        assert mass is None, "page masses are had from `sparse_decode`"
+        longest = max(1, int(pages.counts.max()))
+        lists = PageList(pages.page_ids[..., :longest], pages.lengths, pages.page_size)
+        lists = lists.shared_by(max(pages.heads, self.geometry.kv_heads))
+        kv = LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3))
+        found, _ = sparse_decode(q.float(), kv, lists, scale)
+        found = found.to(q.dtype)
+        return found if out is None else out.copy_(found)
+
+    def page_mass(self, batch: int, columns: int, device: torch.device) -> PageMass:
+        """Not to be had here, see `run`."""
+        raise NotImplementedError
+
+
 @lru_cache(maxsize=256)
 def _constants(
     heads: int, kv_heads: int, pages: int, tokens: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """First row of each selecting head's kv head among `[kv_head * page]`, and `0..tokens`; the same every step.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The kv head of each selecting head and its first row among `[kv_head * page]`, both `[head, 1]`, and
+    `0..tokens`; the same every step.
 
     One head selects per kv head, or one per query head; then several read the same kv head.
     """
-    first_row = torch.arange(heads, device=device) // (heads // kv_heads) * pages
-    return first_row[:, None], torch.arange(tokens, device=device)
+    head = (torch.arange(heads, device=device) // (heads // kv_heads))[:, None]
+    return head, head * pages, torch.arange(tokens, device=device)
 
 
-def _gather(pool: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Pages `rows` of `[kv_head * page]`, contiguous."""
+def _gather(
+    pool: torch.Tensor, head: torch.Tensor, first_row: torch.Tensor, pages: torch.Tensor
+) -> torch.Tensor:
+    """Pages `[batch, head, selected]` of a pool, contiguous; `head` and `first_row` as of `_constants`."""
     if pool.is_contiguous():
+        rows = (pages + first_row).flatten()
         return pool.view(pool.shape[0] * pool.shape[1], -1).index_select(0, rows)
-    return pool.flatten(0, 1)[rows]
+    if pool.element_size() == 1:  # fp8 as bytes: torch does not index it everywhere
+        return pool.view(torch.uint8)[head, pages].view(pool.dtype)
+    return pool[head, pages]

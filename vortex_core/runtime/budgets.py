@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 
@@ -22,7 +20,7 @@ class BudgetTable:
         assert plan.leaders, "no layer has a budget"
         self._rows = range(len(plan.budget_layers))
         self._known = np.zeros(-(-(max_length + 1) // _CHUNK), dtype=bool)
-        self._pages = lru_cache(maxsize=None)(plan.row_pages)
+        self._pages = plan.row_pages
         self.table = torch.ones((len(self._rows), max_length + 1), dtype=torch.int32, device=device)
 
     def cover(self, first: int, last: int) -> None:

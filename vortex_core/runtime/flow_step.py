@@ -1,0 +1,127 @@
+"""The decode step of a flow, layer by layer: page states, scores, selection, attention.
+
+Both engines run this. They differ in where the batch comes from, which is what a subclass says: static buffers of the
+embedded engine, or the request table of a serving engine.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from vortex_core.compiler.interface import BatchView, LayerKV
+from vortex_core.kernels.decode.config import DecodeConfig
+from vortex_core.kernels.decode.plan import PageMass
+from vortex_core.page_list import PageList
+from vortex_core.runtime.pool_flow import PoolFlow
+
+
+class Attention(Protocol):
+    """Decode attention over page lists: `AttentionPlan` on GPUs, `TorchAttention` elsewhere."""
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pages: PageList,
+        scale: float,
+        *,
+        config: DecodeConfig | None = None,
+        out: torch.Tensor | None = None,
+        mass: PageMass | None = None,
+    ) -> torch.Tensor:
+        """See `AttentionPlan.run`."""
+        ...
+
+    def page_mass(self, batch: int, columns: int, device: torch.device) -> PageMass:
+        """See `AttentionPlan.page_mass`."""
+        ...
+
+
+class FlowStep:
+    """One decode step of a batch, or one captured step that is replayed.
+
+    Args:
+        flow: None: every layer attends to everything.
+        dense: attention over all pages of a sequence.
+        sparse: attention over the flow's lists.
+
+    Attributes:
+        lists: newest selections, by the layer that selected.
+    """
+
+    def __init__(self, flow: PoolFlow | None, dense: Attention, sparse: Attention) -> None:
+        self.flow, self.dense, self.sparse = flow, dense, sparse
+        self.lists: dict[int, PageList] = {}
+
+    # ---- where the batch comes from
+
+    def batch(self) -> BatchView:
+        """All sequences. Its budgets are not read."""
+        raise NotImplementedError
+
+    def scored(self, budget_row: int) -> BatchView:
+        """The sequences that select at this step, with their budgets; the others are of length 0."""
+        raise NotImplementedError
+
+    def all_pages(self) -> PageList:
+        """Every page of each sequence, one list a sequence, of pages as large as the pool's layout allows."""
+        raise NotImplementedError
+
+    def kv(self, layer: int, page_size: int) -> LayerKV:
+        """Keys and values of a layer, as pages of some size."""
+        raise NotImplementedError
+
+    # ---- what a layer does
+
+    def attend_pages(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """One layer of the step. The layer's K and V of the new tokens are in the pool.
+
+        Args:
+            q: `[batch, q_head, dim]`, rotated (MLA: absorbed).
+
+        Returns:
+            `[batch, q_head, value_dim]`.
+        """
+        flow = self.flow
+        leader = None if flow is None else flow.plan.leader[layer]
+        if flow is None or leader is None:
+            pages = self.all_pages()
+            return self.dense.run(q, *self.kv(layer, pages.page_size).by_page, pages, scale)
+        pages = self.pages_of(layer, leader, q)
+        k, v = self.kv(layer, flow.page_size).by_page
+        config = flow.captured.attention_config(len(q), self.batch().block_table.shape[1], k.dtype)
+        if layer != leader or not flow.compiled.program.needs_mass:
+            return self.sparse.run(q, k, v, pages, scale, config=config)
+        mass = self.sparse.page_mass(len(q), pages.columns, q.device)
+        out = self.sparse.run(q, k, v, pages, scale, config=config, mass=mass)
+        # Padding writes to the page behind the pool's.
+        ids = torch.where(pages.lengths.unsqueeze(-1) > 0, pages.page_ids, flow.pages)
+        flow.observe(layer, PageList(ids, pages.lengths, pages.page_size), mass.by_head())
+        return out
+
+    def pages_of(self, layer: int, leader: int, q: torch.Tensor) -> PageList:
+        """The lists that a sparse layer attends to: its own selection, or its leader's."""
+        if layer == leader:
+            self.complete_pages(layer)
+            self.lists[layer] = self.select(layer, q)
+        return self.lists[leader]
+
+    def complete_pages(self, layer: int) -> None:
+        """Compute the states of the pages that this step's tokens complete."""
+        flow = self.flow
+        assert flow is not None
+        flow.captured.update_decode(flow.states[layer], flow.kv(layer), self.batch(), layer)
+
+    def select(self, layer: int, q: torch.Tensor, lengths: torch.Tensor | None = None) -> PageList:
+        """Score and select for a leader.
+
+        Args:
+            lengths: where the lists' token counts go, see `CapturedFlow.select_in_place`.
+        """
+        flow = self.flow
+        assert flow is not None
+        view = self.scored(flow.plan.budget_row(layer))
+        return flow.captured.select_in_place(q, flow.states[layer], view, layer, lengths)

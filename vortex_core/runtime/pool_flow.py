@@ -1,0 +1,74 @@
+"""One flow on one KV pool: its layer plan, and page states under the page numbers of the pool.
+
+States are indexed by the physical page they describe. So whoever allocates, frees or shares a page does the same to
+its states, and there is nothing to synchronise. What must hold is that the states of every *complete* page are those
+of its content: whoever fills pages outside of decode calls `complete`, and a decode step completes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from vortex_core.compiler.interface import CapturedFlow, CompiledFlow, LayerKV, StateStore
+from vortex_core.ir.layers import LayerPlan
+from vortex_core.page_list import PageList
+
+UPDATE_PAGES = 4096  # pages per state update: bounds the memory of the torch backend
+
+
+class PoolFlow:
+    """A compiled flow with the states of a pool's pages, of the leaders of its layer plan.
+
+    Args:
+        compiled: the flow.
+        kv: keys and values of a layer, as pages of the flow's size.
+        pages: of the pool, of the flow's size.
+        device: of the pool.
+        layers: those this process holds; by default all.
+    """
+
+    def __init__(
+        self,
+        compiled: CompiledFlow,
+        kv: Callable[[int], LayerKV],
+        pages: int,
+        device: torch.device,
+        layers: range | None = None,
+    ) -> None:
+        self.compiled, self.kv, self.pages, self.device = compiled, kv, pages, device
+        self.knobs, self.page_size = compiled.knobs, compiled.knobs.page_size
+        self.plan = LayerPlan(compiled.program, compiled.knobs, compiled.geometry.layers)
+        held = range(self.plan.layers) if layers is None else layers
+        # One page more where attention mass is stored: what the padding of a captured batch writes goes there.
+        stored = pages + compiled.program.needs_mass
+        self.states: dict[int, StateStore] = {
+            i: compiled.new_states(stored, device) for i in self.plan.leaders if i in held
+        }
+
+    @cached_property
+    def captured(self) -> CapturedFlow:
+        """The flow as decode steps over static buffers need it."""
+        assert isinstance(self.compiled, CapturedFlow), f"{type(self.compiled).__name__} cannot be captured"
+        return self.compiled
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all states."""
+        return sum(states.nbytes() for states in self.states.values())
+
+    def complete(self, pages: torch.Tensor) -> None:
+        """Compute the states of complete physical pages (any integer dtype), in all layers."""
+        for part in pages.split(UPDATE_PAGES):
+            for layer in self.states:
+                self.complete_in(layer, part)
+
+    def complete_in(self, layer: int, pages: torch.Tensor) -> None:
+        """Compute the states of complete physical pages in one layer."""
+        self.compiled.update(self.states[layer], self.kv(layer), pages, layer)
+
+    def observe(self, layer: int, selected: PageList, mass: torch.Tensor) -> None:
+        """Hand back the attention mass of a leader's selection."""
+        self.compiled.observe(self.states[layer], selected, mass, layer)
