@@ -33,6 +33,32 @@ ARROWS = {
     "configs": ("configs",),
 }
 
+# The floors inside vortex_core, from the ground up: a room imports from floors below its own, wherever in a file the
+# import stands; rooms of one floor do not know each other. "" is the package itself, the language's facade.
+FLOORS = (
+    ("errors",),
+    ("codes", "geometry", "page_list", "registry", "text"),
+    ("configs",),
+    ("specs",),
+    ("ir", "kernels"),
+    ("compiler",),
+    ("runtime",),
+    ("flow",),
+    ("",),
+    ("sandbox.allowlist",),  # what a source may hold: each dialect gives its own list
+    ("dialects",),
+    ("sandbox",),
+    ("library",),
+    ("engine", "serving"),
+)
+# Upward on purpose, inside functions: (module, what it imports).
+UPWARD = {
+    ("vortex_core.errors", "vortex_core.codes"),  # listing all codes imports their catalogues
+    ("vortex_core.errors", "vortex_core.ir.mistakes"),
+    ("vortex_core.flow.reference", "vortex_core.library"),  # the page for agents ends with example flows
+    ("vortex_core.dialects", "vortex_core.sandbox.load"),  # tracing another system's program needs the loader
+}
+
 # Programs are traced in a jail with little memory and time: the language must load without these.
 HEAVY = ("torch", "pydantic", "transformers", "triton", "ray", "numpy")
 LIGHT_PACKAGES = ("vortex_core.ir", "vortex_core.flow")
@@ -99,6 +125,28 @@ def broken_arrows(imports: list[Import]) -> list[Import]:
     return broken
 
 
+def room_of(module: str) -> str:
+    """The room of a module of vortex_core; names of its facade belong to the package itself, the room ""."""
+    known = {room for floor in FLOORS for room in floor}
+    parts = module.split(".")[1:3]
+    names = (".".join(parts[:n]) for n in (2, 1))
+    return next((name for name in names if name in known), "")
+
+
+def broken_floors(imports: list[Import]) -> list[Import]:
+    """Imports inside vortex_core that climb, or look across a floor."""
+    level = {room: n for n, floor in enumerate(FLOORS) for room in floor}
+    broken = []
+    for item in imports:
+        if not (_within(item.module, "vortex_core") and _within(item.target, "vortex_core")):
+            continue
+        here, there = room_of(item.module), room_of(item.target)
+        meant = any(item.module == module and _within(item.target, target) for module, target in UPWARD)
+        if here != there and level[there] >= level[here] and not (meant and not item.at_import):
+            broken.append(item)
+    return broken
+
+
 def _all_imports() -> list[Import]:
     found: list[Import] = []
     for package in PACKAGES:
@@ -113,6 +161,37 @@ def test_imports_follow_the_arrows():
     imports = _all_imports()
     assert len(imports) > 20, "no imports found: the scan is broken"
     assert not [str(item) for item in broken_arrows(imports)]
+
+
+def test_rooms_of_vortex_core_import_from_floors_below():
+    imports = _all_imports()
+    assert not [str(item) for item in broken_floors(imports)]
+    for module, target in UPWARD:
+        used = any(item.module == module and _within(item.target, target) for item in imports)
+        assert used, f"{module} no longer imports {target}: strike it from UPWARD"
+    rooms = {path.stem for path in (ROOT / "vortex_core").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__init__", "__pycache__", "py"} <= {room for floor in FLOORS for room in floor}
+
+
+def test_only_the_triton_backend_knows_its_flows():
+    for item in _all_imports():
+        inside = _within(item.module, "vortex_core.compiler.triton")
+        assert inside or not _within(item.target, "vortex_core.compiler.triton.backend"), str(item)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("vortex_core.ir.x", "from vortex_core.compiler.interface import LayerKV"),
+        ("vortex_core.ir.x", "def f():\n    from vortex_core.compiler import backends"),
+        ("vortex_core.engine.x", "from vortex_core.serving.decoder import FlowDecoder"),
+        ("vortex_core.kernels.x", "from vortex_core.ir.knobs import Knobs"),
+        ("vortex_core.compiler.x", "from vortex_core import ops"),
+        ("vortex_core.errors", "from vortex_core.codes import UNKNOWN_MODEL"),
+    ],
+)
+def test_a_climbing_import_is_caught(module: str, source: str):
+    assert len(broken_floors(imports_of(source, module, ROOT / "x.py", is_package=False))) == 1
 
 
 def test_the_language_imports_nothing_heavy():

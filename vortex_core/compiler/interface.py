@@ -73,6 +73,7 @@ class StateStore(Protocol):
         ...
 
 
+@runtime_checkable
 class CompiledFlow(Protocol):
     """One program compiled for one geometry and one set of knobs. Stateless: states are passed in."""
 

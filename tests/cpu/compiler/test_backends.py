@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import pytest
 import torch
 
 from tests import sample_flows
+from vortex_core import registry
 from vortex_core.compiler import backends
-from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV
+from vortex_core.compiler.interface import BatchView, CapturedFlow, CompiledFlow, LayerKV
+from vortex_core.compiler.torch_backend import TorchBackend
 from vortex_core.errors import VortexError
 from vortex_core.flow.trace import Traced
 from vortex_core.geometry import Geometry
 from vortex_core.page_list import PageList
+from vortex_core.runtime.eager_flow import EagerFlow
 
 SIZE = 8
 LENGTHS = [1, 7, 8, 9, 40, 64, 65, 130]
@@ -109,3 +114,28 @@ def test_a_program_that_does_not_fit_the_model_says_so() -> None:
 def test_unknown_backend_lists_the_known() -> None:
     with pytest.raises(VortexError, match="VE001"):
         backends.get("cuda")
+
+
+@pytest.mark.parametrize("name", ["oracle", "torch", "triton"])
+def test_a_backend_that_captures_gives_flows_that_can_be_captured(name: str) -> None:
+    traced = sample_flows.load("quest")
+    backend = backends.get(name)
+    flow = backend.compile(traced.program, traced.knobs, Geometry(2, 2, 2, 16, 16, 16))
+    assert backend.name == name
+    assert isinstance(flow, CompiledFlow)
+    assert isinstance(flow, CapturedFlow) == backend.captures
+    assert isinstance(EagerFlow(flow), CapturedFlow)
+
+
+def test_another_distribution_adds_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("acme", "vortex_core.compiler.torch_backend:TorchBackend", "vortex_core.backends")
+
+    def installed(group: str, name: str | None = None) -> list[EntryPoint]:
+        return [point] if group == point.group and name in (None, "acme") else []
+
+    monkeypatch.setattr(registry, "entry_points", installed)
+    assert backends.REGISTRY.names() == ("oracle", "torch", "triton", "acme")
+    assert isinstance(backends.get("acme"), TorchBackend)
+    with pytest.raises(VortexError, match="VE001") as caught:
+        backends.get("torhc")
+    assert "did you mean torch" in caught.value.remedy
