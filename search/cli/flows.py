@@ -25,10 +25,11 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def check(flow: Flow, as_json: Json = False) -> None:
+def check(flow: Flow, model: Model = "qwen3-8b", as_json: Json = False) -> None:
     """Trace a flow in the jail and verify it. Nothing of it runs outside.
 
-    Errors name the line, the rule and one remedy. Exit status 0 if the flow is legal.
+    Errors name the line, the rule, one remedy and, where a script can tell, the mended line. Exit status 0 if the flow
+    is legal. Page states are shown as the model's memory holds them, as a share of its keys and values.
 
     Examples:
 
@@ -36,15 +37,17 @@ def check(flow: Flow, as_json: Json = False) -> None:
 
         vortex-search check ./my_flow.py --json
     """
+    from search.commands.check import state_lines, state_rows
     from vortex_core import library
 
     traced = library.resolve(flow)
     if as_json:
-        emit({**_identity(traced), "program": traced.program.to_json()})
+        found = {**_identity(traced), "program": traced.program.to_json()}
+        emit({**found, "page_states": state_rows(traced, model)})
         return
     out.print(f"[green]ok[/] {escape(traced.name)}  IR {traced.ir_hash}, with knobs {traced.key}")
-    states = ", ".join(f"{s.name} {s.dtype}" for s in traced.program.states) or "none"
-    out.print(f"page states: {states}")
+    for line in state_lines(state_rows(traced, model)):
+        out.print(escape(line), soft_wrap=True)
     out.print("knobs: " + ", ".join(f"{k}={v}" for k, v in traced.knobs.to_json().items()), soft_wrap=True)
     for warning in traced.warnings:
         out.print(f"[yellow]{escape(str(VortexError.from_json(warning)))}[/]", soft_wrap=True)

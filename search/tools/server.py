@@ -61,10 +61,13 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         return {name: shelf.source(name) for name in shelf.names()}
 
     @server.tool()
-    async def check(source: str) -> dict[str, Any]:
-        """Trace and verify a program in the jail. Answers with its identity, knobs and warnings, or the error."""
+    async def check(source: str, model: str = "qwen3-8b") -> dict[str, Any]:
+        """Trace and verify a program in the jail. Answers with its identity, knobs, warnings and what its states take
+        of a model's memory; or with the errors, each with the mended line where a script can tell it."""
 
         def work() -> dict[str, Any]:
+            from search.commands.check import state_rows
+
             traced = _read(source, folder)
             return {
                 "ok": True,
@@ -72,7 +75,7 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
                 "ir_hash": traced.ir_hash,
                 "key": traced.key,
                 "knobs": traced.knobs.to_json(),
-                "states": [{"name": s.name, "dtype": s.dtype} for s in traced.program.states],
+                "page_states": state_rows(traced, model),
                 "warnings": list(traced.warnings),
             }
 

@@ -12,14 +12,13 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from vortex_core.flow import ops
 from vortex_core.flow.vtensor import vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.budget import CALLS, NAMES
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import OPS, OpSpec
-from vortex_core.ir.program import MAX_NODES, STATE_DTYPES
-from vortex_core.ir.types import SYMBOLS
+from vortex_core.ir.program import MAX_NODES, MAX_NUMBERS, STATE_DTYPES
+from vortex_core.ir.types import LARGEST, SYMBOLS
 from vortex_core.ir.verify import MAX_STATES
 
 EXAMPLES = ("quest", "block_topk", "streaming")
@@ -102,6 +101,9 @@ SHORTHANDS: tuple[Spelling, ...] = (
     Spelling('x.dot(y, "dim")', "dot"),
     Spelling('x.norm("dim")', "norm"),
     Spelling('x.var("dim")', "var"),
+    Spelling('x.std("dim")', "std"),
+    Spelling('x.logsumexp("dim")', "logsumexp"),
+    Spelling("x.round()", "round"),
     Spelling('x.normalize("page")', "normalize"),
     Spelling("x.square()", "square"),
     Spelling("x.relu()", "relu"),
@@ -134,7 +136,7 @@ def compact(examples: Iterable[str] = EXAMPLES) -> str:
     """
     from vortex_core import library
 
-    parts = [_CONTRACT, _symbols(), _states(), _operators(), _RULES, _knobs(), _errors()]
+    parts = [_CONTRACT, _symbols(), _states(), _operators(), _RULES, _BY_TOKEN, _knobs(), _errors()]
     shown = [f"```python\n{library.source(name).strip()}\n```" for name in examples]
     return "\n".join([*parts, "## Examples", *shown])
 
@@ -156,6 +158,7 @@ class Name(vFlow):
         return ops.topk((q * cache["c"]).sum("dim").max("head"))
 """
 
+_BIGGEST = ", ".join(f"{symbol}={LARGEST[symbol]}" for symbol in "GDS")
 _RULES = f"""\
 ## Rules
 - Tensors broadcast by dimension name; a name has one extent in an expression. `x.max("head")`, never `x.max(1)`.
@@ -170,7 +173,41 @@ _RULES = f"""\
 - Equal scores go to the lower page; NaN ranks last.
 - MLA: page.k is the latent, q the absorbed query; .channels("nope"), .channels("rope") pick channels.
 - Forbidden: try, with, del, global, async, yield, match, :=, dunder names, files, other imports.
-- At most {MAX_NODES} operations per method and {MAX_STATES} states."""
+- At most {MAX_NODES} operations per method, loops unrolled (VF008); {MAX_STATES} states; {MAX_NUMBERS:,} numbers a page
+  in any one value at {_BIGGEST}, the largest supported (VF026): (page, head, row=S, dim) fits,
+  products of two channels for every token (D x D x S) do not.
+- Usual spellings work: x ** -0.5, x.pow(p), dim=, axis=, several dims or a list, amax, amin, clip, clamp(min=, max=),
+  std, rsqrt, ops.max(x, y), abs(x), round(x), math.sqrt(ops.size("D")), masks as 0 and 1 in arithmetic and sums.
+  Sizes are symbols: page.size / 2 and page.head_dim // 4 are sizes, page.head_dim ** -0.5 is a value; no loop over them.
+  There is no keepdim, unsqueeze, transpose, indexing or @: names broadcast; contract with x.dot(y, "dim").
+"""
+
+_BY_TOKEN = """\
+## One worked example: scores by token
+```python
+from vortex_core import ops, register, vFlow
+
+
+@register("int4_tokens")
+class Int4Tokens(vFlow):
+    \"\"\"Every key in four bits, one scale a token; a page counts by its share of the estimated attention.
+
+    score(page) = mean_h sum_t softmax_over_all_tokens(q_h . k4_t / sqrt(D))
+    \"\"\"
+
+    def create_cache(self, page):
+        # Declared last, dim shares one scale: one scale for each row.
+        return {"keys": page.state(row=page.size, dim=page.head_dim, dtype="int4")}
+
+    def forward_cache(self, page):
+        return {"keys": page.k.rename(token="row")}  # (row, dim): states have no dimension named token
+
+    def forward_indexer(self, q, cache):
+        logits = q.dot(cache["keys"], "dim") * ops.size("D") ** -0.5  # (page, head, row)
+        weights = (logits - logits.max("page", "row")).exp().sum("row")  # (page, head)
+        return ops.topk((weights / weights.sum("page")).mean("head"))
+```
+"""
 
 
 def _symbols() -> str:
@@ -206,14 +243,8 @@ def _operators() -> str:
     lines.insert(1, "Pointwise: " + "; ".join(", ".join(found) for found in brief.values()))
     short = (f"{s.text} = {_first(getattr(vTensor, s.op).__doc__)}" for s in SHORTHANDS)
     lines.append("Shorthands: " + "; ".join(short))
-    lines.append(f"Also x ** 2, x > y, x >= y, x != y; as functions ops.{', ops.'.join(_function_forms())}.")
+    lines.append('Also x > y, x >= y, x != y. Methods are functions, too: ops.sqrt(x), ops.sum(x, "dim").')
     return "\n".join(lines) + "\n"
-
-
-def _function_forms() -> list[str]:
-    methods = {name for name, _ in inspect.getmembers(vTensor, inspect.isfunction)}
-    own = {n for n, f in inspect.getmembers(ops, inspect.isfunction) if f.__module__ == ops.__name__}
-    return sorted(n for n in methods & own if not n.startswith("_") and n != "size")
 
 
 def signature(spec: OpSpec) -> str:

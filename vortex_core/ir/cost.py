@@ -164,6 +164,13 @@ def state_bytes(state: StateDecl, sizes: Mapping[str, int]) -> int:
     return packed + (rows * _SCALE_BYTES if state.dtype in SCALED else 0)
 
 
+def state_padding(state: StateDecl, sizes: Mapping[str, int]) -> float:
+    """Bytes of `state_bytes` that hold nothing: rows of the packed dimension end on whole bytes."""
+    shape = [extent.resolve(sizes) for _, extent in state.stored] or [1]
+    bits = shape[-1] * STORED_BITS[state.dtype]
+    return math.prod(shape[:-1]) * (math.ceil(bits / 8) - bits / 8)
+
+
 def state_bytes_per_token(program: Program, knobs: Knobs, geometry: Geometry) -> float:
     """Memory that page states add to each cached token of one layer."""
     sizes = geometry.symbols(knobs.page_size)

@@ -132,6 +132,37 @@ def test_a_good_flow_is_the_same_by_name_and_by_path(tmp_path: Path, capsys: pyt
     assert document(capsys)["key"] == by_name["key"]
 
 
+def test_check_shows_what_a_page_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flow = tmp_path / "mine.py"
+    flow.write_text(
+        "from vortex_core import Knobs, ops, vFlow\n"
+        "class W(vFlow):\n"
+        "    knobs = Knobs(page_size=16)\n"
+        "    def create_cache(self, page):\n"
+        "        return {'keys': page.state(dim=page.head_dim, row=page.size, dtype='int4'),\n"
+        "                'odd': page.state(row=page.size, part=9, dtype='bits')}\n"
+        "    def forward_cache(self, page):\n"
+        "        k = page.k.rename(token='row')\n"
+        "        return {'keys': k, 'odd': k.slice('dim', 0, 9).rename(dim='part')}\n"
+        "    def forward_indexer(self, q, cache):\n"
+        "        s = (q * cache['keys']).sum('dim').max('row', 'head')\n"
+        "        return ops.topk(s + cache['odd'].sum('part').max('row'))\n"
+    )
+    assert run("check", str(flow), "--model", "qwen3-8b", "--json") == 0
+    keys, odd = (found := document(capsys)["page_states"])["states"]
+    assert keys["dims"] == {"dim": 128, "row": 16}
+    assert keys["scale_shared_along"] == "row"
+    assert (keys["bytes"], keys["padding_bytes"]) == (128 * 16 // 2 + 2 * 128, 0)  # a scale for each channel
+    assert (odd["bytes"], odd["padding_bytes"]) == (
+        9 * 16 // 8,
+        0,
+    )  # packed along row, the last in canonical order
+    assert found["share_of_kv"] == pytest.approx((keys["bytes"] + odd["bytes"]) / (2 * 16 * 128 * 2))
+    assert run("check", str(flow)) == 0
+    assert "one scale along row" in (said := capsys.readouterr().out)
+    assert "1280 B" in said
+
+
 def test_flows_lists_the_library(capsys: pytest.CaptureFixture[str]):
     assert run("flows", "--json") == 0
     assert {"dense", "block_topk", "quest", "streaming"} <= {flow["name"] for flow in document(capsys)}

@@ -11,6 +11,7 @@ from vortex_core.flow.reference import SHORTHANDS, SPELLINGS, compact
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import OPS
+from vortex_core.ir.program import MAX_NODES, MAX_NUMBERS
 from vortex_core.sandbox.jail import run
 
 INDEX = """
@@ -59,6 +60,15 @@ def test_it_names_every_knob_and_the_errors_authors_can_make() -> None:
     assert {"VF002", "VF010", "VF011", "VF031", "VF032", "VF041", "VF042"} <= named
 
 
+def test_its_worked_example_and_its_limits_are_true() -> None:
+    text = compact(())
+    traced = run(text.partition("```python\n")[2].partition("```")[0], "x.py")
+    assert traced.name == "int4_tokens"
+    assert not traced.warnings
+    assert f"{MAX_NODES} operations" in text
+    assert f"{MAX_NUMBERS:,} numbers" in text
+
+
 def test_it_is_short() -> None:
-    assert len(compact(())) < 7_500
-    assert compact(("quest",)).count("```python") == 1
+    assert len(compact(())) < 9_800
+    assert compact(("quest",)).count("```python") == 2

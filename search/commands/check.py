@@ -1,0 +1,59 @@
+"""`vortex-search check`: what a flow keeps for every page, as the memory of one model holds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from search.commands.explain import dimensions
+from vortex_core.flow.trace import Traced
+from vortex_core.ir.cost import kv_row_bytes, state_bytes, state_bytes_per_token, state_padding
+from vortex_core.ir.program import SCALED
+
+
+def state_rows(traced: Traced, model: str) -> dict[str, Any]:
+    """The states of a flow as stored: sizes in numbers, padding and scales told apart, bytes as a share of K and V.
+
+    Args:
+        traced: the flow; states are those the author declared, under their names.
+        model: a described model, or a directory or hub id whose configuration gives the dimensions.
+
+    Returns:
+        `{"model", "page_size", "states": [...], "share_of_kv"}`; bytes are those of one page and kv head.
+
+    Raises:
+        VortexError: unknown model, or `VF013` for a size that is not whole in it.
+    """
+    geometry, knobs = dimensions(model).geometry(), traced.knobs
+    sizes = geometry.symbols(knobs.page_size)
+    kv = kv_row_bytes(geometry, knobs.kv_bytes) * knobs.page_size / geometry.kv_heads
+    rows = []
+    for s in traced.original.states:
+        size = state_bytes(s, sizes)
+        rows.append(
+            {
+                "name": s.name,
+                "dtype": s.dtype,
+                "dims": {n: e.resolve(sizes) for n, e in s.stored},
+                "scale_shared_along": s.stored[-1][0] if s.dtype in SCALED else None,
+                "bytes": size,
+                "padding_bytes": state_padding(s, sizes),
+                "share_of_kv": size / kv,
+            }
+        )
+    live = state_bytes_per_token(traced.program, knobs, geometry) / kv_row_bytes(geometry, knobs.kv_bytes)
+    return {"model": model, "page_size": knobs.page_size, "states": rows, "share_of_kv": live}
+
+
+def state_lines(found: dict[str, Any]) -> list[str]:
+    """The same for people, a line each."""
+    lines = []
+    for s in found["states"]:
+        dims = ", ".join(f"{n}={size}" for n, size in s["dims"].items())
+        scale = f", one scale along {s['scale_shared_along']}" if s["scale_shared_along"] else ""
+        padding = f", of which {s['padding_bytes']:.3g} padding" if s["padding_bytes"] else ""
+        lines.append(
+            f"  {s['name']} ({dims}) {s['dtype']}{scale}: {s['bytes']} B a page and kv head{padding}, "
+            f"{s['share_of_kv']:.3f} of K and V"
+        )
+    where = f"{found['model']} at page {found['page_size']}"
+    return [f"page states, {where}: {found['share_of_kv']:.3f} of K and V", *lines]
