@@ -6,6 +6,9 @@ from evaluators.errors import illegal_for_model
 from evaluators.results import StageResult
 from evaluators.stages.base import Context, Deadline, Needs
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.memory import working_bytes
+
+MAX_WORKING_BYTES = 4 << 30  # of one sequence, on the machine that evaluates
 
 
 class StaticStage:
@@ -27,6 +30,14 @@ class StaticStage:
         asked = sorted({task.context for task in context.plan.accuracy.tasks})
         lengths = sorted({*asked, *context.plan.lengths})
         share = {n: _attended(flow, model.layers, n) for n in lengths}
+        longest = max(asked, default=0)
+        needed = working_bytes(flow.program, knobs, model.geometry(), longest)
+        if needed > MAX_WORKING_BYTES:
+            raise illegal_for_model(
+                f"at {longest} tokens its page states and largest intermediate value take {needed / 2**30:.1f} GiB of "
+                f"a sequence's {MAX_WORKING_BYTES / 2**30:g} GiB",
+                "use smaller states: fewer or shorter dimensions of your own, larger pages",
+            )
         is_dense = flow.program.selects_everything
         info = {
             "planned_density": {str(n): round(d, 4) for n, d in share.items()},

@@ -7,6 +7,7 @@ processes agree on nothing but these signatures.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from vortex_core.errors import VortexError, write_to_log
 from vortex_core.ir.flow import Flow
 
 _NICE = 10
+_MOST_BYTES = 8 << 30  # of a process that runs stages without an engine
 
 
 def become_group_leader() -> int:
@@ -61,9 +63,23 @@ def run_cpu_stage(
     from evaluators.worker import run_cpu_stage as run
 
     yield_to_the_engine()
+    limit_memory()
     torch.set_num_threads(1)
     parsed = EvaluationPlan.model_validate(plan)
     return _answer(lambda: run(stage, received(flow), model, parsed, seed).to_json())
+
+
+def limit_memory(most: int = _MOST_BYTES) -> None:
+    """Bound what this process may allocate, so that a program which needs more fails and the machine does not.
+
+    Data, not addresses: torch and CUDA map far more than they use. The machine's own limit stays if it is lower.
+    """
+    import psutil
+
+    most = min(most, psutil.virtual_memory().total // 2)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > most:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
 
 def yield_to_the_engine() -> None:

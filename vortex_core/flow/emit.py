@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
 from dataclasses import dataclass, field, fields
@@ -44,7 +45,7 @@ def emit(program: Program, knobs: Knobs, name: str, doc: str, *, beside: bool = 
         "from vortex_core import Knobs, ops, register, vFlow",
         "",
         "",
-        f"@register({name!r})".replace("'", '"'),
+        f"@register({_literal(name)})",
     ]
     out += [f"class {class_name(name)}(vFlow):", *docstring(doc), ""]
     changed = [f for f in fields(Knobs) if getattr(knobs, f.name) != f.default]
@@ -123,7 +124,12 @@ def _extent(text: str) -> str:
 
 
 def _literal(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    """Python that reads back as `value`, text in double quotes where Python would write single ones."""
+    return (
+        json.dumps(value)
+        if isinstance(value, str) and value.isascii() and value.isprintable()
+        else repr(value)
+    )
 
 
 def _number(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.text import visible_lines
 
 
 def class_name(name: str) -> str:
@@ -45,9 +46,8 @@ def _describe(graph: Graph, node: Node) -> str:
 
 def docstring(doc: str) -> list[str]:
     """Lines of a class's docstring."""
-    text = "".join(c for c in doc if c.isprintable() or c in "\n\t")
-    text = text.replace("\\", "\\\\").replace('"""', "'''").strip() or "A found flow."
-    lines = text.splitlines()
+    text = visible_lines(doc).replace("\\", "\\\\").replace('"""', "'''").strip() or "A found flow."
+    lines = text.split("\n")
     if len(lines) == 1:
         return [f'    """{lines[0]}"""' if not lines[0].endswith('"') else f'    """{lines[0]} """']
     return [f'    """{lines[0]}', *(f"    {line}".rstrip() for line in lines[1:]), '    """']

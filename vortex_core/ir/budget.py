@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,11 +53,17 @@ def budget_error(text: str, why: str) -> VortexError:
 
 @dataclass(frozen=True)
 class Budget:
-    """A parsed budget. Equality is by text."""
+    """A parsed budget. Equality is by text.
+
+    Attributes:
+        text: the expression as its syntax tree prints: no comment or spelling of the author's is kept.
+    """
 
     text: str
 
     def __post_init__(self) -> None:
+        _check(self._tree, self.text)  # every branch, also those that no length takes
+        object.__setattr__(self, "text", ast.unparse(self._tree))
         self.pages(length=4096, page_size=16, layer=0, layers=1)  # a bad expression fails where it is written
 
     @cached_property
@@ -64,7 +71,9 @@ class Budget:
         if len(self.text) > _MAX_CHARACTERS:
             raise budget_error(self.text[:40] + "...", f"longer than {_MAX_CHARACTERS} characters")
         try:
-            return ast.parse(self.text, mode="eval").body
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return ast.parse(self.text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise budget_error(self.text, "not an expression") from error
 
@@ -108,4 +117,37 @@ class Budget:
                 return self._evaluate(body if self._evaluate(test, names) else orelse, names)
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in CALLS and args:
                 return float(CALLS[name](*(self._evaluate(a, names) for a in args)))
-        raise budget_error(self.text, f"{ast.unparse(node)!r} is not allowed; names are {', '.join(NAMES)}")
+        raise AssertionError(ast.dump(node))  # `_check` has seen it
+
+
+def _check(node: ast.expr, text: str) -> None:
+    """Raises `VF060` unless an expression and all its parts are of the kinds above."""
+    parts: list[ast.expr]
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and _is_finite(
+            value
+        ):
+            parts = []
+        case ast.Name(id=name) if name in NAMES:
+            parts = []
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            parts = [operand]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            parts = [left, right]
+        case ast.Compare(left=left, ops=[compared], comparators=[right]) if type(compared) in _COMPARE:
+            parts = [left, right]
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            parts = [test, body, orelse]
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in CALLS and args:
+            parts = args
+        case _:
+            raise budget_error(text, f"{ast.unparse(node)!r} is not allowed; names are {', '.join(NAMES)}")
+    for part in parts:
+        _check(part, text)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False

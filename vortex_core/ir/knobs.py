@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import Any
 
 from vortex_core.errors import VortexError
@@ -12,12 +13,23 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.budget import Budget
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
+MAX_LAYERS = 1024  # of any model
 KV_DTYPES = ("auto", "bf16", "fp8_e4m3", "fp8_e5m2")
 
 
 def knob_error(name: str, value: object, rule: str) -> VortexError:
     """`VF061`: a knob outside its range."""
-    return mistakes.BAD_KNOB.error(name=name, value=repr(value)[:80], rule=rule)
+    return mistakes.BAD_KNOB.error(name=name, value=_shown(value), rule=rule)
+
+
+def _shown(value: object) -> str:
+    """A value's repr, short; of something long, only what it is."""
+    if isinstance(value, str | list | tuple | dict | set | frozenset) and len(value) > 100:
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        return repr(value)[:80]
+    except Exception:  # noqa: BLE001  a value that cannot be shown, such as a whole number of a million digits
+        return f"a {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,8 @@ class Knobs:
             object.__setattr__(self, "budget", f"{self.budget:g}")
         if not isinstance(self.budget, str):
             raise knob_error("budget", self.budget, "it is a number of tokens or an expression")
-        object.__setattr__(self, "budget", " ".join(self.budget.split()))
-        Budget(self.budget)
-        if self.page_size not in PAGE_SIZES or isinstance(self.page_size, bool):
+        object.__setattr__(self, "budget", Budget(self.budget).text)
+        if type(self.page_size) is not int or self.page_size not in PAGE_SIZES:
             raise knob_error("page_size", self.page_size, f"it is one of {PAGE_SIZES}")
         for name, low, high in (
             ("keep_first", 0, 64),
@@ -62,16 +73,18 @@ class Knobs:
             ("reuse_layers", 1, 64),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            if type(value) is not int or not low <= value <= high:
                 raise knob_error(name, value, f"it is a whole number from {low} to {high}")
-        try:
-            layers = tuple(sorted(set(self.dense_layers)))
+        try:  # no more of it is looked at than could be right
+            listed = tuple(islice(self.dense_layers, MAX_LAYERS + 1))
         except TypeError as error:
             raise knob_error("dense_layers", self.dense_layers, "it is a tuple of layer numbers") from error
-        if any(not isinstance(layer, int) or isinstance(layer, bool) or layer < 0 for layer in layers):
-            raise knob_error("dense_layers", self.dense_layers, "it is a tuple of layer numbers from 0 up")
+        if len(listed) > MAX_LAYERS or any(type(n) is not int or not 0 <= n < MAX_LAYERS for n in listed):
+            rule = f"it is a tuple of layer numbers from 0 to {MAX_LAYERS - 1}"
+            raise knob_error("dense_layers", self.dense_layers, rule)
+        layers = tuple(sorted(set(listed)))
         object.__setattr__(self, "dense_layers", layers)
-        if self.kv_dtype not in KV_DTYPES:
+        if not isinstance(self.kv_dtype, str) or self.kv_dtype not in KV_DTYPES:
             raise knob_error("kv_dtype", self.kv_dtype, f"it is one of {KV_DTYPES}")
 
     @property
@@ -103,7 +116,13 @@ class Knobs:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Knobs:
-        """Inverse of `to_json`; missing knobs take their defaults, unknown ones are refused."""
+        """Inverse of `to_json`; missing knobs take their defaults, unknown ones are refused.
+
+        Raises:
+            VortexError: `VF061` for data that is no object of knobs, or a value outside its range.
+        """
+        if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
+            raise knob_error("knobs", data, "they are an object of names and values")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls().with_(**values)
 

@@ -83,7 +83,10 @@ class Values:
     def from_json(cls, name: str, data: dict[str, Any]) -> Values:
         """Inverse of `to_json`, checked."""
         try:
-            values = cls(tuple(int(n) for n in data["shape"]), base64.b64decode(data["data"], validate=True))
+            shape = tuple(data["shape"])
+            if len(shape) > 6 or any(type(n) is not int or not 0 < n <= MAX_VALUES for n in shape):
+                raise ValueError("shape")
+            values = cls(shape, base64.b64decode(data["data"], validate=True))
         except (binascii.Error, KeyError, TypeError, ValueError) as error:
             raise mistakes.BAD_IR.error(why=f"parameter {name!r}: {error}") from error
         values.check(name)

@@ -18,6 +18,7 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS, OpSpec
 from vortex_core.ir.params import ParamDecl
 from vortex_core.ir.types import LARGEST, STORED_BITS, Dims, Extent, Stage, Type, make_dims
+from vortex_core.text import visible
 
 FORMAT = 1
 STATE_DTYPES = tuple(STORED_BITS)
@@ -107,16 +108,19 @@ class Graph:
         return tuple(found)
 
 
-MAX_NUMBERS = 1 << 24  # of one value, per page
+MAX_NUMBERS = 1 << 24  # of one value, per page, at the largest sizes of any model
+MAX_LITERAL = 1 << 16  # of one value, per page, counted by dimensions of a written size alone
 
 
 def check_size(op: str, t: Type, location: Location | None) -> None:
     """Raises `VF026` for a value that is unreasonably large for every page: nothing could hold it."""
-    count = 1
+    count = written = 1
     for _, extent in t.dims:
         count *= max(1, int(extent.factor * LARGEST.get(extent.symbol, 1)))
-    if count > MAX_NUMBERS:
-        raise mistakes.SCRATCH.error(location, op=op, found=str(t), count=count, limit=MAX_NUMBERS)
+        written *= 1 if extent.symbol else int(extent.factor)
+    for numbers, limit in ((written, MAX_LITERAL), (count, MAX_NUMBERS)):
+        if numbers > limit:
+            raise mistakes.SCRATCH.error(location, op=op, found=str(t), count=numbers, limit=limit)
 
 
 class GraphBuilder:
@@ -276,27 +280,34 @@ class Program:
         try:
             if data["format"] != FORMAT:
                 raise mistakes.BAD_IR.error(why=f"format {data['format']!r}, this version reads {FORMAT}")
-            states = tuple(
-                StateDecl(
-                    str(s["name"]),
-                    make_dims([(str(n), Extent.parse(e)) for n, e in s["dims"]]),
-                    str(s["dtype"]),
-                    bool(s["carried"]),
-                    float(s["init"]),
-                    str(s.get("scale_dim", "")),
-                )
-                for s in data["states"]
-            )
             program = cls(
-                states,
+                tuple(_state_from_json(s) for s in data["states"]),
                 _graph_from_json(data["cache"], "cache"),
                 _graph_from_json(data["index"], "index"),
                 tuple(ParamDecl.from_json(p) for p in data.get("params", ())),
             )
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
-            raise mistakes.BAD_IR.error(why=f"{type(error).__name__}: {error}") from error
-        verify(program)
+            verify(program)
+        except (
+            LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, RecursionError
+        ) as error:  # fmt: skip
+            raise mistakes.BAD_IR.error(why=f"{type(error).__name__}: {visible(error)}") from error
         return program
+
+
+def _state_from_json(data: dict[str, Any]) -> StateDecl:
+    dims = make_dims([(_is(n, str), Extent.parse(e)) for n, e in data["dims"]])
+    init = float(_is(data["init"], float, int))
+    return StateDecl(
+        _is(data["name"], str), dims, _is(data["dtype"], str), _is(data["carried"], bool), init,
+        _is(data.get("scale_dim", ""), str),
+    )  # fmt: skip
+
+
+def _is(value: Any, *kinds: type) -> Any:
+    """The value, if it is exactly of one of these kinds."""
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r:.40} where {' or '.join(k.__name__ for k in kinds)} belongs")
+    return value
 
 
 def _graph_to_json(graph: Graph, locations: bool) -> dict[str, Any]:
@@ -314,20 +325,27 @@ def _graph_to_json(graph: Graph, locations: bool) -> dict[str, Any]:
 def _graph_from_json(data: dict[str, Any], stage: Stage) -> Graph:
     builder = GraphBuilder(stage, MAX_CANONICAL)
     for item in data["nodes"]:
-        if item["op"] not in OPS:
-            raise mistakes.BAD_IR.error(why=f"unknown operator {item['op']!r}")
+        if _is(item["op"], str) not in OPS:
+            raise mistakes.BAD_IR.error(why=f"unknown operator {item['op']!r:.40}")
         at = item.get("at")
-        inputs = [int(i) for i in item["in"]]
+        inputs = [_is(i, int) for i in item["in"]]
         if any(not 0 <= i < len(builder.nodes) for i in inputs):
             raise mistakes.BAD_IR.error(why=f"node {len(builder.nodes)} reads a later node")
         attrs = {str(k): _tuples(v) for k, v in item.get("attrs", {}).items()}
-        builder.emit(item["op"], inputs, Location(*at) if at else None, **attrs)
-    writes = {str(n): int(i) for n, i in data["writes"]}
+        builder.emit(item["op"], inputs, None if at is None else _location(at), **attrs)
+    if len(data["writes"]) > MAX_CANONICAL:
+        raise mistakes.BAD_IR.error(why=f"{len(data['writes'])} writes")
+    writes = {_is(n, str): _is(i, int) for n, i in data["writes"]}
     result = data["result"]
     for i in [*writes.values(), *([] if result is None else [result])]:
-        if not isinstance(i, int) or not 0 <= i < len(builder.nodes):
-            raise mistakes.BAD_IR.error(why=f"no node {i!r}")
+        if type(i) is not int or not 0 <= i < len(builder.nodes):
+            raise mistakes.BAD_IR.error(why=f"no node {i!r:.40}")
     return builder.graph(writes, result)
+
+
+def _location(at: Any) -> Location:
+    file, line, text = _is(at, list)
+    return Location(visible(_is(file, str)), _is(line, int), visible(_is(text, str), 200))
 
 
 def _plain(value: Any) -> Any:

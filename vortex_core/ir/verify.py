@@ -18,6 +18,7 @@ from vortex_core.ir.program import (
 from vortex_core.ir.types import PARAM_AXES, Stage, Type, check_dim_name
 
 MAX_STATES = 16
+MAX_INIT = 1e30  # of a carried state
 
 
 def verify(program: Program) -> None:
@@ -71,6 +72,8 @@ def verify_state(state: StateDecl) -> None:
         why = f"a scale along {state.scale_dim!r}"
     if not state.dims and state.dtype in SCALED:
         why = f"a scalar with dtype {state.dtype!r}, which scales along a dimension"
+    if not abs(state.init) <= MAX_INIT:  # not a number is not either
+        why = f"an initial value of {state.init}"
     if state.init and not state.carried:
         why = "an initial value, but it is not carried"
     if why:
