@@ -28,7 +28,7 @@ def test_every_example_is_listed_and_run() -> None:
     listed = (ROOT / "examples/README.md").read_text(encoding="utf-8")
     here = Path(__file__).read_text(encoding="utf-8")
     names = [file.name for file in (ROOT / "examples").glob("*.py")]
-    assert len(names) == 4
+    assert names
     assert [name for name in names if name not in listed or f'run("{name}"' not in here] == []
 
 
@@ -39,6 +39,12 @@ def test_a_flow_is_written_and_checked(tmp_path: Path) -> None:
     chosen = shown.split("pages chosen: [")[1].split("]")[0].split(",")
     assert len(chosen) == 3, "48 tokens are three pages of 16"
     assert float(shown.split("modelled: ")[1].split("x dense")[0]) > 1
+
+
+def test_a_task_is_added(tmp_path: Path) -> None:
+    shown = run("add_a_task.py", tmp_path)
+    assert "right: 1.0, wrong: 0.0" in shown
+    assert int(shown.splitlines()[-1].split()[0]) > 5, "the suite ran"
 
 
 @pytest.mark.e2e
