@@ -144,6 +144,16 @@ def test_codes_are_those_there_are() -> None:
         assert set(re.findall(r"\bV[A-Z]\d{3}\b", text(page))) <= known, page
 
 
+def test_the_program_in_the_readme_is_one() -> None:
+    from vortex_core import library
+    from vortex_core.sandbox.load import trace_source
+
+    (program,) = re.findall(r"```python\n(.*?)```", text(Path("README.md")), re.DOTALL)
+    traced = trace_source(program, "README.md")
+    assert traced.warnings == ()
+    assert traced.ir_hash == library.load("quest").ir_hash
+
+
 def test_make_targets_are_those_there_are() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {word for page in PAGES for word in re.findall(r"(?:^|`)make ([a-z]+)", text(page), re.MULTILINE)}
