@@ -21,7 +21,7 @@ MAX_DIMS = 4
 MAX_NUMBERS = 1 << 21  # of one value per page; half of what the language allows
 _CUT = {"D": 8, "S": 4, "R": 8}  # by what a symbol may be divided: such extents are whole in every real model
 _FREE_NAMES = ("row", "x", "y")
-_JUMPY = frozenset({"floor", "sign", "lt", "le", "eq", "largest"})
+_JUMPY = frozenset(name for name, spec in OPS.items() if not spec.traits.continuous)
 _UNSUPPLIED = frozenset({"param"})  # needs values beside the program, so the program alone cannot run
 
 Rng = random.Random
@@ -121,7 +121,7 @@ class _Grower:
         node = self.builder.emit(op, inputs, **attrs)
         kind = self.type(node).kind
         (self.masks if kind == "bool" else self.floats).append(node)
-        if op in ("tanh", "sigmoid", "softmax", "sign", "mass"):
+        if OPS[op].traits.bounded:
             self.bounded.add(node)
         return node
 

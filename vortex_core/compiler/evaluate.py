@@ -6,7 +6,6 @@ domain may lack the batch axes; they broadcast.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -262,21 +261,11 @@ class Evaluator:
         return reorder(x, expanded, node.type.names)
 
 
-_FILL = {
-    "amax": -math.inf,
-    "maxpool": -math.inf,
-    "softmax": -math.inf,
-    "amin": math.inf,
-    "sum": 0.0,
-    "cumsum": 0.0,
-    "conv": 0.0,
-}
-
-
 def mask_pages(node: Node, x: torch.Tensor, names: Names, valid: torch.Tensor) -> torch.Tensor:
     """Fill padding pages with the operator's neutral element, where it looks across pages."""
     dims = node.attr.get("dims") or (node.attr.get("dim"),)
-    if "page" not in dims or node.op not in _FILL:
+    neutral = node.spec.traits.neutral
+    if "page" not in dims or neutral is None:
         return x
     mask = align(valid, ("page",), names)
-    return torch.where(mask, x, _FILL[node.op])
+    return torch.where(mask, x, neutral)

@@ -12,19 +12,13 @@ from fractions import Fraction
 from typing import Any
 
 from vortex_core.ir.expr import Expr, in_range
+from vortex_core.ir.opset import OPS
 from vortex_core.ir.reductions import MIRROR, Reductions
 from vortex_core.ir.types import Type
 
-_LINEAR = ("cumsum", "conv", "slice", "channels", "split", "rename")  # commute with any constant factor
-_FOLD = {
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
-    "tanh": math.tanh,
-    "floor": math.floor,
-    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
-    "sign": lambda x: -1.0 if x < 0 else 1.0,
-}
+_LINEAR = frozenset(name for name, spec in OPS.items() if spec.traits.scale == "linear")
+_SCALED = frozenset(name for name, spec in OPS.items() if spec.traits.scale)
+_FOLD = {name: spec.traits.scalar for name, spec in OPS.items() if spec.traits.scalar is not None}
 
 
 class Algebra(Reductions):
@@ -73,7 +67,7 @@ class Algebra(Reductions):
                 return args[0]
             case "maxpool":
                 return self._pool(args[0], attrs)
-        if op in _LINEAR or op in ("sign", "largest"):
+        if op in _SCALED:
             return self._scaled(op, args[0], attrs)
         folded = self._fold(op, args)
         return folded if folded is not None else self.raw(op, args, **attrs)

@@ -15,6 +15,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.algebra import Algebra
 from vortex_core.ir.expr import MAX_WIDTH, Expr
+from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder, Program
 from vortex_core.ir.types import Dims, Stage
 
@@ -210,7 +211,8 @@ def _constant(e: Expr) -> bool:
 
 
 def _is_increasing(e: Expr) -> bool:
-    return e.op in ("exp", "sigmoid", "tanh") or (e.op in ("sqrt", "log") and e.args[0].facts.nonneg)
+    increasing = OPS[e.op].traits.increasing
+    return increasing == "always" or (increasing == "nonneg" and e.args[0].facts.nonneg)
 
 
 def _drop_factors(algebra: Algebra, score: Expr, share: str | None) -> Expr:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from vortex_core.ir.opset import OPS
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -42,20 +44,6 @@ class Value(Protocol):
     def facts(self) -> Facts: ...
 
 
-_COUNTS = ("extent", "pages", "length")  # at least 1 wherever pages are scored
-_NATURAL = ("position", "mass", "iota")
-_PASSES = (
-    "slice",
-    "channels",
-    "split",
-    "rename",
-    "amax",
-    "amin",
-    "maxpool",
-)  # each result is one of the inputs
-_POSITIVE = ("exp", "sigmoid", "softmax")
-
-
 def facts(
     op: str, args: Sequence[Value], attrs: dict[str, Any], factors: Iterable[Value], defined: bool
 ) -> Facts:
@@ -69,12 +57,6 @@ def facts(
     return replace(found, null=True, nonneg=True) if _null(op, args, attrs) else found
 
 
-_KEEPS_NULL = (
-    "add", "maximum", "minimum", "sum", "mean", "cumsum", "conv", "amax", "amin", "maxpool", "slice", "channels",
-    "split", "rename", "abs", "sqrt", "tanh", "floor", "cast",
-)  # fmt: skip
-
-
 def _null(op: str, args: Sequence[Value], attrs: dict[str, Any]) -> bool:
     match op:
         case "const":
@@ -85,7 +67,7 @@ def _null(op: str, args: Sequence[Value], attrs: dict[str, Any]) -> bool:
             return args[0].facts.null
         case "where":
             return all(a.facts.null for a in args[1:])
-    return op in _KEEPS_NULL and all(a.facts.null for a in args)
+    return OPS[op].traits.keeps_zero and all(a.facts.null for a in args)
 
 
 def _facts(
@@ -94,27 +76,26 @@ def _facts(
     if op == "const":
         v = attrs["value"]
         return Facts(True, v >= 0, v > 0, v != 0)
-    if op in _COUNTS:
-        return Facts(True, True, True, True)
-    if op in _NATURAL:
-        return Facts(True, True)
     if op == "load":
         return Facts(defined)
+    traits = OPS[op].traits
     if not args:
-        return Facts(True)
+        above = traits.sign == "positive"
+        return Facts(True, traits.sign != "", above, above)
     if op == "sign":  # the sign of NaN is 1, too
         return Facts(True, args[0].facts.nonneg, args[0].facts.positive, True)
     if op == "where":
         return _all(args[1:])
-    if op in _PASSES:
+    if traits.picks:
         return _all(args)
 
     finite = all(a.facts.finite for a in args)
     nonneg = all(a.facts.nonneg for a in args)
     positive = all(a.facts.positive for a in args)
     nonzero = all(a.facts.nonzero for a in args)
-    if op in _POSITIVE:
-        return Facts(finite, True, finite, finite)
+    if traits.sign:
+        above = finite and traits.sign == "positive"
+        return Facts(finite, True, above, above)
     match op:
         case "div":
             defined = args[0].facts.finite and args[1].facts.nonzero

@@ -132,7 +132,7 @@ def _order_preserving(graph: Graph, select: Node) -> Node | None:
             return None
         node = rest[0]
     share, per_head = select.attr.get("share"), "head" in select.type.names
-    if node.op in ("exp", "sigmoid", "tanh") and share != "mean":
+    if node.spec.traits.increasing == "always" and share != "mean":
         return node
     if node.op == "softmax" and node.attr["dim"] == "page" and not per_head and share is None:
         return node

@@ -8,6 +8,7 @@ itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from vortex_core.ir import definitions as define
 from vortex_core.ir import rules
 from vortex_core.ir.definitions import Math, round_to, torch_dtype
 from vortex_core.ir.rules import ROUND_DTYPES, Attrs, Infer, known_dim, number, typed_dims
+from vortex_core.ir.traits import NOTHING, Traits
 from vortex_core.ir.types import Domain, Stage
 
 __all__ = [
@@ -52,6 +54,7 @@ class OpSpec:
         doc: one sentence.
         commutes: whether inputs may be swapped.
         flops: floating-point operations per element of the larger of input and output.
+        traits: what may be assumed about it; nothing, unless it says so.
     """
 
     name: str
@@ -65,6 +68,7 @@ class OpSpec:
     doc: str
     commutes: bool = False
     flops: float = 1.0
+    traits: Traits = NOTHING
 
 
 OPS: dict[str, OpSpec] = {}
@@ -75,7 +79,7 @@ def _op(
     group: Group,
     arity: int,
     infer: Infer,
-    math: Math | None,
+    definition: Math | None,
     formula: str,
     doc: str,
     *,
@@ -83,16 +87,38 @@ def _op(
     stages: frozenset[Stage] = BOTH,
     commutes: bool = False,
     flops: float = 1.0,
+    traits: Traits = NOTHING,
 ) -> None:
     assert name not in OPS, name
-    OPS[name] = OpSpec(name, group, arity, attrs, stages, infer, math, formula, doc, commutes, flops)
+    OPS[name] = OpSpec(
+        name, group, arity, attrs, stages, infer, definition, formula, doc, commutes, flops, traits
+    )
 
 
 # ---- sources ----------------------------------------------------------------------------------------------
 
 
-def _source(name: str, dims: str, domain: Domain, stages: frozenset[Stage], formula: str, doc: str) -> None:
-    _op(name, "source", 0, rules.source(dims, domain), None, formula, doc, stages=stages, flops=0)
+def _source(
+    name: str,
+    dims: str,
+    domain: Domain,
+    stages: frozenset[Stage],
+    formula: str,
+    doc: str,
+    traits: Traits = NOTHING,
+) -> None:
+    _op(
+        name,
+        "source",
+        0,
+        rules.source(dims, domain),
+        None,
+        formula,
+        doc,
+        stages=stages,
+        flops=0,
+        traits=traits,
+    )
 
 
 _source(
@@ -109,22 +135,40 @@ _source(
 )  # fmt: skip
 _source(
     "position", "page=P", "page", INDEX, "0, 1, 2, ...",
-    "Logical page number, from the start of the sequence.",
+    "Logical page number, from the start of the sequence.", traits=Traits(sign="nonneg"),
 )  # fmt: skip
-_source("pages", "", "query", INDEX, "P", "Number of complete pages of the sequence.")
-_source("length", "", "query", INDEX, "L", "Tokens in the sequence, the current one included.")
+# Both are at least 1 wherever pages are scored.
+_source(
+    "pages",
+    "",
+    "query",
+    INDEX,
+    "P",
+    "Number of complete pages of the sequence.",
+    traits=Traits(sign="positive"),
+)
+_source(
+    "length",
+    "",
+    "query",
+    INDEX,
+    "L",
+    "Tokens in the sequence, the current one included.",
+    traits=Traits(sign="positive"),
+)
 _source(
     "mass", "page=P head=G", "page", INDEX, "mass[page, head]",
     "Attention probability each page received in the previous step (0 if not attended).",
+    traits=Traits(sign="nonneg", bounded=True),
 )  # fmt: skip
 _op("const", "source", 0, rules.const, None, "c", "A number.", attrs=("value",), flops=0)
 _op(
     "extent", "source", 0, rules.extent, None, "|dim|", "The size of a model dimension, as a number.",
-    attrs=("extent",), flops=0,
+    attrs=("extent",), flops=0, traits=Traits(sign="positive"),
 )  # fmt: skip
 _op(
     "iota", "source", 0, rules.iota, None, "0, 1, 2, ...", "Counts along a new dimension.",
-    attrs=("dim", "extent"), flops=0,
+    attrs=("dim", "extent"), flops=0, traits=Traits(sign="nonneg"),
 )  # fmt: skip
 _op(
     "load", "source", 0, rules.load, None, "state[page, ...]",
@@ -143,34 +187,77 @@ _floats, _compares = rules.pointwise("float", "float"), rules.pointwise("float",
 _masks = rules.pointwise("bool", "bool")
 
 
-def _unary(name: str, math: Callable[[Any, Any], Any], formula: str, doc: str, flops: float) -> None:
-    _op(name, "unary", 1, _floats, lambda t, a, axes, attrs: math(t, a[0]), formula, doc, flops=flops)
+def _unary(
+    name: str, of: Callable[[Any, Any], Any], formula: str, doc: str, flops: float, traits: Traits = NOTHING
+) -> None:
+    _op(
+        name,
+        "unary",
+        1,
+        _floats,
+        lambda t, a, axes, attrs: of(t, a[0]),
+        formula,
+        doc,
+        flops=flops,
+        traits=traits,
+    )
 
 
 def _binary(
-    name: str, math: Callable[[Any, Any, Any], Any], formula: str, doc: str, commutes: bool = True
+    name: str,
+    of: Callable[[Any, Any, Any], Any],
+    formula: str,
+    doc: str,
+    *,
+    commutes: bool = True,
+    traits: Traits = NOTHING,
 ) -> None:
     def both(t: Any, a: Any, axes: Any, attrs: Attrs) -> Any:
-        return math(t, a[0], a[1])
+        return of(t, a[0], a[1])
 
-    _op(name, "binary", 2, _floats, both, formula, doc, commutes=commutes)
+    _op(name, "binary", 2, _floats, both, formula, doc, commutes=commutes, traits=traits)
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 _unary("neg", lambda t, x: -x, "-x", "Negation.", 1)
-_unary("exp", lambda t, x: t.exp(x), "e^x", "Exponential.", 4)
-_unary("log", lambda t, x: t.log(x), "ln x", "Natural logarithm; NaN below 0, which ranks last.", 4)
-_unary("sqrt", lambda t, x: t.sqrt(x), "x^(1/2)", "Square root; NaN below 0.", 2)
-_unary("abs", lambda t, x: t.abs(x), "|x|", "Absolute value.", 1)
-_unary("sigmoid", lambda t, x: t.sigmoid(x), "1 / (1 + e^-x)", "Logistic function.", 6)
-_unary("tanh", lambda t, x: t.tanh(x), "tanh x", "Hyperbolic tangent.", 6)
-_unary("sign", define.sign, "-1 if x < 0 else 1", "Sign bit: zero counts as positive.", 1)
-_unary("floor", lambda t, x: t.floor(x), "floor x", "Largest whole number not above x.", 1)
+_unary(
+    "exp", lambda t, x: t.exp(x), "e^x", "Exponential.", 4,
+    traits=Traits(increasing="always", sign="positive", scalar=math.exp),
+)  # fmt: skip
+_unary(
+    "log", lambda t, x: t.log(x), "ln x", "Natural logarithm; NaN below 0, which ranks last.", 4,
+    traits=Traits(increasing="nonneg", scalar=math.log),
+)  # fmt: skip
+_unary(
+    "sqrt", lambda t, x: t.sqrt(x), "x^(1/2)", "Square root; NaN below 0.", 2,
+    traits=Traits(increasing="nonneg", keeps_zero=True, scalar=math.sqrt),
+)  # fmt: skip
+_unary("abs", lambda t, x: t.abs(x), "|x|", "Absolute value.", 1, traits=Traits(keeps_zero=True))
+_unary(
+    "sigmoid", lambda t, x: t.sigmoid(x), "1 / (1 + e^-x)", "Logistic function.", 6,
+    traits=Traits(increasing="always", sign="positive", bounded=True, scalar=_logistic),
+)  # fmt: skip
+_unary(
+    "tanh", lambda t, x: t.tanh(x), "tanh x", "Hyperbolic tangent.", 6,
+    traits=Traits(increasing="always", keeps_zero=True, bounded=True, scalar=math.tanh),
+)  # fmt: skip
+_unary(
+    "sign", define.sign, "-1 if x < 0 else 1", "Sign bit: zero counts as positive.", 1,
+    traits=Traits(scale="invariant", bounded=True, continuous=False, scalar=lambda x: -1.0 if x < 0 else 1.0),
+)  # fmt: skip
+_unary(
+    "floor", lambda t, x: t.floor(x), "floor x", "Largest whole number not above x.", 1,
+    traits=Traits(keeps_zero=True, continuous=False, scalar=math.floor),
+)  # fmt: skip
 _op(
     "cast", "unary", 1, rules.cast, define.cast, "round(x)",
     "Rounds to a storage dtype; saturates beyond its range.",
-    attrs=("dtype",),
+    attrs=("dtype",), traits=Traits(keeps_zero=True),
 )  # fmt: skip
-_binary("add", lambda t, x, y: x + y, "x + y", "Sum.")
+_binary("add", lambda t, x, y: x + y, "x + y", "Sum.", traits=Traits(keeps_zero=True))
 _binary("sub", lambda t, x, y: x - y, "x - y", "Difference.", commutes=False)
 _binary("mul", lambda t, x, y: x * y, "x y", "Product.")
 _binary(
@@ -180,11 +267,51 @@ _binary(
     "Quotient; zero has no sign: x / 0 is +-inf by the sign of x.",
     commutes=False,
 )
-_binary("maximum", lambda t, x, y: t.maximum(x, y), "max(x, y)", "The larger.")
-_binary("minimum", lambda t, x, y: t.minimum(x, y), "min(x, y)", "The smaller.")
-_op("lt", "compare", 2, _compares, lambda t, a, axes, attrs: a[0] < a[1], "x < y", "Strictly less.")
-_op("le", "compare", 2, _compares, lambda t, a, axes, attrs: a[0] <= a[1], "x <= y", "Less or equal.")
-_op("eq", "compare", 2, _compares, lambda t, a, axes, attrs: a[0] == a[1], "x = y", "Equal.", commutes=True)
+_binary(
+    "maximum",
+    lambda t, x, y: t.maximum(x, y),
+    "max(x, y)",
+    "The larger.",
+    traits=Traits(keeps_zero=True, mirror="minimum"),
+)
+_binary(
+    "minimum",
+    lambda t, x, y: t.minimum(x, y),
+    "min(x, y)",
+    "The smaller.",
+    traits=Traits(keeps_zero=True, mirror="maximum"),
+)
+_op(
+    "lt",
+    "compare",
+    2,
+    _compares,
+    lambda t, a, axes, attrs: a[0] < a[1],
+    "x < y",
+    "Strictly less.",
+    traits=Traits(continuous=False),
+)
+_op(
+    "le",
+    "compare",
+    2,
+    _compares,
+    lambda t, a, axes, attrs: a[0] <= a[1],
+    "x <= y",
+    "Less or equal.",
+    traits=Traits(continuous=False),
+)
+_op(
+    "eq",
+    "compare",
+    2,
+    _compares,
+    lambda t, a, axes, attrs: a[0] == a[1],
+    "x = y",
+    "Equal.",
+    commutes=True,
+    traits=Traits(continuous=False),
+)
 _op("not", "logic", 1, _masks, lambda t, a, axes, attrs: ~a[0], "not m", "Negated mask.")
 _op("and", "logic", 2, _masks, lambda t, a, axes, attrs: a[0] & a[1], "m and n", "Both.", commutes=True)
 _op("or", "logic", 2, _masks, lambda t, a, axes, attrs: a[0] | a[1], "m or n", "Either.", commutes=True)
@@ -195,51 +322,62 @@ _op(
 
 # ---- reductions and scans ---------------------------------------------------------------------------------
 
-for _name, _math, _formula, _doc in (
-    ("sum", define.total, "sum over dims", "Sum over dimensions."),
-    ("mean", define.mean, "sum over dims / count", "Mean over dimensions."),
-    ("amax", define.largest_of, "max over dims", "Maximum over dimensions."),
-    ("amin", define.smallest_of, "min over dims", "Minimum over dimensions."),
-):
-    _op(_name, "reduce", 1, rules.reduce, _math, _formula, _doc, attrs=("dims",))
+for _name, _math, _formula, _doc, _traits in (
+    ("sum", define.total, "sum over dims", "Sum over dimensions.", Traits(keeps_zero=True, neutral=0.0)),
+    ("mean", define.mean, "sum over dims / count", "Mean over dimensions.", Traits(keeps_zero=True)),
+    ("amax", define.largest_of, "max over dims", "Maximum over dimensions.",
+     Traits(picks=True, keeps_zero=True, mirror="amin", neutral=-math.inf)),
+    ("amin", define.smallest_of, "min over dims", "Minimum over dimensions.",
+     Traits(picks=True, keeps_zero=True, mirror="amax", neutral=math.inf)),
+):  # fmt: skip
+    _op(
+        _name, "reduce", 1, rules.reduce, _math, _formula, _doc, attrs=("dims",), traits=_traits
+    )  # fmt: skip
 _op(
     "softmax", "scan", 1, rules.along(), lambda t, a, axes, attrs: t.softmax(a[0], axes[attrs["dim"]]),
     "e^x / sum e^x", "Softmax along a dimension.", attrs=("dim",), flops=8,
+    traits=Traits(sign="positive", bounded=True, neutral=-math.inf),
 )  # fmt: skip
 _op(
     "cumsum", "scan", 1, rules.along(), lambda t, a, axes, attrs: t.cumsum(a[0], axes[attrs["dim"]]),
     "running sum", "Running sum along a dimension, itself included.", attrs=("dim",),
+    traits=Traits(scale="linear", keeps_zero=True, neutral=0.0),
 )  # fmt: skip
 _op(
     "conv", "scan", 1, rules.along(rules.check_conv), define.conv, "y[i] = sum_j w[j] x[i + j - half]",
     "Centred convolution along a dimension, zero outside.", attrs=("dim", "weights"), flops=6,
+    traits=Traits(scale="linear", keeps_zero=True, neutral=0.0),
 )  # fmt: skip
 _op(
     "maxpool", "scan", 1, rules.along(rules.check_pool), define.pool, "y[i] = max |j - i| <= half of x[j]",
     "Centred maximum along a dimension.", attrs=("dim", "size"), flops=3,
+    traits=Traits(picks=True, keeps_zero=True, neutral=-math.inf),
 )  # fmt: skip
 _op(
     "largest", "scan", 1, rules.along(rules.check_largest, "bool"), define.largest, "mask of the k largest",
     "Mask of the k largest along a dimension (ties: the lower index).", attrs=("dim", "k"), flops=10,
+    traits=Traits(scale="invariant", continuous=False),
 )  # fmt: skip
 
 # ---- shape ------------------------------------------------------------------------------------------------
 
+_MOVES = Traits(scale="linear", picks=True, keeps_zero=True)
 _op(
     "slice", "shape", 1, rules.slice_, define.narrow, "x[start:stop]", "A range of a dimension.",
-    attrs=("dim", "start", "stop"), flops=0,
+    attrs=("dim", "start", "stop"), flops=0, traits=_MOVES,
 )  # fmt: skip
 _op(
     "channels", "shape", 1, rules.channels, define.narrow, "x[group]", "The rotary or the unrotated channels.",
-    attrs=("group",), flops=0,
+    attrs=("group",), flops=0, traits=_MOVES,
 )  # fmt: skip
 _op(
     "split", "shape", 1, rules.split, None, "x[i * inner + j] -> x[i, j]",
     "Consecutive groups of a dimension, numbered by a new one.", attrs=("dim", "into", "parts"), flops=0,
+    traits=_MOVES,
 )  # fmt: skip
 _op(
     "rename", "shape", 1, rules.rename, None, "x[old] -> x[new]",
-    "Another dimension name (for outer products).", attrs=("dim", "to"), flops=0,
+    "Another dimension name (for outer products).", attrs=("dim", "to"), flops=0, traits=_MOVES,
 )  # fmt: skip
 
 # ---- selection --------------------------------------------------------------------------------------------

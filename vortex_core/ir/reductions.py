@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from fractions import Fraction
 
 from vortex_core.ir.expr import Expr, Sums
+from vortex_core.ir.opset import OPS
 
-INCREASING = ("exp", "sigmoid", "tanh")
+INCREASING = frozenset(name for name, spec in OPS.items() if spec.traits.increasing == "always")
 _TYPICAL = {"": 1, "G": 4, "D": 128, "N": 64, "R": 64, "S": 16, "P": 1024}  # extents, to tell cheap from dear
-MIRROR = {"maximum": "minimum", "minimum": "maximum", "amax": "amin", "amin": "amax"}
+MIRROR = {name: spec.traits.mirror for name, spec in OPS.items() if spec.traits.mirror}
 
 
 class Reductions(Sums):

@@ -26,6 +26,7 @@ from vortex_core.compiler.triton.tile import (
     powers_of_two,
 )
 from vortex_core.errors import VortexError
+from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import Graph, Node
 from vortex_core.ir.types import Extent
 
@@ -43,7 +44,7 @@ def unsupported(node: Node, why: str) -> VortexError:
     )
 
 
-_UNARY = {
+POINTWISE = {
     "neg": "-{0}",
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
@@ -67,13 +68,20 @@ _UNARY = {
     "or": "{0} | {1}",
     "where": "tl.where({0}, {1}, {2})",
 }
-REDUCE = {
-    "sum": ("tl.sum({0}, axis={1})", "0.0", "{0} + {1}"),
-    "amax": ("tl.max({0}, axis={1})", '-float("inf")', "tl.maximum({0}, {1})"),
-    "amin": ("tl.min({0}, axis={1})", 'float("inf")', "tl.minimum({0}, {1})"),
+REDUCE = {  # over an axis of a tile, and of two results
+    "sum": ("tl.sum({0}, axis={1})", "{0} + {1}"),
+    "amax": ("tl.max({0}, axis={1})", "tl.maximum({0}, {1})"),
+    "amin": ("tl.min({0}, axis={1})", "tl.minimum({0}, {1})"),
 }
 _FLOATS = {"fp16": "tl.float16", "fp8_e4m3": "tl.float8e4nv", "fp8_e5m2": "tl.float8e5"}
 _TOP = {"fp16": 65504.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
+
+
+def neutral(op: str) -> str:
+    """The text of what padding holds where an operator looks along a dimension."""
+    value = OPS[op].traits.neutral
+    assert value is not None, op
+    return repr(value) if math.isfinite(value) else f'{"-" if value < 0 else ""}float("inf")'
 
 
 def rounded(text: str, dtype: str) -> str:
@@ -212,7 +220,7 @@ class Emitter:
                 )
         args = [self._sub(j, env) for j in node.inputs]
         axes = order([x for t in args for x in t.axes])
-        text = _UNARY[node.op].format(
+        text = POINTWISE[node.op].format(
             *(atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
         )
         if not axes and all(not t.text.startswith("v") for t in args):
@@ -232,9 +240,9 @@ class Emitter:
 
     def fold(self, op: str, x: Tile, names: Sequence[str], inside: bool) -> Tile:
         """Reduce the axes called `names`."""
-        template, fill, _ = REDUCE[op]
+        template, _ = REDUCE[op]
         for axis in [ax for ax in reversed(x.axes) if ax.name in names]:
-            text = template.format(self.masked(x, axis, fill), x.axes.index(axis))
+            text = template.format(self.masked(x, axis, neutral(op)), x.axes.index(axis))
             x = self.bind(text, [ax for ax in x.axes if ax != axis], inside)
         return x
 
@@ -325,7 +333,7 @@ class Emitter:
             total = (
                 part
                 if total is None
-                else self.bind(REDUCE[node.op][2].format(total.text, part.text), part.axes, inside)
+                else self.bind(REDUCE[node.op][1].format(total.text, part.text), part.axes, inside)
             )
         assert total is not None
         return total
@@ -361,13 +369,15 @@ class Emitter:
         x, axis = self._whole(node, env, dim)
         at = x.axes.index(axis)
         if node.op == "softmax":
-            shown = Tile(self.masked(x, axis, '-float("inf")'), x.axes)
+            shown = Tile(self.masked(x, axis, neutral(node.op)), x.axes)
             top = self.bind(f"tl.max({shown.text}, axis={at})", [a for a in x.axes if a != axis], inside)
             e = self.bind(f"tl.exp({shown.text} - {top.to(x.axes)})", x.axes, inside)
             total = self.bind(f"tl.sum({e.text}, axis={at})", top.axes, inside)
             return self.bind(f"{e.text} / {total.to(x.axes)}", x.axes, inside)
         if node.op == "cumsum":
-            return self.bind(f"tl.cumsum({self.masked(x, axis, '0.0')}, axis={at})", x.axes, inside)
+            return self.bind(
+                f"tl.cumsum({self.masked(x, axis, neutral(node.op))}, axis={at})", x.axes, inside
+            )
         if node.op == "largest" and node.attr["k"] == 1:
             candidates = self.masked(x, axis, '-float("inf")')
             first = self.bind(f"tl.argmax({candidates}, axis={at})", [a for a in x.axes if a != axis], inside)
@@ -385,7 +395,7 @@ class Emitter:
             return self.bind(f"{rank.text} < {node.attr['k']}", x.axes, inside)
         if node.op == "maxpool":
             near = f"(tl.abs({i} - {j}) <= {node.attr['size'] // 2}){real}"
-            text = f'tl.where({near}, {y.to(axes)}, -float("inf"))'
+            text = f"tl.where({near}, {y.to(axes)}, {neutral(node.op)})"
             return self.bind(f"tl.max({text}, axis={axes.index(other)})", x.axes, inside)
         half = len(node.attr["weights"]) // 2
         terms = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vortex_core.compiler.triton.emitter import REDUCE, Emitter, unsupported
+from vortex_core.compiler.triton.emitter import REDUCE, Emitter, neutral, unsupported
 from vortex_core.compiler.triton.kernel_text import full
 from vortex_core.compiler.triton.score_kernel import IndexKernel
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, pow2
@@ -97,7 +97,7 @@ class _RowLoops:
                 )
                 if p
             )
-            fill = "0.0" if node.op == "conv" else '-float("inf")'
+            fill = neutral(node.op)
             x = self.e.bind(f"tl.load({pointer}, mask={mask}, other={fill})", axes, True)
             if node.op == "conv":
                 text = f"{node.attr['weights'][n]!r} * {x.text}"
@@ -151,7 +151,7 @@ class _RowLoops:
         return Tile(name, tuple(axes))
 
     def _accumulate(self, i: int, node: Node) -> Tile:
-        _, fill, combine = REDUCE[node.op]
+        fill, (_, combine) = neutral(node.op), REDUCE[node.op]
         x = self._paged(node.inputs[0], fill)
         part = self.e.fold(node.op, x, node.attr["dims"], True)
         total = self._accumulator(i, "", part.axes, fill)
@@ -161,7 +161,7 @@ class _RowLoops:
 
     def _online_softmax(self, i: int, node: Node) -> tuple[Tile, Tile]:
         e = self.e
-        x = self._paged(node.inputs[0], '-float("inf")')
+        x = self._paged(node.inputs[0], neutral(node.op))
         at = x.axes.index(self.axis)
         axes = tuple(a for a in x.axes if a != self.axis)
         top = self._accumulator(i, "_max", axes, "-3.4e38")
