@@ -2,7 +2,7 @@
 
     python examples/add_a_task.py
 
-In a project of yours the class stands in a module and a line of pyproject.toml announces it; then every plan may name it:
+In a project of yours the class stands in a module and a line of pyproject.toml announces it; then any plan may name it:
 
     [project.entry-points."vortex_search.tasks"]
     last_number = "my_package.last_number:LastNumber"
