@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from evaluators.reference import DenseReference
 from evaluators.resident import Resident
 from evaluators.stages.base import Deadline
 from evaluators.stages.recall import RecallSettings
-from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context, timing_item
+from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context
 from evaluators.tasks.tokens import answer_text, stop_tokens
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.ir.flow import Flow
@@ -27,6 +26,7 @@ if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do w
     from vortex_core.engine import DecodeResult, Engine, Prompt
 
 Place = tuple[str, int]
+_SHORT = 48  # tokens of an answer that a GPU decodes to the end whatever it says
 
 
 @dataclass
@@ -135,16 +135,17 @@ class Bench:
         for prompt in [*gone.needles.values(), *gone.passages]:
             self.engine.release(prompt)
 
-    @contextmanager
-    def long_prompts(self, context: int, count: int, seed: int) -> Iterator[list[Prompt]]:
-        """Prompts of an exact length for timing: retrieval items, the seed's own where it has that length."""
-        items = [timing_item(self.plan, self.engine.tokenizer, context, seed, i) for i in range(count)]
-        prompts = [self._prefill(item.prompt) for item in items]
-        try:
-            yield prompts
-        finally:
-            for prompt in prompts:
-                self.engine.release(prompt)
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of KV that the prompts of the search take in the pool."""
+        return set_blocks(self.plan, 1.0) * BLOCK_TOKENS
+
+    def free(self, blocks: int, keep: int) -> None:
+        """Release the prompts of other seeds than `keep` until the pool has `blocks` free ones, or nothing is left."""
+        for other in [seed for seed in self._sets if seed != keep]:
+            if blocks <= self.engine.cache.blocks.available:
+                break
+            self._release(other)
 
     # ---- running
 
@@ -181,12 +182,14 @@ class Bench:
             for batch in self._fitting(group, prompts):
                 deadline.check(f"{len(answers.scores)} items answered")
                 items = [prompts.items.needles[k][i] for k, i in batch]
+                new = max(item.max_new_tokens for item in items)
+                stops = self.engine.backend == "torch" or new > _SHORT
                 result = self.decode(
                     flow,
                     [prompts.needles[place] for place in batch],
-                    max_new_tokens=max(item.max_new_tokens for item in items),
-                    # A captured step costs less than capturing one for every size that a batch shrinks to.
-                    stop_ids=stop_tokens(tokenizer, items[0].stops) if self.engine.backend == "torch" else (),
+                    max_new_tokens=new,
+                    # Short answers: captured steps cost less than capturing one for every size that a batch shrinks to.
+                    stop_ids=stop_tokens(tokenizer, items[0].stops) if stops else (),
                 )
                 answers.density.append(result.density)
                 for place, item, tokens in zip(batch, items, result.tokens, strict=True):
@@ -291,22 +294,30 @@ def room_of(items: ItemSet) -> int:
     return sum(blocks_for(len(p)) + 2 for p in prompts)
 
 
-def capacity(plan: EvaluationPlan) -> int:
-    """Tokens of KV pool for the plan's prompts of a search seed and of a fresh one, and for what decodes from them."""
-    share = plan.fresh.share
-    task_blocks = sum(
-        (task.items + math.ceil(task.items * share)) * blocks_for(task.context)
-        for task in plan.accuracy.tasks
-    )
-    passages = plan.perplexity.items + math.ceil(plan.perplexity.items * share)
-    blocks = task_blocks + passages * blocks_for(plan.perplexity.context)
-    own = [d for section in plan.sections.values() if (d := section.decodes()) is not None]
-    prompts = max((d.sequences * blocks_for(d.context) for d in own), default=0)
+def set_blocks(plan: EvaluationPlan, share: float) -> int:
+    """Blocks of a seed's prompts, where it asks a share of the items."""
+    tasks = sum(math.ceil(task.items * share) * blocks_for(task.context) for task in plan.accuracy.tasks)
+    return tasks + math.ceil(plan.perplexity.items * share) * blocks_for(plan.perplexity.context)
+
+
+def capacity(plan: EvaluationPlan, *, generous: bool = False) -> int:
+    """Tokens of KV pool for the plan's prompts of a search seed and of a fresh one, and for what decodes from them.
+
+    Args:
+        generous: room for every sequence that stages would like to decode together, and not only for those they need.
+    """
+    own = [
+        (d.sequences if generous else d.required, d.context, d.new)
+        for section in plan.sections.values()
+        if (d := section.decodes(plan)) is not None
+    ]
+    prompts = max((n * blocks_for(context) for n, context, _ in own), default=0)
     # A decode with request-local state copies its prompts; every sequence needs room for its new tokens.
     contexts = sorted((task.context for task in plan.accuracy.tasks for _ in range(task.items)), reverse=True)
     widest = max(
         sum(blocks_for(context) + 2 for context in contexts[: plan.accuracy.batch]),
         plan.perplexity.items * (blocks_for(plan.perplexity.context + plan.perplexity.continuation) + 2),
-        *(d.sequences * (blocks_for(d.context + d.new) + 2) for d in own),
+        *(n * (blocks_for(context + new) + 2) for n, context, new in own),
     )
+    blocks = set_blocks(plan, 1.0) + set_blocks(plan, plan.fresh.share)
     return (blocks + prompts + widest + 8) * BLOCK_TOKENS

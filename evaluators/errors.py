@@ -32,6 +32,7 @@ _declare(
     "VV014", "lm-eval task that cannot be asked", "a generate_until task with a metric of 0 or 1", "user"
 )
 _declare("VV012", "no room for the items", "the prompts of one seed fit the KV pool", "user")
+_declare("VV015", "no room to time a step", "at least one sequence of every operating point fits", "user")
 # ---- what stops a candidate
 _declare("VV010", "candidate too slow", "a stage is done within its deadline", "candidate")
 _declare("VV100", "wrong identity", "the hash of a candidate is its program's", "candidate")
@@ -47,6 +48,7 @@ _declare("VV105", "accuracy too low", "accuracy is within the margin of dense at
 _declare(
     "VV106", "perplexity too high", "perplexity is within the gate's ratio to dense attention", "candidate"
 )
+_declare("VV107", "faster than possible", "a step moves the bytes that it attended", "candidate")
 _declare(
     "VV110",
     "something else ran",
@@ -174,6 +176,15 @@ def no_room_for_items(needed: int, available: int, device: str) -> VortexError:
     )
 
 
+def decode_does_not_fit(context: int, tokens: int, where: str) -> VortexError:
+    """`VV015`: an operating point that the memory does not hold."""
+    return VortexError(
+        "VV015",
+        f"speed is asked at {context:,} tokens, {where} has room for {tokens:,} tokens of KV beside the rest",
+        "ask at shorter contexts, for fewer items, or on more memory",
+    )
+
+
 def too_slow(stage: str, seconds: float, done: str) -> VortexError:
     """`VV010`: the candidate did not finish in time."""
     return VortexError(
@@ -238,6 +249,16 @@ def perplexity_too_high(ratio: float, limit: float) -> VortexError:
         "VV106",
         f"perplexity is {ratio:.3f} times that of dense attention, the gate is {limit:.3f}",
         "raise the budget, or keep more of the first and last pages",
+    )
+
+
+def faster_than_possible(context: int, seconds: float, least: float) -> VortexError:
+    """`VV107`: a measured step that the memory's bandwidth does not allow."""
+    return VortexError(
+        "VV107",
+        f"a step at {context} tokens took {seconds * 1e3:.3f} ms; its weights and the pages it attended need "
+        f"{least * 1e3:.3f} ms at the GPU's full bandwidth",
+        "this is a fault of the measurement or of the engine, not a win: report it with the program",
     )
 
 

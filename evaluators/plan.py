@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,7 @@ from vortex_core.errors import VortexError
 
 if TYPE_CHECKING:
     from evaluators.stages.base import Stage
+    from vortex_core.specs import ModelSpec
 
 _S = TypeVar("_S", bound=StageSettings)
 
@@ -121,7 +122,11 @@ class PerplexityPlan(AskedTask):
 class FreshPlan(Strict):
     """Items of fresh seeds (`items.FRESH_SEEDS`): elites measured again, and the sealed hold-out."""
 
-    share: float = Field(gt=0, le=1, description="share of every task's items that are used")
+    share: float = Field(
+        gt=0,
+        le=8,
+        description="items of a fresh seed, as a share of every task's; above 1: more than in the search",
+    )
 
 
 class EngineSettings(Strict):
@@ -146,6 +151,14 @@ class EvaluationPlan(BaseModel):
 
     name: str
     seed: int = Field(0, description="of the items candidates are searched on")
+    target: Literal["embedded", "sglang"] = Field(
+        "embedded", description="engine that is to serve what wins; what it would refuse stops in `static`"
+    )
+    reads: PositiveInt | None = Field(
+        None,
+        description="tokens of context that the plan's contexts are written for: for a model that reads less, all of "
+        "them shrink in proportion",
+    )
     engine: EngineSettings = EngineSettings()
     stages: tuple[str, ...] = Field(SEARCH, min_length=1, description="what candidates go through, in order")
     accuracy: AccuracyPlan
@@ -210,7 +223,7 @@ class EvaluationPlan(BaseModel):
     @property
     def lengths(self) -> frozenset[int]:
         """Contexts at which some stage looks at a candidate, besides those of the items."""
-        return frozenset(n for section in self.sections.values() for n in section.lengths())
+        return frozenset(n for section in self.sections.values() for n in section.lengths(self))
 
     @property
     def longest_context(self) -> int:
@@ -218,14 +231,36 @@ class EvaluationPlan(BaseModel):
         return max(
             *(task.context for task in self.accuracy.tasks),
             self.perplexity.context + self.perplexity.continuation,
-            *(section.longest() for section in self.sections.values()),
+            *(section.longest(self) for section in self.sections.values()),
         )
+
+    def for_model(self, model: ModelSpec) -> EvaluationPlan:
+        """This plan with its contexts shrunk to what a model reads, in whole blocks of 128 tokens.
+
+        A plan without `reads`, or for a model that reads as much, is returned as it is.
+        """
+        if self.reads is None or model.max_context >= self.reads:
+            return self
+        share = model.max_context / self.reads
+        data = _shrunk(self.model_dump(mode="json"), share)
+        return EvaluationPlan.model_validate(data | {"reads": model.max_context})
 
     @property
     def digest(self) -> str:
         """12 hex digits; results of different plans are not comparable."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _shrunk(value: Any, share: float, key: str = "") -> Any:
+    """Plain data with everything under `context` and `contexts` scaled."""
+    if isinstance(value, dict):
+        return {name: _shrunk(inner, share, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shrunk(inner, share, key) for inner in value]
+    if key in ("context", "contexts") and isinstance(value, int):
+        return max(128, int(value * share) // 128 * 128)
+    return value
 
 
 def _known_stage(name: str) -> type[Stage]:

@@ -159,6 +159,22 @@ def bootstrap_paired(
     return bootstrap_mean(list(ours - theirs), seed=seed, level=level, resamples=resamples)
 
 
+def mean_over_rounds(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of one number a round, with Student's interval (exact for normal rounds, and honest about few of them).
+
+    Used for logarithms of ratios of medians. One round has no interval: it is infinite on both sides.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    sample = _array(values)
+    mean, n = float(sample.mean()), len(sample)
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf, n, level)
+    half = float(scipy_stats.t.ppf(0.5 + level / 2, n - 1)) * float(sample.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n, level)
+
+
 def bootstrap_median_ratio(
     numerator: Sequence[float],
     denominator: Sequence[float],

@@ -47,6 +47,17 @@ class Rank:
     port: int
     device: int = 0
 
+    @classmethod
+    def of_environment(cls) -> Rank | None:
+        """As a launcher such as `torchrun` says; None in an ordinary process."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return None
+        return cls(
+            int(os.environ["RANK"]), size, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+            int(os.environ.get("LOCAL_RANK", "0")),
+        )  # fmt: skip
+
     def join(self) -> None:
         """Tell torch.distributed, which reads these when the engine loads its part."""
         os.environ |= {
@@ -89,10 +100,13 @@ class EvaluationWorker:
         tensor_parallel: Rank | None = None,
     ) -> None:
         device = choose_device(device)
+        tensor_parallel = tensor_parallel or Rank.of_environment()
         if (threads := threads or plan.engine.threads) is not None:
             torch.set_num_threads(threads)
         # The model that answers comes first: the one that is timed takes what memory is left.
         bench = None if accuracy_model is None else _bench(accuracy_model, plan, device, None)
+        if bench is not None:
+            plan = bench.plan
         if tensor_parallel is not None:
             tensor_parallel.join()
         if random_weights:
@@ -134,12 +148,15 @@ class EvaluationWorker:
         plan: EvaluationPlan,
         references: Iterable[dict[str, Any]],
     ) -> None:
-        self.plan = plan
+        self.plan = plan if bench is None else bench.plan
         self.speed = speed
         self._bench = bench
         self._ranks = 1
         engine = speed.engine
-        self.context = Context(plan, engine.spec, bench, speed, str(engine.device), engine.backend)
+        answers = None if bench is None else bench.engine.spec
+        self.context = Context(
+            self.plan, engine.spec, bench, answers, speed, str(engine.device), engine.backend
+        )
         for data in references:
             self.bench.adopt(DenseReference.from_json(data))
 
@@ -202,8 +219,9 @@ class EvaluationWorker:
 def _bench(model: str, plan: EvaluationPlan, device: str, rank: Rank | None) -> Bench:
     """A model with its weights, ready to answer."""
     found = resolve_model(model)
-    engine = _load(found, plan, device)
-    check_context(plan, engine.spec)
+    plan = plan.for_model(found.spec)
+    check_context(plan, found.spec)
+    engine = _load(found, plan, device, divided=rank is not None)
     weights = model_digest(found.directory, cache_dir() / "digests.json")
     part = "" if rank is None else f"-{rank.rank}of{rank.size}"
     # A GPU computes a prompt faster than a disk gives it back; its prompts stay in the pool.
@@ -212,14 +230,14 @@ def _bench(model: str, plan: EvaluationPlan, device: str, rank: Rank | None) -> 
     return Bench(engine, plan, weights, store)
 
 
-def _load(found: ModelPath, plan: EvaluationPlan, device: str) -> Engine:
+def _load(found: ModelPath, plan: EvaluationPlan, device: str, *, divided: bool = True) -> Engine:
     """An engine over a model's weights."""
     from transformers import AutoTokenizer
 
     from vortex_core.engine import Engine
     from vortex_core.engine.models.loading import load_weights
 
-    model = load_weights(found, device=device, dtype=_dtype(plan, device))
+    model = load_weights(found, device=device, dtype=_dtype(plan, device), divided=divided)
     tokenizer = AutoTokenizer.from_pretrained(found.directory)
     return Engine(model, tokenizer, spec=found.spec, **_room(plan, device))
 
@@ -229,7 +247,7 @@ def _random(model: str, plan: EvaluationPlan, device: str) -> Engine:
     from vortex_core.engine import Engine
     from vortex_core.engine.models.loading import load_random
 
-    spec = load_model(model) if model.lower() in list_models() else resolve_model(model).spec
+    spec = _dimensions(model)
     dtype = _dtype(plan, device) or torch.bfloat16
     found, spec = load_random(spec, device=device, dtype=dtype)
     return Engine(found, spec=spec, **_room(plan, device))
@@ -242,18 +260,36 @@ def _dtype(plan: EvaluationPlan, device: str) -> torch.dtype | None:
 
 def _room(plan: EvaluationPlan, device: str) -> dict[str, Any]:
     """The pool: what the plan needs, and on a GPU no more than its memory holds."""
-    wanted = capacity(plan)
-    return {"most_tokens": wanted} if is_gpu(device) else {"max_tokens": wanted}
+    if is_gpu(device):
+        return {"most_tokens": capacity(plan, generous=True)}
+    return {"max_tokens": capacity(plan)}
 
 
 def run_cpu_stage(
-    stage: str, flow: Flow, model: str | ModelSpec, plan: EvaluationPlan, seed: int | None = None
+    stage: str,
+    flow: Flow,
+    model: str | ModelSpec,
+    plan: EvaluationPlan,
+    seed: int | None = None,
+    accuracy_model: str | ModelSpec | None = None,
 ) -> StageResult:
-    """Run a stage that needs no engine, anywhere. `model`: dimensions, or a name or directory of them."""
-    if isinstance(model, str):
-        model = load_model(model) if model in list_models() else resolve_model(model).spec
+    """Run a stage that needs no engine, anywhere.
+
+    Args:
+        model: dimensions, or a name, directory or GGUF file of them.
+        accuracy_model: likewise, where another model answers.
+    """
+    model = _dimensions(model)
+    answers = model if accuracy_model is None else _dimensions(accuracy_model)
+    plan = plan.for_model(answers)
     seed = plan.seed if seed is None else seed
-    return run_stage(get_stage(stage), flow, Context(plan, model), seed)
+    return run_stage(get_stage(stage), flow, Context(plan, model, answers=answers), seed)
+
+
+def _dimensions(model: str | ModelSpec) -> ModelSpec:
+    if isinstance(model, ModelSpec):
+        return model
+    return load_model(model) if model.lower() in list_models() else resolve_model(model).spec
 
 
 def evaluate(
@@ -272,6 +308,7 @@ def evaluate(
         stages: the plan's by default.
         on_stage: called with every result as it comes.
     """
+    plan = plan.for_model(worker.context.answering)
     assert plan.digest == worker.plan.digest, "the worker was built for another plan"
     results: list[StageResult] = []
     for name in stages or plan.stages:

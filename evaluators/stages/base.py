@@ -50,6 +50,7 @@ class Context:
         plan: settings and gates.
         model: the model whose speed counts, and the shapes that programs are compiled for.
         bench: the engine that answers, with prefilled prompts; None where there is no engine.
+        answers: dimensions of the model that answers; None: `model` does.
         speed: the engine that is timed: the same one, or another with random weights; None where there is none.
         device, backend: what the engine runs on: programs are compiled and compared for these.
     """
@@ -57,9 +58,15 @@ class Context:
     plan: EvaluationPlan
     model: ModelSpec
     bench: Bench | None = None
+    answers: ModelSpec | None = None
     speed: Resident | None = None
     device: str = "cpu"
     backend: str = "torch"
+
+    @property
+    def answering(self) -> ModelSpec:
+        """Dimensions of the model whose accuracy counts."""
+        return self.answers or self.model
 
     def engine_bench(self, stage: str) -> Bench:
         """The bench, for stages that need it.

@@ -24,7 +24,7 @@ STAGES: Registry[type[Stage]] = Registry(
         "gate": f"{_HERE}.gate:GateStage",
         "accuracy": f"{_HERE}.accuracy:AccuracyStage",
         "perplexity": f"{_HERE}.perplexity:PerplexityStage",
-        "latency": f"{_HERE}.latency:LatencyStage",
+        "decode": f"{_HERE}.decode:DecodeStage",
         "holdout": f"{_HERE}.holdout:HoldoutStage",
         "serving": f"{_HERE}.serving:ServingStage",
     },
@@ -34,7 +34,7 @@ STAGES: Registry[type[Stage]] = Registry(
 
 # What a candidate runs through while searching where the plan does not say, when measured again on fresh items,
 # and as a winner.
-SEARCH = ("static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "latency")
+SEARCH = ("static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "perplexity", "decode")
 FRESH = ("accuracy", "perplexity")
 HOLDOUT = ("holdout",)
 

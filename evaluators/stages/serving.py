@@ -60,7 +60,7 @@ class ServingSettings(StageSettings):
     variables: dict[str, str] = Field(default_factory=dict)
     backend: str | None = None
 
-    def lengths(self) -> tuple[int, ...]:
+    def lengths(self, plan: EvaluationPlan) -> tuple[int, ...]:
         """The context it serves."""
         return (self.context,)
 

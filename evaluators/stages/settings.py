@@ -17,11 +17,18 @@ class Decoded(NamedTuple):
         sequences: decoded at once.
         context: tokens of each prompt.
         new: tokens decoded behind each.
+        least: sequences that do where memory is short; 0: all of them are needed.
     """
 
     sequences: int
     context: int
     new: int
+    least: int = 0
+
+    @property
+    def required(self) -> int:
+        """Sequences there must be room for."""
+        return self.least or self.sequences
 
 
 class StageSettings(Strict):
@@ -30,16 +37,16 @@ class StageSettings(Strict):
     def check(self, plan: EvaluationPlan) -> None:
         """Raise `ValueError`, with the key and the value, where the section contradicts the rest of the plan."""
 
-    def decodes(self) -> Decoded | None:
+    def decodes(self, plan: EvaluationPlan) -> Decoded | None:
         """Prompts that the stage decodes beside the plan's items: the engine keeps room for them."""
         return None
 
-    def lengths(self) -> tuple[int, ...]:
+    def lengths(self, plan: EvaluationPlan) -> tuple[int, ...]:
         """Contexts in tokens at which the stage looks at a candidate, by default those it decodes."""
-        decoded = self.decodes()
+        decoded = self.decodes(plan)
         return () if decoded is None else (decoded.context,)
 
-    def longest(self) -> int:
+    def longest(self, plan: EvaluationPlan) -> int:
         """Tokens of the longest sequence that the model evaluated must be made for."""
-        decoded = self.decodes()
+        decoded = self.decodes(plan)
         return 0 if decoded is None else decoded.context + decoded.new

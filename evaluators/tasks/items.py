@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from evaluators.errors import context_too_long, other_alphabet
 from evaluators.plan import AskedTask, EvaluationPlan
-from evaluators.tasks.base import FRESH_SEEDS, AnswerTask, LikelihoodTask, Passage, Question, TaskParameters
-from evaluators.tasks.needle import NeedleSingle
+from evaluators.tasks.base import FRESH_SEEDS, AnswerTask, LikelihoodTask, Passage, Question
 from evaluators.tasks.tokens import Tokenizer
 from vortex_core.specs import ModelSpec
 
-__all__ = ["FRESH_SEEDS", "ItemSet", "build_items", "check_context", "timing_item"]
+__all__ = ["FRESH_SEEDS", "ItemSet", "build_items", "check_context"]
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,6 @@ def _questions(asked: AskedTask, tokenizer: Tokenizer, seed: int, share: float) 
     return tuple(
         generator.item(tokenizer, asked.parameters, seed, i) for i in range(math.ceil(asked.items * share))
     )
-
-
-def timing_item(plan: EvaluationPlan, tokenizer: Tokenizer, context: int, seed: int, index: int) -> Question:
-    """A prompt of an exact length in the plan's language: that of its own items where lengths agree.
-
-    It is asked by the plan's first task whose prompts can have any length; without one, a single needle is.
-    """
-    for asked in plan.accuracy.tasks:
-        generator = asked.generator
-        if generator.exact and isinstance(generator, AnswerTask):
-            at_context = asked.parameters.model_copy(update={"context": context})
-            return generator.item(tokenizer, at_context, seed, index)
-    return NeedleSingle().item(tokenizer, TaskParameters(context=context), seed, index)
 
 
 def check_context(plan: EvaluationPlan, model: ModelSpec) -> None:

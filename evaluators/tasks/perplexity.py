@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from pydantic import Field, PositiveInt
 
-from evaluators.data import documents
+from evaluators.data import Split, documents
 from evaluators.errors import held_text_too_short
 from evaluators.tasks.base import LikelihoodTask, Passage, TaskParameters
 from evaluators.tasks.tokens import Tokenizer, encode
@@ -22,7 +22,7 @@ class HeldTextParameters(TaskParameters):
 
 
 class HeldText(LikelihoodTask[HeldTextParameters]):
-    """Windows of speeches that no needle is hidden in."""
+    """Windows of speeches that no needle is hidden in; a longer one begins in the speeches before it."""
 
     name = "held_text"
     parameters = HeldTextParameters
@@ -32,20 +32,32 @@ class HeldText(LikelihoodTask[HeldTextParameters]):
         return given.continuation
 
     def item(self, tokenizer: Tokenizer, given: HeldTextParameters, seed: int, index: int) -> Passage:
-        """A window of one held speech.
+        """A window that ends in a held speech: of that speech alone where one is long enough, else with speeches of
+        the haystack before it. What is scored is held either way.
 
         Raises:
-            VortexError: `VV002` if no held speech is that long.
+            VortexError: `VV002` if all speeches together are not that long.
         """
         context, continuation = given.context, given.continuation
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         size = context + continuation - len(start)
-        texts = [ids for ids in _encoded(tokenizer) if len(ids) >= size]
-        if not texts or context <= len(start):
-            raise held_text_too_short(size, max(map(len, _encoded(tokenizer))))
         rng = random.Random(f"perplexity:{context}:{seed}:{index}")
-        text = texts[(index + seed) % len(texts)]
-        at = rng.randrange(len(text) - size + 1)
+        held = _encoded(tokenizer, "held")
+        before: tuple[int, ...] = ()
+        texts = [ids for ids in held if len(ids) >= size]
+        if not texts:
+            texts = [ids for ids in held if len(ids) >= continuation]
+            others = _encoded(tokenizer, "haystack")
+            first = (index + seed) % len(others)
+            before = tuple(token for ids in (*others[first:], *others[:first]) for token in ids)
+        if not texts or context <= len(start):
+            raise held_text_too_short(size, max(map(len, held)))
+        speech = texts[(index + seed) % len(texts)]
+        text = before + speech
+        first_start = max(0, len(before) + continuation - size)
+        if first_start + size > len(text):
+            raise held_text_too_short(size, len(text))
+        at = rng.randrange(first_start, len(text) - size + 1)
         ids = (*start, *text[at : at + size])
         return Passage(index, ids[:context], ids[context:])
 
@@ -57,5 +69,5 @@ def perplexity(logprobs: Sequence[Sequence[float]]) -> float:
 
 
 @lru_cache(maxsize=4)
-def _encoded(tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(encode(tokenizer, text)) for text in documents("held"))
+def _encoded(tokenizer: Tokenizer, split: Split) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(encode(tokenizer, text)) for text in documents(split))

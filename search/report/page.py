@@ -63,17 +63,25 @@ def render(run: Run, state: CampaignState, config: CampaignConfig) -> str:
 
 
 def _measured_at(plan: dict[str, Any]) -> str:
-    """Where accuracy was measured and where speed was modelled: seldom the same length, which readers must know."""
+    """Where accuracy was measured, and where speed."""
     if "accuracy" not in plan:
         return "not recorded"
     tasks = ", ".join(
         f"{t['items']} x {t['task']} at {t['context']} tokens" for t in plan["accuracy"]["tasks"]
     )
-    latency, modelled = plan["latency"], plan["modelled"]
-    return (
-        f"{tasks}; decode latency at {latency['context']} tokens, batch {latency['batch']}; "
-        f"throughput modelled at {modelled['length']} tokens, batch {modelled['batch']}"
+    return "; ".join(
+        [tasks, *(f"{words} {_points(plan[name])}" for name, words in _SPEED.items() if name in plan)]
     )
+
+
+_SPEED = {"decode": "decode steps measured", "modelled": "throughput modelled"}
+
+
+def _points(section: dict[str, Any]) -> str:
+    """Contexts and batch of a stage about speed."""
+    contexts, batch = section["contexts"], section["batch"]
+    where = "at the same contexts" if contexts == "asked" else f"at {', '.join(map(str, contexts))} tokens"
+    return f"{where}, batch " + (f"by memory, at most {section['most']}" if batch == "auto" else str(batch))
 
 
 def _row(entry: Entry, run: Run, winner: str | None) -> dict[str, Any]:

@@ -33,8 +33,8 @@ accuracy:
   gate_margin: 0.9
   margin: 0.5
 perplexity: {context: 512, continuation: 4, items: 1, max_ratio: 50}
-latency: {context: 512, batch: 1, steps: 2, warmup: 1, rounds: 2}
-modelled: {gpus: [h200], batch: 64, length: 8192}
+decode: {steps: 2, warmup: 1, rounds: 2}
+modelled: {gpus: [h200]}
 fresh: {share: 0.5}
 """
 CAMPAIGN = """

@@ -46,8 +46,8 @@ PLAN = {
         "margin": 0.2,
     },
     "perplexity": {"context": 600, "continuation": 5, "items": 2, "max_ratio": 2},
-    "latency": {"context": 700, "batch": 2, "steps": 2, "warmup": 1, "rounds": 2},
-    "modelled": {"gpus": ["h200"], "batch": 8, "length": 1024},
+    "decode": {"batch": 2, "steps": 2, "warmup": 1, "rounds": 3},
+    "modelled": {"gpus": ["h200"]},
     "fresh": {"share": 0.5},
 }
 

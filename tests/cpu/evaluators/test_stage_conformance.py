@@ -33,7 +33,7 @@ class TestParity(StageConformance):
 
 class TestModelled(StageConformance):
     stage = "modelled"
-    section: ClassVar[dict[str, Any]] = {"gpus": ["h200"], "batch": 8, "length": 4096}
+    section: ClassVar[dict[str, Any]] = {"gpus": ["h200"]}
 
 
 class OnEngine(StageConformance):
@@ -55,7 +55,7 @@ class OnEngine(StageConformance):
         return self.tiny
 
     def context(self) -> Context:
-        return Context(self.tiny, self.bench.engine.spec, self.bench)
+        return Context(self.tiny, self.bench.engine.spec, self.bench, speed=self.bench.resident)
 
 
 class TestRecall(OnEngine):
@@ -79,9 +79,9 @@ class TestPerplexity(OnEngine):
     passes = "dense"
 
 
-class TestLatency(OnEngine):
-    stage = "latency"
-    section: ClassVar[dict[str, Any]] = {"context": 600, "batch": 1, "steps": 2, "rounds": 2}
+class TestDecode(OnEngine):
+    stage = "decode"
+    section: ClassVar[dict[str, Any]] = {"contexts": [600], "steps": 2, "rounds": 2}
 
 
 def test_no_stage_is_left_out() -> None:

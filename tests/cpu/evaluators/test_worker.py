@@ -11,7 +11,6 @@ from evaluators.bench import capacity
 from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.results import StageResult
 from evaluators.stages.base import resource
-from evaluators.stages.modelled import ModelledSettings
 from evaluators.stages.registry import FRESH, HOLDOUT, SEARCH, STAGES, get_stage
 from evaluators.tasks.items import FRESH_SEEDS
 from evaluators.worker import EvaluationWorker, evaluate, run_cpu_stage
@@ -19,6 +18,7 @@ from vortex_core import library
 from vortex_core.engine import Engine
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
+from vortex_core.specs import load_gpu, load_model
 
 
 def candidate(flow: str, **knobs: Any) -> Flow:
@@ -110,14 +110,68 @@ def test_a_budget_that_is_dense_in_disguise_is_refused(plan: EvaluationPlan) -> 
     assert run_cpu_stage("static", candidate("dense"), "smollm2-135m", plan).passed
 
 
-def test_a_budget_that_is_sparse_only_where_speed_is_modelled_is_refused() -> None:
-    plan = load_plan("retrieval")
-    longest = max(task.context for task in plan.accuracy.tasks)
-    assert plan.section("modelled", ModelledSettings).length > longest
-    result = run_cpu_stage("static", candidate("quest", budget=str(longest)), "retrieval-mla", plan)
+@pytest.mark.parametrize(
+    "budget",
+    ["max(64, 4000 - length)", "length if length < 4096 else 64", "0.9 * length if length < 6000 else 64"],
+)
+@pytest.mark.parametrize("name", ["default", "gpu"])
+def test_a_budget_that_falls_with_the_length_is_refused(budget: str, name: str) -> None:
+    """Accurate at one length and fast at another."""
+    result = run_cpu_stage("static", candidate("quest", budget=budget), "smollm2-135m", load_plan(name))
     assert result.failure is not None
     assert result.failure.error["code"] == "VV101"
-    assert run_cpu_stage("static", candidate("quest", budget=str(longest - 16)), "retrieval-mla", plan).passed
+    assert result.failure.kind == "candidate"
+
+
+@pytest.mark.parametrize(
+    "budget", ["512", "max(256, length / 16)", "0.25 * length", "min(sqrt(length) * 20, 700)"]
+)
+def test_honest_budgets_pass(budget: str) -> None:
+    for name in ("default", "gpu"):
+        result = run_cpu_stage("static", candidate("quest", budget=budget), "smollm2-135m", load_plan(name))
+        assert result.passed, result.failure
+
+
+def test_speed_is_not_asked_at_a_lower_density_than_accuracy(plan: EvaluationPlan) -> None:
+    data = plan.model_dump(mode="json")
+    data["modelled"] |= {"contexts": [4096]}
+    longer = EvaluationPlan.model_validate(data)
+    for budget, passes in (("128", False), ("0.2 * length", True)):
+        result = run_cpu_stage("static", candidate("quest", budget=budget), "smollm2-135m", longer)
+        assert result.passed is passes, result.failure
+    assert run_cpu_stage("static", candidate("dense"), "smollm2-135m", longer).passed
+
+
+def test_dense_layers_weigh_as_much_in_the_model_that_answers() -> None:
+    """One of two layers dense is half of retrieval-mla's attention and a forty-seventh of GLM's."""
+    plan = load_plan("retrieval")
+    some = candidate("quest", budget="256", dense_layers=(0,))
+    assert run_cpu_stage("static", some, "retrieval-mla", plan).passed
+    result = run_cpu_stage("static", some, "glm-4.7-flash", plan, accuracy_model="retrieval-mla")
+    assert result.failure is not None
+    assert "no answer was tested at" in result.failure.error["message"]
+
+
+def test_what_the_target_would_refuse_stops_early(plan: EvaluationPlan) -> None:
+    served = plan.model_copy(update={"target": "sglang"})
+    for flow in (candidate("quest", reuse_steps=4, budget="96"), candidate("h2o", budget="96")):
+        assert run_cpu_stage("static", flow, "smollm2-135m", plan).passed
+        result = run_cpu_stage("static", flow, "smollm2-135m", served)
+        assert result.failure is not None
+        assert (result.failure.kind, result.failure.error["code"]) == ("candidate", "VE034")
+    assert run_cpu_stage("static", candidate("quest", budget="96"), "smollm2-135m", served).passed
+
+
+def test_modelled_points_fit_the_card(plan: EvaluationPlan) -> None:
+    result = run_cpu_stage("modelled", candidate("quest"), "minimax-m2.7", plan)
+    assert result.failure is not None
+    assert (result.failure.kind, result.failure.error["code"]) == ("user", "VV015")
+    rows = run_cpu_stage("modelled", candidate("quest"), "qwen3-8b", load_plan("default")).info["gpus"][
+        "h200"
+    ]
+    h200, model = load_gpu("h200"), load_model("qwen3-8b")
+    for context, row in rows.items():
+        assert 0 < row["batch"] * int(context) <= h200.kv_capacity_tokens(model)
 
 
 def test_layers_that_do_not_exist_are_refused(plan: EvaluationPlan) -> None:
@@ -199,9 +253,18 @@ def test_another_program_in_the_engine_is_found_out(worker: EvaluationWorker, en
 def test_timing_dense_in_between_leaves_the_flow_as_it_was(worker: EvaluationWorker) -> None:
     flow = candidate("quest", budget="64")
     before = worker.run("perplexity", flow).items["perplexity"]
-    latency = worker.run("latency", flow)
-    assert latency.metrics["decode_ms"].n == 2 * 2
-    assert latency.info["density"] < 0.3
+    decode = worker.run("decode", flow)
+    assert set(decode.info["points"]) == {"700", "800"}
+    assert decode.metrics["decode_ms@800"].n == 3
+    assert decode.info["density"] < 0.3
+    assert decode.info["ir_hash"] == flow.ir_hash
+    assert "tiny" not in decode.info["measured_on"]
+    points = [decode.metrics[f"decode_speedup@{c}"].value for c in (700, 800)]
+    assert decode.metrics["decode_speedup"].value == pytest.approx((points[0] * points[1]) ** 0.5)
+    low, high = decode.metrics["decode_speedup"].low, decode.metrics["decode_speedup"].high
+    assert low is not None
+    assert high is not None
+    assert low < decode.metrics["decode_speedup"].value < high
     assert worker.run("perplexity", flow).items["perplexity"] == pytest.approx(before, abs=1e-4)
 
 
@@ -215,7 +278,7 @@ def test_deadlines_are_the_candidates(engine: Engine, plan: EvaluationPlan) -> N
 
 @pytest.mark.parametrize("flow", ["running_average", "h2o"])
 def test_request_local_states_are_evaluated_too(worker: EvaluationWorker, flow: str) -> None:
-    for stage in ("parity", "recall", "accuracy", "perplexity", "latency"):
+    for stage in ("parity", "recall", "accuracy", "perplexity", "decode"):
         result = worker.run(stage, candidate(flow, budget="96"))
         assert result.failure is None or result.failure.error["code"].startswith("VV10"), result.failure
     assert worker.run("recall", candidate(flow, budget="96")) is not None

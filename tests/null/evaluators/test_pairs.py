@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from evaluators.plan import EvaluationPlan, load_plan
-from evaluators.tasks.items import build_items, timing_item
+from evaluators.tasks.items import build_items
 from evaluators.tasks.needle import NeedleSingle
 from evaluators.tasks.pairs import PairAnswers, PairParameters, PairRecall, pair_item
 from vortex_core.engine.retrieval.alphabet import BOS, FIRST_KEY, FIRST_NOISE, FIRST_VALUE, VOCAB, words
@@ -103,10 +103,6 @@ def test_items_and_timing_prompts_come_in_the_plans_language() -> None:
     items = build_items(plan, PairTokenizer(), 0)
     assert [len(found) for found in items.needles.values()] == [task.items for task in plan.accuracy.tasks]
     assert len(items.passages) == plan.perplexity.items
-    assert (
-        timing_item(plan, PairTokenizer(), 300, 0, 1).prompt
-        == pair_item(context=300, seed=0, index=1, distractors=31).prompt
-    )
 
 
 @pytest.mark.parametrize(

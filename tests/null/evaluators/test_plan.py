@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from evaluators.plan import EvaluationPlan, list_plans, load_plan
+from evaluators.stages.decode import DecodeSettings
+from evaluators.stages.modelled import ModelledSettings
 from evaluators.stages.recall import RecallSettings
 from evaluators.stages.registry import STAGES
 from evaluators.tasks.items import FRESH_SEEDS, build_items, check_context
@@ -24,7 +26,8 @@ def test_shipped_plans_load_and_suit_the_default_model() -> None:
     for name in list_plans():
         plan = load_plan(name)
         assert plan.name == name
-        check_context(plan, load_model("smollm2-135m"))
+        model = load_model("smollm2-135m")
+        check_context(plan.for_model(model), model)
 
 
 def test_deadlines_can_name_every_stage() -> None:
@@ -34,10 +37,10 @@ def test_deadlines_can_name_every_stage() -> None:
 
 def test_a_stage_left_out_needs_no_section() -> None:
     data = default() | {"stages": ["static", "compile", "accuracy"]}
-    for name in ("parity", "recall", "latency", "modelled"):
+    for name in ("parity", "recall", "decode", "modelled"):
         del data[name]
     plan = EvaluationPlan.model_validate(data)
-    assert plan.sections == {}
+    assert set(plan.sections) == {"compile"}  # whose settings all have defaults
     with pytest.raises(VortexError, match="no section 'recall'"):
         plan.section("recall", RecallSettings)
 
@@ -84,6 +87,44 @@ def test_what_is_wrong_is_said(tmp_path: Path, change: dict[str, Any], said: str
     with pytest.raises(VortexError, match=said) as caught:
         load_plan(str(path))
     assert caught.value.code == "VV008"
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"contexts": [1024, 1024]}, "list each once"),
+        ({"contexts": []}, "list each once"),
+        ({"contexts": [1024, 4096], "weights": [1]}, "1 weights of 2 contexts"),
+        ({"contexts": "asked", "weights": [1]}, "weighted by items"),
+        ({"contexts": "everywhere"}, "contexts"),
+    ],
+)
+def test_operating_points_are_declared(section: dict[str, Any], said: str) -> None:
+    decode = {"steps": 1, "rounds": 1} | section
+    with pytest.raises(ValueError, match=said):
+        EvaluationPlan.model_validate(default() | {"decode": decode})
+
+
+def test_asked_contexts_are_weighted_by_their_items() -> None:
+    plan = load_plan("default")
+    settings = plan.section("modelled", ModelledSettings)
+    assert settings.mix(plan) == {1024: 20 / 25, 2048: 4 / 25, 4096: 1 / 25}
+    points = settings.points(plan, tokens=100_000, new=1)
+    assert [p.batch for p in points] == [64, 40, 16]
+    assert [p.batch for p in settings.points(plan, tokens=3000, new=1)] == [2, 1, 0]
+
+
+def test_a_plan_shrinks_to_what_a_model_reads() -> None:
+    data = default() | {"reads": 16384}
+    data["decode"] = data["decode"] | {"contexts": [1024, 4096]}
+    plan = EvaluationPlan.model_validate(data)
+    assert plan.for_model(load_model("qwen3-8b")) is plan
+    small = plan.for_model(load_model("smollm2-135m"))
+    assert [task.context for task in small.accuracy.tasks] == [512, 512, 1024, 2048]
+    assert small.perplexity.context == 640
+    assert small.section("decode", DecodeSettings).contexts == (512, 2048)
+    assert small.for_model(load_model("smollm2-135m")) is small
+    assert small.digest != plan.digest
 
 
 def test_unknown_plans_get_near_names() -> None:
@@ -137,12 +178,12 @@ def test_the_digest_follows_every_setting() -> None:
 
 def test_a_plan_longer_than_the_model_is_refused() -> None:
     data = default()
-    data["latency"]["context"] = 9000
+    data["decode"]["contexts"] = [9000]
     with pytest.raises(VortexError) as caught:
         check_context(EvaluationPlan.model_validate(data), load_model("smollm2-135m"))
     assert caught.value.code == "VV003"
     data = default()
-    data["modelled"]["length"] = 9000
+    data["modelled"]["contexts"] = [9000]
     with pytest.raises(VortexError):
         check_context(EvaluationPlan.model_validate(data), load_model("smollm2-135m"))
 

@@ -96,7 +96,10 @@ def test_a_deadline_ends_the_slow() -> None:
 
 def test_stages_without_an_engine_say_so() -> None:
     with pytest.raises(VortexError) as caught:
-        CONTEXT.engine_bench("latency")
+        CONTEXT.engine_bench("accuracy")
+    assert caught.value.code == "VV006"
+    with pytest.raises(VortexError) as caught:
+        CONTEXT.engine_speed("decode")
     assert caught.value.code == "VV006"
 
 

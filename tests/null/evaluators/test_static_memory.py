@@ -33,4 +33,7 @@ def test_every_library_flow_fits_at_long_contexts() -> None:
     model = load_model("qwen3-8b").geometry()
     for name in library.names():
         flow = library.load(name)
-        assert working_bytes(flow.program, Knobs(page_size=flow.knobs.page_size), model, 8192) < MAX_WORKING_BYTES, name
+        assert (
+            working_bytes(flow.program, Knobs(page_size=flow.knobs.page_size), model, 8192)
+            < MAX_WORKING_BYTES
+        ), name

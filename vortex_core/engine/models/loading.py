@@ -15,7 +15,11 @@ from vortex_core.specs import ModelSpec
 
 
 def load_weights(
-    found: ModelPath, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    found: ModelPath,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    divided: bool = True,
 ) -> Any:
     """A causal LM with its weights.
 
@@ -24,12 +28,13 @@ def load_weights(
 
     Args:
         dtype: by default the checkpoint's own.
+        divided: False keeps the whole model in each process of a `torchrun` launch.
 
     Raises:
         VortexError: `VE023` for fp8 weights where the package that reads them is missing.
     """
     device = torch.device(device)
-    ranks = join_ranks(device.type)
+    ranks = join_ranks(device.type) if divided else None
     options: dict[str, Any] = {}
     if not reads(found.spec):
         raise VortexError(
