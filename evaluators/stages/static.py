@@ -12,6 +12,7 @@ from vortex_core.ir.budget import Budget
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.memory import working_bytes
+from vortex_core.serving.plan import check_servable
 from vortex_core.specs import ModelSpec
 
 MAX_WORKING_BYTES = 4 << 30  # of one sequence, on the machine that evaluates
@@ -51,9 +52,7 @@ class StaticStage:
             _check_one_operating_point(flow, share, spent)
             _check_never_falls(flow, answers, sorted({*asked, *timed}))
         if context.plan.target == "sglang":
-            from vortex_core.serving.plan import layer_plan
-
-            layer_plan(flow.program, flow.knobs, speed.layers)
+            check_servable(flow.program, flow.knobs)
         return StageResult(self.name, passed=True, info=info)
 
 
