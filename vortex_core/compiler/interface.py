@@ -69,7 +69,7 @@ class StateStore(Protocol):
         ...
 
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of storage that the states of this layer hold."""
         ...
 
 

@@ -81,7 +81,7 @@ class OracleFlow:
         return PageList(ids, lengths, size)
 
     def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
-        """As the torch backend's."""
+        """Store attention mass as the torch backend does; see `CompiledFlow.observe`."""
         assert isinstance(states, TorchStates) and states.mass is not None
         group = self.geometry.group
         for b in range(len(mass)):
@@ -220,7 +220,7 @@ def choose(op: str, attrs: dict[str, float], scores: list[float], forced: set[in
 
 
 class OracleBackend:
-    """fp64 loops: the definition."""
+    """Computes every sequence and head by itself in fp64. What it computes is what a program means."""
 
     name = "oracle"
     captures = False

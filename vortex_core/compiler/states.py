@@ -26,7 +26,7 @@ ERROR = {
 
 @dataclass
 class Field:
-    """One state of one layer.
+    """The storage of one state of one layer.
 
     Attributes:
         decl: its declaration.
@@ -45,7 +45,7 @@ class Field:
     def allocate(
         cls, decl: StateDecl, shape: tuple[int, ...], heads: int, pages: int, device: torch.device
     ) -> Field:
-        """Zeroed storage."""
+        """Allocate zeroed storage for a number of pages."""
         stored = _moved(shape, decl)
         kind, width = storage(decl.dtype, stored)
         data = torch.zeros((heads, pages, *width), dtype=kind, device=device)
@@ -73,7 +73,7 @@ class Field:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of storage held."""
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
@@ -170,7 +170,7 @@ class TorchStates:
         self.mass = torch.zeros((heads, pages, group), device=device) if program.needs_mass else None
 
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of storage held."""
         return sum(f.nbytes for f in self.fields.values()) + (0 if self.mass is None else self.mass.nbytes)
 
     def bytes_per_page(self) -> int:

@@ -165,7 +165,7 @@ def value_rows(kv: LayerKV, pages: torch.Tensor, geometry: Geometry, dtype: torc
 
 
 class TorchBackend:
-    """Vectorised torch, fp32."""
+    """Computes a whole batch at once with torch operators in fp32; the default on a CPU."""
 
     name = "torch"
     captures = False

@@ -22,12 +22,12 @@ _CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux")
 
 
 class Step(Protocol):
-    """A forward pass in progress."""
+    """A forward pass in progress, to which every attention layer hands its queries, keys and values."""
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Store K and V, attend.
+        """Store the new keys and values of a layer and return its attention.
 
         Args:
             q: `[batch, q_head, row, dim]`, rotated.

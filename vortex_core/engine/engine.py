@@ -179,7 +179,7 @@ class Engine:
 
     @property
     def ir_hash(self) -> str:
-        """The program that decodes run."""
+        """The IR hash of the program that decodes run; `dense` where none is loaded."""
         return "dense" if self.flow is None else self.flow.compiled.program.ir_hash
 
     def load_flow(self, program: Program | None, knobs: Knobs | None = None) -> SwapReport:
@@ -266,7 +266,7 @@ class Engine:
         return random_prompt(self.cache, length, self.spec.vocab, seed)
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished all launched work; nothing to do on a CPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -29,7 +29,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """One step of a stream.
+    """One token of a stream, as soon as it is produced.
 
     Attributes:
         request_id: which request, as `Scheduler.submit` returned it (in `Engine.stream`: its index).
@@ -48,7 +48,7 @@ class Token:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A finished request.
+    """What a finished request produced, and how long it took.
 
     Attributes:
         tokens: what it produced, a final stop id included.

@@ -9,7 +9,7 @@ _UNFINISHED = "\ufffd"  # what a tokenizer writes for a character whose last byt
 
 
 class TextStream:
-    """Decodes tokens as they come.
+    """Turns a sequence's tokens into text as they come.
 
     A token's text depends on its neighbours (spaces, characters of several tokens), so each piece is what a short
     window decodes to with the new token, less what it decodes to without. Text that may yet become a stop

@@ -129,13 +129,13 @@ def flows_named(names: Sequence[str], *, page_size: int, budget: str) -> list[Fl
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest-rank percentile."""
+    """The nearest-rank percentile of some values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 100) * len(ordered) // 100) - 1))]
 
 
 def random_ids(length: int, vocab: int, seed: int) -> tuple[int, ...]:
-    """Token ids of no text."""
+    """Random token ids, of no text."""
     return tuple(torch.randint(0, vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
@@ -297,7 +297,7 @@ class Launches:
 
 
 def attention_part(launches: Sequence[Launches]) -> float | None:
-    """Of a step's time on the device, how much is attention."""
+    """The share of a step's time on the device that attention takes."""
     total = sum(launch.microseconds for launch in launches)
     attention = sum(x.microseconds for x in launches if x.kernel.startswith(ATTENTION_KERNELS))
     return attention / total if total else None

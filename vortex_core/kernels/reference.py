@@ -73,7 +73,7 @@ def mla_decode_reference(
     latent_dim: int = 512,
     kv_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Absorbed latent attention.
+    """Absorbed latent attention over page lists, in plain torch.
 
     q [batch, head, 576], latent_cache [page, token, 576], page_ids [batch, max_pages], kv_lens [batch].
     Returns float64 out [batch, head, latent_dim] and lse [batch, head].

@@ -186,7 +186,7 @@ class TorchAttention:
         return found if out is None else out.copy_(found)
 
     def page_mass(self, batch: int, columns: int, device: torch.device) -> PageMass:
-        """Not to be had here, see `run`."""
+        """Not implemented: programs that read attention mass call `sparse_decode`, which returns it."""
         raise NotImplementedError
 
 

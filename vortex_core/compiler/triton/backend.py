@@ -71,7 +71,7 @@ class Workspace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of scratch held."""
         held = [*self.scratch.values(), *self.scores.values(), self.page_ids, self.kv_lens, self.marks]
         return self.search.nbytes + sum(t.nbytes for t in held if t is not None)
 

@@ -22,7 +22,7 @@ def cache_root() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where generated modules lie."""
+    """The folder in which generated modules are kept."""
     return cache_root() / "kernels"
 
 

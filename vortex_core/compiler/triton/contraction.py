@@ -23,7 +23,7 @@ EXACT_STATES = ("bf16", "fp8_e4m3", "fp8_e5m2", "bits")
 
 @dataclass(frozen=True)
 class Contraction:
-    """A `sum` node's operands.
+    """The two operands of a `sum` of products, seen as a matrix product.
 
     Attributes:
         query: node of the query-side operand, with dims head and dim.
@@ -41,7 +41,7 @@ class Contraction:
 
 
 def find_contractions(graph: Graph, states: Mapping[str, StateDecl]) -> dict[int, Contraction]:
-    """Qualifying `sum` nodes of an index graph."""
+    """The `sum` nodes of an index graph that are matrix products, by node."""
     found = {}
     for i, node in enumerate(graph.nodes):
         if node.op == "sum" and node.attr["dims"] == ("dim",):

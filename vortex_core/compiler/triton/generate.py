@@ -37,7 +37,7 @@ def to_bf16(x):
 
 @dataclass(frozen=True)
 class Module:
-    """Generated kernels.
+    """The kernels generated for one program, and how its index graph was split.
 
     Attributes:
         text: Python source.
@@ -61,7 +61,7 @@ class Module:
 def generate(
     program: Program, geometry: Geometry, page_size: int, block: int = 0, channels: int = 0
 ) -> Module:
-    """Kernels of a canonical program.
+    """Generate the kernels of a canonical program.
 
     Args:
         block: pages scored at once (`ScoreConfig.block`); 0: as many as registers hold.

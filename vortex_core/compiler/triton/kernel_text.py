@@ -55,7 +55,7 @@ class KernelWriter:
         return e.bind(f"tl.load({text}{guard})", axes, False)
 
     def kernel(self, name: str, args: Sequence[str], constants: Sequence[str], body: Sequence[str]) -> str:
-        """Text of one kernel."""
+        """The source text of one kernel."""
         head = ", ".join([*args, *(f"{c}: tl.constexpr" for c in (*constants, "PDL"))])
         body = ["await_previous(PDL)", *body]
         return "@triton.jit\ndef " + name + f"({head}):\n" + "\n".join(f"    {line}" for line in body) + "\n"

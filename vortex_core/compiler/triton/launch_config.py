@@ -14,7 +14,7 @@ from vortex_core.kernels.decode.config import DecodeConfig
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """The scoring launches.
+    """How the scoring launches are cut: tiles, blocks, warps and stages.
 
     Attributes:
         block: pages scored at once, a power of two; 0: as many as registers hold (`lower.pages_per_program`). Part of
@@ -43,12 +43,12 @@ class FlowConfig:
     attention: DecodeConfig | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The configuration as plain values that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FlowConfig:
-        """Inverse of `to_json`.
+        """The configuration that `to_json` wrote.
 
         Raises:
             ValueError: fields missing, unknown or of another type.

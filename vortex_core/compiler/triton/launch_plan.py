@@ -30,7 +30,7 @@ _ENDS = {"topp": "the wanted mass", "threshold": "the threshold"}
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel of a step.
+    """One kernel launch of a decode step, with what it reads, writes and computes.
 
     Attributes:
         does: its work, in words.
@@ -45,7 +45,7 @@ class Launch:
 
     @property
     def bytes(self) -> float:
-        """Read and written."""
+        """Bytes that the launch reads and writes."""
         return self.cost.bytes
 
     @property
@@ -66,7 +66,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Plan:
-    """The step."""
+    """The launches of one decode step and the buffers between them."""
 
     launches: tuple[Launch, ...]
     buffers: tuple[Buffer, ...]

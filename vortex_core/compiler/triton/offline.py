@@ -56,11 +56,11 @@ class Launchable:
     stages: int
 
     def build(self, target: str) -> Any:
-        """Compiled, as Triton keeps it."""
+        """The compiled kernel as Triton keeps it."""
         return build_kernel(self.kernel, self.signature, self.constants, **self._options(target))
 
     def report(self, target: str) -> KernelReport:
-        """What the compiler made of it."""
+        """Registers, spills and shared memory that the compiler reports for the kernel."""
         return compile_kernel(self.kernel, self.signature, self.constants, **self._options(target))
 
     def _options(self, target: str) -> dict[str, Any]:

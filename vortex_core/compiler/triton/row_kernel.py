@@ -15,7 +15,7 @@ ROW_BLOCK = 256
 
 
 def row_text(writer: IndexKernel) -> str:
-    """Text of the row kernel."""
+    """The source text of the row kernel."""
     graph, plan = writer.program.index, writer.schedule
     widest = max(
         (

@@ -43,7 +43,7 @@ class IndexKernel(KernelWriter):
         ]
 
     def source(self, e: Emitter, node: Node, env: Env) -> Tile:
-        """How a source node is loaded."""
+        """Emit the load of a source node and return its tile."""
         g = self.geometry
         match node.op:
             case "q":
@@ -124,7 +124,7 @@ class IndexKernel(KernelWriter):
         lines.append(f"tl.store({pointer}, {full(value, axes)}, mask={self.mask_text(axes, True)})")
 
     def outputs(self, e: Emitter) -> None:
-        """Scores and carried states."""
+        """Emit the stores of scores and carried states."""
         lines = e.inner if e.inner is not None else e.outer
         graph, g = self.program.index, self.geometry
         values = [(i, e.value(i)) for i in self.schedule.scores]

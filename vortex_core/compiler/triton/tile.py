@@ -43,7 +43,7 @@ class Axis:
 
     @property
     def size(self) -> int:
-        """Lanes."""
+        """Lanes of the axis, a power of two."""
         return max(self.least, pow2(self.real))
 
     @property
@@ -58,7 +58,7 @@ class Axis:
 
 
 def order(axes: Sequence[Axis]) -> tuple[Axis, ...]:
-    """Canonical order."""
+    """The axes without repetition, in canonical order."""
     return tuple(sorted(set(axes), key=lambda a: (dim_order(a.name), a.real)))
 
 

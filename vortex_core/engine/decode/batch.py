@@ -57,7 +57,7 @@ class DecodeBatch:
         self._set_up()
 
     def extend(self, sequences: Sequence[SequenceState]) -> None:
-        """Sequences join."""
+        """Add sequences to the batch."""
         self.sequences += sequences
         if self.selections is not None:
             self.selections.grow(len(sequences))
@@ -164,7 +164,7 @@ class DecodeStep:
 
 
 class PrefillStep:
-    """One chunk of one prompt."""
+    """The forward pass of one chunk of one prompt, with dense causal attention."""
 
     def __init__(self, blocks: Sequence[int], token_ids: Sequence[int], start: int, pool: KVPool) -> None:
         device = pool.k.device

@@ -113,7 +113,7 @@ class GraphBatch:
         self._load([])
 
     def extend(self, sequences: Sequence[SequenceState]) -> None:
-        """Sequences join."""
+        """Add sequences to the batch."""
         first = len(self.sequences)
         self.sequences += sequences
         self._load(range(first, len(self.sequences)))
@@ -229,7 +229,7 @@ class _Clock:
             self._times = [time.perf_counter()]
 
     def tick(self) -> None:
-        """A step was launched."""
+        """Take the time at which the device reaches this point: a step was launched."""
         self._ticks += 1
         if self.cuda:
             self._events[self._ticks].record()
@@ -242,7 +242,7 @@ class _Clock:
             self._events[tick].synchronize()
 
     def seconds(self) -> list[float]:
-        """Between consecutive ticks; waits for the last."""
+        """Seconds between consecutive ticks; waits for the last."""
         if not self.cuda:
             return [b - a for a, b in zip(self._times, self._times[1:], strict=False)]
         events = self._events[: self._ticks + 1]

@@ -125,7 +125,7 @@ class DecodeRunner:
 
     @property
     def captured(self) -> int:
-        """Graphs held."""
+        """How many captured graphs are held."""
         return len(self._captured)
 
     def run(self, rows: int, blocks: int, *, selects: bool, recorder: Recorder | None = None) -> None:

@@ -61,7 +61,7 @@ class Sampler:
         self._set_up()
 
     def extend(self, rows: Sequence[Sampling]) -> None:
-        """Append rows."""
+        """Add rows for sequences that join the batch."""
         self.rows += rows
         self._generators += [torch.Generator().manual_seed(row.seed) for row in rows]
         self._set_up()

@@ -79,7 +79,7 @@ class FusedModules:
 
 
 class FusedRMSNorm(nn.Module):
-    """RMSNorm in one launch."""
+    """RMSNorm of transformers' classes in one launch."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class FusedAttention(nn.Module):
         vortex_step: Any,
         **others: Any,
     ) -> tuple[torch.Tensor, None]:
-        """As transformers calls it: `hidden_states` `[batch, row, hidden]`, cos and sin `[batch | 1, row, dim]`."""
+        """Attend from `hidden_states` `[batch, row, hidden]`, as transformers calls it; cos, sin `[batch | 1, row, dim]`."""
         assert attention_mask is None, "the engine's steps know what each row may attend"
         batch, rows, _ = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch * rows, -1)
@@ -198,7 +198,7 @@ class FusedLayer(nn.Module):
         self._stream, self._last = stream, last
 
     def forward(self, hidden_states: torch.Tensor, **others: Any) -> torch.Tensor:
-        """As transformers calls it: `[batch, row, hidden]` to the same, normalised."""
+        """Takes what transformers passes, `[batch, row, hidden]`, and returns the same shape, normalised."""
         residual, x = self._stream.residual, hidden_states
         if self.begin is not None:
             residual, x = hidden_states.contiguous(), self.begin(hidden_states)

@@ -194,7 +194,7 @@ class KVCache:
         return [self._fork(p, new, private) for p, new in zip(prompts, new_tokens, strict=True)]
 
     def fits(self, prompts: Sequence[Prompt], new_tokens: Sequence[int], *, private: bool) -> bool:
-        """Whether `fork` would find room."""
+        """Whether `fork` would find room for these prompts and new tokens."""
         return self._missing(prompts, new_tokens, private) <= self.blocks.available
 
     def _missing(self, prompts: Sequence[Prompt], new_tokens: Sequence[int], private: bool) -> int:

@@ -51,7 +51,7 @@ class Prompts:
         return False
 
     def close(self, prompt: Prompt) -> None:
-        """Give an opened prompt up."""
+        """Give up a prompt that was opened: its blocks go back to the pool unless others hold it."""
         if prompt in self.cache.opened:
             self.cache.close(prompt)
         else:

@@ -21,7 +21,7 @@ def load_weights(
     dtype: torch.dtype | None = None,
     divided: bool = True,
 ) -> Any:
-    """A causal LM with its weights.
+    """Load a causal language model with its weights.
 
     Under `torchrun` it is this rank's part, on this rank's GPU; every rank reads the whole checkpoint into host
     memory first. Checkpoints in block-scaled fp8 are widened, for the engine computes in bf16.

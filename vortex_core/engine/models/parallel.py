@@ -54,7 +54,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Heads:
-    """Who holds which heads.
+    """Which heads each tensor-parallel rank holds.
 
     Attributes:
         q: query heads of each rank.

@@ -13,7 +13,7 @@ FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Tuning of one decode launch.
+    """How one launch of decode attention is cut into tiles, warps and workers.
 
     block_n: tokens a tile (a power of two that divides or is divided by the page size).
     workers_per_sm: workers of the fixed grid for each multiprocessor.
@@ -70,7 +70,7 @@ def decode_config(
 
 
 def even_config(rows: int) -> DecodeConfig:
-    """For lists of about 2,048 tokens with 96 or 128 channels, measured on an H100."""
+    """The configuration for lists of about 2,048 tokens with 96 or 128 channels, measured on an H100."""
     if rows <= 16:  # latency alone: short tiles, many pieces
         return DecodeConfig(32, 4, 4, 2, 1, fused_merge=False, even=True)
     if rows <= 132:  # tiles so large that a multiprocessor holds one block: all have the same work

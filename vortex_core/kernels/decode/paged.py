@@ -184,7 +184,7 @@ class _Call:
         ]  # fmt: skip
 
     def options(self) -> dict[str, int]:
-        """Of the launch."""
+        """Launch options that Triton takes beside the kernel's arguments."""
         return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
 
 

@@ -189,7 +189,7 @@ def select_pages(
     workspace: SelectWorkspace | None = None,
     plan: SelectPlan | None = None,
 ) -> PageList:
-    """The best pages of every row.
+    """Select the best pages of every row.
 
     scores fp32, bf16 or fp16 [batch * heads, max_pages] by logical page; n_tokens int32 [batch]; budget
     int32 [rows], [batch] or [1], in pages, raised to keep_first + keep_last and capped by the row's pages and

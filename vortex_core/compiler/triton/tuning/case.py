@@ -73,7 +73,7 @@ class TuneCase:
         self.out = torch.empty(batch, g.kv_heads * g.group, g.value_dim, device=device, dtype=torch.bfloat16)
 
     def flow(self, config: FlowConfig) -> TritonFlow:
-        """The flow under a configuration."""
+        """The flow compiled under a configuration."""
         return TritonFlow(self.program, self.knobs, self.geometry, lambda batch, pages: config)
 
     def _normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -121,23 +121,23 @@ class TuneCase:
         return BatchView(self.table, lengths.to(torch.int32), ints, self.context)
 
     def score(self, flow: TritonFlow, layer: int, view: BatchView) -> None:
-        """The scoring launches, into the default's workspace."""
+        """Run the scoring launches into the default's workspace."""
         work = self.default.workspace(self.batch, self.width, self.device)
         flow.launch_scores(
             self.q, self.states[layer], view.block_table, view.lengths, view.budgets, work, layer
         )
 
     def attend(self, config: DecodeConfig, layer: int, pages: PageList) -> torch.Tensor:
-        """Attention over lists."""
+        """Run attention over given lists."""
         scale = self.geometry.head_dim**-0.5
         return self.plan.run(self.q, *self.kv[layer].by_page, pages, scale, config=config, out=self.out)
 
     def select(self, flow: TritonFlow, layer: int, view: BatchView) -> PageList:
-        """Scores and lists; the next call overwrites them."""
+        """Score and select; the next call overwrites the lists."""
         return flow.select_in_place(self.q, self.states[layer], view, layer)
 
     def step(self, flow: TritonFlow, attention: DecodeConfig, layer: int, view: BatchView) -> None:
-        """One sparse layer."""
+        """Run one sparse layer: score, select, attend."""
         self.attend(attention, layer, self.select(flow, layer, view))
 
     # ---- what a candidate must equal ---------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class TuneCase:
         return [x.clone() for x in (*work.scores.values(), *self._written())]
 
     def lists(self, *, ragged: bool = False) -> PageList:
-        """The default's lists, to keep."""
+        """The lists that the default configuration selects, as tensors of their own."""
         self._rewind()
         return self.default.select(self.q, self.states[0], self.view(ragged=ragged), 0)
 

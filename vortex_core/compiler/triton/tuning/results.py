@@ -71,7 +71,7 @@ def kernels_digest() -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """What a result holds for.
+    """Everything that a tuning result depends on; it holds where all of it is the same.
 
     Attributes:
         generator, kernels: versions of the generated code and of the kernels beside it.
@@ -110,7 +110,7 @@ class Key:
         return replace(self, batch=batch, pages=pages, chosen=chosen)
 
     def parts(self) -> dict[str, Any]:
-        """Every part by name, flat."""
+        """Every part of the key by name, in one flat mapping."""
         found = asdict(self)
         machine = found.pop("machine") or {f.name: "none" for f in fields(Machine)}
         return {**found, **machine}
@@ -118,7 +118,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A stored result.
+    """A tuning result as it is stored.
 
     Attributes:
         config: what to run.
@@ -145,7 +145,7 @@ class TuningCache:
         return self.root / hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:24]
 
     def path(self, key: Key) -> Path:
-        """The file of a key."""
+        """The file that holds the result of a key."""
         return self.folder(key) / f"b{key.batch}-p{key.pages}-c{key.chosen}.json"
 
     def read(self, key: Key) -> Tuned | str:
@@ -176,7 +176,7 @@ class TuningCache:
         return path
 
     def miss(self, key: Key) -> str:
-        """In words what a result was looked for with, and in what the nearest stored one differs."""
+        """Say in words what a result was looked for with, and in what the nearest stored one differs."""
         parts = key.parts()
         machine = (
             "no GPU here"

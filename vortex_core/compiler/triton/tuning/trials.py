@@ -15,7 +15,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Trial(Generic[C]):
-    """One configuration.
+    """One configuration that was tried, and what became of it.
 
     Attributes:
         us: median microseconds; None where it was not measured.

@@ -48,7 +48,7 @@ class Result:
     trials: tuple[AnyTrial, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The result as plain values that JSON can hold."""
         trials = [{**asdict(t), "config": asdict(t.config)} for t in self.trials]
         return {"key": self.key.parts(), **asdict(self.tuned), "trials": trials}
 
