@@ -6,15 +6,17 @@ import ast
 import re
 import warnings
 from dataclasses import dataclass
+from itertools import islice
 
 from agents.prompting import line, visible
 
 MAX_SOURCE = 64_000
+MAX_ANSWER = 256_000  # characters of an answer that are looked at; every scan below takes time in proportion
+_MAX_FENCE = 200  # characters of a line that opens or closes a block
 _OPEN = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`]*$")
-_FLOW = re.compile(r"^class\s+\w+\s*\([^)]*\bvFlow\b", re.M)
+_FLOW = re.compile(r"^class[ \t]{1,20}\w{1,200}[ \t]{0,20}\([^)]{0,500}\bvFlow\b", re.M)
 _PROGRAM_START = re.compile(r"^(from\s|import\s|@|class\s|\"\"\"|'''|#)")
-_IDEA = re.compile(r"^\W*idea\W*:\W*(\w.*)$", re.I | re.M)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.S)
+_IDEA = re.compile(r"\W{0,20}idea\W{0,20}:\W{0,20}(\w.*)$", re.I)
 _MAX_TRAILING_PROSE = 60
 
 
@@ -46,7 +48,7 @@ def extract(text: str) -> Reply | None:
     themselves downwards; one that does not parse is better than none, because its error can be mended.
     Without fences, the answer itself is searched.
     """
-    text = visible(_without_thought(text))
+    text = visible(_without_thought(text[-MAX_ANSWER:]))
     blocks, prose = _split(text)
     parsed = [b for b in blocks if _flow_class(b.text) is not None]
     broken = [b for b in blocks if _FLOW.search(b.text)]
@@ -58,8 +60,11 @@ def extract(text: str) -> Reply | None:
 
 def _without_thought(text: str) -> str:
     """Drafts inside a reasoning model's thoughts are not its answer. Some servers omit the opening tag."""
-    text = _THOUGHT.sub("", text)
-    return text.rpartition("</think>")[2]
+    kept, at = [], 0
+    while (start := text.find("<think>", at)) >= 0 and (end := text.find("</think>", start)) >= 0:
+        kept.append(text[at:start])
+        at = end + len("</think>")
+    return ("".join(kept) + text[at:]).rpartition("</think>")[2]
 
 
 def _split(text: str) -> tuple[list[_Block], str]:
@@ -69,7 +74,7 @@ def _split(text: str) -> tuple[list[_Block], str]:
     prose: list[str] = []
     at = 0
     while at < len(lines):
-        opening = _OPEN.match(lines[at])
+        opening = _OPEN.match(lines[at]) if len(lines[at]) <= _MAX_FENCE else None
         if opening is None:
             prose.append(lines[at])
             at += 1
@@ -84,10 +89,11 @@ def _closing(lines: list[str], start: int, fence: str) -> tuple[int, bool]:
     """Where the block opened at `start` ends: at the first closing fence after which it is valid Python (a
     docstring may hold fences of its own), else at the first closing fence, else at the end of the answer."""
     close = re.compile(rf"^ {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*$")
-    ends = [i for i in range(start + 1, len(lines)) if close.match(lines[i])]
+    rows = range(start + 1, len(lines))
+    ends = list(islice((i for i in rows if len(lines[i]) <= _MAX_FENCE and close.match(lines[i])), 8))
     if not ends:
         return len(lines), False
-    for end in ends[:8]:
+    for end in ends:
         if _parse("\n".join(lines[start + 1 : end])) is not None:
             return end, True
     return ends[0], True
@@ -135,8 +141,9 @@ def _last_name(node: ast.expr) -> str:
 
 def _idea(prose: str, source: str) -> str:
     """The line marked IDEA, else the first line of the docstring, else of the prose."""
-    if marked := _IDEA.search(prose):
-        return line(marked.group(1).strip("*_ "))
+    for row in prose.split("\n"):
+        if marked := _IDEA.match(row[:1_000]):
+            return line(marked.group(1).strip("*_ "))
     flow = _flow_class(source)
     if flow is not None and (doc := ast.get_docstring(flow)):
         return line(doc.split("\n", 1)[0])

@@ -101,7 +101,9 @@ class Transformers:
     def __init__(self, directory: str, dtype: Any) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, trust_remote_code=False
+        ).eval()
         self.caches: list[Any] = []
         self.ids: Any = None
 

@@ -281,7 +281,9 @@ def main() -> None:
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     args.dense = args.dense or ("torch_native" if args.device == "cpu" else "fa3")
     args.out.mkdir(parents=True, exist_ok=True)
-    items = Items(AutoTokenizer.from_pretrained(model.directory), args.tasks, args.seed)
+    items = Items(
+        AutoTokenizer.from_pretrained(model.directory, trust_remote_code=False), args.tasks, args.seed
+    )
     flows: dict[str, Flow | None] = {DENSE: None}
     for name in args.flows.split(","):
         flows[name] = library.resolve(name).with_knobs(page_size=args.page, budget=args.budget).flow

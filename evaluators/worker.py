@@ -232,13 +232,12 @@ def _bench(model: str, plan: EvaluationPlan, device: str, rank: Rank | None) -> 
 
 def _load(found: ModelPath, plan: EvaluationPlan, device: str, *, divided: bool = True) -> Engine:
     """An engine over a model's weights."""
-    from transformers import AutoTokenizer
-
     from vortex_core.engine import Engine
     from vortex_core.engine.models.loading import load_weights
+    from vortex_core.engine.models.tokenizer import load_tokenizer
 
     model = load_weights(found, device=device, dtype=_dtype(plan, device), divided=divided)
-    tokenizer = AutoTokenizer.from_pretrained(found.directory)
+    tokenizer = load_tokenizer(found.directory)
     return Engine(model, tokenizer, spec=found.spec, **_room(plan, device))
 
 

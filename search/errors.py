@@ -186,9 +186,10 @@ def bad_value(option: str, value: object, rule: str) -> VortexError:
     return VortexError("VS010", f"{option} {value!r}: {rule}", f"give {option} a value that is {rule}")
 
 
-def folder_in_use(path: str) -> VortexError:
-    """`VS011`: export would overwrite something."""
-    return VortexError("VS011", f"{path} exists and is not empty", "choose another --out or pass --force")
+def folder_in_use(path: str, why: str = "") -> VortexError:
+    """`VS011`: export would overwrite something; `why` even --force does not."""
+    remedy = "choose another --out" + ("" if why else " or pass --force")
+    return VortexError("VS011", f"{path} exists and is not empty" + (f": {why}" if why else ""), remedy)
 
 
 def deadline_passed(stage: str, seconds: float) -> VortexError:

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vortex_core.errors import VortexError
+from vortex_core.files import read_text
 from vortex_core.registry import unknown_name
 
 EXTENDS = "extends"
@@ -138,13 +139,13 @@ class ConfigFolder:
 
     def _parse(self, path: Path) -> dict[str, Any]:
         try:
-            found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+            found = _read_yaml(read_text(path))
         except OSError as error:
             raise self._error(str(path), error.strerror or "unreadable") from error
-        except UnicodeDecodeError as error:
-            raise self._error(str(path), "not a text file") from error
         except yaml.YAMLError as error:
             raise self._error(str(path), f"not YAML: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise self._error(str(path), f"not YAML that is read here: {error}") from error
         if not isinstance(found, dict | None):
             raise self._error(str(path), f"a {type(found).__name__} instead of keys and values")
         return found or {}
@@ -175,6 +176,41 @@ def read_rest(record: BaseModel, schema: type[S], what: str) -> S:
     rest.clear()
     rest.update(found.model_dump(mode="json"))
     return found
+
+
+MAX_VALUES = 10_000  # of a file, each use of an alias counted
+_MAX_DEPTH = 50
+
+
+def _read_yaml(text: str) -> Any:
+    """The one document of a text. Raises ValueError for one whose aliases or depth would take the memory."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, 0, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
+    """How many values a node stands for; aliases share nodes, so each is counted once and added often."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep, or holds itself")
+    if id(node) in known:
+        return known[id(node)]
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    total = 1 + sum(_count(child, depth + 1, known) for child in children)
+    if total > MAX_VALUES:
+        raise ValueError(f"it stands for more than {MAX_VALUES} values")
+    known[id(node)] = total
+    return total
 
 
 class _Loader(yaml.SafeLoader):

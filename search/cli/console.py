@@ -21,8 +21,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for 
 
 
 def emit(value: Any) -> None:
-    """Print a JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print a JSON document, in ASCII: a terminal or pipe of any encoding takes it."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def exit_status(error: VortexError) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,24 @@ from evaluators.results import Metric
 from search.campaign.archive import Entry
 from search.campaign.feedback import objective_in_words
 from search.config import CampaignConfig
-from search.errors import folder_in_use
+from search.errors import bad_value, folder_in_use
 from search.log.events import Purpose
 from search.log.files import write_atomic
 from search.log.run import Run
 from search.log.state import CampaignState
 from search.machine import versions
 from search.tables import metric
+from vortex_core.files import read_json
+from vortex_core.ir.flow import Flow
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+from vortex_core.sandbox.load import write_flow
 
 FORMAT = 1
+FILES = (
+    "flow.py", "flow.safetensors", "original.txt", "knobs.json", "program.json", "card.json", "card.md", "README.md",
+    "verify.py", "serve.py",
+)  # fmt: skip
 _PURPOSES: tuple[Purpose, ...] = ("search", "fresh", "holdout")
 _ON = {
     "search": "the items the search selected on",
@@ -72,17 +81,20 @@ def export(
     Raises:
         VortexError: `VS011`, if `out` holds something and `force` is not set.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not force:
-            raise folder_in_use(str(out))
-        if out.is_dir():
-            shutil.rmtree(out)
-        else:
-            out.unlink()
+    _make_room(out, force=force)
     candidate = entry.candidate
     card = make_card(run, state, config, entry)
     program = run.files.get_json(candidate.program)
-    write_atomic(out / "flow.py", run.files.get(candidate.source, ".py"))
+    flow = Flow(
+        candidate.name,
+        Program.from_json(program).canonical(),
+        Knobs.from_json(candidate.knobs),
+        candidate.doc,
+    )
+    write_flow(
+        out / "flow.py", flow
+    )  # from the verified program: what is imported is our text, not its author's
+    write_atomic(out / "original.txt", run.files.get(candidate.source, ".py"))
     write_atomic(out / "knobs.json", _pretty(candidate.knobs))
     write_atomic(out / "program.json", _pretty(program))
     write_atomic(out / "card.json", _pretty(card))
@@ -91,6 +103,37 @@ def export(
     write_atomic(out / "verify.py", _VERIFY)
     write_atomic(out / "serve.py", _SERVE)
     return out
+
+
+def _make_room(out: Path, *, force: bool) -> None:
+    """Have an empty place for an export; with `force`, the files of an older export go, and nothing else ever.
+
+    Raises:
+        VortexError: `VS011`, if something lies there that is not ours to remove; `VS010`, if no folder can be there.
+    """
+    try:
+        if not os.path.lexists(out):
+            out.mkdir(parents=True)
+            return
+        if out.is_symlink() or not out.is_dir():
+            raise folder_in_use(str(out), "it is no folder of an export")
+        found = {path.name for path in out.iterdir()}
+        if found and not force:
+            raise folder_in_use(str(out))
+        if found and not _is_ours(out):
+            raise folder_in_use(str(out), "it is no export")
+        for name in found & set(FILES):
+            (out / name).unlink()
+    except OSError as error:
+        raise bad_value("--out", str(out), f"a folder that can be written ({error.strerror})") from None
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        card = read_json(folder / "card.json")
+    except OSError:
+        return False
+    return isinstance(card, dict) and "format" in card and "ir_hash" in card
 
 
 def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Entry) -> dict[str, Any]:
@@ -178,7 +221,8 @@ A sparse-attention algorithm found by vortex-search on {card["model"]}.
 
 | file | what it is |
 |---|---|
-| `flow.py` | the program, in vFlow |
+| `flow.py` | the program, in vFlow, written from what was measured |
+| `original.txt` | its author's own text, to read; never run it unseen |
 | `knobs.json` | its settings: page size, token budget, pages always kept |
 | `program.json` | the same program as verified IR; its hash is the program's identity |
 | `card.md`, `card.json` | what was measured, how, on what, with intervals |

@@ -271,10 +271,15 @@ def from_json(kind: str, version: int, body: dict[str, Any], path: str = "") -> 
         raise bad_log(path, f"unknown event {kind!r}")
     if version != cls.version:
         raise bad_log(path, f"event {kind!r} has version {version}, this version reads {cls.version}")
+    if not isinstance(body, dict):
+        raise bad_log(path, f"event {kind!r} is a {type(body).__name__}")
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # dataclasses, see Event
     if not set(body) <= known:
         raise bad_log(path, f"event {kind!r} has unknown fields {sorted(set(body) - known)}")
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
+    try:
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
+    except TypeError as error:
+        raise bad_log(path, f"event {kind!r}: {error}") from error
 
 
 def kinds() -> dict[str, type[Event]]:

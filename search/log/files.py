@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from search.errors import not_written
+from search.errors import bad_log, not_written
+from vortex_core.files import parse_json, read_text
+from vortex_core.text import visible
+
+_NAME = re.compile(r"[0-9a-f]{16}")
+_MAX_BYTES = 128 << 20  # of one stored file: an IR with learned values
 
 
 def digest(text: str) -> str:
@@ -18,7 +24,19 @@ def digest(text: str) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either the old content or all of the new one, even after a crash."""
+    """Write `text` so that `path` holds either the old content or all of the new one, even after a crash.
+
+    A link is followed; a device or pipe is written to, never replaced.
+
+    Raises:
+        OSError: it cannot be written, for example because `path` is a folder.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        # Without waiting for a reader of a pipe; opening a folder fails.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w", encoding="utf-8") as file:
+            file.write(text)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -62,9 +80,18 @@ class ContentStore:
         """The text stored under a hash.
 
         Raises:
-            FileNotFoundError: nothing of that name was stored.
+            VortexError: `VS005`, if `name` is no hash, nothing is stored under it, or something else is.
         """
-        return (self.root / f"{name}{suffix}").read_text(encoding="utf-8")
+        path = self.root / f"{name}{suffix}"
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise bad_log(str(self.root), f"{visible(name, 40)!r} names no stored file")
+        try:
+            text = read_text(path, _MAX_BYTES)
+        except OSError as error:
+            raise bad_log(str(path), str(error.strerror)) from error
+        if digest(text) != name:
+            raise bad_log(str(path), "its content is not what its name says")
+        return text
 
     def put_json(self, value: Any) -> str:
         """Store a JSON value; keys are sorted, so equal values share one file."""
@@ -72,4 +99,7 @@ class ContentStore:
 
     def get_json(self, name: str) -> Any:
         """Inverse of `put_json`."""
-        return json.loads(self.get(name, ".json"))
+        try:
+            return parse_json(self.get(name, ".json"))
+        except ValueError as error:
+            raise bad_log(str(self.root / f"{name}.json"), str(error)) from error

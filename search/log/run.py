@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.config import CampaignConfig
-from search.errors import bad_value, no_such_candidate, unknown_run
+from search.errors import bad_log, bad_value, no_such_candidate, unknown_run
 from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate
 from search.log.store import EventStore, SqliteEventStore
+from vortex_core.errors import VortexError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LOG = "events.sqlite"
@@ -21,7 +22,7 @@ _LOG = "events.sqlite"
 
 def runs_root() -> Path:
     """Where runs live: `$VORTEX_RUNS`, or `runs` in the working directory."""
-    return Path(os.environ.get("VORTEX_RUNS") or "runs")
+    return Path(os.environ.get("VORTEX_RUNS") or "runs").expanduser()
 
 
 def run_names(root: Path | None = None) -> list[str]:
@@ -73,7 +74,12 @@ def read_state(run: Run) -> CampaignState:
     Raises:
         VortexError: `VS005`, if the log cannot be read.
     """
-    return CampaignState.fold(run.store.read())
+    try:
+        return CampaignState.fold(run.store.read())
+    except VortexError:
+        raise
+    except Exception as error:  # events of an order or content that no campaign writes
+        raise bad_log(str(run.folder / _LOG), f"its events make no run ({type(error).__name__})") from error
 
 
 def campaign_of(state: CampaignState) -> CampaignConfig:

@@ -18,6 +18,8 @@ from typing import IO, Protocol
 
 from search.errors import bad_log, not_written, run_locked
 from search.log import events
+from vortex_core.files import parse_json
+from vortex_core.text import visible
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -113,9 +115,8 @@ class SqliteEventStore:
             self._lock = _take_lock(path)
         try:
             if readonly:
-                self._db = sqlite3.connect(
-                    f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-                )
+                self._db = sqlite3.connect(_read_only(path), uri=True, isolation_level=None)
+                _distrust(self._db)
             else:
                 self._db = sqlite3.connect(path, isolation_level=None)
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -158,11 +159,18 @@ class SqliteEventStore:
 
     def read(self, after: int = 0) -> Iterator[Record]:
         """See `EventStore`."""
-        rows = self._db.execute(
-            "SELECT seq, time, kind, version, body FROM events WHERE seq > ? ORDER BY seq", (after,)
-        )
-        for seq, when, kind, version, body in rows:
-            yield Record(seq, when, _parse(kind, version, body, str(self.path)))
+        try:
+            rows = self._db.execute(
+                "SELECT seq, time, kind, version, body FROM events WHERE seq > ? ORDER BY seq", (after,)
+            )
+            for seq, when, kind, version, body in rows:
+                if (type(seq), type(kind), type(version), type(body)) != (int, str, int, str):
+                    raise bad_log(str(self.path), "a row of other types than an event's")
+                if type(when) not in (int, float):
+                    raise bad_log(str(self.path), "an event without a time")
+                yield Record(seq, when, _parse(kind, version, body, str(self.path)))
+        except sqlite3.Error as error:
+            raise bad_log(str(self.path), str(error)) from error
 
     def close(self) -> None:
         """See `EventStore`."""
@@ -175,11 +183,32 @@ class SqliteEventStore:
             self._lock = None
 
 
+def _read_only(path: Path) -> str:
+    """How a reader opens a log. One whose folder cannot be written (a colleague's run, an archive) and that no writer
+    left half-way is opened as never changing: otherwise SQLite would want to make files beside it."""
+    beside = path.with_name(f"{path.name}-wal")
+    still = not os.access(path.parent, os.W_OK) and not (beside.exists() and beside.stat().st_size)
+    return f"{path.absolute().as_uri()}?{'immutable=1' if still else 'mode=ro'}"
+
+
+def _distrust(db: sqlite3.Connection) -> None:
+    """Read a file that anybody may have written: no code in its schema, events a plain table.
+
+    Raises:
+        sqlite3.Error: it is something else.
+    """
+    db.execute("PRAGMA trusted_schema=OFF")
+    db.execute("PRAGMA query_only=ON")
+    kind = db.execute("SELECT type FROM sqlite_schema WHERE name = 'events'").fetchone()
+    if kind is None or kind[0] != "table":
+        raise sqlite3.DatabaseError("it holds no table of events")
+
+
 def _parse(kind: str, version: int, body: str, path: str) -> events.Event:
     try:
-        data = json.loads(body)
+        data = parse_json(body)
     except ValueError as error:
-        raise bad_log(path, f"an event of kind {kind!r} is not JSON") from error
+        raise bad_log(path, f"an event of kind {visible(kind, 40)!r} is not JSON") from error
     return events.from_json(kind, version, data, path)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vortex_core.errors import VortexError
+from vortex_core.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +82,6 @@ def convert_file(path: str | Path, knobs: str | Path | Mapping[str, Any] | None 
     Raises:
         VortexError: `VF000` if a file cannot be read, `VF087` for malformed JSON, else as `convert`.
     """
-    import json
     from pathlib import Path
 
     from vortex_core.ir import mistakes
@@ -93,11 +93,9 @@ def convert_file(path: str | Path, knobs: str | Path | Mapping[str, Any] | None 
     if isinstance(knobs, str | Path):
         where, text = Path(knobs), _text(Path(knobs))
         try:
-            knobs = json.loads(text)
+            knobs = parse_json(text)
         except ValueError as error:
-            raise mistakes.DIALECT_KNOB.error(
-                name="settings", value=where.name, why=f"no JSON: {error}"
-            ) from None
+            raise mistakes.DIALECT_KNOB.error(name="settings", value=where.name, why=error) from None
         if not isinstance(knobs, dict):
             raise mistakes.DIALECT_KNOB.error(name="settings", value=where.name, why="it is a JSON object")
     return convert(source, knobs, str(path))
@@ -107,7 +105,6 @@ def _text(path: Path) -> str:
     from vortex_core.ir import mistakes
 
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise mistakes.UNREADABLE.error(path=path, why=reason) from None
+        return read_text(path)
+    except OSError as error:
+        raise mistakes.UNREADABLE.error(path=path, why=error.strerror) from None

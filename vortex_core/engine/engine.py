@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer
 
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import CompiledFlow, LayerKV
@@ -29,6 +28,7 @@ from vortex_core.engine.models import adapt, check_flow, least_of_ranks, shardin
 from vortex_core.engine.models.hf_config import spec_from_hf_config
 from vortex_core.engine.models.loading import load_weights
 from vortex_core.engine.models.packing import pack_linears
+from vortex_core.engine.models.tokenizer import load_tokenizer
 from vortex_core.engine.models.weights import resolve_model
 from vortex_core.engine.requests import Request, RequestOutput, Token
 from vortex_core.engine.results import DecodeResult, SwapReport
@@ -172,7 +172,7 @@ class Engine:
         found = resolve_model(name_or_path)
         with device_errors(f"loading {found.spec.name}", flow=False):
             model = load_weights(found, device=device, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(found.directory)
+            tokenizer = load_tokenizer(found.directory)
             return cls(model, tokenizer, spec=found.spec, max_tokens=max_tokens, **options)
 
     # ---- flows

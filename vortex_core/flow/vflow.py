@@ -190,6 +190,12 @@ def check_name(name: object) -> str:
     return name
 
 
+def plain_name(name: str) -> str:
+    """The nearest name that a flow may have: letters, digits, dashes and underscores, a letter first."""
+    found = re.sub(r"[^A-Za-z0-9_-]+", "_", name[:200]).strip("_-")[:59].strip("_-") or "flow"
+    return found if found[0].isalpha() else f"flow_{found}"
+
+
 def register(name: str) -> Callable[[F], F]:
     """Class decorator: gives a flow its name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from vortex_core.errors import VortexError
+from vortex_core.files import read_bytes, read_text
 from vortex_core.flow.emit import emit
 from vortex_core.flow.trace import Traced
-from vortex_core.flow.vflow import check_name
+from vortex_core.flow.vflow import check_name, plain_name
 from vortex_core.ir import mistakes
+from vortex_core.ir.flow import Flow
 from vortex_core.ir.params import Values
 from vortex_core.sandbox import answer, kernel, process
 from vortex_core.sandbox.allowlist import MAX_CHARACTERS
@@ -137,10 +140,9 @@ def trace_file(path: str | Path, *, name: str | None = None, deadline: float = D
         VortexError: `VF000` if it cannot be read, else as `trace_source`.
     """
     try:
-        source = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise mistakes.UNREADABLE.error(path=path, why=reason) from None
+        source = read_text(path, 4 * MAX_CHARACTERS)
+    except OSError as error:
+        raise mistakes.UNREADABLE.error(path=path, why=error.strerror) from None
     return trace_source(source, str(path), name=name, deadline=deadline, params=read_params(path))
 
 
@@ -157,18 +159,18 @@ def read_params(path: str | Path) -> dict[str, Values]:
     return {}
 
 
-def write_flow(path: str | Path, traced: Traced) -> list[Path]:
+def write_flow(path: str | Path, flow: Flow) -> list[Path]:
     """Write a flow so that `trace_file` reads the same candidate: source, and learned values beside it.
 
     Args:
         path: the `.py` file; learned values go to the `.safetensors` file of its name.
-        traced: the flow; what is written is its canonical program.
+        flow: what is written is its canonical program, under its name as a flow may be named.
 
     Returns:
         The files written.
     """
-    path, program = Path(path), traced.program
-    text = emit(program, traced.knobs, traced.name, traced.doc, beside=bool(program.params))
+    path, program = Path(path), flow.program
+    text = emit(program, flow.knobs, plain_name(flow.name), flow.doc, beside=bool(program.params))
     path.write_text(text, encoding="utf-8")
     if not program.params:
         return [path]
@@ -185,15 +187,20 @@ def write_flow(path: str | Path, traced: Traced) -> list[Path]:
 def _arrays(path: Path) -> dict[str, Any]:
     import numpy as np
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     try:
+        data = read_bytes(path, 2 * answer.MAX_VALUE_BYTES)
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with np.load(path, allow_pickle=False) as found:
+            return dict(load(data))
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # what it unpacks to, before it is unpacked
+            if sum(member.file_size for member in archive.infolist()) > 4 * answer.MAX_VALUE_BYTES:
+                raise ValueError("it unpacks to more than a flow's learned values may take")
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
             return dict(found)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
-        raise mistakes.BAD_PARAM.error(name=path.name, why=f"unreadable: {error}") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise mistakes.BAD_PARAM.error(name=path.name, why=f"unreadable: {why}") from None
 
 
 def _values(name: str, array: Any) -> Values:

@@ -121,9 +121,15 @@ def test_an_export_overwrites_only_when_told(finished: Path, tmp_path: Path):
     with pytest.raises(VortexError) as error:
         _export(finished, out)
     assert error.value.code == "VS011"
-    assert (out / "precious.txt").exists()
+    with pytest.raises(VortexError, match=r"VS011.*it is no export"):
+        _export(finished, out, force=True)
+    (out / "precious.txt").unlink()
+    _export(finished, out)
+    (out / "precious.txt").write_text("x")
+    (out / "flow.py").write_text("changed")
     _export(finished, out, force=True)
-    assert not (out / "precious.txt").exists()
+    assert (out / "precious.txt").exists()
+    assert (out / "flow.py").read_text() != "changed"
 
 
 def test_candidates_are_found_by_label_number_key_and_name(finished: Path):

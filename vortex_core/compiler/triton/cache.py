@@ -7,7 +7,6 @@ changed; Triton's own cache beside them holds the machine code.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import sys
 import tempfile
@@ -33,15 +32,34 @@ def load_module(text: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     path = cache_dir() / f"{digest}.py"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    _make_private(path.parent)
+    if not _holds(path, text):
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8") as f:
             f.write(text)
         Path(temporary).replace(path)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    # Our own text runs, never what lies in the file or in bytecode beside it; Triton reads the same from the file.
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        exec(compile(text, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
+
+
+def _make_private(folder: Path) -> None:
+    """Make the folder, and take it from everybody but its owner."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o700)
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a regular file holds exactly `text`; another's text under the same name is written over."""
+    try:
+        return path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode()
+    except OSError:
+        return False

@@ -7,7 +7,6 @@ model its sizes divide.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from vortex_core.dialects.vortex_torch.settings import Settings
 from vortex_core.flow import vtensor
 from vortex_core.flow.emit import emit as write_source
 from vortex_core.flow.trace import Traced, doc_of
+from vortex_core.flow.vflow import plain_name
 from vortex_core.flow.vtensor import emit
 from vortex_core.ir import mistakes
 from vortex_core.ir.lint import lint
@@ -65,8 +65,7 @@ def read(
     knobs = settings.knobs(done.streams)
     warnings = lint(program, canonical, knobs)
     doc = doc_of(cls)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(name)[:200]).strip("_-")[:60] or "converted"
-    name = name if name[0].isalpha() else f"flow_{name}"[:64]
+    name = plain_name(name) if isinstance(name, str) else "converted"
     source = write_source(canonical, knobs, name, doc)
     return Traced(
         name,

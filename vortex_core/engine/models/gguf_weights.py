@@ -52,7 +52,7 @@ def convert_gguf(gguf: Path, target: Path, spec: ModelSpec) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     with torch.device("meta"):  # shapes only: they say what a tensor of the file is called in transformers
         skeleton = AutoModelForCausalLM.from_config(config)
     tensors: dict[str, torch.Tensor] = load_gguf_checkpoint(
@@ -75,4 +75,6 @@ def convert_gguf(gguf: Path, target: Path, spec: ModelSpec) -> None:
     fields |= {"architectures": [type(skeleton).__name__], "dtype": "bfloat16"}
     (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     GenerationConfig.from_model_config(config).save_pretrained(target)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(
+        target
+    )

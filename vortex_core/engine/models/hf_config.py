@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vortex_core.errors import VortexError
+from vortex_core.files import read_json
 from vortex_core.specs import DType, MlaSpec, ModelSpec, MoeSpec
 
 # In a config.json this key, with the value "latent", says that the engine shall run a grouped-query model as MLA.
@@ -27,13 +28,22 @@ def spec_from_directory(directory: Path, *, name: str) -> ModelSpec:
             "VM006", f"{directory} has no config.json", "Give a directory in Hugging Face layout."
         )
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (ValueError, OSError) as error:  # an unknown model_type, or not JSON
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, RecursionError) as error:  # an unknown model_type, or not JSON
+        if _has_own_code(directory):
+            raise _unsupported(name, "code of its own (auto_map), which is never run") from error
         first = str(error).strip().splitlines()[0]
         raise VortexError(
             "VM006", f"{directory}/config.json: {first}", "Does transformers know this model?"
         ) from error
     return spec_from_hf_config(config.get_text_config(), name=name)
+
+
+def _has_own_code(directory: Path) -> bool:
+    try:
+        return "auto_map" in read_json(directory / "config.json")
+    except (OSError, TypeError):
+        return False
 
 
 def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:

@@ -47,7 +47,9 @@ def load_weights(
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
         dtype = dtype or torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(found.directory, dtype=dtype or "auto", **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        found.directory, dtype=dtype or "auto", trust_remote_code=False, **options
+    )
     if ranks is not None:
         shard(model, found.spec, ranks)
     return model.to(device)

@@ -168,7 +168,11 @@ def report(directory: Path, device: torch.device) -> dict[str, dict[str, float]]
 
     found: dict[str, dict[str, float]] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
+        model = (
+            AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False)
+            .to(device)
+            .eval()
+        )
         found[name] = {str(length): round(accuracy(model, length), 4) for length in LENGTHS}
     return found
 
