@@ -11,16 +11,15 @@ from vortex_core.flow.naming import class_name, docstring, state_labels
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import reachable
+from vortex_core.ir.opset import OPS
 from vortex_core.ir.params import ParamDecl
 from vortex_core.ir.program import Graph, Node, Program, StateDecl
 from vortex_core.ir.types import Stage
 
 __all__ = ["class_name", "emit", "state_labels"]
 _ATOM, _POWER, _UNARY, _TERM, _SUM, _AND, _OR, _COMPARE = 9, 8, 7, 6, 5, 4, 3, 2
-_METHODS = {
-    name: name for name in ["exp", "log", "sqrt", "abs", "sigmoid", "tanh", "sign", "floor", "sum", "mean"]
-}
-_METHODS |= {"amax": "max", "amin": "min"}
+_METHODS = {name: name for name, spec in OPS.items() if spec.is_method}
+_METHODS |= {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min"}
 _MAX_DEPTH = 12  # of nested expressions
 _MAX_VALUES = 4096  # learned values written into source
 _SHARED_LIMIT = 24  # a longer expression than this gets a name, for the reader's sake

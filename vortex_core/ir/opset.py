@@ -70,6 +70,11 @@ class OpSpec:
     flops: float = 1.0
     traits: Traits = NOTHING
 
+    @property
+    def is_method(self) -> bool:
+        """Whether authors write it as a method of its own name without arguments: `x.exp()`."""
+        return self.group == "unary" and not self.attrs and self.name != "neg"
+
 
 OPS: dict[str, OpSpec] = {}
 

@@ -6,6 +6,7 @@ included. Only classes whose forward is known are replaced; what is not in the t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +67,19 @@ LAYERS = frozenset(
 PACKED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "q_a_proj", "kv_a_proj_with_mqa")
 
 
+# How transformers names the classes that the tables above are about.
+_KINDS = ("Attention", "DecoderLayer", "Experts", "LayerNorm", "MLP", "RMSNorm", "RotaryEmbedding")
+
+_LOG = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class FusedModules:
-    """How many modules of each kind were replaced."""
+    """How many modules of each kind were replaced.
+
+    Attributes:
+        left: classes of these kinds that still run as transformers wrote them.
+    """
 
     norms: int
     mlps: int
@@ -76,6 +87,7 @@ class FusedModules:
     experts: int
     rotaries: int
     layers: int
+    left: tuple[str, ...] = ()
 
 
 class FusedRMSNorm(nn.Module):
@@ -224,7 +236,10 @@ def packed(linears: Sequence[nn.Linear]) -> nn.Linear:
 
 
 def fuse(model: nn.Module) -> FusedModules:
-    """Replace what the tables name, in place. Weights are packed layer by layer, so memory peaks at one layer more."""
+    """Replace what the tables name, in place. Weights are packed layer by layer, so memory peaks at one layer more.
+
+    A warning in the log names the classes that are left, and with them the cost: many small launches a step.
+    """
     counts = dict.fromkeys(("norms", "mlps", "attentions", "experts", "rotaries", "layers"), 0)
     for parent in list(model.modules()):  # before the walk below: shared experts are MLPs of their own
         for name, child in list(parent.named_children()):
@@ -260,7 +275,21 @@ def fuse(model: nn.Module) -> FusedModules:
             if kind != "norms" and hasattr(child, inner):
                 delattr(child, inner)  # packed now: freed before the next layer is packed
     counts["layers"] = _fuse_layers(getattr(model, "base_model", model))
-    return FusedModules(**counts)
+    left = left_as_written(model)
+    if left:
+        _LOG.warning(
+            "%s: %s run as transformers wrote them, many small launches a decode step. If their forward is that of a "
+            "class in the tables of vortex_core/engine/fused/modules.py, add them there.",
+            type(model).__name__,
+            ", ".join(left),
+        )
+    return FusedModules(**counts, left=left)
+
+
+def left_as_written(model: nn.Module) -> tuple[str, ...]:
+    """Classes in a model that stand-ins exist for by kind, and that are transformers' own; sorted."""
+    names = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("transformers.")}
+    return tuple(sorted(name for name in names if name.endswith(_KINDS)))
 
 
 def _fuse_layers(base: Any) -> int:
