@@ -4,7 +4,8 @@ States are compared first, each within the rounding of its storage dtype; then b
 same states, so that a value that rounds to the other side of a quantum is not taken for a wrong selection.
 Selected sets must be equal up to ties: a page may be exchanged for one whose oracle score is as good.
 A backend on a GPU gets its inputs in bf16, as the engine feeds it; the oracle gets the same rounded numbers on the CPU.
-Rows may attend half of their pages whatever the budget says, so that every cut is exercised.
+Rows may attend half of their pages where the budget allows as many, so that every cut is exercised; never more than the
+budget, for which a backend may have room and for no more.
 """
 
 from __future__ import annotations
@@ -179,7 +180,10 @@ class _RaggedBatch:
         """The batch at a step."""
         lengths = [n + step for n in self.lengths]
         longest = max(lengths)
-        budgets = torch.tensor([-(-n // self.knobs.page_size) // 2 for n in lengths]).clamp_min(1)
+        layers = self.geometry.layers
+        allowed = [self.knobs.pages(n, 0, layers) for n in lengths]
+        halves = [max(1, -(-n // self.knobs.page_size) // 2) for n in lengths]
+        budgets = torch.tensor([min(pair) for pair in zip(allowed, halves, strict=True)])
         width = -(-longest // self.knobs.page_size)
         return BatchView(self.table[:, :width], torch.tensor(lengths), budgets, longest)
 

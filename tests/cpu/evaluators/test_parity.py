@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from evaluators.parity import compare
+from evaluators.parity import _RaggedBatch, compare
 from vortex_core import library
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.geometry import Geometry
@@ -107,3 +107,15 @@ def _replace_selection(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
         return select(graph, values, *rest)
 
     monkeypatch.setattr(backend, "evaluate_selection", changed)
+
+
+@pytest.mark.parametrize("budget", ["64", "512", "length"])
+def test_no_row_may_attend_more_than_its_budget_for_which_alone_backends_have_room(budget: str) -> None:
+    knobs = library.load("block_topk").with_knobs(page_size=64, budget=budget).knobs
+    lengths = (40, 1324, 4000)
+    view = _RaggedBatch(knobs, GQA, lengths, 0, torch.float32).view(1)
+    for budget_pages, length in zip(view.budgets.tolist(), lengths, strict=True):
+        assert 1 <= budget_pages <= knobs.pages(length + 1, 0, GQA.layers)
+        assert budget_pages <= max(1, -(-(length + 1) // 64) // 2), (
+            "half of the pages, so that there is a cut"
+        )
