@@ -36,12 +36,14 @@ class Objective(Strict):
         accuracy: metric of quality, paired with dense.
         speed: metric of throughput, as a ratio to dense.
         gates: non-inferiority bounds; a program that fails one cannot win.
+        target: where a winner is to run. What that engine would refuse is stopped before anything is measured.
         margin: loss of accuracy, in its own units, that counts as none when two programs are compared.
     """
 
     accuracy: str = "accuracy_delta"
     speed: str = "modelled_speedup_h200"
     gates: tuple[Gate, ...] = ()
+    target: Literal["embedded", "sglang"] = "embedded"
     margin: float = Field(0.05, ge=0)
 
 
@@ -103,26 +105,31 @@ class Limits(Strict):
 
 
 class Cluster(Strict):
-    """How stages are executed.
+    """Where stages are executed, and how. `search.executors.placement` decides what is left open.
 
     Attributes:
         address: an existing Ray cluster (`auto` or host:port), or None to start one on this machine.
-        engines: resident evaluation workers.
-        engine_gpus: GPUs each of them holds.
-        threads: CPU threads of each engine; None is all of its machine's.
-        cpu_tasks: traces and CPU stages that may run at once.
+        device: of the engines; `auto` is the GPUs where there are any.
+        gpus: GPUs to use; None is all there are.
+        tensor_parallel: GPUs (on a CPU: processes) that hold one engine together.
+        engines: resident engines; None is as many as the GPUs hold, or one on a CPU.
+        threads: CPU threads of each engine's process; None is its share of its machine's cores.
+        cpu_tasks: workers for what needs no engine; None is the cores that are left beside GPU engines (8 at
+            most), or one beside a CPU engine.
         lookahead: proposals in flight or waiting for an engine, per engine.
         retries: times a stage is run again after a worker died under it.
-        deadline: seconds a stage may take before its process group is killed.
+        deadline: seconds a stage may take before its process group is killed. Waiting for a worker does not count.
         deadlines: other deadlines, by stage.
         start_deadline: seconds to load a model and prefill the evaluation prompts.
     """
 
     address: str | None = None
-    engines: int = Field(1, ge=1)
-    engine_gpus: float = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus: int | None = Field(None, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    engines: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)
-    cpu_tasks: int = Field(1, ge=1)
+    cpu_tasks: int | None = Field(None, ge=1)
     lookahead: int = Field(2, ge=1)
     retries: int = Field(2, ge=0)
     deadline: float = Field(120, gt=0)
@@ -167,6 +174,8 @@ class CampaignConfig(Strict):
 
     Attributes:
         model: default model.
+        accuracy_model: model whose answers are scored, where it is not `model`: for models without weights here.
+        random_weights: give `model` its true shape and random numbers; then only speed is asked of it.
         proposer: default proposer: the name of a file in `configs/proposers` or a specification.
         evaluation: name of a plan in `configs/evaluation`, or a path.
         references: library flows measured first.
@@ -176,6 +185,8 @@ class CampaignConfig(Strict):
 
     description: str = ""
     model: str = "smollm2-135m"
+    accuracy_model: str | None = None
+    random_weights: bool = False
     proposer: str = "grammar"
     evaluation: str = "default"
     objective: Objective = Objective()
@@ -188,7 +199,11 @@ class CampaignConfig(Strict):
     proposer_patience: int = Field(5, ge=1)
 
     @model_validator(mode="after")
-    def _arms(self) -> CampaignConfig:
+    def _consistent(self) -> CampaignConfig:
+        if self.random_weights and self.accuracy_model is None:
+            raise ValueError(
+                "random weights answer nothing: name an accuracy_model of the same kind of attention"
+            )
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise ValueError(f"arm names repeat: {', '.join(names)}")

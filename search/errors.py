@@ -68,6 +68,10 @@ _declare(
     "infrastructure",
     retryable=True,
 )
+_declare("VS040", "campaign without its GPUs", "GPUs that are asked for are there", "user")
+_declare("VS041", "too few GPUs", "there are as many GPUs as are asked for", "user")
+_declare("VS042", "too little memory", "the weights fit the devices that hold them", "user")
+_declare("VS043", "other device", "a run is measured on one kind of device", "user")
 
 _declare(
     "VS030", "too many jobs", "a tools server runs so many jobs at once as it was started with", "budget"
@@ -204,6 +208,34 @@ def deadline_passed(stage: str, seconds: float) -> VortexError:
 def not_an_export(path: str, missing: str) -> VortexError:
     """`VS013`: a directory that `export` did not write, or an incomplete one."""
     return VortexError("VS013", f"{path} is not an exported flow: {missing} is missing", "export it again")
+
+
+def no_gpu(whose: str) -> VortexError:
+    """`VS040`: a campaign asks for GPUs where there are none."""
+    return VortexError(
+        "VS040",
+        f"a GPU is asked for, and {whose} has none that CUDA shows",
+        "leave out --device and --gpus to run on the CPU, or look at `vortex-search doctor`",
+    )
+
+
+def too_few_gpus(what: str, remedy: str) -> VortexError:
+    """`VS041`: fewer GPUs than asked for."""
+    return VortexError("VS041", what, remedy)
+
+
+def no_memory(model: str, needed: str, found: str, remedy: str) -> VortexError:
+    """`VS042`: the weights exceed the memory of the device they would go to."""
+    return VortexError("VS042", f"the weights of {model} need {needed}, {found}", remedy)
+
+
+def other_device(run: str, before: str, now: str) -> VortexError:
+    """`VS043`: numbers of two kinds of device do not belong in one table."""
+    return VortexError(
+        "VS043",
+        f"run {run!r} was measured on {before}, and this is {now}",
+        "resume it on the same kind of device, or name a new --run",
+    )
 
 
 def worker_killer(stage: str, times: int, last: str) -> VortexError:

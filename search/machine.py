@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,33 @@ def machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus,
     }
+
+
+def device_facts(device: str, *, ranks: int = 1) -> dict[str, Any]:
+    """What an engine of this process runs on: kind, name, memory, driver; called where the engine is."""
+    import torch
+
+    if device != "cuda":
+        return {"kind": "cpu", "name": _processor(), "host": platform.node(), "ranks": ranks}
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "kind": "cuda",
+        "name": found.name,
+        "memory_bytes": found.total_memory,
+        "capability": f"{found.major}.{found.minor}",
+        "cuda": torch.version.cuda,
+        "host": platform.node(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
+        "ranks": ranks,
+    }
+
+
+def device_words(devices: Iterable[Mapping[str, Any]]) -> str:
+    """Devices for people, e.g. `2 x NVIDIA H100 80GB HBM3`; the CPU's name where that is what they are."""
+    counts = Counter((str(d["name"]), d.get("ranks", 1) if d["kind"] == "cuda" else 1) for d in devices)
+    return ", ".join(
+        f"{n * ranks} x {name}" if n * ranks > 1 else name for (name, ranks), n in counts.items()
+    )
 
 
 def _processor() -> str:

@@ -22,7 +22,7 @@ from agents.base import Proposal, ProposalRequest, Proposer, Usage
 from evaluators.results import Failure, Metric, StageResult
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Outcome, Strategy, Tell, randomness
-from search.executors.base import WorkerLostError
+from search.executors.base import StageRun, WorkerLostError
 from search.log import events as ev
 from search.log.store import EventStore
 from vortex_core.errors import VortexError
@@ -216,9 +216,22 @@ class SimulatedExecutor:
 
     Args:
         fail: called before every stage with (stage, key, attempt); may raise `WorkerLostError`.
+        delay: seconds a stage takes.
+        lanes: engines.
+        device: their name.
     """
 
-    def __init__(self, fail: Callable[[str, str, int], None] | None = None, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        fail: Callable[[str, str, int], None] | None = None,
+        delay: float = 0.0,
+        lanes: int = 1,
+        device: str = "simulated",
+    ) -> None:
+        self.lanes = lanes
+        self.device = device
+        self.most_at_once = 0
+        self._at_once = 0
         self.ran: Counter[tuple[str, str, int]] = Counter()
         self.traced: Counter[str] = Counter()
         self.references: Counter[str] = Counter()
@@ -226,8 +239,14 @@ class SimulatedExecutor:
         self.delay = delay
         self.closed = False
 
-    async def start(self) -> None:
+    @property
+    def engines(self) -> int:
         """See `Executor`."""
+        return self.lanes
+
+    async def start(self, lost: Callable[[VortexError], None]) -> list[dict[str, Any]]:
+        """See `Executor`."""
+        return [{"kind": "cpu", "name": self.device, "host": "simulated", "ranks": 1}] * self.lanes
 
     def stages(self, purpose: ev.Purpose) -> tuple[str, ...]:
         """See `Executor`."""
@@ -246,8 +265,19 @@ class SimulatedExecutor:
             raise VortexError("VF012", "the program is broken", "mend it")
         return simulated_flow(program["x"])
 
-    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageRun:
         """See `Executor`."""
+        on_engine = self.needs_engine(stage)
+        self._at_once += on_engine
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            result = await self.measure(stage, flow, seed)
+        finally:
+            self._at_once -= on_engine
+        return StageRun(result, "simulated" if on_engine else "")
+
+    async def measure(self, stage: str, flow: Flow, seed: int) -> StageResult:
+        """What a stage finds."""
         self.ran[flow.key, stage, seed] += 1
         await asyncio.sleep(self.delay)
         if self.fail is not None:

@@ -20,16 +20,17 @@ from search.campaign import feedback
 from search.campaign.archive import Archive, reference_point, worth
 from search.campaign.finals import Finals
 from search.campaign.front import Front
-from search.campaign.pipeline import LibraryLoader, Pipeline
+from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
 from search.config import Arm, CampaignConfig
-from search.errors import proposer_down
+from search.errors import other_device, proposer_down
 from search.executors.base import Executor
 from search.log import events as ev
 from search.log.run import Run
 from search.log.state import CampaignState, Candidate, Proposal
 from search.log.store import Record
+from search.machine import device_words
 from vortex_core.errors import VortexError
 
 _NOTHING_NEW = 60
@@ -140,7 +141,8 @@ class Campaign:
         """
         self.record(*([started] if self.state.untouched else []), session)
         try:
-            await self.executor.start()
+            devices = await self.executor.start(self._engine_lost)
+            self._take_up(devices)
             _pause_when_terminated()
             await self._references()
             reason = await self._search()
@@ -157,6 +159,21 @@ class Campaign:
             await self.executor.close()
         return self.state
 
+    def _take_up(self, devices: list[dict[str, Any]]) -> None:
+        """Record what this session measures on.
+
+        Raises:
+            VortexError: `VS043` where earlier results are of another kind of device.
+        """
+        before, now = ({(d["kind"], d["name"]) for d in found} for found in (self.state.devices, devices))
+        if before and not now <= before:
+            raise other_device(self.run.name, device_words(self.state.devices), device_words(devices))
+        self.record(ev.EnginesStarted(tuple(devices)))
+
+    def _engine_lost(self, error: VortexError) -> None:
+        """The campaign goes on with the engines that are left; the log says that one is gone."""
+        self.record(ev.InfrastructureFailed("", "search", "engine", 0, error.to_json()))
+
     async def _references(self) -> None:
         keys = []
         for reference in self.config.references:
@@ -168,8 +185,7 @@ class Campaign:
         unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
         if unfinished or self._limit(0) is None:
             await self.pipeline.dense_reference("search")
-        for candidate in waiting:
-            await self.pipeline.evaluate(candidate, "search")
+        await together(self.pipeline.evaluate(candidate, "search") for candidate in waiting)
 
     async def _search(self) -> str:
         """Run journeys until a limit is reached; returns which."""
@@ -180,9 +196,9 @@ class Campaign:
         for proposal in self.state.proposals.values():
             if proposal.outcome == "open":
                 tasks.add(asyncio.create_task(self._journey(proposal)))
-        room = self.config.cluster.engines * self.config.cluster.lookahead + 1
         try:
             while True:
+                room = self.executor.engines * self.config.cluster.lookahead + 1
                 reason = self._limit(len(tasks))
                 while reason is None and len(tasks) < room:
                     proposal = self._ask()

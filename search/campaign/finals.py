@@ -10,7 +10,7 @@ from typing import Any
 
 from search.campaign.archive import Archive, Verdict, score
 from search.campaign.comparison import against_control, compare
-from search.campaign.pipeline import LibraryLoader, Pipeline
+from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.state import CampaignState, Candidate
@@ -117,8 +117,7 @@ class Finals:
         waiting = [c for c in candidates if c.status(purpose) == "waiting"]
         if waiting:
             await self.pipeline.dense_reference(purpose)
-        for candidate in waiting:
-            await self.pipeline.evaluate(candidate, purpose)
+        await together(self.pipeline.evaluate(candidate, purpose) for candidate in waiting)
 
     async def _matched(self, winner: Candidate, library: Candidate) -> None:
         """The library's program under the winner's knobs: was it the program or the constants?"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from evaluators.results import Failure, StageResult
@@ -12,12 +12,23 @@ from search.campaign.breaker import CircuitBreaker
 from search.commands.evaluation import evaluation_seed
 from search.config import CampaignConfig
 from search.errors import deadline_passed, worker_killer
-from search.executors.base import Executor, WorkerLostError
+from search.executors.base import Executor, StageRun, WorkerLostError
 from search.log import events as ev
 from search.log.run import Run
 from search.log.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
+
+
+async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run at once; the first failure ends the others and is raised."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class LibraryLoader(Protocol):
@@ -55,9 +66,15 @@ class Pipeline:
         self.record = record
         self.breaker = CircuitBreaker()
         self._seed = seed
-        # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages
-        # would rebuild page states and forget answers that the next stage reuses.
-        self._turns = asyncio.Semaphore(config.cluster.engines)
+        self._turns: asyncio.Semaphore | None = None
+
+    @property
+    def turns(self) -> asyncio.Semaphore:
+        """A candidate keeps its turn from its first engine stage to its last: swapping flows between stages would
+        rebuild page states and forget answers that the next stage reuses."""
+        if self._turns is None:  # the executor knows its engines once it is started
+            self._turns = asyncio.Semaphore(self.executor.engines)
+        return self._turns
 
     def seed(self, purpose: ev.Purpose) -> int:
         """The evaluation seed of a purpose: other items for fresh measurements, others again when sealed."""
@@ -143,7 +160,7 @@ class Pipeline:
         if passed:
             passed = await self._stages(candidate, flow, purpose, waiting[:first])
         if passed and waiting[first:]:
-            async with self._turns:
+            async with self.turns:
                 passed = await self._stages(candidate, flow, purpose, waiting[first:])
         if passed is not None:
             self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))
@@ -153,15 +170,16 @@ class Pipeline:
     ) -> bool | None:
         """Run stages in order until one does not pass; returns whether all did, None if one could not be run."""
         for stage in names:
-            result = await self._run(stage, flow, purpose)
-            if result is None:
+            ran = await self._run(stage, flow, purpose)
+            if ran is None:
                 return None
-            self.record(ev.StageFinished(candidate.key, purpose, stage, self.seed(purpose), result.to_json()))
-            if not result.passed:
+            result, seed = ran.result.to_json(), self.seed(purpose)
+            self.record(ev.StageFinished(candidate.key, purpose, stage, seed, result, ran.worker))
+            if not ran.result.passed:
                 return False
         return True
 
-    async def _run(self, stage: str, flow: Flow, purpose: ev.Purpose) -> StageResult | None:
+    async def _run(self, stage: str, flow: Flow, purpose: ev.Purpose) -> StageRun | None:
         """One stage, again after infrastructure failures where another try makes sense.
 
         Returns:
@@ -177,7 +195,7 @@ class Pipeline:
         for attempt in range(tries):
             began = time.monotonic()
             try:
-                result = await self.executor.run_stage(stage, flow, self.seed(purpose))
+                ran = await self.executor.run_stage(stage, flow, self.seed(purpose))
             except WorkerLostError as lost:
                 error = lost.error
                 timeouts, deaths = timeouts + lost.timed_out, deaths + lost.died
@@ -187,9 +205,10 @@ class Pipeline:
                 error = found
             else:
                 self.breaker.survived(stage)
-                if result.failure is None or result.failure.kind == "candidate":
-                    return result
-                error = VortexError.from_json(result.failure.error)
+                failure = ran.result.failure
+                if failure is None or failure.kind == "candidate":
+                    return ran
+                error = VortexError.from_json(failure.error)
                 if error.fault != "infrastructure":
                     raise error
             self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, error.to_json()))
@@ -205,4 +224,5 @@ class Pipeline:
         else:
             self.breaker.killed(label, stage, error)
             blamed = worker_killer(stage, tries, error.message)
-        return StageResult(stage, passed=False, failure=Failure.of(blamed), seconds=time.monotonic() - began)
+        seconds = time.monotonic() - began
+        return StageRun(StageResult(stage, passed=False, failure=Failure.of(blamed), seconds=seconds))

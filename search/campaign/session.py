@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +15,123 @@ from agents.base import Proposer
 from agents.prices import SpendLimit
 from agents.registry import make_proposer
 from search.campaign.campaign import Campaign
-from search.config import CampaignConfig, load_campaign, load_proposer
+from search.config import CAMPAIGNS, CampaignConfig, load_proposer
 from search.errors import other_configuration
+from search.executors.placement import place, resources_here
+from search.executors.preflight import require
 from search.executors.ray_cluster import RayExecutor
+from search.executors.workers import EngineSetup
 from search.log import events as ev
 from search.log.run import open_run, read_state
 from search.log.state import CampaignState
 from search.machine import machine, versions
+from vortex_core.configs import Layer, Loaded
 from vortex_core.ir.flow import Flow
+
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
 class Options:
     """What the command line may say; None keeps what the campaign file says."""
 
-    campaign: str = "default"
+    campaign: str | None = None
     model: str | None = None
+    accuracy_model: str | None = None
+    random_weights: bool | None = None
     proposer: str | None = None
+    evaluation: str | None = None
+    target: str | None = None
     run: str | None = None
     seed: int = 0
     max_candidates: int | None = None
     seconds: float | None = None
     dollars: float | None = None
     address: str | None = None
+    device: str | None = None
+    gpus: int | None = None
+    tensor_parallel: int | None = None
     engines: int | None = None
 
-    def run_name(self, config: CampaignConfig) -> str:
+    def layer(self) -> Layer:
+        """The options as values laid over a campaign file's."""
+        values = _given(
+            model=self.model,
+            accuracy_model=self.accuracy_model,
+            random_weights=self.random_weights,
+            proposer=self.proposer,
+            evaluation=self.evaluation,
+            objective=_given(target=self.target) or None,
+            limits=_given(candidates=self.max_candidates, seconds=self.seconds, dollars=self.dollars) or None,
+            cluster=_given(
+                address=self.address,
+                device=self.device,
+                gpus=self.gpus,
+                tensor_parallel=self.tensor_parallel,
+                engines=self.engines,
+            )
+            or None,
+        )
+        return Layer(COMMAND_LINE, values)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A campaign as it will run.
+
+    Attributes:
+        campaign: name or path of the file.
+        why: why this one, where the command line does not say.
+        loaded: the configuration, with the origin of every value.
+    """
+
+    campaign: str
+    why: str
+    loaded: Loaded[CampaignConfig]
+
+    @property
+    def config(self) -> CampaignConfig:
+        """The configuration."""
+        return self.loaded.value
+
+    def run_name(self, options: Options) -> str:
         """The run's name; without `--run` the same options give the same one, so repeating them resumes."""
-        if self.run:
-            return self.run
-        parts = [Path(self.campaign).stem, Path(config.model).name, config.proposer, f"s{self.seed}"]
+        if options.run:
+            return options.run
+        config = self.config
+        parts = [Path(self.campaign).stem, Path(config.model).name, config.proposer, f"s{options.seed}"]
         return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
 
 
-def resolve(options: Options) -> CampaignConfig:
+def choose(options: Options, gpus: Callable[[], int]) -> tuple[str, str]:
+    """The campaign to run and why: as the command line says, else the one named as the model, else by machine.
+
+    Args:
+        gpus: counts those of this machine; asked only where it matters.
+    """
+    if options.campaign is not None:
+        return options.campaign, ""
+    if options.model is not None and (name := options.model.lower()) in CAMPAIGNS.names():
+        return name, "it is named as the model"
+    if options.device == "cpu":
+        return "default", "the device is the CPU"
+    if options.device == "cuda" or options.gpus:
+        return "gpu", "GPUs are asked for"
+    if options.address:
+        return "gpu", "it is to run on a cluster"
+    if gpus():
+        return "gpu", "this machine has a GPU"
+    return "default", "this machine has no GPU"
+
+
+def resolve(options: Options, gpus: Callable[[], int] | None = None) -> Resolved:
     """The campaign with the options laid over it.
 
     Raises:
         VortexError: `VS001` or `VS002` for a campaign or proposer that does not exist or validate.
     """
-    config = load_campaign(options.campaign)
-    limits = config.limits.model_dump() | _given(
-        candidates=options.max_candidates, seconds=options.seconds, dollars=options.dollars
-    )
-    cluster = config.cluster.model_dump() | _given(address=options.address, engines=options.engines)
-    changes = _given(model=options.model, proposer=options.proposer)
-    merged = config.model_dump() | {"limits": limits, "cluster": cluster} | changes
-    return CampaignConfig.model_validate(merged)
+    name, why = choose(options, gpus or (lambda: resources_here().gpus))
+    return Resolved(name, why, CAMPAIGNS.read(name, CampaignConfig, over=[options.layer()]))
 
 
 def run_campaign(
@@ -83,15 +154,26 @@ def run_campaign(
     """
     from evaluators.plan import load_plan
     from search.commands.evaluation import stage_table
-    from vortex_core.engine.models.weights import resolve_model
+    from vortex_core.engine.models.weights import describe_model
 
-    config = resolve(options)
-    name = options.run_name(config)
+    resolved = resolve(options)
+    config, name = resolved.config, resolved.run_name(options)
     plan = load_plan(config.evaluation)
     specs = {arm.name: arm.proposer or config.proposer for arm in config.arms}
     for spec in specs.values():
         load_proposer(spec)
-    model = resolve_model(config.model)
+    model = describe_model(config.model)
+    setup = EngineSetup(
+        config.model,
+        plan.model_dump(mode="json"),
+        ranks=config.cluster.tensor_parallel,
+        accuracy_model=config.accuracy_model,
+        random_weights=config.random_weights,
+    )
+    if config.cluster.address is None and executor is None:
+        # On one machine what is missing is known at once; on a cluster, where the engines are to run.
+        place(config.cluster, resources_here())
+        require(setup, memory=False)
     with open_run(name, readonly=False) as run:
         state = read_state(run)
         settings = _settings(config, options.seed, specs)
@@ -106,11 +188,10 @@ def run_campaign(
             campaign = Campaign(
                 run,
                 config,
-                executor
-                or RayExecutor(config.cluster, config.model, plan.model_dump(mode="json"), stage_table(plan)),
+                executor or RayExecutor(config.cluster, setup, partial(stage_table, plan)),
                 proposers,
                 seed=options.seed,
-                model=model.spec.model_dump(mode="json"),
+                model=model.model_dump(mode="json"),
                 library=load_library,
                 watch=progress.watch,
             )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from search.cli import bench, flows, machine, runs, serving, tools, tune
 from search.cli.console import Json, duration, fail
 from vortex_core.errors import VortexError
+
+Device = Literal["auto", "cpu", "cuda"]
+Target = Literal["embedded", "sglang"]
 
 app = typer.Typer(
     name="vortex-search",
@@ -32,9 +35,28 @@ tools.add_to(app)
 def campaign(
     context: typer.Context,
     model: Annotated[str | None, typer.Option(help="Model by name, directory or hub id.")] = None,
-    campaign: Annotated[str, typer.Option(help="Campaign: a name in configs/campaigns, or a .yaml file.")] = (
-        "default"
-    ),
+    campaign: Annotated[
+        str | None,
+        typer.Option(
+            help="Campaign: a name in configs/campaigns, or a .yaml file. By default the one named as the model, "
+            "else gpu on a machine with a GPU, else default."
+        ),
+    ] = None,
+    accuracy_model: Annotated[
+        str | None,
+        typer.Option(help="Model whose answers are scored, where --model has no weights here."),
+    ] = None,
+    random_weights: Annotated[
+        bool | None,
+        typer.Option("--random-weights", help="True shape, random numbers: only speed is measured."),
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="Evaluation plan: a name in configs/evaluation, or a .yaml file.")
+    ] = None,
+    target: Annotated[
+        Target | None,
+        typer.Option(help="Engine that is to run the winner; what it would refuse is not measured."),
+    ] = None,
     proposer: Annotated[
         str | None,
         typer.Option(help="Who writes programs: grammar, anthropic:MODEL, openai:MODEL[@http://host/v1]."),
@@ -49,7 +71,14 @@ def campaign(
     ] = None,
     max_dollars: Annotated[float | None, typer.Option(min=0, help="Cap on what proposers may cost.")] = None,
     address: Annotated[str | None, typer.Option(help="Existing Ray cluster: auto or host:port.")] = None,
-    engines: Annotated[int | None, typer.Option(min=1, help="Resident evaluation workers.")] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="Where engines run. auto: on GPUs where there are any.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to use; all by default.")] = None,
+    tp: Annotated[int | None, typer.Option(min=1, help="GPUs that hold one engine together.")] = None,
+    engines: Annotated[
+        int | None, typer.Option(min=1, help="Resident evaluation workers; one for each GPU by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Discover a sparse-attention algorithm: propose programs, measure them, feed the best back.
@@ -64,6 +93,8 @@ def campaign(
 
         vortex-search --model smollm2-135m --max-candidates 60 --run long
 
+        vortex-search --model qwen3-8b --gpus 2 --time-budget 30m
+
         vortex-search --proposer anthropic:claude-sonnet-4-5 --max-dollars 5
 
         vortex-search leaderboard long
@@ -76,13 +107,20 @@ def campaign(
         Options(
             campaign=campaign,
             model=model,
+            accuracy_model=accuracy_model,
+            random_weights=random_weights,
             proposer=proposer,
+            evaluation=plan,
+            target=target,
             run=run,
             seed=seed,
             max_candidates=max_candidates,
             seconds=None if time_budget is None else duration(time_budget),
             dollars=max_dollars,
             address=address,
+            device=device,
+            gpus=gpus,
+            tensor_parallel=tp,
             engines=engines,
         ),
         as_json=as_json,

@@ -61,13 +61,15 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
     from search.campaign.progress import Progress
     from search.campaign.session import resolve, run_campaign
 
-    config = resolve(options)
-    name = options.run_name(config)
+    resolved = resolve(options)
+    config, name = resolved.config, resolved.run_name(options)
     proposer = load_proposer(config.proposer)
 
     def begin(campaign: CampaignConfig, title: str) -> Progress:
         # Only now is everything known to be sound: a mistake gets its one message and nothing before it.
-        err.print(f"{name}: {campaign.description} Model {campaign.model}.", markup=False, soft_wrap=True)
+        err.print(f"{name}: {campaign.description} Model {_models(campaign)}.", markup=False, soft_wrap=True)
+        if resolved.why:
+            err.print(f"campaign {resolved.campaign}: {resolved.why}", markup=False, soft_wrap=True)
         err.print(f"proposer {campaign.proposer}: {proposer.description or proposer.spec}", markup=False)
         return Progress(err, campaign, title)
 
@@ -79,6 +81,14 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
         err.print(f"The same command goes on: {again}", markup=False, soft_wrap=True)
         raise
     _conclude(name, as_json=as_json)
+
+
+def _models(campaign: CampaignConfig) -> str:
+    """What is measured on what, where it is not one model."""
+    if campaign.accuracy_model is None:
+        return campaign.model
+    weights = " with random weights" if campaign.random_weights else ""
+    return f"{campaign.model}{weights} for speed, {campaign.accuracy_model} for accuracy"
 
 
 def _conclude(name: str, *, as_json: bool) -> None:

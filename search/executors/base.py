@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evaluators.results import StageResult
 from search.log.events import Purpose
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage's result and the worker that ran it, e.g. `node1 gpu0`; empty for CPU workers, which are all alike."""
+
+    result: StageResult
+    worker: str = ""
 
 
 class WorkerLostError(Exception):
@@ -30,8 +40,16 @@ class WorkerLostError(Exception):
 class Executor(Protocol):
     """Executes; decides nothing. Methods may be awaited concurrently: each waits for a free worker."""
 
-    async def start(self) -> None:
-        """Bring the workers up.
+    @property
+    def engines(self) -> int:
+        """Engines that are at work or coming: as many candidates are measured at once. Known once started."""
+        ...
+
+    async def start(self, lost: Callable[[VortexError], None]) -> list[dict[str, Any]]:
+        """Bring the workers up; returns what each engine runs on (`search.machine.device_facts`).
+
+        Args:
+            lost: called when an engine was lost for good, while others go on.
 
         Raises:
             VortexError: what cannot work at all (no weights, no memory, no cluster).
@@ -55,12 +73,12 @@ class Executor(Protocol):
         """
         ...
 
-    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
-        """Run one stage once; an engine that ran this candidate before is preferred.
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageRun:
+        """Run one stage once. An engine that holds the candidate, or has compiled its program, is preferred.
 
         Raises:
-            VortexError: what the stage needs could not be made ready.
-            WorkerLostError: no result; the worker has been replaced, so trying again makes sense.
+            VortexError: what the stage needs could not be made ready: no engine is left, and why.
+            WorkerLostError: no result; another worker takes its place, so trying again makes sense.
         """
         ...
 

@@ -1,7 +1,9 @@
-"""Ray as executor: resident engines, CPU work beside them, hard deadlines, replacement of the dead.
+"""Ray as executor: resident engines, CPU workers beside them, hard deadlines, replacement of the dead.
 
 Ray has no per-task timeout, and its own retries would hide failures from the event log. So nothing is
-retried here: a stage that overran or lost its worker raises `WorkerLostError` once the worker is replaced.
+retried here: a stage that overran or lost its worker raises `WorkerLostError`, and another worker takes the place
+of the lost one. Workers are actors that are given one call at a time, so a call begins when it is made: what waits
+for a worker waits in `Pool.take`, and no deadline runs.
 """
 
 from __future__ import annotations
@@ -10,20 +12,23 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from evaluators.results import StageResult
 from search.config import Cluster
-from search.errors import crashed, engine_lost, no_cluster
+from search.errors import engine_lost, no_cluster
 from search.executors import workers
-from search.executors.base import WorkerLostError
+from search.executors.actors import Actors, kill_now, last_line, on_cpu, on_engine
+from search.executors.base import StageRun, WorkerLostError
+from search.executors.placement import Placement, Resources, place, resources_here
+from search.executors.pool import Pool
+from search.executors.workers import EngineSetup
 from search.log.events import Purpose
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
@@ -33,16 +38,42 @@ _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("vortex_core", "evaluators", "agents", "search", "configs")
 _GRACE = 15.0  # seconds beyond a stage's deadline that its own, gentler deadline has to speak up first
+_COMPILED = 512  # programs an engine is remembered to have compiled
+# Ready for work, no longer than this: a CPU worker loads libraries, no model.
+_CPU_START = 300.0
 
 
 @dataclass
-class _Engine:
-    """A live engine actor and how to kill it."""
+class _Live:
+    """A live worker: one actor, or the ranks of one engine.
 
-    actor: Any
-    group: int
-    node: str
-    ran: str = ""  # key of the candidate it ran last: its flow is loaded and its answers are remembered
+    Attributes:
+        actors: and how to kill them.
+        facts: what it runs on.
+        ran: key of the candidate it ran last: its flow is loaded and its answers are remembered.
+        compiled: programs it has run, the latest last.
+    """
+
+    actors: Actors
+    facts: dict[str, Any] = field(default_factory=dict)
+    ran: str = ""
+    compiled: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+    async def kill(self) -> None:
+        """End all its processes and what they started."""
+        await asyncio.to_thread(kill_now, self.actors)
+
+    def suits(self, flow: Flow) -> int:
+        """2 if the candidate is loaded, 1 if its program is compiled, else 0."""
+        return 2 if self.ran == flow.key else int(flow.ir_hash in self.compiled)
+
+    def took(self, flow: Flow) -> None:
+        """Note what it runs now."""
+        self.ran = flow.key
+        self.compiled[flow.ir_hash] = None
+        self.compiled.move_to_end(flow.ir_hash)
+        if len(self.compiled) > _COMPILED:
+            self.compiled.popitem(last=False)
 
 
 class RayExecutor:
@@ -50,44 +81,60 @@ class RayExecutor:
 
     Args:
         config: of the cluster.
-        model: name or path of the model evaluated.
-        plan: evaluation plan as JSON.
-        stages: for each purpose, (name, whether it needs the engine).
+        setup: what engines load; device, threads and ranks are filled in once it is known what there is.
+        stages: for a device of the engines, each purpose's stages as (name, whether it runs on an engine).
         engine: what an engine actor runs; has the methods of `search.executors.workers.EngineWorker`.
+        found: what this machine has, for tests; looked up by default.
     """
 
     def __init__(
         self,
         config: Cluster,
-        model: str,
-        plan: dict[str, Any],
-        stages: Mapping[Purpose, Sequence[tuple[str, bool]]],
+        setup: EngineSetup,
+        stages: Callable[[str], Mapping[Purpose, Sequence[tuple[str, bool]]]],
         engine: type[workers.EngineWorker] = workers.EngineWorker,
+        found: Resources | None = None,
     ) -> None:
         self.config = config
-        self.model = model
-        self.plan = plan
+        self.setup = setup
+        self.placement: Placement | None = None
         self._engine = engine
-        self._stages = {purpose: tuple(name for name, _ in listed) for purpose, listed in stages.items()}
-        self._on_engine = {name: engine for listed in stages.values() for name, engine in listed}
-        self._free: list[_Engine] = []
-        self._freed = asyncio.Condition()
-        self._engines: list[_Engine] = []
-        self._replacing = 0
-        self._cpu = asyncio.Semaphore(config.cpu_tasks)
+        self._found = found
+        self._table = stages
+        self._stages: dict[Purpose, tuple[str, ...]] = {}
+        self._on_engine: dict[str, bool] = {}
         self._seen: dict[int, dict[str, Any] | None] = {}
+        self._engines: Pool[_Live] = Pool(self._new_engine, lambda error: None)
+        self._cpu: Pool[_Live] = Pool(self._new_cpu_worker, lambda error: None)
         self._started = False
 
-    async def start(self) -> None:
-        """Start or join a cluster, then start the engines.
+    @property
+    def engines(self) -> int:
+        """See `Executor`."""
+        return max(1, self._engines.size)
+
+    async def start(self, lost: Callable[[VortexError], None]) -> list[dict[str, Any]]:
+        """Start or join a cluster, then start the workers.
 
         Raises:
-            VortexError: `VS008`, `VS016`, or the evaluator's own reason (no weights, no memory).
+            VortexError: `VS008`, `VS016`, `VS040`, `VS041`, or the evaluator's own reason (no weights, no memory).
         """
-        await asyncio.to_thread(self._init_ray)
+        self._engines = Pool(self._new_engine, lost)
+        self._cpu = Pool(self._new_cpu_worker, lost)
+        self.placement = await asyncio.to_thread(self._init_ray)
         self._started = True
-        for engine in await asyncio.gather(*(self._new_engine() for _ in range(self.config.engines))):
-            await self._give_back(engine)
+        placed = self.placement
+        table = self._table(placed.device)
+        self._stages = {purpose: tuple(name for name, _ in listed) for purpose, listed in table.items()}
+        self._on_engine = {name: on_engine for listed in table.values() for name, on_engine in listed}
+        self.setup = replace(self.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks)
+        filled = await asyncio.gather(
+            self._engines.fill(placed.engines), self._cpu.fill(placed.cpu_tasks), return_exceptions=True
+        )
+        for failure in filled:  # both are over by now: nothing starts behind the back of `close`
+            if failure is not None:
+                raise failure
+        return [engine.facts for engine in self._engines.workers]
 
     def stages(self, purpose: Purpose) -> tuple[str, ...]:
         """See `Executor`."""
@@ -99,40 +146,51 @@ class RayExecutor:
 
     async def trace(self, source: str) -> Flow:
         """See `Executor`."""
-        answer = await self._on_cpu("trace", _trace.remote, source)
+        answer, _ = await self._run(self._cpu, "trace", lambda actor: actor.trace.remote(source), None)
         return workers.received(answer)
 
-    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageRun:
         """See `Executor`."""
-        given = workers.sent(flow)
+        given, setup = workers.sent(flow), self.setup
         if not self._on_engine[stage]:
-            answer = await self._on_cpu(stage, _cpu_stage.remote, stage, given, self.model, self.plan, seed)
-            return StageResult.from_json(answer)
-        deadline = self._deadline(stage)
-        return StageResult.from_json(
-            await self._on_an_engine(
-                stage, deadline, flow.key, lambda actor: actor.run.remote(stage, given, seed)
+            answer, _ = await self._run(
+                self._cpu, stage, lambda actor: actor.run.remote(stage, given, setup, seed), None
             )
+            return StageRun(StageResult.from_json(answer))
+        answer, worker = await self._run(
+            self._engines, stage, lambda actor: actor.run.remote(stage, given, seed), flow
         )
+        return StageRun(StageResult.from_json(answer), worker.actors.label)
 
     async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
-        """See `Executor`. Every engine prefills; they agree, so the first one's results stand for all."""
+        """See `Executor`. Every engine prefills; the first one's answers stand for all, so all take them over."""
         self._seen[seed] = known
-        engines = [await self._take("") for _ in self._engines]
-        try:
-            answers = await asyncio.gather(*(self._prepare(engine, seed) for engine in engines))
-        finally:
-            for engine in engines:
-                await self._give_back(engine)
+        engines = [await self._engines.take() for _ in self._engines.workers]
+        answers = await self._prepare_all(engines, seed)
         self._seen[seed] = answers[0]
         return answers[0]
 
-    async def _prepare(self, engine: _Engine, seed: int) -> dict[str, Any]:
+    async def _prepare_all(self, engines: list[_Live], seed: int) -> list[dict[str, Any]]:
+        """Prefill on engines that were taken, and give them back; who fails is replaced."""
+        found = await asyncio.gather(*(self._prepare(e, seed) for e in engines), return_exceptions=True)
+        good = [engine for engine, answer in zip(engines, found, strict=True) if isinstance(answer, dict)]
+        answers = [answer for answer in found if isinstance(answer, dict)]
+        errors = [answer for answer in found if isinstance(answer, BaseException)]
+        if good and self._seen[seed] is None and len(good) > 1:
+            self._seen[seed] = answers[0]
+            await asyncio.gather(*(self._prepare(engine, seed) for engine in good[1:]))
+        for engine in engines:
+            await (self._engines.give_back(engine) if engine in good else self._engines.replace(engine))
+        if not good or any(not isinstance(error, VortexError) for error in errors):
+            raise errors[0]
+        return answers
+
+    async def _prepare(self, engine: _Live, seed: int) -> dict[str, Any]:
         """Have an engine prefill a seed's prompts."""
-        deadline = self.config.start_deadline
+        deadline, known = self.config.start_deadline, self._seen[seed]
         try:
-            answer: dict[str, Any] = await self._within(
-                deadline, engine.actor.reference.remote(seed, self._seen[seed])
+            answer: dict[str, Any] = await engine.actors.call(
+                lambda actor: actor.reference.remote(seed, known), deadline
             )
         except TimeoutError as error:
             raise engine_lost(f"prefill was not done in {deadline:g} s") from error
@@ -141,140 +199,89 @@ class RayExecutor:
         return answer
 
     async def close(self) -> None:
-        """Kill the engines and, if it was started here, the cluster."""
+        """End the workers and, if it was started here, the cluster."""
         if not self._started:
             return
         self._started = False
-        for engine in self._engines:
-            self._kill(engine)
-        self._engines.clear()
+        await self._engines.close()
+        await self._cpu.close()
         await asyncio.to_thread(ray.shutdown)
 
     def _deadline(self, stage: str) -> float:
         """Later than the gentler deadline that the plan may set and the stage itself keeps."""
-        gentle = float(self.plan.get("deadlines", {}).get(stage, 0.0))
+        gentle = float(self.setup.plan.get("deadlines", {}).get(stage, 0.0))
         return max(self.config.deadline_of(stage), gentle + _GRACE if gentle else 0.0)
 
     # -- workers -----------------------------------------------------------------------------------------
 
-    async def _on_cpu(self, stage: str, remote: Any, *arguments: Any) -> Any:
-        async with self._cpu:
-            reference = remote(*arguments)
-            deadline = self._deadline(stage)
-            try:
-                return await self._within(deadline, reference)
-            except TimeoutError as error:
-                ray.cancel(reference, force=True)
-                raise _overran(stage, deadline) from error
-
-    async def _on_an_engine(self, stage: str, deadline: float, key: str, call: Any) -> Any:
-        engine = await self._take(key)
+    async def _run(
+        self, pool: Pool[_Live], stage: str, call: Callable[[Any], Any], flow: Flow | None
+    ) -> tuple[Any, _Live]:
+        """One call on a worker of a pool; a worker that failed under it is replaced."""
+        worker = await pool.take() if flow is None else await pool.take(lambda w: w.suits(flow))
+        if flow is not None:
+            worker.took(flow)
+        deadline = self._deadline(stage)
         try:
-            answer = await self._within(deadline, call(engine.actor))
-        except VortexError:  # an answer like any other: the engine is well
-            await self._give_back(engine)
+            answer = await worker.actors.call(call, deadline)
+        except VortexError:  # an answer like any other: the worker is well
+            await pool.give_back(worker)
             raise
-        except (TimeoutError, WorkerLostError) as error:
-            lost = _overran(stage, deadline) if isinstance(error, TimeoutError) else error
-            lost.error.message += await self._replace(engine)
-            raise lost from error
-        except BaseException:  # cancelled in the middle of a stage: its state is unknown
-            self._kill(engine)
-            raise
-        await self._give_back(engine)
-        return answer
-
-    async def _take(self, key: str) -> _Engine:
-        """A free engine, the one that ran `key` last if it is among them."""
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._free)
-            engine = next((e for e in self._free if e.ran == key), self._free[0])
-            self._free.remove(engine)
-        engine.ran = key
-        return engine
-
-    async def _give_back(self, engine: _Engine) -> None:
-        async with self._freed:
-            self._free.append(engine)
-            self._freed.notify()
-
-    async def _replace(self, engine: _Engine) -> str:
-        """Kill an engine and put a new one, prefilled like the others, in its place.
-
-        Returns:
-            What to add to the error if it cannot be replaced and others go on without it, else nothing.
-
-        Raises:
-            VortexError: it cannot be replaced, and it was the last one.
-        """
-        self._kill(engine)
-        self._replacing += 1
-        replacement = None
-        try:
-            replacement = await self._new_engine()
-            # A stage's deadline is for the stage: the new engine prefills before it is given one.
-            for seed in self._seen:
-                await self._prepare(replacement, seed)
-        except VortexError as error:
-            if replacement is not None:
-                self._kill(replacement)
-            left = len(self._engines)
-            if left == 0 and self._replacing == 1:
-                raise
-            return f"; it could not be replaced ({error.code}: {error.message}), {left} others go on"
-        finally:
-            self._replacing -= 1
-        await self._give_back(replacement)
-        return ""
-
-    async def _within(self, deadline: float, reference: Any) -> Any:
-        """The value of an answer (`search.executors.workers`).
-
-        Raises:
-            TimeoutError: it took longer.
-            WorkerLostError: the process died.
-            VortexError: the error of the answer.
-        """
-        waiting = asyncio.wrap_future(reference.future())
-        try:
-            answer = await asyncio.wait_for(waiting, deadline)
-        except ray.exceptions.RayTaskError as error:  # raised around what `workers` catches
-            raise WorkerLostError(crashed(error.cause or error), died=False) from error
-        except ray.exceptions.RayError as error:
-            raise WorkerLostError(engine_lost(_last_line(str(error)))) from error
-        if "error" in answer:
-            raise VortexError.from_json(answer["error"])
-        if "crash" in answer:
-            raise WorkerLostError(VortexError.from_json(answer["crash"]), died=False)
-        return answer["value"]
-
-    async def _new_engine(self) -> _Engine:
-        actor = _actor(self.config, self._engine).remote(self.model, self.plan, self.config.threads)
-        try:
-            group, node = await self._within(self.config.start_deadline, actor.locate.remote())
         except TimeoutError as error:
-            ray.kill(actor)
-            raise engine_lost("it did not start in time") from error
+            await pool.replace(worker)
+            why = engine_lost(f"stage {stage} was killed after {deadline:g} s")
+            raise WorkerLostError(why, timed_out=True) from error
+        except WorkerLostError:
+            await pool.replace(worker)
+            raise
+        except BaseException:  # cancelled in the middle of a stage: its state is unknown
+            kill_now(worker.actors)
+            raise
+        await pool.give_back(worker)
+        return answer, worker
+
+    async def _new_engine(self) -> _Live:
+        """An engine that has loaded the model and prefilled what the others have."""
+        live = _Live(await self._ready(on_engine(self._engine, self.setup), self.config.start_deadline))
+        # A stage's deadline is for the stage: the new engine prefills before it is given one.
+        try:
+            live.facts = await self._loaded(live.actors)
+            for seed in list(self._seen):
+                await self._prepare(live, seed)
+        except BaseException:
+            kill_now(live.actors)
+            raise
+        return live
+
+    async def _loaded(self, actors: Actors) -> dict[str, Any]:
+        deadline = self.config.start_deadline
+        try:
+            facts: dict[str, Any] = await actors.start(deadline)
+        except TimeoutError as error:
+            raise engine_lost(f"the model was not loaded in {deadline:g} s") from error
         except WorkerLostError as lost:
-            ray.kill(actor)
             raise lost.error from lost
-        engine = _Engine(actor, group, node)
-        self._engines.append(engine)
-        return engine
+        return facts
 
-    def _kill(self, engine: _Engine) -> None:
-        """End the actor and everything it started, wherever it runs."""
-        if engine in self._engines:
-            self._engines.remove(engine)
-        with contextlib.suppress(ray.exceptions.RayError):
-            if engine.node == ray.get_runtime_context().get_node_id():
-                _kill_group(engine.group)
-            else:
-                there = NodeAffinitySchedulingStrategy(engine.node, soft=False)
-                _kill_remote_group.options(scheduling_strategy=there).remote(engine.group)
-            ray.kill(engine.actor)
+    async def _new_cpu_worker(self) -> _Live:
+        return _Live(await self._ready(on_cpu(workers.CpuWorker), _CPU_START))
 
-    def _init_ray(self) -> None:
+    async def _ready(self, actors: Actors, deadline: float) -> Actors:
+        """Wait until actors run somewhere."""
+        try:
+            await actors.locate(deadline)
+        except TimeoutError as error:
+            kill_now(actors)
+            free = {name: n for name, n in ray.available_resources().items() if name in ("CPU", "GPU")}
+            raise engine_lost(
+                f"no place was found for {actors.wants} in {deadline:g} s; free are {free or 'none'}"
+            ) from error
+        except WorkerLostError as lost:
+            kill_now(actors)
+            raise lost.error from lost
+        return actors
+
+    def _init_ray(self) -> Placement:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -283,56 +290,32 @@ class RayExecutor:
                 # The driver's own code runs there, whatever version is installed; dependencies must be.
                 ours = [str(_ROOT / name) for name in _PACKAGES]
                 ray.init(address=self.config.address, runtime_env={"py_modules": ours}, **quiet)
-                return
+                return place(self.config, _resources_of_cluster())
+            placed = place(self.config, self._found or resources_here())
             with _workers_environment():
                 ray.init(
                     address="local",  # without it Ray joins any cluster that it finds running on this machine
-                    num_cpus=self.config.engines + self.config.cpu_tasks,
+                    num_cpus=placed.cpus,
+                    num_gpus=placed.gpus,
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE_BYTES,
                     **quiet,
                 )
+            return placed
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            raise no_cluster(_last_line(str(error))) from error
+            raise no_cluster(last_line(str(error))) from error
 
 
-def _actor(config: Cluster, engine: type[workers.EngineWorker]) -> Any:
-    # max_restarts=0: a replacement is our decision, recorded as an event.
-    options = {"num_cpus": 1, "num_gpus": config.engine_gpus, "max_restarts": 0, "max_task_retries": 0}
-
-    class Located(engine):  # type: ignore[misc, valid-type]  # a class made of an argument
-        def locate(self) -> dict[str, Any]:
-            """Start; the value is (process group, node)."""
-            started: dict[str, Any] = self.start()
-            if "value" in started:
-                started["value"] = (started["value"], ray.get_runtime_context().get_node_id())
-            return started
-
-    Located.__name__ = Located.__qualname__ = engine.__name__
-    return ray.remote(**options)(Located)
-
-
-_trace = ray.remote(num_cpus=1, max_retries=0)(workers.trace)
-_cpu_stage = ray.remote(num_cpus=1, max_retries=0)(workers.run_cpu_stage)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _kill_remote_group(group: int) -> None:
-    _kill_group(group)
-
-
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _overran(stage: str, deadline: float) -> WorkerLostError:
-    return WorkerLostError(engine_lost(f"stage {stage} was killed after {deadline:g} s"), timed_out=True)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no message"
+def _resources_of_cluster() -> Resources:
+    total = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    with_gpus = [node for node in alive if node["Resources"].get("GPU")]
+    return Resources(
+        gpus=int(total.get("GPU", 0)),
+        cores=int(total.get("CPU", 1)),
+        nodes=len(with_gpus or alive) or 1,
+        whose="the cluster",
+    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from evaluators.errors import wrong_identity
@@ -21,19 +23,34 @@ _NICE = 10
 _MOST_BYTES = 8 << 30  # of a process that runs stages without an engine
 
 
+@dataclass(frozen=True)
+class EngineSetup:
+    """What an engine loads, and on what.
+
+    Attributes:
+        model: name, directory or hub id.
+        plan: `EvaluationPlan` as JSON.
+        device: `cpu` or `cuda`; the process sees its own GPU only.
+        threads: CPU threads. (Ray would set one.)
+        ranks: processes that hold the engine together.
+        accuracy_model: model whose answers are scored, where it is not `model`.
+        random_weights: true shape, random numbers: nothing but speed is asked of `model`.
+    """
+
+    model: str
+    plan: Mapping[str, Any]
+    device: str = "cpu"
+    threads: int = 1
+    ranks: int = 1
+    accuracy_model: str | None = None
+    random_weights: bool = False
+
+
 def become_group_leader() -> int:
     """Put this process in a group of its own, so that killing the group ends whatever it started."""
     if os.getpgid(0) != os.getpid():
         os.setpgid(0, 0)
     return os.getpid()
-
-
-def trace(source: str) -> dict[str, Any]:
-    """Trace untrusted source in the jail; the value is the `Flow` as JSON."""
-    from vortex_core.sandbox.load import trace_source
-
-    yield_to_the_engine()
-    return _answer(lambda: sent(trace_source(source).flow))
 
 
 def received(data: dict[str, Any]) -> Flow:
@@ -51,22 +68,6 @@ def received(data: dict[str, Any]) -> Flow:
 def sent(flow: Flow) -> dict[str, Any]:
     """A flow for another process: plain data and the key by which its results are kept."""
     return flow.to_json() | {"key": flow.key}
-
-
-def run_cpu_stage(
-    stage: str, flow: dict[str, Any], model: str, plan: dict[str, Any], seed: int
-) -> dict[str, Any]:
-    """Run a stage that needs no engine; the value is the `StageResult` as JSON."""
-    import torch
-
-    from evaluators.plan import EvaluationPlan
-    from evaluators.worker import run_cpu_stage as run
-
-    yield_to_the_engine()
-    limit_memory()
-    torch.set_num_threads(1)
-    parsed = EvaluationPlan.model_validate(plan)
-    return _answer(lambda: run(stage, received(flow), model, parsed, seed).to_json())
 
 
 def limit_memory(most: int = _MOST_BYTES) -> None:
@@ -88,6 +89,34 @@ def yield_to_the_engine() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
+class CpuWorker:
+    """Tracing and stages without an engine, one at a time. Answers are as `EngineWorker`'s."""
+
+    def locate(self) -> dict[str, Any]:
+        """Begin; the value is this process's group, to be killed if something hangs."""
+        yield_to_the_engine()
+        return {"value": {"group": become_group_leader(), "label": ""}}
+
+    def trace(self, source: str) -> dict[str, Any]:
+        """Trace untrusted source in the jail; the value is the `Flow` as JSON."""
+        from vortex_core.sandbox.load import trace_source
+
+        return _answer(lambda: sent(trace_source(source).flow))
+
+    def run(self, stage: str, flow: dict[str, Any], setup: EngineSetup, seed: int) -> dict[str, Any]:
+        """Run a stage that needs no engine; the value is the `StageResult` as JSON."""
+        import torch
+
+        from evaluators.plan import EvaluationPlan
+        from evaluators.worker import run_cpu_stage as run
+
+        limit_memory()
+        torch.set_num_threads(1)
+        plan = EvaluationPlan.model_validate(setup.plan)
+        answers = setup.accuracy_model
+        return _answer(lambda: run(stage, received(flow), setup.model, plan, seed, answers).to_json())
+
+
 class EngineWorker:
     """A resident evaluation worker: model loaded once, prompts prefilled once, candidates swapped.
 
@@ -95,31 +124,55 @@ class EngineWorker:
     exception that nobody expects: exceptions with several arguments do not survive pickling.
 
     Args:
-        model: name or path.
-        plan: `EvaluationPlan` as JSON.
-        threads: CPU threads; None is all cores of the machine. (Ray would set one.)
+        setup: what to load.
     """
 
-    def __init__(self, model: str, plan: dict[str, Any], threads: int | None) -> None:
-        self._model = model
-        self._plan = plan
-        self._threads = threads
+    def __init__(self, setup: EngineSetup) -> None:
+        self._setup = setup
         self._worker: Any = None
 
-    def start(self) -> dict[str, Any]:
-        """Load the model; the value is this process's group, to be killed if a stage hangs."""
+    def locate(self) -> dict[str, Any]:
+        """Begin, before anything is loaded; the value says how to kill this process and how to reach it."""
         group = become_group_leader()
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._setup.device == "cuda" else ""
+        label = f"{socket.gethostname()} gpu{gpu}" if gpu else f"{socket.gethostname()} cpu"
+        return {"value": {"group": group, "label": label, "port": port}}
+
+    def start(self, rank: int, address: str, port: int) -> dict[str, Any]:
+        """Load the model; the value is `search.machine.device_facts`.
+
+        Args:
+            rank: this process among those that hold the engine together.
+            address: where the first of them listens.
+            port: likewise.
+        """
+        return _answer(lambda: self._load(rank, address, port))
+
+    def _load(self, rank: int, address: str, port: int) -> dict[str, Any]:
         import torch
 
         from evaluators.plan import EvaluationPlan
-        from evaluators.worker import EvaluationWorker
+        from evaluators.worker import EvaluationWorker, Rank
+        from search.executors.preflight import require
+        from search.machine import device_facts
 
-        torch.set_num_threads(self._threads or os.cpu_count() or 1)
-        return _answer(lambda: self._load(EvaluationWorker, EvaluationPlan.model_validate(self._plan), group))
-
-    def _load(self, worker: Any, plan: Any, group: int) -> int:
-        self._worker = worker(self._model, plan, threads=self._threads or os.cpu_count())
-        return group
+        setup = self._setup
+        torch.set_num_threads(setup.threads)
+        require(setup)
+        self._worker = EvaluationWorker(
+            setup.model,
+            EvaluationPlan.model_validate(setup.plan),
+            device=setup.device,
+            threads=setup.threads,
+            accuracy_model=setup.accuracy_model,
+            random_weights=setup.random_weights,
+            # Ray shows each rank its own GPU only, which is therefore number 0 in all of them.
+            tensor_parallel=Rank(rank, setup.ranks, address, port) if setup.ranks > 1 else None,
+        )
+        return device_facts(setup.device, ranks=setup.ranks)
 
     def run(self, stage: str, flow: dict[str, Any], seed: int) -> dict[str, Any]:
         """One stage; the value is the `StageResult` as JSON."""

@@ -67,6 +67,14 @@ class SessionStarted(Event):
     limits: dict[str, Any]
 
 
+@_event("engines_started")
+@dataclass(frozen=True)
+class EnginesStarted(Event):
+    """What a session measures on: `search.machine.device_facts` of each engine."""
+
+    devices: tuple[dict[str, Any], ...]
+
+
 @_event("reference_measured")
 @dataclass(frozen=True)
 class ReferenceMeasured(Event):
@@ -169,13 +177,14 @@ class Admitted(Event):
 @_event("stage_finished")
 @dataclass(frozen=True)
 class StageFinished(Event):
-    """One stage of one candidate. `result` is `StageResult.to_json()`."""
+    """One stage of one candidate. `result` is `StageResult.to_json()`; `worker` names the engine that ran it."""
 
     key: str
     purpose: Purpose
     stage: str
     seed: int
     result: dict[str, Any]
+    worker: str = ""
 
 
 @_event("candidate_finished")

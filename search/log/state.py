@@ -163,6 +163,8 @@ class CampaignState:
     """Folded events. `apply` is the only way it changes.
 
     Attributes:
+        devices: what engines of any session ran on, each once.
+        busy: seconds of stages by engine.
         twins: keys of library programs that ran under a winner's knobs: references that came from the search.
         failed: candidates that a stage stopped while searching, in the order they finished.
         without_new: proposals closed since the last one that brought a new candidate.
@@ -185,6 +187,8 @@ class CampaignState:
         self.matched: ev.MatchedChosen | None = None
         self.winner: ev.WinnerChosen | None = None
         self.finished: ev.CampaignFinished | None = None
+        self.devices: list[dict[str, Any]] = []
+        self.busy: dict[str, float] = {}
         self.twins: set[str] = set()
         self.failed: list[Candidate] = []
         self.without_new = 0
@@ -262,6 +266,8 @@ class CampaignState:
                 self.finished = None
                 for candidate in self.candidates.values():
                     candidate.abandoned.clear()
+            case ev.EnginesStarted(devices=devices):
+                self.devices += [d for d in devices if d not in self.devices]
             case ev.ReferenceMeasured() as e:
                 self.references[e.purpose, e.seed] = e.content
                 self._timed("prefill and dense reference", e.seconds)
@@ -293,6 +299,8 @@ class CampaignState:
                 result = StageResult.from_json(e.result)
                 self.candidates[e.key].results.setdefault(e.purpose, {})[e.stage] = result
                 self.candidates[e.key].seeds[e.purpose] = e.seed
+                if e.worker:
+                    self.busy[e.worker] = self.busy.get(e.worker, 0.0) + result.seconds
                 name = e.stage if e.purpose == "search" else f"{e.stage} ({e.purpose})"
                 self._timed(name, result.seconds, stopped=not result.passed)
             case ev.CandidateFinished() as e:

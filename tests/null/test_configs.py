@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from evaluators.stages.registry import STAGES
+from vortex_core.configs import ConfigFolder, Layer
+from vortex_core.errors import VortexError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -75,22 +76,26 @@ def test_there_are_configurations():
     assert {"models", "hardware"} <= {path.parts[0] for path in FILES}
 
 
+def _read(path: Path, *over: Layer) -> BaseModel:
+    """A file with all that it extends."""
+    folder = ConfigFolder(path.parts[0], "configuration", unknown="VX001", invalid="VX002")
+    return folder.load(path.stem, _schema(path.parts[0]), over=over)
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_it_validates(path: Path):
     assert path.suffix == ".yaml", "one suffix for all"
     folder = path.parts[0]
     assert folder in SCHEMAS, f"no schema is known for configs/{folder}"
-    data = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
-    spec = _schema(folder).model_validate(data)
+    spec = _read(path)
     if "name" in type(spec).model_fields:
         assert spec.name == path.stem  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_misspelt_key_is_an_error(path: Path):
-    data = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
-    with pytest.raises(ValidationError, match="no_such_key"):
-        _schema(path.parts[0]).model_validate(data | {"no_such_key": 1})
+    with pytest.raises(VortexError, match="no_such_key"):
+        _read(path, Layer("test", {"no_such_key": 1}))
 
 
 @pytest.mark.parametrize("folder", sorted({path.parts[0] for path in FILES}))

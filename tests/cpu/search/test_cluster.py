@@ -18,12 +18,13 @@ import ray
 from evaluators.results import StageResult
 from search.config import Cluster
 from search.executors.base import WorkerLostError
-from search.executors.ray_cluster import RayExecutor, _Engine
-from search.executors.workers import EngineWorker, become_group_leader
+from search.executors.placement import Resources
+from search.executors.ray_cluster import RayExecutor
+from search.executors.workers import EngineSetup, EngineWorker
 from vortex_core import library
 from vortex_core.errors import VortexError
 
-ON_ENGINE = ("fine", "hang", "die", "refuse", "crash", "environment")
+ON_ENGINE = ("fine", "hang", "die", "refuse", "crash", "environment", "slow")
 STAGES: dict[Any, Any] = {
     "search": [("static", False), *((name, True) for name in ON_ENGINE)],
     "fresh": [],
@@ -34,15 +35,17 @@ STAGES: dict[Any, Any] = {
 class FakeEngine(EngineWorker):
     """An engine without a model. `model` is a folder to leave traces in."""
 
-    def start(self) -> dict[str, Any]:
-        return {"value": become_group_leader()}
+    def start(self, rank: int, address: str, port: int) -> dict[str, Any]:
+        return {"value": {"kind": self._setup.device, "name": "fake", "ranks": self._setup.ranks}}
 
     def run(self, stage: str, candidate: dict[str, Any], seed: int) -> dict[str, Any]:
         info: dict[str, Any] = {"pid": os.getpid(), "seed": seed}
         if stage == "hang":
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            (Path(self._model) / "grandchild").write_text(str(child.pid))
+            (Path(self._setup.model) / "grandchild").write_text(str(child.pid))
             time.sleep(600)
+        if stage == "slow":
+            time.sleep(0.5)
         if stage == "die":
             os._exit(1)
         if stage == "refuse":
@@ -54,7 +57,7 @@ class FakeEngine(EngineWorker):
         return {"value": StageResult(stage, True, info=info).to_json()}
 
     def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
-        prepared = Path(self._model) / f"prepared-{seed}"
+        prepared = Path(self._setup.model) / f"prepared-{seed}"
         prepared.write_text(f"{os.getpid()}")
         return {"value": known or {"dense": seed}}
 
@@ -76,8 +79,11 @@ def executor(folder: Path, loop: asyncio.AbstractEventLoop) -> Iterator[RayExecu
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     os.environ["TEST_API_KEY"] = "secret"
     config = Cluster(deadlines={"hang": 1.0}, start_deadline=120)
-    made = RayExecutor(config, str(folder), {}, STAGES, FakeEngine)
-    loop.run_until_complete(made.start())
+    made = RayExecutor(
+        config, EngineSetup(str(folder), {}), lambda device: STAGES, FakeEngine, Resources(gpus=0, cores=2)
+    )
+    facts = loop.run_until_complete(made.start(lambda error: None))
+    assert facts == [{"kind": "cpu", "name": "fake", "ranks": 1}]
     yield made
     loop.run_until_complete(made.close())
     del os.environ["TEST_API_KEY"]
@@ -87,13 +93,14 @@ CANDIDATE = library.load("quest").flow
 
 
 def test_a_stage_runs_on_the_engine(executor: RayExecutor, loop: asyncio.AbstractEventLoop):
-    result = loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 7))
-    assert result.passed
-    assert result.info["seed"] == 7
+    ran = loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 7))
+    assert ran.result.passed
+    assert ran.result.info["seed"] == 7
+    assert ran.worker.endswith(" cpu")
 
 
 def test_workers_get_no_secrets_and_no_lower_priority(executor: RayExecutor, loop: asyncio.AbstractEventLoop):
-    result = loop.run_until_complete(executor.run_stage("environment", CANDIDATE, 0))
+    result = loop.run_until_complete(executor.run_stage("environment", CANDIDATE, 0)).result
     assert result.info["secrets"] == []
     assert result.info["nice"] == os.nice(0)
     assert os.environ["TEST_API_KEY"] == "secret"
@@ -125,9 +132,9 @@ def test_a_lost_worker_is_replaced_and_prefilled_again(
     assert not lost.value.timed_out
     assert (lost.value.error.code, lost.value.died) == (code, stage == "die")
     assert lost.value.error.fault == "infrastructure"
+    result = loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 3)).result
     after = (folder / "prepared-3").read_text()
     assert after != before, "the new engine was not prepared"
-    result = loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 3))
     assert str(result.info["pid"]) == after
 
 
@@ -150,68 +157,14 @@ def test_a_deadline_kills_the_worker_and_all_it_started(
         time.sleep(0.1)
     else:
         assert not psutil.pid_exists(grandchild), "a grandchild survived"
-    assert loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 0)).passed
+    assert loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 0)).result.passed
 
 
-def test_an_engine_that_cannot_start_says_why(
-    executor: RayExecutor, loop: asyncio.AbstractEventLoop, folder: Path
+def test_waiting_for_a_worker_does_not_count_against_a_deadline(
+    executor: RayExecutor, loop: asyncio.AbstractEventLoop
 ):
-    class Unloadable(FakeEngine):
-        def start(self) -> dict[str, Any]:
-            return {"error": VortexError("VM004", "no weights", "fetch them").to_json()}
+    async def many() -> list[Any]:
+        return await asyncio.gather(*(executor.run_stage("slow", CANDIDATE, 0) for _ in range(4)))
 
-    other = RayExecutor(Cluster(start_deadline=60), str(folder), {}, STAGES, Unloadable)
-    with pytest.raises(VortexError) as error:
-        loop.run_until_complete(other._new_engine())
-    assert error.value.code == "VM004"
-
-
-class Unreplaceable(RayExecutor):
-    """Engines without processes: the first ones start, later ones only while `healthy`."""
-
-    def __init__(self, engines: int) -> None:
-        super().__init__(Cluster(engines=engines), "model", {}, STAGES, FakeEngine)
-        self.healthy = True
-        self.killed: list[_Engine] = []
-
-    async def _new_engine(self) -> _Engine:
-        await asyncio.sleep(0.01)
-        if not self.healthy:
-            raise VortexError("VM008", "no memory for the weights", "use another machine")
-        engine = _Engine(object(), 0, "")
-        self._engines.append(engine)
-        return engine
-
-    def _kill(self, engine: _Engine) -> None:
-        self._engines.remove(engine)
-        self.killed.append(engine)
-
-    async def fail(self) -> None:
-        async def lost(actor: object) -> None:
-            raise WorkerLostError(VortexError("VS008", "killed"))
-
-        async def within(deadline: float, answer: Any) -> Any:
-            return await answer
-
-        self._within = within  # type: ignore[method-assign]
-        await self._on_an_engine("die", 1.0, "key", lost)
-
-
-def test_an_engine_that_cannot_be_replaced_leaves_the_others():
-    async def scenario() -> None:
-        executor = Unreplaceable(3)
-        for _ in range(3):
-            await executor._give_back(await executor._new_engine())
-        executor.healthy = False
-        with pytest.raises(WorkerLostError) as lost:
-            await executor.fail()
-        assert "could not be replaced (VM008: no memory for the weights), 2 others go on" in str(
-            lost.value.error
-        )
-        assert len(executor._free) == 2
-        # The last two at once: one of them notices that nothing is left, and nobody waits for ever.
-        ends = await asyncio.gather(executor.fail(), executor.fail(), return_exceptions=True)
-        assert sorted(type(end).__name__ for end in ends) == ["VortexError", "WorkerLostError"]
-        assert len(executor.killed) == 3
-
-    asyncio.run(asyncio.wait_for(scenario(), 10))
+    executor.config = executor.config.model_copy(update={"deadlines": {"hang": 1.0, "slow": 1.2}})
+    assert all(ran.result.passed for ran in loop.run_until_complete(many())), "the last one waited 1.5 s"

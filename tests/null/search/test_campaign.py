@@ -107,6 +107,51 @@ def test_references_come_first_and_are_told_to_every_arm(tmp_path: Path):
     assert {p.name for r in harness.proposer.requests for p in r.parents} >= {"c002 quest"}
 
 
+def test_references_run_on_all_engines_at_once(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 0}))
+    harness.executor = SimulatedExecutor(lanes=3, delay=0.01)
+    state = harness.go()
+    assert [c.name for c in state.candidates.values()] == ["dense", "quest", "block_topk"]
+    assert all(c.status() == "passed" for c in state.candidates.values())
+    assert harness.executor.most_at_once == 3
+
+
+def test_as_many_candidates_are_measured_at_once_as_there_are_engines(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 20}))
+    harness.executor = SimulatedExecutor(lanes=4, delay=0.002)
+    state = harness.go()
+    assert state.distinct_programs == 20
+    assert harness.executor.most_at_once == 4
+
+
+def test_a_run_is_not_resumed_on_another_kind_of_device(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 3}))
+    assert harness.go().devices == [{"kind": "cpu", "name": "simulated", "host": "simulated", "ranks": 1}]
+    harness.config = config(limits={"candidates": 6})
+    harness.executor = SimulatedExecutor(device="another")
+    with pytest.raises(VortexError) as error:
+        harness.go()
+    assert error.value.code == "VS043"
+    assert "simulated" in error.value.message and "another" in error.value.message
+    harness.executor = SimulatedExecutor(lanes=2)
+    assert harness.go().distinct_programs == 6, "more of the same kind are welcome"
+
+
+def test_an_engine_lost_for_good_is_in_the_log_and_the_campaign_goes_on(tmp_path: Path):
+    class Losing(SimulatedExecutor):
+        async def start(self, lost: Callable[[VortexError], None]) -> list[dict[str, Any]]:
+            lost(VortexError("VS008", "no memory on node 2", ""))
+            return await super().start(lost)
+
+    harness = Harness(tmp_path)
+    harness.executor = Losing()
+    state = harness.go()
+    assert state.finished is not None
+    assert [(e.stage, e.error["message"]) for e in state.infrastructure] == [
+        ("engine", "no memory on node 2")
+    ]
+
+
 def test_the_library_never_competes_as_found(tmp_path: Path):
     state = Harness(tmp_path).go()
     assert [c.name for c in state.candidates.values() if c.reference][:3] == ["dense", "quest", "block_topk"]
@@ -136,9 +181,9 @@ def test_crash_at_every_event_loses_and_repeats_nothing(tmp_path: Path):
         def crash_at_second_new_event(
             record: Record, state: CampaignState, seen: dict[str, int] = seen
         ) -> None:
-            # The first new event is always `session_started`: with it alone there would be no progress.
+            # The first two are always `session_started` and `engines_started`: with them alone there is no progress.
             seen["new"] += 1
-            if seen["new"] == (3 if record.seq <= 3 else 2):
+            if seen["new"] == (4 if record.seq <= 4 else 3):
                 raise Crash
 
         try:
@@ -186,9 +231,13 @@ def test_one_crash_then_the_same_command(tmp_path: Path, stop_at: int):
     assert state.finished is not None
     for (key, purpose, stage), result in before.items():
         assert state.candidates[key].results[purpose][stage].to_json() == result
-    recorded = {(key, stage) for key, _, stage in before}
+    recorded = {
+        (r.event.key, r.event.stage, r.event.seed)
+        for r in harness.store.read()
+        if isinstance(r.event, ev.StageFinished) and r.seq <= stop_at
+    }
     for (key, stage, seed), times in harness.executor.ran.items():
-        if (key, stage) in recorded and (key, stage, seed) in ran_before:
+        if (key, stage, seed) in recorded:
             assert times == ran_before[key, stage, seed], "a recorded stage was run again"
 
 
@@ -471,8 +520,8 @@ class Unlucky(SimulatedExecutor):
         super().__init__()
         self.broken, self.turn = broken, -1
 
-    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
-        result = await super().run_stage(stage, flow, seed)
+    async def measure(self, stage: str, flow: Flow, seed: int) -> StageResult:
+        result = await super().measure(stage, flow, seed)
         if stage == "accuracy" and seed != 1 and flow.name.startswith("point_"):
             self.turn += 1
             if self.turn in self.broken:

@@ -154,6 +154,22 @@ def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool =
     return fetch_model(spec.name)
 
 
+def describe_model(name_or_path: str) -> ModelSpec:
+    """The dimensions of a model; of one on a hub, only its configuration is fetched.
+
+    Raises:
+        VortexError: as `resolve_model`, for what concerns names and configurations.
+    """
+    local = Path(name_or_path).expanduser()
+    if name_or_path.lower() not in list_models() and local.exists():
+        return spec_from_directory(local, name=local.resolve().name)
+    spec = _described(name_or_path)
+    if spec is not None:
+        return spec
+    found = _snapshot(name_or_path) or _hub_download(name_or_path, ["config.json"], None)
+    return spec_from_directory(found, name=name_or_path)
+
+
 def fetch_model(name: str) -> ModelPath:
     """Obtain the weights of a described model, whatever the memory here; nothing happens if they are present.
 
@@ -214,11 +230,16 @@ def memory_found() -> Memory:
         together = int(os.environ.get("WORLD_SIZE", "1"))
         name = device.name if together == 1 else f"{together} x {device.name}"
         return Memory(name, together * device.total_memory, max(0, torch.cuda.device_count() - together))
+    return ram_found()
+
+
+def ram_found() -> Memory:
+    """The RAM this process may still take."""
     free = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")  # containers: psutil sees the host's RAM
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         free = min(free, int(text))
-    return Memory("RAM (no GPU)", free)
+    return Memory("RAM", free)
 
 
 def has_weights(directory: Path) -> bool:

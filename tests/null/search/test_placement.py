@@ -1,0 +1,59 @@
+"""Where things run, decided from wishes and what there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from search.config import Cluster
+from search.executors.placement import Placement, Resources, place
+from vortex_core.errors import VortexError
+
+LAPTOP = Resources(gpus=0, cores=8)
+HOST = Resources(gpus=8, cores=128)
+
+
+@pytest.mark.parametrize(
+    ("found", "wishes", "placed"),
+    [
+        (LAPTOP, {}, Placement("cpu", 1, 1, 8, 1)),
+        (LAPTOP, {"engines": 4}, Placement("cpu", 4, 1, 2, 1)),
+        (LAPTOP, {"engines": 16}, Placement("cpu", 16, 1, 1, 1)),
+        (LAPTOP, {"device": "cpu", "threads": 3}, Placement("cpu", 1, 1, 3, 1)),
+        (LAPTOP, {"tensor_parallel": 2}, Placement("cpu", 1, 2, 4, 1)),
+        (HOST, {}, Placement("cuda", 8, 1, 16, 8)),
+        (HOST, {"gpus": 2}, Placement("cuda", 2, 1, 64, 8)),
+        (HOST, {"tensor_parallel": 4}, Placement("cuda", 2, 4, 16, 8)),
+        (HOST, {"tensor_parallel": 3}, Placement("cuda", 2, 3, 21, 8)),
+        (HOST, {"engines": 3}, Placement("cuda", 3, 1, 42, 8)),
+        (HOST, {"device": "cpu"}, Placement("cpu", 1, 1, 128, 1)),
+        (HOST, {"device": "cuda", "cpu_tasks": 2}, Placement("cuda", 8, 1, 16, 2)),
+        (Resources(16, 64, nodes=2), {}, Placement("cuda", 16, 1, 4, 8)),
+    ],
+)
+def test_placement(found: Resources, wishes: dict[str, Any], placed: Placement):
+    assert place(Cluster(**wishes), found) == placed
+    assert placed.gpus <= found.gpus
+
+
+@pytest.mark.parametrize(
+    ("found", "wishes", "code", "words"),
+    [
+        (LAPTOP, {"device": "cuda"}, "VS040", "this machine has none"),
+        (LAPTOP, {"gpus": 2}, "VS040", "this machine has none"),
+        (HOST, {"gpus": 9}, "VS041", "9 GPUs are asked for, this machine has 8"),
+        (HOST, {"tensor_parallel": 16}, "VS041", "need 16, 8 are there"),
+        (HOST, {"engines": 3, "tensor_parallel": 4}, "VS041", "need 12, 8 are there"),
+        (HOST, {"gpus": 2, "engines": 3}, "VS041", "need 3, 2 are there"),
+        (HOST, {"device": "cpu", "gpus": 2}, "VS041", "on device cpu"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(
+    found: Resources, wishes: dict[str, Any], code: str, words: str
+):
+    with pytest.raises(VortexError) as error:
+        place(Cluster(**wishes), found)
+    assert error.value.code == code
+    assert words in error.value.message
+    assert error.value.remedy
