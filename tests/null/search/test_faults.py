@@ -45,8 +45,8 @@ class Failing(SimulatedExecutor):
         self.most = victims
         self.victims: list[str] = []
 
-    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
-        result = await super().run_stage(stage, flow, seed)
+    async def measure(self, stage: str, flow: Flow, seed: int) -> StageResult:
+        result = await super().measure(stage, flow, seed)
         if stage != FOUND_FAIL or flow.key in LIBRARY or not result.passed:
             return result
         if flow.key not in self.victims and len(self.victims) < self.most:
