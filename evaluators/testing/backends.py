@@ -109,7 +109,8 @@ class BackendConformance:
                     device=self.device,
                 )
             except VortexError as error:
-                assert error.remedy, f"{flow.name}: a refusal without a remedy"
+                if not error.remedy:
+                    raise AssertionError(f"{flow.name}: a refusal without a remedy") from error
                 refused.add(flow.name)
                 continue
             assert found.holds, f"{flow.name}: {found.example or f'states {found.states} differ'}"

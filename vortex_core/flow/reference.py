@@ -171,7 +171,7 @@ _RULES = f"""\
   products of two channels for every token (D x D x S) do not.
 - Usual spellings work: x ** -0.5, x.pow(p), dim=, axis=, several dims or a list, amax, amin, clip, clamp(min=, max=),
   std, rsqrt, ops.max(x, y), abs(x), round(x), math.sqrt(ops.size("D")), masks as 0 and 1 in arithmetic and sums.
-  Sizes are symbols: page.size / 2 and page.head_dim // 4 are sizes, page.head_dim ** -0.5 is a value; no loop over them.
+  Sizes are symbols: page.size / 2, page.head_dim // 4 are sizes, page.head_dim ** -0.5 is a value; no loop over them.
   There is no keepdim, unsqueeze, transpose, indexing or @: names broadcast; contract with x.dot(y, "dim").
 """
 

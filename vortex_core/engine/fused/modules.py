@@ -158,7 +158,7 @@ class FusedAttention(nn.Module):
         vortex_step: Any,
         **others: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attend from `hidden_states` `[batch, row, hidden]`, as transformers calls it; cos, sin `[batch | 1, row, dim]`."""
+        """Attend from `hidden_states` `[batch, row, hidden]`, as transformers does; cos, sin `[batch|1, row, dim]`."""
         assert attention_mask is None, "the engine's steps know what each row may attend"
         batch, rows, _ = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch * rows, -1)
