@@ -37,7 +37,7 @@ ARROWS = {
 # import stands; rooms of one floor do not know each other. "" is the package itself, the language's facade.
 FLOORS = (
     ("errors",),
-    ("codes", "device_errors", "geometry", "page_list", "registry", "text"),
+    ("codes", "device_errors", "files", "geometry", "page_list", "registry", "text"),
     ("configs",),
     ("specs",),
     ("ir", "kernels"),
