@@ -26,8 +26,9 @@ class DecodeBatch:
         self.flow = flow
         self.selections = None if flow is None else Selections(flow)
         self.page_size = BLOCK_TOKENS if flow is None else flow.page_size
-        self.attended = torch.zeros((), dtype=torch.int64, device=pool.k.device)  # pages, sparse layers
-        self.attendable = 0
+        self.attended = torch.zeros((), dtype=torch.int64, device=pool.k.device)  # tokens, sparse layers
+        self.padding = 0  # tokens that attended pages have room for and sequences do not have yet
+        self.attendable = 0  # pages
         self.attend_seconds = 0.0
         self._set_up()
 
@@ -66,7 +67,9 @@ class DecodeBatch:
     @property
     def density(self) -> float:
         """Pages attended of all pages, over sparse layers and steps so far; 1 where no layer is sparse."""
-        return int(self.attended) / self.attendable if self.attendable else 1.0
+        if not self.attendable:
+            return 1.0
+        return (int(self.attended) + self.padding) / (self.attendable * self.page_size)
 
 
 class DecodeStep:
@@ -152,7 +155,8 @@ class DecodeStep:
             pages = selections.at(layer, q, self.view(layer), self.decode_steps, self.lengths)
         else:
             pages = selections.lists[leader]
-        self.batch.attended += pages.counts.sum()
+        self.batch.attended += pages.lengths.sum()
+        self.batch.padding += pages.heads * sum(-n % flow.page_size for n in self.lengths)
         self.batch.attendable += pages.heads * sum(-(-n // flow.page_size) for n in self.lengths)
         want_mass = layer == leader and flow.compiled.program.needs_mass
         out, mass = sparse_decode(
