@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry
+from vortex_core.text import markup
 
 VERDICTS = {
     "PROVEN": "[green]kept[/]",
@@ -25,7 +25,7 @@ def metric(found: Metric | None, digits: int = 3) -> str:
     text = number(found.value, digits)
     if found.low is not None and found.high is not None:
         text += f" [{number(found.low, digits)}, {number(found.high, digits)}]"
-    return text if found.how == "measured" else f"{text} ({found.how})"
+    return text if found.how == "measured" else f"{text} ({markup(found.how, 40)})"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -55,9 +55,9 @@ def leaderboard(archive: Archive, limit: int | None = None) -> Table:
         table.add_row(
             "-",
             candidate.label,
-            escape(candidate.name),
+            markup(candidate.name),
             "library",
-            f"[red]stopped at {result.stage if result else '?'}[/]",
+            f"[red]stopped at {markup(result.stage) if result else '?'}[/]",
             *(metric(metrics.get(name)) for name in shown),
             "search",
             style="dim",
@@ -80,8 +80,8 @@ def _cells(entry: Entry) -> list[str]:
     return [
         f"{entry.rank}{star}",
         c.label,
-        escape(c.name),
-        "library" if c.reference else c.arm,
+        markup(c.name),
+        "library" if c.reference else markup(c.arm),
         VERDICTS[s.verdict.name],
         metric(metrics.get("accuracy")),
         metric(s.accuracy),

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from vortex_core.text import MAX_MESSAGE, visible
+
 Fault = Literal["candidate", "infrastructure", "user", "budget"]
 """Whose fault an error is, which decides what happens next:
 
@@ -83,6 +85,10 @@ class Location:
     line: int
     text: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", visible(self.file))
+        object.__setattr__(self, "text", visible(self.text))
+
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}"
         return f"{where}\n    {self.text.strip()}" if self.text.strip() else where
@@ -134,12 +140,13 @@ class VortexError(Exception):
         place: str = "",
         log: str = "",
     ) -> None:
-        super().__init__(message)
-        meaning = _meaning(code)
-        self.code = code
-        self.message = message
-        self.remedy = remedy
+        # What a program, a file or a server wrote may stand in any of these: one visible, bounded line each.
+        self.code = visible(code, 20)
+        self.message = visible(message, MAX_MESSAGE)
+        self.remedy = visible(remedy, MAX_MESSAGE)
         self.location = location
+        super().__init__(self.message)
+        meaning = _meaning(self.code)
         self.fault: Fault = fault or (meaning.fault if meaning else "infrastructure")
         self.retryable = meaning is not None and meaning.retryable if retryable is None else retryable
         self._place = place

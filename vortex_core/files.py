@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_TEXT = 4 << 20  # bytes of a text or JSON file, unless the reader says otherwise
+MAX_PROGRAM = 128 << 20  # of a program with its learned values
 MAX_DEPTH = 100  # of nested lists and objects
 
 

@@ -12,8 +12,9 @@ Nothing heavy is imported: the jailed tracer uses this module.
 from __future__ import annotations
 
 MAX_LINE = 300  # characters of one foreign fact
-MAX_MESSAGE = 1_500  # characters of a whole message, facts and our own words
+MAX_MESSAGE = 2_000  # characters of a whole message, facts and our own words
 MAX_DOC = 4_000  # characters of a docstring
+MAX_SOURCE = 100_000  # characters of a source that is shown
 
 
 def visible(value: object, limit: int = MAX_LINE) -> str:
@@ -26,6 +27,8 @@ def visible(value: object, limit: int = MAX_LINE) -> str:
         value: text, or anything else, which is shown by its `str`.
         limit: characters kept; a cut is marked by three dots.
     """
+    if type(value) is str and len(value) <= limit and value.isprintable():
+        return value  # nearly always
     text = _plain(value, limit)
     return _cut("".join(" " if c.isspace() else _shown(c) for c in text), limit)
 

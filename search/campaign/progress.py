@@ -7,7 +7,6 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -18,6 +17,7 @@ from search.log import events as ev
 from search.log.state import CampaignState, Candidate
 from search.log.store import Record
 from search.tables import metric
+from vortex_core.text import markup
 
 _RECENT = 6
 
@@ -94,10 +94,10 @@ class Progress:
                 self._doing = "measuring the best again on fresh items"
                 return f"finals: {len(keys)} candidates on fresh items"
             case ev.CandidateAbandoned(key=key, stage=stage, error=error):
-                return f"{escape(_name(state.candidates[key]))} [red]given up[/] at {stage}: {_error(error)}"
+                return f"{markup(_name(state.candidates[key]))} [red]given up[/] at {stage}: {_error(error)}"
             case ev.WinnerChosen(key=key):
                 self._doing = "sealed set"
-                return f"winner on fresh items: {escape(_name(state.candidates[key]))}"
+                return f"winner on fresh items: {markup(_name(state.candidates[key]))}"
             case ev.CampaignFinished(reason=reason):
                 return f"finished: {reason}"
         return None
@@ -113,7 +113,7 @@ class Progress:
 
     def _candidate_line(self, candidate: Candidate, purpose: ev.Purpose, state: CampaignState) -> str:
         where = "" if purpose == "search" else f" ({purpose})"
-        name = escape(_name(candidate))
+        name = markup(_name(candidate))
         stopped = next((r for r in candidate.stages(purpose) if not r.passed), None)
         if stopped is not None:
             error = stopped.failure.error if stopped.failure else {}
@@ -160,14 +160,14 @@ class Progress:
             if self._best is not None and best is not None:
                 speed = f"{self.config.objective.speed} {metric(best.speed)}"
                 accuracy = f"{self.config.objective.accuracy} {metric(best.accuracy)}"
-                parts.append(f"best: {escape(_name(self._best))}  {speed}  {accuracy}")
+                parts.append(f"best: {markup(_name(self._best))}  {speed}  {accuracy}")
             parts.append(_stage_times(state))
             if state.dollars or any(s.unpriced for s in state.spending.values()):
                 unpriced = sum(s.unpriced for s in state.spending.values())
                 extra = f" and {unpriced} unpriced calls" if unpriced else ""
                 parts.append(f"proposers: ${state.dollars:.3f}{extra}")
         parts += [f"[dim]{line}[/]" for line in self._recent]
-        return Panel(Group(*parts), title=f"vortex-search: {escape(self.title)}", title_align="left")
+        return Panel(Group(*parts), title=f"vortex-search: {markup(self.title)}", title_align="left")
 
 
 def _stage_times(state: CampaignState) -> str:
@@ -180,4 +180,4 @@ def _name(candidate: Candidate) -> str:
 
 
 def _error(error: dict[str, object]) -> str:
-    return escape(f"{error.get('code', '?')} {error.get('message', '')}"[:160])
+    return markup(f"{error.get('code', '?')} {error.get('message', '')}"[:160])

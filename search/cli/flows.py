@@ -48,7 +48,11 @@ def check(flow: Flow, model: Model = "qwen3-8b", as_json: Json = False) -> None:
     out.print(f"[green]ok[/] {escape(traced.name)}  IR {traced.ir_hash}, with knobs {traced.key}")
     for line in state_lines(state_rows(traced, model)):
         out.print(escape(line), soft_wrap=True)
-    out.print("knobs: " + ", ".join(f"{k}={v}" for k, v in traced.knobs.to_json().items()), soft_wrap=True)
+    out.print(
+        "knobs: " + ", ".join(f"{k}={v}" for k, v in traced.knobs.to_json().items()),
+        markup=False,
+        soft_wrap=True,
+    )
     for warning in traced.warnings:
         out.print(f"[yellow]{escape(str(VortexError.from_json(warning)))}[/]", soft_wrap=True)
 

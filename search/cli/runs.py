@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.syntax import Syntax
 
 from search.campaign.archive import Archive, Entry, score
@@ -22,6 +21,7 @@ from search.log.run import Run, campaign_of, find_candidate, open_run, read_stat
 from search.log.state import CampaignState, Candidate
 from search.tables import leaderboard as leaderboard_table
 from search.tables import metric
+from vortex_core.text import MAX_MESSAGE, MAX_SOURCE, markup, visible_lines
 
 if TYPE_CHECKING:
     from search.campaign.session import Options
@@ -107,12 +107,14 @@ def _conclude(name: str, *, as_json: bool) -> None:
             emit({**_overview(it), "summary": summary, "report": str(page), "exported": exported})
             return
         _print_overview(it, limit=15)
-        out.print(f"[bold]{escape(summary.get('statement', ''))}[/]", soft_wrap=True)
+        out.print(f"[bold]{markup(summary.get('statement', ''), MAX_MESSAGE)}[/]", soft_wrap=True)
         for key in ("against_matched", "against_control", "sealed"):
             if summary.get(key):
-                out.print(f"{key.replace('_', ' ')}: {escape(summary[key]['words'])}", soft_wrap=True)
+                out.print(
+                    f"{key.replace('_', ' ')}: {markup(summary[key]['words'], MAX_MESSAGE)}", soft_wrap=True
+                )
         if summary.get("control"):
-            out.print(f"control: {escape(summary['control']['words'])}", soft_wrap=True)
+            out.print(f"control: {markup(summary['control']['words'], MAX_MESSAGE)}", soft_wrap=True)
         out.print(f"report: {page}", soft_wrap=True)
         if winner is not None and entry is not None:
             out.print(f"exported: {winner} ({entry.candidate.label}, rank {entry.rank})", soft_wrap=True)
@@ -208,7 +210,7 @@ def show(
         if as_json:
             emit(_candidate_json(it, candidate, source))
             return
-        out.print(f"[bold]{candidate.label} {escape(candidate.name)}[/]  {candidate.status()}")
+        out.print(f"[bold]{candidate.label} {markup(candidate.name)}[/]  {candidate.status()}")
         for title, text in (
             ("idea", candidate.idea or candidate.doc),
             ("from", f"{candidate.arm} by {candidate.proposer}"),
@@ -217,22 +219,25 @@ def show(
             ("identity", f"IR {candidate.ir_hash}, with knobs {candidate.key}"),
             ("knobs", ", ".join(f"{k}={v}" for k, v in candidate.knobs.items())),
         ):
-            out.print(f"{title}: {escape(text)}", soft_wrap=True)
+            out.print(f"{title}: {markup(text, MAX_MESSAGE)}", soft_wrap=True)
         found = score(candidate, it.config.objective)
         if found is not None:
             out.print(f"gates: {found.verdict.name.lower()}")
             for words in found.broken:
-                out.print(f"  {escape(words)}")
+                out.print(f"  {markup(words)}")
         for purpose, results in candidate.results.items():
             for result in results.values():
                 state = "" if result.passed else "  [yellow]stopped here[/]"
-                out.print(f"[bold]{result.stage}[/] ({purpose}, {result.seconds:.2f} s){state}")
+                out.print(f"[bold]{markup(result.stage)}[/] ({purpose}, {result.seconds:.2f} s){state}")
                 for name, value in result.metrics.items():
-                    out.print(f"  {name}: {metric(value)} {value.unit}", soft_wrap=True)
+                    out.print(f"  {markup(name)}: {metric(value)} {markup(value.unit, 40)}", soft_wrap=True)
                 if result.failure is not None:
                     error = result.failure.error
-                    out.print(f"  {error.get('code')}: {escape(str(error.get('message')))}", soft_wrap=True)
-        out.print(Syntax(source, "python", background_color="default"))
+                    out.print(
+                        f"  {markup(error.get('code'), 20)}: {markup(error.get('message'), MAX_MESSAGE)}",
+                        soft_wrap=True,
+                    )
+        out.print(Syntax(visible_lines(source, MAX_SOURCE), "python", background_color="default"))
 
 
 def _candidate_json(it: _Opened, candidate: Candidate, source: str) -> dict[str, Any]:
@@ -327,4 +332,4 @@ def export(
     if as_json:
         emit({"run": run, "rank": rank, "id": candidate.label, "name": candidate.name, "out": str(folder)})
     else:
-        out.print(f"{candidate.label} {escape(candidate.name)} written to {folder}", soft_wrap=True)
+        out.print(f"{candidate.label} {markup(candidate.name)} written to {folder}", soft_wrap=True)

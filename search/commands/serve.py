@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from search.log.run import campaign_of, open_run, read_state, run_names, runs_ro
 from vortex_core import library
 from vortex_core.codes import UNKNOWN_FLOW
 from vortex_core.errors import VortexError
+from vortex_core.files import parse_json
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.serving.bundle import load_flow, write_flow
@@ -87,7 +87,7 @@ def with_knobs(bundle: Flow, changes: Sequence[str]) -> Flow:
         if not equals:
             raise bad_value("--set", change, "knob=value")
         try:
-            knobs[name] = json.loads(text)
+            knobs[name] = parse_json(text)
         except ValueError:  # an expression, such as a budget
             knobs[name] = text
     return replace(bundle, knobs=Knobs.from_json(knobs))

@@ -15,6 +15,7 @@ from evaluators.results import Metric, StageResult
 from search.campaign.comparison import accuracy_difference
 from search.errors import not_an_export
 from vortex_core.errors import VortexError
+from vortex_core.files import MAX_PROGRAM, read_json
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
@@ -64,6 +65,15 @@ def verify(folder: Path, *, measure: bool) -> Iterator[Check]:
         VortexError: `VS013` if files are missing; whatever is wrong with flow.py; missing weights.
     """
     card = _read(folder, "card.json")
+    try:
+        yield from _verify(folder, card, measure)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise not_an_export(
+            str(folder), f"a card that says what is needed ({type(error).__name__})"
+        ) from error
+
+
+def _verify(folder: Path, card: dict[str, Any], measure: bool) -> Iterator[Check]:
     traced = trace_file(folder / "flow.py")
     yield _equal("program", card["ir_hash"], traced.ir_hash)
     yield _equal("program and knobs", card["key"], traced.key)
@@ -131,9 +141,11 @@ def _measured(flow: Flow, card: dict[str, Any], plan: EvaluationPlan) -> Iterato
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     try:
-        data: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise not_an_export(str(folder), name) from error
+        data = read_json(folder / name, MAX_PROGRAM)
+    except OSError as error:
+        raise not_an_export(str(folder), f"a readable {name} ({error.strerror})") from error
+    if not isinstance(data, dict):
+        raise not_an_export(str(folder), f"an object in {name}")
     return data
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from search.errors import bad_log, not_written
-from vortex_core.files import parse_json, read_text
+from vortex_core.files import MAX_PROGRAM, parse_json, read_text
 from vortex_core.text import visible
 
 _NAME = re.compile(r"[0-9a-f]{16}")
-_MAX_BYTES = 128 << 20  # of one stored file: an IR with learned values
 
 
 def digest(text: str) -> str:
@@ -86,7 +85,7 @@ class ContentStore:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise bad_log(str(self.root), f"{visible(name, 40)!r} names no stored file")
         try:
-            text = read_text(path, _MAX_BYTES)
+            text = read_text(path, MAX_PROGRAM)
         except OSError as error:
             raise bad_log(str(path), str(error.strerror)) from error
         if digest(text) != name:

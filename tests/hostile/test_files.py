@@ -23,7 +23,7 @@ from vortex_core.configs import ConfigFolder, Strict
 from vortex_core.errors import VortexError
 from vortex_core.files import parse_json, read_json, read_text
 from vortex_core.sandbox.load import trace_file
-from vortex_core.text import cell, markup, shell, visible, visible_lines
+from vortex_core.text import MAX_MESSAGE, cell, markup, shell, visible, visible_lines
 
 SOURCE = """from vortex_core import ops, vFlow
 class W(vFlow):
@@ -41,7 +41,7 @@ def test_a_pipe_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:
         for read in (trace_file, dialects.convert_file):
             with pytest.raises(VortexError, match="VF000"):
                 read(path)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_yaml_bombs_are_refused(tmp_path: Path, text: str) -> None:
     began = time.monotonic()
     with pytest.raises(VortexError, match="VS002"):
         ConfigFolder("campaigns", "campaign", "VS001", "VS002").read(str(path), _Anything)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_the_kernel_cache_runs_its_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_foreign_text_is_made_fit(text: str) -> None:
     shown.encode()
     assert visible(shown) == shown
     assert render(markup(text) + "[red]end[/red]").plain == shown + "end"
-    assert shlex.split(shell(text)) == [visible(text, 1_500)]
+    assert shlex.split(shell(text)) == [visible(text, MAX_MESSAGE)]
     assert cell(text)[0] not in "=+-@"
     assert "\n" not in visible_lines(text).replace("\n", "") and visible_lines("a\r\nb") == "a\nb"
 

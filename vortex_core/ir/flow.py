@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
+from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+from vortex_core.text import visible, visible_lines
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ class Flow:
         Raises:
             VortexError: what the verifier finds wrong with the program or the knobs.
         """
+        if not isinstance(data, dict) or not {"name", "program", "knobs"} <= data.keys():
+            raise mistakes.BAD_IR.error(why="a flow is an object of name, program and knobs")
         return cls(
-            name=str(data["name"]),
+            name=visible(data["name"], 100),
             program=Program.from_json(data["program"]).canonical(),
             knobs=Knobs.from_json(data["knobs"]),
-            doc=str(data.get("doc", "")),
-            origin=str(data.get("origin", "")),
+            doc=visible_lines(data.get("doc", "")),
+            origin=visible(data.get("origin", "")),
         )
 
 

@@ -60,7 +60,10 @@ class Knobs:
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, int | float) and not isinstance(self.budget, bool):
-            object.__setattr__(self, "budget", f"{self.budget:g}")
+            try:
+                object.__setattr__(self, "budget", f"{self.budget:g}")
+            except OverflowError as error:  # a whole number beyond every float
+                raise knob_error("budget", self.budget, "it is a number of tokens") from error
         if not isinstance(self.budget, str):
             raise knob_error("budget", self.budget, "it is a number of tokens or an expression")
         object.__setattr__(self, "budget", Budget(self.budget).text)

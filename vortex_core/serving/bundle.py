@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vortex_core.errors import VortexError
+from vortex_core.files import MAX_PROGRAM, read_json
 from vortex_core.ir.flow import Flow
 from vortex_core.serving.errors import bad_bundle
 
@@ -55,8 +56,6 @@ def load_flow(source: str) -> Flow:
 
 def _read(path: Path, source: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, MAX_PROGRAM)
     except OSError as error:
         raise bad_bundle(source, f"{path.name}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise bad_bundle(source, f"{path.name} is no JSON: {error}") from error

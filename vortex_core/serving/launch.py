@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vortex_core.errors import VortexError
+from vortex_core.files import read_json
 from vortex_core.ir.flow import Flow
 from vortex_core.serving.bundle import load_flow
-from vortex_core.serving.errors import no_sglang, page_mismatch
+from vortex_core.serving.errors import bad_bundle, no_sglang, page_mismatch
 from vortex_core.serving.plan import check_servable
 from vortex_core.serving.settings import Settings
 
@@ -122,6 +123,18 @@ def check_environment(python: str) -> str:
     return str(facts["sglang"])
 
 
+def _recorded_model(folder: Path) -> str:
+    """The model an export's card names. Raises `VE030` where none does."""
+    try:
+        card = read_json(folder / "card.json")
+    except OSError as error:
+        raise bad_bundle(str(folder), f"card.json: {error.strerror}") from error
+    model = card.get("model_source") if isinstance(card, dict) else None
+    if not isinstance(model, str) or not model or model.startswith("-"):
+        raise bad_bundle(str(folder), "card.json names no model; give --model")
+    return model
+
+
 def main(folder: Path, arguments: Sequence[str]) -> int:
     """`serve.py` of an exported directory. Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -133,7 +146,7 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     known, options = parser.parse_known_args(arguments)
     try:
         bundle = load_flow(str(folder))
-        model = known.model or json.loads((folder / "card.json").read_text(encoding="utf-8"))["model_source"]
+        model = known.model or _recorded_model(folder)
         launch = launch_command(bundle, Settings(str(folder), known.prefill), model, options)
         print(launch.shell, flush=True)
         if known.print:
