@@ -36,8 +36,9 @@ ARROWS = {
 # The floors inside vortex_core, from the ground up: a room imports from floors below its own, wherever in a file the
 # import stands; rooms of one floor do not know each other. "" is the package itself, the language's facade.
 FLOORS = (
+    ("text",),  # every error shows foreign text
     ("errors",),
-    ("codes", "device_errors", "files", "geometry", "page_list", "registry", "text"),
+    ("codes", "device_errors", "files", "geometry", "page_list", "registry"),
     ("configs",),
     ("specs",),
     ("ir", "kernels"),
