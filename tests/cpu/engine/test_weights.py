@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
+import vortex_core
 from vortex_core.engine.models import weights
 from vortex_core.engine.models.hf_config import reference_config, spec_from_directory, spec_from_hf_config
 from vortex_core.engine.models.weights import Memory, fetch_model, has_weights, model_status, resolve_model
@@ -354,6 +356,7 @@ def test_a_file_with_another_digest_is_refused(
 
 FETCH_AND_COUNT = """
 import sys
+import vortex_core
 from vortex_core.engine.models import weights
 from vortex_core.specs import ModelSpec
 
@@ -397,3 +400,40 @@ def test_the_default_model_answers(smollm2: weights.ModelPath):
     )
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
+
+
+def test_a_gguf_file_is_a_model_like_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is converted once, under the digest of its content; the second time nothing is read but the file itself."""
+    calls = []
+
+    def convert(gguf: Path, target: Path, spec: object = None) -> None:
+        calls.append(gguf)
+        source = Path(vortex_core.__file__).parent / load_model("retrieval-mla").shipped  # type: ignore[operator]
+        shutil.copytree(source, target)
+
+    monkeypatch.setenv("VORTEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "convert_gguf", convert)
+    file = tmp_path / "some-model.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    found = weights.resolve_model(str(file))
+    assert found.spec.layers == load_model("retrieval-mla").layers
+    assert found.directory.parent == tmp_path / "cache" / "models"
+    copy = tmp_path / "elsewhere" / "some-model.gguf"
+    copy.parent.mkdir()
+    shutil.copy(file, copy)
+    assert weights.resolve_model(str(copy)).directory == found.directory, "the content is what counts"
+    assert weights.describe_model(str(file)).layers == found.spec.layers
+    assert len(calls) == 1
+
+
+def test_a_file_that_is_no_gguf_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VORTEX_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"not a model")
+    with pytest.raises(VortexError) as refused:
+        weights.resolve_model(str(file))
+    assert refused.value.code == "VM006"
+    assert "broken.gguf" in refused.value.message
+    assert [p for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()] == []

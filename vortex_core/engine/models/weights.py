@@ -7,6 +7,7 @@ Heavy libraries are imported where they are used, so that listing models stays q
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -135,6 +136,8 @@ def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool =
     if name_or_path.lower() not in list_models():
         if local.is_dir():
             return _from_directory(local, check_memory)
+        if local.suffix == ".gguf" and local.is_file():
+            return _from_directory(converted_gguf(local), check_memory)
         if name_or_path.startswith((".", "/", "~")):
             raise VortexError(
                 "VM006", f"no such directory: {local}", "Give a model directory, a name or a hub id."
@@ -154,6 +157,31 @@ def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool =
     return fetch_model(spec.name)
 
 
+def converted_gguf(gguf: Path) -> Path:
+    """The directory of a GGUF file's model, written once into the cache under the digest of the file's content.
+
+    Raises:
+        VortexError: `VM006` for a file that does not hold a model that transformers reads.
+    """
+    with gguf.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    target = cache_dir() / "models" / f"{gguf.stem}-{digest}"
+    with lock(target):
+        if not target.is_dir():
+            with staging(target) as scratch:
+                try:
+                    convert_gguf(gguf, scratch / "model")
+                except (ValueError, KeyError, OSError, AssertionError, NotImplementedError) as error:
+                    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise VortexError(
+                        "VM006",
+                        f"{gguf} is no usable GGUF file: {why[:200]}",
+                        "Give a whole, supported file.",
+                    ) from error
+                (scratch / "model").rename(target)
+    return target
+
+
 def describe_model(name_or_path: str) -> ModelSpec:
     """The dimensions of a model; of one on a hub, only its configuration is fetched.
 
@@ -162,6 +190,8 @@ def describe_model(name_or_path: str) -> ModelSpec:
     """
     local = Path(name_or_path).expanduser()
     if name_or_path.lower() not in list_models() and local.exists():
+        if local.suffix == ".gguf":
+            local = converted_gguf(local)
         return spec_from_directory(local, name=local.resolve().name)
     spec = _described(name_or_path)
     if spec is not None:
