@@ -34,10 +34,10 @@ def watching(config: CampaignConfig, run: str) -> Iterator[Lines]:
 def main() -> None:
     options = Options(campaign="quick", run="example", seed=3, max_candidates=2)
     _, state = run_campaign(options, watching)
-    for entry in Archive(state, resolve(options).objective).entries:
+    for entry in Archive(state, resolve(options).config.objective).entries:
         score = entry.score
         print(
-            f"{entry.rank}. {entry.candidate.name}: gates {score.verdict.name.lower()}, "
+            f"{entry.rank or '-'}. {entry.candidate.name}: gates {score.verdict.name.lower()}, "
             f"accuracy {score.accuracy.value:+.3f} of dense, {score.speed.value:.2f}x dense ({score.speed.how})"
         )
 

@@ -93,8 +93,8 @@ class Limits(Strict):
 
     Attributes:
         candidates: distinct programs (by IR hash) to finish, references not counted.
-        seconds: active time of the whole run, finals included.
-        finals_seconds: part of `seconds` kept for the finals.
+        seconds: active time of the whole run, references and finals included.
+        finals_seconds: part of `seconds` kept for the finals; of a short run, a third.
         dollars: spending on proposers with a known price; None is no limit.
     """
 
@@ -102,6 +102,13 @@ class Limits(Strict):
     seconds: float | None = Field(None, gt=0)
     finals_seconds: float = Field(90, ge=0)
     dollars: float | None = Field(None, ge=0)
+
+    @property
+    def search_seconds(self) -> float | None:
+        """Active time after which nothing new is begun, None without limit: what is left is the finals'."""
+        if self.seconds is None:
+            return None
+        return self.seconds - min(self.finals_seconds, self.seconds / 3)
 
 
 class Cluster(Strict):

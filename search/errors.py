@@ -78,6 +78,7 @@ _declare(
 )
 _declare("VS031", "no such job", "a job is polled by the name its start answered with", "user")
 _declare("VS032", "package not installed", "optional parts need their extra installed", "user")
+_declare("VS044", "no winner", "the winner of a run is asked for where its finals chose one", "user")
 
 
 def unknown_run(name: str, known: Iterable[str]) -> VortexError:
@@ -120,11 +121,20 @@ def no_such_candidate(run: str, wanted: str, known: Iterable[str]) -> VortexErro
 
 
 def no_such_rank(run: str, rank: int, ranked: int) -> VortexError:
-    """`VS007`: fewer ranked candidates than asked for."""
+    """`VS007`: fewer ranked programs than asked for."""
     return VortexError(
         "VS007",
-        f"run {run!r} has {ranked} ranked candidates, none at rank {rank}",
+        f"run {run!r} has {ranked} ranked programs of its own, none at rank {rank}",
         f"choose a rank from 1 to {ranked}" if ranked else "let the campaign finish at least one candidate",
+    )
+
+
+def no_winner(run: str, why: str) -> VortexError:
+    """`VS044`: a run whose finals chose nothing, or are not over."""
+    return VortexError(
+        "VS044",
+        f"run {run!r} has no winner: {why}",
+        "take a program by its rank: --rank 1; its card says what is open",
     )
 
 

@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 
 from evaluators.results import Metric
-from search.campaign.archive import Archive, Entry
+from search.campaign.archive import Archive, Entry, Verdict, sealed_verdict
+from search.config import Objective
 from vortex_core.text import markup
 
 VERDICTS = {
@@ -48,7 +49,7 @@ def leaderboard(archive: Archive, limit: int | None = None) -> Table:
         table.add_column(column, justify="right")
     table.add_column("items")
     for entry in _shown(archive.entries, limit):
-        table.add_row(*_cells(entry), style="dim" if entry.candidate.reference else "")
+        table.add_row(*_cells(entry, objective), style="dim" if entry.candidate.reference else "")
     for candidate in archive.stopped_references:
         metrics, result = candidate.metrics(), candidate.failure
         shown = ("accuracy", objective.accuracy, objective.speed, "decode_speedup", "density")
@@ -73,16 +74,19 @@ def _shown(entries: Iterable[Entry], limit: int | None) -> Iterable[Entry]:
             yield entry
 
 
-def _cells(entry: Entry) -> list[str]:
+def _cells(entry: Entry, objective: Objective) -> list[str]:
     c, s = entry.candidate, entry.score
     metrics = {**c.metrics(), **c.metrics(s.purpose)}
     star = "*" if entry.front == 0 else ""
+    gates = VERDICTS[s.verdict.name]
+    if sealed_verdict(c, objective) is Verdict.FAILED:
+        gates += ", [red]broken on sealed items[/]"
     return [
-        f"{entry.rank}{star}",
+        f"{entry.rank or '-'}{star}",
         c.label,
         markup(c.name),
         "library" if c.reference else markup(c.arm),
-        VERDICTS[s.verdict.name],
+        gates,
         metric(metrics.get("accuracy")),
         metric(s.accuracy),
         metric(s.speed),

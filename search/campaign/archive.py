@@ -6,6 +6,7 @@ candidate's fresh-seed measurement where it has one, because the search itself s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -55,11 +56,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Entry:
-    """A ranked candidate. `rank` counts from 1; `front` is its Pareto layer from 0 within its verdict."""
+    """A ranked candidate.
+
+    Attributes:
+        rank: from 1 among what was found; None for a reference, which stands between them and is nobody's find.
+        front: Pareto layer from 0 within its verdict.
+    """
 
     candidate: Candidate
     score: Score
-    rank: int
+    rank: int | None
     front: int
 
 
@@ -103,6 +109,14 @@ def score(candidate: Candidate, objective: Objective, purpose: Purpose | None = 
     return Score(accuracy, speed, verdict, broken, used)
 
 
+def sealed_verdict(candidate: Candidate, objective: Objective) -> Verdict | None:
+    """How the gates came out on the sealed items; None where the candidate did not meet them."""
+    if candidate.status("holdout") == "waiting":
+        return None
+    found = score(candidate, objective, "holdout")
+    return Verdict.FAILED if found is None else found.verdict
+
+
 def pareto_layers(points: Sequence[tuple[float, float]]) -> list[int]:
     """Layer of each point when both coordinates are raised: 0 is the front, 1 the front without it, ..."""
     if not points:
@@ -140,13 +154,24 @@ class Archive:
             layers.update({c.key: layer for (c, _), layer in zip(group, ranks, strict=True)})
         # Among those that keep the gates the fastest leads; among the others the least wrong does.
         scored.sort(key=lambda pair: order(*pair))
-        self.entries = [Entry(c, s, i + 1, layers[c.key]) for i, (c, s) in enumerate(scored)]
+        numbers = itertools.count(1)
+        self.entries = [Entry(c, s, None if c.reference else next(numbers), layers[c.key]) for c, s in scored]
 
     def _score(self, candidate: Candidate) -> Score | None:
         # A candidate that a stage stopped has no full set of measurements to be ranked by.
         if candidate.status() != "passed":
             return None
         return score(candidate, self.objective)
+
+    def ranked(self, rank: int) -> Entry | None:
+        """The found program of a rank, or None if there are fewer."""
+        return next((e for e in self.entries if e.rank == rank), None)
+
+    @property
+    def winner(self) -> Entry | None:
+        """What the finals chose, if they are over and chose something."""
+        key = self.state.finished.winner if self.state.finished else None
+        return next((e for e in self.entries if e.candidate.key == key), None)
 
     def front(self) -> list[Entry]:
         """The Pareto front of the best verdict present."""
@@ -177,7 +202,9 @@ class Archive:
 
     def rows(self) -> list[dict[str, Any]]:
         """The leaderboard as plain values, best first; stopped references last, without rank."""
-        return [row(entry) for entry in self.entries] + [stopped_row(c) for c in self.stopped_references]
+        return [row(entry, self.objective) for entry in self.entries] + [
+            stopped_row(c) for c in self.stopped_references
+        ]
 
     def hypervolume_by_evaluation(self, arms: set[str] | None = None) -> list[float]:
         """Hypervolume of what keeps the gates, after each finished found candidate, in order of finishing."""
@@ -194,9 +221,10 @@ def order(candidate: Candidate, found: Score) -> tuple[bool, bool, int, float, f
     return broken, found.purpose != "fresh", int(found.verdict), first, second, candidate.number
 
 
-def row(entry: Entry) -> dict[str, Any]:
+def row(entry: Entry, objective: Objective) -> dict[str, Any]:
     """One line of the leaderboard as plain values."""
     c, s = entry.candidate, entry.score
+    sealed = sealed_verdict(c, objective)
     return {
         "rank": entry.rank,
         "id": c.label,
@@ -206,10 +234,12 @@ def row(entry: Entry) -> dict[str, Any]:
         "reference": c.reference,
         "arm": c.arm,
         "verdict": s.verdict.name.lower(),
+        "sealed": None if sealed is None else sealed.name.lower(),
         "front": entry.front,
         "accuracy": s.accuracy.to_json(),
         "speed": s.speed.to_json(),
         "measured_on": s.purpose,
+        "devices": sorted(c.devices),
         "gates": list(s.broken),
         "metrics": {name: m.to_json() for name, m in {**c.metrics("search"), **c.metrics(s.purpose)}.items()},
         "knobs": c.knobs,

@@ -146,7 +146,9 @@ class Campaign:
             _pause_when_terminated()
             await self._references()
             reason = await self._search()
-            finals = Finals(self.pipeline, self.config, self.state, self.record, self.library)
+            finals = Finals(
+                self.pipeline, self.config, self.state, self.record, self.library, self._time_is_up
+            )
             await finals.run(reason)
         except asyncio.CancelledError:
             self.record(ev.CampaignPaused("interrupted"))
@@ -185,7 +187,17 @@ class Campaign:
         unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
         if unfinished or self._limit(0) is None:
             await self.pipeline.dense_reference("search")
-        await together(self.pipeline.evaluate(candidate, "search") for candidate in waiting)
+        await together(self.pipeline.evaluate(c, "search", late=self._too_late_to_search) for c in waiting)
+
+    def _too_late_to_search(self) -> bool:
+        """Whether the time for the search is used up: references would be compared with nothing."""
+        seconds = self.config.limits.search_seconds
+        return seconds is not None and self.active_seconds >= seconds
+
+    def _time_is_up(self) -> bool:
+        """Whether the time budget, that of the finals included, is used up."""
+        seconds = self.config.limits.seconds
+        return seconds is not None and self.active_seconds >= seconds
 
     async def _search(self) -> str:
         """Run journeys until a limit is reached; returns which."""
@@ -223,7 +235,7 @@ class Campaign:
             return self._spent
         if state.distinct_programs + open_journeys >= limits.candidates:
             return f"{limits.candidates} distinct programs"
-        if limits.seconds is not None and self.active_seconds >= limits.seconds - limits.finals_seconds:
+        if self._too_late_to_search():
             return f"time budget of {limits.seconds:g} s"
         if limits.dollars is not None and state.dollars >= limits.dollars:
             return f"budget of ${limits.dollars:g}"

@@ -6,6 +6,7 @@ The best of N noisy measurements is inflated by selection alone, so nothing the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from search.campaign.archive import Archive, Verdict, score
@@ -26,12 +27,15 @@ class Finals:
         state: CampaignState,
         record: Callable[..., None],
         library: LibraryLoader,
+        time_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self.pipeline = pipeline
         self.config = config
         self.state = state
         self.record = record
         self.library = library
+        self.time_is_up = time_is_up
+        self.left_out: list[str] = []
         self.main = {arm.name for arm in config.arms if not arm.control}
         self.control = {arm.name for arm in config.arms if arm.control}
 
@@ -43,6 +47,8 @@ class Finals:
         finalists = [self.state.candidates[key] for key in self.state.finalists]
         await self._measure(finalists, "fresh")
         while self.state.winner is None and (further := self._next(finalists)) is not None:
+            if self._late(f"{further.label} on fresh items"):
+                break
             finalists.append(further)
             self.record(ev.FinalistsChosen(tuple(c.key for c in finalists)))
             await self._measure([further], "fresh")
@@ -56,11 +62,23 @@ class Finals:
             return
         winner = self.state.candidates[chosen.key]
         library = self.state.candidates[chosen.library] if chosen.library else None
-        if self.config.finals.matched and library is not None:
-            await self._matched(winner, library)
-        if self.config.finals.holdout:
+        # The sealed set first: what it says of the winner matters more than where its gain comes from.
+        if self.config.finals.holdout and not self._late("the sealed items"):
             await self._measure([winner] + ([library] if library else []), "holdout")
+        if (
+            self.config.finals.matched
+            and library is not None
+            and not self._late("the library under its knobs")
+        ):
+            await self._matched(winner, library)
         self.record(ev.CampaignFinished(reason, winner.key, self._summary(winner, library)))
+
+    def _late(self, what: str) -> bool:
+        """Whether the time budget is used up; `what` is then left out, and the summary says so."""
+        if self.time_is_up():
+            self.left_out.append(what)
+            return True
+        return False
 
     def _finalists(self) -> list[Candidate]:
         """The best found, the best library flow and the best of the controls, as the search measured them."""
@@ -115,9 +133,13 @@ class Finals:
 
     async def _measure(self, candidates: list[Candidate], purpose: ev.Purpose) -> None:
         waiting = [c for c in candidates if c.status(purpose) == "waiting"]
-        if waiting:
-            await self.pipeline.dense_reference(purpose)
-        await together(self.pipeline.evaluate(candidate, purpose) for candidate in waiting)
+        if not waiting:
+            return
+        await self.pipeline.dense_reference(purpose)
+        await together(
+            self.pipeline.evaluate(c, purpose, late=partial(self._late, f"{c.label} on {purpose} items"))
+            for c in waiting
+        )
 
     async def _matched(self, winner: Candidate, library: Candidate) -> None:
         """The library's program under the winner's knobs: was it the program or the constants?"""
@@ -140,10 +162,10 @@ class Finals:
             "candidates": len(self.state.found),
             "control": against_control(self.state, objective, self.main, self.control),
         }
+        if self.left_out:
+            summary["left_out"] = self.left_out
         if winner is None:
-            summary["statement"] = (
-                "No found program kept the accuracy gates on fresh items; the library flows stand."
-            )
+            summary["statement"] = self._without_winner()
             return summary
         found = score(winner, objective, "fresh")
         assert found is not None
@@ -177,6 +199,28 @@ class Finals:
             else (f"{winner.label} {winner.name} won; no library flow kept the gates to compare it with.")
         )
         return summary
+
+    def _without_winner(self) -> str:
+        """Why there is none."""
+        limits, left = self.config.limits, ", ".join(self.left_out)
+        short = (
+            f" The time budget of {limits.seconds:g} s left no time for {left}; give more and run it again."
+            if left
+            else ""
+        )
+        if not self.state.found:
+            times = self.state.stage_time.items()
+            spent = ", ".join(
+                f"{name} {t.seconds:.0f} s" for name, t in sorted(times, key=lambda i: -i[1].seconds)[:3]
+            )
+            return (
+                f"No program was searched: the limits were reached by the references alone ({spent}).{short}"
+            )
+        if not self._elites():
+            return f"No found program kept the gates on the search's items; the library flows stand.{short}"
+        if not any(c.status("fresh") != "waiting" for c in self.state.found):
+            return f"Nothing was measured on fresh items, so nothing has been shown to win.{short}"
+        return f"No found program kept the accuracy gates on fresh items; the library flows stand.{short}"
 
     def _origin(self, winner: Candidate) -> str:
         if winner.arm in self.main:

@@ -146,7 +146,9 @@ class Pipeline:
             name = self.run.files.put_json(results)
             self.record(ev.ReferenceMeasured(purpose, seed, name, time.monotonic() - began))
 
-    async def evaluate(self, candidate: Candidate, purpose: ev.Purpose) -> None:
+    async def evaluate(
+        self, candidate: Candidate, purpose: ev.Purpose, *, late: Callable[[], bool] = lambda: False
+    ) -> None:
         """Run the stages that have no result yet; the first that does not pass is the last.
 
         A stage that cannot be run, for failures that are not the candidate's, leaves it unfinished until the next
@@ -161,6 +163,8 @@ class Pipeline:
             passed = await self._stages(candidate, flow, purpose, waiting[:first])
         if passed and waiting[first:]:
             async with self.turns:
+                if late():
+                    return
                 passed = await self._stages(candidate, flow, purpose, waiting[first:])
         if passed is not None:
             self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))

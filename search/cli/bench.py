@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 def bench(
     model: Annotated[str, typer.Argument(help="Model by name, directory or hub id.")],
     flow: Annotated[str, typer.Argument(help="A run, an exported folder, a library flow, or a .py file.")],
-    rank: Annotated[int, typer.Option(min=1, help="Rank on a run's leaderboard.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, help="Rank among the programs that a run found.")] = 1,
     batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
     context: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "1024",
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to decode from each prompt.")] = 32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.syntax import Syntax
 
-from search.campaign.archive import Archive, Entry, score
+from search.campaign.archive import Archive, score
 from search.cli.console import Json, emit, err, out
 from search.config import CampaignConfig, load_proposer
-from search.errors import no_such_rank
 from search.log.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
 from search.log.state import CampaignState, Candidate
 from search.tables import leaderboard as leaderboard_table
@@ -70,6 +70,14 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
         err.print(f"{name}: {campaign.description} Model {_models(campaign)}.", markup=False, soft_wrap=True)
         if resolved.why:
             err.print(f"campaign {resolved.campaign}: {resolved.why}", markup=False, soft_wrap=True)
+        limits = campaign.limits
+        if limits.seconds is not None and limits.finals_seconds > limits.seconds / 3:
+            kept = f"{limits.seconds / 3:.0f} s of {limits.seconds:g} s are kept for the finals"
+            err.print(
+                f"{kept}; the campaign's file asks for {limits.finals_seconds:g} s",
+                markup=False,
+                soft_wrap=True,
+            )
         err.print(f"proposer {campaign.proposer}: {proposer.description or proposer.spec}", markup=False)
         return Progress(err, campaign, title)
 
@@ -93,14 +101,16 @@ def _models(campaign: CampaignConfig) -> str:
 
 def _conclude(name: str, *, as_json: bool) -> None:
     from search.commands.export import export as write_export
+    from search.commands.export import is_export
     from search.report import write_report
 
     with _opened(name) as it:
         page = write_report(it.run, it.state, it.config, it.run.folder / "report.html")
-        entry = _to_export(it)
-        winner = None
+        entry, folder, winner = it.archive.winner, it.run.folder / "winner", None
         if entry is not None:
-            winner = write_export(it.run, it.state, it.config, entry, it.run.folder / "winner", force=True)
+            winner = write_export(it.run, it.state, it.config, entry, folder, force=True)
+        elif is_export(folder):  # a run that was taken further may have lost its winner
+            shutil.rmtree(folder)
         summary = it.state.finished.summary if it.state.finished else {}
         if as_json:
             exported = str(winner) if winner else None
@@ -117,16 +127,9 @@ def _conclude(name: str, *, as_json: bool) -> None:
             out.print(f"control: {markup(summary['control']['words'], MAX_MESSAGE)}", soft_wrap=True)
         out.print(f"report: {page}", soft_wrap=True)
         if winner is not None and entry is not None:
-            out.print(f"exported: {winner} ({entry.candidate.label}, rank {entry.rank})", soft_wrap=True)
-
-
-def _to_export(it: _Opened) -> Entry | None:
-    """The winner; else the best found program, gates broken or not: its card says so."""
-    key = it.state.finished.winner if it.state.finished else None
-    for entry in it.archive.entries:
-        if entry.candidate.key == key:
-            return entry
-    return next((e for e in it.archive.entries if not e.candidate.reference), None)
+            out.print(f"exported: {winner} ({entry.candidate.label}, the winner)", soft_wrap=True)
+        elif it.archive.ranked(1) is not None:
+            out.print(f"no winner; the best so far: vortex-search export {name} --rank 1", soft_wrap=True)
 
 
 def leaderboard(
@@ -304,9 +307,12 @@ def report(
 
 def export(
     run: RunName,
-    rank: Annotated[int, typer.Option(min=1, help="Rank on the leaderboard.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, help="Rank among the programs found.")] = 1,
+    winner: Annotated[
+        bool, typer.Option("--winner", help="The winner of the finals, whatever its rank.")
+    ] = False,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace the folder if it exists.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export in that folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Export a program with its measurements and a script that checks them.
@@ -315,21 +321,27 @@ def export(
 
     Example:
 
-        vortex-search export default-smollm2-135m-grammar-s0 --rank 1 --out winner
+        vortex-search export default-smollm2-135m-grammar-s0 --winner --out winner
 
         python winner/verify.py
     """
+    from search.commands.export import choose
     from search.commands.export import export as write_export
 
     with _opened(run) as it:
-        ranked = len(it.archive.entries)
-        if rank > ranked:
-            raise no_such_rank(run, rank, ranked)
-        entry = it.archive.entries[rank - 1]
-        folder = out_folder or Path(f"{run}-rank{rank}")
+        entry = choose(it.archive, run, rank, winner=winner)
+        folder = out_folder or Path(f"{run}-winner" if winner else f"{run}-rank{rank}")
         write_export(it.run, it.state, it.config, entry, folder, force=force)
         candidate = entry.candidate
     if as_json:
-        emit({"run": run, "rank": rank, "id": candidate.label, "name": candidate.name, "out": str(folder)})
+        emit(
+            {
+                "run": run,
+                "rank": entry.rank,
+                "id": candidate.label,
+                "name": candidate.name,
+                "out": str(folder),
+            }
+        )
     else:
         out.print(f"{candidate.label} {markup(candidate.name)} written to {folder}", soft_wrap=True)

@@ -19,7 +19,8 @@ def serve(
     target: Annotated[
         str, typer.Argument(help="A run, an exported folder, a library flow, or the path of a .py file.")
     ],
-    rank: Annotated[int, typer.Option(min=1, help="Rank on the run's leaderboard.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, help="Rank among the programs that a run found.")] = 1,
+    winner: Annotated[bool, typer.Option("--winner", help="The winner of a run, whatever its rank.")] = False,
     model: Annotated[
         str | None, typer.Option(help="Model by name, directory or hub id; a run knows its own.")
     ] = None,
@@ -45,7 +46,7 @@ def serve(
 
     Examples:
 
-        vortex-search serve default-smollm2-135m-grammar-s0 --rank 1 --port 30000
+        vortex-search serve default-smollm2-135m-grammar-s0 --winner --port 30000
 
         vortex-search serve quest --model qwen3-8b --set budget=2048 --tp-size 2 --mem-fraction-static 0.8
     """
@@ -56,6 +57,7 @@ def serve(
     launch = plan_launch(
         target,
         rank=rank,
+        winner=winner,
         changes=changes or (),
         model=model,
         settings=Settings("", prefill, backend),

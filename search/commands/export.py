@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.results import Metric
-from search.campaign.archive import Entry
+from search.campaign.archive import Archive, Entry, sealed_verdict
 from search.campaign.feedback import objective_in_words
 from search.config import CampaignConfig
-from search.errors import bad_value, folder_in_use
+from search.errors import bad_value, folder_in_use, no_such_rank, no_winner
 from search.log.events import Purpose
 from search.log.files import write_atomic
 from search.log.run import Run
 from search.log.state import CampaignState
-from search.machine import versions
+from search.machine import device_words, versions
 from search.tables import metric
 from vortex_core.files import read_json
 from vortex_core.ir.flow import Flow
@@ -78,8 +78,11 @@ def export(
 ) -> Path:
     """Write a ranked candidate to `out`; returns it.
 
+    Args:
+        force: replace an earlier export in `out`. Nothing else is ever removed.
+
     Raises:
-        VortexError: `VS011`, if `out` holds something and `force` is not set.
+        VortexError: `VS011`, if `out` holds something else, or an export and `force` is not set.
     """
     _make_room(out, force=force)
     candidate = entry.candidate
@@ -120,7 +123,7 @@ def _make_room(out: Path, *, force: bool) -> None:
         found = {path.name for path in out.iterdir()}
         if found and not force:
             raise folder_in_use(str(out))
-        if found and not _is_ours(out):
+        if found and not is_export(out):
             raise folder_in_use(str(out), "it is no export")
         for name in found & set(FILES):
             (out / name).unlink()
@@ -128,7 +131,8 @@ def _make_room(out: Path, *, force: bool) -> None:
         raise bad_value("--out", str(out), f"a folder that can be written ({error.strerror})") from None
 
 
-def _is_ours(folder: Path) -> bool:
+def is_export(folder: Path) -> bool:
+    """Whether `export` wrote a folder."""
     try:
         card = read_json(folder / "card.json")
     except OSError:
@@ -136,10 +140,30 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(card, dict) and "format" in card and "ir_hash" in card
 
 
+def choose(archive: Archive, run: str, rank: int = 1, *, winner: bool = False) -> Entry:
+    """The found program of a rank, or the winner.
+
+    Raises:
+        VortexError: `VS007` for a rank that the run does not have, `VS044` without a winner.
+    """
+    if winner:
+        if archive.winner is None:
+            over = archive.state.finished is not None
+            raise no_winner(
+                run, "no program kept the gates on fresh items" if over else "the campaign is not over"
+            )
+        return archive.winner
+    found = archive.ranked(rank)
+    if found is None:
+        raise no_such_rank(run, rank, sum(1 for entry in archive.entries if entry.rank is not None))
+    return found
+
+
 def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Entry) -> dict[str, Any]:
     """Everything known about a candidate, as JSON values."""
     assert state.started is not None
     candidate, score = entry.candidate, entry.score
+    sealed = sealed_verdict(candidate, config.objective)
     parents = [state.candidates[key] for key in candidate.parents if key in state.candidates]
     seeds = {purpose: candidate.seeds[purpose] for purpose in _PURPOSES if purpose in candidate.seeds}
     summary = state.finished.summary if state.finished and state.finished.winner == candidate.key else None
@@ -160,6 +184,8 @@ def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Ent
         "model_source": hub_name(state.started.settings["model"]),
         "objective": objective_in_words(config.objective),
         "verdict": score.verdict.name.lower(),
+        "sealed": None if sealed is None else sealed.name.lower(),
+        "winner": state.finished is not None and state.finished.winner == candidate.key,
         "open_points": list(score.broken),
         "plan": {k: v for k, v in state.started.plan.items() if k != "digest"},
         "seeds": seeds,
@@ -171,6 +197,7 @@ def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Ent
         "statement": summary,
         "measured_with": state.started.versions,
         "measured_on": state.started.machine,
+        "devices": state.devices,
         "exported_with": versions(),
     }
 
@@ -194,7 +221,8 @@ def card_text(card: dict[str, Any]) -> str:
         f"- found by {card['found_by']} in run {card['run']} as {card['id']}",
         f"- goal: {card['objective']}",
         f"- gates: {card['verdict']}" + "".join(f"; {point}" for point in card["open_points"]),
-        f"- measured on {card['measured_on'].get('processor')} with "
+        f"- on the sealed items: {card['sealed'] or 'not measured'}",
+        f"- measured on {measured_on(card)} with "
         + ", ".join(f"{k} {v}" for k, v in card["measured_with"].items()),
         f"- exported {card['exported_at']}",
     ]
@@ -207,6 +235,24 @@ def card_text(card: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measured_on(card: dict[str, Any]) -> str:
+    """What the engines of a card's run were on."""
+    return device_words(card.get("devices", ())) or str(card["measured_on"].get("processor"))
+
+
+def _standing(card: dict[str, Any]) -> str:
+    """What may be said of a program, in a sentence: that it was found is no praise."""
+    if card["verdict"] == "failed":
+        return f"It broke the campaign's gates ({'; '.join(card['open_points'])}): not fit for use."
+    proof = "proven" if card["verdict"] == "proven" else "kept by value, not proven by the intervals"
+    chosen = "It won its campaign." if card.get("winner") else "It did not win its campaign."
+    sealed = {
+        None: "It has not met the sealed items.",
+        "failed": "On the sealed items, looked at once, it broke them.",
+    }.get(card.get("sealed"), "It kept them on the sealed items, too.")
+    return f"{chosen} Gates: {proof}. {sealed}"
+
+
 def _metric_row(name: str, data: dict[str, Any]) -> str:
     found = Metric(**data)
     shown = metric(found).replace(f" ({found.how})", "")
@@ -217,7 +263,7 @@ def _readme(card: dict[str, Any]) -> str:
     return f"""\
 # {card["name"]}
 
-A sparse-attention algorithm found by vortex-search on {card["model"]}.
+A sparse-attention algorithm found by vortex-search on {card["model"]}. {_standing(card)}
 
 | file | what it is |
 |---|---|

@@ -32,35 +32,33 @@ def model_source(model: str) -> str:
     return str(directory) if directory is not None else load_model(model).hf_id
 
 
-def bundle_of_run(name: str, rank: int) -> tuple[Flow, str]:
-    """The candidate of a rank and the model it was found on.
+def bundle_of_run(name: str, rank: int, *, winner: bool = False) -> tuple[Flow, str]:
+    """The found program of a rank, or the winner, and the model it was found on.
 
     Raises:
-        VortexError: `VS001` for an unknown run, `VS007` for a rank that it does not have.
+        VortexError: `VS001` for an unknown run, `VS007` for a rank that it does not have, `VS044` without a winner.
     """
     from search.campaign.archive import Archive
-    from search.errors import no_such_rank, unknown_run
+    from search.commands.export import choose
+    from search.errors import unknown_run
 
     with open_run(name, readonly=True) as run:
         state = read_state(run)
         if state.started is None:
             raise unknown_run(name, [n for n in run_names() if n != name])
         config = campaign_of(state)
-        entries = Archive(state, config.objective).entries
-        if rank > len(entries):
-            raise no_such_rank(name, rank, len(entries))
-        candidate = entries[rank - 1].candidate
+        candidate = choose(Archive(state, config.objective), name, rank, winner=winner).candidate
         return candidate.flow(run.files), config.model
 
 
-def find_flow(target: str, rank: int) -> tuple[Flow, str | None]:
+def find_flow(target: str, rank: int, *, winner: bool = False) -> tuple[Flow, str | None]:
     """What `serve TARGET` means: a run, an exported directory or bundle, a `.py` file, or a library flow.
 
     Returns:
         The flow, and the model it was found on where that is known.
     """
     if target in run_names():
-        return bundle_of_run(target, rank)
+        return bundle_of_run(target, rank, winner=winner)
     path = Path(target)
     if path.is_dir() or path.suffix == ".json":
         return load_flow(target), None
@@ -97,6 +95,7 @@ def plan_launch(
     target: str,
     *,
     rank: int = 1,
+    winner: bool = False,
     changes: Sequence[str] = (),
     model: str | None = None,
     settings: Settings | None = None,
@@ -114,7 +113,7 @@ def plan_launch(
     """
     from search.errors import bad_value
 
-    bundle, found_on = find_flow(target, rank)
+    bundle, found_on = find_flow(target, rank, winner=winner)
     bundle = with_knobs(bundle, changes)
     chosen = model or found_on
     if chosen is None:

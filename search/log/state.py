@@ -108,6 +108,12 @@ class Candidate:
         """Side information by stage, for agents and people."""
         return {result.stage: result.info for result in self.stages() if result.info}
 
+    @property
+    def devices(self) -> set[str]:
+        """What its stages were measured on, in words; empty where nothing needed an engine."""
+        found = (r.info.get("measured_on") for results in self.results.values() for r in results.values())
+        return {str(label) for label in found if label}
+
     def status(self, purpose: ev.Purpose = "search") -> Status:
         """How far it got."""
         if purpose not in self.finished:

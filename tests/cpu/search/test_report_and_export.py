@@ -12,7 +12,7 @@ import pytest
 
 from search.campaign.archive import Archive
 from search.campaign.campaign import Campaign
-from search.commands.export import export
+from search.commands.export import choose, export
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.run import find_candidate, open_run, read_state
@@ -130,6 +130,25 @@ def test_an_export_overwrites_only_when_told(finished: Path, tmp_path: Path):
     _export(finished, out, force=True)
     assert (out / "precious.txt").exists()
     assert (out / "flow.py").read_text() != "changed"
+
+
+def test_an_export_says_what_may_be_said_of_it(finished: Path, tmp_path: Path):
+    with open_run("sim", readonly=True, root=finished) as run:
+        state = read_state(run)
+        archive = Archive(state, CONFIG.objective)
+        winner = choose(archive, "sim", winner=True)
+        loser = next(e for e in archive.entries if e.rank and e is not winner)
+        for name, entry in (("winner", winner), ("loser", loser)):
+            export(run, state, CONFIG, entry, tmp_path / name)
+        assert state.finished is not None and winner.candidate.key == state.finished.winner
+        state.finished = None
+        with pytest.raises(VortexError) as error:
+            choose(archive, "sim", winner=True)
+        assert error.value.code == "VS044"
+    said = {name: (tmp_path / name / "README.md").read_text() for name in ("winner", "loser")}
+    assert "It won its campaign." in said["winner"]
+    assert "sealed items" in said["winner"]
+    assert "did not win" in said["loser"] or "not fit for use" in said["loser"]
 
 
 def test_candidates_are_found_by_label_number_key_and_name(finished: Path):

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from search.campaign.archive import Archive
 from search.cli import main
 from search.commands.export import export
 from search.commands.serve import find_flow
 from search.log.files import ContentStore
+from search.log.run import open_run, read_state
 from tests.cpu.search.test_report_and_export import CONFIG, finished
 from vortex_core import library
 from vortex_core.errors import VortexError
@@ -49,6 +51,13 @@ def test_a_run_is_served_by_rank(finished: Path, capsys: pytest.CaptureFixture[s
     assert model == CONFIG.model
     with pytest.raises(VortexError, match="rank"):
         find_flow("sim", 999)
+    with open_run("sim", readonly=True) as run:
+        state = read_state(run)
+    assert state.finished is not None
+    winner, _ = find_flow("sim", 1, winner=True)
+    assert winner.name == state.candidates[state.finished.winner or ""].name
+    first = next(e for e in Archive(state, CONFIG.objective).entries if not e.candidate.reference)
+    assert find_flow("sim", 1)[0].name == first.candidate.name, "ranks leave the library out"
 
 
 def test_a_file_is_traced_before_it_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,9 +91,6 @@ def test_what_cannot_be_served_is_one_message(capsys: pytest.CaptureFixture[str]
 
 
 def test_an_export_serves_itself(finished: Path, tmp_path: Path, root: Path) -> None:
-    from search.campaign.archive import Archive
-    from search.log.run import open_run, read_state
-
     with open_run("sim", readonly=True) as run:
         state = read_state(run)
         entry = Archive(state, CONFIG.objective).entries[0]

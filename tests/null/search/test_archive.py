@@ -160,6 +160,23 @@ def test_fresh_measurements_lead_and_replace_those_of_the_search():
     assert score(lucky, OBJECTIVE, "search").point == (0.0, 2.0)  # type: ignore[union-attr]
 
 
+def test_ranks_count_what_was_found():
+    it = archive([candidate(1, 0.0, 9.0, reference=True), candidate(2, 0.0, 1.4), candidate(3, 0.0, 1.2)])
+    assert [(e.candidate.number, e.rank) for e in it.entries] == [(1, None), (2, 1), (3, 2)]
+    assert it.ranked(2) is it.entries[2]
+    assert it.ranked(3) is None
+    assert it.winner is None
+
+
+def test_a_winner_that_broke_the_gates_on_sealed_items_is_shown_so():
+    broken = candidate(1, 0.0, 2.0)
+    result = StageResult("holdout", True, {"accuracy_delta": Metric(-0.3, -0.4, -0.2)})
+    broken.results["holdout"] = {"holdout": result}
+    broken.finished["holdout"] = True
+    it = archive([broken, candidate(2, 0.0, 1.4)])
+    assert [row["sealed"] for row in it.rows()] == ["failed", None]
+
+
 def test_a_stopped_candidate_is_not_ranked():
     stopped = candidate(1, 0.0, 9.0)
     stopped.finished["search"] = False

@@ -152,6 +152,37 @@ def test_an_engine_lost_for_good_is_in_the_log_and_the_campaign_goes_on(tmp_path
     ]
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(0.15, "No program was searched"), (1.5, "")])
+def test_a_time_budget_covers_references_and_finals(tmp_path: Path, seconds: float, words: str):
+    harness = Harness(tmp_path, config(limits={"candidates": 500, "seconds": seconds, "finals_seconds": 60}))
+    harness.executor = SimulatedExecutor(delay=0.03)
+    began = time.monotonic()
+    state = harness.go()
+    assert time.monotonic() - began < seconds + 1.0
+    assert state.finished is not None
+    assert state.finished.reason == f"time budget of {seconds} s"
+    assert state.finished.summary["statement"].startswith(words)
+    if words:
+        assert not state.proposals
+        left = [c.name for c in state.candidates.values() if c.status() == "waiting"]
+        assert left, "references were not measured for nothing"
+        # More time, and the same command measures what was left out.
+        harness.config = config(limits={"candidates": 2})
+        assert all(c.status() == "passed" for c in harness.go().candidates.values() if c.reference)
+    else:
+        assert state.finished.winner, "two thirds of the time left some for the finals"
+
+
+def test_finals_say_what_they_had_no_time_for(tmp_path: Path):
+    harness = Harness(tmp_path, config(limits={"candidates": 6, "seconds": 1000}))
+    campaign = harness.campaign()
+    campaign._time_is_up = lambda: True  # type: ignore[method-assign]
+    state = asyncio.run(campaign.run_to_end(STARTED, SESSION))
+    assert state.finished is not None and state.finished.winner is None
+    assert "left no time for" in state.finished.summary["statement"]
+    assert state.finished.summary["left_out"]
+
+
 def test_the_library_never_competes_as_found(tmp_path: Path):
     state = Harness(tmp_path).go()
     assert [c.name for c in state.candidates.values() if c.reference][:3] == ["dense", "quest", "block_topk"]
