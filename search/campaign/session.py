@@ -158,7 +158,7 @@ def run_campaign(
 
     resolved = resolve(options)
     config, name = resolved.config, resolved.run_name(options)
-    plan = load_plan(config.evaluation)
+    plan = load_plan(config.evaluation).model_copy(update={"target": config.objective.target})
     specs = {arm.name: arm.proposer or config.proposer for arm in config.arms}
     for spec in specs.values():
         load_proposer(spec)
