@@ -35,6 +35,22 @@ SOURCES = {
         u = (q.slice("dim", 0, "D/2") * cache["i8"]).sum("dim").max("head")
         return ops.topk(s + 0.1 * t + u, fraction=0.5) | ops.topp(t.maxpool(3), 0.6)
 """,
+    "joined": """
+    knobs = Knobs(page_size=8, budget="40")
+    def parts(self, x):
+        return ops.concat([x.slice("dim", "3*D/4", "D"), x.slice("dim", 0, "D/4"), x.slice("dim", "D/4", "D/2")], "dim")
+    def create_cache(self, page):
+        return {"k": page.state(row=page.size // 2, dim="3*D/4", dtype="int8"), "m": page.state(dim="D*3/2")}
+    def forward_cache(self, page):
+        k = page.k.rename(token="row")
+        part = self.parts(k).split("row", pair=2).max("pair")
+        return {"k": part, "m": ops.concat(page.k.mean("token"), page.v.slice("dim", 0, "D/2").max("token"))}
+    def forward_indexer(self, q, cache):
+        s = (self.parts(q) * cache["k"]).sum("dim").max("row")
+        t = (ops.concat([q, q.slice("dim", "D/2", "D") - 1.0]) * cache["m"]).sum("dim")
+        u = ops.concat([cache["m"].slice("dim", 0, "D/2"), q.slice("dim", 0, "D/2")], dim="dim").max("dim")
+        return ops.topk((s + 0.5 * t + u).max("head"))
+""",
     "scales": """
     knobs = Knobs(page_size=8, budget="40")
     def create_cache(self, page):

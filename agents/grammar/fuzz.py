@@ -232,7 +232,9 @@ class _Grower:
         t = self.type(x)
         dim = self.rng.choice([n for n in t.names if n != "page"])
         free = [n for n in _FREE_NAMES if n not in t.names]
-        if op == "rename":
+        if op == "concat":
+            self._concat(x, dim)
+        elif op == "rename":
             if free:
                 self.emit(op, x, dim=dim, to=self.rng.choice(free))
         elif op == "split":
@@ -241,6 +243,21 @@ class _Grower:
                 self.emit(op, x, dim=dim, into=self.rng.choice(free), parts=parts)
         else:
             self._slice(x, dim, t.extent(dim))
+
+    def _concat(self, x: int, dim: str) -> None:
+        """`x` and a value that ends where it goes on: the same dimensions, and no longer than all of the symbol."""
+        own = dict(self.type(x).dims)
+        known = {n: e for n, e in own.items() if n != dim}
+        fitting = []
+        for y in self.floats:
+            theirs = dict(self.type(y).dims)
+            both = own[dim].plus(theirs[dim]) if dim in theirs else None
+            if both is not None and (not both.symbol or both.factor <= 1):
+                rest = tuple((n, e) for n, e in theirs.items() if n != dim)
+                if _joins({**known, dim: both}, rest):
+                    fitting.append(y)
+        if fitting:
+            self.emit("concat", x, self.rng.choice(fitting), dim=dim)
 
     def _slice(self, x: int, dim: str, full: Extent) -> None:
         if _divides(full, 2):

@@ -208,6 +208,8 @@ class Evaluator:
         names = types[0].names
         if node.op == "split":
             return self._split(node, args[0], names)
+        if node.op == "concat":
+            return self._concat(node, args, [t.names for t in types])
         if node.op == "rename":
             renamed = [node.attr["to"] if n == node.attr["dim"] else n for n in names]
             return reorder(args[0], renamed, node.type.names)
@@ -251,6 +253,17 @@ class Evaluator:
         terms = [term(self.graph.nodes[j].type.names) for j in factors]
         equation = ",".join("..." + t for t in terms) + "->..." + term(node.type.names)
         return torch.einsum(equation, *(values[j] for j in factors))
+
+    def _concat(self, node: Node, args: Sequence[torch.Tensor], names: Sequence[Names]) -> torch.Tensor:
+        target = node.type.names
+        axis = target.index(node.attr["dim"]) - len(target)
+        aligned = [align(x, own, target) for x, own in zip(args, names, strict=True)]
+        rank = max(x.dim() for x in aligned)
+        aligned = [x[(None,) * (rank - x.dim())] for x in aligned]
+        shapes = [[1 if n == rank + axis else s for n, s in enumerate(x.shape)] for x in aligned]
+        common = torch.broadcast_shapes(*map(tuple, shapes))
+        whole = [x.expand(*(-1 if n == rank + axis else s for n, s in enumerate(common))) for x in aligned]
+        return torch.cat(whole, axis)
 
     def _split(self, node: Node, x: torch.Tensor, names: Names) -> torch.Tensor:
         dim, into = node.attr["dim"], node.attr["into"]

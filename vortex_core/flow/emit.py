@@ -245,6 +245,9 @@ class _Writer:
                 return _Text(f"-{self._args(node)[0].tensor(_UNARY)}", _UNARY)
             case "not":
                 return _Text(f"~{self._args(node)[0].at(_UNARY)}", _UNARY)
+            case "concat":
+                left, right = self._args(node)
+                return _Text(f'ops.concat([{left.tensor(0)}, {right.tensor(0)}], "{a["dim"]}")', _ATOM)
             case "maximum" | "minimum" | "where":
                 args = self._args(node)
                 if node.op != "where" and all(x.literal for x in args):

@@ -110,6 +110,20 @@ def _extreme(name: str, op: str, x: Operand, dims: tuple[Any, ...], keywords: di
     return found
 
 
+def concat(*tensors: Any, dim: str = "dim") -> vTensor:
+    """One after the other along `dim`: `ops.concat([x, y], "dim")`."""
+    if tensors and isinstance(tensors[-1], str):
+        *tensors, dim = tensors  # type: ignore[assignment]  # the dimension may come last without its name
+    flat = [t for given in tensors for t in (given if isinstance(given, list | tuple) else [given])]
+    if not flat or not all(isinstance(t, vTensor) for t in flat):
+        found = ", ".join(type(t).__name__ for t in flat) or "nothing"
+        raise mistakes.NOT_A_TENSOR.error(caller(), op="concat", found=found)
+    result: vTensor = flat[0]
+    for following in flat[1:]:
+        result = emit("concat", result, following, dim=dim)
+    return result
+
+
 # ---- sources ----------------------------------------------------------------------------------------------
 
 

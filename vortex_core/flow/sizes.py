@@ -14,7 +14,7 @@ from vortex_core.errors import Location
 from vortex_core.ir import mistakes
 from vortex_core.ir.types import Extent
 
-_WHOLE = {"D": frozenset({"N", "R"})}  # the channels of a key are the unrotated and the rotary ones
+_REST = {"N": "R", "R": "N"}  # the channels of a key are the unrotated and the rotary ones
 
 
 class Size(Extent):
@@ -72,11 +72,8 @@ class Size(Extent):
         return _right(other) // _right(self)
 
     def __add__(self, other: Any) -> Any:
-        if isinstance(other, Extent):
-            if self.symbol == other.symbol:
-                return Size(self.symbol, self.factor + other.factor)
-            if {self.symbol, other.symbol} == _WHOLE["D"] and self.factor == other.factor:
-                return Size("D", self.factor)
+        if isinstance(other, Extent) and (both := self.plus(other)) is not None:
+            return Size.of(both)
         return _right(self) + _right(other)
 
     def __radd__(self, other: Any) -> Any:
@@ -86,9 +83,8 @@ class Size(Extent):
         if isinstance(other, Extent):
             if self.symbol == other.symbol and self.factor > other.factor:
                 return Size(self.symbol, self.factor - other.factor)
-            if self.symbol == "D" and other.symbol in _WHOLE["D"] and self.factor == other.factor:
-                (rest,) = _WHOLE["D"] - {other.symbol}
-                return Size(rest, self.factor)
+            if self.symbol == "D" and other.symbol in _REST and self.factor == other.factor:
+                return Size(_REST[other.symbol], self.factor)
         return _right(self) - _right(other)
 
     def __rsub__(self, other: Any) -> Any:

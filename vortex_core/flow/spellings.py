@@ -50,6 +50,21 @@ def power(x: vTensor, p: Any) -> vTensor:
     return result
 
 
+STEPS = {"int8": 127.0, "int4": 7.0}  # the largest whole number of each
+
+
+def scaled(x: vTensor, dtype: str, dims: tuple[Any, ...]) -> vTensor:
+    """`x` as an integer state reads it back: one fp16 scale for the values along `dims`, halves to the even step."""
+    from vortex_core.flow import ops
+
+    top = STEPS[dtype]
+    scale = (x.abs().max(*dims) / top).clamp(max=6.0e4).to("fp16")
+    ratio = x / ops.where(scale > 0, scale, 1.0)
+    up = (ratio + 0.5).floor()
+    even = ops.where((up - ratio == 0.5) & (up - 2 * (up * 0.5).floor() == 1.0), up - 1, up)
+    return even.clamp(-top, top) * scale
+
+
 def exponential(base: Any, x: vTensor) -> vTensor:
     """base ** x, for a positive number."""
     if not isinstance(base, int | float) or isinstance(base, bool) or base <= 0:

@@ -225,9 +225,12 @@ class vTensor:
             result = emit("minimum", result, max)
         return result
 
-    def to(self, dtype: str) -> vTensor:
-        """Rounded to a storage dtype: fp32, bf16, fp16, fp8_e4m3, fp8_e5m2."""
-        return emit("cast", self, dtype=dtype)
+    def to(self, dtype: str, *dims: Dims, dim: Dims = ()) -> vTensor:
+        """Rounded to a storage dtype, as a page state of it reads back. `x.to("int4", "dim")`: with one scale along
+        `dim`."""
+        if dtype in spellings.STEPS:
+            return spellings.scaled(self, dtype, spellings.reduced(self, "to", dims, dim))
+        return self.sign() if dtype == "bits" else emit("cast", self, dtype=dtype)
 
     # ---- reductions ---------------------------------------------------------------------------------------
 

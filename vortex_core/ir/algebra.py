@@ -67,6 +67,8 @@ class Algebra(Reductions):
                 return args[0]
             case "maxpool":
                 return self._pool(args[0], attrs)
+            case "concat":
+                return self._one_after_another(args, attrs["dim"])
         if op in _SCALED:
             return self._scaled(op, args[0], attrs)
         folded = self._fold(op, args)
@@ -101,6 +103,34 @@ class Algebra(Reductions):
         if a is b and set(mask.type.names) <= set(a.type.names):
             return a
         return self.raw("where", [mask, a, b])
+
+    def _one_after_another(self, args: Sequence[Expr], dim: str) -> Expr:
+        """However they are nested, parts are joined from the first on; neighbouring ranges of one value are one."""
+        parts = [p for a in args for p in self._parts(a, dim)]
+        joined = [parts[0]]
+        for part in parts[1:]:
+            whole = self._neighbours(joined[-1], part, dim)
+            joined = [*joined, part] if whole is None else [*joined[:-1], whole]
+        found = joined[0]
+        for part in joined[1:]:
+            if found.type.extent(dim).plus(part.type.extent(dim)) is None:  # a sum of three that no two have
+                return self.raw("concat", args, dim=dim)
+            found = self.raw("concat", [found, part], dim=dim)
+        return found
+
+    def _parts(self, a: Expr, dim: str) -> list[Expr]:
+        if a.op != "concat" or a.attr["dim"] != dim:
+            return [a]
+        return [p for inner in a.args for p in self._parts(inner, dim)]
+
+    def _neighbours(self, a: Expr, b: Expr, dim: str) -> Expr | None:
+        """`x[i:j]` followed by `x[j:k]` is `x[i:k]`."""
+        both = a.op == b.op == "slice" and a.attr["dim"] == b.attr["dim"] == dim and a.args == b.args
+        if not both or str(a.attr["stop"]) != str(b.attr["start"]):
+            return None
+        if a.attr["start"] == 0 and str(b.attr["stop"]) == str(a.args[0].type.extent(dim)):
+            return a.args[0]
+        return self.raw("slice", a.args, dim=dim, start=a.attr["start"], stop=b.attr["stop"])
 
     def _pool(self, a: Expr, attrs: dict[str, Any]) -> Expr:
         if attrs["size"] == 1:

@@ -381,6 +381,10 @@ _op(
     traits=_MOVES,
 )  # fmt: skip
 _op(
+    "concat", "shape", 2, rules.concat, None, "x, then y", "One tensor after the other along a dimension.",
+    attrs=("dim",), flops=0, traits=Traits(picks=True, keeps_zero=True),
+)  # fmt: skip
+_op(
     "rename", "shape", 1, rules.rename, None, "x[old] -> x[new]",
     "Another dimension name (for outer products).", attrs=("dim", "to"), flops=0, traits=_MOVES,
 )  # fmt: skip

@@ -217,6 +217,28 @@ def split(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     return Type(make_dims(dims), "float", t.domain)
 
 
+def concat(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
+    """Two ranges of one dimension, one after the other; the other dimensions are united by name."""
+    want(spec, types, "float")
+    dim = attrs["dim"]
+    first, second = (t.extent(known_dim(spec.name, t, dim)) for t in types)
+    if dim == "page":
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="dim", found="page", want="a dimension other than page"
+        )
+    both = first.plus(second)
+    if both is None:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name,
+            name=dim,
+            found=f"{first} and {second}",
+            want="two multiples of one symbol, or two numbers",
+        )
+    rest = [Type(tuple(d for d in t.dims if d[0] != dim), t.kind, t.domain) for t in types]
+    dims = make_dims([*unify(spec.name, rest), (dim, both)])
+    return Type(dims, "float", join_domain(types, dims))
+
+
 def rename(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     """One dimension takes another name."""
     want(spec, types, "float")

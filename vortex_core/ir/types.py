@@ -70,6 +70,14 @@ class Extent:
             raise mistakes.BAD_EXTENT.error(found=f"{self} // {str(other)[:20]}")
         return Extent(self.symbol, self.factor / other)
 
+    def plus(self, other: Extent) -> Extent | None:
+        """The sum, None where it is no multiple of one symbol; unrotated and rotary channels are all channels."""
+        if self.symbol == other.symbol:
+            return Extent(self.symbol, self.factor + other.factor)
+        if {self.symbol, other.symbol} == {"N", "R"} and self.factor == other.factor:
+            return Extent("D", self.factor)
+        return None
+
     def over(self, parts: Extent) -> Extent | None:
         """The extent of one of `parts` equal groups; None where that is no fraction of one symbol."""
         if parts.symbol in ("", self.symbol):

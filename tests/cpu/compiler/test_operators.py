@@ -196,6 +196,14 @@ def test_shapes(shape: tuple[int, int, int], seed: int) -> None:
     assert torch.equal(case.evaluate("channels", "a", group="rope"), case.a)
     parts = case.evaluate("split", "a", dim="dim", into="part", parts=2)  # (page, part, row, dim)
     assert torch.equal(torch.cat([parts[:, 0], parts[:, 1]], -1), case.a)
+    both = case.evaluate("concat", "ab", dim="dim")  # (page, head, row, dim): b has no rows of its own
+    wide_a, wide_b = wide(case.a, case.b)
+    assert both.shape == (case.pages, case.group, 2, 2 * case.dim)
+    assert torch.equal(both[..., : case.dim], wide_a.expand(-1, case.group, -1, -1))
+    assert torch.equal(both[..., case.dim :], wide_b.expand(case.pages, -1, 2, -1))
+    rows = case.evaluate("concat", "aa", dim="row")
+    assert torch.equal(rows, torch.cat([case.a, case.a], 1))
+    assert torch.equal(case.evaluate("concat", "ab", batch=3, dim="dim"), both)
     renamed = case.evaluate("rename", "a", dim="dim", to="apart")  # (page, apart, row): canonical order
     assert torch.equal(renamed.transpose(1, 2), case.a)
 
@@ -281,7 +289,7 @@ def test_sources() -> None:
 def test_no_operator_is_left_out() -> None:
     """Sources and selections are tested with whole flows: test_selection, test_backends, test_shapes."""
     here = {*BINARY, *UNARY, *REDUCE, "softmax", "cumsum", "conv", "maxpool", "largest", "slice", "channels", "split",
-            "rename", "cast", "and", "or", "not", "where", "extent", "iota", "const", "position"}  # fmt: skip
+            "concat", "rename", "cast", "and", "or", "not", "where", "extent", "iota", "const", "position"}  # fmt: skip
     whole = {
         "q",
         "k",

@@ -19,7 +19,6 @@ REFUSED = {  # and why nobody can make them legal without knowing more
     "p05_sign_hash": "VF065",  # learned values that come with no flow
     "p14_low_rank": "VF065",
     "p35_gated": "VF065",
-    "p32_slow_rope": "VF024",  # concat
 }
 
 

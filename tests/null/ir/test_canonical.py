@@ -63,6 +63,19 @@ SAME = [
         "x = q * m; s = ops.maximum(2 * x, -x).sum('dim', 'row', 'head')",
         "x = q * m; s = -2 * ops.minimum(-x, x / 2).sum('dim', 'row', 'head')",
     ),
+    # Parts joined in any nesting; neighbouring ranges of one value.
+    (
+        "x, y = q * m, q - m; s = ops.concat([ops.concat([x, y]), m]).max('dim', 'row', 'head')",
+        "x, y = q * m, q - m; s = ops.concat(x, ops.concat(y, m), dim='dim').max('dim', 'row', 'head')",
+    ),
+    (
+        "x = q * m; s = ops.concat([x.slice('dim', 0, 'D/2'), x.slice('dim', 'D/2', 'D')]).max('dim', 'row', 'head')",
+        "s = (q * m).max('dim', 'row', 'head')",
+    ),
+    (
+        "x = q * m;s = ops.concat(m, x.slice('dim', 0, 'D/4'), x.slice('dim', 'D/4', 'D/2')).max('dim', 'row', 'head')",
+        "s = ops.concat([m, (q * m).slice('dim', 0, 'D/2')]).max('dim', 'row', 'head')",
+    ),
     # Undefined values do not cancel, but have one order.
     (
         "x = 1 / (q * m); s = (x - x).min('dim', 'row', 'head')",

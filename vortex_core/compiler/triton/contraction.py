@@ -113,7 +113,7 @@ def exact(graph: Graph, states: Mapping[str, StateDecl], i: int) -> bool:
             (bits,) = struct.unpack("<I", struct.pack("<f", node.attr["value"]))
             same = struct.unpack("<f", struct.pack("<I", bits))[0] == node.attr["value"]
             return bool(same and bits & 0xFFFF == 0)
-        case "neg" | "abs" | "maximum" | "minimum" | "slice" | "channels" | "split" | "rename":
+        case "neg" | "abs" | "maximum" | "minimum" | "slice" | "channels" | "split" | "rename" | "concat":
             return all(exact(graph, states, j) for j in node.inputs)
         case "where":
             return all(exact(graph, states, j) for j in node.inputs[1:])

@@ -207,6 +207,8 @@ class Emitter:
                 axes = order([*env[a["into"]].axes, *env[a["dim"]].axes])
                 text = f"{env[a['into']].to(axes)} * {inner} + {env[a['dim']].to(axes)}"
                 return self._sub(node.inputs[0], {**env, a["dim"]: Tile(text, axes)})
+            case "concat":
+                return self._concat(node, env, inside)
             case "rename":
                 return self._sub(node.inputs[0], {**env, a["dim"]: env[a["to"]]})
             case "softmax" | "cumsum" | "conv" | "maxpool" | "largest":
@@ -225,6 +227,18 @@ class Emitter:
         )
         if not axes and all(not t.text.startswith("v") for t in args):
             text = f"tl.full([], 0.0, tl.float32) + ({text})" if node.type.kind == "float" else text
+        return self.bind(text, axes, inside)
+
+    def _concat(self, node: Node, env: Env, inside: bool) -> Tile:
+        """Each lane reads one of the two: indices stay inside both, so that no load leaves its tensor."""
+        dim, at = node.attr["dim"], env[node.attr["dim"]]
+        first = self.graph.nodes[node.inputs[0]].type.extent(dim).resolve(self.sizes)
+        low = Tile(f"tl.minimum({at.text}, {first - 1})", at.axes)
+        high = Tile(f"tl.maximum({at.text} - {first}, 0)", at.axes)
+        a = self._sub(node.inputs[0], {**env, dim: low})
+        b = self._sub(node.inputs[1], {**env, dim: high})
+        axes = order([*at.axes, *a.axes, *b.axes])
+        text = f"tl.where({Tile(f'({at.text})', at.axes).to(axes)} < {first}, {a.to(axes)}, {b.to(axes)})"
         return self.bind(text, axes, inside)
 
     @staticmethod
