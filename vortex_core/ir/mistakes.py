@@ -10,6 +10,8 @@ from typing import Literal
 from vortex_core.errors import Fault, Location, VortexError, declare
 from vortex_core.text import visible
 
+_FACT = 1_000  # characters of a fact that the mending of an error may look at
+_NAME = 100  # characters of a name that is compared with those known
 Level = Literal["error", "warning", "info"]
 
 
@@ -43,7 +45,9 @@ class Mistake:
             self.remedy.format(**shown),
             location,
         )
-        error.facts = facts
+        error.facts = {
+            n: str.__getitem__(f, slice(_FACT)) if isinstance(f, str) else f for n, f in facts.items()
+        }
         return error
 
 
@@ -67,7 +71,7 @@ def _mistake(
 def nearest(name: str, known: Iterable[str]) -> str:
     """What was probably meant: near names, else all of them."""
     known = sorted(known)
-    return ", ".join(difflib.get_close_matches(name, known, 3) or known)
+    return ", ".join(difflib.get_close_matches(name[:_NAME], known, 3) or known)
 
 
 # --- source: what may be written at all --------------------------------------------------------------------

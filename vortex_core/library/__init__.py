@@ -82,7 +82,7 @@ def _path(name: str) -> Path:
 
 def _unknown(name: str) -> VortexError:
     known = list(_all())
-    near = difflib.get_close_matches(name, known, 3)
+    near = difflib.get_close_matches(name[:100], known, 3)
     hint = f"did you mean {', '.join(near)}?" if near else f"library flows: {', '.join(names())}."
     return VortexError(
         "VF070", f"no flow named {name!r}", f"{hint} A file is given by its path, e.g. ./my_flow.py"

@@ -83,7 +83,7 @@ class Module:
             raise mistakes.DIALECT_NO_EQUIVALENT.error(
                 what=f"{self.__name__}.{name}", why=self._missing[name], remedy=f"do without {name}"
             )
-        near = difflib.get_close_matches(name, self._known, 3)
+        near = difflib.get_close_matches(name[:100], self._known, 3)
         raise mistakes.DIALECT_IMPORT.error(
             module=self.__name__, name=name, known=", ".join(near or sorted(self._known))
         )

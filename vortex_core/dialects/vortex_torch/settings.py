@@ -95,7 +95,7 @@ class Settings:
                     remedy="remove it, or use kv_cache_dtype fp8_e4m3",
                 )
             elif key.startswith("vortex_") and plain not in _ENGINE | {"kv_int4"}:
-                near = difflib.get_close_matches(plain, [*known, *_ENGINE], 1)
+                near = difflib.get_close_matches(plain[:100], [*known, *_ENGINE], 1)
                 raise _error(
                     key, value, f"it is no setting; did you mean vortex_{near[0]}?" if near else "unknown"
                 )

@@ -100,7 +100,7 @@ def swapped(call: ast.Call, old: object, new: object) -> Edit | None:
 
 def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that was probably meant."""
-    found = difflib.get_close_matches(name, sorted(known), 1, cutoff)
+    found = difflib.get_close_matches(name[:100], sorted(known), 1, cutoff)
     return found[0] if found else None
 
 
