@@ -80,6 +80,9 @@ _declare("VS031", "no such job", "a job is polled by the name its start answered
 _declare("VS032", "package not installed", "optional parts need their extra installed", "user")
 _declare("VS044", "no winner", "the winner of a run is asked for where its finals chose one", "user")
 
+_RAY_LOGS = "/tmp/ray/session_latest/logs"
+"""Where Ray keeps what workers wrote, on the machine they ran on."""
+
 
 def unknown_run(name: str, known: Iterable[str]) -> VortexError:
     """`VS001`: a run that does not exist, with the nearest ones."""
@@ -138,11 +141,13 @@ def no_winner(run: str, why: str) -> VortexError:
     )
 
 
-def engine_lost(why: str, log: str = "") -> VortexError:
-    """`VS008`: an evaluation worker could not be started or kept alive. `log`: of its process."""
-    see = f"see {log}" if log else "see Ray's logs of that worker (/tmp/ray/session_latest/logs)"
+def engine_lost(why: str) -> VortexError:
+    """`VS008`: an evaluation worker could not be started or kept alive."""
     return VortexError(
-        "VS008", f"evaluation worker lost: {why}", f"{see}; rerun to resume the campaign", log=log
+        "VS008",
+        f"evaluation worker lost: {why}",
+        f"see its output in {_RAY_LOGS}; rerun to resume the campaign",
+        log=_RAY_LOGS,
     )
 
 

@@ -51,14 +51,14 @@ def leaderboard(archive: Archive, limit: int | None = None) -> Table:
     for entry in _shown(archive.entries, limit):
         table.add_row(*_cells(entry, objective), style="dim" if entry.candidate.reference else "")
     for candidate in archive.stopped_references:
-        metrics, result = candidate.metrics(), candidate.failure
+        metrics = candidate.metrics()
         shown = ("accuracy", objective.accuracy, objective.speed, "decode_speedup", "density")
         table.add_row(
             "-",
             candidate.label,
             markup(candidate.name),
             "library",
-            f"[red]stopped at {markup(result.stage) if result else '?'}[/]",
+            f"[red]{markup(candidate.ended)}[/]",
             *(metric(metrics.get(name)) for name in shown),
             "search",
             style="dim",

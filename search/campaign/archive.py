@@ -197,8 +197,8 @@ class Archive:
 
     @property
     def stopped_references(self) -> list[Candidate]:
-        """Library flows that a stage stopped: they belong beside the ranking, or it would flatter."""
-        return [c for c in self.state.candidates.values() if c.reference and c.status() == "failed"]
+        """Library flows that a stage or a failure stopped: they belong beside the ranking, or it would flatter."""
+        return [c for c in self.state.candidates.values() if c.reference and c.ended]
 
     def rows(self) -> list[dict[str, Any]]:
         """The leaderboard as plain values, best first; stopped references last, without rank."""
@@ -248,9 +248,10 @@ def row(entry: Entry, objective: Objective) -> dict[str, Any]:
 
 
 def stopped_row(candidate: Candidate) -> dict[str, Any]:
-    """The line of a reference that a stage stopped."""
-    result = candidate.failure
-    assert result is not None
+    """The line of a reference that a stage stopped, or a failure that was not its own."""
+    result, given_up = candidate.failure, candidate.abandoned.get("search")
+    errors = [result.failure.error] if result is not None and result.failure is not None else []
+    errors += [] if given_up is None else [given_up.error]
     return {
         "rank": None,
         "id": candidate.label,
@@ -259,8 +260,8 @@ def stopped_row(candidate: Candidate) -> dict[str, Any]:
         "ir_hash": candidate.ir_hash,
         "reference": True,
         "arm": candidate.arm,
-        "verdict": f"stopped at {result.stage}",
-        "gates": [str(result.failure.error.get("message"))] if result.failure else [],
+        "verdict": candidate.ended,
+        "gates": [str(error.get("message")) for error in errors],
         "metrics": {name: m.to_json() for name, m in candidate.metrics().items()},
         "knobs": candidate.knobs,
         "parents": [],

@@ -49,7 +49,7 @@ class Candidate:
         results: by purpose, then by stage, in the order they were run.
         finished: by purpose, whether it passed.
         seeds: by purpose, of the items it was measured on.
-        abandoned: by purpose, the infrastructure error that this session gave it up for.
+        abandoned: by purpose, where and why this session gave it up: a failure that is not its own.
     """
 
     number: int
@@ -70,7 +70,7 @@ class Candidate:
     results: dict[ev.Purpose, dict[str, StageResult]] = field(default_factory=dict)
     finished: dict[ev.Purpose, bool] = field(default_factory=dict)
     seeds: dict[ev.Purpose, int] = field(default_factory=dict)
-    abandoned: dict[ev.Purpose, dict[str, Any]] = field(default_factory=dict)
+    abandoned: dict[ev.Purpose, ev.CandidateAbandoned] = field(default_factory=dict)
     finished_at: float | None = None
 
     def flow(self, files: ContentStore) -> Flow:
@@ -129,6 +129,14 @@ class Candidate:
     def failure(self) -> StageResult | None:
         """The stage that stopped it, if one did."""
         return next((result for result in self.stages() if not result.passed), None)
+
+    @property
+    def ended(self) -> str:
+        """What kept it from being measured in the search, in words; empty if nothing did."""
+        if self.failure is not None:
+            return f"stopped at {self.failure.stage}"
+        given_up = self.abandoned.get("search")
+        return "" if given_up is None else f"given up at {given_up.stage}, not its fault"
 
 
 @dataclass
@@ -324,7 +332,7 @@ class CampaignState:
             case ev.InfrastructureFailed() as e:
                 self.infrastructure.append(e)
             case ev.CandidateAbandoned() as e:
-                self.candidates[e.key].abandoned[e.purpose] = e.error
+                self.candidates[e.key].abandoned[e.purpose] = e
             case ev.FinalistsChosen(keys=keys):
                 self.finalists = keys
             case ev.MatchedChosen() as e:

@@ -14,6 +14,7 @@ from agents.errors import BudgetExceededError, ProposerError
 from agents.providers.base import Endpoint
 from agents.providers.failures import from_status
 from evaluators.results import Failure, StageResult
+from search.campaign.archive import Archive
 from search.campaign.breaker import MOST, CircuitBreaker
 from search.config import CampaignConfig
 from search.errors import crashed
@@ -81,10 +82,23 @@ def test_a_typed_infrastructure_failure_is_no_result_and_no_repair(
     assert candidate.failure is None
     assert candidate not in state.failed
     assert executor.ran[victim, "accuracy", 1] == tries
-    assert candidate.abandoned["search"]["code"] == "VV102"
+    assert candidate.abandoned["search"].error["code"] == "VV102"
     assert state.finished is not None  # the campaign went on
     assert all(p.repairs != candidate.proposal for p in state.proposals.values())
     assert kinds(harness.store).count("candidate_abandoned") == 1
+
+
+def test_a_library_flow_that_was_given_up_is_shown_beside_the_ranking(tmp_path: Path):
+    class QuestFails(SimulatedExecutor):
+        async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
+            if flow.name == "quest" and stage == "accuracy":
+                return StageResult(stage, passed=False, failure=Failure.of(infrastructure()))
+            return await super().run_stage(stage, flow, seed)
+
+    harness = harness_with(tmp_path, QuestFails())
+    archive = Archive(harness.go(), harness.config.objective)
+    (row,) = [row for row in archive.rows() if row["name"] == "quest"]
+    assert (row["verdict"], row["gates"]) == ("given up at accuracy, not its fault", ["the backend failed"])
 
 
 def test_the_next_session_tries_again_what_was_given_up(tmp_path: Path):
@@ -148,8 +162,8 @@ def test_a_worker_that_raised_three_times_is_not_a_worker_killer(tmp_path: Path)
     state = harness.go()
     candidate = state.candidates[victims.pop()]
     assert (candidate.status(), candidate.failure) == ("infrastructure", None)
-    assert candidate.abandoned["search"]["code"] == "VS019"
-    assert "ZeroDivisionError: by zero" in candidate.abandoned["search"]["message"]
+    assert candidate.abandoned["search"].error["code"] == "VS019"
+    assert "ZeroDivisionError: by zero" in candidate.abandoned["search"].error["message"]
 
 
 @pytest.mark.parametrize("fault", ["user", "budget"])
