@@ -45,7 +45,8 @@ def calls_of(source: str) -> Iterator[tuple[str, str, bool, int]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in inside:
             continue
-        if re.search(rf"\b{CODE.pattern}\b", node.value):
+        # Prose may name a code; a string without a blank that holds one is there to be compared with.
+        if re.search(rf"\b{CODE.pattern}\b", node.value) and not re.search(r"\s", node.value):
             yield node.value, "", False, node.lineno
 
 
@@ -97,7 +98,7 @@ def test_no_two_codes_mean_the_same():
         ('Registry("backend", {}, code="VE001")', ("VE001", "Registry", True)),
         ('if error.code == "VE001": pass', ("VE001", "", False)),
         ('RETRY = {"VE001"}', ("VE001", "", False)),
-        ('_X = re.compile("VS003|VE01")', ("VS003|VE01", "", False)),
+        ('_X = re.compile("VS003|VE001")', ("VS003|VE001", "", False)),
     ],
 )
 def test_the_scan_sees_how_codes_are_used(source: str, seen: tuple[str, str, bool]):

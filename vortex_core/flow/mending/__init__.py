@@ -15,30 +15,31 @@ from vortex_core.errors import Replacement, VortexError
 from vortex_core.flow.mending import source as sources
 from vortex_core.flow.mending import states, values
 from vortex_core.flow.mending.place import Edit, Place
+from vortex_core.ir import mistakes
 
 MAX_FURTHER = 8  # errors reported beside the first
 MAX_SECONDS = 3.0  # of computing, for all of them: a slow trace is not repeated
 MENDS: dict[str, Callable[[Place], Edit | None]] = {
-    "VF002": sources.forbidden,
-    "VF005": sources.raised,
-    "VF010": values.no_such_dim,
-    "VF012": values.wrong_kind,
-    "VF014": values.bad_extent,
-    "VF016": values.bad_argument,
-    "VF020": values.no_value,
-    "VF021": values.infinite,
-    "VF023": values.no_method,
-    "VF024": values.no_operator,
-    "VF025": values.bad_flow_name,
-    "VF030": states.no_state,
-    "VF032": states.state_type,
-    "VF034": states.bad_state,
-    "VF040": states.no_selection,
-    "VF041": states.bad_score,
-    "VF043": states.bad_union,
-    "VF060": states.bad_budget,
-    "VF061": states.bad_knob,
-    "VF063": states.small_budget,
+    mistakes.FORBIDDEN.code: sources.forbidden,
+    mistakes.USER_EXCEPTION.code: sources.raised,
+    mistakes.UNKNOWN_DIM.code: values.no_such_dim,
+    mistakes.NOT_BOOL.code: values.wrong_kind,
+    mistakes.BAD_EXTENT.code: values.bad_extent,
+    mistakes.BAD_ATTRIBUTE.code: values.bad_argument,
+    mistakes.DATA_DEPENDENT.code: values.no_value,
+    mistakes.BAD_CONST.code: values.infinite,
+    mistakes.UNKNOWN_METHOD.code: values.no_method,
+    mistakes.UNKNOWN_OP.code: values.no_operator,
+    mistakes.BAD_FLOW_NAME.code: values.bad_flow_name,
+    mistakes.UNKNOWN_STATE.code: states.no_state,
+    mistakes.STATE_TYPE.code: states.state_type,
+    mistakes.BAD_STATE.code: states.bad_state,
+    mistakes.NO_SELECTION.code: states.no_selection,
+    mistakes.BAD_SCORE.code: states.bad_score,
+    mistakes.BAD_UNION.code: states.bad_union,
+    mistakes.BAD_BUDGET.code: states.bad_budget,
+    mistakes.BAD_KNOB.code: states.bad_knob,
+    mistakes.BUDGET_BELOW_KEPT.code: states.small_budget,
 }
 T = TypeVar("T")
 
