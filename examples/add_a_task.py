@@ -2,12 +2,7 @@
 
     python examples/add_a_task.py
 
-<<<<<<< HEAD
 In a project of yours the class stands in a module and a line of pyproject.toml announces it; then any plan may name it:
-=======
-In a project of yours the class stands in a module and a line of pyproject.toml announces it; then every plan may
-name it:
->>>>>>> fb76a50 (Mends are named by their mistakes, not by codes; lines wrapped)
 
     [project.entry-points."vortex_search.tasks"]
     last_number = "my_package.last_number:LastNumber"
