@@ -17,6 +17,7 @@ from functools import cached_property
 
 from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
+from vortex_core.ir.budget_range import MAX_LENGTH, doubtful_lengths
 
 NAMES = ("length", "layer", "layers")
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
@@ -96,6 +97,21 @@ class Budget:
         if not math.isfinite(value):
             raise budget_error(self.text, f"is {value} at length {length}")
         return max(1, math.ceil(value))
+
+    def check_everywhere(self) -> None:
+        """Raises `VF060` unless the budget is finite at every length to 2^20, and in every layer of models of 1, 2,
+        32 and 64 if it asks for layers."""
+        by_layer = self.names & {"layer", "layers"}
+        counts = (1, 2, 32, 64) if by_layer else (1,)
+        for layers in counts:
+            for layer in range(layers):
+                doubtful = doubtful_lengths(self._tree, layer, layers)
+                if doubtful is None:
+                    raise budget_error(
+                        self.text, f"cannot be shown to be finite at every length to {MAX_LENGTH}"
+                    )
+                for length in doubtful:
+                    self.tokens(length, layer, layers)
 
     def pages(self, length: int, page_size: int, layer: int = 0, layers: int = 1) -> int:
         """The same budget in pages, rounded up."""

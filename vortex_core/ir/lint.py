@@ -11,7 +11,6 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Graph, Node, Program
 
 PROBE_LENGTH = 32_768
-_LENGTHS = sorted({1, *(2**n + d for n in range(3, 21) for d in (-1, 0, 1))})
 _ALONG_PAGES = ("cumsum", "conv")  # even of equal values, what they yield differs from page to page
 
 
@@ -73,8 +72,7 @@ def notes(original: Program, canonical: Program) -> list[VortexError]:
 
 def _check_budget(knobs: Knobs, location: Location | None) -> None:
     budget = Budget(knobs.budget)
-    for length in _LENGTHS:
-        budget.tokens(length, layer=0, layers=1)
+    budget.check_everywhere()
     kept = knobs.keep_first + knobs.keep_last
     pages = budget.pages(PROBE_LENGTH, knobs.page_size, layer=0, layers=1)
     if pages < kept:
