@@ -90,10 +90,10 @@ def test_a_typed_infrastructure_failure_is_no_result_and_no_repair(
 
 def test_a_library_flow_that_was_given_up_is_shown_beside_the_ranking(tmp_path: Path):
     class QuestFails(SimulatedExecutor):
-        async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageResult:
+        async def measure(self, stage: str, flow: Flow, seed: int) -> StageResult:
             if flow.name == "quest" and stage == "accuracy":
                 return StageResult(stage, passed=False, failure=Failure.of(infrastructure()))
-            return await super().run_stage(stage, flow, seed)
+            return await super().measure(stage, flow, seed)
 
     harness = harness_with(tmp_path, QuestFails())
     archive = Archive(harness.go(), harness.config.objective)
