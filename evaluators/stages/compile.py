@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
-
-from pydantic import Field
 
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs
@@ -13,20 +10,12 @@ from evaluators.stages.settings import StageSettings
 from vortex_core.ir.flow import Flow
 
 
-class CompileSettings(StageSettings):
-    """What else a program must compile for."""
-
-    offline: tuple[Literal["sm_90a", "sm_100a"], ...] = Field(
-        (), description="GPUs that need not be here: the machine code is made, with registers and spills"
-    )
-
-
 class CompileStage:
     """The engine's backend accepts the program at the model's shapes."""
 
     name = "compile"
     needs: Needs = "device"
-    settings = CompileSettings
+    settings = StageSettings
 
     def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Reports the bytes of state that a token costs."""
@@ -40,8 +29,6 @@ class CompileStage:
         states = compiled.new_states(1, torch.device(context.device))
         per_token = states.bytes_per_page() / flow.knobs.page_size
         kv = context.model.kv_bytes_per_token() / context.model.layers
-        plan = context.plan.section(self.name, CompileSettings)
-        made = {target: _machine_code(flow, context, target) for target in plan.offline}
         return StageResult(
             self.name,
             passed=True,
@@ -51,17 +38,5 @@ class CompileStage:
                     per_token, unit="B per layer", higher_is_better=False, how="recorded"
                 ),
             },
-            info={"state_share_of_kv": round(per_token / kv, 4), "backend": context.backend}
-            | ({"offline": made} if made else {}),
+            info={"state_share_of_kv": round(per_token / kv, 4), "backend": context.backend},
         )
-
-
-def _machine_code(flow: Flow, context: Context, target: str) -> dict[str, Any]:
-    """Registers and spills of a flow's kernels on a GPU that is not here."""
-    from vortex_core.compiler.triton.offline import compile_flow
-
-    found = compile_flow(flow.program, flow.knobs, context.model.geometry(), target)
-    return {
-        name: {"registers": x.registers, "spills": x.spills, "shared_bytes": x.shared_bytes}
-        for name, x in found.items()
-    }

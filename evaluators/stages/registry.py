@@ -18,6 +18,7 @@ STAGES: Registry[type[Stage]] = Registry(
     {
         "static": f"{_HERE}.static:StaticStage",
         "compile": f"{_HERE}.compile:CompileStage",
+        "machine_code": f"{_HERE}.machine_code:MachineCodeStage",
         "parity": f"{_HERE}.parity:ParityStage",
         "modelled": f"{_HERE}.modelled:ModelledStage",
         "recall": f"{_HERE}.recall:RecallStage",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vortex_core.engine.decode.batch import DecodeBatch
@@ -54,9 +55,14 @@ class Runners:
         return shape
 
     def warm_up(self, shape: Shape | None) -> float:
-        """Capture the shape that was in use for the flow that is now loaded; seconds."""
+        """Capture the shape that was in use for the flow that is now loaded; seconds.
+
+        A step of the flow before may have kept all lists. The new flow's first one selects, and only a flow that reuses
+        selections has any other.
+        """
         if shape is None:
             return 0.0
+        shape = replace(shape, selects=True)
         runner = self.runner(self._engine.flow)
         runner.reserve(shape.rows)
         return runner.ensure(shape)
