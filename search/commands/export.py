@@ -24,6 +24,7 @@ from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.sandbox.load import write_flow
+from vortex_core.text import MAX_DOC, MAX_MESSAGE, markdown, shell, visible_lines
 
 FORMAT = 1
 FILES = (
@@ -212,14 +213,14 @@ def hub_name(model: str) -> str:
 def card_text(card: dict[str, Any]) -> str:
     """The card for people."""
     lines = [
-        f"# {card['name']}",
+        f"# {markdown(card['name'])}",
         "",
-        card["doc"] or card["idea"] or "",
+        *(markdown(line, MAX_DOC) for line in visible_lines(card["doc"] or card["idea"] or "").split("\n")),
         "",
-        f"- model: {card['model']}",
+        f"- model: {markdown(card['model'])}",
         f"- program: IR {card['ir_hash']}, with knobs {card['key']}",
-        f"- found by {card['found_by']} in run {card['run']} as {card['id']}",
-        f"- goal: {card['objective']}",
+        f"- found by {markdown(card['found_by'])} in run {card['run']} as {card['id']}",
+        f"- goal: {markdown(card['objective'], MAX_MESSAGE)}",
         f"- gates: {card['verdict']}" + "".join(f"; {point}" for point in card["open_points"]),
         f"- on the sealed items: {card['sealed'] or 'not measured'}",
         f"- measured on {measured_on(card)} with "
@@ -256,14 +257,14 @@ def _standing(card: dict[str, Any]) -> str:
 def _metric_row(name: str, data: dict[str, Any]) -> str:
     found = Metric(**data)
     shown = metric(found).replace(f" ({found.how})", "")
-    return f"| {name} | {shown} | {found.unit} | {found.how} | {found.n} |"
+    return f"| {markdown(name)} | {shown} | {markdown(found.unit)} | {markdown(found.how)} | {found.n} |"
 
 
 def _readme(card: dict[str, Any]) -> str:
     return f"""\
-# {card["name"]}
+# {markdown(card["name"])}
 
-A sparse-attention algorithm found by vortex-search on {card["model"]}. {_standing(card)}
+A sparse-attention algorithm found by vortex-search on {markdown(card["model"])}. {_standing(card)}
 
 | file | what it is |
 |---|---|
@@ -276,8 +277,8 @@ A sparse-attention algorithm found by vortex-search on {card["model"]}. {_standi
 | `serve.py` | serves the flow with SGLang |
 
     vortex-search check flow.py
-    vortex-search explain flow.py --model {card["model"]} --gpu h200
-    vortex-search evaluate flow.py --model {card["model"]}
+    vortex-search explain flow.py --model {shell(card["model"])} --gpu h200
+    vortex-search evaluate flow.py --model {shell(card["model"])}
     python verify.py
     python serve.py --port 30000
 
@@ -286,4 +287,4 @@ Numbers marked modelled come from a cost model, not from a GPU.
 
 
 def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

@@ -23,7 +23,7 @@ from vortex_core.configs import ConfigFolder, Strict
 from vortex_core.errors import VortexError
 from vortex_core.files import parse_json, read_json, read_text
 from vortex_core.sandbox.load import trace_file
-from vortex_core.text import MAX_MESSAGE, cell, markup, shell, visible, visible_lines
+from vortex_core.text import MAX_MESSAGE, markdown, markup, shell, visible, visible_lines
 
 SOURCE = """from vortex_core import ops, vFlow
 class W(vFlow):
@@ -275,7 +275,8 @@ def test_foreign_text_is_made_fit(text: str) -> None:
     assert visible(shown) == shown
     assert render(markup(text) + "[red]end[/red]").plain == shown + "end"
     assert shlex.split(shell(text)) == [visible(text, MAX_MESSAGE)]
-    assert cell(text)[0] not in "=+-@"
+    assert not {"<", "`"} & set(markdown("<b>`|" + text))
+    assert "|" not in markdown(text + "|").replace("\\|", "")
     assert "\n" not in visible_lines(text).replace("\n", "") and visible_lines("a\r\nb") == "a\nb"
 
 
