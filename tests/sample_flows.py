@@ -35,6 +35,20 @@ SOURCES = {
         u = (q.slice("dim", 0, "D/2") * cache["i8"]).sum("dim").max("head")
         return ops.topk(s + 0.1 * t + u, fraction=0.5) | ops.topp(t.maxpool(3), 0.6)
 """,
+    "signs": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"z": page.state(bit=12, dtype="fp32"), "b": page.state(bit=12, row=page.size, dtype="bits")}
+    def forward_cache(self, page):
+        w = ops.signs(bit=12, dim="D")
+        token = ops.dot(page.k, ops.signs(bit=12, dim="D", seed=3), "dim")
+        return {"z": ops.dot(page.k.mean("token"), w, "dim"), "b": token.rename(token="row")}
+    def forward_indexer(self, q, cache):
+        z = ops.dot(q, ops.signs(bit=12, dim="D"), "dim")
+        h = ops.dot(q, ops.signs(bit=12, dim="D", seed=3), "dim").sign()
+        votes = (h * cache["b"]).sum("bit").max("row")
+        return ops.topk(((z * cache["z"]).sum("bit") / 12 + 0.25 * votes).max("head"))
+""",
     "joined": """
     knobs = Knobs(page_size=8, budget="40")
     def parts(self, x):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vortex_core.compiler.states import ERROR
-from vortex_core.flow.reference import SHORTHANDS, SPELLINGS, signature
-from vortex_core.flow.vtensor import vTensor
+from vortex_core.flow.reference import SHORTHANDS, SPELLINGS, described, signature
 from vortex_core.ir import mistakes
 from vortex_core.ir.opset import OPS, Group, OpSpec
 from vortex_core.ir.program import MAX_NODES, STAGE_METHOD, STATE_DTYPES
@@ -75,7 +74,7 @@ def operators() -> str:
     out += ["", "## Shorthands", "", "Written in terms of the operators above.", ""]
     out += table(
         ("written", "meaning"),
-        [(f"`{s.text}`", " ".join((getattr(vTensor, s.op).__doc__ or "").split())) for s in SHORTHANDS],
+        [(f"`{s.text}`", " ".join(described(s).split())) for s in SHORTHANDS],
     )
     out += ["", "## State dtypes", "", "`page.state(dim=page.head_dim, dtype=...)`.", ""]
     out += table(

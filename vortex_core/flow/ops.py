@@ -178,6 +178,21 @@ def arange(**dim: int | str | Extent) -> vTensor:
     return emit("iota", builder=_builder(), dim=name, extent=str(Extent.parse(extent)))
 
 
+def signs(*, seed: int = 0, **dims: int | str | Extent) -> vTensor:
+    """`ops.signs(bit=64, dim="D")`: fixed random signs over two new dimensions, the same in every model and layer.
+
+    A random projection that needs no learned values: sketches, locality sensitive hashes. Another `seed` gives others.
+    The first dimension has at most 1,000 rows.
+    """
+    if len(dims) != 2 or not isinstance(seed, int):
+        found = ", ".join(f"{n}={e}" for n, e in dims.items())
+        raise mistakes.BAD_ATTRIBUTE.error(
+            caller(), op="signs", name="dims", found=f"({found})", want='two dimensions, e.g. bit=64, dim="D"'
+        )
+    (one, many), (other, more) = dims.items()
+    return spellings.signs(arange(**{one: many}), arange(**{other: more}), seed)
+
+
 def size(extent: str | Extent) -> vTensor:
     """A model extent as a number: `ops.size("D")` channels, `"S"` tokens per page, `"G"` query heads."""
     return emit("extent", builder=_builder(), extent=str(Extent.parse(extent)))

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from vortex_core.flow import ops
 from vortex_core.flow.vtensor import vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.budget import CALLS, NAMES
@@ -93,6 +94,7 @@ SPELLINGS: tuple[Spelling, ...] = (
 # Written in terms of the operators above.
 SHORTHANDS: tuple[Spelling, ...] = (
     Spelling('x.dot(y, "dim")', "dot"),
+    Spelling('ops.signs(bit=64, dim="D")', "signs"),
     Spelling('x.norm("dim")', "norm"),
     Spelling('x.var("dim")', "var"),
     Spelling('x.std("dim")', "std"),
@@ -236,10 +238,16 @@ def _operators() -> str:
             lines.append(f"{spelling.text}: {_first(spec.doc)}")
     lines.insert(1, "Over named dims: " + ", ".join(brief.pop("reduce")))
     lines.insert(1, "Pointwise: " + "; ".join(", ".join(found) for found in brief.values()))
-    short = (f"{s.text} = {_first(getattr(vTensor, s.op).__doc__)}" for s in SHORTHANDS)
+    short = (f"{s.text} = {_first(described(s))}" for s in SHORTHANDS)
     lines.append("Shorthands: " + "; ".join(short))
     lines.append('Also x > y, x >= y, x != y. Methods are functions, too: ops.sqrt(x), ops.sum(x, "dim").')
     return "\n".join(lines) + "\n"
+
+
+def described(spelling: Spelling) -> str:
+    """What a shorthand means: the first paragraph of its function's docstring."""
+    found = getattr(vTensor, spelling.op, None) or getattr(ops, spelling.op)
+    return inspect.cleandoc(found.__doc__ or "").split("\n\n")[0].removeprefix(f"`{spelling.text}`: ")
 
 
 def signature(spec: OpSpec) -> str:

@@ -65,6 +65,27 @@ def scaled(x: vTensor, dtype: str, dims: tuple[Any, ...]) -> vTensor:
     return even.clamp(-top, top) * scale
 
 
+_PRIME = 1019  # x ** 3 is a permutation modulo it, and every number on the way is a whole one that fp32 holds
+_STRIDES = (421, 617)
+
+
+def signs(first: vTensor, second: vTensor, seed: int) -> vTensor:
+    """-1 or 1 for every pair of two counters, as independent to the eye as coin tosses, and everywhere the same."""
+    from vortex_core.flow import ops
+
+    def modulo(
+        x: vTensor,
+    ) -> vTensor:  # rounded last, so that no rewriting of the sums can leave the whole numbers
+        return (x - _PRIME * ((x + 0.5) / _PRIME).floor() + 0.5).floor()
+
+    def cube(x: vTensor) -> vTensor:
+        return modulo(modulo(x * x) * x)
+
+    mixed = cube(modulo((first + 1) * _STRIDES[0] + ((seed * 389 + 211) % _PRIME + 37)))
+    mixed = cube(modulo(mixed + (second + 1) * _STRIDES[1] + 37))
+    return ops.where(2 * cube(modulo(mixed + 101)) < _PRIME, 1.0, -1.0)
+
+
 def exponential(base: Any, x: vTensor) -> vTensor:
     """base ** x, for a positive number."""
     if not isinstance(base, int | float) or isinstance(base, bool) or base <= 0:

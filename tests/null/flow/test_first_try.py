@@ -30,6 +30,18 @@ def wrong(source: str) -> VortexError | None:
     return None
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_mended_by_its_replacements(name: str) -> None:
+    source = next(p for p in FLOWS if p.stem == name).read_text()
+    for _ in range(9):
+        error = wrong(source)
+        if error is None:
+            return
+        assert error.replacement is not None, error
+        source = error.replacement.apply(source)
+    raise AssertionError(source)
+
+
 def test_nine_of_ten_are_legal_at_the_first_try() -> None:
     assert len(FLOWS) == 40
     assert len(REFUSED) <= 4

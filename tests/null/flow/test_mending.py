@@ -94,6 +94,7 @@ MENDED: list[tuple[str, str, str]] = [
     ("VF060", knobs('Knobs(budget="max(256, seq_len / 16)")'), "length / 16"),
     ("VF061", knobs("Knobs(page_size=24)"), "page_size="),
     ("VF061", knobs("Knobs(keep_last=0)"), "keep_last=1"),
+    ("VF065", scored('y = x * ops.param("w", row="S", dim="D").mean("row")'), "ops.signs("),
     ("VF063", knobs("Knobs(budget=16)"), "budget=96"),
 ]  # fmt: skip
 

@@ -228,6 +228,17 @@ def no_method(place: Place) -> Edit | None:
     return None if near is None else Edit(node, f"{receiver(node.value)}.{near}")
 
 
+def no_values(place: Place) -> Edit | None:
+    """VF065: values that nobody supplies become fixed random signs of the same dimensions."""
+    call = place.call
+    if call is None or "no values" not in str(place.facts["why"]) or not call.args:
+        return None
+    axes = [k for k in call.keywords if k.arg not in ("layer", "kv_head")]
+    seed = sum(map(ord, str(place.facts["name"]))) % 1000
+    inside = ", ".join([*map(text_of, axes), f"seed={seed}"])
+    return Edit(call, f"ops.signs({inside})") if len(axes) == 2 else None
+
+
 _OPERATORS = {
     "concatenate": "concat", "cat": "concat", "hstack": "concat", "top_k": "topk", "top_p": "topp", "select": "topk",
     "full": "constant", "tensor": "constant", "scalar": "constant", "num_pages": "pages", "seq_len": "length",
