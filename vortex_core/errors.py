@@ -8,15 +8,15 @@ language), `vortex_core.codes` (`VE`, `VK`, `VM`, `VX`), `evaluators.errors` (`V
 
 from __future__ import annotations
 
-import socket
-import traceback
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vortex_core.text import MAX_MESSAGE, visible
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 Fault = Literal["candidate", "infrastructure", "user", "budget"]
 """Whose fault an error is, which decides what happens next:
@@ -27,7 +27,8 @@ Fault = Literal["candidate", "infrastructure", "user", "budget"]
 * `budget`: what was allowed (money, tokens, time, the space of programs) is used up. Nothing is wrong.
 """
 
-_ROOT = Path(__file__).resolve().parents[1]
+# No pathlib here: every traced program pays for what this module imports.
+_ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
 _OURS = ("vortex_core", "agents", "evaluators", "search")
 
 
@@ -227,11 +228,14 @@ def write_to_log(error: BaseException) -> str:
     Returns:
         `host:path` of the log; empty where stderr is a terminal or a pipe, whose reader sees the error anyway.
     """
+    import socket
+    import traceback
+
     try:
-        target = str(Path("/proc/self/fd/2").readlink())
+        target = os.readlink("/proc/self/fd/2")
     except OSError:  # no /proc, or no stderr
         return ""
-    if not Path(target).is_file():
+    if not os.path.isfile(target):
         return ""
     traceback.print_exception(error)
     return f"{socket.gethostname()}:{target}"
@@ -242,8 +246,8 @@ def place_of(at: TracebackType | None) -> str:
     found = ""
     while at is not None:
         code, line = at.tb_frame.f_code, at.tb_lineno
-        file = Path(code.co_filename)
-        if file.is_relative_to(_ROOT) and file.relative_to(_ROOT).parts[0] in _OURS:
-            found = f"{file.relative_to(_ROOT)}:{line} in {code.co_qualname}"
+        inside = code.co_filename.removeprefix(_ROOT)
+        if inside != code.co_filename and inside.split(os.sep)[0] in _OURS:
+            found = f"{inside}:{line} in {code.co_qualname}"
         at = at.tb_next
     return found

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vortex_core.errors import VortexError
-from vortex_core.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +83,7 @@ def convert_file(path: str | Path, knobs: str | Path | Mapping[str, Any] | None 
     """
     from pathlib import Path
 
+    from vortex_core.files import parse_json
     from vortex_core.ir import mistakes
 
     path = Path(path)
@@ -102,6 +102,7 @@ def convert_file(path: str | Path, knobs: str | Path | Mapping[str, Any] | None 
 
 
 def _text(path: Path) -> str:
+    from vortex_core.files import read_text
     from vortex_core.ir import mistakes
 
     try:
