@@ -23,7 +23,7 @@ from evaluators.stages.registry import SEARCH, STAGES
 from evaluators.stages.settings import StageSettings
 from evaluators.tasks.base import AnswerTask, LikelihoodTask, TaskParameters
 from evaluators.tasks.registry import TASKS, AnyTask, get_task
-from vortex_core.configs import ConfigFolder, Strict, read_rest
+from vortex_core.configs import ConfigFolder, Loaded, Strict, read_rest
 from vortex_core.errors import VortexError
 
 if TYPE_CHECKING:
@@ -273,6 +273,11 @@ def _known_stage(name: str) -> type[Stage]:
 def list_plans() -> tuple[str, ...]:
     """Names of the plans that ship."""
     return _PLANS.names()
+
+
+def read_plan(name_or_path: str) -> Loaded[EvaluationPlan]:
+    """A plan with the origin of every value; errors as `load_plan`."""
+    return _PLANS.read(name_or_path, EvaluationPlan)
 
 
 def load_plan(name_or_path: str) -> EvaluationPlan:

@@ -36,14 +36,15 @@ class Objective(Strict):
         accuracy: metric of quality, paired with dense.
         speed: metric of throughput, as a ratio to dense.
         gates: non-inferiority bounds; a program that fails one cannot win.
-        target: where a winner is to run. What that engine would refuse is stopped before anything is measured.
+        target: engine that is to run the winner, None as the evaluation plan says. What it would refuse is stopped
+            before anything is measured.
         margin: loss of accuracy, in its own units, that counts as none when two programs are compared.
     """
 
     accuracy: str = "accuracy_delta"
     speed: str = "modelled_speedup_h200"
     gates: tuple[Gate, ...] = ()
-    target: Literal["embedded", "sglang"] = "embedded"
+    target: Literal["embedded", "sglang"] | None = None
     margin: float = Field(0.05, ge=0)
 
 

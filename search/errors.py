@@ -79,6 +79,9 @@ _declare(
 _declare("VS031", "no such job", "a job is polled by the name its start answered with", "user")
 _declare("VS032", "package not installed", "optional parts need their extra installed", "user")
 _declare("VS044", "no winner", "the winner of a run is asked for where its finals chose one", "user")
+_declare(
+    "VS045", "cannot be measured again", "a result is measured again on the kind of device it is of", "user"
+)
 
 _RAY_LOGS = "/tmp/ray/session_latest/logs"
 """Where Ray keeps what workers wrote, on the machine they ran on."""
@@ -129,6 +132,15 @@ def no_such_rank(run: str, rank: int, ranked: int) -> VortexError:
         "VS007",
         f"run {run!r} has {ranked} ranked programs of its own, none at rank {rank}",
         f"choose a rank from 1 to {ranked}" if ranked else "let the campaign finish at least one candidate",
+    )
+
+
+def cannot_measure_again(devices: str) -> VortexError:
+    """`VS045`: results of a GPU cannot be checked on a CPU."""
+    return VortexError(
+        "VS045",
+        f"this was measured on {devices}, and this machine has no GPU to measure it again",
+        "run verify.py where there is one, or verify.py --quick, which checks what needs none",
     )
 
 
@@ -230,7 +242,7 @@ def no_gpu(whose: str) -> VortexError:
     return VortexError(
         "VS040",
         f"a GPU is asked for, and {whose} has none that CUDA shows",
-        "leave out --device and --gpus to run on the CPU, or look at `vortex-search doctor`",
+        "see `vortex-search doctor`; --device cpu runs a campaign made for it",
     )
 
 

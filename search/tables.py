@@ -10,6 +10,7 @@ from rich.table import Table
 from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry, Verdict, sealed_verdict
 from search.config import Objective
+from search.log.state import CampaignState
 from vortex_core.text import markup
 
 VERDICTS = {
@@ -32,6 +33,12 @@ def metric(found: Metric | None, digits: int = 3) -> str:
 def number(value: float, digits: int = 3) -> str:
     """A number to read: thousands whole, the rest with `digits` decimals."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def busy_words(state: CampaignState) -> str:
+    """Each engine's share of the working time that it spent in stages, or nothing where no engine is named."""
+    seconds = max(state.active_seconds, 1e-9)
+    return ", ".join(f"{name} busy {spent / seconds:.0%}" for name, spent in sorted(state.busy.items()))
 
 
 def leaderboard(archive: Archive, limit: int | None = None) -> Table:

@@ -14,6 +14,7 @@ from typing import Any
 from agents.base import Proposer
 from agents.prices import SpendLimit
 from agents.registry import make_proposer
+from evaluators.plan import EvaluationPlan, load_plan
 from search.campaign.campaign import Campaign
 from search.config import CAMPAIGNS, CampaignConfig, load_proposer
 from search.errors import other_configuration
@@ -99,7 +100,8 @@ class Resolved:
         if options.run:
             return options.run
         config = self.config
-        parts = [Path(self.campaign).stem, Path(config.model).name, config.proposer, f"s{options.seed}"]
+        campaign = re.sub(r"\.ya?ml$", "", Path(self.campaign).name)
+        parts = [campaign, Path(config.model).name, config.proposer, f"s{options.seed}"]
         return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
 
 
@@ -134,6 +136,18 @@ def resolve(options: Options, gpus: Callable[[], int] | None = None) -> Resolved
     return Resolved(name, why, CAMPAIGNS.read(name, CampaignConfig, over=[options.layer()]))
 
 
+def plan_of(config: CampaignConfig) -> EvaluationPlan:
+    """The campaign's evaluation plan, for the target that its objective declares.
+
+    Raises:
+        VortexError: `VV001` or `VV008` for a plan that does not exist or validate.
+    """
+    plan, target = load_plan(config.evaluation), config.objective.target
+    if target is None or target == plan.target:
+        return plan
+    return EvaluationPlan.model_validate(plan.model_dump(mode="json") | {"target": target})
+
+
 def run_campaign(
     options: Options,
     watching: Callable[[CampaignConfig, str], Any],
@@ -152,13 +166,12 @@ def run_campaign(
         VortexError: whatever is wrong, before anything was spent where that can be known.
         KeyboardInterrupt: after a clean pause.
     """
-    from evaluators.plan import load_plan
     from search.commands.evaluation import stage_table
     from vortex_core.engine.models.weights import describe_model
 
     resolved = resolve(options)
     config, name = resolved.config, resolved.run_name(options)
-    plan = load_plan(config.evaluation).model_copy(update={"target": config.objective.target})
+    plan = plan_of(config)
     specs = {arm.name: arm.proposer or config.proposer for arm in config.arms}
     for spec in specs.values():
         load_proposer(spec)

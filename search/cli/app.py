@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from search.cli import bench, flows, machine, runs, serving, tools, tune
+from search.cli import bench, choices, config, flows, machine, runs, serving, tools, tune
 from search.cli.console import Json, duration, fail
 from vortex_core.errors import VortexError
-
-Device = Literal["auto", "cpu", "cuda"]
-Target = Literal["embedded", "sglang"]
 
 app = typer.Typer(
     name="vortex-search",
@@ -29,56 +26,29 @@ serving.add_to(app)
 bench.add_to(app)
 tune.add_to(app)
 tools.add_to(app)
+config.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
 def campaign(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Model by name, directory or hub id.")] = None,
-    campaign: Annotated[
-        str | None,
-        typer.Option(
-            help="Campaign: a name in configs/campaigns, or a .yaml file. By default the one named as the model, "
-            "else gpu on a machine with a GPU, else default."
-        ),
-    ] = None,
-    accuracy_model: Annotated[
-        str | None,
-        typer.Option(help="Model whose answers are scored, where --model has no weights here."),
-    ] = None,
-    random_weights: Annotated[
-        bool | None,
-        typer.Option("--random-weights", help="True shape, random numbers: only speed is measured."),
-    ] = None,
-    plan: Annotated[
-        str | None, typer.Option(help="Evaluation plan: a name in configs/evaluation, or a .yaml file.")
-    ] = None,
-    target: Annotated[
-        Target | None,
-        typer.Option(help="Engine that is to run the winner; what it would refuse is not measured."),
-    ] = None,
-    proposer: Annotated[
-        str | None,
-        typer.Option(help="Who writes programs: grammar, anthropic:MODEL, openai:MODEL[@http://host/v1]."),
-    ] = None,
+    model: choices.Model = None,
+    campaign: choices.Campaign = None,
+    accuracy_model: choices.AccuracyModel = None,
+    random_weights: choices.RandomWeights = None,
+    plan: choices.Plan = None,
+    target: choices.Target = None,
+    proposer: choices.Proposer = None,
     run: Annotated[str | None, typer.Option(help="Name of the run; the same name resumes it.")] = None,
-    max_candidates: Annotated[
-        int | None, typer.Option(min=0, help="Distinct programs to evaluate, references not counted.")
-    ] = None,
+    max_candidates: choices.MaxCandidates = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of proposals and evaluation items.")] = 0,
-    time_budget: Annotated[
-        str | None, typer.Option(help="Working time of the whole run: 90s, 10m, 1.5h.")
-    ] = None,
+    time_budget: choices.TimeBudget = None,
     max_dollars: Annotated[float | None, typer.Option(min=0, help="Cap on what proposers may cost.")] = None,
-    address: Annotated[str | None, typer.Option(help="Existing Ray cluster: auto or host:port.")] = None,
-    device: Annotated[
-        Device | None, typer.Option(help="Where engines run. auto: on GPUs where there are any.")
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to use; all by default.")] = None,
-    tp: Annotated[int | None, typer.Option(min=1, help="GPUs that hold one engine together.")] = None,
-    engines: Annotated[
-        int | None, typer.Option(min=1, help="Resident evaluation workers; one for each GPU by default.")
-    ] = None,
+    address: choices.Address = None,
+    device: choices.Device = None,
+    gpus: choices.Gpus = None,
+    tp: choices.TensorParallel = None,
+    engines: choices.Engines = None,
     as_json: Json = False,
 ) -> None:
     """Discover a sparse-attention algorithm: propose programs, measure them, feed the best back.

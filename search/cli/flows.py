@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from evaluators.results import StageResult
+from search.cli import choices
 from search.cli.console import Json, emit, err, out
 from search.tables import metric
 from vortex_core.errors import VortexError
@@ -74,6 +77,7 @@ def explain(
     gpu: Annotated[str, typer.Option(help="GPU by name (configs/hardware).")] = "h200",
     batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32,
     length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 32768,
+    changes: choices.Changes = None,
     as_json: Json = False,
 ) -> None:
     """Say what one decode step of a flow costs: launches, bytes by source, FLOPs, roofline time.
@@ -83,13 +87,14 @@ def explain(
 
     Example:
 
-        vortex-search explain quest --model qwen3-8b --gpu h200 --length 65536
+        vortex-search explain quest --model qwen3-8b --gpu h200 --length 65536 --set budget=2048
     """
     from search.commands.explain import explanation, launch_rows, rows, sentences
+    from search.commands.serve import with_knobs
     from vortex_core import library
     from vortex_core.specs import load_gpu
 
-    traced = library.resolve(flow)
+    traced = with_knobs(library.resolve(flow), changes or ())
     found = explanation(traced, model, load_gpu(gpu), batch=batch, length=length, flow=flow)
     if as_json:
         emit(found)
@@ -151,53 +156,84 @@ def convert(
 def evaluate(
     flow: Flow,
     model: Model = "smollm2-135m",
-    plan: Annotated[
-        str, typer.Option(help="Plan: a name in configs/evaluation, or a .yaml file.")
-    ] = "default",
+    plan: choices.Plan = None,
+    campaign: choices.Campaign = None,
+    changes: choices.Changes = None,
+    device: choices.Device = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the items.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure one flow as a campaign would, in this process.
+    """Measure one flow as a campaign would, in this process, by the campaign's plan and gates.
 
-    Exit status 0 if every stage passed, 1 if one stopped the flow; the reason is part of the result.
+    Exit status 0 if every stage passed and every gate was kept, 1 if not; the reason is part of the result.
 
-    Example:
+    Examples:
 
         vortex-search evaluate ./my_flow.py --model smollm2-135m
+
+        vortex-search evaluate quest --set budget=1024 --set page_size=16 --device cuda
     """
-    from search.commands.evaluation import evaluate_once
+    from search.campaign.session import Options, plan_of, resolve
+    from search.commands.evaluation import asked_at, evaluate_once, judge
+    from search.commands.serve import with_knobs
     from vortex_core import library
 
-    traced = library.resolve(flow)
-    with err.status("loading the model and answering densely") as status:
+    traced = with_knobs(library.resolve(flow), changes or ())
+    chosen = resolve(Options(campaign=campaign, model=model, evaluation=plan, device=device))
+    settings, where = plan_of(chosen.config), chosen.config.cluster.device
+    if not as_json:
+        knobs = ", ".join(f"{k}={v}" for k, v in traced.knobs.to_json().items())
+        out.print(f"{traced.name} on {model}: {knobs}", markup=False, soft_wrap=True)
+        out.print(f"plan {settings.name}: {asked_at(settings)}", markup=False, soft_wrap=True)
+    with err.status("starting") as status:
 
         def on_stage(name: str) -> None:
             status.update(f"stage {name}")
+            if not err.is_terminal and not as_json:  # nobody sees the status: say where the minutes go
+                err.print(f"... {name}")
 
-        results = evaluate_once(traced, model, plan, seed, on_stage)
-    passed = all(result.passed for result in results)
+        results = evaluate_once(traced, model, settings, seed, on_stage, device=where)
+    verdict = judge(results, chosen.config.objective)
     if as_json:
         emit(
-            {**_identity(traced), "model": model, "passed": passed, "stages": [r.to_json() for r in results]}
+            {
+                **_identity(traced),
+                "model": model,
+                "campaign": chosen.campaign,
+                "plan": settings.name,
+                "passed": verdict.passed,
+                "verdict": verdict.word,
+                "open_points": list(verdict.open_points),
+                "devices": list(verdict.devices),
+                "stages": [r.to_json() for r in results],
+            }
         )
     else:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("stage", "seconds", "metric", "value and 95% interval", "unit"):
-            table.add_column(column)
-        for result in results:
-            first = [result.stage, f"{result.seconds:.2f}"]
-            for name, value in result.metrics.items():
-                table.add_row(*first, name, metric(value), value.unit)
-                first = ["", ""]
-            if not result.metrics:
-                table.add_row(*first, "passed" if result.passed else "[yellow]stopped[/]", "", "")
-        out.print(table)
-        for result in results:
-            if result.failure is not None:
-                out.print(f"[yellow]stopped at {result.stage}[/]")
-                out.print(escape(str(VortexError.from_json(result.failure.error))), soft_wrap=True)
-    if not passed:
+        _print_results(results)
+        measured = f" on {', '.join(verdict.devices)}" if verdict.devices else ""
+        out.print(f"gates of campaign {chosen.campaign}: {verdict.word}{measured}", soft_wrap=True)
+        for point in verdict.open_points:
+            out.print(f"  {escape(point)}", soft_wrap=True)
+    if not verdict.passed:
         raise typer.Exit(1)
+
+
+def _print_results(results: Sequence[StageResult]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "seconds", "metric", "value and 95% interval", "unit"):
+        table.add_column(column)
+    for result in results:
+        first = [result.stage, f"{result.seconds:.2f}"]
+        for name, value in result.metrics.items():
+            table.add_row(*first, name, metric(value), value.unit)
+            first = ["", ""]
+        if not result.metrics:
+            table.add_row(*first, "passed" if result.passed else "[yellow]stopped[/]", "", "")
+    out.print(table)
+    for result in results:
+        if result.failure is not None:
+            out.print(f"[yellow]stopped at {result.stage}[/]")
+            out.print(escape(str(VortexError.from_json(result.failure.error))), soft_wrap=True)
 
 
 def flows(as_json: Json = False) -> None:

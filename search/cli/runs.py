@@ -19,8 +19,9 @@ from search.cli.console import Json, emit, err, out
 from search.config import CampaignConfig, load_proposer
 from search.log.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
 from search.log.state import CampaignState, Candidate
+from search.machine import device_words
+from search.tables import busy_words, metric
 from search.tables import leaderboard as leaderboard_table
-from search.tables import metric
 from vortex_core.text import MAX_MESSAGE, MAX_SOURCE, markup, visible_lines
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
     """Run a campaign, then write report and winner and print the leaderboard."""
     from search.campaign.progress import Progress
     from search.campaign.session import resolve, run_campaign
+    from search.commands.export import models_in_words
 
     resolved = resolve(options)
     config, name = resolved.config, resolved.run_name(options)
@@ -67,7 +69,8 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
 
     def begin(campaign: CampaignConfig, title: str) -> Progress:
         # Only now is everything known to be sound: a mistake gets its one message and nothing before it.
-        err.print(f"{name}: {campaign.description} Model {_models(campaign)}.", markup=False, soft_wrap=True)
+        models = models_in_words(campaign.model_dump())
+        err.print(f"{name}: {campaign.description} Model {models}.", markup=False, soft_wrap=True)
         if resolved.why:
             err.print(f"campaign {resolved.campaign}: {resolved.why}", markup=False, soft_wrap=True)
         limits = campaign.limits
@@ -89,14 +92,6 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
         err.print(f"The same command goes on: {again}", markup=False, soft_wrap=True)
         raise
     _conclude(name, as_json=as_json)
-
-
-def _models(campaign: CampaignConfig) -> str:
-    """What is measured on what, where it is not one model."""
-    if campaign.accuracy_model is None:
-        return campaign.model
-    weights = " with random weights" if campaign.random_weights else ""
-    return f"{campaign.model}{weights} for speed, {campaign.accuracy_model} for accuracy"
 
 
 def _conclude(name: str, *, as_json: bool) -> None:
@@ -158,6 +153,10 @@ def _overview(it: _Opened) -> dict[str, Any]:
     return {
         "run": it.run.name,
         "model": it.config.model,
+        "accuracy_model": it.config.accuracy_model,
+        "random_weights": it.config.random_weights,
+        "devices": state.devices,
+        "busy_seconds": {name: round(spent, 1) for name, spent in state.busy.items()},
         "finished": state.finished.reason if state.finished else None,
         "winner": state.candidates[state.finished.winner].label
         if state.finished and state.finished.winner
@@ -186,6 +185,10 @@ def _print_overview(it: _Opened, limit: int | None) -> None:
         + (f", ${state.dollars:.4f}" if state.dollars else ""),
         soft_wrap=True,
     )
+    measured = device_words(state.devices)
+    if measured:
+        busy = busy_words(state)
+        out.print(f"measured on {measured}" + (f"; {busy}" if busy else ""), markup=False, soft_wrap=True)
     longest = sorted(state.stage_time.items(), key=lambda item: -item[1].seconds)
     out.print(
         "time: " + ", ".join(f"{name} {spent.seconds:.0f} s" for name, spent in longest), soft_wrap=True

@@ -182,6 +182,8 @@ def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Ent
         "found_by": candidate.proposer,
         "parents": [f"{p.label} {p.name}" for p in parents],
         "model": state.started.settings["model"],
+        "accuracy_model": config.accuracy_model,
+        "random_weights": config.random_weights,
         "model_source": hub_name(state.started.settings["model"]),
         "objective": objective_in_words(config.objective),
         "verdict": score.verdict.name.lower(),
@@ -217,7 +219,7 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         *(markdown(line, MAX_DOC) for line in visible_lines(card["doc"] or card["idea"] or "").split("\n")),
         "",
-        f"- model: {markdown(card['model'])}",
+        f"- model: {markdown(models_in_words(card))}",
         f"- program: IR {card['ir_hash']}, with knobs {card['key']}",
         f"- found by {markdown(card['found_by'])} in run {card['run']} as {card['id']}",
         f"- goal: {markdown(card['objective'], MAX_MESSAGE)}",
@@ -234,6 +236,14 @@ def card_text(card: dict[str, Any]) -> str:
         lines += ["| metric | value and 95% interval | unit | how | n |", "|---|---|---|---|---|"]
         lines += [_metric_row(name, data) for name, data in metrics.items()]
     return "\n".join(lines) + "\n"
+
+
+def models_in_words(card: dict[str, Any]) -> str:
+    """The model, and whose answers count where they are not its own."""
+    if not card.get("accuracy_model"):
+        return str(card["model"])
+    weights = " (random weights)" if card.get("random_weights") else ""
+    return f"{card['model']}{weights} for speed, {card['accuracy_model']} for accuracy"
 
 
 def measured_on(card: dict[str, Any]) -> str:
@@ -264,7 +274,7 @@ def _readme(card: dict[str, Any]) -> str:
     return f"""\
 # {markdown(card["name"])}
 
-A sparse-attention algorithm found by vortex-search on {markdown(card["model"])}. {_standing(card)}
+A sparse-attention algorithm found by vortex-search on {markdown(models_in_words(card))}. {_standing(card)}
 
 | file | what it is |
 |---|---|

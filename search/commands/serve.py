@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from search.errors import UNKNOWN_NAME
 from search.log.run import campaign_of, open_run, read_state, run_names, runs_root
@@ -17,6 +18,8 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.serving.bundle import load_flow, write_flow
 from vortex_core.serving.launch import Launch, launch_command
 from vortex_core.serving.settings import Settings
+
+F = TypeVar("F", bound=Flow)
 
 
 def model_source(model: str) -> str:
@@ -71,7 +74,7 @@ def find_flow(target: str, rank: int, *, winner: bool = False) -> tuple[Flow, st
         raise VortexError(UNKNOWN_NAME.code, f"neither a run nor a flow: {target!r}", near) from error
 
 
-def with_knobs(bundle: Flow, changes: Sequence[str]) -> Flow:
+def with_knobs(bundle: F, changes: Sequence[str]) -> F:
     """The flow with some knobs changed, each as `name=value`: another candidate, under a key of its own.
 
     Raises:

@@ -13,7 +13,8 @@ from typing import Any
 from evaluators.plan import EvaluationPlan
 from evaluators.results import Metric, StageResult
 from search.campaign.comparison import accuracy_difference
-from search.errors import not_an_export
+from search.errors import cannot_measure_again, not_an_export
+from search.machine import device_words
 from vortex_core.errors import VortexError
 from vortex_core.files import MAX_PROGRAM, read_json
 from vortex_core.ir.flow import Flow
@@ -62,7 +63,8 @@ def verify(folder: Path, *, measure: bool) -> Iterator[Check]:
         measure: also load the model and answer the recorded items again.
 
     Raises:
-        VortexError: `VS013` if files are missing; whatever is wrong with flow.py; missing weights.
+        VortexError: `VS013` if files are missing; `VS045` without the kind of device it was measured on; whatever is
+            wrong with flow.py; missing weights.
     """
     card = _read(folder, "card.json")
     try:
@@ -93,7 +95,9 @@ def _cpu(
     from evaluators.worker import run_cpu_stage
 
     for stage in _CPU_STAGES:
-        result = run_cpu_stage(stage, flow, card["model"], plan, card["seeds"].get("search"))
+        result = run_cpu_stage(
+            stage, flow, card["model"], plan, card["seeds"].get("search"), card.get("accuracy_model")
+        )
         if not result.passed:
             yield Check(stage, False, _reason(result))
             continue
@@ -111,11 +115,18 @@ def _measured(flow: Flow, card: dict[str, Any], plan: EvaluationPlan) -> Iterato
     """Answer the recorded items again, on the best set there is; other hardware may flip a close answer."""
     from evaluators.worker import EvaluationWorker
 
+    device = _device(card)
     purpose = next((p for p in ("fresh", "search") if p in card["seeds"]), None)
     if purpose is None:
         yield Check("accuracy", False, "the card records no measured items")
         return
-    worker = EvaluationWorker(card["model"], plan)
+    worker = EvaluationWorker(
+        card["model"],
+        plan,
+        device=device,
+        accuracy_model=card.get("accuracy_model"),
+        random_weights=card.get("random_weights", False),
+    )
     result = worker.run("accuracy", flow, card["seeds"][purpose])
     before: list[float] = []
     after: list[float] = []
@@ -137,6 +148,22 @@ def _measured(flow: Flow, card: dict[str, Any], plan: EvaluationPlan) -> Iterato
         f"{sum(after) / len(after):.3f}, recorded {sum(before) / len(before):.3f}; "
         f"{changed} of {len(before)} answers differ ({purpose} items)",
     )
+
+
+def _device(card: dict[str, Any]) -> str:
+    """The kind of device the card was measured on, which must be here: another would be another measurement.
+
+    Raises:
+        VortexError: `VS045` for results of a GPU where there is none.
+    """
+    kinds = {device["kind"] for device in card.get("devices", ())}
+    if "cuda" not in kinds:
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise cannot_measure_again(device_words(card["devices"]))
+    return "cuda"
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

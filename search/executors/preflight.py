@@ -7,11 +7,12 @@ from search.executors.workers import EngineSetup
 from vortex_core.specs import ModelSpec
 
 
-def require(setup: EngineSetup, *, memory: bool = True) -> None:
+def require(setup: EngineSetup, *, memory: bool = True, fetch: bool = True) -> None:
     """Weights that are here or can be fetched, and memory that holds them.
 
     Args:
         memory: whether to look at this process's device. A driver does not: its engines have GPUs of their own.
+        fetch: whether to fetch weights that are missing, which else is an error.
 
     Raises:
         VortexError: as `resolve_model` (`VM...`), `VS042` for too little memory, `VE020` for heads that the
@@ -23,11 +24,11 @@ def require(setup: EngineSetup, *, memory: bool = True) -> None:
     if setup.random_weights:
         spec = describe_model(setup.model)
     else:
-        spec = resolve_model(setup.model, check_memory=False).spec
+        spec = resolve_model(setup.model, fetch=fetch, check_memory=False).spec
     if setup.ranks > 1:
         divide_heads(spec, setup.ranks)
     if setup.accuracy_model is not None:
-        resolve_model(setup.accuracy_model, check_memory=False)
+        resolve_model(setup.accuracy_model, fetch=fetch, check_memory=False)
     if memory:
         require_memory(spec, setup)
 

@@ -13,12 +13,14 @@ import plotly.io
 import plotly.offline
 
 from search.campaign.archive import Archive, Entry
+from search.commands.export import models_in_words
 from search.config import CampaignConfig
 from search.log.files import write_atomic
 from search.log.run import Run
 from search.log.state import CampaignState
+from search.machine import device_words
 from search.report import figures
-from search.tables import metric
+from search.tables import busy_words, metric
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -52,6 +54,9 @@ def render(run: Run, state: CampaignState, config: CampaignConfig) -> str:
         when=datetime.fromtimestamp(state.started_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         archive=archive,
         measured_at=_measured_at(state.started.plan),
+        devices=device_words(state.devices) or "not recorded",
+        models=models_in_words({**config.model_dump()}),
+        busy=busy_words(state),
         summary=state.finished.summary if state.finished else {},
         entries=[_row(entry, run, winner) for entry in archive.entries],
         stopped=_stopped(state),

@@ -183,3 +183,31 @@ def test_a_run_name_cannot_leave_its_folder():
     with pytest.raises(VortexError) as error, open_run("../evil", readonly=False, root=Path("nowhere")):
         pass
     assert error.value.code == "VS010"
+
+
+def test_results_of_a_gpu_are_not_checked_on_a_cpu(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from search.commands import verify
+
+    card = _export(finished, tmp_path / "out")
+    assert card["devices"] == [{"kind": "cpu", "name": "simulated", "host": "simulated", "ranks": 1}]
+    assert verify._device(card) == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    on_gpu = card | {"devices": [{"kind": "cuda", "name": "NVIDIA H100", "ranks": 2}]}
+    with pytest.raises(VortexError, match="2 x NVIDIA H100") as error:
+        verify._device(on_gpu)
+    assert error.value.code == "VS045"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert verify._device(on_gpu) == "cuda"
+
+
+def test_a_report_names_what_was_measured_on_and_no_idle_gpu(finished: Path):
+    with open_run("sim", readonly=True, root=finished) as run:
+        state = read_state(run)
+        assert state.started is not None
+        state.started.machine["gpus"] = ["NVIDIA H999"]
+        html = render(run, state, CONFIG)
+    assert "H999" not in html
+    assert "<dt>measured on</dt><dd>simulated</dd>" in html
+    assert "simulated busy" in html
