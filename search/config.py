@@ -149,6 +149,32 @@ class Cluster(Strict):
         return self.deadlines.get(stage, self.deadline)
 
 
+class Serving(Strict):
+    """SGLang as last judge of finalists; see `evaluators.stages.serving`.
+
+    Attributes:
+        finalists: programs that are served, the winner first, each beside SGLang's dense backend.
+        batch: sequences decoded together.
+        context: prompt tokens of each.
+        rounds: times both are measured, order alternating.
+        dense: SGLang attention backend of the dense arm; None: SGLang's default.
+        options: further arguments of `sglang.Engine`. Both engines share a GPU.
+        python: interpreter of SGLang's environment; None: `$VORTEX_SGLANG_PYTHON`, else this one.
+        variables: further environment variables of the engines.
+        deadline: seconds that one finalist may take, starts of both engines included.
+    """
+
+    finalists: int = Field(2, ge=1)
+    batch: int = Field(16, ge=1)
+    context: int = Field(16384, ge=1)
+    rounds: int = Field(4, ge=1)
+    dense: str | None = None
+    options: dict[str, Any] = Field(default_factory=lambda: {"mem_fraction_static": 0.4})
+    python: str | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
+    deadline: float = Field(1800, gt=0)
+
+
 class Finals(Strict):
     """What happens to the best at the end.
 
@@ -203,6 +229,7 @@ class CampaignConfig(Strict):
     limits: Limits = Limits()
     cluster: Cluster = Cluster()
     finals: Finals = Finals()
+    serving: Serving | None = None
     repairs: int = Field(1, ge=0)
     proposer_patience: int = Field(5, ge=1)
 

@@ -71,7 +71,19 @@ class Finals:
             and not self._late("the library under its knobs")
         ):
             await self._matched(winner, library)
+        await self._serve(winner, finalists)
         self.record(ev.CampaignFinished(reason, winner.key, self._summary(winner, library)))
+
+    async def _serve(self, winner: Candidate, finalists: list[Candidate]) -> None:
+        """The winner and the next best of the found finalists inside SGLang, as far as the campaign asks for it."""
+        serving = self.config.serving
+        if serving is None:
+            return
+        found = [c for c in finalists if not c.reference and c is not winner]
+        others = [c for c in found if self._verdict(c, "fresh") is not Verdict.FAILED]
+        for candidate in [winner, *others][: serving.finalists]:
+            if candidate.status("serving") == "waiting" and not self._late(f"{candidate.label} in SGLang"):
+                await self.pipeline.evaluate(candidate, "serving")
 
     def _late(self, what: str) -> bool:
         """Whether the time budget is used up; `what` is then left out, and the summary says so."""
@@ -192,6 +204,7 @@ class Finals:
             summary[f"against_{name}"] = comparison.to_json() if comparison else None
         sealed = compare(winner, library, objective, "holdout") if library else None
         summary["sealed"] = sealed.to_json() if sealed else None
+        summary["serving"] = [_served(c) for c in self.state.candidates.values() if c.results.get("serving")]
         against = summary["against_library"]
         summary["statement"] = self._origin(winner) + (
             against["words"]
@@ -231,3 +244,24 @@ class Finals:
 
     def _is_control(self, key: str) -> bool:
         return self.state.candidates[key].arm in self.control
+
+
+def _served(candidate: Candidate) -> dict[str, Any]:
+    """What SGLang measured of a candidate, and the same in words."""
+    metrics = candidate.metrics("serving")
+    speedup, tpot = metrics.get("serving_speedup"), metrics.get("serving_tpot_ms")
+    words = f"{candidate.label} {candidate.name}: "
+    if speedup is None:
+        stopped = next((r for r in candidate.stages("serving") if r.failure is not None), None)
+        error = stopped.failure.error if stopped is not None and stopped.failure is not None else {}
+        words += f"could not be served ({error.get('code')}: {error.get('message')})"
+    else:
+        interval = "" if speedup.low is None else f" [{speedup.low:.2f}, {speedup.high:.2f}]"
+        words += f"{speedup.value:.2f}x{interval} SGLang's dense backend"
+        words += "" if tpot is None else f", {tpot.value:.2f} ms a token"
+    return {
+        "id": candidate.label,
+        "name": candidate.name,
+        "metrics": {name: found.to_json() for name, found in metrics.items()},
+        "words": words,
+    }

@@ -16,7 +16,8 @@ from agents.prices import SpendLimit
 from agents.registry import make_proposer
 from evaluators.plan import EvaluationPlan, load_plan
 from search.campaign.campaign import Campaign
-from search.config import CAMPAIGNS, CampaignConfig, load_proposer
+from search.commands.evaluation import SERVING
+from search.config import CAMPAIGNS, CampaignConfig, Cluster, load_proposer
 from search.errors import other_configuration
 from search.executors.placement import place, resources_here
 from search.executors.preflight import require
@@ -28,6 +29,7 @@ from search.log.state import CampaignState
 from search.machine import machine, versions
 from vortex_core.configs import Layer, Loaded
 from vortex_core.ir.flow import Flow
+from vortex_core.specs import ModelSpec
 
 COMMAND_LINE = "command line"
 
@@ -148,6 +150,16 @@ def plan_of(config: CampaignConfig) -> EvaluationPlan:
     return EvaluationPlan.model_validate(plan.model_dump(mode="json") | {"target": target})
 
 
+def serving_section(config: CampaignConfig, model: ModelSpec) -> dict[str, Any] | None:
+    """The section of the plan that the stage `serving` reads, None where the campaign serves nothing."""
+    from search.commands.serve import model_source
+
+    if config.serving is None:
+        return None
+    asked = config.serving.model_dump(exclude={"finalists", "deadline"})
+    return asked | {"model": model_source(config.model), "vocabulary": model.vocab}
+
+
 def run_campaign(
     options: Options,
     watching: Callable[[CampaignConfig, str], Any],
@@ -168,6 +180,7 @@ def run_campaign(
     """
     from search.commands.evaluation import stage_table
     from vortex_core.engine.models.weights import describe_model
+    from vortex_core.serving.launch import check_environment, interpreter
 
     resolved = resolve(options)
     config, name = resolved.config, resolved.run_name(options)
@@ -182,11 +195,14 @@ def run_campaign(
         ranks=config.cluster.tensor_parallel,
         accuracy_model=config.accuracy_model,
         random_weights=config.random_weights,
+        serving=serving_section(config, model),
     )
     if config.cluster.address is None and executor is None:
         # On one machine what is missing is known at once; on a cluster, where the engines are to run.
         place(config.cluster, resources_here())
         require(setup, memory=False)
+        if config.serving is not None:
+            check_environment(interpreter(config.serving.python))
     with open_run(name, readonly=False) as run:
         state = read_state(run)
         settings = _settings(config, options.seed, specs)
@@ -195,13 +211,13 @@ def run_campaign(
         started = ev.CampaignStarted(
             name, settings, plan.model_dump(mode="json") | {"digest": plan.digest}, versions(), machine()
         )
-        limits = {"limits": config.limits.model_dump(), "cluster": config.cluster.model_dump()}
+        limits = config.model_dump(include={"limits", "cluster", "serving"})
         session = ev.SessionStarted(os.getpid(), limits)
         with watching(config, name) as progress:
             campaign = Campaign(
                 run,
                 config,
-                executor or RayExecutor(config.cluster, setup, partial(stage_table, plan)),
+                executor or RayExecutor(_with_serving(config), setup, partial(stage_table, plan)),
                 proposers,
                 seed=options.seed,
                 model=model.model_dump(mode="json"),
@@ -213,6 +229,14 @@ def run_campaign(
             except asyncio.CancelledError:  # SIGTERM; Ctrl-C arrives as KeyboardInterrupt by itself
                 raise KeyboardInterrupt from None
         return name, campaign.state
+
+
+def _with_serving(config: CampaignConfig) -> Cluster:
+    """The cluster, with the deadline of the stage `serving` where the campaign has one."""
+    if config.serving is None:
+        return config.cluster
+    deadlines = {SERVING: config.serving.deadline} | config.cluster.deadlines
+    return config.cluster.model_copy(update={"deadlines": deadlines})
 
 
 def make_proposers(
@@ -258,8 +282,8 @@ def _language() -> str:
 
 
 def _settings(config: CampaignConfig, seed: int, specs: Mapping[str, str]) -> dict[str, Any]:
-    """What decides the meaning of results. Limits and cluster may differ between sessions."""
-    campaign = config.model_dump(mode="json", exclude={"limits", "cluster", "description"})
+    """What decides the meaning of results. Limits, cluster and serving may differ between sessions."""
+    campaign = config.model_dump(mode="json", exclude={"limits", "cluster", "serving", "description"})
     return {"campaign": campaign, "model": config.model, "seed": seed, "proposers": dict(specs)}
 
 

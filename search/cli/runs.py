@@ -118,6 +118,8 @@ def _conclude(name: str, *, as_json: bool) -> None:
                 out.print(
                     f"{key.replace('_', ' ')}: {markup(summary[key]['words'], MAX_MESSAGE)}", soft_wrap=True
                 )
+        for served in summary.get("serving", ()):
+            out.print(f"in SGLang: {markup(served['words'])}", soft_wrap=True)
         if summary.get("control"):
             out.print(f"control: {markup(summary['control']['words'], MAX_MESSAGE)}", soft_wrap=True)
         out.print(f"report: {page}", soft_wrap=True)

@@ -62,6 +62,7 @@ def examine(model: str) -> list[Finding]:
         *_hardware(),
         *_weights(model),
         *(Finding("info", name, "set" if os.environ.get(name) else "not set") for name in KEYS),
+        _sglang(),
         _hub(),
         *sandbox(),
         *import_names(),
@@ -109,6 +110,18 @@ def _weights(model: str) -> Iterator[Finding]:
     else:
         yield Finding("warning", "weights", "; ".join(status.missing), status.command)
     yield Finding("info", "cache", str(cache_dir()))
+
+
+def _sglang() -> Finding:
+    """Whether `serve` and the `serving` section of campaigns find SGLang."""
+    from vortex_core.serving.launch import PYTHON, check_environment, interpreter
+
+    python = interpreter()
+    try:
+        return Finding("ok", "sglang", f"{check_environment(python)} in {python}")
+    except VortexError as error:
+        level: Level = "warning" if os.environ.get(PYTHON) else "info"
+        return Finding(level, "sglang", error.message, error.remedy)
 
 
 def _hub() -> Finding:

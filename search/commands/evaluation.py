@@ -16,12 +16,17 @@ from search.errors import bad_value
 from search.log.events import Purpose
 from vortex_core.ir.flow import Flow
 
-_OFFSETS: dict[Purpose, int] = {"search": 0, "fresh": FRESH_SEEDS, "holdout": 2 * FRESH_SEEDS}
+SERVING = "serving"
+
+_OFFSETS: dict[Purpose, int] = {
+    "search": 0, "fresh": FRESH_SEEDS, "holdout": 2 * FRESH_SEEDS, "serving": 3 * FRESH_SEEDS,
+}  # fmt: skip
 
 
 def stage_table(plan: EvaluationPlan, device: str = "cpu") -> dict[Purpose, list[tuple[str, bool]]]:
     """For each purpose its stages in order, each with whether it runs where the engine is, which is on `device`."""
     named: dict[Purpose, tuple[str, ...]] = {"search": plan.stages, "fresh": FRESH, "holdout": HOLDOUT}
+    named["serving"] = (SERVING,)
     return {
         purpose: [(name, resource(STAGES.get(name), device) == "engine") for name in names]
         for purpose, names in named.items()

@@ -31,11 +31,12 @@ FILES = (
     "flow.py", "flow.safetensors", "original.txt", "knobs.json", "program.json", "card.json", "card.md", "README.md",
     "verify.py", "serve.py",
 )  # fmt: skip
-_PURPOSES: tuple[Purpose, ...] = ("search", "fresh", "holdout")
+_PURPOSES: tuple[Purpose, ...] = ("search", "fresh", "holdout", "serving")
 _ON = {
     "search": "the items the search selected on",
     "fresh": "fresh items, after the search",
     "holdout": "the sealed items, looked at once",
+    "serving": "random tokens, inside SGLang beside its dense backend",
 }
 
 _VERIFY = '''\

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from search.errors import crashed, engine_lost
 from search.executors.base import WorkerLostError
-from search.executors.workers import CpuWorker, EngineSetup, EngineWorker
+from search.executors.workers import CpuWorker, EngineSetup, EngineWorker, ServingWorker
 from vortex_core.errors import VortexError
 
 
@@ -84,6 +84,13 @@ def on_cpu(worker: type[CpuWorker]) -> Actors:
     # max_restarts=0: a replacement is our decision, recorded as an event.
     handle = _located(worker).options(num_cpus=1, max_restarts=0, max_task_retries=0).remote()
     return Actors([handle], "1 CPU")
+
+
+def for_serving(worker: type[ServingWorker], setup: EngineSetup) -> Actors:
+    """A worker that holds as many GPUs as an engine did."""
+    gpus = setup.ranks if setup.device == "cuda" else 0
+    options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+    return Actors([_located(worker).options(**options).remote()], f"1 CPU and {gpus} GPUs")
 
 
 def on_engine(engine: type[EngineWorker], setup: EngineSetup) -> Actors:

@@ -21,10 +21,11 @@ from typing import Any
 import ray
 
 from evaluators.results import StageResult
+from search.commands.evaluation import SERVING
 from search.config import Cluster
 from search.errors import engine_lost, no_cluster
 from search.executors import workers
-from search.executors.actors import Actors, kill_now, last_line, on_cpu, on_engine
+from search.executors.actors import Actors, for_serving, kill_now, last_line, on_cpu, on_engine
 from search.executors.base import StageRun, WorkerLostError
 from search.executors.placement import Placement, Resources, place, resources_here
 from search.executors.pool import Pool
@@ -103,9 +104,11 @@ class RayExecutor:
         self._table = stages
         self._stages: dict[Purpose, tuple[str, ...]] = {}
         self._on_engine: dict[str, bool] = {}
+        self._switching = asyncio.Lock()
         self._seen: dict[int, dict[str, Any] | None] = {}
         self._engines: Pool[_Live] = Pool(self._new_engine, lambda error: None)
         self._cpu: Pool[_Live] = Pool(self._new_cpu_worker, lambda error: None)
+        self._serving: Pool[_Live] = Pool(self._new_serving_worker, lambda error: None)
         self._started = False
 
     @property
@@ -152,6 +155,12 @@ class RayExecutor:
     async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageRun:
         """See `Executor`."""
         given, setup = workers.sent(flow), self.setup
+        if stage == SERVING and stage not in self._stages["search"]:
+            await self._make_way_for_serving()
+            answer, worker = await self._run(
+                self._serving, stage, lambda actor: actor.run.remote(stage, given, setup, seed), None
+            )
+            return StageRun(StageResult.from_json(answer), worker.actors.label)
         if not self._on_engine[stage]:
             answer, _ = await self._run(
                 self._cpu, stage, lambda actor: actor.run.remote(stage, given, setup, seed), None
@@ -198,6 +207,13 @@ class RayExecutor:
             raise lost.error from lost
         return answer
 
+    async def _make_way_for_serving(self) -> None:
+        """End the engines and give their place to SGLang: two of its servers and an engine do not share a GPU."""
+        async with self._switching:
+            if self._serving.size == 0:
+                await self._engines.close()
+                await self._serving.fill(1)
+
     async def close(self) -> None:
         """End the workers and, if it was started here, the cluster."""
         if not self._started:
@@ -205,6 +221,7 @@ class RayExecutor:
         self._started = False
         await self._engines.close()
         await self._cpu.close()
+        await self._serving.close()
         await asyncio.to_thread(ray.shutdown)
 
     def _deadline(self, stage: str) -> float:
@@ -265,6 +282,9 @@ class RayExecutor:
 
     async def _new_cpu_worker(self) -> _Live:
         return _Live(await self._ready(on_cpu(workers.CpuWorker), _CPU_START))
+
+    async def _new_serving_worker(self) -> _Live:
+        return _Live(await self._ready(for_serving(workers.ServingWorker, self.setup), _CPU_START))
 
     async def _ready(self, actors: Actors, deadline: float) -> Actors:
         """Wait until actors run somewhere."""

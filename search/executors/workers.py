@@ -35,6 +35,7 @@ class EngineSetup:
         ranks: processes that hold the engine together.
         accuracy_model: model whose answers are scored, where it is not `model`.
         random_weights: true shape, random numbers: nothing but speed is asked of `model`.
+        serving: section of a plan for the stage `serving`.
     """
 
     model: str
@@ -44,6 +45,7 @@ class EngineSetup:
     ranks: int = 1
     accuracy_model: str | None = None
     random_weights: bool = False
+    serving: Mapping[str, Any] | None = None
 
 
 def become_group_leader() -> int:
@@ -115,6 +117,22 @@ class CpuWorker:
         plan = EvaluationPlan.model_validate(setup.plan)
         answers = setup.accuracy_model
         return _answer(lambda: run(stage, received(flow), setup.model, plan, seed, answers).to_json())
+
+
+class ServingWorker(CpuWorker):
+    """Holds the GPUs on which SGLang's processes, which it starts, serve one finalist after another."""
+
+    def locate(self) -> dict[str, Any]:
+        """See `CpuWorker`; nothing here yields to an engine or is bounded, for SGLang inherits it."""
+        return {"value": {"group": become_group_leader(), "label": f"{socket.gethostname()} sglang"}}
+
+    def run(self, stage: str, flow: dict[str, Any], setup: EngineSetup, seed: int) -> dict[str, Any]:
+        """The stage `serving`; the dense engine is kept for the next finalist."""
+        from evaluators.plan import EvaluationPlan
+        from evaluators.worker import run_cpu_stage as run
+
+        plan = EvaluationPlan.model_validate({**setup.plan, stage: dict(setup.serving or {})})
+        return _answer(lambda: run(stage, received(flow), setup.model, plan, seed).to_json())
 
 
 class EngineWorker:

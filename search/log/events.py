@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from search.errors import bad_log
 
-Purpose = Literal["search", "fresh", "holdout"]
-"""Why a candidate was measured: to be searched over, again on fresh seeds, or once on the sealed set."""
+Purpose = Literal["search", "fresh", "holdout", "serving"]
+"""Why a candidate was measured: to be searched over, again on fresh seeds, once on the sealed set, or inside SGLang."""
 
 _KINDS: dict[str, type[Event]] = {}
 _E = TypeVar("_E", bound="type[Event]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import ray
 
 from evaluators.results import StageResult
 from search.config import Cluster
+from search.executors import workers
 from search.executors.base import WorkerLostError
 from search.executors.placement import Resources
 from search.executors.ray_cluster import RayExecutor
@@ -22,7 +24,12 @@ from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
-STAGES: dict[Any, Any] = {"search": [("where", True), ("die", True)], "fresh": [], "holdout": []}
+STAGES: dict[Any, Any] = {
+    "search": [("where", True), ("die", True)],
+    "fresh": [],
+    "holdout": [],
+    "serving": [("serving", False)],
+}
 
 
 class FakeEngine(EngineWorker):
@@ -50,6 +57,19 @@ class FakeEngine(EngineWorker):
         return {"value": answer}
 
 
+class FakeServing(workers.ServingWorker):
+    """Says what it was given, and what it may use."""
+
+    def run(self, stage: str, flow: dict[str, Any], setup: EngineSetup, seed: int) -> dict[str, Any]:
+        limits = resource.getrlimit(resource.RLIMIT_DATA)
+        info = {
+            "gpu": os.environ["CUDA_VISIBLE_DEVICES"],
+            "section": dict(setup.serving or {}),
+            "bounded": limits[0] != resource.RLIM_INFINITY,
+        }
+        return {"value": StageResult(stage, True, info=info).to_json()}
+
+
 def candidate(name: str, **knobs: Any) -> Flow:
     return library.load({"a": "quest", "b": "block_topk", "c": "streaming"}[name]).flow.with_knobs(**knobs)
 
@@ -70,7 +90,11 @@ def start(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
     def begin(**cluster: Any) -> tuple[RayExecutor, list[VortexError]]:
         config = Cluster(start_deadline=120, cpu_tasks=1, **cluster)
         executor = RayExecutor(
-            config, EngineSetup(str(tmp_path), {}), lambda device: STAGES, FakeEngine, Resources(2, 8)
+            config,
+            EngineSetup(str(tmp_path), {}, serving={"batch": 3}),
+            lambda device: STAGES,
+            FakeEngine,
+            Resources(2, 8),
         )
         made.append(executor)
         loop.run_until_complete(executor.start(lost.append))
@@ -153,3 +177,20 @@ def test_the_ranks_of_one_engine_have_a_gpu_each_and_know_each_other(
     with pytest.raises(WorkerLostError):
         loop.run_until_complete(executor.run_stage("die", candidate("a"), 0))
     assert loop.run_until_complete(executor.run_stage("where", candidate("a"), 0)).result.passed
+
+
+def test_sglang_gets_the_gpus_that_engines_gave_back(
+    start: Any, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(workers, "ServingWorker", FakeServing)
+    executor, lost = start(gpus=1)
+    assert loop.run_until_complete(executor.run_stage("where", candidate("a"), 0)).result.info["gpu"] == "0"
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(*(executor.run_stage("serving", candidate(n), 0) for n in "ab"))
+
+    ran = loop.run_until_complete(asyncio.wait_for(both(), 120))
+    for found in ran:
+        assert found.result.info == {"gpu": "0", "section": {"batch": 3}, "bounded": False}
+        assert found.worker.endswith("sglang")
+    assert not lost

@@ -173,6 +173,22 @@ def test_a_time_budget_covers_references_and_finals(tmp_path: Path, seconds: flo
         assert state.finished.winner, "two thirds of the time left some for the finals"
 
 
+def test_finalists_are_served_when_the_campaign_asks_for_it(tmp_path: Path):
+    harness = Harness(tmp_path)
+    first = harness.go()
+    assert first.finished is not None and first.finished.summary["serving"] == []
+    winner = first.finished.winner
+    # The section may come later: the search and its choices stand.
+    harness.config = config(serving={"finalists": 2})
+    state = harness.go()
+    served = [c for c in state.candidates.values() if c.status("serving") == "passed"]
+    assert state.finished is not None and state.finished.winner == winner
+    assert winner in {c.key for c in served}
+    assert len(served) == 2 and not any(c.reference for c in served)
+    assert all("SGLang's dense backend" in row["words"] for row in state.finished.summary["serving"])
+    assert kinds(harness.store).count("winner_chosen") == 1
+
+
 def test_finals_say_what_they_had_no_time_for(tmp_path: Path):
     harness = Harness(tmp_path, config(limits={"candidates": 6, "seconds": 1000}))
     campaign = harness.campaign()
