@@ -47,6 +47,11 @@ COMMANDS = (
     ),
     f"{_SGLANG} --model minimax-m2-layers --page 64 --memory 0.92 --sets 16x16384 --flows block_topk",
     f"{_SGLANG} --model qwen3-8b --tp 2 --memory 0.85 --sets 16x32000 32x16384",
+    "candidate_seconds --model smollm2-135m",
+    "candidate_seconds --model glm-4.7-flash --random-weights --accuracy-model retrieval-mla --plan mla-gpu",
+    "modelled --model smollm2-135m",
+    "modelled --model qwen3-8b --random-weights --contexts 8192,30720",
+    "modelled --model glm-4.7-flash --random-weights --contexts 4096,16384",
     "serving_needles",
     (
         "serving_needles --model retrieval-mla --dense triton --batch 32 "

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import needs
 from evaluators.device import choose_device, device_kind
 from evaluators.plan import load_plan
 from evaluators.worker import EvaluationWorker
@@ -125,8 +126,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Load, prepare, evaluate, print; with `--out` also write everything as JSON."""
-    args = parser().parse_args()
+    command_line = parser()
+    args = command_line.parse_args()
     device = choose_device(args.device)
+    if args.device == "auto" and "gpu" in (args.plan or ""):  # long contexts, and models that no CPU holds
+        needs.gpus(command_line)
     plan = load_plan(args.plan or ("quick" if device == "cpu" else "gpu"))
     began = time.perf_counter()
     worker = EvaluationWorker(

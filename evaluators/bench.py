@@ -300,11 +300,12 @@ def set_blocks(plan: EvaluationPlan, share: float) -> int:
     return tasks + math.ceil(plan.perplexity.items * share) * blocks_for(plan.perplexity.context)
 
 
-def capacity(plan: EvaluationPlan, *, generous: bool = False) -> int:
+def capacity(plan: EvaluationPlan, *, generous: bool = False, answers: bool = True) -> int:
     """Tokens of KV pool for the plan's prompts of a search seed and of a fresh one, and for what decodes from them.
 
     Args:
         generous: room for every sequence that stages would like to decode together, and not only for those they need.
+        answers: False for an engine that is timed and never asked.
     """
     own = [
         (d.sequences if generous else d.required, d.context, d.new)
@@ -312,12 +313,15 @@ def capacity(plan: EvaluationPlan, *, generous: bool = False) -> int:
         if (d := section.decodes(plan)) is not None
     ]
     prompts = max((n * blocks_for(context) for n, context, _ in own), default=0)
+    copies = max((n * (blocks_for(context + new) + 2) for n, context, new in own), default=0)
+    if not answers:
+        return (prompts + copies + 8) * BLOCK_TOKENS
     # A decode with request-local state copies its prompts; every sequence needs room for its new tokens.
     contexts = sorted((task.context for task in plan.accuracy.tasks for _ in range(task.items)), reverse=True)
     widest = max(
         sum(blocks_for(context) + 2 for context in contexts[: plan.accuracy.batch]),
         plan.perplexity.items * (blocks_for(plan.perplexity.context + plan.perplexity.continuation) + 2),
-        *(n * (blocks_for(context + new) + 2) for n, context, new in own),
+        copies,
     )
     blocks = set_blocks(plan, 1.0) + set_blocks(plan, plan.fresh.share)
     return (blocks + prompts + widest + 8) * BLOCK_TOKENS

@@ -110,12 +110,14 @@ class EvaluationWorker:
         if tensor_parallel is not None:
             tensor_parallel.join()
         if random_weights:
+            if bench is None:
+                plan = plan.for_model(_dimensions(model))
             speed = Resident(_random(model, plan, device))
         elif bench is None:
             bench = _bench(model, plan, device, tensor_parallel)
             speed = bench.resident
         else:
-            speed = Resident(_load(resolve_model(model), plan, device))
+            speed = Resident(_load(resolve_model(model), plan, device, answers=False))
         self._set_up(speed, bench, plan, references)
         self._ranks = tensor_parallel.size if tensor_parallel is not None else 1
 
@@ -230,7 +232,9 @@ def _bench(model: str, plan: EvaluationPlan, device: str, rank: Rank | None) -> 
     return Bench(engine, plan, weights, store)
 
 
-def _load(found: ModelPath, plan: EvaluationPlan, device: str, *, divided: bool = True) -> Engine:
+def _load(
+    found: ModelPath, plan: EvaluationPlan, device: str, *, divided: bool = True, answers: bool = True
+) -> Engine:
     """An engine over a model's weights."""
     from vortex_core.engine import Engine
     from vortex_core.engine.models.loading import load_weights
@@ -238,7 +242,7 @@ def _load(found: ModelPath, plan: EvaluationPlan, device: str, *, divided: bool 
 
     model = load_weights(found, device=device, dtype=_dtype(plan, device), divided=divided)
     tokenizer = load_tokenizer(found.directory)
-    return Engine(model, tokenizer, spec=found.spec, **_room(plan, device))
+    return Engine(model, tokenizer, spec=found.spec, **_room(plan, device, answers))
 
 
 def _random(model: str, plan: EvaluationPlan, device: str) -> Engine:
@@ -249,7 +253,7 @@ def _random(model: str, plan: EvaluationPlan, device: str) -> Engine:
     spec = _dimensions(model)
     dtype = _dtype(plan, device) or torch.bfloat16
     found, spec = load_random(spec, device=device, dtype=dtype)
-    return Engine(found, spec=spec, **_room(plan, device))
+    return Engine(found, spec=spec, **_room(plan, device, answers=False))
 
 
 def _dtype(plan: EvaluationPlan, device: str) -> torch.dtype | None:
@@ -257,11 +261,11 @@ def _dtype(plan: EvaluationPlan, device: str) -> torch.dtype | None:
     return torch.bfloat16 if is_gpu(device) else _DTYPES[plan.engine.cpu_dtype]
 
 
-def _room(plan: EvaluationPlan, device: str) -> dict[str, Any]:
+def _room(plan: EvaluationPlan, device: str, answers: bool) -> dict[str, Any]:
     """The pool: what the plan needs, and on a GPU no more than its memory holds."""
     if is_gpu(device):
-        return {"most_tokens": capacity(plan, generous=True)}
-    return {"max_tokens": capacity(plan)}
+        return {"most_tokens": capacity(plan, generous=True, answers=answers)}
+    return {"max_tokens": capacity(plan, answers=answers)}
 
 
 def run_cpu_stage(

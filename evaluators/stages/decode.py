@@ -133,7 +133,7 @@ def _inputs(
     resident, bench = context.engine_speed("decode"), context.bench
     same = bench is not None and bench.resident is resident
     if bench is not None and same:
-        if follows_values(flow.program):
+        if follows_values(flow.program) and point.context in {t.context for t in context.plan.accuracy.tasks}:
             asked = [p for p in bench.prompts(seed).needles.values() if p.length == point.context]
             if len(asked) >= point.batch:
                 return "items", nullcontext(asked[: point.batch])

@@ -1,0 +1,37 @@
+"""The benchmarks about candidates: their arithmetic, not their times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import candidate_seconds, modelled
+
+
+def test_a_fit_recovers_the_factors_of_programs_it_has_not_seen() -> None:
+    factors = {"streams": 1.3, "indexing": 2.0, "launches": 0.5}
+    row = modelled.Row("", 16, "512", 4096, 8, 0.0, 1.0, 2.0, 1.9, 2.1, 2.2, 0.1, {})
+    rows = []
+    for i in range(8):
+        parts = {"streams": 1.0 + i, "indexing": 0.1 * i * i, "launches": 3.0 / (1 + i)}
+        measured = sum(factors[name] * value for name, value in parts.items())
+        rows.append(replace(row, flow=f"f{i}", parts=parts, measured_ms=measured))
+    held, found = modelled.unseen(rows)
+    assert held["typical"] == pytest.approx(1)
+    assert found == pytest.approx(factors)
+
+
+def test_errors_are_factors() -> None:
+    found = modelled.errors([2.0, 0.5])
+    assert found["bias"] == pytest.approx(1)
+    assert found["typical"] == found["worst"] == pytest.approx(2)
+
+
+def test_flows_are_named_with_page_and_budget() -> None:
+    found = candidate_seconds.flows("quest@64:1024,block_topk@16,streaming")
+    assert [(f.name, f.knobs.page_size, f.knobs.budget) for f in found][:2] == [
+        ("quest", 64, "1024"),
+        ("block_topk", 16, "max(256, length / 16)"),
+    ]
+    assert len(candidate_seconds.flows(candidate_seconds.FLOWS)) == 6
