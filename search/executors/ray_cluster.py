@@ -225,8 +225,14 @@ class RayExecutor:
         await asyncio.to_thread(ray.shutdown)
 
     def _deadline(self, stage: str) -> float:
-        """Later than the gentler deadline that the plan may set and the stage itself keeps."""
+        """Later than the gentler deadline that the plan may set and the stage itself keeps.
+
+        A stage that holds no engine may be one long call into a compiler, which keeps no deadline of its own: it is
+        killed soon after the plan's, where the plan sets one, so that a search does not wait for it.
+        """
         gentle = float(self.setup.plan.get("deadlines", {}).get(stage, 0.0))
+        if gentle and not self.needs_engine(stage) and stage not in self.config.deadlines:
+            return gentle + _GRACE
         return max(self.config.deadline_of(stage), gentle + _GRACE if gentle else 0.0)
 
     # -- workers -----------------------------------------------------------------------------------------

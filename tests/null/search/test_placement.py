@@ -8,6 +8,7 @@ import pytest
 
 from search.config import Cluster
 from search.executors.placement import Placement, Resources, place
+from search.executors.ray_cluster import EngineSetup, RayExecutor
 from vortex_core.errors import VortexError
 
 LAPTOP = Resources(gpus=0, cores=8)
@@ -57,3 +58,14 @@ def test_what_cannot_be_is_said_before_anything_starts(
     assert error.value.code == code
     assert words in error.value.message
     assert error.value.remedy
+
+
+def test_a_stage_without_an_engine_is_killed_soon_after_the_plans_deadline() -> None:
+    """Compilers keep no deadline: one program held the end of a search for two minutes."""
+    plan = {"deadlines": {"machine_code": 25, "decode": 60}}
+    made = RayExecutor(Cluster(), EngineSetup("m", plan), lambda device: {}, found=Resources(gpus=0, cores=2))
+    made._on_engine = {"machine_code": False, "decode": True, "static": False}
+    assert made._deadline("machine_code") == 40
+    assert made._deadline("decode") == made._deadline("static") == Cluster().deadline
+    made.config = Cluster(deadlines={"machine_code": 200})
+    assert made._deadline("machine_code") == 200
