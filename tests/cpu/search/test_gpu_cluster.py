@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,3 +195,15 @@ def test_sglang_gets_the_gpus_that_engines_gave_back(
         assert found.result.info == {"gpu": "0", "section": {"batch": 3}, "bounded": False}
         assert found.worker.endswith("sglang")
     assert not lost
+
+
+def test_ray_does_not_write_where_results_go(root: Path):
+    script = (
+        "import search.executors.ray_cluster, ray._private.worker as w;"
+        "w.print_to_stdstream({'lines': ['A worker died'], 'pid': 'raylet', 'is_err': False}, ignore_prefix=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
