@@ -53,7 +53,8 @@ def test_a_hostile_flow_gets_one_message(what: str, tmp_path: Path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(code)
-    assert done.stderr.count("fix:") == 1
+    # One fix for the error, and one for each thing that is wrong beyond it.
+    assert done.stderr.count("fix:") == 1 + done.stderr.count("\nthen VF")
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 120
     assert sorted(p.name for p in tmp_path.iterdir()) == ["flow.py"]
@@ -67,10 +68,20 @@ def test_an_unknown_model_stops_a_campaign_before_anything_is_written(tmp_path: 
 
 
 def test_a_model_that_is_too_large_says_what_is_missing(tmp_path: Path):
-    done = command(tmp_path, "--model", "minimax-m2.7", "--run", "x")
+    done = command(
+        tmp_path, "--model", "minimax-m2.7", "--campaign", "default", "--device", "cpu", "--run", "x"
+    )
     assert done.returncode == 2
     assert "GiB" in done.stderr
     assert "fix:" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_campaign_made_for_gpus_says_so_where_there_is_none(tmp_path: Path):
+    done = command(tmp_path, "--model", "minimax-m2.7", "--run", "x")
+    assert done.returncode != 0
+    assert done.stderr.startswith("VS040")
+    assert "--device cpu" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -126,7 +126,7 @@ def test_forged_answers_are_refused_or_legal() -> None:
     """Each is `VF009`, or a program that the parent verified: then name, source and warnings are the parent's own."""
     wrong, accepted = [], 0
     for what, line in FORGED:
-        began = time.monotonic()
+        began = time.process_time()
         try:
             traced = answer.Heard(SOURCE, "flow.py").read(line, b"", None)
         except VortexError as error:
@@ -137,7 +137,7 @@ def test_forged_answers_are_refused_or_legal() -> None:
             assert traced.source == SOURCE, what
             assert traced.name == "W" or traced.name == "x", what
             assert is_visible(traced.doc.replace("\n", " "), 4_000)
-        if time.monotonic() - began > 2:
+        if time.process_time() - began > 2:  # of this process: the machine may be busy
             wrong.append(f"{what}: slow")
     assert not wrong
     assert accepted < 25  # such as no places, or another legal knob

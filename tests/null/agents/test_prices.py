@@ -111,6 +111,8 @@ def test_estimate_is_an_upper_guess_for_code_and_prose() -> None:
 
 
 @pytest.mark.parametrize("cached", [2_000, 10**12])
-def test_a_server_that_reports_more_cached_tokens_than_there_were_makes_the_call_unpriced(cached: int) -> None:
+def test_a_server_that_reports_more_cached_tokens_than_there_were_makes_the_call_unpriced(
+    cached: int,
+) -> None:
     """A price table refuses such counts; a campaign must not end by it."""
     assert Price("gpt-5-mini", OPENAI).dollars(1000, 100, cache_read_tokens=cached) is None
