@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import pytest
 
@@ -10,35 +9,8 @@ from evaluators.data import documents, sentences, words
 from evaluators.tasks.base import Question
 from evaluators.tasks.needle import needle_item
 from evaluators.tasks.perplexity import HeldText, HeldTextParameters, perplexity
+from evaluators.testing.tokenizers import WordTokenizer
 from vortex_core.errors import VortexError
-
-
-class WordTokenizer:
-    """Words with their leading space, single digits, single other characters. Lossless."""
-
-    bos_token_id: int | None = 0
-    eos_token_id: int | None = 1
-
-    def __init__(self, chat: bool = True) -> None:
-        self.chat_template = "chat" if chat else None
-        self.vocabulary: dict[str, int] = {}
-        self.texts: list[str] = []
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        ids = []
-        for piece in re.findall(r" ?[A-Za-z]+|\d|[^A-Za-z\d]", text):
-            if piece not in self.vocabulary:
-                self.vocabulary[piece] = 2 + len(self.texts)
-                self.texts.append(piece)
-            ids.append(self.vocabulary[piece])
-        return ids
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        return "".join(self.texts[i - 2] for i in token_ids if i >= 2)
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str:
-        return f"<user>{conversation[0]['content']}</user>\n<assistant>"
-
 
 TOKENIZER = WordTokenizer()
 
