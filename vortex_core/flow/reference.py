@@ -102,6 +102,8 @@ SHORTHANDS: tuple[Spelling, ...] = (
     Spelling("x.round()", "round"),
     Spelling('x.to("int4", "dim")', "to"),
     Spelling('x.normalize("page")', "normalize"),
+    Spelling('x.argmax("dim")', "argmax"),
+    Spelling('x.take(-1, "dim")', "take"),
     Spelling("x.square()", "square"),
     Spelling("x.relu()", "relu"),
     Spelling("x.silu()", "silu"),

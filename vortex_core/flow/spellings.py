@@ -86,6 +86,60 @@ def signs(first: vTensor, second: vTensor, seed: int) -> vTensor:
     return ops.where(2 * cube(modulo(mixed + 101)) < _PRIME, 1.0, -1.0)
 
 
+def argmax(x: vTensor, dims: tuple[Any, ...]) -> vTensor:
+    """The index of the largest value along one dimension."""
+    from vortex_core.flow.vtensor import arange_of
+
+    if len(dims) != 1:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            _caller(), op="argmax", name="dims", found=repr(dims), want="one dimension"
+        )
+    dim = dims[0]
+    return (x.largest(1, dim) * arange_of(dim, x.size(dim))).sum(dim)
+
+
+def take(x: vTensor, index: Any, dim: str) -> vTensor:
+    """The values at one index of a small dimension: a sum with one term that is not left out."""
+    from vortex_core.flow import ops
+    from vortex_core.flow.vtensor import arange_of
+
+    extent = x.size(dim)
+    if dim == "page":
+        raise mistakes.BAD_ATTRIBUTE.error(
+            _caller(),
+            op="take",
+            name="dim",
+            found="page",
+            want="another dimension: pages are selected, not read",
+        )
+    if isinstance(index, int) and not isinstance(index, bool) and index < 0:
+        index = ops.size(extent) + index
+    return ops.where(arange_of(dim, extent) == index, x, 0.0).sum(dim)
+
+
+def is_last(x: vTensor, dim: str, start: Any, stop: Any) -> bool:
+    """Whether a range is the last position: `slice("token", "S-1", "S")`, `slice("token", -1, "S")`."""
+    if dim not in x.dims:
+        return False
+    end = str(x.size(dim))
+    first = start.replace(" ", "") if isinstance(start, str) else start
+    return (first == -1 or first == f"{end}-1") and stop in (None, end, x.size(dim))
+
+
+def check_ends(dim: str, *ends: Any) -> None:
+    """Refuse what counts from the end, with what says the same: sizes are symbols while tracing."""
+    for end in ends:
+        if end is None or (isinstance(end, str) and "-" in end) or (isinstance(end, int) and end < 0):
+            raise mistakes.BAD_ATTRIBUTE.error(
+                _caller(),
+                op="slice",
+                name="ends",
+                found=repr(end)[:40],
+                want=f'a number or a fraction of the size such as "S/2"; the last is x.take(-1, {dim!r}), and '
+                f"x.conv([0, 0, 1], {dim!r}) moves each one's right neighbour to its place",
+            )
+
+
 def exponential(base: Any, x: vTensor) -> vTensor:
     """base ** x, for a positive number."""
     if not isinstance(base, int | float) or isinstance(base, bool) or base <= 0:

@@ -275,13 +275,25 @@ class vTensor:
 
     # ---- along a dimension --------------------------------------------------------------------------------
 
-    def softmax(self, dim: str) -> vTensor:
-        """Softmax along `dim` (over `page`: the complete pages of the sequence)."""
-        return emit("softmax", self, dim=dim)
+    def softmax(self, *dims: Dims, dim: Dims = (), axis: Dims = ()) -> vTensor:
+        """Softmax along one dimension, or over several together (`page`: the complete pages of the sequence)."""
+        names = spellings.reduced(self, "softmax", dims, dim, axis)
+        if len(names) == 1:
+            return emit("softmax", self, dim=names[0])
+        weights = (self - self.max(*names)).exp()
+        return weights / weights.sum(*names)
 
-    def normalize(self, dim: str) -> vTensor:
+    def normalize(self, *dims: Dims, dim: Dims = (), axis: Dims = ()) -> vTensor:
         """x / (norm along `dim` + 1e-6)."""
-        return self / (self.norm(dim) + 1e-6)
+        return self / (self.norm(*dims, dim=dim, axis=axis) + 1e-6)
+
+    def argmax(self, *dims: Dims, dim: Dims = (), axis: Dims = ()) -> vTensor:
+        """Where along a dimension the largest value stands, counted from 0 (ties: the lower index)."""
+        return spellings.argmax(self, spellings.reduced(self, "argmax", dims, dim, axis))
+
+    def take(self, index: Operand, dim: str) -> vTensor:
+        """The values at `index` of `dim`, which goes: `x.take(-1, "token")`; `index` may be computed (a gather)."""
+        return spellings.take(self, index, dim)
 
     def cumsum(self, dim: str) -> vTensor:
         """Running sum along `dim`."""
@@ -305,6 +317,9 @@ class vTensor:
 
     def slice(self, dim: str, start: int | str | Extent, stop: int | str | Extent) -> vTensor:
         """The range [start, stop) of `dim`; ends are numbers or extents such as `"D/2"`."""
+        if spellings.is_last(self, dim, start, stop):
+            return self.take(-1, dim) * (arange_of(dim, 1) + 1)
+        spellings.check_ends(dim, start, stop)
         first = start if start == 0 and isinstance(start, int) else _extent_text(start)
         return emit("slice", self, dim=dim, start=first, stop=_extent_text(stop))
 
@@ -376,6 +391,11 @@ def number(value: float) -> float:
         return float(value)
     except OverflowError:
         raise mistakes.BAD_CONST.error(caller(), found="a whole number of more than 308 digits") from None
+
+
+def arange_of(dim: str, extent: int | str | Extent) -> vTensor:
+    """0, 1, 2, ... along one named dimension."""
+    return emit("iota", builder=current.get(), dim=dim, extent=_extent_text(extent))
 
 
 def _extent_text(value: int | str | Extent) -> str:

@@ -261,7 +261,7 @@ SCRATCH = _mistake(
     "value too large",
     "{op} yields {found}: up to {count} numbers per page",
     "an intermediate or state is bounded: at most {limit} numbers per page in the largest supported model",
-    "reduce a dimension first, or use fewer rows",
+    "reduce a dimension first, or make one smaller: {fits}",
 )
 BAD_EAGER = _mistake(
     "VF027",

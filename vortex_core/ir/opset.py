@@ -182,7 +182,7 @@ _op(
 )  # fmt: skip
 _op(
     "param", "source", 0, rules.param, None, "W[...]",
-    "Learned values supplied with the flow, of this layer and kv head.",
+    "Values that come with the flow, in `params = {\"w\": [[...]]}` or a file beside it; without any, `ops.signs`.",
     attrs=("name", "dims"), flops=0,
 )  # fmt: skip
 

@@ -120,7 +120,18 @@ def check_size(op: str, t: Type, location: Location | None) -> None:
         written *= 1 if extent.symbol else int(extent.factor)
     for numbers, limit in ((written, MAX_LITERAL), (count, MAX_NUMBERS)):
         if numbers > limit:
-            raise mistakes.SCRATCH.error(location, op=op, found=str(t), count=numbers, limit=limit)
+            fits = _fitting(t, numbers, limit)
+            raise mistakes.SCRATCH.error(location, op=op, found=str(t), count=numbers, limit=limit, fits=fits)
+
+
+def _fitting(t: Type, numbers: int, limit: int) -> str:
+    """Extents that would be small enough, one of the others' dimensions as they are."""
+    shown = []
+    for name, extent in t.dims:
+        largest = max(1, int(extent.factor * LARGEST.get(extent.symbol, 1)))
+        if name not in ("page", "head", "token") and (most := limit * largest // numbers) >= 1:
+            shown.append(f"{name}={min(most, largest)}")
+    return " or ".join(shown) or "no single one helps"
 
 
 class GraphBuilder:

@@ -1,6 +1,6 @@
 """The first wall around untrusted source: only constructs a flow can need parse at all.
 
-There is one list for every language read here. A dialect may add modules and `self._name`; it takes nothing away.
+There is one list for every language read here. A dialect may add modules; it takes nothing away.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Rules:
         return self.modules.get(module, frozenset())
 
 
-FLOW = Rules(MODULES)
+FLOW = Rules(MODULES, private=True)
 # Every kind of node a flow may hold; what a later Python adds is refused until it is listed.
 _NODES: frozenset[type[ast.AST]] = frozenset({
     ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.FunctionDef, ast.ClassDef, ast.Return, ast.Assign,

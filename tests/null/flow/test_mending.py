@@ -35,7 +35,7 @@ MENDED: list[tuple[str, str, str]] = [
     ("VF005", scored("y = torch.maximum(x, c)"), "ops.maximum(x, c)"),
     ("VF005", scored("y = torch.nn.functional.relu(x)"), "ops.relu(x)"),
     ("VF005", scored("y = x * page.head_dim ** -0.5"), 'ops.size("D") ** -0.5'),
-    ("VF005", scored('y = x.softmax(axis="row")'), "x.softmax(dim="),
+    ("VF005", scored('y = x.cumsum(axis="row")'), "x.cumsum(dim="),
     ("VF005", scored('y = x.cumsum("row", dtype=3)'), "x.cumsum("),
     ("VF005", states(body=f"return ops.topk({DOT})".replace('cache["c"]', "cache.c")), 'cache["c"]'),
     ("VF005", states(body=f"return ops.topk({DOT})".replace('cache["c"]', 'cache.get("c")')), 'cache["c"]'),

@@ -45,6 +45,14 @@ SAME = [
     ('0.25 * x.size("dim")', 'ops.size("D/4")'),
     ('x.size("dim") / r.size("row")', 'ops.size("D") / ops.size("S")'),
     # powers
+    # several dimensions, positions, gathers
+    ('r.softmax(dim="row")', 'r.softmax("row")'),
+    ('r.softmax(["row", "page"])', '(lambda w: w / w.sum("page", "row"))((r - r.max("page", "row")).exp())'),
+    ('r.take(-1, "row")', 'ops.where(ops.arange(row="S") == ops.size("S") - 1, r, 0.0).sum("row")'),
+    ('r.slice("row", "S-1", "S").sum("row")', '(r.take(-1, "row") * (ops.arange(row=1) + 1)).sum("row")'),
+    ('r.slice("row", -1, None).sum("row")', '(r.take(-1, "row") * (ops.arange(row=1) + 1)).sum("row")'),
+    ('r.take(r.argmax("row"), "row")', 'ops.where(ops.arange(row="S") == r.argmax("row"), r, 0.0).sum("row")'),
+    ('r.argmax("row")', '(r.largest(1, "row") * ops.arange(row="S")).sum("row")'),
     ("y ** 2", "y * y"),
     ("y ** 2.0", "y * y"),
     ("y.pow(3)", "y * y * y"),
