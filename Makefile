@@ -9,6 +9,8 @@ BIN    := $(VENV)/bin
 MODEL  ?= smollm2-135m
 # Options passed through: make search ARGS="--max-candidates 60", make test ARGS="-k quest".
 ARGS   ?=
+# Processes that run tests side by side (files stay whole): make test JOBS=1 runs them one after the other.
+JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 8 ] && echo 8 || echo $$n)
 # A further index to take torch from, e.g. one with CPU-only builds. Empty: wherever pip is set up to look.
 TORCH_INDEX ?=
 # The run that `make report` draws: the newest one.
@@ -42,7 +44,7 @@ search: fetch  ## run the default campaign; ends with leaderboard, report and ex
 	$(BIN)/vortex-search --model $(MODEL) $(ARGS)
 
 test: fetch  ## run all tests that this machine can
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: setup  ## style, formatting and types
 	$(BIN)/ruff check .

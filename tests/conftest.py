@@ -18,6 +18,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if _beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) - 1:  # the cores are shared
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // (_beside + 1))))
 
 # Deterministic examples, and no deadline: two busy cores say nothing about the code under test.
 settings.register_profile(
@@ -29,11 +31,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests under tests/gpu are marked `gpu`, and every gpu test is skipped with its reason without a GPU."""
+    """Tests under tests/gpu are marked `gpu`, and every gpu test is skipped with its reason without a GPU.
+
+    Side by side (pytest-xdist, `--dist loadgroup`) the tests of a file run in one process, which makes its fixtures
+    once, and whatever starts a cluster or times a campaign runs one after the other.
+    """
     gpu_folder = ROOT / "tests" / "gpu"
     for item in items:
         if gpu_folder in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+        alone = item.get_closest_marker("alone") or ROOT / "tests" / "e2e" in item.path.parents
+        item.add_marker(pytest.mark.xdist_group("alone" if alone else str(item.path)))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and not _cuda_available():
         skip = pytest.mark.skip(reason="no CUDA device on this machine")

@@ -29,11 +29,17 @@ NOT_IMPORTED = {
     "mypy": "Makefile",
     "pre-commit": "CONTRIBUTING.md",
     "pytest-timeout": "pyproject.toml",
+    "pytest-xdist": "Makefile",
     "ruff": "Makefile",
     "types-psutil": "Makefile",  # `make lint` runs mypy, which reads these two
     "types-pyyaml": "Makefile",
 }
-SHOWN_BY = {"pytest-timeout": "timeout = ", "types-psutil": "mypy", "types-pyyaml": "mypy"}
+SHOWN_BY = {
+    "pytest-timeout": "timeout = ",
+    "pytest-xdist": "--dist",
+    "types-psutil": "mypy",
+    "types-pyyaml": "mypy",
+}
 
 # An extra may be absent: only these folders may import what it brings.
 EXTRA_FOLDERS = {
