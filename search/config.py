@@ -94,15 +94,21 @@ class Limits(Strict):
 
     Attributes:
         candidates: distinct programs (by IR hash) to finish, references not counted.
+        evaluations: candidates to finish, programs under other knobs counted each; None is no limit.
         seconds: active time of the whole run, references and finals included.
         finals_seconds: part of `seconds` kept for the finals; of a short run, a third.
+        gpu_seconds: time of GPUs held by engines, the whole run's; bounds the search, not its finals.
         dollars: spending on proposers with a known price; None is no limit.
+        tokens: read and written by proposers; the one cap on a model whose price is unknown.
     """
 
     candidates: int = Field(36, ge=0)
+    evaluations: int | None = Field(None, ge=0)
     seconds: float | None = Field(None, gt=0)
     finals_seconds: float = Field(90, ge=0)
+    gpu_seconds: float | None = Field(None, gt=0)
     dollars: float | None = Field(None, ge=0)
+    tokens: int | None = Field(None, ge=0)
 
     @property
     def search_seconds(self) -> float | None:
@@ -128,7 +134,13 @@ class Cluster(Strict):
         retries: times a stage is run again after a worker died under it.
         deadline: seconds a stage may take before its process group is killed. Waiting for a worker does not count.
         deadlines: other deadlines, by stage.
-        start_deadline: seconds to load a model and prefill the evaluation prompts.
+        start_deadline: seconds to load a model and prefill the evaluation prompts, and for which a campaign waits
+            when no engine is left.
+        share: weight against other campaigns on the same cluster.
+        keep: seconds that engines on a cluster outlive their campaign, for the next one of the same model.
+        drain: seconds that stages under way may take to end after Ctrl-C, SIGTERM or on a node about to go.
+        double_after: a stage that takes so many times the 95th percentile of its kind is given to a second worker
+            too, if one is idle; 0 is never.
     """
 
     address: str | None = None
@@ -143,6 +155,10 @@ class Cluster(Strict):
     deadline: float = Field(120, gt=0)
     deadlines: dict[str, float] = Field(default_factory=dict)
     start_deadline: float = Field(1800, gt=0)
+    share: float = Field(1.0, gt=0)
+    keep: float = Field(300, ge=0)
+    drain: float = Field(30, ge=0)
+    double_after: float = Field(4.0, ge=0)
 
     def deadline_of(self, stage: str) -> float:
         """Seconds `stage` may take."""

@@ -74,6 +74,19 @@ _declare("VS042", "too little memory", "the weights fit the devices that hold th
 _declare("VS043", "other device", "a run is measured on one kind of device", "user")
 
 _declare(
+    "VS046",
+    "locks that exclude nobody",
+    "the file system of a run lets one process alone lock a file",
+    "user",
+)
+_declare(
+    "VS047", "run taken over", "a writer is the only one until it lets go", "infrastructure", retryable=True
+)
+_declare("VS048", "damaged run", "a run's log and files are as they were written", "infrastructure")
+_declare("VS049", "run being read", "nobody reads a run while it is packed", "infrastructure", retryable=True)
+_declare("VS050", "other weights", "a run is measured on one set of weights", "user")
+
+_declare(
     "VS030", "too many jobs", "a tools server runs so many jobs at once as it was started with", "budget"
 )
 _declare("VS031", "no such job", "a job is polled by the name its start answered with", "user")
@@ -92,12 +105,53 @@ def unknown_run(name: str, known: Iterable[str]) -> VortexError:
     return unknown_name("VS001", "run", name, sorted(known))
 
 
-def run_locked(run: str, pid: str) -> VortexError:
+def run_locked(run: str, holder: str) -> VortexError:
     """`VS003`: another process writes this run."""
     return VortexError(
         "VS003",
-        f"run {run!r} is being written by process {pid}",
+        f"run {run!r} is being written by {holder}",
         "wait for it, stop it, or choose another --run",
+    )
+
+
+def locks_do_nothing(path: str, filesystem: str) -> VortexError:
+    """`VS046`: two writers could write one run, so none may."""
+    return VortexError(
+        "VS046",
+        f"{path}: its file system ({filesystem}) gives one lock to two at a time",
+        "put the run elsewhere (VORTEX_RUNS=/a/local/folder), or mount this one with working locks",
+    )
+
+
+def run_taken_over(run: str) -> VortexError:
+    """`VS047`: this writer gave no sign of life for so long that another one went on."""
+    return VortexError(
+        "VS047",
+        f"another process has taken over run {run!r}; nothing more is written by this one",
+        "let that one go on; rerun here when it has ended",
+    )
+
+
+def damaged_run(run: str, problems: int) -> VortexError:
+    """`VS048`: `fsck` found what no campaign writes."""
+    return VortexError(
+        "VS048",
+        f"run {run!r} has {problems} problem{'s' * (problems != 1)}",
+        "each is listed above with what to do",
+    )
+
+
+def run_being_read(run: str) -> VortexError:
+    """`VS049`: the log cannot be exchanged under a reader."""
+    return VortexError("VS049", f"somebody reads run {run!r}", "close what reads it, and pack it again")
+
+
+def other_weights(run: str, before: str, now: str) -> VortexError:
+    """`VS050`: another model under the same name."""
+    return VortexError(
+        "VS050",
+        f"run {run!r} was measured on weights {before}, and these are {now}",
+        "restore the weights, or name a new --run",
     )
 
 
@@ -153,20 +207,23 @@ def no_winner(run: str, why: str) -> VortexError:
     )
 
 
-def engine_lost(why: str) -> VortexError:
-    """`VS008`: an evaluation worker could not be started or kept alive."""
+def engine_lost(why: str, log: str = "") -> VortexError:
+    """`VS008`: an evaluation worker could not be started or kept alive. `log`: the file it wrote, `host:path`."""
+    log = log or _RAY_LOGS
     return VortexError(
         "VS008",
         f"evaluation worker lost: {why}",
-        f"see its output in {_RAY_LOGS}; rerun to resume the campaign",
-        log=_RAY_LOGS,
+        f"see its output in {log}; rerun to resume the campaign",
+        log=log,
     )
 
 
-def no_cluster(why: str) -> VortexError:
+def no_cluster(why: str, remedy: str = "") -> VortexError:
     """`VS016`: Ray neither starts nor can be joined."""
     return VortexError(
-        "VS016", f"Ray did not start: {why}", "check --address, or free processes and memory; then rerun"
+        "VS016",
+        f"Ray did not start: {why}",
+        remedy or "check --address, or free processes and memory; then rerun",
     )
 
 

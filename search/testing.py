@@ -22,7 +22,7 @@ from agents.base import Proposal, ProposalRequest, Proposer, Usage
 from evaluators.results import Failure, Metric, StageResult
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Outcome, Strategy, Tell, randomness
-from search.executors.base import StageRun, WorkerLostError
+from search.executors.base import Notice, StageRun, WorkerLostError
 from search.log import events as ev
 from search.log.store import EventStore
 from vortex_core.errors import VortexError
@@ -245,7 +245,7 @@ class SimulatedExecutor:
         """See `Executor`."""
         return self.lanes
 
-    async def start(self, lost: Callable[[VortexError], None]) -> list[dict[str, Any]]:
+    async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
         """See `Executor`."""
         return [{"kind": "cpu", "name": self.device, "host": "simulated", "ranks": 1}] * self.lanes
 

@@ -18,23 +18,22 @@ from agents.base import Proposer, Usage
 from agents.errors import ProposerError
 from search.campaign import feedback
 from search.campaign.archive import Archive, reference_point, worth
+from search.campaign.budget import reached
+from search.campaign.drain import Drain
 from search.campaign.finals import Finals
 from search.campaign.front import Front
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
 from search.config import Arm, CampaignConfig
-from search.errors import other_device, proposer_down
-from search.executors.base import Executor
+from search.errors import other_device, other_weights, proposer_down
+from search.executors.base import Executor, Joined, Left, Notice
 from search.log import events as ev
 from search.log.run import Run
 from search.log.state import CampaignState, Candidate, Proposal
 from search.log.store import Record
 from search.machine import device_words
 from vortex_core.errors import VortexError
-
-_NOTHING_NEW = 60
-"""Proposals that came to an end in a row without a new candidate, after which the space counts as exhausted."""
 
 
 class Campaign:
@@ -49,6 +48,7 @@ class Campaign:
         model: description of the model for prompts.
         library: loads the campaign's references; `(flow, knobs) -> Flow with source`.
         watch: called with every new record, for progress displays.
+        say: called with what no event says, for people.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Campaign:
         model: dict[str, Any],
         library: LibraryLoader,
         watch: Callable[[Record, CampaignState], None] = lambda record, state: None,
+        say: Callable[[str], None] = lambda words: None,
     ) -> None:
         self.run = run
         self.config = config
@@ -80,10 +81,14 @@ class Campaign:
         self._broken: dict[int, Proposal] = {}
         for record in run.store.read():
             self._apply(record)
-        self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed)
+        self.drain = Drain(config.cluster.drain, say)
+        self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed, self.drain)
+        self._controls = {arm.name for arm in config.arms if arm.control}
+        self._changed = asyncio.Event()
         self._spent: str | None = None
         self._session_began = time.monotonic()
         self._active_before = self.state.active_seconds
+        self._last_event = time.monotonic()
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -91,6 +96,7 @@ class Campaign:
         """Write events, then fold them. Nothing else changes state."""
         for record in self.run.store.append(*new):
             self._apply(record)
+            self._last_event = time.monotonic()
             self.watch(record, self.state)
 
     def _apply(self, record: Record) -> None:
@@ -131,6 +137,11 @@ class Campaign:
         """Working time of all sessions until now."""
         return self._active_before + time.monotonic() - self._session_began
 
+    @property
+    def gpu_seconds(self) -> float:
+        """Time that GPUs were held, until now."""
+        return self.state.gpu_seconds + self.state.held_gpus * (time.monotonic() - self._last_event)
+
     # -- phases ------------------------------------------------------------------------------------------
 
     async def run_to_end(self, started: ev.CampaignStarted, session: ev.SessionStarted) -> CampaignState:
@@ -141,9 +152,9 @@ class Campaign:
         """
         self.record(*([started] if self.state.untouched else []), session)
         try:
-            devices = await self.executor.start(self._engine_lost)
+            devices = await self.executor.start(self._noticed)
             self._take_up(devices)
-            _pause_when_terminated()
+            self._stop_gently()
             await self._references()
             reason = await self._search()
             finals = Finals(
@@ -170,11 +181,27 @@ class Campaign:
         before, now = ({(d["kind"], d["name"]) for d in found} for found in (self.state.devices, devices))
         if before and not now <= before:
             raise other_device(self.run.name, device_words(self.state.devices), device_words(devices))
+        known, found = self._weights(), {str(d["weights"]) for d in devices if d.get("weights")}
+        if known and not found <= known:
+            raise other_weights(self.run.name, ", ".join(sorted(known)), ", ".join(sorted(found)))
         self.record(ev.EnginesStarted(tuple(devices)))
 
-    def _engine_lost(self, error: VortexError) -> None:
-        """The campaign goes on with the engines that are left; the log says that one is gone."""
-        self.record(ev.InfrastructureFailed("", "search", "engine", 0, error.to_json()))
+    def _weights(self) -> set[str]:
+        """Digests of the weights that engines of this run have loaded."""
+        engines = (engine for part in self.state.parts for engine in part.engines)
+        return {str(engine["weights"]) for engine in engines if engine.get("weights")}
+
+    def _noticed(self, notice: Notice) -> None:
+        """Engines come and go; the log says which, and the campaign goes on with those that are there."""
+        match notice:
+            case Joined(worker=worker, device=device):
+                self.record(ev.EngineJoined(device, worker))
+            case Left(worker=worker, error=error, waiting=waiting, device=device):
+                self.record(ev.EngineLeft(worker, waiting, error.to_json(), device))
+            case _:
+                self.record(ev.InfrastructureFailed("", "search", "engine", 0, notice.to_json()))
+        self.pipeline.turns.changed()
+        self._changed.set()
 
     async def _references(self) -> None:
         keys = []
@@ -219,7 +246,14 @@ class Campaign:
                 if not tasks:
                     assert reason is not None
                     return reason
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                self._changed.clear()
+                news = asyncio.create_task(
+                    self._changed.wait()
+                )  # an engine more: there is room for another ask
+                done, _ = await asyncio.wait({*tasks, news}, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                done.discard(news)
+                tasks -= done
                 failures = [error for task in done if (error := task.exception()) is not None]
                 if failures:  # all were read: asyncio reports what nobody asked for
                     raise failures[0]
@@ -230,18 +264,15 @@ class Campaign:
 
     def _limit(self, open_journeys: int) -> str | None:
         """Why no further proposal may start now, if none may."""
-        limits, state = self.config.limits, self.state
         if self._spent is not None:
             return self._spent
-        if state.distinct_programs + open_journeys >= limits.candidates:
-            return f"{limits.candidates} distinct programs"
-        if self._too_late_to_search():
-            return f"time budget of {limits.seconds:g} s"
-        if limits.dollars is not None and state.dollars >= limits.dollars:
-            return f"budget of ${limits.dollars:g}"
-        if state.without_new >= _NOTHING_NEW:
-            return f"nothing new in {_NOTHING_NEW} proposals"
-        return None
+        return reached(
+            self.config.limits,
+            self.state,
+            active_seconds=self.active_seconds,
+            gpu_seconds=self.gpu_seconds,
+            under_way=open_journeys,
+        )
 
     # -- asking ------------------------------------------------------------------------------------------
 
@@ -283,6 +314,10 @@ class Campaign:
             await self.pipeline.evaluate(candidate, "search")
 
     async def _propose(self, proposal: Proposal) -> bool:
+        async with self.drain.work():  # what is paid for is waited for, and recorded
+            return await self._ask_proposer(proposal)
+
+    async def _ask_proposer(self, proposal: Proposal) -> bool:
         request = feedback.make_request(
             proposal,
             self.state,
@@ -290,6 +325,7 @@ class Campaign:
             self.config.objective,
             self.model,
             in_words=self.proposers[proposal.arm].needs_language,
+            alone=proposal.arm in self._controls,
         )
         began = time.monotonic()
         try:
@@ -344,10 +380,11 @@ class Campaign:
         """The ranking as of now."""
         return Archive(self.state, self.config.objective)
 
-
-def _pause_when_terminated() -> None:
-    """Take SIGTERM as Ctrl-C is taken. After Ray's start, because Ray installs a handler that aborts."""
-    task = asyncio.current_task()
-    assert task is not None
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread: tests
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    def _stop_gently(self) -> None:
+        """Let SIGTERM and Ctrl-C drain. After Ray's start, because Ray installs a handler that aborts."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread: tests
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.drain.stop, task)

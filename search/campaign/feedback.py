@@ -25,13 +25,16 @@ def make_request(
     model: dict[str, Any],
     *,
     in_words: bool,
+    alone: bool = False,
 ) -> ProposalRequest:
     """The request that an ask stands for.
 
     Args:
         in_words: whether the proposer reads words: only then it is worth saying where the search stands.
+        alone: whether it hears of its own arm's candidates and the library only: a control does not learn from the
+            search that it is compared with.
     """
-    failed = None
+    failed, arm = None, proposal.arm if alone else None
     if proposal.repairs is not None:
         broken = state.proposals[proposal.repairs]
         assert broken.source is not None
@@ -43,10 +46,10 @@ def make_request(
         failed=failed,
         model=model,
         objective=objective_in_words(objective),
-        ledger=ledger(state, objective),
+        ledger=ledger(state, objective, arm),
         tried=state.candidates.keys(),
         setting=setting(state, objective) if in_words else "",
-        standings=standings(state, objective, proposal.parents) if in_words else (),
+        standings=standings(state, objective, proposal.parents, arm) if in_words else (),
     )
 
 
@@ -74,12 +77,16 @@ def objective_in_words(objective: Objective) -> str:
     )
 
 
-def ledger(state: CampaignState, objective: Objective) -> tuple[Attempt, ...]:
+def ledger(state: CampaignState, objective: Objective, arm: str | None = None) -> tuple[Attempt, ...]:
     """The latest dead ends, the newest last: candidates that a stage stopped, each with its knobs and numbers.
 
     A candidate is a program under its knobs: what failed with 64 tokens may be good with 512.
+
+    Args:
+        arm: whose; None is everybody's.
     """
-    return tuple(_attempt(candidate, objective) for candidate in state.failed[-_LEDGER_LENGTH:])
+    failed = state.failed if arm is None else [c for c in state.failed if c.reference or c.arm == arm]
+    return tuple(_attempt(candidate, objective) for candidate in failed[-_LEDGER_LENGTH:])
 
 
 def _attempt(candidate: Candidate, objective: Objective) -> Attempt:

@@ -15,12 +15,22 @@ _GENERATIONS = 6
 _CHILDREN = 10
 
 
-def standings(state: CampaignState, objective: Objective, parents: tuple[str, ...]) -> tuple[Standing, ...]:
+def standings(
+    state: CampaignState, objective: Objective, parents: tuple[str, ...], arm: str | None = None
+) -> tuple[Standing, ...]:
     """The best found candidates, the references, and the family of the first of `parents` (keys).
 
-    Only what the search itself measured: fresh and sealed items must not steer it.
+    Only what the search itself measured: fresh and sealed items must not steer it, nor what stands for a winner.
+
+    Args:
+        arm: whose candidates are told, beside the library; None is everybody's.
     """
-    ranked = _ranked(state, objective)
+
+    def told(candidate: Candidate) -> bool:
+        ours = arm is None or candidate.reference or candidate.arm == arm
+        return ours and candidate.key not in state.twins
+
+    ranked = [c for c in _ranked(state, objective) if told(c)]
     found = [c for c in ranked if not c.reference][:_BEST]
     library = [c for c in ranked if c.reference][:_LIBRARY]
     rows = [_standing(c, "best", objective) for c in found]
@@ -28,7 +38,7 @@ def standings(state: CampaignState, objective: Objective, parents: tuple[str, ..
     if parents:
         ancestors = list(_ancestors(state.candidates[parents[0]], state))[:_GENERATIONS]
         rows += [_standing(c, "ancestor", objective) for c in reversed(ancestors)]
-        children = [c for c in state.candidates.values() if parents[0] in c.parents]
+        children = [c for c in state.candidates.values() if parents[0] in c.parents and told(c)]
         rows += [_standing(c, "child", objective) for c in children[-_CHILDREN:]]
     return tuple(rows)
 

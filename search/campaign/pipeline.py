@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from evaluators.results import Failure, StageResult
 from search.campaign.breaker import CircuitBreaker
+from search.campaign.drain import Drain
+from search.campaign.turns import Turns
 from search.commands.evaluation import evaluation_seed
 from search.config import CampaignConfig
 from search.errors import deadline_passed, worker_killer
@@ -48,6 +51,7 @@ class Pipeline:
         state: read only; it changes through `record`.
         record: writes events.
         seed: of the campaign; evaluation seeds for each purpose derive from it.
+        drain: what holds work back when the campaign is to stop.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Pipeline:
         state: CampaignState,
         record: Callable[..., None],
         seed: int,
+        drain: Drain,
     ) -> None:
         self.run = run
         self.config = config
@@ -66,15 +71,11 @@ class Pipeline:
         self.record = record
         self.breaker = CircuitBreaker()
         self._seed = seed
-        self._turns: asyncio.Semaphore | None = None
-
-    @property
-    def turns(self) -> asyncio.Semaphore:
-        """A candidate keeps its turn from its first engine stage to its last: swapping flows between stages would
-        rebuild page states and forget answers that the next stage reuses."""
-        if self._turns is None:  # the executor knows its engines once it is started
-            self._turns = asyncio.Semaphore(self.executor.engines)
-        return self._turns
+        self.drain = drain
+        # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages would
+        # rebuild page states and forget answers that the next stage reuses.
+        self.turns = Turns(lambda: executor.engines)
+        self.running: dict[tuple[str, str], float] = {}  # candidate or proposal, stage -> when it was begun
 
     def seed(self, purpose: ev.Purpose) -> int:
         """The evaluation seed of a purpose: other items for fresh measurements, others again when sealed."""
@@ -94,7 +95,8 @@ class Pipeline:
         deaths = 0
         for attempt in range(tries):
             try:
-                flow = await self.executor.trace(source)
+                async with self._doing(f"proposal {proposal.id}", "trace"):
+                    flow = await self.executor.trace(source)
                 break
             except VortexError as error:
                 found = error
@@ -141,10 +143,21 @@ class Pipeline:
         recorded = self.state.references.get((purpose, seed))
         known = None if recorded is None else self.run.files.get_json(recorded)
         began = time.monotonic()
-        results = await self.executor.reference(purpose, seed, known)
+        async with self._doing(f"{purpose} items", "prefill and dense reference"):
+            results = await self.executor.reference(purpose, seed, known)
         if recorded is None:
             name = self.run.files.put_json(results)
             self.record(ev.ReferenceMeasured(purpose, seed, name, time.monotonic() - began))
+
+    @contextlib.asynccontextmanager
+    async def _doing(self, what: str, stage: str) -> AsyncIterator[None]:
+        """Something that an executor does, for those who look, and held back once the campaign is to stop."""
+        async with self.drain.work():
+            self.running[what, stage] = time.time()
+            try:
+                yield
+            finally:
+                self.running.pop((what, stage), None)
 
     async def evaluate(
         self, candidate: Candidate, purpose: ev.Purpose, *, late: Callable[[], bool] = lambda: False
@@ -178,7 +191,9 @@ class Pipeline:
             if ran is None:
                 return None
             result, seed = ran.result.to_json(), self.seed(purpose)
-            self.record(ev.StageFinished(candidate.key, purpose, stage, seed, result, ran.worker))
+            self.record(
+                ev.StageFinished(candidate.key, purpose, stage, seed, result, ran.worker, ran.doubled)
+            )
             if not ran.result.passed:
                 return False
         return True
@@ -195,11 +210,13 @@ class Pipeline:
         """
         tries = self.config.cluster.retries + 1
         timeouts = deaths = 0
+        label = self.state.candidates[flow.key].label
         began = time.monotonic()
         for attempt in range(tries):
             began = time.monotonic()
             try:
-                ran = await self.executor.run_stage(stage, flow, self.seed(purpose))
+                async with self._doing(label, stage):
+                    ran = await self.executor.run_stage(stage, flow, self.seed(purpose))
             except WorkerLostError as lost:
                 error = lost.error
                 timeouts, deaths = timeouts + lost.timed_out, deaths + lost.died
@@ -218,7 +235,6 @@ class Pipeline:
             self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, error.to_json()))
             if timeouts == 2 or not error.retryable:
                 break
-        label = self.state.candidates[flow.key].label
         if timeouts < 2 and deaths < tries:
             self.record(ev.CandidateAbandoned(flow.key, purpose, stage, error.to_json()))
             self.breaker.abandoned(label, error)

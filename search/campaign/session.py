@@ -50,6 +50,9 @@ class Options:
     max_candidates: int | None = None
     seconds: float | None = None
     dollars: float | None = None
+    evaluations: int | None = None
+    gpu_seconds: float | None = None
+    tokens: int | None = None
     address: str | None = None
     device: str | None = None
     gpus: int | None = None
@@ -65,7 +68,15 @@ class Options:
             proposer=self.proposer,
             evaluation=self.evaluation,
             objective=_given(target=self.target) or None,
-            limits=_given(candidates=self.max_candidates, seconds=self.seconds, dollars=self.dollars) or None,
+            limits=_given(
+                candidates=self.max_candidates,
+                evaluations=self.evaluations,
+                seconds=self.seconds,
+                gpu_seconds=self.gpu_seconds,
+                dollars=self.dollars,
+                tokens=self.tokens,
+            )
+            or None,
             cluster=_given(
                 address=self.address,
                 device=self.device,
@@ -248,8 +259,13 @@ def make_proposers(
         VortexError: `VA...`, e.g. a missing key, before anything is run.
     """
     limit = None
-    if config.limits.dollars is not None:
-        limit = SpendLimit(dollars=config.limits.dollars, spent_dollars=state.dollars)
+    if config.limits.dollars is not None or config.limits.tokens is not None:
+        limit = SpendLimit(
+            dollars=config.limits.dollars,
+            tokens=config.limits.tokens,
+            spent_dollars=state.dollars,
+            spent_tokens=state.tokens,
+        )
     made: dict[str, Proposer] = {}
     for spec in sorted(set(specs.values())):
         found = load_proposer(spec)

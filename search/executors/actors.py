@@ -33,10 +33,11 @@ class Actors:
         self.wants = wants
         self.group = group
         self.label = ""
+        self.log = ""  # of the first one, `host:path`
         self.places: list[tuple[str, int]] = []  # node, process group
 
-    async def locate(self, deadline: float) -> None:
-        """Wait until every process runs, and learn how to kill it.
+    async def locate(self, deadline: float | None) -> None:
+        """Wait until every process runs, and learn how to kill it. Without a deadline, for as long as that takes.
 
         Raises:
             TimeoutError: not within `deadline` seconds: no resources.
@@ -45,6 +46,7 @@ class Actors:
         found = await self._all([handle.locate.remote() for handle in self.handles], deadline)
         self.places = [(answer["node"], answer["group"]) for answer in found]
         self.label = found[0]["label"]
+        self.log = found[0].get("log", "")
         self._address = (found[0].get("ip", ""), found[0].get("port", 0))
 
     async def call(self, work: Callable[[Any], Any], deadline: float) -> Any:
@@ -63,14 +65,17 @@ class Actors:
         ranks = [handle.start.remote(rank, ip, port) for rank, handle in enumerate(self.handles)]
         return (await self._all(ranks, deadline))[0]
 
-    async def _all(self, references: list[Any], deadline: float) -> list[Any]:
+    async def _all(self, references: list[Any], deadline: float | None) -> list[Any]:
         waiting = asyncio.gather(*(asyncio.wrap_future(reference.future()) for reference in references))
         try:
             answers = await asyncio.wait_for(waiting, deadline)
         except ray.exceptions.RayTaskError as error:  # raised around what `workers` catches
             raise WorkerLostError(crashed(error.cause or error), died=False) from error
+        except ray.exceptions.OutOfMemoryError as error:
+            why = "its machine ran out of memory, and Ray killed it"
+            raise WorkerLostError(engine_lost(why, self.log)) from error
         except ray.exceptions.RayError as error:
-            raise WorkerLostError(engine_lost(last_line(str(error)))) from error
+            raise WorkerLostError(engine_lost(last_line(str(error)), self.log)) from error
         for answer in answers:
             if "error" in answer:
                 raise VortexError.from_json(answer["error"])

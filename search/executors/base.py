@@ -14,10 +14,36 @@ from vortex_core.ir.flow import Flow
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage's result and the worker that ran it, e.g. `node1 gpu0`; empty for CPU workers, which are all alike."""
+    """A stage's result and the worker that ran it, e.g. `node1 gpu0`; empty for CPU workers, which are all alike.
+
+    `doubled`: two workers were given it, because it took so long, and this is the faster one's.
+    """
 
     result: StageResult
     worker: str = ""
+    doubled: bool = False
+
+
+@dataclass(frozen=True)
+class Joined:
+    """An engine more is at work: its name, and what it runs on (`search.machine.device_facts`)."""
+
+    worker: str
+    device: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Left:
+    """An engine is gone. `waiting`: another one is asked for in its place and comes as soon as there is room."""
+
+    worker: str
+    error: VortexError
+    waiting: bool
+    device: dict[str, Any]
+
+
+Notice = Joined | Left | VortexError
+"""What a driver hears of its engines; an error is of one that could not be started."""
 
 
 class WorkerLostError(Exception):
@@ -42,14 +68,15 @@ class Executor(Protocol):
 
     @property
     def engines(self) -> int:
-        """Engines that are at work or coming: as many candidates are measured at once. Known once started."""
+        """Engines that work for this campaign now, one at least: as many candidates are measured at once."""
         ...
 
-    async def start(self, lost: Callable[[VortexError], None]) -> list[dict[str, Any]]:
-        """Bring the workers up; returns what each engine runs on (`search.machine.device_facts`).
+    async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
+        """Bring the workers up, until one engine is ready; returns what each that is runs on
+        (`search.machine.device_facts`, with its name as `worker`).
 
         Args:
-            lost: called when an engine was lost for good, while others go on.
+            notice: called from then on when engines come and go.
 
         Raises:
             VortexError: what cannot work at all (no weights, no memory, no cluster).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from search.config import Cluster
@@ -79,13 +79,18 @@ def resources_here() -> Resources:
     return Resources(torch.cuda.device_count() if torch.cuda.is_available() else 0, os.cpu_count() or 1)
 
 
-def place(config: Cluster, found: Resources) -> Placement:
+def place(config: Cluster, found: Resources, *, growing: bool = False) -> Placement:
     """Decide. Nothing has been started yet.
+
+    Args:
+        growing: whether nodes may be added: engines that are named then count as there, and wait for their place.
 
     Raises:
         VortexError: `VS040` where GPUs are asked for and there is none, `VS041` where there are too few.
     """
     wanted = config.device
+    named = (config.engines or 0) * config.tensor_parallel if growing and wanted == "cuda" else 0
+    found = replace(found, gpus=max(found.gpus, named, config.gpus or 0 if named else 0))
     if wanted == "cpu" and config.gpus:
         raise too_few_gpus(
             f"{config.gpus} GPUs are asked for on device cpu", "leave out --gpus, or give --device cuda"

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evaluators.errors import wrong_identity
 from search.errors import crashed
+from search.executors.logs import WorkerLog
 from vortex_core.device_errors import DeviceLostError, translate
-from vortex_core.errors import VortexError, write_to_log
+from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
 _NICE = 10
@@ -94,16 +96,21 @@ def yield_to_the_engine() -> None:
 class CpuWorker:
     """Tracing and stages without an engine, one at a time. Answers are as `EngineWorker`'s."""
 
-    def locate(self) -> dict[str, Any]:
-        """Begin; the value is this process's group, to be killed if something hangs."""
-        yield_to_the_engine()
-        return {"value": {"group": become_group_leader(), "label": ""}}
+    role = "cpu"
 
-    def trace(self, source: str) -> dict[str, Any]:
+    def locate(self) -> dict[str, Any]:
+        """Begin; the value is this process's group, to be killed if something hangs, and where it writes its log."""
+        yield_to_the_engine()
+        self._log = WorkerLog(self.role)
+        label = f"{socket.gethostname()} cpu worker {os.getpid()}"
+        return {"value": {"group": become_group_leader(), "label": label, "log": self._log.place}}
+
+    def trace(self, source: str, campaign: str = "") -> dict[str, Any]:
         """Trace untrusted source in the jail; the value is the `Flow` as JSON."""
         from vortex_core.sandbox.load import trace_source
 
-        return _answer(lambda: sent(trace_source(source).flow))
+        about = {"campaign": campaign, "stage": "trace"}
+        return _answer(lambda: sent(trace_source(source).flow), self._log, self.role, about)
 
     def run(self, stage: str, flow: dict[str, Any], setup: EngineSetup, seed: int) -> dict[str, Any]:
         """Run a stage that needs no engine; the value is the `StageResult` as JSON."""
@@ -116,15 +123,24 @@ class CpuWorker:
         torch.set_num_threads(1)
         plan = EvaluationPlan.model_validate(setup.plan)
         answers = setup.accuracy_model
-        return _answer(lambda: run(stage, received(flow), setup.model, plan, seed, answers).to_json())
+        return _answer(
+            lambda: run(stage, received(flow), setup.model, plan, seed, answers).to_json(),
+            self._log,
+            self.role,
+            _about(stage, flow, seed),
+        )
 
 
 class ServingWorker(CpuWorker):
     """Holds the GPUs on which SGLang's processes, which it starts, serve one finalist after another."""
 
+    role = "serving"
+
     def locate(self) -> dict[str, Any]:
         """See `CpuWorker`; nothing here yields to an engine or is bounded, for SGLang inherits it."""
-        return {"value": {"group": become_group_leader(), "label": f"{socket.gethostname()} sglang"}}
+        self._log = WorkerLog(self.role)
+        label = f"{socket.gethostname()} sglang"
+        return {"value": {"group": become_group_leader(), "label": label, "log": self._log.place}}
 
     def run(self, stage: str, flow: dict[str, Any], setup: EngineSetup, seed: int) -> dict[str, Any]:
         """The stage `serving`; the dense engine is kept for the next finalist."""
@@ -132,7 +148,12 @@ class ServingWorker(CpuWorker):
         from evaluators.worker import run_cpu_stage as run
 
         plan = EvaluationPlan.model_validate({**setup.plan, stage: dict(setup.serving or {})})
-        return _answer(lambda: run(stage, received(flow), setup.model, plan, seed).to_json())
+        return _answer(
+            lambda: run(stage, received(flow), setup.model, plan, seed).to_json(),
+            self._log,
+            self.role,
+            _about(stage, flow, seed),
+        )
 
 
 class EngineWorker:
@@ -145,9 +166,12 @@ class EngineWorker:
         setup: what to load.
     """
 
+    role = "engine"
+
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
         self._worker: Any = None
+        self._log = WorkerLog(self.role)
 
     def locate(self) -> dict[str, Any]:
         """Begin, before anything is loaded; the value says how to kill this process and how to reach it."""
@@ -157,7 +181,9 @@ class EngineWorker:
             port = free.getsockname()[1]
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._setup.device == "cuda" else ""
         label = f"{socket.gethostname()} gpu{gpu}" if gpu else f"{socket.gethostname()} cpu"
-        return {"value": {"group": group, "label": label, "port": port}}
+        if self._setup.device != "cuda":
+            label += f" {os.getpid()}"  # several engines of one host have no GPU to tell them apart
+        return {"value": {"group": group, "label": label, "port": port, "log": self._log.place}}
 
     def start(self, rank: int, address: str, port: int) -> dict[str, Any]:
         """Load the model; the value is `search.machine.device_facts`.
@@ -167,7 +193,8 @@ class EngineWorker:
             address: where the first of them listens.
             port: likewise.
         """
-        return _answer(lambda: self._load(rank, address, port))
+        about = {"stage": "load", "model": self._setup.model, "rank": rank}
+        return _answer(lambda: self._load(rank, address, port), self._log, self.role, about)
 
     def _load(self, rank: int, address: str, port: int) -> dict[str, Any]:
         import torch
@@ -175,7 +202,7 @@ class EngineWorker:
         from evaluators.plan import EvaluationPlan
         from evaluators.worker import EvaluationWorker, Rank
         from search.executors.preflight import require
-        from search.machine import device_facts
+        from search.machine import device_facts, versions
 
         setup = self._setup
         torch.set_num_threads(setup.threads)
@@ -190,15 +217,24 @@ class EngineWorker:
             # Ray shows each rank its own GPU only, which is therefore number 0 in all of them.
             tensor_parallel=Rank(rank, setup.ranks, address, port) if setup.ranks > 1 else None,
         )
-        return device_facts(setup.device, ranks=setup.ranks)
+        return device_facts(setup.device, ranks=setup.ranks) | {
+            "weights": _weights(setup),
+            "versions": versions(),
+        }
 
     def run(self, stage: str, flow: dict[str, Any], seed: int) -> dict[str, Any]:
         """One stage; the value is the `StageResult` as JSON."""
-        return _answer(lambda: self._worker.run(stage, received(flow), seed).to_json())
+        return _answer(
+            lambda: self._worker.run(stage, received(flow), seed).to_json(),
+            self._log,
+            self.role,
+            _about(stage, flow, seed),
+        )
 
     def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """Prefill a seed's prompts; the value is the dense results, `known` ones taken over."""
-        return _answer(lambda: self._reference(seed, known))
+        about = {"stage": "reference", "seed": seed}
+        return _answer(lambda: self._reference(seed, known), self._log, self.role, about)
 
     def _reference(self, seed: int, known: dict[str, Any] | None) -> Any:
         if known is not None:
@@ -209,17 +245,52 @@ class EngineWorker:
         return self._worker.reference(seed)
 
 
-def _answer(work: Callable[[], Any]) -> dict[str, Any]:
+def _about(stage: str, flow: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What a log line says of a stage: whose it is, and of which candidate."""
+    return {
+        "campaign": flow.get("campaign", ""),
+        "candidate": flow.get("key", ""),
+        "name": flow.get("name", ""),
+        "stage": stage,
+        "seed": seed,
+    }
+
+
+def _weights(setup: EngineSetup) -> str:
+    """Identity of what an engine has loaded, by content: the model's weights, and those that answer for it."""
+    from evaluators.identity import model_digest
+    from vortex_core.engine.models.weights import cache_dir, resolve_model
+
+    def digest(model: str) -> str:
+        return model_digest(resolve_model(model).directory, cache_dir() / "digests.json")
+
+    own = "random" if setup.random_weights else digest(setup.model)
+    return own if setup.accuracy_model is None else f"{own}+{digest(setup.accuracy_model)}"
+
+
+def _answer(work: Callable[[], Any], log: WorkerLog, role: str, about: dict[str, Any]) -> dict[str, Any]:
+    """Do it, write down how it went, and answer in a form that pickles."""
+    from search.executors.metrics import stage_ran
+
+    began = time.monotonic()
+    answer, outcome = _attempt(work, log, about)
+    seconds = time.monotonic() - began
+    log.say(outcome, seconds=round(seconds, 4), **about)
+    stage_ran(str(about.get("campaign", "")), about["stage"], role, outcome, seconds)
+    return answer
+
+
+def _attempt(work: Callable[[], Any], log: WorkerLog, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
     try:
-        return {"value": work()}
+        return {"value": work()}, "done"
     except DeviceLostError as error:  # nothing that this process holds is good for anything any more
-        error.log = write_to_log(error)
-        return {"crash": error.to_json()}
+        error.log = log.failed("device lost", error, **about)
+        return {"crash": error.to_json()}, "device lost"
     except VortexError as error:
         if error.fault == "infrastructure":
-            error.log = error.log or write_to_log(error)
-        return {"error": error.to_json()}
+            error.log = error.log or log.failed(error.code, error, **about)
+        return {"error": error.to_json()}, error.code
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver must learn of it in a form that pickles
         found = translate(error, "the worker", flow=False) or crashed(error)
-        found.log = write_to_log(error)
-        return {"crash": found.to_json()}
+        found.log = log.failed("crashed", error, **about)
+        return {"crash": found.to_json()}, "crashed"

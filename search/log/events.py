@@ -6,7 +6,9 @@ or programs: those are content-addressed files (`search.log.files`), named here 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
 
 from search.errors import bad_log
@@ -26,7 +28,7 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """The body as plain JSON values."""
-        return asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass, the base is not
+        return dict(self.__dict__)
 
 
 def _event(kind: str, version: int = 1) -> Any:
@@ -58,13 +60,18 @@ class CampaignStarted(Event):
     machine: dict[str, Any]
 
 
-@_event("session_started")
+@_event("session_started", version=2)
 @dataclass(frozen=True)
 class SessionStarted(Event):
-    """A driver process took the run up: the first time or again. `limits` may differ between sessions."""
+    """A driver process took the run up: the first time or again. `limits` may differ between sessions.
+
+    `versions` and `machine` are the driver's; empty in logs of version 1.
+    """
 
     pid: int
     limits: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 @_event("engines_started")
@@ -73,6 +80,29 @@ class EnginesStarted(Event):
     """What a session measures on: `search.machine.device_facts` of each engine."""
 
     devices: tuple[dict[str, Any], ...]
+
+
+@_event("engine_joined")
+@dataclass(frozen=True)
+class EngineJoined(Event):
+    """One more engine took up work while the campaign was running: what it runs on, and its name."""
+
+    device: dict[str, Any]
+    worker: str
+
+
+@_event("engine_left")
+@dataclass(frozen=True)
+class EngineLeft(Event):
+    """An engine is gone: its node was removed or drained, it died, or another campaign's share needed it.
+
+    `waiting` says whether another one is asked for in its place; `error` is what was seen.
+    """
+
+    worker: str
+    waiting: bool
+    error: dict[str, Any]
+    device: dict[str, Any] = field(default_factory=dict)
 
 
 @_event("reference_measured")
@@ -174,10 +204,13 @@ class Admitted(Event):
     seconds: float = 0.0
 
 
-@_event("stage_finished")
+@_event("stage_finished", version=2)
 @dataclass(frozen=True)
 class StageFinished(Event):
-    """One stage of one candidate. `result` is `StageResult.to_json()`; `worker` names the engine that ran it."""
+    """One stage of one candidate. `result` is `StageResult.to_json()`; `worker` names the engine that ran it.
+
+    `doubled`: it took so long that another worker was given the same, and this is the answer of the faster one.
+    """
 
     key: str
     purpose: Purpose
@@ -185,6 +218,7 @@ class StageFinished(Event):
     seed: int
     result: dict[str, Any]
     worker: str = ""
+    doubled: bool = False
 
 
 @_event("candidate_finished")
@@ -269,6 +303,13 @@ class CampaignFinished(Event):
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+_UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
+    ("session_started", 1): lambda body: body | {"versions": {}, "machine": {}},
+    ("stage_finished", 1): lambda body: body | {"doubled": False},
+}
+"""Steps from a version of an event's body to the next one. Logs keep what was written; readers take the steps."""
+
+
 def from_json(kind: str, version: int, body: dict[str, Any], path: str = "") -> Event:
     """Rebuild an event.
 
@@ -278,17 +319,28 @@ def from_json(kind: str, version: int, body: dict[str, Any], path: str = "") -> 
     cls = _KINDS.get(kind)
     if cls is None:
         raise bad_log(path, f"unknown event {kind!r}")
-    if version != cls.version:
-        raise bad_log(path, f"event {kind!r} has version {version}, this version reads {cls.version}")
     if not isinstance(body, dict):
         raise bad_log(path, f"event {kind!r} is a {type(body).__name__}")
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # dataclasses, see Event
-    if not set(body) <= known:
+    for older in range(version, cls.version):
+        if (kind, older) not in _UPGRADES:
+            raise bad_log(
+                path, f"event {kind!r} has version {version}, from which no step leads to {cls.version}"
+            )
+        body = _UPGRADES[kind, older](body)
+    if version > cls.version:
+        raise bad_log(path, f"event {kind!r} has version {version}, this version reads {cls.version}")
+    known = _fields(kind)
+    if not body.keys() <= known:
         raise bad_log(path, f"event {kind!r} has unknown fields {sorted(set(body) - known)}")
     try:
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
     except TypeError as error:
         raise bad_log(path, f"event {kind!r}: {error}") from error
+
+
+@cache
+def _fields(kind: str) -> frozenset[str]:
+    return frozenset(f.name for f in fields(_KINDS[kind]))  # type: ignore[arg-type]  # dataclasses, see Event
 
 
 def kinds() -> dict[str, type[Event]]:

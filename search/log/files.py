@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,12 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+PACK = "packed.sqlite"
+_MEMBERS = "CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID"
+
+
 class ContentStore:
-    """Texts by hash under one folder.
+    """Texts by hash under one folder: a file each, or many of them compressed in one database (`pack`).
 
     Args:
         root: folder; made on the first write, so reading a run never changes it.
@@ -59,6 +65,70 @@ class ContentStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._pack: sqlite3.Connection | None = None
+
+    def _packed(self, name: str) -> str | None:
+        """A text of the pack, None if it holds none of that name."""
+        if self._pack is None:
+            path = self.root / PACK
+            if not path.is_file():
+                return None
+            self._pack = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+            self._pack.execute("PRAGMA trusted_schema=OFF")
+        try:
+            found = self._pack.execute("SELECT body FROM files WHERE name = ?", (name,)).fetchone()
+            if found is None:
+                return None
+            inflater = zlib.decompressobj()
+            data = inflater.decompress(found[0], MAX_PROGRAM)
+            if not inflater.eof:
+                raise ValueError(f"it is larger than {MAX_PROGRAM} bytes")
+            return data.decode("utf-8")
+        except (sqlite3.Error, zlib.error, ValueError, TypeError) as error:
+            raise bad_log(str(self.root / PACK), str(error)) from error
+
+    def pack(self) -> int:
+        """Move all single files into the pack; returns how many. Nobody else may write the run meanwhile.
+
+        Raises:
+            VortexError: `VS005` for a file that is not what its name says, `VS017` if the pack cannot be written.
+        """
+        loose = [p for p in sorted(self.root.glob("*.*")) if _NAME.fullmatch(p.stem) and p.is_file()]
+        if not loose:
+            return 0
+        if self._pack is not None:
+            self._pack.close()
+            self._pack = None
+        path = self.root / PACK
+        try:
+            db = sqlite3.connect(path)
+            try:
+                with db:  # all or none; the files go only after that
+                    db.execute(_MEMBERS)
+                    for file in loose:
+                        body = zlib.compress(self.get(file.stem, file.suffix).encode(), 6)
+                        db.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (file.name, body))
+            finally:
+                db.close()
+            for file in loose:
+                file.unlink()
+        except (sqlite3.Error, OSError) as error:
+            raise not_written(str(path), str(error)) from error
+        return len(loose)
+
+    def names(self) -> set[str]:
+        """Names of everything stored, with suffix."""
+        found = {p.name for p in self.root.glob("*.*") if _NAME.fullmatch(p.stem)}
+        self._packed("")  # opens the pack, if there is one
+        if self._pack is not None:
+            found |= {name for (name,) in self._pack.execute("SELECT name FROM files")}
+        return found
+
+    def has(self, name: str, suffix: str) -> bool:
+        """Whether a text is stored under a hash."""
+        return (self.root / f"{name}{suffix}").exists() or self._packed(f"{name}{suffix}") is not None
 
     def put(self, text: str, suffix: str) -> str:
         """Store `text`; returns its hash. Storing the same text again does nothing.
@@ -69,7 +139,7 @@ class ContentStore:
         name = digest(text)
         path = self.root / f"{name}{suffix}"
         try:
-            if not path.exists():
+            if not self.has(name, suffix):
                 write_atomic(path, text)
         except OSError as error:
             raise not_written(str(path), error.strerror or str(error)) from error
@@ -87,7 +157,10 @@ class ContentStore:
         try:
             text = read_text(path, MAX_PROGRAM)
         except OSError as error:
-            raise bad_log(str(path), str(error.strerror)) from error
+            packed = self._packed(path.name)
+            if packed is None:
+                raise bad_log(str(path), str(error.strerror)) from error
+            text = packed
         if digest(text) != name:
             raise bad_log(str(path), "its content is not what its name says")
         return text

@@ -17,7 +17,7 @@ from search.log.store import EventStore, SqliteEventStore
 from vortex_core.errors import VortexError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_LOG = "events.sqlite"
+LOG = "events.sqlite"
 
 
 def runs_root() -> Path:
@@ -28,7 +28,7 @@ def runs_root() -> Path:
 def run_names(root: Path | None = None) -> list[str]:
     """Runs that have an event log."""
     root = root or runs_root()
-    return sorted(p.parent.name for p in root.glob(f"*/{_LOG}"))
+    return sorted(p.parent.name for p in root.glob(f"*/{LOG}"))
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def open_run(name: str, *, readonly: bool, root: Path | None = None) -> Iterator
     if not _NAME.fullmatch(name):
         raise bad_value("--run", name, "letters, digits, dots, dashes and underscores")
     folder = root / name
-    if readonly and not (folder / _LOG).exists():
+    if readonly and not (folder / LOG).exists():
         raise unknown_run(name, run_names(root))
-    store = SqliteEventStore(folder / _LOG, readonly=readonly)
+    store = SqliteEventStore(folder / LOG, readonly=readonly)
     try:
         yield Run(name, folder, store, ContentStore(folder / "files"))
     finally:
@@ -79,7 +79,7 @@ def read_state(run: Run) -> CampaignState:
     except VortexError:
         raise
     except Exception as error:  # events of an order or content that no campaign writes
-        raise bad_log(str(run.folder / _LOG), f"its events make no run ({type(error).__name__})") from error
+        raise bad_log(str(run.folder / LOG), f"its events make no run ({type(error).__name__})") from error
 
 
 def campaign_of(state: CampaignState) -> CampaignConfig:

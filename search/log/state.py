@@ -2,175 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
-from evaluators.results import Metric, StageResult
+from evaluators.results import StageResult
 from search.log import events as ev
-from search.log.files import ContentStore
+from search.log.entries import Candidate as Candidate
+from search.log.entries import Part as Part
+from search.log.entries import Proposal as Proposal
+from search.log.entries import Spending as Spending
+from search.log.entries import StageTime as StageTime
 from search.log.store import Record
-from vortex_core.ir.flow import Flow
 
-Outcome = Literal["open", "failed", "rejected", "duplicate", "admitted"]
-Status = Literal["waiting", "passed", "failed", "infrastructure"]
-"""Of a candidate. `infrastructure`: given up until the next session, for a failure that was not its own."""
-
-
-@dataclass
-class Proposal:
-    """One ask and what became of it. `number` counts the asks of its arm from 0; a repair has its root's."""
-
-    id: int
-    arm: str
-    number: int
-    request: str
-    parents: tuple[str, ...]
-    seed: int
-    proposer: str
-    repairs: int | None
-    depth: int = 0
-    source: str | None = None
-    idea: str = ""
-    outcome: Outcome = "open"
-    key: str | None = None
-    error: dict[str, Any] | None = None
-    repaired: bool = False
-    answered_by: str = ""
-    dollars: float | None = None
-
-
-@dataclass
-class Candidate:
-    """A distinct program with its knobs, and every result it has.
-
-    Attributes:
-        number: 1, 2, 3 ... in order of admission; how people name it.
-        results: by purpose, then by stage, in the order they were run.
-        finished: by purpose, whether it passed.
-        seeds: by purpose, of the items it was measured on.
-        abandoned: by purpose, where and why this session gave it up: a failure that is not its own.
-    """
-
-    number: int
-    key: str
-    ir_hash: str
-    name: str
-    doc: str
-    source: str
-    program: str
-    knobs: dict[str, Any]
-    reference: bool
-    proposal: int | None
-    arm: str
-    parents: tuple[str, ...]
-    idea: str
-    proposer: str
-    admitted_at: float
-    results: dict[ev.Purpose, dict[str, StageResult]] = field(default_factory=dict)
-    finished: dict[ev.Purpose, bool] = field(default_factory=dict)
-    seeds: dict[ev.Purpose, int] = field(default_factory=dict)
-    abandoned: dict[ev.Purpose, ev.CandidateAbandoned] = field(default_factory=dict)
-    finished_at: float | None = None
-
-    def flow(self, files: ContentStore) -> Flow:
-        """The flow itself, verified again.
-
-        Raises:
-            VortexError: what this version's verifier finds wrong with it.
-        """
-        data = {
-            "name": self.name,
-            "program": files.get_json(self.program),
-            "knobs": self.knobs,
-            "doc": self.doc,
-        }
-        return Flow.from_json(data)
-
-    @property
-    def label(self) -> str:
-        """How people and files name it, e.g. `c012`."""
-        return f"c{self.number:03d}"
-
-    def stages(self, purpose: ev.Purpose = "search") -> Iterator[StageResult]:
-        """Results for one purpose, in the order they were run."""
-        yield from self.results.get(purpose, {}).values()
-
-    def metrics(self, purpose: ev.Purpose = "search") -> dict[str, Metric]:
-        """Metrics of all stages run for one purpose; a later stage refines an earlier one's."""
-        return {name: metric for result in self.stages(purpose) for name, metric in result.metrics.items()}
-
-    def items(self, purpose: ev.Purpose = "search") -> dict[str, list[float]]:
-        """Per-item outcomes by task; the last stage that answered a task counts."""
-        return {task: scores for result in self.stages(purpose) for task, scores in result.items.items()}
-
-    def info(self) -> dict[str, Any]:
-        """Side information by stage, for agents and people."""
-        return {result.stage: result.info for result in self.stages() if result.info}
-
-    @property
-    def devices(self) -> set[str]:
-        """What its stages were measured on, in words; empty where nothing needed an engine."""
-        found = (r.info.get("measured_on") for results in self.results.values() for r in results.values())
-        return {str(label) for label in found if label}
-
-    def status(self, purpose: ev.Purpose = "search") -> Status:
-        """How far it got."""
-        if purpose not in self.finished:
-            return "infrastructure" if purpose in self.abandoned else "waiting"
-        return "passed" if self.finished[purpose] else "failed"
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether it is the library's dense attention: measured to be compared with, never a beginning."""
-        return self.reference and self.name.split()[0] == "dense"
-
-    @property
-    def failure(self) -> StageResult | None:
-        """The stage that stopped it, if one did."""
-        return next((result for result in self.stages() if not result.passed), None)
-
-    @property
-    def ended(self) -> str:
-        """What kept it from being measured in the search, in words; empty if nothing did."""
-        if self.failure is not None:
-            return f"stopped at {self.failure.stage}"
-        given_up = self.abandoned.get("search")
-        return "" if given_up is None else f"given up at {given_up.stage}, not its fault"
-
-
-@dataclass
-class Spending:
-    """What one proposer used. `unpriced` counts calls whose price is unknown; they are not free."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    dollars: float = 0.0
-    unpriced: int = 0
-    proposals: int = 0
-    failures: int = 0
-    seconds: float = 0.0
-
-    def add(self, e: ev.Proposed | ev.ProposalFailed) -> None:
-        """Count what one call used."""
-        self.calls += e.calls
-        self.input_tokens += e.input_tokens
-        self.output_tokens += e.output_tokens
-        self.seconds += e.seconds
-        if e.dollars is not None:
-            self.dollars += e.dollars
-        else:
-            self.unpriced += e.calls
-
-
-@dataclass
-class StageTime:
-    """Wall time spent in one stage."""
-
-    runs: int = 0
-    seconds: float = 0.0
-    stopped: int = 0
+_OF_THE_SOFTWARE = ("weights", "versions")
 
 
 class CampaignState:
@@ -183,6 +27,9 @@ class CampaignState:
         failed: candidates that a stage stopped while searching, in the order they finished.
         without_new: proposals closed since the last one that brought a new candidate.
         finished_found: found candidates that are done with the search's stages.
+        parts: what each session measured on.
+        gpu_seconds: time that GPUs were held by engines, up to the last event.
+        engines: engines at work as far as the log says, by name; those that came with a session have numbers.
     """
 
     def __init__(self) -> None:
@@ -207,6 +54,9 @@ class CampaignState:
         self.failed: list[Candidate] = []
         self.without_new = 0
         self.finished_found = 0
+        self.parts: list[Part] = []
+        self.gpu_seconds = 0.0
+        self.engines: dict[str, dict[str, Any]] = {}
         self.seq = 0
         self._programs: set[str] = set()
         self._asks: dict[str, int] = {}
@@ -230,7 +80,17 @@ class CampaignState:
     @property
     def active_seconds(self) -> float:
         """Time some driver was working on the run, up to the last event; pauses do not count."""
-        return self._active + self._last_time - self._session_start
+        return self._active + max(0.0, self._last_time - self._session_start)
+
+    @property
+    def held_gpus(self) -> int:
+        """GPUs that engines hold as far as the log says."""
+        return sum(d.get("ranks", 1) for d in self.engines.values() if d.get("kind") == "cuda")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that proposers read and wrote."""
+        return sum(s.input_tokens + s.output_tokens for s in self.spending.values())
 
     @property
     def dollars(self) -> float:
@@ -261,27 +121,35 @@ class CampaignState:
         """Fold one event in. Records come in order and without gaps."""
         assert record.seq == self.seq + 1, f"event {record.seq} after {self.seq}"
         self.seq = record.seq
+        # Older logs were written by clocks that may have been set back: no time ever passes twice, or not at all.
+        now = max(record.time, self._last_time)
+        self.gpu_seconds += self.held_gpus * (now - self._last_time)
         match record.event:
             case ev.CampaignStarted() as e:
                 self.started, self.started_at = e, record.time
-                self._session_start, self._last_time, self._active, self.sessions = (
-                    record.time,
-                    record.time,
-                    0,
-                    0,
-                )
-            case ev.SessionStarted(limits=limits):
+                self._session_start, self._active, self.sessions = now, 0, 0
+            case ev.SessionStarted(limits=limits) as e:
                 if self.sessions:
-                    self._active += self._last_time - self._session_start
-                    self._session_start = record.time
+                    self._active += max(0.0, self._last_time - self._session_start)
+                    self.gpu_seconds -= self.held_gpus * (now - self._last_time)  # nobody held them meanwhile
+                    self._session_start = now
                 self.sessions += 1
+                self.engines = {}
+                versions = e.versions or (self.started.versions if self.started and not self.parts else {})
+                machine = e.machine or (self.started.machine if self.started and not self.parts else {})
+                self.parts.append(Part(self.sessions, versions, machine))
                 self.limits = limits
                 self.proposer_failures_in_a_row = 0
                 self.finished = None
                 for candidate in self.candidates.values():
                     candidate.abandoned.clear()
             case ev.EnginesStarted(devices=devices):
-                self.devices += [d for d in devices if d not in self.devices]
+                for number, device in enumerate(devices):
+                    self._engine(device.get("worker") or str(number), device)
+            case ev.EngineJoined(device=device, worker=worker):
+                self._engine(worker, device)
+            case ev.EngineLeft(worker=worker):
+                self.engines.pop(worker, None)
             case ev.ReferenceMeasured() as e:
                 self.references[e.purpose, e.seed] = e.content
                 self._timed("prefill and dense reference", e.seconds)
@@ -313,10 +181,11 @@ class CampaignState:
                 result = StageResult.from_json(e.result)
                 self.candidates[e.key].results.setdefault(e.purpose, {})[e.stage] = result
                 self.candidates[e.key].seeds[e.purpose] = e.seed
+                self._measured(self.candidates[e.key], e.purpose)
                 if e.worker:
                     self.busy[e.worker] = self.busy.get(e.worker, 0.0) + result.seconds
                 name = e.stage if e.purpose == "search" else f"{e.stage} ({e.purpose})"
-                self._timed(name, result.seconds, stopped=not result.passed)
+                self._timed(name, result.seconds, stopped=not result.passed, doubled=e.doubled)
             case ev.CandidateFinished() as e:
                 candidate = self.candidates[e.key]
                 candidate.finished[e.purpose] = e.passed
@@ -342,12 +211,28 @@ class CampaignState:
             case ev.WinnerChosen() as e:
                 self.winner = e
             case ev.CampaignFinished() as e:
-                self.finished = e
+                self.finished, self.engines = e, {}
             case ev.CampaignPaused():
-                pass
+                self.engines = {}
             case _:
                 raise AssertionError(f"event {record.event.kind} is not folded")
-        self._last_time = record.time
+        self._last_time = now
+
+    def _engine(self, name: str, device: dict[str, Any]) -> None:
+        """An engine is at work."""
+        self.engines[name] = device
+        if self.parts:
+            self.parts[-1].add({k: v for k, v in device.items() if k != "worker"})
+        plain = {k: v for k, v in device.items() if k not in _OF_THE_SOFTWARE and k != "worker"}
+        if plain not in self.devices:
+            self.devices.append(plain)
+
+    def _measured(self, candidate: Candidate, purpose: ev.Purpose) -> None:
+        if self.parts:
+            self.parts[-1].results += 1
+            known = candidate.parts.get(purpose, ())
+            if self.parts[-1].session not in known:
+                candidate.parts[purpose] = (*known, self.parts[-1].session)
 
     def _asked(self, e: ev.Asked) -> None:
         if e.repairs is None:
@@ -364,6 +249,7 @@ class CampaignState:
     def _proposed(self, e: ev.Proposed) -> None:
         proposal = self.proposals[e.proposal]
         proposal.source, proposal.idea = e.source, e.idea
+        proposal.words = tuple(name for name in (e.prompt, e.reply) if name)
         proposal.answered_by, proposal.dollars = e.proposer, e.dollars
         self.proposer_failures_in_a_row = 0
         self.spending.setdefault(e.proposer, Spending()).add(e)
@@ -395,8 +281,9 @@ class CampaignState:
             admitted_at=when,
         )
 
-    def _timed(self, stage: str, seconds: float, *, stopped: bool = False) -> None:
+    def _timed(self, stage: str, seconds: float, *, stopped: bool = False, doubled: bool = False) -> None:
         spent = self.stage_time.setdefault(stage, StageTime())
+        spent.doubled += doubled
         spent.runs += 1
         spent.seconds += seconds
         spent.stopped += stopped

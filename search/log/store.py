@@ -6,34 +6,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Any, Protocol
 
-from search.errors import bad_log, not_written, run_locked
-from search.log import events
+from search.errors import bad_log, not_written, run_being_read, run_taken_over
+from search.log import events, schema
+from search.log.lock import WriterLock, steady_clock
 from vortex_core.files import parse_json
 from vortex_core.text import visible
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    time REAL NOT NULL,
-    kind TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    body TEXT NOT NULL
-);
-CREATE TRIGGER IF NOT EXISTS events_never_change BEFORE UPDATE ON events
-BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS events_never_go BEFORE DELETE ON events
-BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
+_MOST_PACKED = 64 << 20  # bytes of one unpacked segment: a forged one does not fill the memory
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ class EventStore(Protocol):
     """An append-only log.
 
     `append` is atomic (all events or none), durable when it returns, and numbers events 1, 2, 3 ... without
-    gaps. `read` yields records in that order. A store has one writer; it is used from one thread.
+    gaps; times never fall. `read` yields records in that order. A store has one writer; it is used from one thread.
     """
 
     def append(self, *new: events.Event) -> list[Record]:
@@ -79,9 +68,9 @@ class MemoryEventStore:
     def append(self, *new: events.Event) -> list[Record]:
         """See `EventStore`. Events pass through JSON, as they would on disk."""
         start = len(self._records)
-        now = self._clock()
+        now = max(self._clock(), self._records[-1].time if self._records else 0.0)
         added = [
-            Record(start + i + 1, now, _parse(e.kind, e.version, json.dumps(e.to_json()), "memory"))
+            Record(start + i + 1, now, parse(e.kind, e.version, json.dumps(e.to_json()), "memory"))
             for i, e in enumerate(new)
         ]
         self._records += added
@@ -98,34 +87,73 @@ class MemoryEventStore:
 class SqliteEventStore:
     """The log as one SQLite file in WAL mode, so that readers never block the writer.
 
+    On a network file system, where the shared memory of WAL mode does not exist, it keeps a rollback journal instead:
+    readers and the writer then wait for each other, for as long as an append takes.
+
     Args:
         path: the database file.
         readonly: open for reading only; the file must exist.
+        clock: Unix time that does not step while this process lives.
 
     Raises:
-        VortexError: `VS003`, if another process writes it; `VS005`, if it is not an event log.
+        VortexError: `VS003`, if another process writes it; `VS046`, where no lock keeps others out; `VS005`, if it is
+            not an event log; `VS017` if it cannot be written.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, *, readonly: bool = False, clock: Callable[[], float] = steady_clock
+    ) -> None:
         self.path = path
         self._clock = clock
-        self._lock: IO[str] | None = None
+        self._lock: WriterLock | None = None
         if not readonly:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = WriterLock(path)
+            except OSError as error:
+                raise not_written(str(path), error.strerror or str(error)) from error
         try:
-            if readonly:
+            if self._lock is None:
                 self._db = sqlite3.connect(_read_only(path), uri=True, isolation_level=None)
                 _distrust(self._db)
             else:
                 self._db = sqlite3.connect(path, isolation_level=None)
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.executescript(_SCHEMA)
-            self._db.execute("SELECT count(*) FROM events").fetchone()
+                self._open_for_writing(self._lock)
+            self._version = schema.version_of(self._db)
+            if self._version > schema.VERSION:
+                raise bad_log(
+                    str(path), f"its tables have version {self._version}, this one reads {schema.VERSION}"
+                )
+            self._last = self._end()
         except sqlite3.Error as error:
-            self._unlock()
+            self.close()
             raise bad_log(str(path), str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        self._ahead = max(0.0, self._last.time - clock())
+
+    def _open_for_writing(self, lock: WriterLock) -> None:
+        self._db.execute(f"PRAGMA journal_mode={'DELETE' if lock.shared else 'WAL'}")
+        self._db.execute("PRAGMA synchronous=FULL")
+        if schema.version_of(self._db) <= schema.VERSION:
+            schema.bring_up_to_date(self._db)
+            self._db.execute("INSERT OR REPLACE INTO writer VALUES (1, ?)", (lock.token,))
+
+    def _end(self) -> _End:
+        """The last event's number, time and link."""
+        link = "chain" if self._version >= 2 else "''"
+        found = self._db.execute(f"SELECT seq, time, {link} FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        if found is not None:
+            _row(self.path, found[0], found[1], "", 0, "", "")
+            return _End(*found)
+        if self._version >= 2:
+            packed = self._db.execute(
+                "SELECT last, chain, body FROM packed ORDER BY first DESC LIMIT 1"
+            ).fetchone()
+            if packed is not None:
+                return _End(packed[0], unpack(packed[2])[-1][0], packed[1])
+        return _End(0, 0.0, schema.START)
 
     def append(self, *new: events.Event) -> list[Record]:
         """See `EventStore`."""
@@ -135,52 +163,133 @@ class SqliteEventStore:
             raise not_written(str(self.path), str(error)) from error
 
     def _append(self, new: Sequence[events.Event]) -> list[Record]:
-        now = self._clock()
-        records = []
+        assert self._lock is not None, "opened for reading"
+        # Never before the last event, and never standing still because the machine's clock was set back meanwhile.
+        now = max(self._clock() + self._ahead, self._last.time)
+        records, last = [], self._last
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            if self._db.execute("SELECT token FROM writer").fetchone() != (self._lock.token,):
+                raise run_taken_over(self.path.parent.name)
             for event in new:
                 body = json.dumps(event.to_json(), separators=(",", ":"))
-                cursor = self._db.execute(
-                    "INSERT INTO events (time, kind, version, body) VALUES (?, ?, ?, ?)",
-                    (now, event.kind, event.version, body),
+                seq = last.seq + 1
+                chain = schema.link(last.chain, seq, now, event.kind, event.version, body)
+                self._db.execute(
+                    "INSERT INTO events (seq, time, kind, version, body, chain) VALUES (?, ?, ?, ?, ?, ?)",
+                    (seq, now, event.kind, event.version, body, chain),
                 )
-                assert cursor.lastrowid is not None
+                last = _End(seq, now, chain)
                 # What the driver folds is what a later reader will fold: the parsed body, not the object.
-                records.append(
-                    Record(cursor.lastrowid, now, _parse(event.kind, event.version, body, str(self.path)))
-                )
+                records.append(Record(seq, now, parse(event.kind, event.version, body, str(self.path))))
             self._db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back by itself
                 self._db.execute("ROLLBACK")
             raise
+        self._last = last
         return records
 
     def read(self, after: int = 0) -> Iterator[Record]:
         """See `EventStore`."""
+        for seq, when, kind, version, body, _ in self.rows(after):
+            yield Record(seq, when, parse(kind, version, body, str(self.path)))
+
+    def rows(self, after: int = 0) -> Iterator[tuple[int, float, str, int, str, str]]:
+        """The same as they are stored: number, time, kind, version, body, link (empty where it is not kept).
+
+        Raises:
+            VortexError: `VS005`, if they cannot be read.
+        """
         try:
-            rows = self._db.execute(
-                "SELECT seq, time, kind, version, body FROM events WHERE seq > ? ORDER BY seq", (after,)
-            )
-            for seq, when, kind, version, body in rows:
-                if (type(seq), type(kind), type(version), type(body)) != (int, str, int, str):
-                    raise bad_log(str(self.path), "a row of other types than an event's")
-                if type(when) not in (int, float):
-                    raise bad_log(str(self.path), "an event without a time")
-                yield Record(seq, when, _parse(kind, version, body, str(self.path)))
+            if self._version >= 2:
+                segments = self._db.execute(
+                    "SELECT first, last, body FROM packed WHERE last > ? ORDER BY first", (after,)
+                )
+                for first, last, packed in segments:
+                    lines = unpack(packed, str(self.path))
+                    if len(lines) != last - first + 1:
+                        raise bad_log(str(self.path), f"segment {first} holds {len(lines)} events")
+                    for seq, (when, kind, version, body) in enumerate(lines, first):
+                        if seq > after:
+                            yield _row(self.path, seq, when, kind, version, body, "")
+            link = "chain" if self._version >= 2 else "''"
+            for row in self._db.execute(
+                f"SELECT seq, time, kind, version, body, {link} FROM events WHERE seq > ? ORDER BY seq",
+                (after,),
+            ):
+                yield _row(self.path, *row)
         except sqlite3.Error as error:
             raise bad_log(str(self.path), str(error)) from error
 
+    @property
+    def end(self) -> tuple[int, str]:
+        """Number and link of the last event when the log was opened, or was last written here."""
+        return self._last.seq, self._last.chain
+
+    def rest(self) -> None:
+        """Fold everything into the one file and close it, so that another may take its place; the lock is kept.
+
+        Raises:
+            VortexError: `VS049`, while somebody else has it open.
+        """
+        try:
+            self._db.execute("PRAGMA busy_timeout=500")
+            (mode,) = self._db.execute("PRAGMA journal_mode=DELETE").fetchone()
+            if mode != "delete":
+                raise run_being_read(self.path.parent.name)
+        except sqlite3.OperationalError as error:
+            raise run_being_read(self.path.parent.name) from error
+        self._db.close()
+
     def close(self) -> None:
         """See `EventStore`."""
-        self._db.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
+
+
+@dataclass(frozen=True)
+class _End:
+    seq: int
+    time: float
+    chain: str
+
+
+def pack(rows: Sequence[tuple[float, str, int, str]]) -> bytes:
+    """Times, kinds, versions and bodies of consecutive events as one compressed blob."""
+    return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 6)
+
+
+def unpack(blob: bytes, path: str = "") -> list[Any]:
+    """Inverse of `pack`.
+
+    Raises:
+        VortexError: `VS005`.
+    """
+    try:
+        inflater = zlib.decompressobj()
+        text = inflater.decompress(blob, _MOST_PACKED)
+        if not inflater.eof:
+            raise ValueError("a packed segment that does not end")
+        lines = parse_json(text)
+        if not isinstance(lines, list) or not all(isinstance(x, list) and len(x) == 4 for x in lines):
+            raise ValueError("a packed segment of another shape")
+    except (zlib.error, ValueError, TypeError) as error:
+        raise bad_log(path, f"packed events cannot be read: {error}") from error
+    return lines
+
+
+def _row(
+    path: Path, seq: Any, when: Any, kind: Any, version: Any, body: Any, link: Any
+) -> tuple[int, float, str, int, str, str]:
+    if (type(seq), type(kind), type(version), type(body)) != (int, str, int, str):
+        raise bad_log(str(path), "a row of other types than an event's")
+    if type(when) not in (int, float):
+        raise bad_log(str(path), "an event without a time")
+    return seq, when, kind, version, body, str(link)
 
 
 def _read_only(path: Path) -> str:
@@ -199,12 +308,21 @@ def _distrust(db: sqlite3.Connection) -> None:
     """
     db.execute("PRAGMA trusted_schema=OFF")
     db.execute("PRAGMA query_only=ON")
-    kind = db.execute("SELECT type FROM sqlite_schema WHERE name = 'events'").fetchone()
-    if kind is None or kind[0] != "table":
+    kinds = dict(
+        db.execute("SELECT name, type FROM sqlite_schema WHERE name IN ('events', 'packed')").fetchall()
+    )
+    if kinds.pop("events", None) != "table":
         raise sqlite3.DatabaseError("it holds no table of events")
+    if kinds.pop("packed", "table") != "table":
+        raise sqlite3.DatabaseError("its packed events are no table")
 
 
-def _parse(kind: str, version: int, body: str, path: str) -> events.Event:
+def parse(kind: str, version: int, body: str, path: str) -> events.Event:
+    """An event from what is stored of it.
+
+    Raises:
+        VortexError: `VS005`.
+    """
     try:
         data = parse_json(body)
     except ValueError as error:
@@ -212,17 +330,12 @@ def _parse(kind: str, version: int, body: str, path: str) -> events.Event:
     return events.from_json(kind, version, data, path)
 
 
-def _take_lock(path: Path) -> IO[str]:
-    """An advisory lock that the kernel drops when the holder dies, however it dies."""
-    lock = path.with_suffix(".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise run_locked(path.parent.name, holder) from error
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
+__all__ = [
+    "EventStore",
+    "MemoryEventStore",
+    "Record",
+    "SqliteEventStore",
+    "pack",
+    "parse",
+    "unpack",
+]

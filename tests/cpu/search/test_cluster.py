@@ -85,7 +85,9 @@ def executor(folder: Path, loop: asyncio.AbstractEventLoop) -> Iterator[RayExecu
         config, EngineSetup(str(folder), {}), lambda device: STAGES, FakeEngine, Resources(gpus=0, cores=2)
     )
     facts = loop.run_until_complete(made.start(lambda error: None))
-    assert facts == [{"kind": "cpu", "name": "fake", "ranks": 1}]
+    (fact,) = facts
+    assert fact.pop("worker").split()[1] == "cpu"
+    assert fact == {"kind": "cpu", "name": "fake", "ranks": 1}
     yield made
     loop.run_until_complete(made.close())
     del os.environ["TEST_API_KEY"]
@@ -98,7 +100,7 @@ def test_a_stage_runs_on_the_engine(executor: RayExecutor, loop: asyncio.Abstrac
     ran = loop.run_until_complete(executor.run_stage("fine", CANDIDATE, 7))
     assert ran.result.passed
     assert ran.result.info["seed"] == 7
-    assert ran.worker.endswith(" cpu")
+    assert " cpu " in ran.worker
 
 
 def test_workers_get_no_secrets_and_no_lower_priority(executor: RayExecutor, loop: asyncio.AbstractEventLoop):

@@ -19,6 +19,7 @@ from evaluators.results import Metric, StageResult
 from search.campaign.archive import Archive
 from search.campaign.campaign import Campaign
 from search.config import CampaignConfig
+from search.executors.base import Notice
 from search.log import events as ev
 from search.log.files import ContentStore
 from search.log.run import Run
@@ -139,9 +140,9 @@ def test_a_run_is_not_resumed_on_another_kind_of_device(tmp_path: Path):
 
 def test_an_engine_lost_for_good_is_in_the_log_and_the_campaign_goes_on(tmp_path: Path):
     class Losing(SimulatedExecutor):
-        async def start(self, lost: Callable[[VortexError], None]) -> list[dict[str, Any]]:
-            lost(VortexError("VS008", "no memory on node 2", ""))
-            return await super().start(lost)
+        async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
+            notice(VortexError("VS008", "no memory on node 2", ""))
+            return await super().start(notice)
 
     harness = Harness(tmp_path)
     harness.executor = Losing()

@@ -1,0 +1,52 @@
+"""When a search has had enough: every kind of budget, and a space in which nothing new is left."""
+
+from __future__ import annotations
+
+from search.config import Limits
+from search.log.state import CampaignState
+
+NOTHING_NEW = 60
+"""Proposals that came to an end in a row without a new candidate, after which the space counts as exhausted. They are
+counted as they end, whatever is still under way, so it means the same at 1 and at 200 engines."""
+
+
+def reached(
+    limits: Limits, state: CampaignState, *, active_seconds: float, gpu_seconds: float, under_way: int = 0
+) -> str | None:
+    """Which limit keeps another proposal from being begun; None if none does.
+
+    Args:
+        active_seconds: working time of all sessions until now.
+        gpu_seconds: likewise, times the GPUs held.
+        under_way: proposals begun and not ended, each of which may bring a candidate.
+    """
+    if state.distinct_programs + under_way >= limits.candidates:
+        return f"{limits.candidates} distinct programs"
+    if limits.evaluations is not None and state.finished_found + under_way >= limits.evaluations:
+        return f"{limits.evaluations} evaluations"
+    if limits.search_seconds is not None and active_seconds >= limits.search_seconds:
+        return f"time budget of {limits.seconds:g} s"
+    if limits.gpu_seconds is not None and gpu_seconds >= limits.gpu_seconds:
+        return f"budget of {limits.gpu_seconds:g} GPU-seconds"
+    if limits.dollars is not None and state.dollars >= limits.dollars:
+        return f"budget of ${limits.dollars:g}"
+    if limits.tokens is not None and state.tokens >= limits.tokens:
+        return f"budget of {limits.tokens} tokens"
+    if state.without_new >= NOTHING_NEW:
+        return f"nothing new in {NOTHING_NEW} proposals"
+    return None
+
+
+def nothing_left(limits: Limits, state: CampaignState) -> str | None:
+    """Why a finished run has nothing to do under these limits; None if there is something, or it is not finished.
+
+    More of what ended it makes it go on; so does more time where the finals had too little.
+    """
+    if state.finished is None:
+        return None
+    recorded = Limits.model_validate(state.limits.get("limits", {}))
+    if limits == recorded:
+        return state.finished.reason
+    if state.finished.summary.get("left_out"):
+        return None
+    return reached(limits, state, active_seconds=state.active_seconds, gpu_seconds=state.gpu_seconds)
