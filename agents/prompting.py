@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).parent / "prompts"
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _FIRST = ("failure", "error", "bottleneck", "bound", "limit", "worst", "lost")
 # How a measurement went, not what it says of the program.
-_NOISE = re.compile(r"(seconds|tied_rows|\.n|(^|\.)states|clock|neighbours)$")
+_NOISE = re.compile(r"(seconds|tied_rows|recall_by_head|\.n|(^|\.)states|clock|neighbours)$")
 _MAX_OBSERVATIONS = 60
 _MAX_REASONS = 8
 _MAX_ATTEMPTS = 3

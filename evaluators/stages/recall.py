@@ -79,6 +79,8 @@ class RecallStage:
         }
         info = {
             "recall_by_layer": [round(v, 3) for v in per_layer.tolist()],
+            # One word a layer, two hex digits a query head (ff is 1): a map of 36 x 32 heads in 2 kB of the log.
+            "recall_by_head": [bytes(int(255 * v + 0.5) for v in row).hex() for row in per_head.tolist()],
             "density_by_layer": [round(v, 3) for v in score.density.tolist()],
             "worst_layer": {"layer": worst_layer, "recall": round(float(per_layer[worst_layer]), 3)},
             "worst_head": {

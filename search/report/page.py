@@ -1,28 +1,39 @@
-"""Puts the report together. Everything shown comes from the event log; programs' text is escaped."""
+"""Puts the report together: one HTML file that loads nothing, quick at ten thousand candidates.
+
+What every reader sees first is HTML; the rest is data, deflated, that the page's own script draws. Text that came from
+programs is data to the script and escaped by the template: neither ever becomes markup.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import base64
+import json
+import shlex
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
-import plotly.io
-import plotly.offline
 
-from search.campaign.archive import Archive, Entry
+from search.campaign.archive import Archive
 from search.commands.export import models_in_words
 from search.config import CampaignConfig
 from search.log.files import write_atomic
 from search.log.run import Run
-from search.log.state import CampaignState
+from search.log.state import CampaignState, Candidate
 from search.machine import device_words
-from search.report import figures
+from search.report import data
+from search.report.headline import headline
+from search.report.program import program_page
 from search.tables import busy_words, metric
+from vortex_core.errors import VortexError
+from vortex_core.text import MAX_SOURCE, visible_lines
 
-_TEMPLATE = Path(__file__).with_name("page.html.j2")
+_HERE = Path(__file__).parent
+_LIBRARIES = ("d3.min.js", "plot.min.js", "diff.min.js")
+_WHOLE = 40  # candidates of the ranking whose page the report carries
+_SOURCES = 1_000_000  # bytes that deflated pages and sources may take
 
 
 def write_report(run: Run, state: CampaignState, config: CampaignConfig, path: Path) -> Path:
@@ -31,40 +42,100 @@ def write_report(run: Run, state: CampaignState, config: CampaignConfig, path: P
     return path
 
 
-def render(run: Run, state: CampaignState, config: CampaignConfig) -> str:
-    """The report as HTML."""
+def render(run: Run, state: CampaignState, config: CampaignConfig, *, live: bool = False) -> str:
+    """The report as HTML.
+
+    Args:
+        live: for a page that is served: it looks for news and shows them.
+    """
     assert state.started is not None
     archive = Archive(state, config.objective)
-    main = [arm.name for arm in config.arms if not arm.control]
-    winner = state.finished.winner if state.finished else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["metric"] = metric
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    plots = {
-        "pareto": figures.pareto(archive, main, winner),
-        "progress": figures.progress(archive, main),
-        "lineage": figures.lineage(archive),
-        "stages": figures.stage_times(state),
-    }
+    template = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8"))
+    main = {arm.name for arm in config.arms if not arm.control}
+    table = data.candidates(archive, main)
     return template.render(
         run=run.name,
+        live=live,
         config=config,
         state=state,
         started=state.started,
         when=datetime.fromtimestamp(state.started_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        archive=archive,
+        headline=headline(archive, config),
+        summary=state.finished.summary if state.finished else {},
         measured_at=_measured_at(state.started.plan),
         devices=device_words(state.devices) or "not recorded",
         models=models_in_words({**config.model_dump()}),
         busy=busy_words(state),
-        summary=state.finished.summary if state.finished else {},
-        entries=[_row(entry, run, winner) for entry in archive.entries],
-        stopped=_stopped(state),
-        refused=_refused(state),
         rate=len(state.found) / max(state.active_seconds / 60, 1e-9),
-        plotly_js=plotly.offline.get_plotlyjs(),
-        plots={name: _html(name, figure) for name, figure in plots.items()},
+        first=archive.entries[:20],
+        failures=data.failures(state),
+        lessons=data.lessons(archive),
+        stages=sorted(state.stage_time.items(), key=lambda item: -item[1].seconds),
+        commands=_commands(run.name, state, config),
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        libraries=[(_HERE / "vendor" / name).read_text(encoding="utf-8") for name in _LIBRARIES],
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+        data=_packed(
+            {
+                "run": run.name,
+                "accuracy": config.objective.accuracy,
+                "speed": config.objective.speed,
+                "how": next((e.score.speed.how for e in archive.entries), "measured"),
+                "gate": next(
+                    (g.at_least for g in config.objective.gates if g.metric == config.objective.accuracy),
+                    None,
+                ),
+                "winner": _winner(state),
+                "candidates": table,
+                "progress": data.progress(archive),
+            }
+        ),
+        pages=_pages(run, archive, config, [row["id"] for row in table]),
     )
+
+
+def _winner(state: CampaignState) -> str | None:
+    key = state.finished.winner if state.finished else None
+    return state.candidates[key].label if key in state.candidates else None
+
+
+def _packed(value: Any) -> str:
+    """JSON, deflated, in base64: what a page's script unpacks with the browser's own DecompressionStream."""
+    text = json.dumps(value, separators=(",", ":"), default=str)
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _pages(run: Run, archive: Archive, config: CampaignConfig, order: list[str]) -> str:
+    """The pages of the best, deflated, and every source as far as there is room, best first."""
+    entries = {e.candidate.key: e for e in archive.entries}
+    state = archive.state
+    keep = [state.finished.winner] if state.finished and state.finished.winner else []
+    whole = {}
+    for c in data.chosen(archive, _WHOLE, keep)[: 4 * _WHOLE]:
+        whole[c.label] = data.details(c, entries.get(c.key)) | program_page(run, c, config)
+    by_label = {c.label: c for c in state.candidates.values()}
+    sources: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    spent, squeeze = 0, zlib.compressobj(9)
+    for label in order:
+        c = by_label[label]
+        if c.source not in texts:
+            text = _source(run, c)
+            spent += len(squeeze.compress(text.encode())) + len(squeeze.flush(zlib.Z_SYNC_FLUSH))
+            if spent > _SOURCES:
+                break
+            texts[c.source] = text
+        sources[label] = c.source
+    return _packed({"pages": whole, "sources": sources, "texts": texts})
+
+
+def _source(run: Run, c: Candidate) -> str:
+    try:
+        return visible_lines(run.files.get(c.source, ".py"), MAX_SOURCE)
+    except VortexError as error:
+        return f"# {error.message}"
 
 
 def _measured_at(plan: dict[str, Any]) -> str:
@@ -89,45 +160,24 @@ def _points(section: dict[str, Any]) -> str:
     return f"{where}, batch " + (f"by memory, at most {section['most']}" if batch == "auto" else str(batch))
 
 
-def _row(entry: Entry, run: Run, winner: str | None) -> dict[str, Any]:
-    candidate = entry.candidate
-    return {
-        "entry": entry,
-        "candidate": candidate,
-        "winner": candidate.key == winner,
-        "metrics": {**candidate.metrics(), **candidate.metrics(entry.score.purpose)},
-        "source": run.files.get(candidate.source, ".py"),
-    }
-
-
-def _stopped(state: CampaignState) -> list[dict[str, Any]]:
-    rows = []
-    for candidate in state.candidates.values():
-        result = candidate.failure
-        if result is not None:
-            error = result.failure.error if result.failure else {}
-            rows.append(
-                {
-                    "candidate": candidate,
-                    "stage": result.stage,
-                    "code": error.get("code", "?"),
-                    "message": error.get("message", ""),
-                }
-            )
-    return rows
-
-
-def _refused(state: CampaignState) -> list[tuple[str, str, int]]:
-    """Refusals of the tracer and unanswered asks by code, with one message each."""
-    errors = [p.error for p in state.proposals.values() if p.outcome in ("rejected", "failed") and p.error]
-    counts = Counter(str(error.get("code")) for error in errors)
-    example = {str(error.get("code")): str(error.get("message")) for error in errors}
-    return [(code, example[code], n) for code, n in counts.most_common()]
-
-
-def _html(name: str, figure: go.Figure) -> str:
-    return str(
-        plotly.io.to_html(
-            figure, full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False}
-        )
-    )
+def _commands(run: str, state: CampaignState, config: CampaignConfig) -> list[tuple[str, str]]:
+    """What to type to get this again, or to go on from here."""
+    assert state.started is not None
+    seed = str(state.started.settings.get("seed", 0))
+    again = [
+        "vortex-search",
+        "--model",
+        config.model,
+        "--proposer",
+        config.proposer,
+        "--seed",
+        seed,
+        "--run",
+        run,
+    ]
+    found = [("resume, or run again under another name", shlex.join(again)),
+             ("the ranking in a terminal", shlex.join(["vortex-search", "leaderboard", run]))]  # fmt: skip
+    if state.finished and state.finished.winner:
+        found += [("take the winner away", shlex.join(["vortex-search", "export", run, "--winner", "--out", "winner"])),
+                  ("measure it again", "vortex-search verify winner")]  # fmt: skip
+    return found

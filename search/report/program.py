@@ -1,0 +1,88 @@
+"""The page of one program: formula, sentence, picture, simplified source, launches; all from its IR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from search.config import CampaignConfig
+from search.log.run import Run
+from search.log.state import Candidate
+from search.report.dataflow import dataflow
+from vortex_core.errors import VortexError
+from vortex_core.flow.emit import emit
+from vortex_core.flow.naming import state_labels
+from vortex_core.ir.flow import Flow
+from vortex_core.ir.formula import formula
+from vortex_core.ir.sentence import sentences
+
+GPU, BATCH, LENGTH = "h200", 32, 32768
+"""Where launches and bytes are modelled, unless the reader asks elsewhere."""
+
+DOES = {
+    "update": "states of pages that became complete",
+    "score": "scores of pages, all pages in parallel",
+    "rows": "operators across pages, one row at a time",
+    "pool": "scores of kv heads that share a selection",
+    "select": "the pages to read, within the budget",
+    "attend": "attention over the pages selected",
+    "merge": "parts of long rows put together",
+}
+"""What each kind of launch computes."""
+
+
+def program_page(run: Run, candidate: Candidate, config: CampaignConfig) -> dict[str, Any]:
+    """Everything about a candidate that follows from its IR, as JSON values; `why` where it cannot be read."""
+    try:
+        flow = candidate.flow(run.files)
+    except VortexError as error:
+        return {"why": str(error.message)}
+    return describe(flow, config.model)
+
+
+def describe(flow: Flow, model: str | None) -> dict[str, Any]:
+    """Formula, sentences, picture, simplified source and launches of a flow."""
+    labels = state_labels(flow.program)
+    lines = formula(flow.program, labels)
+    try:
+        source = emit(flow.program, flow.knobs, flow.name.partition(" ")[0] or "flow", "", beside=True)
+    except VortexError as error:
+        source = f"# {error.message}"
+    return {
+        "says": sentences(flow.program, labels),
+        "formula": [[line.stage, line.text, line.mathml] for line in lines],
+        "picture": dataflow(flow.program, labels),
+        "simple": source,
+        "launches": launches(flow, model) if model else [],
+    }
+
+
+def launches(flow: Flow, model: str) -> list[dict[str, Any]]:
+    """Launches of a sparse layer's step on a named GPU, with bytes, FLOPs and the time no kernel can beat: modelled."""
+    from vortex_core.ir.cost import kernel_seconds, launch_costs
+    from vortex_core.specs import list_models, load_gpu, load_model
+
+    if model not in list_models():
+        return []  # a folder of weights: reading a report loads none
+    knobs = flow.knobs
+    try:
+        found = launch_costs(
+            flow.program,
+            knobs,
+            load_model(model).geometry(),
+            batch=BATCH,
+            length=LENGTH,
+            kv_bytes=knobs.kv_bytes,
+        )
+    except VortexError:
+        return []
+    gpu = load_gpu(GPU)
+    return [
+        {
+            "name": launch.kind,
+            "does": DOES[launch.kind],
+            "bytes": launch.cost.bytes,
+            "flops": launch.cost.tensor_flops + launch.cost.vector_flops,
+            "us": round(kernel_seconds(launch.cost, gpu) * 1e6, 3),
+        }
+        for launch in found
+    ]
