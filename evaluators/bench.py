@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators.errors import no_room_for_items
@@ -15,8 +16,11 @@ from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
 from evaluators.resident import Resident
+from evaluators.screen import AttentionRecording, Screener
+from evaluators.screen.record import record_attention, recording_key
 from evaluators.stages.base import Deadline
 from evaluators.stages.recall import RecallSettings
+from evaluators.stages.screen import ScreenSettings
 from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context
 from evaluators.tasks.tokens import answer_text, stop_tokens
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
@@ -75,6 +79,8 @@ class Bench:
         self._sets: dict[int, PromptSet] = {}
         self._references: dict[int, DenseReference] = {}
         self._recordings: dict[int, Recording] = {}
+        self._attention: dict[int, AttentionRecording] = {}
+        self._screeners: dict[int, Screener] = {}
         self._answers: Answers | None = None
 
     @property
@@ -132,6 +138,8 @@ class Bench:
     def _release(self, seed: int) -> None:
         gone = self._sets.pop(seed)
         self._recordings.pop(seed, None)
+        self._attention.pop(seed, None)
+        self._screeners.pop(seed, None)
         for prompt in [*gone.needles.values(), *gone.passages]:
             self.engine.release(prompt)
 
@@ -278,6 +286,74 @@ class Bench:
             self.decode(None, chosen, max_new_tokens=plan.steps, recorder=recorder)
             self._recordings[seed] = recorder.finish()
         return self._recordings[seed]
+
+    # ---- the screen
+
+    def screened(self, seed: int) -> list[tuple[str, Place | int]]:
+        """What the screen records: `(task, place)` of retrieval items, longest tasks in turn, then of passages."""
+        plan, items = self.plan.section("screen", ScreenSettings), self.items(seed)
+        tasks = sorted(self.plan.accuracy.tasks, key=lambda task: -task.context)
+        tasks = [t for t in tasks if t.context <= plan.most_tokens] or tasks[-1:]
+        most = max(len(items.needles[t.key]) for t in tasks)
+        in_turn = [(t.task, (t.key, i)) for i in range(most) for t in tasks if i < len(items.needles[t.key])]
+        passages = [(self.plan.perplexity.task, i) for i in range(min(plan.passages, len(items.passages)))]
+        return [*in_turn[: plan.retrieval_items], *passages]
+
+    def attention(self, seed: int) -> AttentionRecording:
+        """Recorded attention of a seed's prompts: from disk where it is kept, else recorded now.
+
+        Raises:
+            VortexError: `VV008` where the plan has no section `screen`.
+        """
+        if seed not in self._attention:
+            path = self.attention_file(seed)
+            if path is not None and path.exists():
+                self._attention[seed] = AttentionRecording.load(path)
+            else:
+                self._attention[seed] = self._record(seed)
+                if path is not None:
+                    self._attention[seed].save(path)
+        return self._attention[seed]
+
+    def attention_file(self, seed: int) -> Path | None:
+        """Where a seed's recording is kept; None where nothing is kept between processes."""
+        if self.store is None or not self.store.keeps_prompts:
+            return None
+        return self.store.folder / f"attention-{self._attention_key(seed)}.safetensors"
+
+    def screener(self, seed: int) -> Screener:
+        """The seed's screener."""
+        if seed not in self._screeners:
+            plan = self.plan.section("screen", ScreenSettings)
+            recording = self.attention(seed).to(self.engine.device)
+            self._screeners[seed] = Screener(recording, budgets=plan.budgets, layers=plan.layers)
+        return self._screeners[seed]
+
+    def _attention_key(self, seed: int) -> str:
+        plan, items = self.plan.section("screen", ScreenSettings), self.items(seed)
+        prompts = [
+            items.passages[place].prompt
+            if isinstance(place, int)
+            else items.needles[place[0]][place[1]].prompt
+            for _, place in self.screened(seed)
+        ]
+        return recording_key(self.identity, prompts, plan.steps, plan.at)
+
+    def _record(self, seed: int) -> AttentionRecording:
+        plan, prompts, screened = (
+            self.plan.section("screen", ScreenSettings),
+            self.prompts(seed),
+            self.screened(seed),
+        )
+        chosen = [
+            prompts.passages[place] if isinstance(place, int) else prompts.needles[place]
+            for _, place in screened
+        ]
+        self.resident.load(None)
+        return record_attention(
+            self.engine, chosen, [kind for kind, _ in screened], steps=plan.steps, at=plan.at,
+            key=self._attention_key(seed), scale=attention_scale(self.engine),
+        )  # fmt: skip
 
 
 def attention_scale(engine: Engine) -> float:

@@ -33,6 +33,7 @@ _declare(
 )
 _declare("VV012", "no room for the items", "the prompts of one seed fit the KV pool", "user")
 _declare("VV015", "no room to time a step", "at least one sequence of every operating point fits", "user")
+_declare("VV016", "unreadable recording", "recorded attention is a file that this version wrote", "user")
 # ---- what stops a candidate
 _declare("VV010", "candidate too slow", "a stage is done within its deadline", "candidate")
 _declare("VV100", "wrong identity", "the hash of a candidate is its program's", "candidate")
@@ -185,6 +186,11 @@ def decode_does_not_fit(context: int, tokens: int, where: str) -> VortexError:
     )
 
 
+def bad_recording(path: str, why: str) -> VortexError:
+    """`VV016`: a file of recorded attention that cannot be used."""
+    return VortexError("VV016", f"{path}: {why}"[:300], "delete the file: it is recorded again")
+
+
 def too_slow(stage: str, seconds: float, done: str) -> VortexError:
     """`VV010`: the candidate did not finish in time."""
     return VortexError(
@@ -222,6 +228,15 @@ def parity_failed(backend: str, differing: int, rows: int, example: str) -> Vort
         f"{backend} and the oracle select different pages in {differing} of {rows} rows, e.g. {example}",
         "keep scores well scaled: avoid differences of nearly equal numbers, exponentials and divisions by "
         "small numbers",
+    )
+
+
+def screened_out(found: float, wanted: float) -> VortexError:
+    """`VV104`: on recorded attention the selection captures too little beyond what any rule keeps."""
+    return VortexError(
+        "VV104",
+        f"the selection adds {found:.3f} of the attention mass that the best pages would add (wanted {wanted:.3f})",
+        "score pages closer to q.k, or raise the budget",
     )
 
 

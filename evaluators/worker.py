@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -189,7 +190,22 @@ class EvaluationWorker:
         self.bench.reference(seed)
         if seed < FRESH_SEEDS and "recall" in self.plan.stages:
             self.bench.recording(seed)
+        if seed < FRESH_SEEDS and "screen" in self.plan.stages:
+            self.bench.screener(seed)
         return prompts.prefill_seconds
+
+    def screen_file(self, seed: int | None = None) -> Path | None:
+        """The file of a seed's recorded attention, recorded if it is not there: all that a `Screener` needs, in any
+        process. None where nothing is kept between processes.
+
+        Raises:
+            VortexError: `VV008` where the plan has no section `screen`.
+        """
+        seed = self.plan.seed if seed is None else seed
+        path = self.bench.attention_file(seed)
+        if path is not None and not path.exists():
+            self.bench.attention(seed)
+        return path
 
     def reference(self, seed: int | None = None) -> dict[str, Any]:
         """Dense results of a seed as JSON, measured if they are not known yet."""

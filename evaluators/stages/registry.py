@@ -21,6 +21,7 @@ STAGES: Registry[type[Stage]] = Registry(
         "machine_code": f"{_HERE}.machine_code:MachineCodeStage",
         "parity": f"{_HERE}.parity:ParityStage",
         "modelled": f"{_HERE}.modelled:ModelledStage",
+        "screen": f"{_HERE}.screen:ScreenStage",
         "recall": f"{_HERE}.recall:RecallStage",
         "gate": f"{_HERE}.gate:GateStage",
         "accuracy": f"{_HERE}.accuracy:AccuracyStage",

@@ -28,23 +28,24 @@ class TorchFlow:
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=True)
         self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=True)
-        self._scores = sorted(
+        # Nodes of the index graph whose values the selection ranks.
+        self.scores = sorted(
             {n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1}
         )
         self._params: dict[torch.device, dict[str, torch.Tensor]] = {}
-        self._needs_pages = bool(self._scores or program.index.writes)
+        self._needs_pages = bool(self.scores or program.index.writes)
 
     def new_states(self, pages: int, device: torch.device) -> TorchStates:
         """States of one layer for `pages` physical pages."""
         g = self.geometry
         return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
 
-    def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
-        """forward_cache for complete physical `pages`, all kv heads at once."""
+    def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int | torch.Tensor) -> None:
+        """forward_cache for complete physical `pages`, all kv heads at once. `layer`: one, or each page's own."""
         assert isinstance(states, TorchStates)
         if not len(pages) or not (states.fields or states.mass is not None):
             return
-        sources = {n: x.unsqueeze(1) for n, x in self._of_layer(layer, kv.k.device).items()}
+        sources = {n: x.transpose(0, 1) for n, x in self._of_layer(layer, kv.k.device).items()}
         used = {n.op for n in self.program.cache.nodes}
         if "k" in used:
             sources["k"] = kv.k[:, pages].to(self.dtype)
@@ -64,24 +65,44 @@ class TorchFlow:
 
     def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
         """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`."""
+        mask = self.choose(self.score(q, states, view, layer), view)
+        return page_list(mask, view, self.knobs.page_size)
+
+    def score(
+        self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int | torch.Tensor
+    ) -> dict[int, torch.Tensor]:
+        """The first half of `select`, in which budgets play no part: score values by node number.
+
+        Several queries over the same sequences take one more axis in front, of `q` and of `view.lengths`:
+        `[step, batch, q_head, dim]`. What depends on pages alone is then computed once for all of them.
+
+        Args:
+            layer: of all sequences, or each one's own: they may be of different layers, whose pages lie in one store.
+        """
         assert isinstance(states, TorchStates)
         g, size = self.geometry, self.knobs.page_size
-        complete = view.lengths // size
+        if not self._needs_pages:
+            return {}
         width = view.max_length // size
-        values: dict[int, torch.Tensor] = {}
-        if self._needs_pages and width:
-            valid = (torch.arange(width, device=q.device) < complete.unsqueeze(1)).unsqueeze(1)
-            sources = self._sources(q, states, view, complete, width)
-            sources |= {n: x.unsqueeze(0) for n, x in self._of_layer(layer, q.device).items()}
-            values = self._index.run(sources, valid)
-            self._write(states, values, view, valid, width)
-            for i in self._scores:  # a score that is the same for every row was computed once
-                shape = (width, g.group) if self._per_head(i) else (width,)
-                values[i] = values[i].expand(len(q), g.kv_heads, *shape)
-        elif self._needs_pages:
-            values = self._empty(q)
-        mask = evaluate_selection(self.program.index, values, view, self.knobs, complete, g.kv_heads)
-        return page_list(mask, view, size)
+        if not width:
+            return self._empty(q)
+        complete = view.lengths // size
+        valid = (torch.arange(width, device=q.device) < complete.unsqueeze(-1)).unsqueeze(-2)
+        sources = self._sources(q, states, view, complete, width)
+        sources |= self._of_layer(layer, q.device)
+        values = self._index.run(sources, valid)
+        self._write(states, values, view, valid, width)
+        for i in self.scores:  # a score that is the same for every row was computed once
+            shape = (width, g.group) if self._per_head(i) else (width,)
+            values[i] = values[i].expand(*q.shape[:-2], g.kv_heads, *shape)
+        return values
+
+    def choose(self, scores: dict[int, torch.Tensor], view: BatchView) -> torch.Tensor:
+        """The second half of `select`: a mask over logical pages, bool `[batch, kv or query head, page]`."""
+        complete = view.lengths // self.knobs.page_size
+        return evaluate_selection(
+            self.program.index, scores, view, self.knobs, complete, self.geometry.kv_heads
+        )
 
     def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
         """Keep the attention mass of a step: pages not attended received none."""
@@ -95,13 +116,14 @@ class TorchFlow:
                     count = int(selected.counts[b, row])
                     states.mass[h, selected.page_ids[b, row, :count], j] = mass[b, h * g.group + j, :count]
 
-    def _of_layer(self, layer: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """Learned values of one layer, `[kv_head, *dims]`."""
+    def _of_layer(self, layer: int | torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        """Learned values of one layer, `[1, kv_head, *dims]`, or of a tensor of layers, `[row, kv_head, *dims]`."""
         if not self.program.params:
             return {}
         if device not in self._params:
             self._params[device] = param_values(self.program, device, self.dtype)
-        return {n: x[layer if len(x) > 1 else 0] for n, x in self._params[device].items()}
+        rows = torch.tensor([layer], device=device) if isinstance(layer, int) else layer
+        return {n: x[rows] if len(x) > 1 else x for n, x in self._params[device].items()}
 
     def _sources(
         self, q: torch.Tensor, states: TorchStates, view: BatchView, complete: torch.Tensor, width: int
@@ -109,10 +131,10 @@ class TorchFlow:
         g = self.geometry
         table = view.block_table[:, :width]
         sources = {
-            "q": q.to(self.dtype).unflatten(1, (g.kv_heads, g.group)),
+            "q": q.to(self.dtype).unflatten(-2, (g.kv_heads, g.group)),
             "position": torch.arange(width, dtype=self.dtype, device=q.device),
-            "pages": complete.to(self.dtype).unsqueeze(1),
-            "length": view.lengths.to(self.dtype).unsqueeze(1),
+            "pages": complete.to(self.dtype).unsqueeze(-1),
+            "length": view.lengths.to(self.dtype).unsqueeze(-1),
         }
         for name, field in states.fields.items():
             sources[f"load:{name}"] = field.read(slice(None), table, self.dtype).transpose(0, 1)
@@ -131,7 +153,7 @@ class TorchFlow:
         if not self.program.index.writes and states.mass is None:
             return
         g = self.geometry
-        real = valid.squeeze(1)
+        real = valid.squeeze(-2)
         pages = view.block_table[:, :width][real]
         for name, i in self.program.index.writes:
             field = states.fields[name]
@@ -148,9 +170,9 @@ class TorchFlow:
         g = self.geometry
         return {
             i: q.new_zeros(
-                (len(q), g.kv_heads, 0, *([g.group] if self._per_head(i) else [])), dtype=self.dtype
+                (*q.shape[:-2], g.kv_heads, 0, *([g.group] if self._per_head(i) else [])), dtype=self.dtype
             )
-            for i in self._scores
+            for i in self.scores
         }
 
     def _per_head(self, score: int) -> bool:

@@ -33,7 +33,11 @@ def worker(engine: Engine, plan: EvaluationPlan) -> EvaluationWorker:
 
 
 def test_every_stage_is_reachable_and_named() -> None:
-    assert set(SEARCH) | set(FRESH) | set(HOLDOUT) == set(STAGES.names()) - {"machine_code", "serving"}
+    assert set(SEARCH) | set(FRESH) | set(HOLDOUT) == set(STAGES.names()) - {
+        "machine_code",
+        "screen",
+        "serving",
+    }
     assert all(get_stage(name).name == name for name in STAGES.names())
     places = [resource(get_stage(name), "cpu") for name in SEARCH]
     assert places == sorted(places), "cpu stages first"

@@ -1,0 +1,176 @@
+"""A flow's selections on recorded queries, at several budgets at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from evaluators.screen.dense import DenseRows
+from vortex_core.compiler.interface import BatchView
+from vortex_core.compiler.torch_backend import TorchFlow
+from vortex_core.ir.flow import Flow
+from vortex_core.ir.layers import LayerPlan
+
+
+def evenly_among(items: Sequence[int], count: int) -> tuple[int, ...]:
+    """`count` of some numbers, evenly spaced; all of them where there are no more."""
+    if len(items) <= count:
+        return tuple(items)
+    return tuple(items[int((i + 0.5) * len(items) / count)] for i in range(count))
+
+
+def remembers(flow: Flow) -> bool:
+    """Whether what it selects depends on the steps before."""
+    return flow.program.is_request_local or flow.knobs.reuse_steps > 1
+
+
+def tells_layers_apart(flow: Flow, layers: int) -> bool:
+    """Whether it may treat some layers otherwise than others: then a sample of layers says nothing of the rest."""
+    own = any(axis == "layer" for param in flow.program.params for axis, _ in param.axes)
+    return own or flow.knobs.reuse_layers > 1 or LayerPlan(flow.program, flow.knobs, layers).budget_varies
+
+
+@lru_cache(maxsize=4096)
+def _pages(flow: Flow, budget: str | None, length: int, layer: int, layers: int) -> int:
+    knobs = flow.knobs if budget is None else flow.knobs.with_(budget=budget)
+    return knobs.pages(length, layer, layers)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Pages selected for every row.
+
+    Attributes:
+        masks: bool `[budget, row, q_head, page]`.
+        allowed: int64 `[budget, row]`, pages that the budget lets a row attend.
+    """
+
+    masks: torch.Tensor
+    allowed: torch.Tensor
+
+
+class Selector:
+    """One flow on the rows of a recording.
+
+    Args:
+        rows: of the layers to be scored; leaders of these are among them.
+        budgets: expressions; None stands for the flow's own.
+    """
+
+    def __init__(
+        self, flow: Flow, compiled: TorchFlow, rows: DenseRows, budgets: Sequence[str | None]
+    ) -> None:
+        self.flow, self.compiled, self.rows, self.budgets = flow, compiled, rows, tuple(budgets)
+        plan = LayerPlan(flow.program, flow.knobs, rows.recording.geometry.layers)
+        self._place = {layer: i for i, layer in enumerate(rows.layers)}
+        # By scored layer, the place of the layer whose selection it follows.
+        self._leader = [self._place[plan.leader[layer]] for layer in rows.layers]  # type: ignore[index]
+
+    def run(self) -> Selected:
+        """Select for all rows."""
+        masks = self._in_order() if remembers(self.flow) else self._at_once()
+        shape = (len(self.rows.steps), self.rows.recording.prompts, len(self.rows.layers))
+        follow = torch.tensor(self._leader, device=self.rows.device)
+        masks = masks.unflatten(1, shape)[:, :, :, follow].flatten(1, 3)
+        allowed = torch.stack([self._allowed(b, self.rows) for b in self.budgets])
+        allowed = allowed.unflatten(1, shape)[..., follow].flatten(1)
+        return Selected(masks, allowed)
+
+    # ---- without memory: all steps at once
+
+    def _at_once(self) -> torch.Tensor:
+        rows = self.rows
+        states = self.compiled.new_states(rows.kv.k.shape[1], rows.device)
+        self._update(states, [0] * rows.recording.prompts, rows.recording.lengths)
+        return self._choose(states, rows, self.budgets)
+
+    def _update(self, states: object, before: Sequence[int], after: Sequence[int]) -> None:
+        """States of the pages that became complete between two lengths of every prompt, in all layers."""
+        rows = self.rows
+        starts, size = rows.recording.starts, rows.size
+        new = [
+            start // size + page
+            for start, a, b in zip(starts, before, after, strict=True)
+            for page in range(a // size, b // size)
+        ]
+        if not new:
+            return
+        layers = torch.arange(len(rows.layers), device=rows.device)
+        pages = torch.tensor(new, device=rows.device)
+        pages = (layers[:, None] * rows.pages_per_layer + pages).flatten()
+        of_layer = torch.tensor(rows.layers, device=rows.device).repeat_interleave(len(new))
+        self.compiled.update(states, rows.kv, pages, of_layer)  # type: ignore[arg-type]
+
+    def _choose(self, states: object, rows: DenseRows, budgets: Sequence[str | None]) -> torch.Tensor:
+        """Selections of some rows with the states as they are, `[budget, row, q_head, page]`."""
+        longest, steps = int(rows.lengths.max()), len(rows.steps)
+        sequences = (
+            rows.count // steps
+        )  # a prompt in a layer; their tables differ from step to step in padding alone
+        q, lengths = rows.q, rows.lengths
+        if steps > 1:
+            q, lengths = q.unflatten(0, (steps, -1)), lengths.unflatten(0, (steps, -1))
+        view = BatchView(rows.table[-sequences:], lengths, rows.totals, longest)
+        values = self.compiled.score(q, states, view, rows.layer[:sequences])  # type: ignore[arg-type]
+        scores = {i: values[i].flatten(0, q.dim() - 3) for i in self.compiled.scores}
+        heads = rows.recording.geometry.q_heads
+        found = torch.zeros(len(budgets), rows.count, heads, rows.width, dtype=torch.bool, device=rows.device)
+        for i, budget in enumerate(budgets):
+            view = BatchView(rows.table, rows.lengths, self._allowed(budget, rows), longest)
+            mask = self.compiled.choose(scores, view)
+            found[i, :, :, : mask.shape[-1]] = mask.repeat_interleave(heads // mask.shape[1], 1)
+        return found
+
+    def _allowed(self, budget: str | None, rows: DenseRows) -> torch.Tensor:
+        count = rows.recording.geometry.layers
+        lengths, layers = rows.lengths.tolist(), rows.layer.tolist()
+        varies = budget is None and LayerPlan(self.flow.program, self.flow.knobs, count).budget_varies
+        pages = [
+            _pages(self.flow, budget, n, layer if varies else 0, count)
+            for n, layer in zip(lengths, layers, strict=True)
+        ]
+        return torch.tensor(pages, device=rows.device)
+
+    # ---- with memory: step after step
+
+    def _in_order(self) -> torch.Tensor:
+        """Selections at the scored steps. What a step attends to changes the next one only through attention mass:
+        a program that reads it runs once a budget."""
+        if not self.compiled.program.needs_mass:
+            return self._walk(self.budgets)
+        return torch.cat([self._walk([budget]) for budget in self.budgets])
+
+    def _walk(self, budgets: Sequence[str | None]) -> torch.Tensor:
+        rows, recording = self.rows, self.rows.recording
+        states = self.compiled.new_states(rows.kv.k.shape[1], rows.device)
+        done = [n - 1 for n in recording.lengths_at(0)]
+        self._update(states, [0] * recording.prompts, done)
+        period, kept, found = self.flow.knobs.reuse_steps, None, []
+        for step in range(rows.steps[-1] + 1):
+            lengths = recording.lengths_at(step)
+            self._update(states, done, lengths)
+            done = lengths
+            now = rows.of_step(step)
+            if step % period == 0:
+                kept = self._choose(states, now, budgets)
+                if self.compiled.program.needs_mass:
+                    self._observe(states, kept[0], now)
+            else:
+                assert kept is not None
+                newest = torch.arange(now.width, device=now.device) == now.totals[:, None] - 1
+                kept = kept | newest[:, None]
+            if step in rows.steps:
+                found.append(kept)
+        return torch.cat(found, 1)
+
+    def _observe(self, states: object, mask: torch.Tensor, rows: DenseRows) -> None:
+        """Hand back the mass that each selected page receives; the others received none."""
+        g = rows.recording.geometry
+        mass = rows.mass * mask
+        mass = (mass / mass.sum(-1, keepdim=True).clamp_min(1e-30)).unflatten(1, (g.kv_heads, g.group))
+        real = torch.arange(rows.width, device=rows.device) < rows.totals[:, None]
+        values = mass.permute(1, 0, 3, 2)[:, real]  # [kv_head, row and page, group]
+        states.mass[:, rows.table[real]] = values  # type: ignore[attr-defined]
