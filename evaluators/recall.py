@@ -194,7 +194,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
 
 def _view(flow: LoadedFlow, first_page: torch.Tensor, lengths: list[int], layer: int) -> BatchView:
     longest = max(lengths)
-    width = -(-longest // flow.page_size)
+    width = -(-longest // flow.page_size // 16) * 16  # as wide as an engine's, which Triton compiles for
     device = first_page.device
     logical = torch.arange(width, device=device).expand(len(lengths), -1)
     counts = torch.tensor([-(-n // flow.page_size) for n in lengths], device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,14 +225,26 @@ class EvaluationWorker:
         context = self.context
         if self._ranks > 1:  # ranks that stop at different moments would wait for each other for ever
             context = replace(context, plan=self.plan.model_copy(update={"deadlines": {}}))
-        result = run_stage(chosen, flow, context, seed)
+        with _compiled(context.device) as compiled:
+            result = run_stage(chosen, flow, context, seed)
         if resource(chosen, context.device) == "cpu":
             return result
-        return replace(result, info=result.info | {"measured_on": self._label(chosen)})
+        info = result.info | {"measured_on": self._label(chosen)}
+        # Every one held the GPU up: what `machine_code` foresees is found in Triton's cache.
+        return replace(result, info=info | {"compiled_here": compiled} if compiled else info)
 
     def _label(self, stage: Stage) -> str:
         """Model, device, dtype and backend of the engine that a stage asks."""
         return self.bench.resident.label if stage.needs == "engine" and self._bench else self.speed.label
+
+
+def _compiled(device: str) -> AbstractContextManager[list[str]]:
+    """Yields the names of the kernels that this process compiles inside, on a GPU."""
+    if not is_gpu(device):
+        return nullcontext([])
+    from vortex_core.kernels.compile_ahead import kernels_compiled
+
+    return kernels_compiled()
 
 
 def _bench(model: str, plan: EvaluationPlan, device: str, rank: Rank | None) -> Bench:

@@ -1,20 +1,30 @@
 """Stage `machine_code`: a program's kernels compile for the GPUs that are to run it, within the stage's deadline.
 
-It holds no GPU. A program whose kernels take a minute to compile would hold an engine for as long at every stage that
-meets them, and one that spills or wants more shared memory than there is would fail only once it is there.
+It holds no GPU, and what it compiles is what an engine on the same machine launches: it finds the kernels in Triton's
+cache instead of compiling while a GPU waits. A program whose kernels take a minute to compile would hold an engine for
+as long at every stage that meets them, and one that spills or wants more shared memory than there is would fail only
+once it is there.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs
+from evaluators.stages.parity import ParitySettings
 from evaluators.stages.settings import StageSettings
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.knobs import Knobs
+
+if TYPE_CHECKING:  # it brings torch and Triton along
+    from evaluators.plan import EvaluationPlan
+    from vortex_core.compiler.triton.ahead import StepShape
+
+_NEW = 64  # tokens that are decoded behind a context
 
 
 class MachineCodeSettings(StageSettings):
@@ -34,18 +44,32 @@ class MachineCodeStage:
 
     def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
         """Raises what the compiler refuses (`VE010`), and `VV010` if a target is done past the deadline."""
-        from vortex_core.compiler.triton.offline import compile_flow
+        from vortex_core.compiler.triton.ahead import compile_ahead
 
         began, plan = time.perf_counter(), context.plan.section(self.name, MachineCodeSettings)
-        made = {}
+        made: dict[str, Any] = {}
+        shapes = launched(context.plan, flow.knobs)
+        geometries = dict.fromkeys((context.answering.geometry(), context.model.geometry()))
         for target in plan.targets:
-            reports = compile_flow(flow.program, flow.knobs, context.model.geometry(), target)
-            deadline.check(f"{len(reports)} kernels compiled for {target}")
+            for geometry in geometries:
+                found = compile_ahead(flow.program, flow.knobs, geometry, shapes, target)
+                deadline.check(f"{len(found)} kernels compiled for {target}")
             made[target] = {
                 name: {"registers": x.registers, "spills": x.spills, "shared_bytes": x.shared_bytes}
-                for name, x in reports.items()
+                for name, x in found.items()
             }
         seconds = Metric(time.perf_counter() - began, unit="s", higher_is_better=False)
         return StageResult(
             self.name, passed=True, metrics={"machine_code_seconds": seconds}, info={"kernels": made}
         )
+
+
+def launched(plan: EvaluationPlan, knobs: Knobs) -> list[StepShape]:
+    """The decode steps that the stages of a plan run: the rows that engines pad batches to, at all contexts."""
+    from vortex_core.compiler.triton.ahead import StepShape
+
+    contexts = {task.context for task in plan.accuracy.tasks} | {plan.perplexity.context}
+    rows = (1, 2, 4, 8, 16, 32, 48, 64)
+    found = [StepShape(n, context + _NEW) for context in sorted(contexts) for n in rows]
+    parity = plan.section("parity", ParitySettings)
+    return [StepShape(len(parity.pages), round(max(parity.pages) * knobs.page_size) + 2), *found]

@@ -45,7 +45,7 @@ def check_pool_fits(geometry: Geometry, dtype: torch.dtype, tokens: int, device:
 
 def check_states_fit(compiled: CompiledFlow, pages: int, leaders: int, device: torch.device) -> None:
     """Raises `VE019` where the page states of a flow would not fit the device."""
-    page = compiled.new_states(1, device).nbytes()
+    page = compiled.new_states(1, device).bytes_per_page()
     needed = page * pages * leaders
     free = free_bytes(device)
     if needed > free:

@@ -14,7 +14,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,17 +108,29 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-def read_cubin(cubin: bytes) -> tuple[dict[str, int], list[str]]:
-    """Resource usage (REG, STACK, SHARED, ...) and the opcodes, with modifiers, of a cubin's one kernel."""
+@contextmanager
+def _as_file(cubin: bytes) -> Iterator[str]:
     handle, name = tempfile.mkstemp(suffix=".cubin")
     try:
         with os.fdopen(handle, "wb") as f:
             f.write(cubin)
-        usage_text = _run(_tool("cuobjdump"), "-res-usage", name)
-        sass = _run(_tool("nvdisasm"), "-c", name)
+        yield name
     finally:
         Path(name).unlink()
-    usage = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage_text)}
+
+
+def read_usage(cubin: bytes) -> dict[str, int]:
+    """What a cubin's one kernel takes: REG a thread, STACK bytes a thread, SHARED static bytes a block."""
+    with _as_file(cubin) as name:
+        text = _run(_tool("cuobjdump"), "-res-usage", name)
+    return {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+
+
+def read_cubin(cubin: bytes) -> tuple[dict[str, int], list[str]]:
+    """`read_usage`, and the opcodes, with modifiers, of a cubin's one kernel."""
+    usage = read_usage(cubin)
+    with _as_file(cubin) as name:
+        sass = _run(_tool("nvdisasm"), "-c", name)
     opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
     return usage, opcodes
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +24,37 @@ INTERPRETER_MULTIPROCESSORS = 3
 PDL_SWITCH = "VORTEX_PDL"
 
 
+@dataclass(frozen=True)
+class AbsentGPU:
+    """What launches need to know of a GPU that kernels are compiled for and that need not be here.
+
+    Attributes:
+        capability: compute capability, `(9, 0)` for Hopper.
+        multiprocessors: of the whole GPU.
+    """
+
+    capability: tuple[int, int]
+    multiprocessors: int
+
+
+_absent: ContextVar[AbsentGPU | None] = ContextVar("absent_gpu", default=None)
+
+
+@contextmanager
+def as_if_on(gpu: AbsentGPU) -> Iterator[None]:
+    """Inside, tensors without storage (device `meta`) are taken to be on `gpu`: launches are cut as they would be."""
+    token = _absent.set(gpu)
+    try:
+        yield
+    finally:
+        _absent.reset(token)
+
+
+def absent_gpu(device: torch.device | None = None) -> AbsentGPU | None:
+    """The GPU named with `as_if_on`, if one was and `device` is where its tensors are (None: wherever)."""
+    return _absent.get() if device is None or device.type == "meta" else None
+
+
 @lru_cache(maxsize=16)
 def _has_dependent_launch(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= (9, 0)
@@ -31,10 +66,16 @@ def dependent_launch(device: torch.device, *, early: bool = False) -> dict[str, 
     On for Hopper and later unless `VORTEX_PDL=0`, read at each launch. early: the next kernel may take its places
     at once, for a kernel that leaves it no room to crowd into.
     """
-    if device.type != "cuda" or os.environ.get(PDL_SWITCH) == "0":
+    absent = absent_gpu(device)
+    if os.environ.get(PDL_SWITCH) == "0" or (device.type != "cuda" and absent is None):
         return {"PDL": 0}
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    if not _has_dependent_launch(index):
+    if absent is not None:
+        able = absent.capability >= (9, 0)
+    else:
+        able = _has_dependent_launch(
+            device.index if device.index is not None else torch.cuda.current_device()
+        )
+    if not able:
         return {"PDL": 0}
     return {"PDL": 1 if early else 2, "launch_pdl": True}
 
@@ -46,6 +87,8 @@ def _device_multiprocessors(index: int) -> int:
 
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of `device`; a small constant under the interpreter."""
+    if (absent := absent_gpu(device)) is not None:
+        return absent.multiprocessors
     if device.type != "cuda":
         return INTERPRETER_MULTIPROCESSORS
     return _device_multiprocessors(device.index if device.index is not None else torch.cuda.current_device())

@@ -53,7 +53,7 @@ def compile_flow(bundle: Flow, geometry: Geometry, backend: str) -> CompiledFlow
 
 def state_bytes_per_page(compiled: CompiledFlow) -> int:
     """Bytes of one page's states in one layer, all kv heads; nothing is allocated."""
-    return compiled.new_states(1, torch.device("meta")).nbytes()
+    return compiled.new_states(1, torch.device("meta")).bytes_per_page()
 
 
 def batch_bucket(batch: int, largest: int) -> int:

@@ -18,12 +18,12 @@ from triton.runtime._async_compile import FutureKernel
 from triton.runtime.jit import JITFunction
 
 from vortex_core import library
-from vortex_core.engine.decode.compile_ahead import compiling_ahead
 from vortex_core.engine.decode.graph_runner import Shape
 from vortex_core.engine.engine import Engine
 from vortex_core.engine.fused import kernels as fused_kernels
 from vortex_core.engine.models.random_weights import random_model
 from vortex_core.kernels import runtime
+from vortex_core.kernels.compile_ahead import compiling_ahead
 from vortex_core.specs import load_model
 
 

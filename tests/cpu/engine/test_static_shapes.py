@@ -73,8 +73,10 @@ def test_states_that_do_not_fit_are_refused_with_numbers(
     geometry = make_engine().geometry
     flow = backends.get("torch").compile(library.load("quest").program, Knobs(page_size=16), geometry)
     gpu: Any = SimpleNamespace(type="cuda")
-    per_page = flow.new_states(1, torch.device("cpu")).nbytes()
-    monkeypatch.setattr(flow, "new_states", lambda pages, device: SimpleNamespace(nbytes=lambda: per_page))
+    per_page = flow.new_states(1, torch.device("cpu")).bytes_per_page()
+    monkeypatch.setattr(
+        flow, "new_states", lambda pages, device: SimpleNamespace(bytes_per_page=lambda: per_page)
+    )
     monkeypatch.setattr(memory, "_cached", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (per_page * 300, 2**40))
     memory.check_states_fit(flow, 100, 3, gpu)

@@ -38,6 +38,9 @@ from vortex_core.kernels.select.api import (
 from vortex_core.page_list import PageList, one_list_a_head
 
 WARPS = 4
+# Numbers of pages that kernels get as arguments are multiples of it: Triton compiles a kernel anew where a number is
+# divisible by 16 and the one before was not.
+PAGES_STEP = 16
 # A scoring program of two blocks loads the second while it computes the first (two stages); measured on an H100 to
 # pay where a multiprocessor gets many programs, and not where the launch is short anyway.
 LONG_BLOCKS = 2
@@ -104,9 +107,9 @@ class TritonFlow:
     # ---- states --------------------------------------------------------------------------------------------
 
     def new_states(self, pages: int, device: torch.device) -> TorchStates:
-        """States of one layer for `pages` physical pages."""
+        """States of one layer for `pages` physical pages, or a few more."""
         g = self.geometry
-        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, _in_steps(pages), device)
 
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
         """forward_cache for complete physical `pages` (any integer dtype), one launch."""
@@ -222,7 +225,7 @@ class TritonFlow:
         """See `CapturedFlow`."""
         assert isinstance(states, TorchStates)
         size = self.knobs.page_size
-        width = max(1, -(-view.max_length // size))
+        width = _in_steps(-(-view.max_length // size))
         table = view.block_table.to(torch.int32)
         tokens = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
@@ -298,7 +301,7 @@ class TritonFlow:
         batch, knobs = len(lengths), self.knobs
         if not self._streams:
             heads = self.geometry.kv_heads
-            ids = table[:, : work.width].unsqueeze(1).expand(batch, heads, work.width)
+            ids = table[:, : work.width].unsqueeze(1).expand(-1, heads, -1)
             return PageList(ids, lengths.unsqueeze(1).expand(batch, heads), knobs.page_size)
         lens = work.kv_lens if lens is None else lens
         assert lens is not None and work.page_ids is not None
@@ -348,6 +351,10 @@ class TritonFlow:
         where = torch.where(real, where, where.gather(-1, last.expand(batch, mass.shape[1], 1)))
         value = torch.where(real, mass, mass.gather(-1, last.expand(batch, mass.shape[1], 1)))
         flat.scatter_(0, where.flatten(), value.flatten().to(flat.dtype))
+
+
+def _in_steps(pages: int) -> int:
+    return max(1, -(-pages // PAGES_STEP)) * PAGES_STEP
 
 
 def score_blocks(programs: int, device: torch.device) -> int:

@@ -16,13 +16,13 @@ import torch
 from vortex_core.compiler.interface import BatchView
 from vortex_core.device_errors import translate
 from vortex_core.engine.decode.batch import Recorder
-from vortex_core.engine.decode.compile_ahead import compiling_ahead
 from vortex_core.engine.decode.selection import LoadedFlow
 from vortex_core.engine.decode.static_step import StaticBuffers, StaticStep
 from vortex_core.engine.decode.step_kernels import choose_greedy
 from vortex_core.engine.errors import capture_failed
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.kernels.compile_ahead import compiling_ahead
 from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import PageList
 from vortex_core.runtime.budgets import BudgetTable

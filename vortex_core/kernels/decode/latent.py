@@ -17,16 +17,21 @@ from vortex_core.kernels.decode.split_launch import (
     launch_plan,
     launch_planned_merge,
 )
-from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
+from vortex_core.kernels.runtime import INTERPRETED, absent_gpu, dependent_launch, next_power_of_2
 from vortex_core.page_list import PageList
 
 CHANNELS = (576, 512)  # of a cached token, and of its latent
 MAX_GROUP = 32  # query heads a list: more do not fit shared memory beside two tiles
 
 
-@lru_cache(maxsize=1)
 def on_hopper() -> bool:
-    """Whether kernels run on an H100, H200 or another GPU with warpgroup products."""
+    """Whether kernels run on, or compile for, an H100, H200 or another GPU with warpgroup products."""
+    absent = absent_gpu()
+    return _hopper_is_here() if absent is None else absent.capability == (9, 0)
+
+
+@lru_cache(maxsize=1)
+def _hopper_is_here() -> bool:
     if INTERPRETED or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability() == (9, 0)

@@ -1,0 +1,58 @@
+"""What is compiled ahead is what launches ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+
+from evaluators.plan import load_plan
+from evaluators.stages.machine_code import launched
+from vortex_core import library
+from vortex_core.compiler.triton.ahead import StepShape, compile_ahead
+from vortex_core.geometry import Geometry
+from vortex_core.kernels.offline import OfflineCompileError
+
+GEOMETRY = Geometry(layers=4, kv_heads=2, group=4, head_dim=64, rope_dim=64, value_dim=64)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of the kernels that are compiled and not found in the cache."""
+    found: list[str] = []
+
+    def listen(*, src: Any, cache_hit: bool, **rest: Any) -> None:
+        if not cache_hit:
+            found.append(src.name)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.knobs.compilation, "listener", listen)
+    return found
+
+
+@pytest.mark.parametrize(("name", "page"), [("quest", 16), ("block_topk", 64)])
+def test_steps_that_run_find_their_kernels(compiled: list[str], name: str, page: int) -> None:
+    flow = library.load(name)
+    knobs = replace(flow.knobs, page_size=page)
+    uses = compile_ahead(flow.program, knobs, GEOMETRY, launched(load_plan("gpu"), knobs))
+    assert {"update_kernel", "score_kernel", "select_kernel"} <= set(compiled)
+    assert all(0 < use.registers <= 255 and not use.spills for use in uses.values())
+    compiled.clear()
+    # Batches and lengths between those that were compiled for.
+    others = [StepShape(rows, tokens) for rows in (3, 24, 40) for tokens in (5000, 15000, 30300)]
+    compile_ahead(flow.program, knobs, GEOMETRY, others)
+    assert compiled == []
+
+
+def test_what_does_not_compile_is_typed(monkeypatch: pytest.MonkeyPatch, compiled: list[str]) -> None:
+    flow = library.load("quest")
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise RuntimeError("too wide")
+
+    monkeypatch.setattr("vortex_core.compiler.triton.ahead._launch", refuse)
+    with pytest.raises(OfflineCompileError, match="too wide"):
+        compile_ahead(flow.program, flow.knobs, GEOMETRY, [StepShape(1, 128)])
