@@ -9,6 +9,7 @@ from rich.table import Table
 
 from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry, Verdict, sealed_verdict
+from search.campaign.parts import incomparable, marked
 from search.config import Objective
 from search.log.state import CampaignState
 from vortex_core.text import markup
@@ -47,16 +48,8 @@ def leaderboard(archive: Archive, limit: int | None = None) -> Table:
     Args:
         limit: found programs to show at most; references are always shown.
     """
-    objective = archive.objective
-    table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
-    table.add_column("#", justify="right")
-    for column in ("id", "name", "from", "gates"):
-        table.add_column(column, overflow="fold")
-    for column in ("accuracy", objective.accuracy, objective.speed, "decode", "density"):
-        table.add_column(column, justify="right")
-    table.add_column("items")
-    for entry in _shown(archive.entries, limit):
-        table.add_row(*_cells(entry, objective), style="dim" if entry.candidate.reference else "")
+    objective, other = archive.objective, incomparable(archive.state)
+    table = entries_table(list(_shown(archive.entries, limit)), objective, other)
     for candidate in archive.stopped_references:
         metrics = candidate.metrics()
         shown = ("accuracy", objective.accuracy, objective.speed, "decode_speedup", "density")
@@ -70,6 +63,29 @@ def leaderboard(archive: Archive, limit: int | None = None) -> Table:
             "search",
             style="dim",
         )
+    return table
+
+
+def entries_table(
+    entries: Iterable[Entry], objective: Objective, other: dict[int, list[str]] | None = None
+) -> Table:
+    """Ranked candidates as a table.
+
+    Args:
+        other: sessions whose numbers carry a mark, with the reasons (`search.campaign.parts`).
+    """
+    table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
+    table.add_column("#", justify="right")
+    for column in ("id", "name", "from", "gates"):
+        table.add_column(column, overflow="fold")
+    for column in ("accuracy", objective.accuracy, objective.speed, "decode", "density"):
+        table.add_column(column, justify="right")
+    table.add_column("items")
+    for entry in entries:
+        cells = _cells(entry, objective)
+        if marked(entry.candidate, other or {}, entry.score.purpose):
+            cells[7] += " †"  # speed
+        table.add_row(*cells, style="dim" if entry.candidate.reference else "")
     return table
 
 

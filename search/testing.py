@@ -24,6 +24,7 @@ from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Outcome, Strategy, Tell, randomness
 from search.executors.base import Notice, StageRun, WorkerLostError
 from search.log import events as ev
+from search.log.state import CampaignState
 from search.log.store import EventStore
 from vortex_core.errors import VortexError
 from vortex_core.flow import ops, vFlow
@@ -239,6 +240,7 @@ class SimulatedExecutor:
         self.fail = fail
         self.delay = delay
         self.closed = False
+        self.facts: dict[str, Any] = {}
 
     @property
     def engines(self) -> int:
@@ -247,7 +249,8 @@ class SimulatedExecutor:
 
     async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
         """See `Executor`."""
-        return [{"kind": "cpu", "name": self.device, "host": "simulated", "ranks": 1}] * self.lanes
+        facts = {"kind": "cpu", "name": self.device, "host": "simulated", "ranks": 1}
+        return [facts | self.facts] * self.lanes
 
     def stages(self, purpose: ev.Purpose) -> tuple[str, ...]:
         """See `Executor`."""
@@ -364,3 +367,50 @@ def simulated_library(flow: str, knobs: dict[str, Any]) -> tuple[Flow, str]:
 def lost(*, timed_out: bool = False) -> WorkerLostError:
     """The error of a worker that died."""
     return WorkerLostError(VortexError("VS008", "killed", ""), timed_out=timed_out)
+
+
+def simulated_campaign(
+    root: Path,
+    name: str,
+    *,
+    candidates: int,
+    engine: dict[str, Any] | None = None,
+    executor: SimulatedExecutor | None = None,
+) -> CampaignState:
+    """A campaign on disk without a model: what commands on runs are tried with.
+
+    Args:
+        root: folder of runs.
+        name: of the run; an existing one is resumed.
+        candidates: distinct programs wanted.
+        engine: further facts of the engine, e.g. its `versions` and `weights`.
+        executor: runs stages.
+    """
+    from search.campaign.campaign import Campaign
+    from search.config import CampaignConfig
+    from search.log.run import open_run
+
+    config = CampaignConfig.model_validate(
+        {
+            "references": ["dense", "quest", "block_topk"],
+            "objective": {"gates": [{"metric": "accuracy_delta", "at_least": -0.25}], "margin": 0.1},
+            "arms": [
+                {"name": "evolve", "strategy": {"kind": "evolve", "islands": 2}, "share": 2},
+                {"name": "random", "strategy": {"kind": "random"}, "control": True},
+            ],
+            "limits": {"candidates": candidates},
+        }
+    )
+    settings = {
+        "campaign": config.model_dump(mode="json", exclude={"limits", "cluster", "serving", "description"})
+    }
+    limits = config.model_dump(mode="json", include={"limits", "cluster", "serving"})
+    executor = executor or SimulatedExecutor()
+    executor.facts = engine or {}
+    with open_run(name, readonly=False, root=root) as run:
+        proposers = {arm.name: SimulatedProposer() for arm in config.arms}
+        campaign = Campaign(
+            run, config, executor, proposers, seed=1, model={"name": "sim"}, library=simulated_library
+        )
+        started = ev.CampaignStarted(name, settings, {}, {}, {})
+        return asyncio.run(campaign.run_to_end(started, ev.SessionStarted(1, limits)))

@@ -22,6 +22,7 @@ from search.campaign.budget import reached
 from search.campaign.drain import Drain
 from search.campaign.finals import Finals
 from search.campaign.front import Front
+from search.campaign.live import LiveView
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
@@ -85,6 +86,7 @@ class Campaign:
         self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed, self.drain)
         self._controls = {arm.name for arm in config.arms if arm.control}
         self._changed = asyncio.Event()
+        self._live: LiveView | None = None
         self._spent: str | None = None
         self._session_began = time.monotonic()
         self._active_before = self.state.active_seconds
@@ -97,6 +99,8 @@ class Campaign:
         for record in self.run.store.append(*new):
             self._apply(record)
             self._last_event = time.monotonic()
+            if self._live is not None:
+                self._live.watch(record, self.state)
             self.watch(record, self.state)
 
     def _apply(self, record: Record) -> None:
@@ -150,6 +154,11 @@ class Campaign:
         Raises:
             VortexError: what stopped the campaign; it is also in the log, and the same command goes on.
         """
+        live = LiveView(self.run.folder, self.config, self._facts) if self.run.folder.is_dir() else None
+        if live is not None:
+            live.begin(self.state)
+            self._live = live
+            keeping = asyncio.create_task(live.keep(self.state, self._measure_self))
         self.record(*([started] if self.state.untouched else []), session)
         try:
             devices = await self.executor.start(self._noticed)
@@ -169,8 +178,47 @@ class Campaign:
                 self.record(ev.CampaignPaused("error", error.to_json()))
             raise
         finally:
+            if live is not None:
+                keeping.cancel()
+                live.close(self.state)
+                self._live = None
             await self.executor.close()
         return self.state
+
+    def _facts(self) -> dict[str, Any]:
+        """What no event says: what runs, for whom is waited, who else is there."""
+        return {
+            "running": [[what, stage, since] for (what, stage), since in self.pipeline.running.items()],
+            "turns": self.pipeline.turns.waiting,
+            "under_way": self.drain.running,
+            "stopping": self.drain.stopping,
+            **getattr(self.executor, "view", {}),
+        }
+
+    def _measure_self(self) -> None:
+        """Say where the campaign stands to whoever collects metrics."""
+        view: dict[str, Any] = getattr(self.executor, "view", {})
+        if not view:
+            return
+        from search.executors.metrics import campaign_stands
+
+        state = self.state
+        campaign_stands(
+            self.run.name,
+            {
+                "programs": state.distinct_programs,
+                "evaluations": state.finished_found,
+                "proposals": len(state.proposals),
+                "engines": view.get("engines", 0),
+                "coming": view.get("coming", 0),
+                "queue": sum(view.get("queue", {}).values()) + self.pipeline.turns.waiting,
+                "running": self.drain.running,
+                "dollars": state.dollars,
+                "gpu_seconds": self.gpu_seconds,
+                "infrastructure_failures": len(state.infrastructure),
+                "doubled": sum(spent.doubled for spent in state.stage_time.values()),
+            },
+        )
 
     def _take_up(self, devices: list[dict[str, Any]]) -> None:
         """Record what this session measures on.

@@ -55,6 +55,12 @@ class Progress:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
+    def say(self, words: str) -> None:
+        """A line that no event says."""
+        self._recent = [*self._recent, markup(words)][-_RECENT:]
+        if self._live is None:
+            self.console.print(f"[{self._clock()}] {markup(words)}", highlight=False, soft_wrap=True)
+
     def watch(self, record: Record, state: CampaignState) -> None:
         """Called with every new event."""
         self._state = state
@@ -90,6 +96,11 @@ class Progress:
                 return f"[yellow]no answer[/] to proposal {number}: {_error(error)}"
             case ev.InfrastructureFailed(stage=stage, attempt=attempt, error=error):
                 return f"[red]worker failed[/] in {stage} (attempt {attempt + 1}): {_error(error)}"
+            case ev.EngineJoined(worker=worker):
+                return f"engine joined: {markup(worker)} ({len(state.engines)} at work)"
+            case ev.EngineLeft(worker=worker, error=error, waiting=waiting):
+                more = ", another is asked for" if waiting else ""
+                return f"[yellow]engine left[/]: {markup(worker)}: {_error(error)} ({len(state.engines)} at work{more})"
             case ev.FinalistsChosen(keys=keys):
                 self._doing = "measuring the best again on fresh items"
                 return f"finals: {len(keys)} candidates on fresh items"

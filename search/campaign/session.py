@@ -15,6 +15,7 @@ from agents.base import Proposer
 from agents.prices import SpendLimit
 from agents.registry import make_proposer
 from evaluators.plan import EvaluationPlan, load_plan
+from search.campaign.budget import nothing_left
 from search.campaign.campaign import Campaign
 from search.commands.evaluation import SERVING
 from search.config import CAMPAIGNS, CampaignConfig, Cluster, load_proposer
@@ -175,12 +176,14 @@ def run_campaign(
     options: Options,
     watching: Callable[[CampaignConfig, str], Any],
     executor: Any = None,
+    said: Callable[[str], None] = lambda words: None,
 ) -> tuple[str, CampaignState]:
     """Run or resume a campaign to its end.
 
     Args:
         watching: `(config, run name) -> context manager with a watch method`, for progress.
         executor: runs stages; by default a Ray cluster as configured.
+        said: called instead, with the reason, where a finished run has nothing left to do.
 
     Returns:
         The run's name and its final state.
@@ -190,7 +193,7 @@ def run_campaign(
         KeyboardInterrupt: after a clean pause.
     """
     from search.commands.evaluation import stage_table
-    from vortex_core.engine.models.weights import describe_model
+    from search.executors.describe import describe
     from vortex_core.serving.launch import check_environment, interpreter
 
     resolved = resolve(options)
@@ -199,7 +202,7 @@ def run_campaign(
     specs = {arm.name: arm.proposer or config.proposer for arm in config.arms}
     for spec in specs.values():
         load_proposer(spec)
-    model = describe_model(config.model)
+    model = describe(config.model, config.cluster.address)
     setup = EngineSetup(
         config.model,
         plan.model_dump(mode="json"),
@@ -218,22 +221,34 @@ def run_campaign(
         state = read_state(run)
         settings = _settings(config, options.seed, specs)
         _require_same(name, state, settings, plan.digest)
+        done = nothing_left(config.limits, state)
+        if done is not None and state.limits.get("serving") == config.model_dump(mode="json")["serving"]:
+            said(f"finished: {done}; nothing is left to do, and nothing was started")
+            return name, state
         proposers = make_proposers(specs, config, state)
         started = ev.CampaignStarted(
             name, settings, plan.model_dump(mode="json") | {"digest": plan.digest}, versions(), machine()
         )
         limits = config.model_dump(include={"limits", "cluster", "serving"})
-        session = ev.SessionStarted(os.getpid(), limits)
+        session = ev.SessionStarted(os.getpid(), limits, versions(), machine())
         with watching(config, name) as progress:
             campaign = Campaign(
                 run,
                 config,
-                executor or RayExecutor(_with_serving(config), setup, partial(stage_table, plan)),
+                executor
+                or RayExecutor(
+                    _with_serving(config),
+                    setup,
+                    partial(stage_table, plan),
+                    campaign=name,
+                    logs=str(run.folder.absolute() / "logs"),
+                ),
                 proposers,
                 seed=options.seed,
                 model=model.model_dump(mode="json"),
                 library=load_library,
                 watch=progress.watch,
+                say=progress.say,
             )
             try:
                 asyncio.run(campaign.run_to_end(started, session))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli import bench, choices, config, flows, machine, runs, serving, tools, tune
+from search.cli import bench, choices, config, flows, logs, machine, runs, serving, tools, tune
 from search.cli.console import Json, duration, fail
 from vortex_core.errors import VortexError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 flows.add_to(app)
 runs.add_to(app)
+logs.add_to(app)
 machine.add_to(app)
 serving.add_to(app)
 bench.add_to(app)
@@ -44,6 +45,9 @@ def campaign(
     seed: Annotated[int, typer.Option(min=0, help="Seed of proposals and evaluation items.")] = 0,
     time_budget: choices.TimeBudget = None,
     max_dollars: Annotated[float | None, typer.Option(min=0, help="Cap on what proposers may cost.")] = None,
+    max_tokens: choices.MaxTokens = None,
+    max_evaluations: choices.MaxEvaluations = None,
+    gpu_budget: choices.GpuBudget = None,
     address: choices.Address = None,
     device: choices.Device = None,
     gpus: choices.Gpus = None,
@@ -87,6 +91,9 @@ def campaign(
             max_candidates=max_candidates,
             seconds=None if time_budget is None else duration(time_budget),
             dollars=max_dollars,
+            tokens=max_tokens,
+            evaluations=max_evaluations,
+            gpu_seconds=None if gpu_budget is None else duration(gpu_budget, "--gpu-budget"),
             address=address,
             device=device,
             gpus=gpus,

@@ -41,6 +41,16 @@ TimeBudget = Annotated[
     str | None,
     typer.Option(help="Working time of the whole run, references and finals included: 90s, 10m, 1.5h."),
 ]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=0, help="Cap on tokens of proposers; works where no price is known.")
+]
+MaxEvaluations = Annotated[
+    int | None, typer.Option(min=0, help="Candidates to evaluate, programs under other knobs counted each.")
+]
+GpuBudget = Annotated[
+    str | None,
+    typer.Option(help="GPU time that the run may hold before its finals: 30m, 8h. Two GPUs take two."),
+]
 Address = Annotated[str | None, typer.Option(help="Existing Ray cluster: auto or host:port.")]
 Device = Annotated[Devices | None, typer.Option(help="Where engines run. auto: on GPUs where there are any.")]
 Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs to use; all by default.")]

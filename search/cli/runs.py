@@ -15,12 +15,15 @@ import typer
 from rich.syntax import Syntax
 
 from search.campaign.archive import Archive, score
+from search.campaign.parts import incomparable
+from search.campaign.parts import words as part_words
 from search.cli.console import Json, emit, err, out
 from search.config import CampaignConfig, load_proposer
+from search.log.events import CampaignStarted
 from search.log.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
 from search.log.state import CampaignState, Candidate
 from search.machine import device_words
-from search.tables import busy_words, metric
+from search.tables import busy_words, entries_table, metric
 from search.tables import leaderboard as leaderboard_table
 from vortex_core.text import MAX_MESSAGE, MAX_SOURCE, markup, visible_lines
 
@@ -85,7 +88,7 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
         return Progress(err, campaign, title)
 
     try:
-        run_campaign(options, begin)
+        run_campaign(options, begin, said=lambda words: err.print(f"{name}: {words}", markup=False))
     except KeyboardInterrupt:
         again = shlex.join(["vortex-search", *sys.argv[1:]])
         err.print(f"\nPaused. Every finished evaluation is kept in {runs_root() / name}.", soft_wrap=True)
@@ -143,11 +146,44 @@ def leaderboard(
 
         vortex-search leaderboard default-smollm2-135m-grammar-s0 --limit 10
     """
+    if not as_json and _print_of_many(run, limit):
+        return
     with _opened(run) as it:
         if as_json:
             emit({**_overview(it), "rows": it.archive.rows()})
             return
         _print_overview(it, limit)
+
+
+def _print_of_many(name: str, limit: int | None) -> bool:
+    """The leaders of a run with very many candidates, as its driver keeps them: reading the whole log would take
+    minutes. False where the run is small, or nobody kept them up to its last event."""
+    from search.campaign.live import read_board, read_live
+
+    with open_run(name, readonly=True) as run:
+        live = read_live(run.folder)
+        if live is None or live.stands.get("candidates", 0) < _MANY:
+            return False
+        if not live.alive and live.seq != run.store.end[0]:
+            return False
+        first = next(record.event for record in run.store.read())
+        assert isinstance(first, CampaignStarted)
+        objective = CampaignConfig.model_validate(first.settings["campaign"]).objective
+        entries = read_board(run.folder, objective, limit or _SHOWN)
+    out.print(entries_table(entries, objective))
+    stands = live.stands
+    when = f"as of {live.age:.0f} s ago, " if live.alive else ""
+    out.print(
+        f"{name}: {when}{stands['programs']} distinct programs in {stands['candidates']} candidates "
+        f"({stands['stopped']} stopped by a stage), {stands['active_seconds']:.0f} s of work; "
+        f"{len(entries)} shown, more with --limit, all with --json",
+        soft_wrap=True,
+    )
+    return True
+
+
+_MANY = 2000
+_SHOWN = 100
 
 
 def _overview(it: _Opened) -> dict[str, Any]:
@@ -158,6 +194,18 @@ def _overview(it: _Opened) -> dict[str, Any]:
         "accuracy_model": it.config.accuracy_model,
         "random_weights": it.config.random_weights,
         "devices": state.devices,
+        "parts": [
+            {
+                "session": part.session,
+                "results": part.results,
+                "versions": part.versions,
+                "machine": part.machine,
+                "engines": part.engines,
+                "differs": incomparable(state).get(part.session, []),
+            }
+            for part in state.parts
+        ],
+        "gpu_seconds": round(state.gpu_seconds, 1),
         "busy_seconds": {name: round(spent, 1) for name, spent in state.busy.items()},
         "finished": state.finished.reason if state.finished else None,
         "winner": state.candidates[state.finished.winner].label
@@ -191,6 +239,8 @@ def _print_overview(it: _Opened, limit: int | None) -> None:
     if measured:
         busy = busy_words(state)
         out.print(f"measured on {measured}" + (f"; {busy}" if busy else ""), markup=False, soft_wrap=True)
+    for words in part_words(state):
+        out.print(words, markup=False, soft_wrap=True)
     longest = sorted(state.stage_time.items(), key=lambda item: -item[1].seconds)
     out.print(
         "time: " + ", ".join(f"{name} {spent.seconds:.0f} s" for name, spent in longest), soft_wrap=True

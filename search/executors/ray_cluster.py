@@ -234,7 +234,10 @@ class RayExecutor:
                     )
                 # The driver's own code runs there, whatever version is installed; dependencies must be.
                 ours = [str(ROOT / name) for name in PACKAGES]
-                ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
+                if (
+                    not ray.is_initialized()
+                ):  # the cluster may have been asked for the model's dimensions already
+                    ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
                 return SharedHouse()
             found = self._found or resources_here()
             placed = place(self.config, found)
