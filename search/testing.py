@@ -25,7 +25,7 @@ from search.campaign.strategies.base import Outcome, Strategy, Tell, randomness
 from search.executors.base import Notice, StageRun, WorkerLostError
 from search.log import events as ev
 from search.log.state import CampaignState
-from search.log.store import EventStore
+from search.log.store import EventStore, SqliteEventStore
 from vortex_core.errors import VortexError
 from vortex_core.flow import ops, vFlow
 from vortex_core.flow.trace import trace
@@ -286,35 +286,7 @@ class SimulatedExecutor:
         await asyncio.sleep(self.delay)
         if self.fail is not None:
             self.fail(stage, flow.key, self.ran[flow.key, stage, seed])
-        x = point_of(flow)
-        if stage == "serving":
-            return StageResult(
-                stage, True, {"serving_speedup": Metric(1 + x, 1 + x / 2, 1 + 2 * x, unit="x")}
-            )
-        if stage == "static":
-            return StageResult(stage, passed=True, seconds=0.001)
-        if stage == "modelled":
-            return StageResult(
-                stage, True, {"modelled_speedup_h200": Metric(1 + 2 * x, how="modelled")}, seconds=0.001
-            )
-        if round(x * 100) % 13 == 12:
-            error = VortexError("VV104", "recall too low", "keep more pages")
-            metrics = {"recall": Metric(0.1)}
-            return StageResult(stage, False, metrics, failure=Failure.of(error), seconds=0.01)
-        rng = randomness(seed, round(x * 100))
-        items = [float(rng.random() > 0.3 * x * x) for _ in range(40)]
-        delta = sum(items) / 40 - 1
-        return StageResult(
-            stage,
-            True,
-            {
-                "accuracy": Metric(sum(items) / 40, n=40),
-                "accuracy_delta": Metric(delta, delta - 0.05, delta + 0.05, n=40),
-            },
-            {"needle": items},
-            {"worst_task": "needle"},
-            seconds=0.01,
-        )
+        return _measured(stage, point_of(flow), seed)
 
     async def reference(self, purpose: ev.Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """See `Executor`."""
@@ -326,6 +298,42 @@ class SimulatedExecutor:
     async def close(self) -> None:
         """See `Executor`."""
         self.closed = True
+
+
+def simulated_stage(stage: str, flow: dict[str, Any], seed: int) -> StageResult:
+    """What a stage finds of a flow that came as JSON: for workers in processes of their own."""
+    return _measured(
+        stage, point_of(Flow.from_json({k: flow[k] for k in ("name", "program", "knobs", "doc")})), seed
+    )
+
+
+def _measured(stage: str, x: float, seed: int) -> StageResult:
+    if stage == "serving":
+        return StageResult(stage, True, {"serving_speedup": Metric(1 + x, 1 + x / 2, 1 + 2 * x, unit="x")})
+    if stage == "static":
+        return StageResult(stage, passed=True, seconds=0.001)
+    if stage == "modelled":
+        return StageResult(
+            stage, True, {"modelled_speedup_h200": Metric(1 + 2 * x, how="modelled")}, seconds=0.001
+        )
+    if round(x * 100) % 13 == 12:
+        error = VortexError("VV104", "recall too low", "keep more pages")
+        metrics = {"recall": Metric(0.1)}
+        return StageResult(stage, False, metrics, failure=Failure.of(error), seconds=0.01)
+    rng = randomness(seed, round(x * 100))
+    items = [float(rng.random() > 0.3 * x * x) for _ in range(40)]
+    delta = sum(items) / 40 - 1
+    return StageResult(
+        stage,
+        True,
+        {
+            "accuracy": Metric(sum(items) / 40, n=40),
+            "accuracy_delta": Metric(delta, delta - 0.05, delta + 0.05, n=40),
+        },
+        {"needle": items},
+        {"worst_task": "needle"},
+        seconds=0.01,
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -413,4 +421,6 @@ def simulated_campaign(
             run, config, executor, proposers, seed=1, model={"name": "sim"}, library=simulated_library
         )
         started = ev.CampaignStarted(name, settings, {}, {}, {})
+        assert isinstance(run.store, SqliteEventStore)
+        run.store.durable(False)
         return asyncio.run(campaign.run_to_end(started, ev.SessionStarted(1, limits)))

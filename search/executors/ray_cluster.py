@@ -49,6 +49,7 @@ class RayExecutor:
         found: what this machine has, for tests; looked up by default.
         campaign: name of the run, for logs and others on the cluster.
         logs: folder where workers of this machine write their logs.
+        cpu: what CPU workers run.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class RayExecutor:
         *,
         campaign: str = "campaign",
         logs: str = "",
+        cpu: type[workers.CpuWorker] | None = None,
     ) -> None:
         self.config = config
         self.setup = setup
@@ -68,6 +70,7 @@ class RayExecutor:
         self.campaign = f"{campaign}-{uuid.uuid4().hex[:8]}"  # two drivers may give their runs one name
         self._name = campaign
         self._engine = engine
+        self._cpu = cpu or workers.CpuWorker
         self._found = found
         self._logs = logs
         self._table = stages
@@ -108,7 +111,7 @@ class RayExecutor:
     async def _join(self) -> dict[str, Any]:
         assert self._house is not None
         member = Member(
-            self.campaign, self.config, self.setup, self._engine, workers.CpuWorker, workers.ServingWorker
+            self.campaign, self.config, self.setup, self._engine, self._cpu, workers.ServingWorker
         )
         try:
             joined = await self._house.join(member)

@@ -53,6 +53,11 @@ class EventStore(Protocol):
         """
         ...
 
+    @property
+    def end(self) -> tuple[int, str]:
+        """Number and link of the last event when the log was opened, or was last written here."""
+        ...
+
     def close(self) -> None:
         """Give up the log. Closing twice does nothing."""
         ...
@@ -79,6 +84,11 @@ class MemoryEventStore:
     def read(self, after: int = 0) -> Iterator[Record]:
         """See `EventStore`."""
         yield from self._records[after:]
+
+    @property
+    def end(self) -> tuple[int, str]:
+        """See `EventStore`. Nothing is chained."""
+        return len(self._records), ""
 
     def close(self) -> None:
         """See `EventStore`."""
@@ -224,8 +234,13 @@ class SqliteEventStore:
 
     @property
     def end(self) -> tuple[int, str]:
-        """Number and link of the last event when the log was opened, or was last written here."""
+        """See `EventStore`."""
         return self._last.seq, self._last.chain
+
+    def durable(self, wanted: bool) -> None:
+        """Whether an append waits for the disk. Off for tests and simulations only: a power failure may then lose the
+        last events, though never leave half of one."""
+        self._db.execute(f"PRAGMA synchronous={'FULL' if wanted else 'OFF'}")
 
     def rest(self) -> None:
         """Fold everything into the one file and close it, so that another may take its place; the lock is kept.
