@@ -20,7 +20,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch search test lint bench report clean
+.PHONY: help setup fetch search test chaos lint bench report clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -45,6 +45,9 @@ search: fetch  ## run the default campaign; ends with leaderboard, report and ex
 
 test: fetch  ## run all tests that this machine can
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+chaos: setup  ## faults on clusters of several nodes, as a table: workers, nodes, drivers, disks (20 minutes)
+	CHAOS=1 $(BIN)/python -m pytest tests/chaos -s -p no:xdist $(ARGS)
 
 lint: setup  ## style, formatting and types
 	$(BIN)/ruff check .

@@ -1,0 +1,305 @@
+"""The fault matrix, its slow part: real processes on a real cluster, each fault beside an undisturbed run.
+
+`make chaos` runs it and prints the table. The fast part, without processes: `tests/null/search/test_fault_matrix.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from search.campaign.live import read_live
+from search.log import events as ev
+from search.log.run import open_run
+from tests.chaos.clusters import cluster, driver
+from tests.chaos.driver import results
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
+CANDIDATES = 24
+ROWS: list[tuple[str, str, str, float]] = []
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head and two nodes of two CPUs."""
+    with cluster(2, 2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    """What a run finds that nothing happens to, and its seconds."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    assert driver(root, "r", nodes.address, **options()).wait(300) == 0, (root / "r.log").read_text()
+    taken = time.monotonic() - began
+    found = results(root, "r")
+    ROWS.append(("none", "-", "-", taken))
+    return found, taken
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    """Print the matrix at the end; write it where `CHAOS_TABLE` says."""
+    yield
+    lines = ["| fault | at | effect on results | seconds |", "|---|---|---|---|"]
+    lines += [f"| {fault} | {stage} | {effect} | {seconds:.0f} |" for fault, stage, effect, seconds in ROWS]
+    print("\n" + "\n".join(lines))
+    if os.environ.get("CHAOS_TABLE"):
+        Path(os.environ["CHAOS_TABLE"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def options(**more: Any) -> dict[str, Any]:
+    return {"candidates": CANDIDATES, "engines": 2, "cpu_tasks": 1, **more}
+
+
+def events(root: Path, run: str = "r") -> list[ev.Event]:
+    with open_run(run, readonly=True, root=root) as opened:
+        return [record.event for record in opened.store.read()]
+
+
+def until(true: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.1)
+
+
+def finished(root: Path, count: int, run: str = "r") -> Callable[[], bool]:
+    def reached() -> bool:
+        if not (root / run / "events.sqlite").exists():
+            return False
+        return sum(isinstance(e, ev.CandidateFinished) for e in events(root, run)) >= count
+
+    return reached
+
+
+def ends_alike(
+    undisturbed: tuple[dict[str, Any], float], root: Path, fault: str, stage: str, began: float
+) -> None:
+    assert results(root, "r") == undisturbed[0]
+    ROWS.append((fault, stage, "none", time.monotonic() - began))
+
+
+# ---- workers
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("die", "worker killed"),
+        ("hang", "worker hung"),
+        ("memory", "out of host memory"),
+        ("raise", "exception"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["accuracy", "holdout"])
+def test_workers(
+    nodes: Cluster,
+    undisturbed: tuple[dict[str, Any], float],
+    tmp_path: Path,
+    fault: str,
+    words: str,
+    stage: str,
+):
+    began = time.monotonic()
+    (tmp_path / f"{stage}-{fault}").touch()
+    done = driver(tmp_path, "r", nodes.address, **options(model=json.dumps(str(tmp_path)), deadline=5.0))
+    assert done.wait(300) == 0, (tmp_path / "r.log").read_text()
+    assert list(tmp_path.glob(f"{stage}-{fault}-struck-*")), "nothing was struck"
+    failed = [e for e in events(tmp_path) if isinstance(e, ev.InfrastructureFailed) and e.stage == stage]
+    assert failed and failed[0].error.get("log"), "the log says what happened and where to read more"
+    ends_alike(undisturbed, tmp_path, words, stage, began)
+
+
+# ---- nodes
+
+
+@pytest.mark.parametrize("how", ["removed", "drained"])
+def test_nodes(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path, how: str):
+    began = time.monotonic()
+    extra = nodes.add_node(num_cpus=2, object_store_memory=100 << 20)
+    try:
+        # Three engines do not fit the two nodes beside the CPU worker and the other campaigns' engines.
+        running = driver(tmp_path, "r", nodes.address, **options(engines=4))
+        until(finished(tmp_path, 5))
+        if how == "drained":
+            subprocess.run(
+                ["ray", "drain-node", "--address", nodes.address, "--node-id", extra.node_id, "--reason",
+                 "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "600"],
+                check=True, capture_output=True,
+            )  # fmt: skip
+        else:
+            nodes.remove_node(extra, allow_graceful=False)
+        assert running.wait(300) == 0, (tmp_path / "r.log").read_text()
+    finally:
+        if how == "drained":
+            nodes.remove_node(extra)
+    ends_alike(undisturbed, tmp_path, f"node {how}", "while searching", began)
+
+
+def test_a_node_that_joins_is_used(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path):
+    began = time.monotonic()
+    running = driver(tmp_path, "r", nodes.address, **options(engines=6, keep=0, model='"joins"'))
+    until(finished(tmp_path, 3))
+    extra = nodes.add_node(num_cpus=4, object_store_memory=100 << 20)
+    try:
+        assert running.wait(300) == 0, (tmp_path / "r.log").read_text()
+    finally:
+        nodes.remove_node(extra)
+    assert any(isinstance(e, ev.EngineJoined) for e in events(tmp_path))
+    ends_alike(undisturbed, tmp_path, "node added", "while searching", began)
+
+
+# ---- the driver
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "within"),
+    [(signal.SIGTERM, "SIGTERM", 25), (signal.SIGINT, "Ctrl-C", 25), (signal.SIGKILL, "driver killed", 5)],
+)
+def test_drivers(
+    nodes: Cluster,
+    undisturbed: tuple[dict[str, Any], float],
+    tmp_path: Path,
+    number: int,
+    words: str,
+    within: float,
+):
+    began = time.monotonic()
+    running = driver(tmp_path, "r", nodes.address, **options())
+    until(finished(tmp_path, 6))
+    live = read_live(tmp_path / "r")
+    assert live is not None and live.alive and live.stands["workers"], "status has something to say"
+    told = time.monotonic()
+    running.send_signal(number)
+    running.wait(60)
+    assert time.monotonic() - told < within, "longer than the stated time"
+    if number != signal.SIGKILL:
+        assert isinstance(events(tmp_path)[-1], ev.CampaignPaused)
+    assert driver(tmp_path, "r", nodes.address, **options()).wait(300) == 0, (tmp_path / "r.log").read_text()
+    ends_alike(undisturbed, tmp_path, words, "while searching", began)
+
+
+# ---- the disk
+
+
+def test_a_locked_log(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path):
+    began = time.monotonic()
+    running = driver(tmp_path, "r", nodes.address, **options())
+    until(finished(tmp_path, 4))
+    holder = sqlite3.connect(tmp_path / "r" / "events.sqlite", isolation_level=None, timeout=30)
+    holder.execute("BEGIN IMMEDIATE")
+    running.wait(60)  # it waits five seconds, then says VS017 and stops
+    holder.execute("ROLLBACK")
+    assert running.returncode != 0 and "VS017" in (tmp_path / "r.log").read_text()
+    assert driver(tmp_path, "r", nodes.address, **options()).wait(300) == 0
+    ends_alike(undisturbed, tmp_path, "database locked", "while searching", began)
+
+
+def test_a_full_disk(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path):
+    began = time.monotonic()
+    small = tmp_path / "disk"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk here")
+    try:
+        running = driver(small, "r", nodes.address, **options())
+        assert running.wait(300) != 0
+        free = {name: path.read_bytes() for path in small.rglob("*") if path.is_file() for name in [path]}
+        shutil.copytree(small / "r", tmp_path / "r")
+        assert free
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+    assert driver(tmp_path, "r", nodes.address, **options()).wait(300) == 0, (tmp_path / "r.log").read_text()
+    ends_alike(undisturbed, tmp_path, "disk full", "while searching", began)
+
+
+# ---- the cluster itself
+
+
+def test_the_control_store_is_restarted(undisturbed: tuple[dict[str, Any], float], tmp_path: Path):
+    """Ray's GCS keeps its tables in memory unless it is given a Redis: restarting it is a new cluster. The campaign
+    ends with what it has, and the same command goes on with the new one."""
+    began = time.monotonic()
+    with cluster(1, 3) as first:
+        running = driver(tmp_path, "r", first.address, **options())
+        until(finished(tmp_path, 5))
+        first.head_node.kill_gcs_server()
+        try:
+            running.wait(100)
+        except subprocess.TimeoutExpired:
+            running.kill()
+    with cluster(1, 3) as second:
+        assert driver(tmp_path, "r", second.address, **options()).wait(300) == 0, (
+            tmp_path / "r.log"
+        ).read_text()
+    ends_alike(undisturbed, tmp_path, "GCS lost", "while searching", began)
+
+
+# ---- several campaigns
+
+
+def test_two_campaigns_share_engines_and_a_third_finds_them_warm(
+    nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path
+):
+    many: dict[str, Any] = options(candidates=60, model='"shared"')
+    pair = [driver(tmp_path, run, nodes.address, **many) for run in ("r", "s")]
+    until(finished(tmp_path, 10, "s"))
+    busy = {}
+    for run in ("r", "s"):
+        live = read_live(tmp_path / run)
+        assert live is not None
+        busy = {name.rsplit("-", 1)[0]: spent for name, spent in live.stands["campaigns"].items()} or busy
+    assert [one.wait(300) for one in pair] == [0, 0]
+    assert results(tmp_path, "r") == results(tmp_path, "s")
+    names = [
+        {e.worker for e in events(tmp_path, run) if isinstance(e, ev.StageFinished)} for run in ("r", "s")
+    ]
+    assert names[0] & names[1] - {""}, "no engine served both"
+    if len(busy) == 2:
+        assert abs(busy["r"] - busy["s"]) < 0.25 * sum(busy.values())
+
+
+def test_metrics_are_served_by_ray(tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = {"include_dashboard": True, "metrics_export_port": port}
+    with cluster(1, 3, **head) as made:
+        assert driver(tmp_path, "r", made.address, **options(candidates=40)).wait(300) == 0
+
+        def served() -> bool:
+            found = ""
+            for candidate in _ports(port):
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{candidate}/metrics", timeout=2) as answer:
+                        found += answer.read().decode()
+                except OSError:
+                    continue
+            return "vortex_stage_seconds" in found and "vortex_programs" in found
+
+        until(served, 60)
+
+
+def _ports(first: int) -> set[int]:
+    """Where Ray's agents of this machine listen."""
+    listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return {first, *listening}
