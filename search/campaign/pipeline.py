@@ -213,12 +213,12 @@ class Pipeline:
         label = self.state.candidates[flow.key].label
         began = time.monotonic()
         for attempt in range(tries):
-            began = time.monotonic()
+            began, lost_one = time.monotonic(), False
             try:
                 async with self._doing(label, stage):
                     ran = await self.executor.run_stage(stage, flow, self.seed(purpose))
             except WorkerLostError as lost:
-                error = lost.error
+                error, lost_one = lost.error, True
                 timeouts, deaths = timeouts + lost.timed_out, deaths + lost.died
             except VortexError as found:  # what the stage needs could not be made ready
                 if found.fault != "infrastructure":
@@ -233,7 +233,8 @@ class Pipeline:
                 if error.fault != "infrastructure":
                     raise error
             self.record(ev.InfrastructureFailed(flow.key, purpose, stage, attempt, error.to_json()))
-            if timeouts == 2 or not error.retryable:
+            # Another worker takes a lost one's place, so another try makes sense whatever the error says.
+            if timeouts == 2 or not (lost_one or error.retryable):
                 break
         if timeouts < 2 and deaths < tries:
             self.record(ev.CandidateAbandoned(flow.key, purpose, stage, error.to_json()))
