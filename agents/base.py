@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from vortex_core.ir.flow import Flow
 
-RequestKind = Literal["seed", "mutate", "crossover", "repair"]
+RequestKind = Literal["seed", "mutate", "crossover", "repair", "diff", "tune", "invert", "simplify"]
+CHANGES: tuple[RequestKind, ...] = ("mutate", "diff", "tune", "invert", "simplify")
+"""Ways to change one parent: the whole program again, edits of it, its knobs alone, the opposite of what it assumes,
+less of it."""
+Booking = Callable[[str, int, "float | None"], None]
+"""Called before a request is sent, with who is asked, and the most tokens and dollars it is expected to take."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,32 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What results so far say about one kind of change.
+
+    Attributes:
+        text: the change and what came of it, in words.
+        tried: children that made the change.
+        helped: those of them that became better than their parent.
+        confidence: that the change helps, from 0 to 1: `(helped + 1) / (tried + 2)`.
+        evidence: names of the children, the latest last.
+        source: the run it was learned in; empty for this one.
+    """
+
+    text: str
+    tried: int
+    helped: int
+    confidence: float
+    evidence: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class ProposalRequest:
     """One ask.
 
     Attributes:
-        kind: `seed` (from nothing), `mutate` (one parent), `crossover` (two), `repair` (a failed attempt).
+        kind: `seed` (from nothing), `crossover` (two parents), `repair` (a failed attempt), or one of `CHANGES`.
         parents: 0-2 parents.
         failed: set when `kind` is `repair`.
         seed: makes an offline proposer reproducible.
@@ -109,6 +135,9 @@ class ProposalRequest:
         tried: keys of all candidates so far, good ones too.
         setting: where accuracy and speed are asked, and how far chance alone moves them, in words.
         standings: the best so far, the library's, and the first parent's ancestors and children.
+        lessons: what changes brought so far, the surest first.
+        number: of the proposal in its campaign.
+        book: told of every call before it is sent, so that no crash loses what was paid for.
     """
 
     kind: RequestKind
@@ -121,16 +150,21 @@ class ProposalRequest:
     tried: Collection[str] = frozenset()
     setting: str = ""
     standings: tuple[Standing, ...] = ()
+    lessons: tuple[Lesson, ...] = ()
+    number: int = 0
+    book: Booking | None = None
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens and money of one proposal. `dollars` is None where the price is unknown ("unpriced"), never 0."""
+    """Tokens and money of one proposal. `dollars` is None where the price is unknown ("unpriced"), never 0.
+    `cached_tokens` are the part of `input_tokens` that the provider had in its cache."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float | None = None
     calls: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +174,7 @@ class Proposal:
     Attributes:
         prompt: what was asked, word for word, where words were asked; kept with the run.
         reply: the answer as it came.
+        kind: what was asked in the end, where a caller let the proposer choose how to change a parent.
     """
 
     source: str
@@ -148,6 +183,7 @@ class Proposal:
     usage: Usage = field(default_factory=Usage)
     prompt: str = ""
     reply: str = ""
+    kind: str = ""
 
 
 class Proposer(Protocol):
@@ -160,11 +196,13 @@ class Proposer(Protocol):
         repairs: whether it can mend a refused program, that is, serves requests of kind `repair`.
         needs_language: whether it asks in words: its requests say where the search stands, its factory is given
             the language reference.
+        changes: what a request of kind `mutate` may become instead (of `CHANGES`); empty: it knows only `mutate`.
     """
 
     name: str
     repairs: bool = True
     needs_language: bool = True
+    changes: tuple[RequestKind, ...] = ()
 
     async def propose(self, request: ProposalRequest) -> Proposal:
         """One program for one request.
@@ -174,12 +212,17 @@ class Proposer(Protocol):
         """
         ...
 
-    def tell(self, member: str, gain: float, dollars: float | None) -> None:
+    def prices(self) -> dict[str, Any]:
+        """What calls cost by member, in dollars per million tokens, for the record; nothing by default."""
+        return {}
+
+    def tell(self, member: str, gain: float, dollars: float | None, kind: str = "") -> None:
         """Learn what a proposal brought; nothing by default.
 
         Args:
             member: who answered (`Proposal.proposer`, or `ProposerError.proposer`).
             gain: improvement it brought, at least 0, in any fixed unit; 0 for a failure.
             dollars: what it cost, None if unpriced.
+            kind: what was asked (`Proposal.kind`).
         """
         return None  # noqa: RET501 - a default, not an abstract method

@@ -33,5 +33,5 @@ MOVES = (
 
 def direction(kind: str, seed: int) -> str:
     """The direction for one request; it rotates with the seed. Empty where the request says what to do."""
-    choices = {"seed": SEED_DIRECTIONS, "mutate": MOVES}.get(kind)
+    choices = {"seed": SEED_DIRECTIONS, "mutate": MOVES, "diff": MOVES}.get(kind)
     return choices[seed % len(choices)] if choices else ""

@@ -50,6 +50,20 @@ _declare(
 _declare("VA021", "the model declined", "the model answers", "infrastructure", retryable=True)
 _declare("VA022", "answer cut off", "an answer ends within max_tokens", "infrastructure", retryable=True)
 _declare("VA023", "no program in the answer", "an answer holds a program", "infrastructure", retryable=True)
+_declare(
+    "VA025",
+    "edits do not fit",
+    "edits quote lines of the parent as they stand",
+    "infrastructure",
+    retryable=True,
+)
+_declare(
+    "VA026",
+    "no knobs in the answer",
+    "an answer holds knobs that are legal",
+    "infrastructure",
+    retryable=True,
+)
 # ---- what is used up
 _declare(
     "VA024",
@@ -69,6 +83,7 @@ class ProposerError(VortexError):
         usage: what the failed attempt cost; a model that answers without a program has still been paid.
         maybe_billed: the provider may have charged for work whose answer never arrived (timeouts).
         proposer: the member of an ensemble that failed; empty where there is only one to ask.
+        kind: what that member was asked, as `Proposal.kind`.
     """
 
     def __init__(
@@ -87,6 +102,7 @@ class ProposerError(VortexError):
         self.usage = usage or Usage()
         self.maybe_billed = maybe_billed
         self.proposer = proposer
+        self.kind = ""
 
     def to_json(self) -> dict[str, Any]:
         """`VortexError.to_json` with `usage` added."""

@@ -70,6 +70,16 @@ class Price:
         except (LookupError, ValueError):  # a model it does not know, or counts that it takes for nonsense
             return None
 
+    def snapshot(self) -> dict[str, float | str | None]:
+        """What is charged now, in dollars per million tokens, to be kept with a run: tables change."""
+        million = 1_000_000
+        return {
+            "model": self.model,
+            "input": self.dollars(million, 0),
+            "output": self.dollars(0, million),
+            "cached": self.dollars(million, 0, cache_read_tokens=million),
+        }
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -86,7 +96,7 @@ def estimate(price: Price, texts: Iterable[str], max_tokens: int) -> Estimate:
 
 
 class SpendLimit:
-    """A cap on dollars, tokens or both, shared by the calls of one campaign.
+    """A cap on dollars, tokens, calls or all of them, shared by the calls of one campaign.
 
     It counts what calls to language models cost, not the machines that evaluate. Calls in flight count with
     their reservation, so concurrent calls cannot pass the cap together. One event loop owns it: no locks.
@@ -94,22 +104,28 @@ class SpendLimit:
     Args:
         dollars: cap in dollars, None for none.
         tokens: cap on tokens in and out, None for none; the only cap that an unpriced model can respect.
+        calls: cap on calls, None for none.
         spent_dollars: already spent, when a campaign resumes.
         spent_tokens: already used, when a campaign resumes.
+        spent_calls: already made, when a campaign resumes.
     """
 
     def __init__(
         self,
         dollars: float | None = None,
         tokens: int | None = None,
+        calls: int | None = None,
         *,
         spent_dollars: float = 0.0,
         spent_tokens: int = 0,
+        spent_calls: int = 0,
     ) -> None:
         self.dollars = dollars
         self.tokens = tokens
         self.spent_dollars = spent_dollars
         self.spent_tokens = spent_tokens
+        self.calls = calls
+        self.spent_calls = spent_calls
         self._open: dict[int, Estimate] = {}
         self._next = 0
 
@@ -143,6 +159,10 @@ class SpendLimit:
                     f"may take {wanted.tokens}",
                     "raise the token cap or lower max_tokens",
                 )
+        if self.calls is not None and self.spent_calls + len(self._open) >= self.calls:
+            raise BudgetExceededError(
+                "VA030", f"all of {self.calls} calls are made or under way", "raise the cap on calls"
+            )
         ticket, self._next = self._next, self._next + 1
         self._open[ticket] = wanted
         return ticket
@@ -150,6 +170,7 @@ class SpendLimit:
     def settle(self, ticket: int, dollars: float | None, tokens: int) -> None:
         """Replace a reservation by what the call took."""
         del self._open[ticket]
+        self.spent_calls += 1
         self.spent_dollars += dollars or 0.0
         self.spent_tokens += tokens
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from agents.base import Attempt, ProposalRequest, Standing
+from agents.base import CHANGES, Attempt, Lesson, ProposalRequest, Standing
 from agents.directions import direction
 from agents.errors import ProposerError
 
@@ -28,7 +28,8 @@ _NOISE = re.compile(r"(seconds|tied_rows|recall_by_head|\.n|(^|\.)states|clock|n
 _MAX_OBSERVATIONS = 60
 _MAX_REASONS = 8
 _MAX_ATTEMPTS = 3
-_PARENTS = {"seed": (0, 2), "mutate": (1, 2), "crossover": (2, 2), "repair": (0, 2)}
+_MAX_LESSONS = 12
+_PARENTS = {"seed": (0, 2), "crossover": (2, 2), "repair": (0, 2)} | dict.fromkeys(CHANGES, (1, 2))
 
 
 def visible(text: str) -> str:
@@ -178,6 +179,21 @@ def _attempt(attempt: Attempt) -> str:
     return line(" ".join(part for part in parts if part), 360)
 
 
+def lessons(found: Sequence[Lesson]) -> str:
+    """One line a lesson, with what it rests on."""
+    return "\n".join(
+        f"{lesson.confidence:.0%} likely to help ({lesson.helped} of {lesson.tried}): {line(lesson.text, 200)} "
+        f"[{line(', '.join(lesson.evidence[-3:]), 80)}{f'; of {line(lesson.source, 40)}' if lesson.source else ''}]"
+        for lesson in found[:_MAX_LESSONS]
+    )
+
+
+def version() -> str:
+    """Identity of the templates: which prompts a session asked with."""
+    texts = [path.name + path.read_text(encoding="utf-8") for path in sorted(_FOLDER.glob("*.j2"))]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+
+
 def _json(value: object, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False, default=str)
 
@@ -199,6 +215,7 @@ def _templates() -> jinja2.Environment:
         observations=observations,
         failures=failures,
         standings=standings,
+        lessons=lessons,
         inline_json=lambda value: line(_json(value), 1000),
         pretty_json=lambda value: _json(value, indent=1),
     )

@@ -39,6 +39,7 @@ PROVIDERS: Registry[Callable[..., Provider]] = Registry(
     {
         "anthropic": "agents.providers.anthropic_provider:AnthropicProvider",
         "openai": "agents.providers.openai_provider:OpenAIProvider",
+        "openai-responses": "agents.providers.openai_provider:OpenAIResponsesProvider",
     },
     group="vortex_search.providers",
     code="VA001",
@@ -54,6 +55,8 @@ class LLMOptions:
     Attributes:
         input_price: dollars per million prompt tokens, for models the price table does not know.
         output_price: dollars per million produced tokens; given together with `input_price`.
+        stream: take answers as streams.
+        structured: ask for a JSON object of idea and program, where the server offers that.
     """
 
     max_tokens: int = 16_000
@@ -63,6 +66,8 @@ class LLMOptions:
     max_retries: int = Patience.max_retries
     input_price: float | None = None
     output_price: float | None = None
+    stream: bool = False
+    structured: bool = False
 
 
 def names() -> list[str]:
@@ -150,7 +155,8 @@ def _model(protocol: str, argument: str) -> _Factory:
         _check_numbers(options)
         patience = Patience(options.timeout_s, options.deadline_s, options.max_retries)
         price = (options.input_price, options.output_price)
-        provider = _load(PROVIDERS, protocol)(model, base_url, patience=patience, price=price)
+        chosen = {n: True for n in ("stream", "structured") if getattr(options, n)}
+        provider = _load(PROVIDERS, protocol)(model, base_url, patience=patience, price=price, **chosen)
         return LLMProposer(
             provider,
             language=_words(language),
@@ -164,6 +170,10 @@ def _model(protocol: str, argument: str) -> _Factory:
 
 def _check_numbers(options: LLMOptions) -> None:
     for name, value in vars(options).items():
+        if isinstance(getattr(LLMOptions, name), bool):
+            if not isinstance(value, bool):
+                raise ProposerError("VA002", f"{name} is {value!r}", "give true or false")
+            continue
         whole = name in ("max_tokens", "max_retries")
         fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if not fits and not (value is None and getattr(LLMOptions, name) is None):

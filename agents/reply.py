@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def extract(text: str) -> Reply | None:
     themselves downwards; one that does not parse is better than none, because its error can be mended.
     Without fences, the answer itself is searched.
     """
-    text = visible(_without_thought(text[-MAX_ANSWER:]))
+    text = visible(_without_thought(_unpacked(text[-MAX_ANSWER:])))
     blocks, prose = _split(text)
     parsed = [b for b in blocks if _flow_class(b.text) is not None]
     broken = [b for b in blocks if _FLOW.search(b.text)]
@@ -56,6 +57,27 @@ def extract(text: str) -> Reply | None:
     if found is None or len(found.text) > MAX_SOURCE:
         return None
     return Reply(found.text.strip("\n").rstrip() + "\n", _idea(prose, found.text), found.closed)
+
+
+def _unpacked(text: str) -> str:
+    """A structured answer, `{"idea": ..., "program": ...}`, as the words it stands for."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(found, dict) or not isinstance(found.get("program"), str):
+        return text
+    program = found["program"]
+    return f"IDEA: {found.get('idea', '')}\n" + (
+        program if "```" in program else f"```python\n{program}\n```"
+    )
+
+
+def idea_of(text: str) -> str:
+    """The idea of an answer that holds no whole program."""
+    return _idea(_split(visible(_without_thought(_unpacked(text[-MAX_ANSWER:]))))[1], "")
 
 
 def _without_thought(text: str) -> str:

@@ -100,6 +100,7 @@ class Limits(Strict):
         gpu_seconds: time of GPUs held by engines, the whole run's; bounds the search, not its finals.
         dollars: spending on proposers with a known price; None is no limit.
         tokens: read and written by proposers; the one cap on a model whose price is unknown.
+        calls: of language models.
     """
 
     candidates: int = Field(36, ge=0)
@@ -109,6 +110,7 @@ class Limits(Strict):
     gpu_seconds: float | None = Field(None, gt=0)
     dollars: float | None = Field(None, ge=0)
     tokens: int | None = Field(None, ge=0)
+    calls: int | None = Field(None, ge=0)
 
     @property
     def search_seconds(self) -> float | None:

@@ -91,6 +91,14 @@ _declare(
 )
 _declare("VS031", "no such job", "a job is polled by the name its start answered with", "user")
 _declare("VS032", "package not installed", "optional parts need their extra installed", "user")
+_declare("VS060", "nothing to replay", "a run that is replayed asked for something", "user")
+_declare(
+    "VS061",
+    "not in the recording",
+    "a recording has an answer to every ask",
+    "infrastructure",
+    retryable=True,
+)
 _declare("VS044", "no winner", "the winner of a run is asked for where its finals chose one", "user")
 _declare(
     "VS045", "cannot be measured again", "a result is measured again on the kind of device it is of", "user"
@@ -348,3 +356,15 @@ def no_such_job(name: str, known: list[str]) -> VortexError:
 def not_installed(package: str, command: str) -> VortexError:
     """An optional package is missing."""
     return VortexError("VS032", f"the package {package} is not installed", command)
+
+
+def nothing_recorded(run: str) -> VortexError:
+    """`VS060`: a run without proposals."""
+    return VortexError("VS060", f"run {run!r} asked for nothing", "name a run that proposed something")
+
+
+def not_in_recording(run: str, number: int) -> VortexError:
+    """`VS061`: a call that a crash swallowed has no answer to be replayed."""
+    return VortexError(
+        "VS061", f"run {run!r} has no answer to proposal {number}", "it was stopped while it asked"
+    )

@@ -96,6 +96,8 @@ class GrammarProposer(Proposer):
                 "the grammar repairs nothing: it changes programs that are legal",
                 "ask a language model for repairs, e.g. --proposer anthropic:MODEL",
             )
+        if request.kind not in ("seed", "mutate", "crossover"):
+            raise ProposerError("VA004", f"the grammar knows no {request.kind}", "ask for mutate")
         return self.write(self.draft(request))
 
     def write(self, draft: Draft) -> Proposal:

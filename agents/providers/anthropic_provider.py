@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 from agents.prices import Price
-from agents.providers import failures
-from agents.providers.base import Completion, Message, Patience, Stop, resolve_endpoint
+from agents.providers.base import Completion, Message, Patience, Stop
+from agents.providers.sdk_provider import NO_KEY, PROGRAM_SCHEMA, SdkProvider
 
-if TYPE_CHECKING:
-    from anthropic.types import Message as Answer
-
-OFFICIAL = "https://api.anthropic.com"
-KEY_VARIABLE = "ANTHROPIC_API_KEY"
-_NO_KEY = "none"  # the SDK would otherwise look for credentials in files of its own
+_TOOL = "submit_program"
 
 
-class AnthropicProvider:
-    """Messages of one model.
+class AnthropicProvider(SdkProvider):
+    """Messages of one model. See `SdkProvider`. The protocol has no seed.
 
     The system prompt is marked for the provider's prompt cache: it is the same in every call of a
-    campaign and by far the longest part.
-
-    Args:
-        model: as the server names it.
-        base_url: None for `ANTHROPIC_BASE_URL`, else Anthropic itself. A trailing `/v1` is dropped.
-        patience: waiting and retrying.
-        price: (input, output) in dollars per million tokens, where the price table does not know the model.
-
-    Raises:
-        ProposerError: `VA010` if Anthropic itself is asked and `ANTHROPIC_API_KEY` is not set.
+    campaign and by far the longest part. A trailing `/v1` of `base_url` is dropped: the SDK adds it.
     """
+
+    protocol = "anthropic"
+    official = "https://api.anthropic.com"
+    key_variable = "ANTHROPIC_API_KEY"
+    url_variable = "ANTHROPIC_BASE_URL"
 
     def __init__(
         self,
@@ -41,84 +33,124 @@ class AnthropicProvider:
         *,
         patience: Patience | None = None,
         price: tuple[float | None, float | None] = (None, None),
+        stream: bool = False,
+        structured: bool = False,
     ) -> None:
-        self.model = model
-        self._patience = patience or Patience()
-        if base_url is not None:
-            base_url = base_url.rstrip("/").removesuffix("/v1")  # the SDK adds it
-        self._endpoint = resolve_endpoint(
-            base_url, key_variable=KEY_VARIABLE, url_variable="ANTHROPIC_BASE_URL", official=OFFICIAL
+        base_url = None if base_url is None else base_url.rstrip("/").removesuffix("/v1")
+        super().__init__(
+            model, base_url, patience=patience, price=price, stream=stream, structured=structured
         )
-        self.name = self._endpoint.label(f"anthropic:{model}", OFFICIAL)
         self.price = Price(model, self._endpoint.base_url, *price)
 
-    async def complete(
-        self,
-        system: str,
-        messages: Sequence[Message],
-        max_tokens: int,
-        temperature: float | None = None,
-        seed: int | None = None,
-    ) -> Completion:
-        """See `Provider.complete`. The protocol has no seed; `seed` is ignored."""
+    def _sdk(self) -> ModuleType:
         import anthropic
 
+        return anthropic
+
+    def _client(self, sdk: ModuleType) -> Any:
+        return sdk.AsyncAnthropic(
+            api_key=self._endpoint.key or NO_KEY,
+            base_url=self._endpoint.base_url,
+            timeout=self._patience.timeout_s,
+            max_retries=self._patience.max_retries,
+        )
+
+    def _options(self, max_tokens: int, temperature: float | None, seed: int | None) -> dict[str, Any]:
+        tool = {"name": _TOOL, "description": "Hand in the program.", "input_schema": PROGRAM_SCHEMA}
+        return {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "tools": [tool] if self.structured else None,
+            "tool_choice": {"type": "tool", "name": _TOOL} if self.structured else None,
+            "stream": True if self.stream else None,
+        }
+
+    async def _request(
+        self, client: Any, system: str, messages: Sequence[Message], options: dict[str, Any]
+    ) -> Any:
+        known = {k: options[k] for k in ("max_tokens", "stream", "tools", "tool_choice") if k in options}
         # The SDK no longer names temperature, because newer models refuse it; older ones still take it.
-        extra: dict[str, Any] | None = None if temperature is None else {"temperature": temperature}
-        turns: list[Any] = [{"role": m.role, "content": m.content} for m in messages]
-        patience, endpoint = self._patience, self._endpoint
-        # A client belongs to the event loop it first runs in; one per call costs ~20 ms and needs no owner.
-        async with anthropic.AsyncAnthropic(
-            api_key=endpoint.key or _NO_KEY,
-            base_url=endpoint.base_url,
-            timeout=patience.timeout_s,
-            max_retries=patience.max_retries,
-        ) as client:
-            try:
-                async with asyncio.timeout(patience.deadline_s):
-                    raw = await client.messages.with_raw_response.create(
-                        model=self.model,
-                        max_tokens=max_tokens,
-                        system=[{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}],
-                        messages=turns,
-                        extra_body=extra,
-                    )
-                    attempts = 1 + raw.retries_taken
-                    try:
-                        return _read(await raw.parse(), attempts)
-                    except (AttributeError, IndexError, TypeError, ValueError, anthropic.APIError) as error:
-                        failure = failures.malformed(self.model, endpoint, error, attempts)
-            except TimeoutError:
-                failure = failures.timed_out(self.model, endpoint, patience, attempts=1)
-            except anthropic.APITimeoutError as error:
-                sent = failures.attempts_sent(error.request.headers)
-                failure = failures.timed_out(self.model, endpoint, patience, sent)
-            except anthropic.APIConnectionError as error:
-                sent = failures.attempts_sent(error.request.headers)
-                failure = failures.unreachable(self.model, endpoint, error.__cause__ or error, sent)
-            except anthropic.APIStatusError as error:
-                sent = failures.attempts_sent(error.request.headers)
-                failure = failures.from_status(
-                    error.status_code, str(error.message), self.model, endpoint, sent
-                )
-        # Raised outside the handlers: the SDK's error may quote the request and must not ride along.
-        raise failure
+        extra = {"temperature": options["temperature"]} if "temperature" in options else None
+        return await client.messages.with_raw_response.create(
+            model=self.model,
+            system=[{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}],
+            messages=[{"role": m.role, "content": m.content} for m in messages],
+            extra_body=extra,
+            **known,
+        )
+
+    async def _read(self, raw: Any, attempts: int) -> Completion:
+        answer = await raw.parse()
+        if hasattr(answer, "__aiter__"):
+            return await _streamed(answer, attempts)
+        usage = answer.usage
+        parts = [block.text for block in answer.content if block.type == "text"]
+        handed = [json.dumps(block.input) for block in answer.content if block.type == "tool_use"]
+        return _completion(
+            "".join(handed) if handed else "".join(parts),
+            answer.model,
+            answer.stop_reason,
+            attempts,
+            fresh=int(usage.input_tokens),
+            read=int(usage.cache_read_input_tokens or 0),
+            written=int(usage.cache_creation_input_tokens or 0),
+            output=int(usage.output_tokens),
+        )
 
 
-def _read(answer: Answer, attempts: int) -> Completion:
-    """The SDK does not validate answers: whatever is missing surfaces here as an ordinary Python error."""
-    usage = answer.usage
-    read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
+async def _streamed(events: Any, attempts: int) -> Completion:
+    """A stream of events as one answer.
+
+    Raises:
+        ValueError: for a stream that ended before the model did.
+    """
+    texts: list[str] = []
+    handed: list[str] = []
+    model, reason, output, usage = "", None, None, None
+    async for event in events:
+        if event.type == "message_start":
+            model, usage = event.message.model, event.message.usage
+        elif event.type == "content_block_delta" and event.delta.type == "text_delta":
+            texts.append(event.delta.text)
+        elif event.type == "content_block_delta" and event.delta.type == "input_json_delta":
+            handed.append(event.delta.partial_json)
+        elif event.type == "message_delta":
+            reason, output = event.delta.stop_reason, event.usage.output_tokens
+    if reason is None or usage is None or output is None:
+        raise ValueError("the stream ended before the answer did")
+    return _completion(
+        "".join(handed) if handed else "".join(texts),
+        model,
+        reason,
+        attempts,
+        fresh=int(usage.input_tokens),
+        read=int(usage.cache_read_input_tokens or 0),
+        written=int(usage.cache_creation_input_tokens or 0),
+        output=int(output),
+    )
+
+
+def _completion(
+    text: str,
+    model: str,
+    reason: str | None,
+    attempts: int,
+    *,
+    fresh: int,
+    read: int,
+    written: int,
+    output: int,
+) -> Completion:
     stop: Stop = "end"
-    if answer.stop_reason in ("max_tokens", "model_context_window_exceeded"):
+    if reason in ("max_tokens", "model_context_window_exceeded"):
         stop = "length"
-    elif answer.stop_reason == "refusal":
+    elif reason == "refusal":
         stop = "refusal"
     return Completion(
-        text="".join(block.text for block in answer.content if block.type == "text"),
-        input_tokens=int(usage.input_tokens) + read + written,  # the protocol counts cached tokens apart
-        output_tokens=int(usage.output_tokens),
-        model=str(answer.model),
+        text=text,
+        input_tokens=fresh + read + written,  # the protocol counts cached tokens apart
+        output_tokens=output,
+        model=str(model),
         stop=stop,
         cache_read_tokens=read,
         cache_write_tokens=written,

@@ -23,6 +23,11 @@ _TOO_LONG = re.compile(
     r"context[_ ](length|window)|(prompt|input)( is|'s length)? too long|maximum context|request_too_large",
     re.I,
 )
+_REFUSES = re.compile(
+    r"unsupported|not (be )?(supported|allowed|permitted|available)|does ?n.t support|does not (support|allow)|"
+    r"unrecogni[sz]ed|unknown|unexpected|extra (fields|inputs)|deprecated|not a valid|invalid",
+    re.I,
+)
 _OUT_OF_MONEY = re.compile(
     r"insufficient_quota|exceeded your current quota|credit balance|billing|spend[_ ]limit", re.I
 )
@@ -32,6 +37,14 @@ def attempts_sent(headers: Mapping[str, str]) -> int:
     """Requests sent, read from the header in which both SDKs count their retries."""
     count = headers.get("x-stainless-retry-count", "0")
     return 1 + (int(count) if count.isdigit() else 0)
+
+
+def refused_option(status: int, detail: str, options: Mapping[str, object]) -> str | None:
+    """The option among those sent that a server refuses by name, the one it names first; None for other refusals."""
+    if status not in (400, 422) or not _REFUSES.search(detail):
+        return None
+    places = {name: m.start() for name in options if (m := re.search(rf"\b{name}\b", detail))}
+    return min(places, key=lambda name: places[name]) if places else None
 
 
 def from_status(status: int, detail: str, model: str, endpoint: Endpoint, attempts: int) -> ProposerError:
@@ -74,13 +87,16 @@ def timed_out(model: str, endpoint: Endpoint, patience: Patience, attempts: int)
     )
 
 
-def unreachable(model: str, endpoint: Endpoint, cause: object, attempts: int) -> ProposerError:
-    """The server could not be reached or hung up."""
+def unreachable(
+    model: str, endpoint: Endpoint, cause: object, attempts: int, *, begun: bool = False
+) -> ProposerError:
+    """The server could not be reached or hung up. `begun`: in the middle of an answer, which it may charge for."""
     return ProposerError(
         "VA016",
         f"{model} at {endpoint.base_url} cannot be reached in {attempts} attempts: {endpoint.redact(cause)}",
         "check the address, the network, and that the server runs",
-        usage=_free(attempts),
+        usage=Usage(calls=attempts) if begun else _free(attempts),
+        maybe_billed=begun,
     )
 
 

@@ -1,4 +1,4 @@
-"""A model server on a local socket that speaks both protocols and misbehaves on request.
+"""A model server on a local socket that speaks all three protocols, also as streams, and misbehaves on request.
 
 It stands in for the paid services in tests of clients: real SDKs, real HTTP, scripted answers.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal
 
-Protocol = Literal["openai", "anthropic"]
-_PATHS: dict[str, Protocol] = {"/v1/chat/completions": "openai", "/v1/messages": "anthropic"}
+Protocol = Literal["openai", "openai-responses", "anthropic"]
+_PATHS: dict[str, Protocol] = {
+    "/v1/chat/completions": "openai",
+    "/v1/responses": "openai-responses",
+    "/v1/messages": "anthropic",
+}
 _STOPS = {
     "openai": {"end": "stop", "length": "length", "refusal": "content_filter"},
     "anthropic": {"end": "end_turn", "length": "max_tokens", "refusal": "refusal"},
@@ -38,6 +42,7 @@ class Scripted:
         headers: further headers, such as Retry-After.
         raw: a body to send instead of the protocol's own.
         hang_up: close the connection without an answer.
+        half: send half of the answer, then close the connection.
     """
 
     text: str = ""
@@ -51,6 +56,57 @@ class Scripted:
     headers: Mapping[str, str] = field(default_factory=dict)
     raw: bytes | None = None
     hang_up: bool = False
+    half: bool = False
+
+    def stream(self, protocol: Protocol, model: str) -> bytes:
+        """The answer as server-sent events."""
+        return b"".join(
+            (f"event: {event['type']}\n" if "type" in event else "").encode()
+            + b"data: "
+            + json.dumps(event).encode()
+            + b"\n\n"
+            for event in self._events(protocol, model)
+        ) + (b"data: [DONE]\n\n" if protocol == "openai" else b"")
+
+    def _events(self, protocol: Protocol, model: str) -> Iterable[dict[str, Any]]:
+        whole = self._answer(protocol, model)
+        parts = [self.text[i : i + 40] for i in range(0, len(self.text), 40)]
+        if protocol == "openai-responses":
+            for part in parts:
+                yield {
+                    "type": "response.output_text.delta",
+                    "delta": part,
+                    "item_id": "m",
+                    "output_index": 0,
+                    "content_index": 0,
+                    "sequence_number": 0,
+                    "logprobs": [],
+                }
+            ended = "completed" if whole["status"] == "completed" else "incomplete"
+            yield {"type": f"response.{ended}", "response": whole, "sequence_number": 1}
+        elif protocol == "openai":
+            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": model}
+            for part in parts:
+                yield chunk | {"choices": [{"index": 0, "delta": {"content": part}, "finish_reason": None}]}
+            reason = whole["choices"][0]["finish_reason"]
+            yield chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+            yield chunk | {"choices": [], "usage": whole["usage"]}
+        else:
+            yield {"type": "message_start", "message": whole | {"content": [], "stop_reason": None}}
+            yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+            for part in parts:
+                yield {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "text_delta", "text": part},
+                }
+            yield {"type": "content_block_stop", "index": 0}
+            yield {
+                "type": "message_delta",
+                "delta": {"stop_reason": whole["stop_reason"], "stop_sequence": None},
+                "usage": {"output_tokens": self.output_tokens},
+            }
+            yield {"type": "message_stop"}
 
     def body(self, protocol: Protocol, model: str) -> bytes:
         """The answer as `protocol` words it."""
@@ -67,6 +123,8 @@ class Scripted:
         return {"error": {**error, "code": self.error_type, "param": None}}
 
     def _answer(self, protocol: Protocol, model: str) -> dict[str, Any]:
+        if protocol == "openai-responses":
+            return self._response(model)
         stop = _STOPS[protocol][self.stop]
         if protocol == "anthropic":
             return {
@@ -100,6 +158,38 @@ class Scripted:
             },
         }
 
+    def _response(self, model: str) -> dict[str, Any]:
+        reasons = {"length": "max_output_tokens", "refusal": "content_filter"}
+        content = [{"type": "output_text", "text": self.text, "annotations": []}]
+        return {
+            "id": "resp_test",
+            "object": "response",
+            "created_at": 0,
+            "model": model,
+            "status": "completed" if self.stop == "end" else "incomplete",
+            "incomplete_details": None if self.stop == "end" else {"reason": reasons[self.stop]},
+            "output": [
+                {"type": "reasoning", "id": "r", "summary": []},
+                {
+                    "type": "message",
+                    "id": "m",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": content,
+                },
+            ],
+            "parallel_tool_calls": False,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": {
+                "input_tokens": self.input_tokens,
+                "input_tokens_details": {"cached_tokens": self.cache_read_tokens},
+                "output_tokens": self.output_tokens,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": self.input_tokens + self.output_tokens,
+            },
+        }
+
 
 @dataclass(frozen=True)
 class Received:
@@ -113,14 +203,20 @@ class Received:
 class FakeModelServer:
     """Serves a script, one entry a request; the last entry repeats. Use it as a context manager.
 
+    Args:
+        script: the answers, or what gives one for a request and its number, counted from 0.
+
     Attributes:
         received: the requests so far.
+        answers: what was answered to each.
     """
 
-    def __init__(self, script: Iterable[Scripted]) -> None:
+    def __init__(self, script: Iterable[Scripted] | Callable[[Received, int], Scripted]) -> None:
         self.received: list[Received] = []
-        self._script = deque(script)
-        if not self._script:
+        self.answers: list[Scripted] = []
+        self._write = script if callable(script) else None
+        self._script = deque(() if callable(script) else script)
+        if self._write is None and not self._script:
             raise ValueError("a script needs at least one answer")
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -150,7 +246,12 @@ class FakeModelServer:
     def _take(self, request: Received) -> Scripted:
         with self._lock:
             self.received.append(request)
-            return self._script.popleft() if len(self._script) > 1 else self._script[0]
+            if self._write is not None:
+                answer = self._write(request, len(self.received) - 1)
+            else:
+                answer = self._script.popleft() if len(self._script) > 1 else self._script[0]
+            self.answers.append(answer)
+            return answer
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
@@ -169,15 +270,19 @@ class FakeModelServer:
                 if scripted.hang_up:
                     self.close_connection = True
                     return
-                answer = scripted.body(protocol, str(data.get("model")))
+                streams = data.get("stream") and scripted.status < 400 and scripted.raw is None
+                model = str(data.get("model"))
+                answer = scripted.stream(protocol, model) if streams else scripted.body(protocol, model)
                 try:
                     self.send_response(scripted.status)
-                    self.send_header("content-type", "application/json")
+                    self.send_header("content-type", "text/event-stream" if streams else "application/json")
                     self.send_header("content-length", str(len(answer)))
                     for name, value in scripted.headers.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(answer)
+                    self.wfile.write(answer[: len(answer) // 2] if scripted.half else answer)
+                    if scripted.half:
+                        self.close_connection = True
                 except ConnectionError:
                     self.close_connection = True  # the client gave up waiting, as a test of timeouts wants
 

@@ -32,6 +32,8 @@ def reached(
         return f"budget of ${limits.dollars:g}"
     if limits.tokens is not None and state.tokens >= limits.tokens:
         return f"budget of {limits.tokens} tokens"
+    if limits.calls is not None and state.calls >= limits.calls:
+        return f"budget of {limits.calls} calls"
     if state.without_new >= NOTHING_NEW:
         return f"nothing new in {NOTHING_NEW} proposals"
     return None

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agents.base import Proposer, Usage
+from agents.base import Lesson, ProposalRequest, Proposer, Usage
 from agents.errors import ProposerError
 from search.campaign import feedback
 from search.campaign.archive import Archive, reference_point, worth
@@ -22,8 +22,10 @@ from search.campaign.budget import reached
 from search.campaign.drain import Drain
 from search.campaign.finals import Finals
 from search.campaign.front import Front
+from search.campaign.lessons import Lessons
 from search.campaign.live import LiveView
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
+from search.campaign.replay import Recording
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
 from search.config import Arm, CampaignConfig
@@ -50,6 +52,8 @@ class Campaign:
         library: loads the campaign's references; `(flow, knobs) -> Flow with source`.
         watch: called with every new record, for progress displays.
         say: called with what no event says, for people.
+        recording: replays these asks instead of asking the strategies.
+        carried: lessons of other runs.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Campaign:
         library: LibraryLoader,
         watch: Callable[[Record, CampaignState], None] = lambda record, state: None,
         say: Callable[[str], None] = lambda words: None,
+        recording: Recording | None = None,
+        carried: tuple[Lesson, ...] = (),
     ) -> None:
         self.run = run
         self.config = config
@@ -73,6 +79,8 @@ class Campaign:
         self.model = model
         self.library = library
         self.watch = watch
+        self.recording = recording
+        self.lessons = Lessons(run.files, config.objective, carried)
         self.state = CampaignState()
         # Arms differ in their randomness, or a control would repeat the arm it is compared with.
         self.strategies: dict[str, Strategy] = {
@@ -134,7 +142,10 @@ class Campaign:
             point = worth(candidate, self.config.objective)
             gain = 0.0 if point is None else self._fronts[proposal.arm].add(point)
         if proposal.answered_by:
-            self.proposers[proposal.arm].tell(proposal.answered_by, gain, proposal.dollars)
+            member = proposal.answered_by
+            self.proposers[proposal.arm].tell(
+                member, gain, proposal.dollars, proposal.change or proposal.request
+            )
 
     @property
     def active_seconds(self) -> float:
@@ -314,6 +325,8 @@ class Campaign:
         """Why no further proposal may start now, if none may."""
         if self._spent is not None:
             return self._spent
+        if self.recording is not None and len(self.state.proposals) + 1 not in self.recording.asks:
+            return "the recording's end"
         return reached(
             self.config.limits,
             self.state,
@@ -327,6 +340,9 @@ class Campaign:
     def _ask(self) -> Proposal:
         """The next request: a repair if one is due, else for the arm furthest behind its share."""
         number = len(self.state.proposals) + 1
+        if self.recording is not None:
+            self.record(self.recording.asks[number])
+            return self.state.proposals[number]
         broken = self._broken[min(self._broken)] if self._broken else None
         if broken is not None:
             self.record(
@@ -361,20 +377,28 @@ class Campaign:
         if candidate is not None:
             await self.pipeline.evaluate(candidate, "search")
 
-    async def _propose(self, proposal: Proposal) -> bool:
-        async with self.drain.work():  # what is paid for is waited for, and recorded
-            return await self._ask_proposer(proposal)
-
-    async def _ask_proposer(self, proposal: Proposal) -> bool:
-        request = feedback.make_request(
+    def _request(self, proposal: Proposal) -> ProposalRequest:
+        if self.recording is not None:  # answered by its number
+            return ProposalRequest(kind="seed", seed=proposal.seed, number=proposal.id)
+        in_words = self.proposers[proposal.arm].needs_language
+        return feedback.make_request(
             proposal,
             self.state,
             self.run.files,
             self.config.objective,
             self.model,
-            in_words=self.proposers[proposal.arm].needs_language,
+            in_words=in_words,
             alone=proposal.arm in self._controls,
+            lessons=self.lessons.now(self.state) if in_words else (),
+            book=lambda who, tokens, dollars: self.record(ev.CallBooked(proposal.id, who, tokens, dollars)),
         )
+
+    async def _propose(self, proposal: Proposal) -> bool:
+        async with self.drain.work():  # what is paid for is waited for, and recorded
+            return await self._ask_proposer(proposal)
+
+    async def _ask_proposer(self, proposal: Proposal) -> bool:
+        request = self._request(proposal)
         began = time.monotonic()
         try:
             answer = await self.proposers[proposal.arm].propose(request)
@@ -390,9 +414,12 @@ class Campaign:
                     used.dollars,
                     used.calls,
                     error.proposer if isinstance(error, ProposerError) else "",
+                    error.kind if isinstance(error, ProposerError) else "",
+                    used.cached_tokens,
                 )
             )
-            self._judge(error)
+            if self.recording is None:
+                self._judge(error)
             return False
         self.record(
             ev.Proposed(
@@ -407,6 +434,8 @@ class Campaign:
                 answer.usage.calls,
                 prompt=self.run.files.put(answer.prompt, ".txt") if answer.prompt else "",
                 reply=self.run.files.put(answer.reply, ".txt") if answer.reply else "",
+                change=answer.kind,
+                cached_tokens=answer.usage.cached_tokens,
             )
         )
         return True

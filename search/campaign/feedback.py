@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from agents.base import Attempt, FailedAttempt, Parent, ProposalRequest
+from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest
 from search.campaign.archive import score
 from search.campaign.landscape import setting, standings
 from search.campaign.strategies.base import Outcome, Tell
@@ -26,6 +26,8 @@ def make_request(
     *,
     in_words: bool,
     alone: bool = False,
+    lessons: tuple[Lesson, ...] = (),
+    book: Booking | None = None,
 ) -> ProposalRequest:
     """The request that an ask stands for.
 
@@ -33,6 +35,8 @@ def make_request(
         in_words: whether the proposer reads words: only then it is worth saying where the search stands.
         alone: whether it hears of its own arm's candidates and the library only: a control does not learn from the
             search that it is compared with.
+        lessons: what changes brought so far.
+        book: told of every call before it is sent.
     """
     failed, arm = None, proposal.arm if alone else None
     if proposal.repairs is not None:
@@ -50,6 +54,9 @@ def make_request(
         tried=state.candidates.keys(),
         setting=setting(state, objective) if in_words else "",
         standings=standings(state, objective, proposal.parents, arm) if in_words else (),
+        lessons=lessons,
+        number=proposal.id,
+        book=book,
     )
 
 

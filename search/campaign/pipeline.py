@@ -22,6 +22,9 @@ from search.log.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
+_MENDS = 8
+"""Replacements tried on one refused source."""
+
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run at once; the first failure ends the others and is raised."""
@@ -106,6 +109,8 @@ class Pipeline:
                 self.record(ev.InfrastructureFailed("", "search", "trace", attempt, found.to_json()))
             if not found.retryable:
                 break
+        if flow is None and found.replacement is not None:
+            flow, source = await self._mend(proposal, source, found)
         if flow is None:
             # Workers start well without it and die of it each time: it is to blame, and the campaign goes on. What
             # our own code or the machine could not do is nobody's to repair.
@@ -118,6 +123,25 @@ class Pipeline:
             self.record(ev.Duplicate(proposal.id, flow.key))
             return None
         return self.admit(flow, source, proposal.id, time.monotonic() - began)
+
+    async def _mend(self, proposal: Proposal, source: str, error: VortexError) -> tuple[Flow | None, str]:
+        """Try what the errors themselves say to write: it costs no call. What is still refused stays as it was."""
+        mended, codes = source, []
+        for _ in range(_MENDS):
+            if error.replacement is None:
+                break
+            codes.append(error.code)
+            mended = error.replacement.apply(mended)
+            try:
+                flow = await self.executor.trace(mended)
+            except WorkerLostError:
+                break
+            except VortexError as following:
+                error = following
+            else:
+                self.record(ev.Mended(proposal.id, self.run.files.put(mended, ".py"), tuple(codes)))
+                return flow, mended
+        return None, source
 
     def admit(self, flow: Flow, source: str, proposal: int | None, seconds: float = 0.0) -> Candidate:
         """Record a new candidate; without a proposal it is a reference."""

@@ -11,12 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agents.base import Proposer
+from agents.base import Lesson, Proposer
+from agents.ensemble import EnsembleProposer
 from agents.prices import SpendLimit
+from agents.prompting import version as prompts_version
 from agents.registry import make_proposer
 from evaluators.plan import EvaluationPlan, load_plan
 from search.campaign.budget import nothing_left
 from search.campaign.campaign import Campaign
+from search.campaign.lessons import Lessons, carried
+from search.campaign.replay import ReplayProposer, read_recording
 from search.commands.evaluation import SERVING
 from search.config import CAMPAIGNS, CampaignConfig, Cluster, load_proposer
 from search.errors import other_configuration
@@ -25,7 +29,7 @@ from search.executors.preflight import require
 from search.executors.ray_cluster import RayExecutor
 from search.executors.workers import EngineSetup
 from search.log import events as ev
-from search.log.run import open_run, read_state
+from search.log.run import campaign_of, open_run, read_state
 from search.log.state import CampaignState
 from search.machine import machine, versions
 from vortex_core.configs import Layer, Loaded
@@ -33,6 +37,7 @@ from vortex_core.ir.flow import Flow
 from vortex_core.specs import ModelSpec
 
 COMMAND_LINE = "command line"
+_MUTABLE = ("limits", "cluster")  # what a replay may have otherwise
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,14 @@ class Options:
     evaluations: int | None = None
     gpu_seconds: float | None = None
     tokens: int | None = None
+    calls: int | None = None
     address: str | None = None
     device: str | None = None
     gpus: int | None = None
     tensor_parallel: int | None = None
     engines: int | None = None
+    replay: str | None = None
+    lessons: tuple[str, ...] = ()
 
     def layer(self) -> Layer:
         """The options as values laid over a campaign file's."""
@@ -76,6 +84,7 @@ class Options:
                 gpu_seconds=self.gpu_seconds,
                 dollars=self.dollars,
                 tokens=self.tokens,
+                calls=self.calls,
             )
             or None,
             cluster=_given(
@@ -113,6 +122,8 @@ class Resolved:
         """The run's name; without `--run` the same options give the same one, so repeating them resumes."""
         if options.run:
             return options.run
+        if options.replay:
+            return f"{options.replay}-replay"
         config = self.config
         campaign = re.sub(r"\.ya?ml$", "", Path(self.campaign).name)
         parts = [campaign, Path(config.model).name, config.proposer, f"s{options.seed}"]
@@ -146,6 +157,14 @@ def resolve(options: Options, gpus: Callable[[], int] | None = None) -> Resolved
     Raises:
         VortexError: `VS001` or `VS002` for a campaign or proposer that does not exist or validate.
     """
+    if options.replay is not None:
+        started = read_recording(options.replay).started
+        merged: dict[str, Any] = {**started.settings["campaign"]}
+        layer = options.layer()
+        recorded = CampaignConfig.model_validate(
+            merged | {k: v for k, v in layer.values.items() if k in _MUTABLE}
+        )
+        return Resolved(options.replay, "its recording is replayed", Loaded(recorded, (layer,)))
     name, why = choose(options, gpus or (lambda: resources_here().gpus))
     return Resolved(name, why, CAMPAIGNS.read(name, CampaignConfig, over=[options.layer()]))
 
@@ -200,6 +219,8 @@ def run_campaign(
     config, name = resolved.config, resolved.run_name(options)
     plan = plan_of(config)
     specs = {arm.name: arm.proposer or config.proposer for arm in config.arms}
+    recording = None if options.replay is None else read_recording(options.replay)
+    seed = options.seed if recording is None else int(recording.started.settings["seed"])
     for spec in specs.values():
         load_proposer(spec)
     model = describe(config.model, config.cluster.address)
@@ -219,18 +240,25 @@ def run_campaign(
             check_environment(interpreter(config.serving.python))
     with open_run(name, readonly=False) as run:
         state = read_state(run)
-        settings = _settings(config, options.seed, specs)
+        settings = _settings(config, seed, specs)
         _require_same(name, state, settings, plan.digest)
         done = nothing_left(config.limits, state)
         if done is not None and state.limits.get("serving") == config.model_dump(mode="json")["serving"]:
             said(f"finished: {done}; nothing is left to do, and nothing was started")
             return name, state
-        proposers = make_proposers(specs, config, state)
+        if recording is None:
+            proposers = make_proposers(specs, config, state)
+        else:
+            replayed: Proposer = ReplayProposer(recording)
+            proposers = dict.fromkeys(specs, replayed)
         started = ev.CampaignStarted(
             name, settings, plan.model_dump(mode="json") | {"digest": plan.digest}, versions(), machine()
         )
         limits = config.model_dump(include={"limits", "cluster", "serving"})
-        session = ev.SessionStarted(os.getpid(), limits, versions(), machine())
+        prices = {name: price for proposer in proposers.values() for name, price in proposer.prices().items()}
+        session = ev.SessionStarted(
+            os.getpid(), limits, versions(), machine(), specs, prices, prompts_version()
+        )
         with watching(config, name) as progress:
             campaign = Campaign(
                 run,
@@ -244,17 +272,30 @@ def run_campaign(
                     logs=str(run.folder.absolute() / "logs"),
                 ),
                 proposers,
-                seed=options.seed,
+                seed=seed,
                 model=model.model_dump(mode="json"),
                 library=load_library,
                 watch=progress.watch,
                 say=progress.say,
+                recording=recording,
+                carried=tuple(lesson for source in options.lessons for lesson in lessons_of(source)),
             )
             try:
                 asyncio.run(campaign.run_to_end(started, session))
             except asyncio.CancelledError:  # SIGTERM; Ctrl-C arrives as KeyboardInterrupt by itself
                 raise KeyboardInterrupt from None
         return name, campaign.state
+
+
+def lessons_of(run: str) -> tuple[Lesson, ...]:
+    """The lessons of another run, to be carried into this one.
+
+    Raises:
+        VortexError: `VS001` for a run that does not exist.
+    """
+    with open_run(run, readonly=True) as opened:
+        state = read_state(opened)
+        return carried(Lessons(opened.files, campaign_of(state).objective).now(state), run)
 
 
 def _with_serving(config: CampaignConfig) -> Cluster:
@@ -273,18 +314,22 @@ def make_proposers(
     Raises:
         VortexError: `VA...`, e.g. a missing key, before anything is run.
     """
-    limit = None
-    if config.limits.dollars is not None or config.limits.tokens is not None:
-        limit = SpendLimit(
-            dollars=config.limits.dollars,
-            tokens=config.limits.tokens,
-            spent_dollars=state.dollars,
-            spent_tokens=state.tokens,
-        )
+    limits = config.limits
+    limit = SpendLimit(
+        limits.dollars,
+        limits.tokens,
+        limits.calls,
+        spent_dollars=state.dollars,
+        spent_tokens=state.tokens,
+        spent_calls=state.calls,
+    )
     made: dict[str, Proposer] = {}
     for spec in sorted(set(specs.values())):
         found = load_proposer(spec)
-        made[spec] = make_proposer(found.spec, language=_language, limit=limit, **found.options)
+        proposer = make_proposer(found.spec, language=_language, limit=limit, **found.options)
+        # A single model is a choice, too: of how to change a parent.
+        alone = proposer.changes and not isinstance(proposer, EnsembleProposer)
+        made[spec] = EnsembleProposer([proposer]) if alone else proposer
     return {arm: made[spec] for arm, spec in specs.items()}
 
 
@@ -313,15 +358,28 @@ def _language() -> str:
 
 
 def _settings(config: CampaignConfig, seed: int, specs: Mapping[str, str]) -> dict[str, Any]:
-    """What decides the meaning of results. Limits, cluster and serving may differ between sessions."""
+    """What decides the meaning of results. Limits, cluster, serving and proposers may differ between sessions."""
     campaign = config.model_dump(mode="json", exclude={"limits", "cluster", "serving", "description"})
     return {"campaign": campaign, "model": config.model, "seed": seed, "proposers": dict(specs)}
+
+
+_FREE = (
+    "proposer",
+    "proposer_patience",
+    "repairs",
+)  # of a campaign: who writes decides nothing about results
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    campaign = {name: value for name, value in settings["campaign"].items() if name not in _FREE}
+    arms = [{k: v for k, v in arm.items() if k != "proposer"} for arm in campaign.get("arms", ())]
+    return {"campaign": {**campaign, "arms": arms}, "model": settings["model"], "seed": settings["seed"]}
 
 
 def _require_same(name: str, state: CampaignState, settings: dict[str, Any], digest: str) -> None:
     if state.untouched or state.started is None:
         return
-    differences = list(_differences(state.started.settings, settings))
+    differences = list(_differences(_comparable(state.started.settings), _comparable(settings)))
     if state.started.plan.get("digest") != digest:
         differences.append("the evaluation plan has changed")
     if differences:

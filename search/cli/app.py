@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from search.cli import bench, choices, config, flows, logs, machine, runs, serving, tools, tune
-from search.cli.console import Json, duration, fail
+from search.cli.console import Json, duration, emit, fail, out
 from vortex_core.errors import VortexError
 
 app = typer.Typer(
@@ -48,6 +48,18 @@ def campaign(
     max_tokens: choices.MaxTokens = None,
     max_evaluations: choices.MaxEvaluations = None,
     gpu_budget: choices.GpuBudget = None,
+    max_calls: Annotated[int | None, typer.Option(min=0, help="Cap on calls of models.")] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Run the recorded programs of RUN again, in order; asks no model."),
+    ] = None,
+    lessons: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Tell proposers what RUN found out. May be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what models are expected to cost, and stop.")
+    ] = False,
     address: choices.Address = None,
     device: choices.Device = None,
     gpus: choices.Gpus = None,
@@ -77,31 +89,41 @@ def campaign(
         return
     from search.campaign.session import Options
 
-    runs.run_and_conclude(
-        Options(
-            campaign=campaign,
-            model=model,
-            accuracy_model=accuracy_model,
-            random_weights=random_weights,
-            proposer=proposer,
-            evaluation=plan,
-            target=target,
-            run=run,
-            seed=seed,
-            max_candidates=max_candidates,
-            seconds=None if time_budget is None else duration(time_budget),
-            dollars=max_dollars,
-            tokens=max_tokens,
-            evaluations=max_evaluations,
-            gpu_seconds=None if gpu_budget is None else duration(gpu_budget, "--gpu-budget"),
-            address=address,
-            device=device,
-            gpus=gpus,
-            tensor_parallel=tp,
-            engines=engines,
-        ),
-        as_json=as_json,
+    options = Options(
+        campaign=campaign,
+        model=model,
+        accuracy_model=accuracy_model,
+        random_weights=random_weights,
+        proposer=proposer,
+        evaluation=plan,
+        target=target,
+        run=run,
+        seed=seed,
+        max_candidates=max_candidates,
+        seconds=None if time_budget is None else duration(time_budget),
+        dollars=max_dollars,
+        tokens=max_tokens,
+        evaluations=max_evaluations,
+        gpu_seconds=None if gpu_budget is None else duration(gpu_budget, "--gpu-budget"),
+        calls=max_calls,
+        replay=replay,
+        lessons=tuple(lessons or ()),
+        address=address,
+        device=device,
+        gpus=gpus,
+        tensor_parallel=tp,
+        engines=engines,
     )
+    if dry_run:
+        from search.commands.dry_run import estimate_costs, in_words
+
+        found = estimate_costs(options)
+        if as_json:
+            emit(found)
+        else:
+            out.print(in_words(found), markup=False, soft_wrap=True)
+        return
+    runs.run_and_conclude(options, as_json=as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:

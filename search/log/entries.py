@@ -38,6 +38,9 @@ class Proposal:
     answered_by: str = ""
     dollars: float | None = None
     words: tuple[str, ...] = ()
+    change: str = ""
+    booked: list[ev.CallBooked] = field(default_factory=list)
+    mended: tuple[str, ...] = ()
 
 
 @dataclass
@@ -143,7 +146,12 @@ class Candidate:
 
 @dataclass
 class Spending:
-    """What one proposer used. `unpriced` counts calls whose price is unknown; they are not free."""
+    """What one proposer used. `unpriced` counts calls whose price is unknown; they are not free.
+
+    Attributes:
+        lost: calls whose answer a crash swallowed, counted in `calls` and `dollars` as the most they can have taken.
+        lost_tokens: the most tokens of those, in no other count.
+    """
 
     calls: int = 0
     input_tokens: int = 0
@@ -153,12 +161,26 @@ class Spending:
     proposals: int = 0
     failures: int = 0
     seconds: float = 0.0
+    cached_tokens: int = 0
+    lost: int = 0
+    lost_tokens: int = 0
+
+    def lose(self, booked: ev.CallBooked) -> None:
+        """Count a call that was sent and whose answer never arrived."""
+        self.calls += 1
+        self.lost += 1
+        self.lost_tokens += booked.tokens
+        if booked.dollars is None:
+            self.unpriced += 1
+        else:
+            self.dollars += booked.dollars
 
     def add(self, e: ev.Proposed | ev.ProposalFailed) -> None:
         """Count what one call used."""
         self.calls += e.calls
         self.input_tokens += e.input_tokens
         self.output_tokens += e.output_tokens
+        self.cached_tokens += e.cached_tokens
         self.seconds += e.seconds
         if e.dollars is not None:
             self.dollars += e.dollars

@@ -63,15 +63,20 @@ class CampaignStarted(Event):
 @_event("session_started", version=2)
 @dataclass(frozen=True)
 class SessionStarted(Event):
-    """A driver process took the run up: the first time or again. `limits` may differ between sessions.
+    """A driver process took the run up: the first time or again. `limits` and `proposers` (by arm) may differ between
+    sessions.
 
-    `versions` and `machine` are the driver's; empty in logs of version 1.
+    `versions` and `machine` are the driver's; empty in logs of version 1. `prices`: in dollars per million tokens, as
+    they stood; `prompts`: identity of the templates.
     """
 
     pid: int
     limits: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    proposers: dict[str, str] = field(default_factory=dict)
+    prices: dict[str, Any] = field(default_factory=dict)
+    prompts: str = ""
 
 
 @_event("engines_started")
@@ -130,13 +135,25 @@ class Asked(Event):
     repairs: int | None = None
 
 
+@_event("call_booked")
+@dataclass(frozen=True)
+class CallBooked(Event):
+    """A model is about to be asked: the most it is expected to take. Written before anything is sent, so that a call
+    whose answer a crash swallowed is in the accounts; the answer's own event settles it."""
+
+    proposal: int
+    proposer: str
+    tokens: int
+    dollars: float | None = None
+
+
 @_event("proposed")
 @dataclass(frozen=True)
 class Proposed(Event):
     """A proposer answered. `source` names a `.py` file; `dollars` is None where the price is unknown.
 
     `prompt` and `reply` name `.txt` files of what was asked and answered, word for word; empty for proposers that
-    are not asked in words.
+    are not asked in words. `change`: how a parent was changed, where the proposer could choose.
     """
 
     proposal: int
@@ -150,6 +167,8 @@ class Proposed(Event):
     calls: int = 0
     prompt: str = ""
     reply: str = ""
+    change: str = ""
+    cached_tokens: int = 0
 
 
 @_event("proposal_failed")
@@ -166,6 +185,8 @@ class ProposalFailed(Event):
     dollars: float | None = None
     calls: int = 0
     proposer: str = ""
+    change: str = ""
+    cached_tokens: int = 0
 
 
 @_event("rejected")
@@ -176,6 +197,17 @@ class Rejected(Event):
     proposal: int
     error: dict[str, Any]
     seconds: float
+
+
+@_event("mended")
+@dataclass(frozen=True)
+class Mended(Event):
+    """The source was refused, and the replacements that the errors name made it legal: no one had to be asked.
+    `source` names a `.py` file, `codes` are the errors'."""
+
+    proposal: int
+    source: str
+    codes: tuple[str, ...]
 
 
 @_event("duplicate")

@@ -88,14 +88,19 @@ class CampaignState:
         return sum(d.get("ranks", 1) for d in self.engines.values() if d.get("kind") == "cuda")
 
     @property
-    def tokens(self) -> int:
-        """Tokens that proposers read and wrote."""
-        return sum(s.input_tokens + s.output_tokens for s in self.spending.values())
-
-    @property
     def dollars(self) -> float:
         """Money spent on proposers whose price is known."""
         return sum(s.dollars for s in self.spending.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in and out of all calls, those of lost ones at most."""
+        return sum(s.input_tokens + s.output_tokens + s.lost_tokens for s in self.spending.values())
+
+    @property
+    def calls(self) -> int:
+        """Calls of language models, lost ones included."""
+        return sum(s.calls for s in self.spending.values())
 
     @property
     def found(self) -> list[Candidate]:
@@ -143,6 +148,10 @@ class CampaignState:
                 self.finished = None
                 for candidate in self.candidates.values():
                     candidate.abandoned.clear()
+                for proposal in self.proposals.values():
+                    for call in proposal.booked:
+                        self.spending.setdefault(call.proposer, Spending()).lose(call)
+                    proposal.booked.clear()
             case ev.EnginesStarted(devices=devices):
                 for number, device in enumerate(devices):
                     self._engine(device.get("worker") or str(number), device)
@@ -155,6 +164,10 @@ class CampaignState:
                 self._timed("prefill and dense reference", e.seconds)
             case ev.Asked() as e:
                 self._asked(e)
+            case ev.CallBooked() as e:
+                self.proposals[e.proposal].booked.append(e)
+            case ev.Mended() as e:
+                self.proposals[e.proposal].source, self.proposals[e.proposal].mended = e.source, e.codes
             case ev.Proposed() as e:
                 self._proposed(e)
             case ev.ProposalFailed() as e:
@@ -162,7 +175,8 @@ class CampaignState:
                 proposal.outcome, proposal.error = "failed", e.error
                 self.proposer_failures_in_a_row += 1
                 self.without_new += 1
-                proposal.answered_by, proposal.dollars = e.proposer, e.dollars
+                proposal.answered_by, proposal.dollars, proposal.change = e.proposer, e.dollars, e.change
+                proposal.booked.clear()
                 spending = self.spending.setdefault(e.proposer or proposal.proposer, Spending())
                 spending.add(e)
                 spending.failures += 1
@@ -250,7 +264,8 @@ class CampaignState:
         proposal = self.proposals[e.proposal]
         proposal.source, proposal.idea = e.source, e.idea
         proposal.words = tuple(name for name in (e.prompt, e.reply) if name)
-        proposal.answered_by, proposal.dollars = e.proposer, e.dollars
+        proposal.answered_by, proposal.dollars, proposal.change = e.proposer, e.dollars, e.change
+        proposal.booked.clear()
         self.proposer_failures_in_a_row = 0
         self.spending.setdefault(e.proposer, Spending()).add(e)
         self.spending[e.proposer].proposals += 1
