@@ -41,6 +41,7 @@ class Proposal:
     change: str = ""
     booked: list[ev.CallBooked] = field(default_factory=list)
     mended: tuple[str, ...] = ()
+    written: str = ""
 
 
 @dataclass

@@ -192,6 +192,8 @@ def _files(run: Run, state: CampaignState, check: Check) -> None:
     for proposal in state.proposals.values():
         if proposal.source:
             wanted.setdefault(f"{proposal.source}.py", f"proposal {proposal.id}")
+        if proposal.written:
+            wanted.setdefault(f"{proposal.written}.py", f"proposal {proposal.id}")
         for name in proposal.words:
             wanted.setdefault(f"{name}.txt", f"proposal {proposal.id}")
     for (purpose, _), name in state.references.items():

@@ -167,7 +167,9 @@ class CampaignState:
             case ev.CallBooked() as e:
                 self.proposals[e.proposal].booked.append(e)
             case ev.Mended() as e:
-                self.proposals[e.proposal].source, self.proposals[e.proposal].mended = e.source, e.codes
+                proposal = self.proposals[e.proposal]
+                proposal.written = proposal.source or ""
+                proposal.source, proposal.mended = e.source, e.codes
             case ev.Proposed() as e:
                 self._proposed(e)
             case ev.ProposalFailed() as e:
