@@ -185,8 +185,7 @@ class _RaggedBatch:
         allowed = [self.knobs.pages(n, 0, layers) for n in lengths]
         halves = [max(1, -(-n // self.knobs.page_size) // 2) for n in lengths]
         budgets = torch.tensor([min(pair) for pair in zip(allowed, halves, strict=True)])
-        width = -(-longest // self.knobs.page_size)
-        return BatchView(self.table[:, :width], torch.tensor(lengths), budgets, longest)
+        return BatchView(self.table, torch.tensor(lengths), budgets, longest)
 
     def query(self, step: int) -> torch.Tensor:
         """`[batch, q_head, dim]`."""
