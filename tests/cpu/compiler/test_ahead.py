@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import triton
 
 from evaluators.plan import load_plan
 from evaluators.stages.machine_code import launched
 from vortex_core import library
+from vortex_core.compiler.interface import BatchView
 from vortex_core.compiler.triton.ahead import StepShape, compile_ahead
+from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.geometry import Geometry
 from vortex_core.kernels.offline import OfflineCompileError
 
@@ -56,3 +59,19 @@ def test_what_does_not_compile_is_typed(monkeypatch: pytest.MonkeyPatch, compile
     monkeypatch.setattr("vortex_core.compiler.triton.ahead._launch", refuse)
     with pytest.raises(OfflineCompileError, match="too wide"):
         compile_ahead(flow.program, flow.knobs, GEOMETRY, [StepShape(1, 128)])
+
+
+@pytest.mark.parametrize(("columns", "width"), [(5, 5), (15, 5), (16, 16), (40, 16)])
+def test_no_kernel_is_told_of_columns_that_the_table_lacks(
+    monkeypatch: pytest.MonkeyPatch, columns: int, width: int
+) -> None:
+    flow = TritonFlow(library.load("quest").program.canonical(), library.load("quest").knobs, GEOMETRY)
+    told: list[int] = []
+    monkeypatch.setattr(flow, "launch_scores", lambda *given: told.append(given[5].width))
+    monkeypatch.setattr(flow, "launch_selection", lambda *given: told.append(given[3].width))
+    table = torch.zeros(2, columns, dtype=torch.int32)
+    lengths = torch.full((2,), 5 * flow.knobs.page_size, dtype=torch.int32)
+    view = BatchView(table, lengths, lengths, 5 * flow.knobs.page_size)
+    q = torch.zeros(2, GEOMETRY.q_heads, GEOMETRY.head_dim)
+    flow.select_in_place(q, flow.new_states(8, torch.device("cpu")), view, 0)
+    assert told == [width, width]

@@ -225,7 +225,9 @@ class TritonFlow:
         """See `CapturedFlow`."""
         assert isinstance(states, TorchStates)
         size = self.knobs.page_size
-        width = _in_steps(-(-view.max_length // size))
+        width = max(1, -(-view.max_length // size))
+        if _in_steps(width) <= view.block_table.shape[1]:  # kernels read as many columns as they are told
+            width = _in_steps(width)
         table = view.block_table.to(torch.int32)
         tokens = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
