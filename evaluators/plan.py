@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import (
@@ -89,6 +90,9 @@ class AccuracyPlan(Strict):
     )
     margin: float = Field(gt=0, lt=1, description="non-inferiority margin of the full run")
     level: float = Field(0.95, gt=0.5, lt=1, description="confidence of gates and intervals")
+    accept_early: bool = Field(
+        True, description="while searching, stop asking as soon as a loss of the margin is excluded"
+    )
 
     @model_validator(mode="after")
     def _keys_differ(self) -> AccuracyPlan:
@@ -98,6 +102,13 @@ class AccuracyPlan(Strict):
         if len(set(keys)) < len(keys):
             raise ValueError(f"tasks repeat: {', '.join(keys)} (give one of them a name)")
         return self
+
+    def provable(self, share: float = 1.0) -> bool:
+        """Whether identical answers to a share of the items would prove the margin."""
+        from evaluators.sequential import items_to_prove  # scipy takes a second
+
+        items = sum(math.ceil(task.items * share) for task in self.tasks)
+        return items >= items_to_prove(self.margin, self.level)
 
 
 class PerplexityPlan(AskedTask):
@@ -133,7 +144,8 @@ class EngineSettings(Strict):
     """How the evaluator's engine is set up."""
 
     cpu_dtype: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="on a CPU; auto: the checkpoint's own. A GPU computes in bf16"
+        "auto",
+        description="on a CPU; auto: the checkpoint's own, fp32 where the CPU lacks bf16. A GPU computes in bf16",
     )
     threads: PositiveInt | None = Field(None, description="CPU threads; None: torch's choice")
     keep_prefill_gib: float = Field(

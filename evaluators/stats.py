@@ -159,6 +159,56 @@ def bootstrap_paired(
     return bootstrap_mean(list(ours - theirs), seed=seed, level=level, resamples=resamples)
 
 
+def clustered_mean(values: Sequence[float], clusters: Sequence[object], level: float = 0.95) -> Interval:
+    """Mean of values that come in clusters (tokens of a passage, samples of a question, steps of a round), with the
+    interval that their clusters allow: cluster-robust variance of the mean and Student's quantile for as many
+    clusters. Values of one cluster may depend on each other in any way; clusters are independent.
+
+    One cluster has no interval: it is infinite on both sides.
+
+    Raises:
+        ValueError: if there are no values, or not one cluster a value.
+    """
+    sample = _array(values)
+    if len(clusters) != len(sample):
+        raise ValueError(f"{len(sample)} values in {len(clusters)} clusters")
+    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    mean, groups = float(sample.mean()), len(names)
+    if groups == 1:
+        return Interval(mean, -math.inf, math.inf, 1, level)
+    sums = np.zeros(groups)
+    np.add.at(sums, [names[name] for name in clusters], sample - mean)
+    variance = float((sums**2).sum()) / len(sample) ** 2 * groups / (groups - 1)
+    half = float(scipy_stats.t.ppf(0.5 + level / 2, groups - 1)) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half, groups, level)
+
+
+def clustered_difference(
+    candidate: Sequence[float], reference: Sequence[float], clusters: Sequence[object], level: float = 0.95
+) -> Interval:
+    """`clustered_mean` of the paired differences.
+
+    Raises:
+        ValueError: as there, or if the lengths differ.
+    """
+    ours, theirs = _paired(candidate, reference)
+    return clustered_mean(list(ours - theirs), clusters, level)
+
+
+Standing = Literal["proven", "kept by value", "broken"]
+
+
+def standing(difference: Interval, margin: float) -> Standing:
+    """Where a paired difference stands to a margin, in the words of every report.
+
+    `proven`: the whole interval is above minus the margin. `kept by value`: the value is, the interval is not, so a
+    loss of the margin is not excluded. `broken`: the value is below.
+    """
+    if is_noninferior(difference, margin):
+        return "proven"
+    return "kept by value" if difference.value >= -margin else "broken"
+
+
 def mean_over_rounds(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of one number a round, with Student's interval (exact for normal rounds, and honest about few of them).
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
 from evaluators.screen.dense import DenseRows
 from vortex_core.compiler.interface import BatchView
 from vortex_core.compiler.torch_backend import TorchFlow
+from vortex_core.ir.budget import Budget
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.layers import LayerPlan
 
@@ -31,12 +31,6 @@ def tells_layers_apart(flow: Flow, layers: int) -> bool:
     """Whether it may treat some layers otherwise than others: then a sample of layers says nothing of the rest."""
     own = any(axis == "layer" for param in flow.program.params for axis, _ in param.axes)
     return own or flow.knobs.reuse_layers > 1 or LayerPlan(flow.program, flow.knobs, layers).budget_varies
-
-
-@lru_cache(maxsize=4096)
-def _pages(flow: Flow, budget: str | None, length: int, layer: int, layers: int) -> int:
-    knobs = flow.knobs if budget is None else flow.knobs.with_(budget=budget)
-    return knobs.pages(length, layer, layers)
 
 
 @dataclass(frozen=True)
@@ -127,12 +121,13 @@ class Selector:
     def _allowed(self, budget: str | None, rows: DenseRows) -> torch.Tensor:
         count = rows.recording.geometry.layers
         lengths, layers = rows.lengths.tolist(), rows.layer.tolist()
-        varies = budget is None and LayerPlan(self.flow.program, self.flow.knobs, count).budget_varies
-        pages = [
-            _pages(self.flow, budget, n, layer if varies else 0, count)
-            for n, layer in zip(lengths, layers, strict=True)
-        ]
-        return torch.tensor(pages, device=rows.device)
+        knobs = self.flow.knobs if budget is None else self.flow.knobs.with_(budget=budget)
+        varies = "layer" in Budget(knobs.budget).names
+        asked = [
+            (n, layer if varies else 0) for n, layer in zip(lengths, layers, strict=True)
+        ]  # an expression costs microseconds, and few of them differ
+        pages = {at: knobs.pages(*at, count) for at in set(asked)}
+        return torch.tensor([pages[at] for at in asked], device=rows.device)
 
     # ---- with memory: step after step
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators import stats
 from evaluators.errors import accuracy_too_low
 from evaluators.results import Metric, StageResult
+from evaluators.sequential import sequential_test
 from evaluators.stages.base import Context, Deadline, Needs, failed
 from vortex_core.ir.flow import Flow
 
@@ -20,7 +21,7 @@ _EXAMPLES = 4  # lost items shown to the agent
 
 
 class AccuracyStage:
-    """All retrieval items, paired with dense; stops early once it is surely worse than the margin."""
+    """Retrieval items, paired with dense, until it is settled whether the candidate keeps the margin."""
 
     name = "accuracy"
     needs: Needs = "engine"
@@ -53,10 +54,12 @@ def accuracy_result(
         asked += batch
         answers = bench.answer(flow, seed, batch, deadline)
         ours, dense = pairs(answers, reference, asked)
-        verdict = stats.sequential_verdict(
-            ours, dense, margin=plan.margin, looks=len(batches), level=plan.level
-        )
-        if stop_early and verdict == "fail":
+        # By items and not by looks: the error holds however many batches there are.
+        found = sequential_test(
+            [a - b for a, b in zip(ours, dense, strict=True)],
+            margin=plan.margin, tolerated=plan.margin, error=1 - plan.level,
+        )  # fmt: skip
+        if stop_early and (found.outcome == "reject" or (found.outcome == "accept" and plan.accept_early)):
             stopped = len(asked) < total
             break
     delta = stats.paired_difference(ours, dense, plan.level)
@@ -77,6 +80,8 @@ def accuracy_result(
         "lost": test.lost,
         "mcnemar_p": round(test.p_value, 4),
         "noninferior": stats.is_noninferior(delta, plan.margin),
+        "standing": stats.standing(delta, plan.margin),
+        "sequential": found.outcome,
         "margin": plan.margin,
         "lost_items": _lost(bench, answers, reference, asked),
     }
@@ -84,11 +89,11 @@ def accuracy_result(
     for key, i in sorted(asked):
         scores_by_task.setdefault(key, []).append(answers.scores[key, i])
     result = StageResult(stage, passed=True, metrics=metrics, items=scores_by_task, info=info)
-    if verdict != "fail":
+    if found.outcome != "reject" and delta.high >= -plan.margin:
         return result
-    found, base = sum(ours) / len(ours), sum(dense) / len(dense)
+    share, base = sum(ours) / len(ours), sum(dense) / len(dense)
     detail = f"{test.lost} lost and {test.gained} gained of {len(ours)} items"
-    return failed(stage, accuracy_too_low(found, base, plan.margin, detail), result)
+    return failed(stage, accuracy_too_low(share, base, plan.margin, detail), result)
 
 
 def pairs(

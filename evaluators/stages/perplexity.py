@@ -25,7 +25,7 @@ class PerplexityStage:
     settings = None
 
     def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
-        """Intervals resample tokens: they hold for these passages."""
+        """Intervals count passages, not tokens: those of one passage depend on each other."""
         bench = context.engine_bench(self.name)
         limit = context.plan.perplexity.max_ratio
         return perplexity_result(self.name, flow, bench, seed, limit)
@@ -37,8 +37,9 @@ def perplexity_result(stage: str, flow: Flow, bench: Bench, seed: int, max_ratio
     decoded = bench.continuation(flow, seed)
     ours = [value for passage in decoded.logprobs for value in passage]
     dense = [value for passage in reference.logprobs for value in passage]
-    level = stats.bootstrap_mean(ours, seed=seed)
-    gap = stats.bootstrap_paired(ours, dense, seed=seed)
+    passage = [i for i, values in enumerate(decoded.logprobs) for _ in values]
+    level = stats.clustered_mean(ours, passage)
+    gap = stats.clustered_difference(ours, dense, passage)
     ratio = _exp_of_minus(gap)
     per_passage = [
         perplexity([a]) / perplexity([b]) for a, b in zip(decoded.logprobs, reference.logprobs, strict=True)
@@ -62,4 +63,7 @@ def perplexity_result(stage: str, flow: Flow, bench: Bench, seed: int, max_ratio
 
 def _exp_of_minus(interval: stats.Interval) -> Metric:
     """A mean log-probability, or a difference of two, as a perplexity or a ratio of them."""
-    return Metric(math.exp(-interval.value), math.exp(-interval.high), math.exp(-interval.low), n=interval.n)
+    if not math.isfinite(interval.low):  # one passage
+        return Metric(math.exp(-interval.value), n=interval.n)
+    low, high = (math.exp(min(700.0, -x)) for x in (interval.high, interval.low))
+    return Metric(math.exp(-interval.value), low, high, n=interval.n)

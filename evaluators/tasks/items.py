@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from random import Random
 
 from evaluators.errors import context_too_long, other_alphabet
 from evaluators.plan import AskedTask, EvaluationPlan
@@ -29,11 +30,15 @@ class ItemSet:
     passages: tuple[Passage, ...]
 
     def in_order(self, gate_items: int) -> list[tuple[str, int]]:
-        """`(task key, index)` of all retrieval items: the gate's first, then the rest, tasks in turn."""
+        """`(task key, index)` of all retrieval items: the gate's first, then the rest, tasks in an order drawn with the
+        seed (a test that may stop anywhere needs exchangeable items), each task's own items from the first on."""
         order = [(key, i) for key, items in self.needles.items() for i in range(min(gate_items, len(items)))]
-        longest = max(map(len, self.needles.values()))
-        for i in range(gate_items, longest):
-            order += [(key, i) for key, items in self.needles.items() if i < len(items)]
+        rest = [key for key, items in self.needles.items() for _ in items[gate_items:]]
+        Random(self.seed).shuffle(rest)
+        next_of = dict.fromkeys(rest, gate_items)
+        for key in rest:
+            order.append((key, next_of[key]))
+            next_of[key] += 1
         return order
 
     def batches(self, places: list[tuple[str, int]], size: int) -> list[list[tuple[str, int]]]:

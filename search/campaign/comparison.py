@@ -116,11 +116,18 @@ def _words(
     items: int,
     purpose: Purpose,
 ) -> str:
+    assert accuracy.high is not None
     verb = {
         "better": "beats",
         "inconclusive": "may beat (the interval does not settle it)",
         "not better": "does not beat",
     }[finding]
+    if accuracy.high < 0:  # that it answers worse is proven, whatever the margin forgives
+        verb = {
+            "better": "is faster and within the margin, but surely answers worse than",
+            "inconclusive": "surely answers worse (within the margin by value only) than",
+            "not better": "does not beat, and surely answers worse than",
+        }[finding]
     interval = "" if speed.low is None else f" [{speed.low:.3f}, {speed.high:.3f}]"
     return (
         f"{ours.label} {ours.name} {verb} {theirs.label} {theirs.name}: "

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from typing import Any, Protocol
 
 from evaluators.results import Failure, StageResult
+from evaluators.tasks.base import FRESH_SEEDS
 from search.campaign.breaker import CircuitBreaker
 from search.campaign.drain import Drain
 from search.campaign.turns import Turns
@@ -17,7 +18,7 @@ from search.config import CampaignConfig
 from search.errors import deadline_passed, worker_killer
 from search.executors.base import Executor, StageRun, WorkerLostError
 from search.log import events as ev
-from search.log.run import Run
+from search.log.run import Run, sealed_secret
 from search.log.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
@@ -81,7 +82,9 @@ class Pipeline:
         self.running: dict[tuple[str, str], float] = {}  # candidate or proposal, stage -> when it was begun
 
     def seed(self, purpose: ev.Purpose) -> int:
-        """The evaluation seed of a purpose: other items for fresh measurements, others again when sealed."""
+        """The evaluation seed of a purpose: other items for fresh measurements, this run's own when sealed."""
+        if purpose == "holdout":
+            return evaluation_seed(sealed_secret(self.run.folder, FRESH_SEEDS), purpose)
         return evaluation_seed(self._seed, purpose)
 
     async def trace(self, proposal: Proposal) -> Candidate | None:

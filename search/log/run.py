@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vortex_core.errors import VortexError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOG = "events.sqlite"
+SECRET = "sealed"
 
 
 def runs_root() -> Path:
@@ -66,6 +68,30 @@ def open_run(name: str, *, readonly: bool, root: Path | None = None) -> Iterator
         yield Run(name, folder, store, ContentStore(folder / "files"))
     finally:
         store.close()
+
+
+def sealed_secret(folder: Path, below: int) -> int:
+    """A number that a run draws once and keeps, from which its sealed items are made: nobody can know them before the
+    finals, and no two runs share them. Written with the first call, readable by the owner alone.
+
+    Args:
+        below: the number is smaller than this.
+
+    Raises:
+        VortexError: `VS005` where the file holds something else.
+    """
+    path = folder / SECRET
+    with suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as out:
+            out.write(str(secrets.randbelow(below)))
+    try:
+        found = int(path.read_text(encoding="ascii"))
+    except ValueError as error:
+        raise bad_log(str(path), "it is no number") from error
+    if not 0 <= found < below:
+        raise bad_log(str(path), "its number is out of range")
+    return found
 
 
 def read_state(run: Run) -> CampaignState:

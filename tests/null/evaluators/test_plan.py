@@ -108,7 +108,7 @@ def test_operating_points_are_declared(section: dict[str, Any], said: str) -> No
 def test_asked_contexts_are_weighted_by_their_items() -> None:
     plan = load_plan("default")
     settings = plan.section("modelled", ModelledSettings)
-    assert settings.mix(plan) == {1024: 20 / 25, 2048: 4 / 25, 4096: 1 / 25}
+    assert settings.mix(plan) == {1024: 32 / 39, 2048: 6 / 39, 4096: 1 / 39}
     points = settings.points(plan, tokens=100_000, new=1)
     assert [p.batch for p in points] == [64, 40, 16]
     assert [p.batch for p in settings.points(plan, tokens=3000, new=1)] == [2, 1, 0]

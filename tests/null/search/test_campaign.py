@@ -52,13 +52,14 @@ class Harness:
 
     def __init__(self, tmp_path: Path, settings: CampaignConfig | None = None) -> None:
         self.config = settings or config()
+        self.folder = tmp_path
         self.store = MemoryEventStore(clock=iter(range(10**9)).__next__)
         self.files = ContentStore(tmp_path / "files")
         self.executor = SimulatedExecutor()
         self.proposer: Any = SimulatedProposer()
 
     def campaign(self, watch: Callable[[Record, CampaignState], None] | None = None) -> Campaign:
-        run = Run("sim", Path("unused"), self.store, self.files)
+        run = Run("sim", self.folder, self.store, self.files)
         proposers = {arm.name: self.proposer for arm in self.config.arms}
         return Campaign(
             run,
