@@ -67,6 +67,21 @@ class Jsonl(AnswerTask[JsonlParameters]):
         at = draw_row(len(rows), seed, index)
         if at is None:
             raise too_few_rows(given.path, len(rows), index + 1)
+        return self._question(tokenizer, given, rows, at, index)
+
+    def questions(self, tokenizer: Tokenizer, given: JsonlParameters) -> tuple[Question, ...]:
+        """A question of every row, in the file's order.
+
+        Raises:
+            VortexError: as `item`.
+        """
+        rows = _rows(given.path, given.sha256)
+        return tuple(self._question(tokenizer, given, rows, at, at) for at in range(len(rows)))
+
+    @staticmethod
+    def _question(
+        tokenizer: Tokenizer, given: JsonlParameters, rows: tuple[dict[str, Any], ...], at: int, index: int
+    ) -> Question:
         try:
             asked, wanted = given.prompt.format_map(rows[at]), given.answer.format_map(rows[at])
         except (KeyError, IndexError, ValueError, AttributeError) as error:

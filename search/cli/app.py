@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli import bench, choices, config, flows, logs, machine, runs, serving, tools, tune
+from search.cli import bench, certify, choices, config, flows, logs, machine, runs, serving, tools, tune
 from search.cli.console import Json, duration, emit, fail, out
 from vortex_core.errors import VortexError
 
@@ -24,6 +24,7 @@ runs.add_to(app)
 logs.add_to(app)
 machine.add_to(app)
 serving.add_to(app)
+certify.add_to(app)
 bench.add_to(app)
 tune.add_to(app)
 tools.add_to(app)

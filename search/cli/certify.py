@@ -1,0 +1,60 @@
+"""The command that makes a promise of a flow: certify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.cli.console import Json, emit, err, out
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(certify)
+
+
+def certify(
+    target: Annotated[
+        str, typer.Argument(help="An exported folder, a run, a library flow, or the path of a .py file.")
+    ],
+    items: Annotated[Path, typer.Option(help="Your own items: a file of JSON lines.")],
+    prompt: Annotated[
+        str, typer.Option(help="Prompt made of a row; {name} is the row's value.")
+    ] = "{prompt}",
+    answer: Annotated[str, typer.Option(help="What is right, likewise.")] = "{answer}",
+    metric: Annotated[str, typer.Option(help="number, exact, contains or last_number.")] = "contains",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated at most.")] = 64,
+    confidence: Annotated[float, typer.Option(help="Probability of the promise.")] = 0.9,
+    model: Annotated[str | None, typer.Option(help="Model; a run or an export knows its own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Bound what a flow loses on your own items, whatever their distribution.
+
+    Every item is answered by dense attention and by the flow. The bound is exact for any model, flow and items, as long
+    as what you ask later is drawn as these were.
+
+    Example:
+
+        vortex-search certify winner --items mine.jsonl --prompt "{question}" --answer "{final}" --metric last_number
+    """
+    from search.commands.certify import certify_items
+
+    found = certify_items(
+        target,
+        items,
+        model=model,
+        prompt=prompt,
+        answer=answer,
+        metric=metric,
+        max_new_tokens=max_new_tokens,
+        confidence=confidence,
+        device=device,
+        on_batch=lambda n: err.print(f"{n} items answered"),
+    )
+    if as_json:
+        emit(found.to_json())
+    else:
+        out.print(found.words, markup=False, soft_wrap=True)
