@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENGINE_REVISION = 1
 
 # Files of a model directory that decide what it answers: weights, dimensions, tokenizer and chat template.
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_WEIGHTS = ("*.safetensors",)
 _WORDS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 
 

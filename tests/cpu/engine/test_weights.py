@@ -119,9 +119,10 @@ def test_an_unreadable_config_is_one_clear_error(tmp_path: Path):
 def test_every_shard_must_be_there(tmp_path: Path):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    nothing = (2).to_bytes(8, "little") + b"{}"  # a whole file of no tensors
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(nothing)
     assert not has_weights(tmp_path)
-    (tmp_path / "model-00002-of-00002.safetensors").touch()
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(nothing)
     assert has_weights(tmp_path)
 
 

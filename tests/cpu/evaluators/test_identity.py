@@ -25,9 +25,7 @@ def model_folder(folder: Path, weights: str = "model.safetensors") -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "weights", ["model.safetensors", "model-00002-of-00004.safetensors", "pytorch_model.bin"]
-)
+@pytest.mark.parametrize("weights", ["model.safetensors", "model-00002-of-00004.safetensors"])
 def test_weights_count_by_content(tmp_path: Path, weights: str) -> None:
     folder, known = model_folder(tmp_path / "m", weights), tmp_path / "digests.json"
     before = model_digest(folder, known)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vortex_core.engine.models.weight_files import first_dtype
 from vortex_core.errors import VortexError
 from vortex_core.files import read_json
 from vortex_core.specs import DType, MlaSpec, ModelSpec, MoeSpec
+from vortex_core.text import visible
 
 # In a config.json this key, with the value "latent", says that the engine shall run a grouped-query model as MLA.
 ATTENTION_KEY = "vortex_attention"
 
+_MOST_LAYERS = 1_000  # each is built, without memory for weights, to count parameters
+# What a checkpoint says its weights are -> as a configuration would.
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _DTYPES: dict[str, DType] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -19,31 +24,59 @@ def spec_from_directory(directory: Path, *, name: str) -> ModelSpec:
     """The dimensions of the model whose `config.json` lies in `directory`.
 
     Raises:
-        VortexError: `VM006` no readable config; `VM007` an architecture `ModelSpec` does not describe.
+        VortexError: `VM006` no readable config; `VM007` an architecture `ModelSpec` does not describe, or code of
+            the model's own, which is never run and whose place no other code takes silently.
     """
-    from transformers import AutoConfig
-
-    if not (directory / "config.json").is_file():
-        raise VortexError(
-            "VM006", f"{directory} has no config.json", "Give a directory in Hugging Face layout."
-        )
+    _require_no_code(directory)
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, RecursionError) as error:  # an unknown model_type, or not JSON
-        if _has_own_code(directory):
-            raise _unsupported(name, "code of its own (auto_map), which is never run") from error
-        first = str(error).strip().splitlines()[0]
+        config = read_config(directory)
+    except Exception as error:  # transformers raises whatever a broken config leads it to
+        first = visible(str(error).strip().split("\n")[0] or type(error).__name__, 200)
         raise VortexError(
             "VM006", f"{directory}/config.json: {first}", "Does transformers know this model?"
         ) from error
+    if config.dtype in (None, "auto"):  # then that of the weights counts, as where they are loaded
+        config.dtype = _STORED.get(first_dtype(directory) or "")
     return spec_from_hf_config(config.get_text_config(), name=name)
 
 
-def _has_own_code(directory: Path) -> bool:
-    try:
-        return "auto_map" in read_json(directory / "config.json")
-    except (OSError, TypeError):
-        return False
+def read_config(directory: Path) -> Any:
+    """The transformers configuration in a directory; code of the model's own is never run."""
+    from transformers import AutoConfig
+
+    fields = read_json(directory / "config.json")
+    if isinstance(fields, dict) and fields.get("dtype", fields.get("torch_dtype")) == "auto":
+        # Some tools write what is an argument of from_pretrained; transformers looks for a dtype of that name.
+        left = {k: v for k, v in fields.items() if k not in ("dtype", "torch_dtype", "model_type")}
+        return AutoConfig.for_model(fields["model_type"], **left)
+    return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+
+
+def _require_no_code(directory: Path) -> None:
+    """Refuse a directory whose configuration or tokenizer names code of its own.
+
+    Transformers' class of the same model type would load it, and may compute something else than its author's.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        path = directory / name
+        if name == "config.json" and not path.exists():
+            raise VortexError(
+                "VM006", f"{directory} has no config.json", "Give a directory in Hugging Face layout."
+            )
+        try:
+            found = read_json(path) if path.exists() else {}
+        except OSError as error:
+            raise VortexError(
+                "VM006", f"{path}: {error.strerror}", "Fetch or save the model again."
+            ) from error
+        if not isinstance(found, dict):
+            raise VortexError("VM006", f"{path} is no JSON object", "Fetch or save the model again.")
+        if "auto_map" in found:
+            raise VortexError(
+                "VM007",
+                f"{path} names code of its own (auto_map: {visible(found['auto_map'], 120)}), which is never run",
+                "If transformers' own class of this model type is meant, remove the key auto_map.",
+            )
 
 
 def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
@@ -53,12 +86,18 @@ def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
         VortexError: `VM007` where a layer is not full causal attention or the experts follow no simple
             pattern: a description would be false.
     """
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    try:
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    except TypeError as error:
+        raise _unsupported(name, f"layer_types: {error}") from error
     if kinds or getattr(config, "use_sliding_window", False):
         found = ", ".join(sorted(kinds)) or "sliding_attention"
         raise _unsupported(name, f"layers with {found}; only full causal attention is paged here")
     try:
         heads, layers = int(config.num_attention_heads), int(config.num_hidden_layers)
+        if layers > _MOST_LAYERS:
+            raise _unsupported(name, f"{layers} layers, at most {_MOST_LAYERS}")
+        _require_read(config, name)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         mla = _grouped_as_latent(kv_heads, head_dim) if wants_latent(config) else _mla(config)
@@ -83,8 +122,11 @@ def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
             moe=moe,
             dense_first_layers=dense_first,
         )
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
-        raise _unsupported(name, f"model type {config.model_type}: {error}") from error
+    except VortexError:
+        raise
+    except Exception as error:  # numbers of the wrong kind lead transformers and torch to any exception
+        said = visible(error, 200) or type(error).__name__
+        raise _unsupported(name, f"model type {config.model_type}: {said}") from error
 
 
 def reference_config(spec: ModelSpec) -> Any:
@@ -189,6 +231,14 @@ def _dtype(config: Any) -> DType:
     return _DTYPES[str(config.dtype or "float32").removeprefix("torch.")]
 
 
+def _require_read(config: Any, name: str) -> None:
+    """Refuse weights in a packing that nothing here unpacks; block-scaled fp8 is widened."""
+    quantised = getattr(config, "quantization_config", None)
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+    if method not in (None, "fp8"):
+        raise _unsupported(name, f"weights quantised by {visible(method, 60)}")
+
+
 def _count_parameters(config: Any) -> int:
     import torch
     from transformers import AutoModelForCausalLM
@@ -200,5 +250,7 @@ def _count_parameters(config: Any) -> int:
 
 def _unsupported(name: str, why: str) -> VortexError:
     return VortexError(
-        "VM007", f"{name} cannot be described: {why}", "Choose a decoder-only model with full attention."
+        "VM007",
+        f"{name} cannot be described: {why}",
+        "Choose a decoder-only model with full attention in bf16, fp16, fp32 or fp8.",
     )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from vortex_core.engine.models.hf_config import read_config
 from vortex_core.engine.models.parallel import join_ranks, shard
 from vortex_core.engine.models.random_weights import random_model
 from vortex_core.engine.models.weights import ModelPath, reads
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec
+from vortex_core.text import visible
+
+_TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_weights(
@@ -31,7 +36,8 @@ def load_weights(
         divided: False keeps the whole model in each process of a `torchrun` launch.
 
     Raises:
-        VortexError: `VE023` for fp8 weights where the package that reads them is missing.
+        VortexError: `VE023` for fp8 weights where the package that reads them is missing; `VM006` for a checkpoint
+            that cannot be read, or with tensors missing or of another shape than the configuration says.
     """
     device = torch.device(device)
     ranks = join_ranks(device.type) if divided else None
@@ -47,12 +53,56 @@ def load_weights(
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
         dtype = dtype or torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(
-        found.directory, dtype=dtype or "auto", trust_remote_code=False, **options
-    )
+    model = _from_pretrained(found, dtype or _TORCH.get(found.spec.dtype, "auto"), options)
     if ranks is not None:
         shard(model, found.spec, ranks)
     return model.to(device)
+
+
+def _from_pretrained(found: ModelPath, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+    """What transformers loads; it only warns of tensors that are missing, and fills them with random numbers."""
+    directory = found.directory
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=read_config(directory),
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,  # never pickles
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are told below
+            output_loading_info=True,
+            **options,
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers raises whatever a broken file leads it to
+        first = visible(str(error).strip().split("\n")[0] or type(error).__name__, 300)
+        raise VortexError(
+            "VM006", f"{directory}: transformers cannot load it ({first})", "Fetch or save the model again."
+        ) from error
+    if told["missing_keys"]:
+        raise VortexError(
+            "VM006",
+            f"{directory} holds no tensor {_listed(told['missing_keys'])}",
+            "Fetch or save the model again: with random numbers in their place nothing it says means anything.",
+        )
+    if told["mismatched_keys"]:
+        wrong = [
+            f"{name} of shape {list(here)}, not {list(want)}" for name, here, want in told["mismatched_keys"]
+        ]
+        raise VortexError(
+            "VM006",
+            f"{directory} holds {_listed(wrong)}",
+            "config.json and the weights are of two models; fetch both again.",
+        )
+    return model
+
+
+def _listed(names: Iterable[str], most: int = 3) -> str:
+    found = sorted(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
 
 
 def load_random(

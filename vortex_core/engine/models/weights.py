@@ -22,6 +22,7 @@ from vortex_core.codes import UNKNOWN_MODEL
 from vortex_core.engine.models.atomic_folder import lock, staging
 from vortex_core.engine.models.gguf_weights import convert_gguf, download_gguf
 from vortex_core.engine.models.hf_config import ATTENTION_KEY, spec_from_directory
+from vortex_core.engine.models.weight_files import weight_files
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec, list_models, load_model
 
@@ -273,20 +274,17 @@ def ram_found() -> Memory:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a model directory holds all its weight files (every shard of its index)."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return all((directory / shard).is_file() for shard in shards)
-    return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
+    """Whether a model directory holds all its weight files, each whole as far as its header says."""
+    try:
+        weight_files(directory)
+    except VortexError:
+        return False
+    return True
 
 
 def _from_directory(directory: Path, check_memory: bool) -> ModelPath:
     spec = spec_from_directory(directory, name=directory.resolve().name)
-    if not has_weights(directory):
-        raise VortexError(
-            "VM006", f"{directory} has no weights (*.safetensors)", "Give a complete directory."
-        )
+    weight_files(directory)
     if check_memory:
         _require_memory(spec, present=True)
     return ModelPath(spec, directory)
@@ -379,10 +377,7 @@ def _from_hub(hf_id: str, spec: ModelSpec | None, fetch: bool, check_memory: boo
         if check_memory:
             _require_memory(spec, present=False)
         directory = _hub_download(hf_id, _HUB_FILES, spec)
-        if not has_weights(directory):
-            raise VortexError(
-                "VM006", f"{hf_id} holds no *.safetensors", "Choose a model published in that format."
-            )
+        weight_files(directory)
     spec = spec or spec_from_directory(directory, name=hf_id)
     if check_memory:
         _require_memory(spec, present=True)
