@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import tempfile
 from collections.abc import Iterable
 
 from vortex_core.errors import ErrorCode, Fault, VortexError, declare, place_of
@@ -104,8 +106,19 @@ _declare(
     "VS045", "cannot be measured again", "a result is measured again on the kind of device it is of", "user"
 )
 
-_RAY_LOGS = "/tmp/ray/session_latest/logs"
-"""Where Ray keeps what workers wrote, on the machine they ran on."""
+_declare("VS060", "bad command line", "commands, options and arguments are those of --help", "user")
+_declare(
+    "VS061",
+    "unexpected exception in a command",
+    "commands raise typed errors",
+    "infrastructure",
+)
+_declare("VS062", "file that cannot be used", "files and folders named can be read and written", "user")
+_declare("VS063", "out of memory", "what a command is asked for fits this process's memory", "user")
+
+
+_RAY_LOGS = f"{tempfile.gettempdir()}/vortex-search-{os.getuid()}/ray/session_latest/logs"
+"""Where Ray keeps what workers wrote, on a machine whose cluster is a campaign's own."""
 
 
 def unknown_run(name: str, known: Iterable[str]) -> VortexError:
@@ -266,6 +279,33 @@ def crashed(error: Exception) -> VortexError:
         "report it with the log of the worker",
         place=place_of(error.__traceback__),
     )
+
+
+def bad_command(why: str) -> VortexError:
+    """`VS060`: a command line that is none."""
+    return VortexError("VS060", why, "see `vortex-search --help`, or --help after the command")
+
+
+def broke(error: Exception, log: str) -> VortexError:
+    """`VS061`: an exception that nobody typed ended a command; its traceback is in `log`."""
+    said = str(error).strip().splitlines()
+    return VortexError(
+        "VS061",
+        f"{type(error).__name__}: {said[0][:300] if said else 'no message'}",
+        f"report it with {log}" if log else "report it with the command",
+        place=place_of(error.__traceback__),
+        log=log,
+    )
+
+
+def unusable_file(path: str, why: str) -> VortexError:
+    """`VS062`: the system refuses a file or folder."""
+    return VortexError("VS062", f"{path}: {why}", "name another one, or mend its permissions or its disk")
+
+
+def out_of_memory(what: str) -> VortexError:
+    """`VS063`: this process may not have as much memory as was asked for."""
+    return VortexError("VS063", f"out of memory: {what}", "ask for less: smaller batches, contexts or models")
 
 
 def proposer_down(failures: int, last: str) -> VortexError:

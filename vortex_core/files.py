@@ -17,6 +17,11 @@ MAX_PROGRAM = 128 << 20  # of a program with its learned values
 MAX_DEPTH = 100  # of nested lists and objects
 
 
+def named_path(text: str | Path) -> Path:
+    """The path a user names: `~` and `~name` are home folders; of a name that nobody has, they stay as they are."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  Path's own raises RuntimeError then
+
+
 class UnfitFileError(OSError):
     """A file that is not what is read here; `strerror` says why, in words."""
 

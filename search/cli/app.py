@@ -6,10 +6,13 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from search.cli import bench, certify, choices, config, flows, logs, machine, runs, serving, tools, tune
 from search.cli.console import Json, duration, emit, fail, out
-from vortex_core.errors import VortexError
+from search.cli.failures import as_coded
+from search.cli.streams import abandon
+from search.errors import bad_command
 
 app = typer.Typer(
     name="vortex-search",
@@ -132,8 +135,24 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in given
     try:
-        app(args=given, prog_name="vortex-search")
-    except VortexError as error:
-        fail(error, as_json=as_json)
-    except KeyboardInterrupt:
+        status = _run(given, as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read it has seen enough
+        abandon(sys.stdout)
+        raise SystemExit(1) from None
+    except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
+    except TyperException as error:
+        fail(bad_command(str(error)), as_json=as_json)
+    except Exception as error:  # noqa: BLE001  whatever it is, it ends in one code
+        fail(as_coded(error), as_json=as_json)
+    if status:
+        raise SystemExit(status)
+
+
+def _run(given: list[str], as_json: bool) -> int:
+    """Exit status of a command line. What is wrong with its form typer says itself, unless a program reads it."""
+    try:
+        return int(app(args=given, prog_name="vortex-search", standalone_mode=not as_json) or 0)
+    except SystemExit as ended:
+        return int(ended.code or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from search.cli.streams import abandon
 from search.errors import bad_value
 from vortex_core.errors import VortexError
 
@@ -32,10 +34,16 @@ def exit_status(error: VortexError) -> int:
 
 def fail(error: VortexError, *, as_json: bool) -> NoReturn:
     """Print an error once, in the form asked for, and exit."""
-    if as_json:
-        emit({"error": error.to_json()})
-    else:
-        sys.stderr.write(f"{error}\n")
+    try:
+        if as_json:
+            emit({"error": error.to_json()})
+            sys.stdout.flush()
+        else:
+            sys.stderr.write(f"{error}\n")
+    except OSError:  # where it was to go is full or gone
+        abandon(sys.stdout)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{error}\n")
     raise SystemExit(exit_status(error))
 
 

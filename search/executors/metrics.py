@@ -1,5 +1,5 @@
 """Prometheus metrics, kept and served by Ray: every node has a port for them, and Ray writes the list of nodes that a
-Prometheus server reads (`/tmp/ray/prom_metrics_service_discovery.json`)."""
+Prometheus server reads (`prom_metrics_service_discovery.json` in its folder)."""
 
 from __future__ import annotations
 

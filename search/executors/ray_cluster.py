@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ from search.executors import workers
 from search.executors.actors import last_line
 from search.executors.base import Joined, Left, Notice, StageRun, WorkerLostError
 from search.executors.house import Call, House, Kind, Member
+from search.executors.local_cluster import private_cluster, ray_folder
 from search.executors.placement import Placement, Resources, place, resources_here
 from search.executors.shared import PACKAGES, ROOT, SharedHouse
 from search.executors.workers import EngineSetup
@@ -33,7 +34,6 @@ from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
 _OBJECT_STORE_BYTES = 128 << 20  # results are kilobytes; Ray would take a third of the memory
-_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 _GRACE = 15.0  # seconds beyond a stage's deadline that its own, gentler deadline has to speak up first
 _LOOK = 5.0  # seconds after which a campaign gives a sign of life, news or not
 
@@ -244,13 +244,15 @@ class RayExecutor:
                 return SharedHouse()
             found = self._found or resources_here()
             placed = place(self.config, found)
-            with _workers_environment(self._logs):
+            folder = ray_folder()
+            with private_cluster(folder, self._logs):
                 ray.init(
                     address="local",  # without it Ray joins any cluster that it finds running on this machine
                     num_cpus=placed.cpus,
                     num_gpus=placed.gpus,
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
                     **quiet,
                 )
             return House(lambda: found)
@@ -263,22 +265,3 @@ def _heard(said: dict[str, Any]) -> Notice:
         return Joined(said["worker"], said["device"])
     error = VortexError.from_json(said["error"])
     return error if said["kind"] == "lost" else Left(said["worker"], error, said["waiting"], said["device"])
-
-
-@contextlib.contextmanager
-def _workers_environment(logs: str) -> Iterator[None]:
-    """What a local cluster inherits: our import path, and no secrets (workers run generated programs)."""
-    saved = dict(os.environ)
-    for name in saved:
-        if any(word in name.upper() for word in _SECRET):
-            del os.environ[name]
-    # Ray starts workers at nice 15, where anything else on the machine starves an engine being timed.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - the name is Ray's
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [saved.get("PYTHONPATH")])])
-    if logs:
-        os.environ["VORTEX_LOGS"] = logs
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)

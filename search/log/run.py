@@ -16,6 +16,7 @@ from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate
 from search.log.store import EventStore, SqliteEventStore
 from vortex_core.errors import VortexError
+from vortex_core.files import named_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOG = "events.sqlite"
@@ -24,7 +25,7 @@ SECRET = "sealed"
 
 def runs_root() -> Path:
     """Where runs live: `$VORTEX_RUNS`, or `runs` in the working directory."""
-    return Path(os.environ.get("VORTEX_RUNS") or "runs").expanduser()
+    return named_path(os.environ.get("VORTEX_RUNS") or "runs")
 
 
 def run_names(root: Path | None = None) -> list[str]:

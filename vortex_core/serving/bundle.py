@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vortex_core.errors import VortexError
-from vortex_core.files import MAX_PROGRAM, read_json
+from vortex_core.files import MAX_PROGRAM, named_path, read_json
 from vortex_core.ir.flow import Flow
 from vortex_core.serving.errors import bad_bundle
 
@@ -26,7 +26,7 @@ def load_flow(source: str) -> Flow:
     Raises:
         VortexError: `VE030` if there is none, or what the verifier finds.
     """
-    path = Path(source).expanduser()
+    path = named_path(source)
     if path.is_dir():
         program, knobs = path / "program.json", path / "knobs.json"
         return Flow.from_json(

@@ -34,6 +34,13 @@ STAGES: dict[Any, Any] = {
 }
 
 
+SECRETS = {
+    "TEST_API_KEY": "a-secret-of-the-test",
+    "TEST_COPY": "x=a-secret-of-the-test",
+    "TEST_DATABASE": "postgres://u:pw@h/d",
+}
+
+
 class FakeEngine(EngineWorker):
     """An engine without a model. `model` is a folder to leave traces in."""
 
@@ -55,7 +62,8 @@ class FakeEngine(EngineWorker):
         if stage == "crash":
             raise ZeroDivisionError("by zero")
         if stage == "environment":
-            info |= {"secrets": [k for k in os.environ if "API_KEY" in k], "nice": os.nice(0)}
+            names = [k for k in os.environ if "API_KEY" in k or k.startswith("TEST_")]
+            info |= {"secrets": names, "nice": os.nice(0)}
         return {"value": StageResult(stage, True, info=info).to_json()}
 
     def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.fixture(scope="module")
 def executor(folder: Path, loop: asyncio.AbstractEventLoop) -> Iterator[RayExecutor]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    os.environ["TEST_API_KEY"] = "secret"
+    os.environ |= SECRETS
     config = Cluster(deadlines={"hang": 1.0}, start_deadline=120)
     made = RayExecutor(
         config, EngineSetup(str(folder), {}), lambda device: STAGES, FakeEngine, Resources(gpus=0, cores=2)
@@ -90,7 +98,8 @@ def executor(folder: Path, loop: asyncio.AbstractEventLoop) -> Iterator[RayExecu
     assert fact == {"kind": "cpu", "name": "fake", "ranks": 1}
     yield made
     loop.run_until_complete(made.close())
-    del os.environ["TEST_API_KEY"]
+    for name in SECRETS:
+        del os.environ[name]
 
 
 CANDIDATE = library.load("quest").flow
@@ -107,7 +116,37 @@ def test_workers_get_no_secrets_and_no_lower_priority(executor: RayExecutor, loo
     result = loop.run_until_complete(executor.run_stage("environment", CANDIDATE, 0)).result
     assert result.info["secrets"] == []
     assert result.info["nice"] == os.nice(0)
-    assert os.environ["TEST_API_KEY"] == "secret"
+    assert os.environ["TEST_API_KEY"] == SECRETS["TEST_API_KEY"]
+
+
+def test_a_cluster_of_our_own_is_private(executor: RayExecutor) -> None:
+    """It listens on the loopback alone, asks for a token, and keeps its files where nobody else looks."""
+    from search.executors.local_cluster import logs, ray_folder
+
+    here = psutil.Process()
+    heard = [c.laddr.ip for p in (here, *here.children(recursive=True)) for c in p.net_connections("inet")
+             if c.status == psutil.CONN_LISTEN]  # fmt: skip
+    assert heard
+    assert not [ip for ip in heard if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
+    private = ray_folder().parent
+    assert private.stat().st_mode & 0o77 == 0
+    assert (private / "token").stat().st_mode & 0o77 == 0
+    assert Path(logs()).is_dir()
+    assert not any("AUTH" in name for name in os.environ)
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}, logging_level=50); print('joined')"
+    outside = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0" * 64,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=outside, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode != 0
+    assert "joined" not in done.stdout
+    assert "oken" in done.stderr
 
 
 def test_tracing_runs_in_a_task_and_carries_errors(executor: RayExecutor, loop: asyncio.AbstractEventLoop):

@@ -16,7 +16,7 @@ from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec
 from vortex_core.text import visible
 
-_TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TORCH: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_weights(
@@ -53,7 +53,7 @@ def load_weights(
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
         dtype = dtype or torch.bfloat16
-    model = _from_pretrained(found, dtype or _TORCH.get(found.spec.dtype, "auto"), options)
+    model = _from_pretrained(found, dtype or _TORCH.get(found.spec.dtype) or "auto", options)
     if ranks is not None:
         shard(model, found.spec, ranks)
     return model.to(device)

@@ -24,6 +24,7 @@ from vortex_core.engine.models.gguf_weights import convert_gguf, download_gguf
 from vortex_core.engine.models.hf_config import ATTENTION_KEY, spec_from_directory
 from vortex_core.engine.models.weight_files import weight_files
 from vortex_core.errors import VortexError
+from vortex_core.files import named_path
 from vortex_core.specs import ModelSpec, list_models, load_model
 
 # Part of the cache path: raise it when the conversion changes, and old conversions are left alone.
@@ -116,7 +117,7 @@ def gib(size: int) -> str:
 def cache_dir() -> Path:
     """Where converted models are kept: `$VORTEX_CACHE`, else `~/.cache/vortex-search`."""
     chosen = os.environ.get("VORTEX_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "vortex-search"
+    return named_path(chosen or "~/.cache/vortex-search")
 
 
 def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool = True) -> ModelPath:
@@ -133,7 +134,7 @@ def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool =
             by `ModelSpec`; `VM008` too little memory; `VM009` a download that failed or is not the file
             it should be.
     """
-    local = Path(name_or_path).expanduser()
+    local = named_path(name_or_path)
     if name_or_path.lower() not in list_models():
         if local.is_dir():
             return _from_directory(local, check_memory)
@@ -189,7 +190,7 @@ def describe_model(name_or_path: str) -> ModelSpec:
     Raises:
         VortexError: as `resolve_model`, for what concerns names and configurations.
     """
-    local = Path(name_or_path).expanduser()
+    local = named_path(name_or_path)
     if name_or_path.lower() not in list_models() and local.exists():
         if local.suffix == ".gguf":
             local = converted_gguf(local)
@@ -357,11 +358,14 @@ def _shipped(spec: ModelSpec) -> Path | None:
 
 def _snapshot(hf_id: str) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         directory = Path(snapshot_download(hf_id, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (
+        LocalEntryNotFoundError,
+        HFValidationError,
+    ):  # the hub itself is asked next, and says what is wrong
         return None
     return directory if has_weights(directory) else None
 
