@@ -14,7 +14,8 @@ from agents.prompting import line, visible
 MAX_SOURCE = 64_000
 MAX_ANSWER = 256_000  # characters of an answer that are looked at; every scan below takes time in proportion
 _MAX_FENCE = 200  # characters of a line that opens or closes a block
-_OPEN = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`]*$")
+# Indented, too: a fence in an item of a list stands as deep as the item's text, or behind its mark.
+_OPEN = re.compile(r"^(\s{0,16}(?:(?:[-*+]|\d{1,3}[.)])[ \t]{1,4})?)(`{3,}|~{3,})[ \t]*([\w+.-]*)[^`]*$")
 _FLOW = re.compile(r"^class[ \t]{1,20}\w{1,200}[ \t]{0,20}\([^)]{0,500}\bvFlow\b", re.M)
 _PROGRAM_START = re.compile(r"^(from\s|import\s|@|class\s|\"\"\"|'''|#)")
 _IDEA = re.compile(r"\W{0,20}idea\W{0,20}:\W{0,20}(\w.*)$", re.I)
@@ -101,22 +102,28 @@ def _split(text: str) -> tuple[list[_Block], str]:
             prose.append(lines[at])
             at += 1
             continue
-        end, closed = _closing(lines, at, opening.group(1))
-        blocks.append(_Block("\n".join(lines[at + 1 : end]), closed))
+        width = len(opening.group(1))
+        end, closed = _closing(lines, at, opening.group(2), width)
+        blocks.append(_Block(_inside(lines[at + 1 : end], width), closed))
         at = end + 1
     return blocks, "\n".join(prose)
 
 
-def _closing(lines: list[str], start: int, fence: str) -> tuple[int, bool]:
+def _inside(lines: list[str], width: int) -> str:
+    """Lines of a block without the indentation of its fence."""
+    return "\n".join(line[min(width, len(line) - len(line.lstrip())) :] for line in lines)
+
+
+def _closing(lines: list[str], start: int, fence: str, width: int) -> tuple[int, bool]:
     """Where the block opened at `start` ends: at the first closing fence after which it is valid Python (a
     docstring may hold fences of its own), else at the first closing fence, else at the end of the answer."""
-    close = re.compile(rf"^ {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*$")
+    close = re.compile(rf"^\s{{0,19}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*$")
     rows = range(start + 1, len(lines))
     ends = list(islice((i for i in rows if len(lines[i]) <= _MAX_FENCE and close.match(lines[i])), 8))
     if not ends:
         return len(lines), False
     for end in ends:
-        if _parse("\n".join(lines[start + 1 : end])) is not None:
+        if _parse(_inside(lines[start + 1 : end], width)) is not None:
             return end, True
     return ends[0], True
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.cli import choices
-from search.cli.console import Json, duration, emit, out
+from search.cli.console import Json, duration, emit, out, show_table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -97,7 +97,7 @@ def show(
         table.add_row(
             value.key, escape(shown), escape(value.source), style="dim" if value.source == "default" else ""
         )
-    out.print(table)
+    show_table(table)
     if found.here:
         out.print(f"here: {found.here}", soft_wrap=True)
     for error in found.missing:

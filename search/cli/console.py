@@ -9,7 +9,9 @@ import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
 
 from search.cli.streams import abandon
 from search.errors import bad_value
@@ -19,7 +21,32 @@ from vortex_core.errors import VortexError
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True, highlight=False)
 
+_NARROWEST = 10  # columns that a name is folded to, before a table is given up
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+
+
+def show_table(table: Table) -> None:
+    """Print a table whose numbers are never cut: names fold first; where that is not enough, a row is a paragraph."""
+    widths = [max(_width(cell) for cell in (c.header, *c.cells)) for c in table.columns]
+    numbers = [column.justify == "right" for column in table.columns]
+    least = sum(w if number else min(w, _NARROWEST) for w, number in zip(widths, numbers, strict=True))
+    if least + 3 * len(widths) <= out.width:
+        for column, width, number in zip(table.columns, widths, numbers, strict=True):
+            column.overflow = "fold"
+            column.min_width = width if number else min(width, _NARROWEST)
+        out.print(table)
+        return
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        for column, cell in zip(table.columns, row, strict=True):
+            if _width(cell):
+                out.print(f"{column.header}: {cell}" if column.header else cell, soft_wrap=True)
+        out.print()
+
+
+def _width(cell: RenderableType) -> int:
+    """Columns of a terminal that a cell takes."""
+    return Measurement.get(out, out.options.update(width=1_000), cell).maximum
 
 
 def emit(value: Any) -> None:

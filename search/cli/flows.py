@@ -13,7 +13,7 @@ from rich.table import Table
 
 from evaluators.results import StageResult
 from search.cli import choices
-from search.cli.console import Json, emit, err, out
+from search.cli.console import Json, emit, err, out, show_table
 from search.tables import metric
 from vortex_core.errors import VortexError
 from vortex_core.flow.trace import Traced
@@ -107,7 +107,7 @@ def explain(
     table.add_column("", justify="right")
     for name, value in rows(found):
         table.add_row(name, value)
-    out.print(table)
+    show_table(table)
     launches = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("launch", "does", "apart because"):
         launches.add_column(name)
@@ -115,7 +115,7 @@ def explain(
         launches.add_column(name, justify="right", no_wrap=True)
     for row in launch_rows(found):
         launches.add_row(*row)
-    out.print(launches)
+    show_table(launches)
     for words in sentences(found):
         out.print(words, soft_wrap=True)
 
@@ -229,7 +229,7 @@ def _print_results(results: Sequence[StageResult]) -> None:
             first = ["", ""]
         if not result.metrics:
             table.add_row(*first, "passed" if result.passed else "[yellow]stopped[/]", "", "")
-    out.print(table)
+    show_table(table)
     for result in results:
         if result.failure is not None:
             out.print(f"[yellow]stopped at {result.stage}[/]")
@@ -258,5 +258,5 @@ def flows(as_json: Json = False) -> None:
         states = ", ".join(s.name for s in traced.program.states) or "none"
         words = traced.doc.strip().partition("\n")[0]
         table.add_row(traced.name, escape(words), states, str(traced.knobs.page_size), traced.knobs.budget)
-    out.print(table)
+    show_table(table)
     out.print(f"sources: {Path(library.__file__).parent}", soft_wrap=True)

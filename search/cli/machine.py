@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from search.cli.console import Json, emit, err, out
+from search.cli.console import Json, emit, err, out, show_table
 
 _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]", "info": "-"}
 
@@ -56,7 +56,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
             "no" if status.missing else "[green]yes[/]",
             escape("; ".join([*status.missing, *([] if status.present else [f"get it: {status.command}"])])),
         )
-    out.print(table)
+    show_table(table)
 
 
 def _status_json(status: Any) -> dict[str, Any]:
@@ -119,6 +119,6 @@ def doctor(
         for finding in findings:
             words = escape(finding.words) + (f"\n[dim]{escape(finding.remedy)}[/]" if finding.remedy else "")
             table.add_row(_MARKS[finding.level], finding.name, words)
-        out.print(table)
+        show_table(table)
     if broken:
         raise typer.Exit(1)

@@ -17,7 +17,7 @@ from rich.syntax import Syntax
 from search.campaign.archive import Archive, score
 from search.campaign.parts import incomparable
 from search.campaign.parts import words as part_words
-from search.cli.console import Json, emit, err, out
+from search.cli.console import Json, emit, err, out, show_table
 from search.config import CampaignConfig, load_proposer
 from search.log.events import CampaignStarted
 from search.log.run import Run, campaign_of, find_candidate, open_run, read_state, run_names, runs_root
@@ -223,7 +223,7 @@ def _overview(it: _Opened) -> dict[str, Any]:
 
 def _print_overview(it: _Opened, limit: int | None) -> None:
     state = it.state
-    out.print(leaderboard_table(it.archive, limit))
+    show_table(leaderboard_table(it.archive, limit))
     stopped = sum(1 for c in state.found if c.status() == "failed")
     abandoned = sum(1 for c in state.found if c.status() == "infrastructure")
     given_up = f", {abandoned} given up for failures of the infrastructure" if abandoned else ""

@@ -93,9 +93,11 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def wrong(arguments: list[str], capfd: pytest.CaptureFixture[str], *, fine: bool = False) -> str | None:
+def wrong(
+    arguments: list[str], forms: list[list[str]], capfd: pytest.CaptureFixture[str], *, fine: bool
+) -> str | None:
     """What is wrong with how a command line ended, in words. `fine`: it may also succeed."""
-    for extra in ([], ["--json"]):
+    for extra in forms:
         given = [*arguments, *extra]
         try:
             status = run(given)
@@ -123,7 +125,12 @@ def wrong(arguments: list[str], capfd: pytest.CaptureFixture[str], *, fine: bool
 
 
 def check(lines: list[list[str]], capfd: pytest.CaptureFixture[str], *, fine: bool = False) -> None:
-    found = [words for line in lines if (words := wrong(line, capfd, fine=fine)) is not None]
+    """Each as JSON; every third, and what could steer a terminal, as text too."""
+    found = []
+    for number, line in enumerate(lines):
+        steers = number % 3 == 0 or not line[-1].isprintable() or "[" in line[-1]
+        words = wrong(line, [["--json"], []] if steers else [["--json"]], capfd, fine=fine)
+        found += [] if words is None else [words]
     assert not found, "\n".join(found)
 
 
@@ -183,7 +190,8 @@ def test_runs_that_are_none(
         (["evaluate", "quest", "--model=retrieval-mla"], ["--seed", "--plan", "--campaign", "--device"]),
         (["tune", "quest", "--model=qwen3-8b"], ["--batch", "--context", "--seconds", "--page-size", "--budget"]),
         (["bench", "retrieval-mla", "quest"],
-         ["--rank", "--batch", "--context", "--new-tokens", "--rounds", "--page-size", "--budget", "--serve", "--device"]),
+         ["--rank", "--batch", "--context", "--new-tokens", "--rounds", "--page-size", "--budget", "--serve",
+          "--device"]),
         (["leaderboard", "x"], ["--limit"]),
         (["export", "x"], ["--rank"]),
         ([], ["--campaign", "--proposer", "--plan", "--target", "--run", "--max-candidates", "--seed", "--time-budget",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 from agents.reply import MAX_SOURCE, extract
@@ -47,6 +49,18 @@ def source(text: str) -> str | None:
 )
 def test_finds_the_program(text: str) -> None:
     assert source(text) == FLOW
+
+
+@pytest.mark.parametrize("width", [0, 2, 3, 4, 8])
+def test_a_fence_in_a_list_is_one(width: int) -> None:
+    block = textwrap.indent(f"{FENCE}python\n{FLOW}{FENCE}", " " * width)
+    assert source(f"1. Here it is:\n\n{block}\n2. It is cheap.") == FLOW
+
+
+@pytest.mark.parametrize("mark", ["- ", "* ", "10. ", "3)  "])
+def test_a_fence_behind_the_mark_of_a_list_is_one(mark: str) -> None:
+    block = textwrap.indent(f"{FLOW}{FENCE}", " " * len(mark))
+    assert source(f"{mark}{FENCE}python\n{block}\n{mark}next") == FLOW
 
 
 def test_docstring_may_hold_a_fence() -> None:

@@ -12,9 +12,12 @@ from search.executors.environment import is_secret, without_secrets
     [
         ("OPENAI_API_KEY", "x"), ("HF_TOKEN", "x"), ("MY_PASSWORD", "x"), ("DB_PASS", "x"), ("SENTRY_DSN", "x"),
         ("GITHUB_PAT", "x"), ("aws_secret_access_key", "x"), ("SESSION_COOKIE", "x"),
-        ("DB_URL", "postgres://u:pw@h"), ("HTTP_PROXY", "http://me:pw@proxy:3128"), ("HOOK", "https://h/x?token=abcdef1"),
-        ("A", "sk-abcdef123456"), ("A", "ghp_abcdefghij0123"), ("A", "hf_abcdefghij0123"), ("A", "AKIAABCDEFGHIJKLMNOP"),
-        ("A", "eyJhbGciOiJI.eyJzdWIiOiIx.x"), ("A", "-----BEGIN RSA PRIVATE KEY-----"), ("A", "Server=h;Password=hunter22"),
+        ("DB_URL", "postgres://u:pw@h"), ("HTTP_PROXY", "http://me:pw@proxy:3128"),
+        ("HOOK", "https://h/x?token=abcdef1"),
+        ("A", "sk-abcdef123456"), ("A", "ghp_abcdefghij0123"), ("A", "hf_abcdefghij0123"),
+        ("A", "AKIAABCDEFGHIJKLMNOP"),
+        ("A", "eyJhbGciOiJI.eyJzdWIiOiIx.x"), ("A", "-----BEGIN RSA PRIVATE KEY-----"),
+        ("A", "Server=h;Password=hunter22"),
         ("A", '{"token": "x"} Bearer abcdefghijk'),
     ],
 )  # fmt: skip
@@ -25,9 +28,12 @@ def test_secrets_are_seen_by_name_and_by_value(name: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("PATH", "/usr/bin:/bin"), ("HOME", "/root"), ("PWD", "/root"), ("LANG", "C.UTF-8"), ("HTTP_PROXY", "http://proxy:3128"),
-        ("HF_HOME", "/data/hf"), ("TOKENIZERS_PARALLELISM", "false"), ("CUDA_VISIBLE_DEVICES", "0,1"),
-        ("VORTEX_CACHE", "/data/cache"), ("NCCL_SOCKET_IFNAME", "eth0"), ("OMP_NUM_THREADS", "2"), ("A", "task-oriented"),
+        ("PATH", "/usr/bin:/bin"), ("HOME", "/root"), ("PWD", "/root"), ("LANG", "C.UTF-8"),
+        ("HTTP_PROXY", "http://proxy:3128"),
+        ("HF_HOME", "/data/hf"), ("TOKENIZERS_PARALLELISM", "false"),
+        ("CUDA_VISIBLE_DEVICES", "0,1"),
+        ("VORTEX_CACHE", "/data/cache"), ("NCCL_SOCKET_IFNAME", "eth0"), ("OMP_NUM_THREADS", "2"),
+        ("A", "task-oriented"),
     ],
 )  # fmt: skip
 def test_the_rest_stays(name: str, value: str) -> None:

@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+from vortex_core.files import named_path
+
 
 def cache_root() -> Path:
     """`$VORTEX_CACHE`, by default `~/.cache/vortex-search`."""
-    base = os.environ.get("VORTEX_CACHE")
-    return Path(base) if base else Path.home() / ".cache" / "vortex-search"
+    return named_path(os.environ.get("VORTEX_CACHE") or "~/.cache/vortex-search")
 
 
 def cache_dir() -> Path:
