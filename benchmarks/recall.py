@@ -26,7 +26,9 @@ from evaluators.tasks.perplexity import HeldText, HeldTextParameters
 from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.engine import Engine
+from vortex_core.engine.kv.pool import KVPool
 from vortex_core.flow.trace import Traced
+from vortex_core.geometry import Geometry
 
 RATIOS = (0.05, 0.1, 0.2)
 PAGE = 16
@@ -225,7 +227,8 @@ def main() -> None:
     args = parser().parse_args()
     torch.set_num_threads(args.threads)
     if args.recording is not None and args.recording.exists():
-        recording, about = torch.load(args.recording, weights_only=False)  # written by the branch below
+        with torch.serialization.safe_globals([Recording, KVPool, Geometry]):  # and nothing else is unpickled
+            recording, about = torch.load(args.recording, weights_only=True)
     else:
         recording, about = record(args.model, args.threads, args.steps)
         if args.recording is not None:

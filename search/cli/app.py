@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in given
     try:
-        status = _run(given, as_json)
+        status = app(args=given, prog_name="vortex-search", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # who read it has seen enough
         abandon(sys.stdout)
@@ -143,16 +143,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
     except TyperException as error:
-        fail(bad_command(str(error)), as_json=as_json)
+        fail(bad_command(_words(error)), as_json=as_json)
     except Exception as error:  # noqa: BLE001  whatever it is, it ends in one code
         fail(as_coded(error), as_json=as_json)
     if status:
         raise SystemExit(status)
 
 
-def _run(given: list[str], as_json: bool) -> int:
-    """Exit status of a command line. What is wrong with its form typer says itself, unless a program reads it."""
-    try:
-        return int(app(args=given, prog_name="vortex-search", standalone_mode=not as_json) or 0)
-    except SystemExit as ended:
-        return int(ended.code or 0)
+def _words(error: TyperException) -> str:
+    """What is wrong with a command line; a group of commands without one raises its whole help."""
+    said = str(error)
+    return "a command is missing" if "Usage:" in said or not said.strip() else said

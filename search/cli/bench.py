@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from search.cli import choices
+from search.cli.choices import MOST
 from search.cli.console import Json, emit, out
 from search.errors import bad_value
+from vortex_core.text import visible
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,23 +23,25 @@ def add_to(app: typer.Typer) -> None:
 def bench(
     model: Annotated[str, typer.Argument(help="Model by name, directory or hub id.")],
     flow: Annotated[str, typer.Argument(help="A run, an exported folder, a library flow, or a .py file.")],
-    rank: Annotated[int, typer.Option(min=1, help="Rank among the programs that a run found.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, max=MOST, help="Rank among the programs that a run found.")] = 1,
     batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
     context: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "1024",
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to decode from each prompt.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of dense and sparse decoding.")] = 3,
+    new_tokens: Annotated[int, typer.Option(min=2, max=MOST, help="Tokens to decode from each prompt.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="Turns of dense and sparse decoding.")] = 3,
     page_size: Annotated[int | None, typer.Option(help="Page size; the flow's own by default.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Tokens a step may attend; the flow's own by default.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one.")] = None,
+    device: choices.Device = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="True shapes, random weights: throughput only.")
     ] = False,
     random_kv: Annotated[
         bool, typer.Option("--random-kv", help="Random keys and values, no prefill: throughput only.")
     ] = False,
-    serve: Annotated[int, typer.Option(min=0, help="Requests to run through the scheduler as well.")] = 0,
+    serve: Annotated[
+        int, typer.Option(min=0, max=MOST, help="Requests to run through the scheduler as well.")
+    ] = 0,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for bench.json.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +61,8 @@ def bench(
 
     wait_passively()
     plan = BenchPlan(
-        model, flow, rank, device, _numbers("--batch", batch), _numbers("--context", context), new_tokens, rounds,
+        model, flow, rank, None if device == "auto" else device, _numbers("--batch", batch),
+        _numbers("--context", context), new_tokens, rounds,
         page_size, budget, random_weights, random_kv, serve,
     )  # fmt: skip
     results: list[dict[str, Any]] = []
@@ -71,8 +78,8 @@ def bench(
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     values = text.split(",")
-    if not all(value.strip().isdigit() and int(value) > 0 for value in values):
-        raise bad_value(option, text, "whole numbers from 1 up, comma-separated")
+    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", value) and 0 < int(value) <= MOST for value in values):
+        raise bad_value(option, visible(text, 80), f"whole numbers from 1 to {MOST}, comma-separated")
     return tuple(int(value) for value in values)
 
 

@@ -9,6 +9,8 @@ import typer
 Devices = Literal["auto", "cpu", "cuda"]
 Targets = Literal["embedded", "sglang"]
 
+MOST = 10**8  # of tokens, sequences, rounds: more is a slip of the hand
+
 Campaign = Annotated[
     str | None,
     typer.Option(

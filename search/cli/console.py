@@ -12,14 +12,25 @@ import typer
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from search.cli.streams import abandon
 from search.errors import bad_value
 from vortex_core.errors import VortexError
+from vortex_core.text import MAX_SOURCE, visible_lines
+
+
+class VisibleConsole(Console):
+    """Escapes what could steer a terminal in every text that is printed: whoever wrote it, it was not rich."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See the base."""
+        return super().render_str(visible_lines(text, MAX_SOURCE), **options)
+
 
 # Piped output is read by programs or in wide editors: 80 columns would fold every table.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
-err = Console(stderr=True, highlight=False)
+out = VisibleConsole(highlight=False, width=None if sys.stdout.isatty() else 180)
+err = VisibleConsole(stderr=True, highlight=False)
 
 _NARROWEST = 10  # columns that a name is folded to, before a table is given up
 

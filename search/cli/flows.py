@@ -13,10 +13,12 @@ from rich.table import Table
 
 from evaluators.results import StageResult
 from search.cli import choices
+from search.cli.choices import MOST
 from search.cli.console import Json, emit, err, out, show_table
 from search.tables import metric
 from vortex_core.errors import VortexError
 from vortex_core.flow.trace import Traced
+from vortex_core.text import markup
 
 Flow = Annotated[str, typer.Argument(help="A library flow by name, or the path of a .py file.")]
 Model = Annotated[str, typer.Option(help="Model by name, directory or hub id.")]
@@ -75,8 +77,8 @@ def explain(
     flow: Flow,
     model: Model = "smollm2-135m",
     gpu: Annotated[str, typer.Option(help="GPU by name (configs/hardware).")] = "h200",
-    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 32768,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Sequences decoded together.")] = 32,
+    length: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens in each sequence.")] = 32768,
     changes: choices.Changes = None,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +102,7 @@ def explain(
         emit(found)
         return
     out.print(
-        f"[bold]{escape(traced.name)}[/] on {model}, {gpu}, batch {batch}, {length:,} tokens (modelled)"
+        f"[bold]{escape(traced.name)}[/] on {markup(model)}, {gpu}, batch {batch}, {length:,} tokens (modelled)"
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("one decode step, one layer")

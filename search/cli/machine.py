@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from search.cli.console import Json, emit, err, out, show_table
+from vortex_core.text import markup
 
 _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]", "info": "-"}
 
@@ -87,12 +88,12 @@ def fetch(
     """
     from vortex_core.engine.models.weights import fetch_model
 
-    with err.status(f"fetching {name}"):
+    with err.status(f"fetching {markup(name)}"):
         found = fetch_model(name)
     if as_json:
         emit({"name": found.spec.name, "directory": str(found.directory)})
     else:
-        out.print(f"{found.spec.name} is in {found.directory}", soft_wrap=True)
+        out.print(f"{found.spec.name} is in {found.directory}", markup=False, soft_wrap=True)
 
 
 def doctor(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from search.cli.choices import MOST
 from search.cli.console import Json, emit, out
 
 
@@ -21,9 +22,12 @@ def tune(
     model: Annotated[
         str, typer.Option(help="Model by name, directory or hub id: its dimensions, no weights.")
     ],
-    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, max=MOST, help="Sequences decoded together.")] = 16,
     context: Annotated[
-        int, typer.Option(min=1, help="Tokens the page table holds; engines round it up to a power of two.")
+        int,
+        typer.Option(
+            min=1, max=MOST, help="Tokens the page table holds; engines round it up to a power of two."
+        ),
     ] = 32768,
     seconds: Annotated[float, typer.Option(min=1, help="When to stop trying candidates.")] = 30.0,
     page_size: Annotated[int | None, typer.Option(help="Page size; the flow's own by default.")] = None,

@@ -108,9 +108,12 @@ def _engine(plan: BenchPlan) -> Engine:
     """The model, with its weights or with random ones."""
     import torch
 
+    from search.errors import no_gpu
     from vortex_core.engine import Engine
 
     device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise no_gpu("this machine")
     needed = max(plan.batch) * (max(plan.context) + plan.new_tokens + 256) + 1024
     tokens = max(needed, 4096) if device == "cpu" else None
     if not plan.random_weights:

@@ -23,7 +23,9 @@ NAMES = ("vortex_torch",)
 def of_imports(packages: Collection[str]) -> str | None:
     """The dialect of a source that imports these top-level packages, None for vFlow. What a comment or a docstring
     says is no import."""
-    return next((name for name in NAMES if name in packages), None)
+    found = next((name for name in NAMES if name in packages), None)
+    # A module of that system's own package imports its neighbours; a flow of ours never imports relatively.
+    return NAMES[0] if found is None and "." in packages else found
 
 
 def detect(source: str) -> str | None:

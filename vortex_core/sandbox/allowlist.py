@@ -33,7 +33,7 @@ class Rules:
 
     Attributes:
         modules: `from module import name`: the names allowed, None for all that do not begin with an underscore.
-        package: a package of which every submodule may be imported from, or empty.
+        package: a package of which every submodule may be imported, also relatively, or empty.
         imports: plain `import module`.
         private: whether a method may use `self._name`.
         hidden: names that begin with an underscore and may be imported all the same.
@@ -45,11 +45,15 @@ class Rules:
     private: bool = False
     hidden: frozenset[str] = field(default=frozenset())
 
-    def names(self, module: str) -> frozenset[str] | None:
-        """Names importable from `module`, None for all."""
-        if self.package and (module == self.package or module.startswith(self.package + ".")):
+    def names(self, module: str, level: int = 0) -> frozenset[str] | None:
+        """Names importable from `module`, None for all. `level`: dots before its name."""
+        if self.package and (level or self.holds(module)):
             return None
-        return self.modules.get(module, frozenset())
+        return frozenset() if level else self.modules.get(module, frozenset())
+
+    def holds(self, module: str) -> bool:
+        """Whether `module` is of the package."""
+        return bool(self.package) and f"{module}.".startswith(f"{self.package}.")
 
 
 FLOW = Rules(MODULES, private=True)
@@ -117,13 +121,13 @@ def check(tree: ast.Module, source: str, file: str, rules: Rules = FLOW) -> None
 
 
 def imports(tree: ast.Module) -> frozenset[str]:
-    """Names of the top-level packages a source imports; relative imports name none."""
+    """Names of the top-level packages a source imports; `.` for relative imports."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." if node.level else (node.module or "").partition(".")[0])
     return frozenset(found)
 
 
@@ -204,10 +208,10 @@ def _refused(node: ast.AST, rules: Rules, own: bool, called_init: bool) -> str |
     match node:
         case ast.Import(names=names):
             for alias in names:
-                if alias.name not in rules.imports:
+                if alias.name not in rules.imports and not rules.holds(alias.name):
                     return f"import of {alias.name!r}"
         case ast.ImportFrom(module=module, names=names, level=level):
-            allowed = rules.names(module or "") if level == 0 else frozenset()
+            allowed = rules.names(module or "", level)
             for alias in names:
                 hidden = alias.name.startswith("_") and alias.name not in rules.hidden
                 if alias.name == "*" or hidden or (allowed is not None and alias.name not in allowed):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.null.dialects.programs import BUNDLED, centroid, program
 from vortex_core import dialects, library
+from vortex_core.dialects.vortex_torch.settings import Settings
 from vortex_core.errors import VortexError
 from vortex_core.ir.mistakes import CATALOGUE
 from vortex_core.sandbox.jail import run
@@ -222,6 +223,56 @@ def test_bad_settings_are_refused(options: dict[str, object], code: str, hint: s
         run(GOOD, "x.py", options)
     assert caught.value.code == code
     assert hint in str(caught.value)
+
+
+def test_modules_of_its_own_package_import_their_neighbours() -> None:
+    absolute = (
+        "from vortex_torch.flow import vFlow, register\nfrom vortex_torch.indexer import topK, Mean, GeMM\n"
+        "from vortex_torch.cache import Mean as Fold\n"
+    )
+    body = """
+@register("inside")
+class Inside(vFlow):
+    def __init__(self):
+        super().__init__()
+        self.mean, self.dot, self.best, self.fold = Mean(dim=1), GeMM(), topK(), Fold(dim=1)
+    def create_cache(self, block_size, head_dim):
+        return {"c": (1, head_dim)}
+    def forward_cache(self, cache, loc, ctx):
+        self.fold(cache["k"], cache["c"], loc=loc, ctx=ctx)
+    def forward_indexer(self, q, o, cache, ctx):
+        self.best(self.dot(self.mean(q, ctx=ctx), cache["c"], ctx=ctx), o, ctx=ctx)
+"""
+    relative = (
+        "from .flow import vFlow\nfrom .registry import register\nfrom ..indexer import topK, Mean, GeMM\n"
+        "from ..cache import Mean as Fold\n"
+    )
+    modules = (
+        "from vortex_torch import indexer, vFlow, register\nimport vortex_torch.cache as c\n"
+        "topK, Mean, GeMM, Fold = indexer.topK, indexer.Mean, indexer.GeMM, c.Mean\n"
+    )
+    keys = {run(head + body, "x.py").key for head in (absolute, relative, modules)}
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"topk_vall": 8}, "vortex_topk_val"), ({"vortex_layers_skip": 0}, "list"),
+        ({"vortex_topk_val": 8, "topk_val": 9}, "once"),
+        ({"vortex_page_reserved_bos": 1, "block_reserved_bos": 2}, "once"),
+    ],
+)  # fmt: skip
+def test_settings_are_never_ignored_silently(options: dict[str, object], hint: str) -> None:
+    with pytest.raises(VortexError, match=f"VF087.*{hint}"):
+        Settings.read(options, is_mla=False)
+
+
+def test_early_names_of_settings_are_known() -> None:
+    found = Settings.read(
+        {"vortex_page_size": 32, "vortex_page_reserved_bos": 2, "page_size": 1}, is_mla=False
+    )
+    assert (found.block_size, found.bos) == (32, 2)
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -130,15 +130,25 @@ def importer(registry: dict[str, type]) -> Callable[..., Any]:
         "__future__": Module("__future__", {"annotations": None}, {}),
     }
 
-    def load(name: str, *args: Any) -> Any:
+    package = Module(
+        "vortex_torch", {**found, "vFlow": vFlow, "vFlowMLA": vFlowMLA, "register": register}, {}
+    )
+
+    def load(
+        name: str, namespace: object = None, scope: object = None, names: object = None, level: int = 0
+    ) -> Any:
         head, _, rest = name.partition(".")
-        if head == "vortex_torch":
-            part = rest.partition(".")[0]
-            if part in found:
-                return found[part]
-            raise mistakes.DIALECT_IMPORT.error(
-                module="vortex_torch", name=part or "the package itself", known=", ".join(found)
-            )
-        return others[name]
+        if level:  # its bundled programs lie in the package: `.flow`, `.registry`, `..indexer`
+            return package if not head else found.get(head, flow)
+        if head != "vortex_torch":
+            return others[name]
+        part = rest.partition(".")[0]
+        if not part or (
+            not names and part in found
+        ):  # `import vortex_torch.indexer as vi` asks the package for it
+            return package
+        if part in found:
+            return found[part]
+        raise mistakes.DIALECT_IMPORT.error(module="vortex_torch", name=part, known=", ".join(found))
 
     return load

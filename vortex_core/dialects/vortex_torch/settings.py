@@ -25,13 +25,18 @@ _OURS: dict[str, Any] = {
     "schedule_policy": None,
     "module_name": None,
 }
-_ALIASES = {"page_reserved_bos": "block_reserved_bos", "page_reserved_eos": "block_reserved_eos"}
+_ALIASES = {
+    "page_size": "block_size",
+    "page_reserved_bos": "block_reserved_bos",
+    "page_reserved_eos": "block_reserved_eos",
+}
 # How that engine runs, not what is selected.
 _ENGINE = {
     "max_topk_val", "max_seq_lens", "workload_chunk_size", "module_path", "compilation_cache_dir",
     "attention_backend", "impl_backend", "use_tensor_core", "host_kv_gb", "host_kv_pool_blocks",
     "host_kv_policy", "topk_type", "sparsity",
 }  # fmt: skip
+_SHAPES = {"head_dim", "group", "kv_lora_rank", "qk_rope_head_dim", "kv_cache_dtype"}
 _DTYPES = {
     "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2",
 }  # fmt: skip
@@ -82,23 +87,30 @@ class Settings:
         nested = given.pop("vortex", None)
         if isinstance(nested, Mapping):
             given.update(nested)
-        known = dict(_OURS)
+        known, named = dict(_OURS), dict[str, str]()
         for key, value in given.items():
             plain = key.removeprefix("vortex_")
-            plain = _ALIASES.get(plain, plain)
+            if key != "page_size":  # without the prefix it is its server's
+                plain = _ALIASES.get(plain, plain)
             if plain in known:
-                known[plain] = value
+                if plain in named:
+                    raise _error(key, value, f"it is given once, not as {named[plain]} too")
+                known[plain], named[plain] = value, key
             elif plain == "kv_int4" and value:
                 raise mistakes.DIALECT_NO_EQUIVALENT.error(
                     what="vortex_kv_int4",
                     why="keys and values are stored as bf16 or fp8 here",
                     remedy="remove it, or use kv_cache_dtype fp8_e4m3",
                 )
-            elif key.startswith("vortex_") and plain not in _ENGINE | {"kv_int4"}:
-                near = difflib.get_close_matches(plain[:100], [*known, *_ENGINE], 1)
-                raise _error(
-                    key, value, f"it is no setting; did you mean vortex_{near[0]}?" if near else "unknown"
-                )
+            elif plain not in _ENGINE | _SHAPES | {"kv_int4"}:
+                # Without the prefix it may be an option of its server, unless it looks like a slip of the hand.
+                ours = key.startswith("vortex_")
+                among = [*known, *_ENGINE] if ours else known
+                near = difflib.get_close_matches(plain[:100], among, 1, 0.6 if ours else 0.85)
+                if ours or near:
+                    raise _error(
+                        key, value, f"it is no setting; did you mean vortex_{near[0]}?" if near else "unknown"
+                    )
         rope = _whole(given, "qk_rope_head_dim", 64, 1)
         latent = _whole(given, "kv_lora_rank", 512, 1)
         dim = latent + rope if is_mla else _whole(given, "head_dim", 128, 1)
@@ -120,7 +132,7 @@ class Settings:
         ratio = known["topk_ratio"]
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0.0 <= ratio <= 1.0:
             raise _error("vortex_topk_ratio", ratio, "it is a number from 0 to 1")
-        skip = known["layers_skip"] or []
+        skip = [] if known["layers_skip"] is None else known["layers_skip"]
         if not isinstance(skip, list | tuple) or not all(isinstance(n, int) for n in skip):
             raise _error("vortex_layers_skip", skip, "it is a list of layer numbers")
         return cls(
