@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def convert(file: Path, knobs: Path | None = None, out: Path | None = None) -> C
         VortexError: `VF000` for a file that cannot be read, `VF08x` or another language error for what is in
             it, `VS010` for an `out` that cannot be written, `VS015` if the source would be another program.
     """
-    if out is not None and out.resolve() in (file.resolve(), None if knobs is None else knobs.resolve()):
+    read = {os.path.realpath(path) for path in (file, knobs) if path is not None}
+    if out is not None and os.path.realpath(out) in read:
         raise bad_value("--out", str(out), "another file than the one that is read")
     flow = convert_file(file, knobs)
     check(flow)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray._private import ray_constants
+from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, without types
 
 from search.errors import no_cluster
 from search.executors.environment import without_secrets
@@ -85,7 +86,9 @@ def private_cluster(folder: Path, logs: str) -> Iterator[None]:
     }
     if logs:
         os.environ["VORTEX_LOGS"] = logs
-    ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when Ray was imported
+    # Both were read from the environment when Ray was imported.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written, for example because `path` is a folder.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # a loop of links is said by what follows
     if path.exists() and not path.is_file():
         # Without waiting for a reader of a pipe; opening a folder fails.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w", encoding="utf-8") as file:

@@ -200,7 +200,7 @@ def test_runs_that_are_none(
         (["leaderboard", "x"], ["--limit"]),
         (["export", "x"], ["--rank"]),
         ([], ["--campaign", "--proposer", "--plan", "--target", "--run", "--max-candidates", "--seed", "--time-budget",
-              "--max-dollars", "--address", "--device", "--gpus", "--tp", "--engines", "--accuracy-model"]),
+              "--max-dollars", "--device", "--gpus", "--tp", "--engines", "--accuracy-model"]),
         (["mcp"], ["--jobs", "--job-time", "--max-dollars"]),
     ],
     ids=lambda c: (c[0] if c else "campaign") if isinstance(c, list) and (not c or c[0][0] != "-") else "",
@@ -259,7 +259,7 @@ class Theirs(vFlow):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["nope"], ["check"], ["check", "a", "b"], ["check", "--nope"], ["check", "quest", "--model"], ["models", "nope"],
+    ["nope"], ["check"], ["check", "a", "b"], ["check", "--nope"], ["models", "nope"],
     ["models", "fetch"], ["config"], ["config", "nope"], ["show", "x"], ["--nope"], ["--run"], ["report"], ["export"],
     ["explain", "quest", "--batch", "x"], ["bench", "x"], ["--device", "tpu"], ["--target", "x"], ["tune", "quest"],
     ["\x1b[2J"], ["check", "\udcff"], ["--max-candidates", "-1"], [LONG],

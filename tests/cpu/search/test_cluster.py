@@ -121,7 +121,8 @@ def test_workers_get_no_secrets_and_no_lower_priority(executor: RayExecutor, loo
 
 def test_a_cluster_of_our_own_is_private(executor: RayExecutor) -> None:
     """It listens on the loopback alone, asks for a token, and keeps its files where nobody else looks."""
-    from search.executors.local_cluster import logs, ray_folder
+    from search.errors import engine_lost
+    from search.executors.local_cluster import ray_folder
 
     here = psutil.Process()
     heard = [c.laddr.ip for p in (here, *here.children(recursive=True)) for c in p.net_connections("inet")
@@ -131,7 +132,7 @@ def test_a_cluster_of_our_own_is_private(executor: RayExecutor) -> None:
     private = ray_folder().parent
     assert private.stat().st_mode & 0o77 == 0
     assert (private / "token").stat().st_mode & 0o77 == 0
-    assert Path(logs()).is_dir()
+    assert Path(engine_lost("x").log).is_dir()
     assert not any("AUTH" in name for name in os.environ)
     address = ray.get_runtime_context().gcs_address
     code = f"import ray; ray.init(address={address!r}, logging_level=50); print('joined')"
@@ -147,6 +148,17 @@ def test_a_cluster_of_our_own_is_private(executor: RayExecutor) -> None:
     assert done.returncode != 0
     assert "joined" not in done.stdout
     assert "oken" in done.stderr
+
+
+def test_a_long_tmpdir_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's sockets lie below its folder, and the system takes no path longer than 107."""
+    import tempfile
+
+    from search.executors.local_cluster import ray_folder
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 90)))
+    assert len(str(ray_folder())) < 40
+    assert str(ray_folder()).startswith("/tmp/")
 
 
 def test_tracing_runs_in_a_task_and_carries_errors(executor: RayExecutor, loop: asyncio.AbstractEventLoop):

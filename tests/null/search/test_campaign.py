@@ -139,6 +139,26 @@ def test_a_run_is_not_resumed_on_another_kind_of_device(tmp_path: Path):
     assert harness.go().distinct_programs == 6, "more of the same kind are welcome"
 
 
+def test_a_run_is_not_resumed_with_other_weights(tmp_path: Path):
+    class Loading(SimulatedExecutor):
+        weights = "a" * 16
+
+        async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
+            return [device | {"weights": self.weights} for device in await super().start(notice)]
+
+    harness = Harness(tmp_path, config(limits={"candidates": 3}))
+    harness.executor = Loading()
+    harness.go()
+    harness.config = config(limits={"candidates": 6})
+    harness.executor = Loading()
+    harness.executor.weights = "b" * 16
+    with pytest.raises(VortexError, match="VS050") as error:
+        harness.go()
+    assert "a" * 16 in error.value.message and "b" * 16 in error.value.message
+    harness.executor = Loading()
+    assert harness.go().distinct_programs == 6
+
+
 def test_an_engine_lost_for_good_is_in_the_log_and_the_campaign_goes_on(tmp_path: Path):
     class Losing(SimulatedExecutor):
         async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
