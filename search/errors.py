@@ -106,15 +106,15 @@ _declare(
     "VS045", "cannot be measured again", "a result is measured again on the kind of device it is of", "user"
 )
 
-_declare("VS060", "bad command line", "commands, options and arguments are those of --help", "user")
+_declare("VS090", "bad command line", "commands, options and arguments are those of --help", "user")
 _declare(
-    "VS061",
+    "VS091",
     "unexpected exception in a command",
     "commands raise typed errors",
     "infrastructure",
 )
-_declare("VS062", "file that cannot be used", "files and folders named can be read and written", "user")
-_declare("VS063", "out of memory", "what a command is asked for fits this process's memory", "user")
+_declare("VS092", "file that cannot be used", "files and folders named can be read and written", "user")
+_declare("VS093", "out of memory", "what a command is asked for fits this process's memory", "user")
 
 
 _RAY_LOGS = f"{tempfile.gettempdir()}/vortex-search-{os.getuid()}/ray/session_latest/logs"
@@ -282,15 +282,15 @@ def crashed(error: Exception) -> VortexError:
 
 
 def bad_command(why: str) -> VortexError:
-    """`VS060`: a command line that is none."""
-    return VortexError("VS060", why, "see `vortex-search --help`, or --help after the command")
+    """`VS090`: a command line that is none."""
+    return VortexError("VS090", why, "see `vortex-search --help`, or --help after the command")
 
 
 def broke(error: Exception, log: str) -> VortexError:
-    """`VS061`: an exception that nobody typed ended a command; its traceback is in `log`."""
+    """`VS091`: an exception that nobody typed ended a command; its traceback is in `log`."""
     said = str(error).strip().splitlines()
     return VortexError(
-        "VS061",
+        "VS091",
         f"{type(error).__name__}: {said[0][:300] if said else 'no message'}",
         f"report it with {log}" if log else "report it with the command",
         place=place_of(error.__traceback__),
@@ -299,13 +299,13 @@ def broke(error: Exception, log: str) -> VortexError:
 
 
 def unusable_file(path: str, why: str) -> VortexError:
-    """`VS062`: the system refuses a file or folder."""
-    return VortexError("VS062", f"{path}: {why}", "name another one, or mend its permissions or its disk")
+    """`VS092`: the system refuses a file or folder."""
+    return VortexError("VS092", f"{path}: {why}", "name another one, or mend its permissions or its disk")
 
 
 def out_of_memory(what: str) -> VortexError:
-    """`VS063`: this process may not have as much memory as was asked for."""
-    return VortexError("VS063", f"out of memory: {what}", "ask for less: smaller batches, contexts or models")
+    """`VS093`: this process may not have as much memory as was asked for."""
+    return VortexError("VS093", f"out of memory: {what}", "ask for less: smaller batches, contexts or models")
 
 
 def proposer_down(failures: int, last: str) -> VortexError:

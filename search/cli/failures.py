@@ -13,7 +13,7 @@ from vortex_core.text import visible
 
 
 def as_coded(error: Exception) -> VortexError:
-    """The coded error for an exception: its own, that of a file or of memory, or `VS061`, with a log to report."""
+    """The coded error for an exception: its own, that of a file or of memory, or `VS091`, with a log to report."""
     if isinstance(error, VortexError):
         return error
     if (found := translate(error, "this command", flow=False)) is not None:

@@ -1,7 +1,7 @@
 """Every command over a matrix of bad inputs: each failure is a code, in text and as JSON, and never success.
 
 `VORTEX_WHOLE_MATRIX=1 python -m pytest tests/hostile/test_commands.py` tries all of it (some 1,100 command lines).
-`VS061` is the code of an exception that nobody typed: here it is a failure of the test, like a traceback.
+`VS091` is the code of an exception that nobody typed: here it is a failure of the test, like a traceback.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def wrong(
             continue
         if status not in (1, 2):
             return f"{given}: exit status {status}"[:300]
-        if "Traceback" in said.out + said.err or "VS061" in said.out + said.err:
+        if "Traceback" in said.out + said.err or "VS091" in said.out + said.err:
             return f"{given}: {said.out[-300:]} {said.err[-300:]}"
         if extra:
             try:
