@@ -135,6 +135,10 @@ class Endpoint:
         """`name`, with the address where it is not the `official` one."""
         return name if self.base_url == official else f"{name}@{self.base_url}"
 
+    def without_key(self, text: str) -> str:
+        """An answer without the key: a server may echo what it was sent, and answers are kept."""
+        return text.replace(self.key, "[key]") if self.key else text
+
     def redact(self, text: object) -> str:
         """`text` without the key or anything shaped like one, on one line, bounded."""
         clean = " ".join(str(text).split())

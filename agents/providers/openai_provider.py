@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from agents.providers.base import Completion, Message, Stop
-from agents.providers.sdk_provider import NO_KEY, PROGRAM_SCHEMA, SdkProvider
+from agents.providers.sdk_provider import NO_KEY, PROGRAM_SCHEMA, ToldError, SdkProvider
 
 
 class _OpenAI(SdkProvider):
@@ -73,6 +73,8 @@ class OpenAIProvider(_OpenAI):
         answer = raw.parse()
         if hasattr(answer, "__aiter__"):
             answer = _joined([chunk async for chunk in answer])
+        elif not getattr(answer, "choices", None) and (error := getattr(answer, "error", None)):
+            raise ToldError(error)
         usage = answer.usage
         if usage is None:
             raise ValueError("the answer has no token counts, so its cost cannot be accounted")
@@ -177,6 +179,11 @@ def _joined(chunks: Sequence[Any]) -> Any:
 def _text(content: object) -> str:
     if content is None:
         return ""
+    if isinstance(content, list):  # some servers send what others only take: a list of parts
+        parts = [p if isinstance(p, dict) else getattr(p, "__dict__", {}) for p in content]
+        return "".join(
+            str(p.get("text") or "") for p in parts if p.get("type", "text") in ("text", "output_text")
+        )
     if not isinstance(content, str):
         raise TypeError(f"content is {type(content).__name__}, not text")
     return content

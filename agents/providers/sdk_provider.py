@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -27,7 +28,34 @@ PROGRAM_SCHEMA: dict[str, Any] = {
     "required": ["idea", "program"],
     "additionalProperties": False,
 }
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds before a gateway is asked again
 _RENAMED = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+
+
+class ToldError(Exception):
+    """A failure that a server sends with status 200.
+
+    Args:
+        error: what it says; its `code` may be the status that was meant.
+    """
+
+    def __init__(self, error: object) -> None:
+        fields = error if isinstance(error, dict) else getattr(error, "__dict__", {})
+        code = fields.get("code") or fields.get("status")
+        meant = (
+            int(code) if isinstance(code, int | str) and str(code).isdecimal() and len(str(code)) == 3 else 0
+        )
+        self.status = meant if 400 <= meant < 600 else 500
+        self.said = str(fields.get("message") or error)
+        super().__init__(self.said)
+
+
+class _ToldProposerError(ProposerError):
+    """What such a failure becomes; it may be sent again."""
+
+    @classmethod
+    def of(cls, error: ProposerError) -> _ToldProposerError:
+        return cls(error.code, error.message, error.remedy, usage=error.usage)
 
 
 class SdkProvider:
@@ -86,7 +114,7 @@ class SdkProvider:
     ) -> Completion:
         """See `Provider.complete`."""
         async with self._pace.turn() as turn:
-            options = self._options(max_tokens, temperature, seed)
+            options, tries = self._options(max_tokens, temperature, seed), 0
             while True:
                 given = {name: value for name, value in options.items() if value is not None}
                 for name in self._refused & given.keys():
@@ -101,6 +129,14 @@ class SdkProvider:
                     self._refused.add(found)
                     continue
                 turn.pushed = found.code in (RATE_LIMIT.code, OVERLOADED.code)
+                if (
+                    isinstance(found, _ToldProposerError)
+                    and turn.pushed
+                    and tries < self._patience.max_retries
+                ):
+                    tries += 1  # the SDK repeats what comes with a status; a gateway's own word it takes for an answer
+                    await asyncio.sleep(min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE))
+                    continue
                 # Raised outside the handlers: the SDK's error may quote the request and must not ride along.
                 raise found
 
@@ -116,7 +152,13 @@ class SdkProvider:
             try:
                 async with asyncio.timeout(patience.deadline_s):
                     raw = await self._request(client, system, messages, options)
-                    return await self._read(raw, 1 + raw.retries_taken)
+                    answer = await self._read(raw, 1 + raw.retries_taken)
+                    return replace(answer, text=endpoint.without_key(answer.text))
+            except ToldError as error:
+                within = failures.from_status(
+                    error.status, error.said, model, endpoint, 1 + raw.retries_taken
+                )
+                return _ToldProposerError.of(within)
             except TimeoutError:
                 return failures.timed_out(model, endpoint, patience, attempts=1)
             except sdk.APITimeoutError as error:
@@ -134,7 +176,15 @@ class SdkProvider:
                     return named
                 sent = failures.attempts_sent(error.request.headers)
                 return failures.from_status(error.status_code, detail, model, endpoint, sent)
-            except (AttributeError, LookupError, TypeError, ValueError, OverflowError, sdk.APIError) as error:
+            except (
+                AttributeError,
+                LookupError,
+                TypeError,
+                ValueError,
+                OverflowError,
+                RecursionError,
+                sdk.APIError,
+            ) as error:
                 return failures.malformed(model, endpoint, error, 1 + getattr(raw, "retries_taken", 0))
             except Exception as error:
                 if raw is None:
