@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from agents.providers.base import Completion, Message, Stop
-from agents.providers.sdk_provider import NO_KEY, PROGRAM_SCHEMA, ToldError, SdkProvider
+from agents.providers.sdk_provider import NO_KEY, PROGRAM_SCHEMA, SdkProvider, ToldError
 
 
 class _OpenAI(SdkProvider):
