@@ -25,7 +25,7 @@ class W(vFlow):
         return ops.topk(ops.position() + q.norm("head", "dim"))
 """
 LONG = "x" * 5_000
-# Every command gets a quarter of its bad inputs, each another one: minutes on a busy machine otherwise.
+# Every command gets an eighth of its bad inputs, each another one: minutes on a busy machine otherwise.
 WHOLE = os.environ.get("VORTEX_WHOLE_MATRIX") == "1"
 NAMES = ["", " ", "no-such-thing", "../x", "/", ".", "..", "/dev/null", "/proc/self/mem", "a\nb", "a\0b", "\x1b[2J",
          "\udcff", "[/bold]", LONG, "~nobody-here/x", "-", "é" * 300, "%s", "{0}"]  # fmt: skip
@@ -131,7 +131,7 @@ def check(lines: list[list[str]], capfd: pytest.CaptureFixture[str], *, fine: bo
     """Each as JSON; every third, and what could steer a terminal, as text too."""
     found = []
     if not WHOLE and len(lines) > 8:
-        lines = lines[len("".join(lines[0][:2])) % 4 :: 4]
+        lines = lines[len("".join(lines[0][:2])) % 8 :: 8]
     for number, line in enumerate(lines):
         steers = number % 3 == 0 or not line[-1].isprintable() or "[" in line[-1]
         words = wrong(line, [["--json"], []] if steers else [["--json"]], capfd, fine=fine)

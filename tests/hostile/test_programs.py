@@ -61,7 +61,7 @@ def test_programs_that_run_end_within_their_bounds(what: str) -> None:
         assert trace_source(source, "flow.py").knobs.page_size == 16
         return
     with pytest.raises(VortexError) as caught:
-        trace_source(source, "flow.py", deadline=3.0 if code == "VF006" else 25.0)
+        trace_source(source, "flow.py", deadline=1.5 if code == "VF006" else 25.0)
     error = caught.value
     assert error.code.startswith(code), error
     assert is_visible(error.message, 1_500)
