@@ -176,7 +176,7 @@ def test_a_run_on_read_only_storage_is_read(tmp_path: Path) -> None:
         (tmp_path / "r" / left).unlink(missing_ok=True)
     (tmp_path / "r").chmod(0o555)
     code = (
-        "import os, sys; from pathlib import Path\nfrom search.log.run import open_run, read_state\n"
+        "import os, sys, urllib.parse; from pathlib import Path\nfrom search.log.run import open_run, read_state\n"
         "if os.geteuid() == 0: os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "with open_run('r', readonly=True, root=Path(sys.argv[1])) as run: print(read_state(run).started)"
     )
