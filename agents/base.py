@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
 
 RequestKind = Literal["seed", "mutate", "crossover", "repair", "diff", "tune", "invert", "simplify"]
 CHANGES: tuple[RequestKind, ...] = ("mutate", "diff", "tune", "invert", "simplify")
@@ -14,6 +16,7 @@ CHANGES: tuple[RequestKind, ...] = ("mutate", "diff", "tune", "invert", "simplif
 less of it."""
 Booking = Callable[[str, int, "float | None"], None]
 """Called before a request is sent, with who is asked, and the most tokens and dollars it is expected to take."""
+ALL_KINDS: frozenset[RequestKind] = frozenset(("seed", "crossover", "repair", *CHANGES))
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ class ProposalRequest:
     """One ask.
 
     Attributes:
-        kind: `seed` (from nothing), `crossover` (two parents), `repair` (a failed attempt), or one of `CHANGES`.
+        kind: `seed` (from nothing), `crossover` (two parents), `repair` (a failed attempt), or one of `CHANGES`. With a
+            `point`, `tune` means the one parent's constants and dtypes there, for which no author is needed.
         parents: 0-2 parents.
         failed: set when `kind` is `repair`.
         seed: makes an offline proposer reproducible.
@@ -138,6 +142,10 @@ class ProposalRequest:
         lessons: what changes brought so far, the surest first.
         number: of the proposal in its campaign.
         book: told of every call before it is sent, so that no crash loses what was paid for.
+        point: of the unit cube, where `kind` is `tune`.
+        knobs: settings that every candidate of the campaign has, whatever a proposal says.
+        fits: whether the campaign would look at a program: its states are small enough, its target serves it.
+        best: descriptions of the best so far, the best first.
     """
 
     kind: RequestKind
@@ -153,6 +161,10 @@ class ProposalRequest:
     lessons: tuple[Lesson, ...] = ()
     number: int = 0
     book: Booking | None = None
+    point: tuple[float, ...] = ()
+    knobs: dict[str, Any] = field(default_factory=dict)
+    fits: Callable[[Program, Knobs], bool] | None = None
+    best: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,7 @@ class Proposal:
         prompt: what was asked, word for word, where words were asked; kept with the run.
         reply: the answer as it came.
         kind: what was asked in the end, where a caller let the proposer choose how to change a parent.
+        flow: the program itself, where the proposer made it as IR: nothing untrusted ran, so nothing needs a jail.
     """
 
     source: str
@@ -184,6 +197,7 @@ class Proposal:
     prompt: str = ""
     reply: str = ""
     kind: str = ""
+    flow: Flow | None = None
 
 
 class Proposer(Protocol):
@@ -197,12 +211,14 @@ class Proposer(Protocol):
         needs_language: whether it asks in words: its requests say where the search stands, its factory is given
             the language reference.
         changes: what a request of kind `mutate` may become instead (of `CHANGES`); empty: it knows only `mutate`.
+        kinds: the requests that it serves.
     """
 
     name: str
     repairs: bool = True
     needs_language: bool = True
     changes: tuple[RequestKind, ...] = ()
+    kinds: frozenset[RequestKind] = ALL_KINDS
 
     async def propose(self, request: ProposalRequest) -> Proposal:
         """One program for one request.

@@ -48,6 +48,47 @@ class Objective(Strict):
     margin: float = Field(0.05, ge=0)
 
 
+class Screen(Strict):
+    """Programs are screened on recorded attention; few of them answer.
+
+    Successive halving without rounds: as soon as `full` programs have been screened, the best of them by Pareto rank
+    that has not gone on goes on, and so again after `full` more; likewise from the full screen to answers.
+
+    Attributes:
+        accuracy: metric of the screen that stands for accuracy.
+        speed: metric of speed; None: the objective's.
+        gates: bounds; a program that fails one does not go on.
+        most_state: share of the KV bytes that page states may take; None: no limit.
+        programs: distinct programs to screen.
+        layers: layers in which every program is scored.
+        full_layers: layers in which those that go on are.
+        models: further models on whose recorded attention those that go on are scored: programs that live by the
+            rotary frequencies of one model do not carry over. The mean over the models counts.
+        full: one in this many screened programs goes on to the full screen.
+        answers: one in this many of those answers.
+    """
+
+    accuracy: str = "screen_beyond"
+    speed: str | None = None
+    gates: tuple[Gate, ...] = ()
+    most_state: float | None = Field(None, gt=0)
+    programs: int = Field(3000, ge=0)
+    layers: int = Field(2, ge=1)
+    full_layers: int = Field(8, ge=1)
+    models: tuple[str, ...] = ()
+    full: int = Field(5, ge=1)
+    answers: int = Field(4, ge=1)
+
+    def objective(self, whole: Objective) -> Objective:
+        """What is optimised on the screen."""
+        gates = self.gates
+        if self.most_state is not None:
+            gates = (*gates, Gate(metric="state_share", at_most=self.most_state))
+        return whole.model_copy(
+            update={"accuracy": self.accuracy, "speed": self.speed or whole.speed, "gates": gates}
+        )
+
+
 class StrategyConfig(BaseModel):
     """A strategy by name; its other keys are the strategy's own settings, validated by the strategy."""
 
@@ -130,8 +171,8 @@ class Cluster(Strict):
         tensor_parallel: GPUs (on a CPU: processes) that hold one engine together.
         engines: resident engines; None is as many as the GPUs hold, or one on a CPU.
         threads: CPU threads of each engine's process; None is its share of its machine's cores.
-        cpu_tasks: workers for what needs no engine; None is the cores that are left beside GPU engines (8 at
-            most), or one beside a CPU engine.
+        cpu_tasks: workers for what needs no engine, the screen among it; None is the cores that are left beside GPU
+            engines (8 at most), or one beside a CPU engine.
         lookahead: proposals in flight or waiting for an engine, per engine.
         retries: times a stage is run again after a worker died under it.
         deadline: seconds a stage may take before its process group is killed. Waiting for a worker does not count.
@@ -193,6 +234,13 @@ class Serving(Strict):
     deadline: float = Field(1800, gt=0)
 
 
+class SecondModel(Strict):
+    """A model that the search never sees, with the plan by which it is asked."""
+
+    model: str
+    evaluation: str
+
+
 class Finals(Strict):
     """What happens to the best at the end.
 
@@ -201,12 +249,17 @@ class Finals(Strict):
         most: found candidates measured again at most: while none keeps the gates, the next best are tried.
         holdout: whether the winner and the best library flow meet the sealed set, once.
         matched: whether the best library flow is also run with the winner's knobs.
+        peers: library flows of at most the winner's state bytes that are run with the winner's knobs and compared with
+            it on the sealed items: the best by the screen, this many.
+        second: whether the winner and the best peer also answer on a model that the search never saw.
     """
 
     elites: int = Field(3, ge=0)
     most: int = Field(8, ge=0)
     holdout: bool = True
     matched: bool = True
+    peers: int = Field(0, ge=0)
+    second: SecondModel | None = None
 
 
 class Reference(Strict):
@@ -231,6 +284,9 @@ class CampaignConfig(Strict):
         proposer: default proposer: the name of a file in `configs/proposers` or a specification.
         evaluation: name of a plan in `configs/evaluation`, or a path.
         references: library flows measured first.
+        screen: how programs are screened before they answer; None: every program answers.
+        knobs: settings that every candidate has, whatever its author says: programs are then compared at one operating
+            point.
         repairs: rounds in which an LLM may mend a program that was refused.
         proposer_patience: failures in a row after which the campaign pauses.
     """
@@ -248,6 +304,8 @@ class CampaignConfig(Strict):
     cluster: Cluster = Cluster()
     finals: Finals = Finals()
     serving: Serving | None = None
+    screen: Screen | None = None
+    knobs: dict[str, Any] = Field(default_factory=dict)
     repairs: int = Field(1, ge=0)
     proposer_patience: int = Field(5, ge=1)
 

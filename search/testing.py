@@ -110,6 +110,9 @@ class StrategyConformance:
         waiting: list[Tell] = []
         for n in range(asks):
             ask = strategy.ask(n)
+            asked = Tell(n, "asked", parents=ask.parents, point=ask.point, by=ask.by)
+            strategy.tell(asked)
+            told.append(asked)
             outcome = rng.choice(_OUTCOMES)
             accuracy, speed = None, None
             if outcome == "scored":
@@ -120,7 +123,10 @@ class StrategyConformance:
             elif outcome == "duplicate":
                 key, ir_hash = "ref0", "ir-ref0"
             verdict = rng.choice(list(Verdict))
-            waiting.append(Tell(n, outcome, key, ir_hash, accuracy, speed, verdict, ask.parents))
+            told_of = Tell(n, outcome, key, ir_hash, accuracy, speed, verdict, ask.parents)
+            if accuracy is not None:
+                told_of = replace(told_of, low=accuracy - 0.05, high=accuracy + 0.05, cell=f"cell{n % 3}")
+            waiting.append(replace(told_of, size=10 + n % 5, point=ask.point, by=ask.by))
             if len(waiting) > 2:
                 told.append(waiting.pop(rng.randrange(len(waiting))))
                 strategy.tell(told[-1])
@@ -141,10 +147,13 @@ class StrategyConformance:
         """Parents are told, scored candidates, as many as the kind needs."""
         strategy = self.make(1)
         known: set[str] = set()
+        needed = {"seed": 0, "mutate": 1, "crossover": 2, "tune": 1, "simplify": 1}
         for tell in self.history(self.make(1), 40):
             for n in range(3):
                 ask = strategy.ask(n)
-                assert len(ask.parents) == {"seed": 0, "mutate": 1, "crossover": 2}[ask.kind]
+                assert len(ask.parents) == needed[ask.kind]
+                assert bool(ask.point) == (ask.kind == "tune")
+                assert all(0 <= x <= 1 for x in ask.point)
                 assert len(set(ask.parents)) == len(ask.parents)
                 assert set(ask.parents) <= known
                 assert ask.seed >= 0
@@ -167,6 +176,15 @@ class StrategyConformance:
             second.tell(tell)
         assert [first.ask(n) for n in range(40, 60)] == [second.ask(n) for n in range(40, 60)]
 
+    def test_a_candidate_may_be_told_again(self) -> None:
+        """A better measurement replaces the first, and one that a dearer stage stopped is no parent any more."""
+        strategy = self.make(5)
+        strategy.tell(Tell(None, "scored", "a", "ir-a", 0.0, 1.5, Verdict.PROVEN))
+        strategy.tell(Tell(0, "scored", "b", "ir-b", 0.1, 2.0, Verdict.PROVEN, cell="b"))
+        strategy.tell(Tell(0, "scored", "b", "ir-b", 0.0, 2.0, Verdict.FAILED, cell="b"))
+        strategy.tell(Tell(0, "stopped", "b", "ir-b"))
+        assert not any("b" in strategy.ask(n).parents for n in range(60))
+
     def test_proposal_seeds_differ(self) -> None:
         """Two asks for the same thing must be able to give different programs."""
         strategy = self.make(4)
@@ -175,6 +193,9 @@ class StrategyConformance:
 
 
 _SIMULATED_STAGES: dict[ev.Purpose, tuple[str, ...]] = {
+    "screen": ("screen",),
+    "full_screen": ("full_screen",),
+    "second": ("second",),
     "search": ("static", "accuracy", "modelled"),
     "fresh": ("accuracy", "modelled"),
     "holdout": ("holdout",),
@@ -247,6 +268,15 @@ class SimulatedExecutor:
         """See `Executor`."""
         return self.lanes
 
+    @property
+    def screeners(self) -> int:
+        """See `Executor`."""
+        return self.lanes
+
+    async def record(self, seed: int) -> None:
+        """See `Executor`."""
+        self.references["recorded"] += 1
+
     async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
         """See `Executor`."""
         facts = {"kind": "cpu", "name": self.device, "host": "simulated", "ranks": 1}
@@ -310,6 +340,14 @@ def simulated_stage(stage: str, flow: dict[str, Any], seed: int) -> StageResult:
 def _measured(stage: str, x: float, seed: int) -> StageResult:
     if stage == "serving":
         return StageResult(stage, True, {"serving_speedup": Metric(1 + x, 1 + x / 2, 1 + 2 * x, unit="x")})
+    if stage in ("screen", "full_screen"):
+        value = 1 - 0.3 * x * x
+        found = {
+            "screen_beyond": Metric(value, value - 0.01, value + 0.01, how="recorded"),
+            "state_share": Metric(0.2 * (1 - x), higher_is_better=False, how="modelled"),
+            "modelled_speedup_h200": Metric(1 + 2 * x, how="modelled"),
+        }
+        return StageResult(stage, True, found, seconds=0.001)
     if stage == "static":
         return StageResult(stage, passed=True, seconds=0.001)
     if stage == "modelled":

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.base import Proposal, ProposalRequest, Proposer
+from agents.base import Proposal, ProposalRequest, Proposer, RequestKind
 from agents.errors import ProposerError
+from agents.grammar import recipe_moves
 from agents.grammar.crossover import cross
+from agents.grammar.local import tune_recipe, tune_terms, without_something
 from agents.grammar.mutation import Subject, mutate
-from agents.grammar.settings import random_knobs
+from agents.grammar.recipe import Recipe
+from agents.grammar.recipe_moves import Taste
+from agents.grammar.recipes import RecipeBook, taste_of, varied, written
+from agents.grammar.settings import covers, random_knobs
 from agents.grammar.signals import Growth
 from agents.grammar.term import from_program, to_program
 from agents.prompting import check
@@ -33,11 +38,12 @@ _SHARES = (
 
 @dataclass(frozen=True)
 class Draft:
-    """A program before it is known to be new."""
+    """A program before it is known to be new. `recipe`: what it was written by, where it was."""
 
     written: Program
     knobs: Knobs
     idea: str
+    recipe: Recipe | None = None
 
     @property
     def program(self) -> Program:
@@ -48,6 +54,11 @@ class Draft:
     def key(self) -> str:
         """Identity of program and knobs."""
         return flow_key(self.written, self.knobs)
+
+    @property
+    def doc(self) -> str:
+        """What the flow says of itself: the idea, and the recipe, by which its children are made."""
+        return self.idea if self.recipe is None else f"{self.idea}\n\n{self.recipe.text}"
 
 
 def variable(program: Program) -> bool:
@@ -60,27 +71,36 @@ def variable(program: Program) -> bool:
 class GrammarProposer(Proposer):
     """Grows programs from a typed grammar, changes them and crosses them, on the IR itself.
 
-    Equal requests give equal proposals. A proposal takes a few milliseconds and is neither one of the candidates
-    already tried nor a parent.
+    Equal requests give equal proposals. A proposal takes some tens of milliseconds and is neither one of the candidates
+    already tried nor a parent. Half of what is grown, and what comes of it, is written by recipe: the family that keeps
+    a few bits of every token (`agents.grammar.recipe`).
 
     Args:
-        max_nodes: operations of a canonical program, both methods together.
-            Children of larger parents may be as large as those; so for states.
-        max_states: page states of a program.
+        max_nodes: operations of a canonical program that is grown, both methods together; recipes, whose form is fixed,
+            may have more. Children of larger parents may be as large as those; so for states.
+        max_states: page states of a program that is grown.
         tries: drafts before it gives up.
+        recipes: share of the programs grown that are written by recipe.
     """
 
     name = "grammar"
     repairs = False  # it writes only legal programs from what it is given: it has nothing to mend them with
     needs_language = False
+    kinds: frozenset[RequestKind] = frozenset(("seed", "mutate", "crossover", "tune", "simplify"))
 
-    def __init__(self, *, max_nodes: int = 64, max_states: int = 4, tries: int = 80) -> None:
+    def __init__(
+        self, *, max_nodes: int = 64, max_states: int = 4, tries: int = 80, recipes: float = 0.7
+    ) -> None:
         for option, value in (("max_nodes", max_nodes), ("max_states", max_states), ("tries", tries)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ProposerError("VA002", f"{option} is {value!r}", "give a whole number from 1")
+        if not isinstance(recipes, int | float) or isinstance(recipes, bool) or not 0 <= recipes <= 1:
+            raise ProposerError("VA002", f"recipes is {recipes!r}", "give a share from 0 to 1")
         self.max_nodes = max_nodes
         self.max_states = max_states
         self.tries = tries
+        self.recipes = recipes
+        self._book = RecipeBook()
 
     async def propose(self, request: ProposalRequest) -> Proposal:
         """One program for one request.
@@ -96,14 +116,16 @@ class GrammarProposer(Proposer):
                 "the grammar repairs nothing: it changes programs that are legal",
                 "ask a language model for repairs, e.g. --proposer anthropic:MODEL",
             )
-        if request.kind not in ("seed", "mutate", "crossover"):
+        if request.kind not in self.kinds:
             raise ProposerError("VA004", f"the grammar knows no {request.kind}", "ask for mutate")
         return self.write(self.draft(request))
 
     def write(self, draft: Draft) -> Proposal:
-        """A draft as source."""
-        source = emit(draft.program, draft.knobs, flow_name(draft), draft.idea)
-        return Proposal(source=source, idea=draft.idea, proposer=self.name)
+        """A draft as source, and as the flow that this source traces to."""
+        name = flow_name(draft)
+        source = emit(draft.program, draft.knobs, name, draft.doc)
+        flow = Flow(name, draft.program, draft.knobs, draft.doc)
+        return Proposal(source=source, idea=draft.idea, proposer=self.name, flow=flow)
 
     def draft(self, request: ProposalRequest) -> Draft:
         """The program of `propose`, before it is written down.
@@ -111,49 +133,119 @@ class GrammarProposer(Proposer):
         Raises:
             ProposerError: `VA024` if nothing new was found.
         """
-        rng = random.Random(f"{request.kind}/{request.seed}")
+        rng = random.Random(f"{request.kind}/{request.seed}/{request.point}")
         sources = [p.flow for p in request.parents]
-        parents = {(s.ir_hash, s.knobs) for s in sources}
+        parents = {s.key for s in sources}
         largest = max((size(s.program) for s in sources), default=0)
         most = max([self.max_states, *(len(s.program.states) for s in sources)])
+        taste = taste_of(request.best)
         for attempt in range(self.tries):
             # What cannot be varied any further is left alone in the end: a fresh program is always new.
             limit = max(rng.choice(_SHARES) * self.max_nodes, largest)
-            grow = attempt >= self.tries // 2 or not sources
-            draft = _grown(rng, request.model) if grow else _varied(rng, request.model, sources)
-            if draft is None or size(draft.written) > limit:  # told before canonicalising, which costs
+            grow = not sources or (attempt >= self.tries // 2 and request.kind not in ("tune", "simplify"))
+            draft = self._grown(rng, request.model, taste) if grow else self._changed(rng, request, taste)
+            if draft is None:
                 continue
-            if size(draft.program) > limit or len(draft.program.states) > most:
+            draft = _at(draft, request)
+            free = draft.recipe is None
+            if free and size(draft.written) > limit:  # told before canonicalising, which costs
                 continue
-            ir_hash = draft.written.ir_hash
-            known = draft.key in request.tried or (ir_hash, draft.knobs) in parents
-            if not known and (ir_hash in {h for h, _ in parents} or sensible(draft)):
+            if _refused(draft, request):
+                continue
+            if free and (size(draft.program) > limit or len(draft.program.states) > most):
+                continue
+            known = draft.key in request.tried or draft.key in parents
+            if not known and (draft.written.ir_hash in {s.ir_hash for s in sources} or sensible(draft)):
+                self._book.note(draft.written.ir_hash, draft.recipe)
                 return draft
         raise ProposerError("VA024", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
 
+    def _grown(self, rng: random.Random, model: dict[str, Any], taste: Taste) -> Draft:
+        if rng.random() < self.recipes:
+            recipe = recipe_moves.draw(rng, taste)
+            found = _by_recipe(recipe, random_knobs(rng, _layers(model)), "drawn")
+            if found is not None:
+                return found
+        growth = Growth(rng, mla=model.get("mla") is not None)
+        program = to_program(growth.flow())
+        return Draft(program, random_knobs(rng, _layers(model)), _line(f"grown: {', '.join(growth.notes)}"))
 
-def _grown(rng: random.Random, model: dict[str, Any]) -> Draft:
-    growth = Growth(rng, mla=model.get("mla") is not None)
-    program = to_program(growth.flow())
-    return Draft(program, random_knobs(rng, _layers(model)), _line(f"grown: {', '.join(growth.notes)}"))
+    def _changed(self, rng: random.Random, request: ProposalRequest, taste: Taste) -> Draft | None:
+        """A child of the request's parents."""
+        sources = [p.flow for p in request.parents]
+        recipes = [self._book.of(s) for s in sources]
+        names = " x ".join(s.name or s.ir_hash for s in sources)
+        if request.kind in ("tune", "simplify"):
+            return _stepped(rng, request, sources[0], recipes[0])
+        found = varied(rng, recipes, taste)
+        if found is not None:
+            knobs = sources[0].knobs if rng.random() < 0.8 else random_knobs(rng, _layers(request.model))
+            return _by_recipe(found[0], knobs, f"{names}: {found[1]}")
+        return _varied(rng, request.model, sources)
+
+
+def _by_recipe(recipe: Recipe, knobs: Knobs, what: str) -> Draft | None:
+    try:
+        return Draft(written(recipe), knobs, _line(what), recipe.normal())
+    except VortexError as error:
+        if error.fault == "candidate":
+            return None
+        raise
+
+
+def _stepped(rng: random.Random, request: ProposalRequest, flow: Flow, recipe: Recipe | None) -> Draft | None:
+    """A small step from one program; None where it led nowhere."""
+    name = flow.name or flow.ir_hash
+    if recipe is not None:
+        step = (
+            tune_recipe(recipe, request.point)
+            if request.kind == "tune"
+            else recipe_moves.smaller(rng, recipe)
+        )
+        return None if step is None else _by_recipe(step[0], flow.knobs, f"{name}: {step[1]}")
+    terms = from_program(flow.program)
+    try:
+        found = tune_terms(terms, request.point) if request.kind == "tune" else without_something(rng, terms)
+        return (
+            None if found is None else Draft(to_program(found[0]), flow.knobs, _line(f"{name}: {found[1]}"))
+        )
+    except VortexError as error:
+        if error.fault == "candidate":
+            return None
+        raise
+
+
+def _at(draft: Draft, request: ProposalRequest) -> Draft:
+    """The draft at the campaign's settings."""
+    return replace(draft, knobs=draft.knobs.with_(**request.knobs)) if request.knobs else draft
+
+
+def _refused(draft: Draft, request: ProposalRequest) -> bool:
+    """Whether the campaign would not look at it."""
+    try:
+        return not covers(draft.knobs) or not (
+            request.fits is None or request.fits(draft.written, draft.knobs)
+        )
+    except VortexError:  # a budget that is undefined somewhere, a size that is not whole in the model
+        return True
 
 
 def _varied(rng: random.Random, model: dict[str, Any], sources: list[Flow]) -> Draft | None:
     """A change to the first of the sources that can be varied, or what it becomes with the second."""
     sources = [s for s in sources if variable(s.program)]
     if not sources:
-        return _grown(rng, model)
+        return None
     first, *others = sources
     mla = model.get("mla") is not None
     subject = Subject(from_program(first.program), first.knobs, rng, _layers(model), mla)
-    if others:
-        cross(subject, from_program(others[0].program), others[0].knobs)
-    else:
-        mutate(subject)
-    if not subject.done:
-        return None
     names = " x ".join(s.name or s.ir_hash for s in sources)
     try:
+        if others:
+            cross(subject, from_program(others[0].program), others[0].knobs)
+        else:
+            mutate(subject)
+        if not subject.done:
+            return None
         program = to_program(subject.flow)
     except VortexError as error:
         if (
@@ -181,12 +273,12 @@ def size(program: Program) -> int:
 
 def sensible(draft: Draft) -> bool:
     """Whether it is worth measuring: it reads the query and chooses some pages, by a score that differs."""
-    verify(draft.program)
     if draft.program.selects_everything or not any(n.op == "q" for n in draft.program.index.nodes):
         return False
     try:
+        verify(draft.program)
         lint(draft.program, draft.program, draft.knobs)
-    except VortexError:  # a score that cancelled out, or a budget below what is kept
+    except VortexError:  # too many states, a score that cancelled out, a budget below what is kept
         return False
     return True
 

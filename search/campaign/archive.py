@@ -90,10 +90,12 @@ def score(candidate: Candidate, objective: Objective, purpose: Purpose | None = 
     Args:
         purpose: which measurement to use; by default fresh seeds where they were run, else the search's.
     """
-    metrics = dict(candidate.metrics("search"))
+    metrics = {} if purpose in ("screen", "full_screen") else dict(candidate.metrics("search"))
     used: Purpose = "search"
     if purpose is None:
         purpose = "fresh" if candidate.status("fresh") != "waiting" else "search"
+    if purpose == "full_screen":
+        metrics.update(candidate.metrics("screen"))
     if purpose != "search":
         again = candidate.metrics(purpose)
         if not again:

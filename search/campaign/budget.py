@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search.config import Limits
+from search.config import Limits, Screen
 from search.log.state import CampaignState
 
 NOTHING_NEW = 60
@@ -11,7 +11,13 @@ counted as they end, whatever is still under way, so it means the same at 1 and 
 
 
 def reached(
-    limits: Limits, state: CampaignState, *, active_seconds: float, gpu_seconds: float, under_way: int = 0
+    limits: Limits,
+    state: CampaignState,
+    *,
+    active_seconds: float,
+    gpu_seconds: float,
+    under_way: int = 0,
+    screen: Screen | None = None,
 ) -> str | None:
     """Which limit keeps another proposal from being begun; None if none does.
 
@@ -19,8 +25,13 @@ def reached(
         active_seconds: working time of all sessions until now.
         gpu_seconds: likewise, times the GPUs held.
         under_way: proposals begun and not ended, each of which may bring a candidate.
+        screen: how programs are screened, where they are: candidates that answer are then no limit to those screened.
     """
-    if state.distinct_programs + under_way >= limits.candidates:
+    if screen is not None:
+        if state.screened_programs + under_way >= screen.programs:
+            return f"{screen.programs} distinct programs screened"
+        under_way = 0
+    elif state.distinct_programs + under_way >= limits.candidates:
         return f"{limits.candidates} distinct programs"
     if limits.evaluations is not None and state.finished_found + under_way >= limits.evaluations:
         return f"{limits.evaluations} evaluations"

@@ -11,32 +11,41 @@ import asyncio
 import contextlib
 import signal
 import time
+from bisect import insort
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from agents.base import Lesson, ProposalRequest, Proposer, Usage
+from agents.base import Proposal as Answer
 from agents.errors import ProposerError
-from search.campaign import feedback
-from search.campaign.archive import Archive, reference_point, worth
+from agents.grammar.proposer import GrammarProposer
+from search.campaign import feedback, fitting
+from search.campaign.archive import Archive, Verdict, reference_point
 from search.campaign.budget import reached
 from search.campaign.drain import Drain
 from search.campaign.finals import Finals
 from search.campaign.front import Front
+from search.campaign.ladder import Ladder
 from search.campaign.lessons import Lessons
 from search.campaign.live import LiveView
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.campaign.replay import Recording
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
+from search.campaign.work import Work
 from search.config import Arm, CampaignConfig
 from search.errors import other_device, other_weights, proposer_down
 from search.executors.base import Executor, Joined, Left, Notice
 from search.log import events as ev
 from search.log.run import Run
-from search.log.state import CampaignState, Candidate, Proposal
+from search.log.state import SEARCHING, CampaignState, Candidate, Proposal
 from search.log.store import Record
 from search.machine import device_words
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
+
+_BEST = 24
+"""Of an arm, whose descriptions a proposer is shown."""
 
 
 class Campaign:
@@ -86,15 +95,22 @@ class Campaign:
         self.strategies: dict[str, Strategy] = {
             arm.name: make_strategy(arm.strategy, seed + 7919 * i) for i, arm in enumerate(config.arms)
         }
-        self._fronts = {arm.name: Front(reference_point(config.objective)) for arm in config.arms}
+        searched = config.objective if config.screen is None else config.screen.objective(config.objective)
+        self._fronts = {arm.name: Front(reference_point(searched)) for arm in config.arms}
+        self._best: dict[str, list[tuple[float, str]]] = {arm.name: [] for arm in config.arms}
+        self.ladder = None if config.screen is None else Ladder(config.screen, config.objective)
+        self._stepper = GrammarProposer()
         self._broken: dict[int, Proposal] = {}
         for record in run.store.read():
             self._apply(record)
         self.drain = Drain(config.cluster.drain, say)
-        self.pipeline = Pipeline(run, config, executor, self.state, self.record, seed, self.drain)
+        self.pipeline = Pipeline(
+            run, config, executor, self.state, self.record, seed, self.drain, fitting.geometry_of(model)
+        )
         self._controls = {arm.name for arm in config.arms if arm.control}
         self._changed = asyncio.Event()
         self._live: LiveView | None = None
+        self._fits = fitting.fits(config, self.pipeline.geometry)
         self._spent: str | None = None
         self._session_began = time.monotonic()
         self._active_before = self.state.active_seconds
@@ -114,38 +130,56 @@ class Campaign:
     def _apply(self, record: Record) -> None:
         self.state.apply(record)
         match record.event:
-            case ev.CandidateFinished(key=key, purpose="search"):
+            case ev.CandidateFinished(key=key, purpose="search" | "screen" | "full_screen" as purpose):
                 candidate = self.state.candidates[key]
                 proposal = None if candidate.proposal is None else self.state.proposals[candidate.proposal]
-                self._note_broken(proposal)
+                if purpose != "full_screen":
+                    self._note_broken(proposal)
+                if self.ladder is not None and not candidate.reference:
+                    self.ladder.finished(candidate, purpose)
                 # Dense is what all are compared with: there is nothing in it to go on from. A twin of a winner
                 # is what the search found, not where it may begin.
-                if not candidate.is_dense and key not in self.state.twins:
+                if purpose != "full_screen" and not candidate.is_dense and key not in self.state.twins:
                     self._tell("scored", proposal, candidate)
+            case ev.Promoted(key=key, purpose=purpose) if self.ladder is not None:
+                self.ladder.went(key, purpose)
             case ev.Rejected(proposal=number) | ev.ProposalFailed(proposal=number):
                 self._note_broken(self.state.proposals[number])
                 self._tell("rejected", self.state.proposals[number], None)
             case ev.Asked(repairs=repaired) if repaired is not None:
                 self._broken.pop(repaired, None)
+            case ev.Asked(proposal=number):
+                self._tell("asked", self.state.proposals[number], None)
             case ev.Duplicate(proposal=number, key=key):
                 self._tell("duplicate", self.state.proposals[number], self.state.candidates[key])
 
     def _tell(self, outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None) -> None:
-        told = feedback.make_tell(outcome, proposal, candidate, self.config.objective)
+        cell, size = ("", 0) if candidate is None else (candidate.cell, candidate.size)
+        told = feedback.make_tell(outcome, proposal, candidate, self.config, cell, size)
         # What the library offers is where every arm may begin; what one arm finds is its own.
         for name in self.strategies if proposal is None else (proposal.arm,):
             self.strategies[name].tell(told)
-        if proposal is None:
+        if proposal is None or outcome == "asked":
             return
         gain = 0.0
-        if outcome == "scored" and candidate is not None:
-            point = worth(candidate, self.config.objective)
-            gain = 0.0 if point is None else self._fronts[proposal.arm].add(point)
-        if proposal.answered_by:
-            member = proposal.answered_by
+        if told.outcome == "scored" and told.verdict is not Verdict.FAILED:
+            assert told.accuracy is not None
+            assert told.speed is not None
+            gain = self._fronts[proposal.arm].add((told.accuracy, told.speed))
+            self._note_best(proposal.arm, told.accuracy, told.key)
+        first = candidate is None or self.config.screen is None or candidate.status("search") == "waiting"
+        if proposal.answered_by and first:
             self.proposers[proposal.arm].tell(
-                member, gain, proposal.dollars, proposal.change or proposal.request
+                proposal.answered_by, gain, proposal.dollars, proposal.change or proposal.request
             )
+
+    def _note_best(self, arm: str, accuracy: float, key: str) -> None:
+        """Keep the most accurate that keep the gates, by arm: what a grammar learns its choices from."""
+        best = self._best[arm]
+        if any(known == key for _, known in best):
+            return
+        insort(best, (-accuracy, key))
+        del best[_BEST:]
 
     @property
     def active_seconds(self) -> float:
@@ -175,8 +209,7 @@ class Campaign:
             devices = await self.executor.start(self._noticed)
             self._take_up(devices)
             self._stop_gently()
-            await self._references()
-            reason = await self._search()
+            reason = await self._search(await self._references())
             finals = Finals(
                 self.pipeline, self.config, self.state, self.record, self.library, self._time_is_up
             )
@@ -262,14 +295,32 @@ class Campaign:
         self.pipeline.turns.changed()
         self._changed.set()
 
-    async def _references(self) -> None:
+    async def _references(self) -> list[Candidate]:
+        """Admit the library's flows and measure them, as far as nothing else could go on beside that.
+
+        Returns:
+            Those whose answers are left: a screen does not wait for them.
+        """
         keys = []
         for reference in self.config.references:
-            flow, source = self.library(reference.flow, reference.knobs)
+            flow, source = self.library(reference.flow, self.config.knobs | reference.knobs)
             if flow.key not in self.state.candidates:
                 self.pipeline.admit(flow, source, None)
             keys.append(flow.key)
-        waiting = [c for c in map(self.state.candidates.__getitem__, keys) if c.status() == "waiting"]
+        found = [self.state.candidates[key] for key in dict.fromkeys(keys)]
+        waiting = [c for c in found if c.status() == "waiting"]
+        if self.config.screen is not None:
+            await self.executor.record(self.pipeline.seed("search"))
+            unscreened = [c for c in found if not c.is_dense and c.status("screen") == "waiting"]
+            await together(
+                self.pipeline.evaluate(c, "screen", late=self._too_late_to_search) for c in unscreened
+            )
+            return waiting
+        await self._answer_references(waiting)
+        return []
+
+    async def _answer_references(self, waiting: list[Candidate]) -> None:
+        """Prefill the search's prompts, then have the library's flows answer."""
         unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
         if unfinished or self._limit(0) is None:
             await self.pipeline.dense_reference("search")
@@ -285,41 +336,78 @@ class Campaign:
         seconds = self.config.limits.seconds
         return seconds is not None and self.active_seconds >= seconds
 
-    async def _search(self) -> str:
-        """Run journeys until a limit is reached; returns which."""
-        tasks: set[asyncio.Task[None]] = set()
+    async def _search(self, references: list[Candidate]) -> str:
+        """Run journeys until a limit is reached; returns which.
+
+        Args:
+            references: library flows that answer meanwhile.
+        """
+        work = Work()
+        if self.config.screen is not None:
+            work.add("references", self._answer_references(references))
         for candidate in self.state.found:
-            if candidate.status() == "waiting":
-                tasks.add(asyncio.create_task(self.pipeline.evaluate(candidate, "search")))
+            if self._unfinished(candidate):
+                work.add("journey", self._measure(candidate))
         for proposal in self.state.proposals.values():
             if proposal.outcome == "open":
-                tasks.add(asyncio.create_task(self._journey(proposal)))
+                work.add("journey", self._journey(proposal))
         try:
             while True:
-                room = self.executor.engines * self.config.cluster.lookahead + 1
-                reason = self._limit(len(tasks))
-                while reason is None and len(tasks) < room:
-                    proposal = self._ask()
-                    tasks.add(asyncio.create_task(self._journey(proposal)))
-                    reason = self._limit(len(tasks))
-                if not tasks:
+                reason = self._fill(work)
+                if not work.tasks:
                     assert reason is not None
                     return reason
-                self._changed.clear()
-                news = asyncio.create_task(
-                    self._changed.wait()
-                )  # an engine more: there is room for another ask
-                done, _ = await asyncio.wait({*tasks, news}, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-                done.discard(news)
-                tasks -= done
-                failures = [error for task in done if (error := task.exception()) is not None]
-                if failures:  # all were read: asyncio reports what nobody asked for
-                    raise failures[0]
+                await work.some_done(self._changed)  # an engine more: there is room for another ask
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await work.cancel()
+
+    def _unfinished(self, candidate: Candidate) -> bool:
+        """Whether an earlier session left it between two measurements."""
+        if self.config.screen is None:
+            return candidate.status() == "waiting"
+        waiting = {p for p in candidate.promoted if candidate.status(p) == "waiting"}
+        return bool(waiting) or candidate.status("screen") == "waiting"
+
+    async def _measure(self, candidate: Candidate) -> None:
+        """What is to be measured of a candidate before anything else decides how far it goes."""
+        if self.config.screen is None:
+            await self.pipeline.evaluate(candidate, "search")
+            return
+        for purpose in SEARCHING:
+            asked = purpose == "screen" or purpose in candidate.promoted
+            if asked and candidate.status(purpose) == "waiting":
+                await self.pipeline.evaluate(candidate, purpose, late=self._too_late_to_search)
+
+    def _fill(self, work: Work) -> str | None:
+        """Start what there is room for; returns why no further proposal may start, if none may."""
+        engines, lookahead = self.executor.engines, self.config.cluster.lookahead
+        if self.ladder is None:
+            room = engines * lookahead + 1
+            reason = self._limit(len(work.tasks))
+        else:
+            room = self.executor.screeners * lookahead + 1
+            if not self._too_late_to_search() and not work.count("references"):
+                # An engine without work takes the best there is; a screen without work is none.
+                self._promote(work, "search", engines + 1, anyone=not work.count("search"))
+            if not self._too_late_to_search():
+                self._promote(work, "full_screen", self.executor.screeners)
+            reason = self._limit(work.count("journey"))
+        while reason is None and work.count("journey") < room:
+            work.add("journey", self._journey(self._ask()))
+            reason = self._limit(len(work.tasks) if self.ladder is None else work.count("journey"))
+        return reason
+
+    def _promote(self, work: Work, purpose: ev.Purpose, room: int, *, anyone: bool = False) -> None:
+        assert self.ladder is not None
+        if (
+            purpose == "search"
+            and self.state.distinct_programs + work.count(purpose) >= self.config.limits.candidates
+        ):
+            return
+        while work.count(purpose) < room and (key := self.ladder.next(purpose, anyone=anyone)) is not None:
+            self.record(ev.Promoted(key, purpose))
+            work.add(purpose, self._measure(self.state.candidates[key]))
+            anyone = False
 
     def _limit(self, open_journeys: int) -> str | None:
         """Why no further proposal may start now, if none may."""
@@ -333,6 +421,7 @@ class Campaign:
             active_seconds=self.active_seconds,
             gpu_seconds=self.gpu_seconds,
             under_way=open_journeys,
+            screen=self.config.screen,
         )
 
     # -- asking ------------------------------------------------------------------------------------------
@@ -353,10 +442,18 @@ class Campaign:
             return self.state.proposals[number]
         arm = self._next_arm()
         ask = self.strategies[arm.name].ask(self.state.asks(arm.name))
+        name = self._author(arm.name, ask.kind, ask.point).name
         self.record(
-            ev.Asked(number, arm.name, ask.kind, ask.parents, ask.seed, self.proposers[arm.name].name)
+            ev.Asked(number, arm.name, ask.kind, ask.parents, ask.seed, name, point=ask.point, by=ask.by)
         )
         return self.state.proposals[number]
+
+    def _author(self, arm: str, kind: str, point: tuple[float, ...]) -> Proposer:
+        """Who answers: the arm's proposer, or the grammar where there is nothing for an author to do."""
+        proposer = self.proposers[arm]
+        if self.recording is not None:  # answers as they were
+            return proposer
+        return self._stepper if point or kind not in proposer.kinds else proposer
 
     def _next_arm(self) -> Arm:
         return min(self.config.arms, key=lambda arm: (self.state.asks(arm.name) + 1) / arm.share)
@@ -371,37 +468,45 @@ class Campaign:
             self._broken[proposal.id] = proposal
 
     async def _journey(self, proposal: Proposal) -> None:
-        if proposal.source is None and not await self._propose(proposal):
-            return
-        candidate = await self.pipeline.trace(proposal)
+        made: Flow | None = None
+        if proposal.source is None:
+            answer = await self._propose(proposal)
+            if answer is None:
+                return
+            made = answer.flow
+        candidate = await self.pipeline.trace(proposal, made)
         if candidate is not None:
-            await self.pipeline.evaluate(candidate, "search")
+            await self._measure(candidate)
 
     def _request(self, proposal: Proposal) -> ProposalRequest:
         if self.recording is not None:  # answered by its number
             return ProposalRequest(kind="seed", seed=proposal.seed, number=proposal.id)
-        in_words = self.proposers[proposal.arm].needs_language
+        in_words = self._author(proposal.arm, proposal.request, proposal.point).needs_language
         return feedback.make_request(
             proposal,
             self.state,
             self.run.files,
-            self.config.objective,
+            self.config,
             self.model,
+            flow=self.pipeline.flow,
+            fits=self._fits,
+            best=[key for _, key in self._best[proposal.arm]],
             in_words=in_words,
             alone=proposal.arm in self._controls,
             lessons=self.lessons.now(self.state) if in_words else (),
             book=lambda who, tokens, dollars: self.record(ev.CallBooked(proposal.id, who, tokens, dollars)),
         )
 
-    async def _propose(self, proposal: Proposal) -> bool:
+    async def _propose(self, proposal: Proposal) -> Answer | None:
         async with self.drain.work():  # what is paid for is waited for, and recorded
             return await self._ask_proposer(proposal)
 
-    async def _ask_proposer(self, proposal: Proposal) -> bool:
+    async def _ask_proposer(self, proposal: Proposal) -> Answer | None:
+        author = self._author(proposal.arm, proposal.request, proposal.point)
         request = self._request(proposal)
         began = time.monotonic()
         try:
-            answer = await self.proposers[proposal.arm].propose(request)
+            answer = await author.propose(request)
         except VortexError as error:
             used = error.usage if isinstance(error, ProposerError) else Usage()
             self.record(
@@ -420,7 +525,7 @@ class Campaign:
             )
             if self.recording is None:
                 self._judge(error)
-            return False
+            return None
         self.record(
             ev.Proposed(
                 proposal.id,
@@ -438,7 +543,7 @@ class Campaign:
                 cached_tokens=answer.usage.cached_tokens,
             )
         )
-        return True
+        return answer
 
     def _judge(self, error: VortexError) -> None:
         """What a failed ask means for the campaign. A budget that is used up ends the search, with finals; what

@@ -106,6 +106,38 @@ def compare(ours: Candidate, theirs: Candidate, objective: Objective, purpose: P
     )
 
 
+def at_equal_cost(
+    ours: Candidate, theirs: Candidate, objective: Objective, purpose: Purpose, model: str
+) -> Comparison | None:
+    """A winner beside a library program of its budget and at most its state bytes: accuracy alone decides.
+
+    Returns:
+        None where they share no items. `better` where the whole interval lies above 0.
+    """
+    left, right = common_items(ours, theirs, purpose)
+    if not left:
+        return None
+    found = accuracy_difference(left, right)
+    assert found.low is not None
+    assert found.high is not None
+    finding: Finding = "better" if found.low > 0 else "not better" if found.high < 0 else "inconclusive"
+    verb = {
+        "better": "beats",
+        "inconclusive": "is not told apart from",
+        "not better": "loses to",
+    }[finding]
+    words = (
+        f"At equal budget and state bytes it {verb} {theirs.name} on {model}: accuracy difference "
+        f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] on {len(left)} sealed items."
+    )
+    screened = (
+        {**ours.metrics("screen")}.get(objective.speed),
+        {**theirs.metrics("screen")}.get(objective.speed),
+    )
+    speed = Metric(1.0) if None in screened else speed_ratio(*screened)  # type: ignore[arg-type]  # none is None
+    return Comparison(ours.key, theirs.key, purpose, len(left), found, speed, finding, words)
+
+
 def _words(
     ours: Candidate,
     theirs: Candidate,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest
-from search.campaign.archive import score
+from evaluators.results import Metric
+from search.campaign.archive import Score, Verdict, score
 from search.campaign.landscape import setting, standings
 from search.campaign.strategies.base import Outcome, Tell
-from search.config import Objective
+from search.config import CampaignConfig, Objective, Screen
 from search.log.files import ContentStore
-from search.log.state import CampaignState, Candidate, Proposal
+from search.log.state import SEARCHING, CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
 
 _LEDGER_LENGTH = 40
 
@@ -21,9 +26,12 @@ def make_request(
     proposal: Proposal,
     state: CampaignState,
     files: ContentStore,
-    objective: Objective,
+    config: CampaignConfig,
     model: dict[str, Any],
     *,
+    flow: Callable[[Candidate], Flow],
+    best: Sequence[str] = (),
+    fits: Callable[[Program, Knobs], bool] | None = None,
     in_words: bool,
     alone: bool = False,
     lessons: tuple[Lesson, ...] = (),
@@ -32,12 +40,16 @@ def make_request(
     """The request that an ask stands for.
 
     Args:
+        flow: of a candidate.
+        best: keys of the best so far, the best first.
+        fits: whether the campaign would look at a program.
         in_words: whether the proposer reads words: only then it is worth saying where the search stands.
         alone: whether it hears of its own arm's candidates and the library only: a control does not learn from the
             search that it is compared with.
         lessons: what changes brought so far.
         book: told of every call before it is sent.
     """
+    objective = config.objective
     failed, arm = None, proposal.arm if alone else None
     if proposal.repairs is not None:
         broken = state.proposals[proposal.repairs]
@@ -46,10 +58,12 @@ def make_request(
     return ProposalRequest(
         kind=proposal.request,  # type: ignore[arg-type]  # a RequestKind that went through JSON
         seed=proposal.seed,
-        parents=tuple(make_parent(state.candidates[key], files) for key in proposal.parents),
+        parents=tuple(
+            make_parent(c, flow(c), files) for c in map(state.candidates.__getitem__, proposal.parents)
+        ),
         failed=failed,
         model=model,
-        objective=objective_in_words(objective),
+        objective=objective_in_words(objective) + screen_in_words(config.screen),
         ledger=ledger(state, objective, arm),
         tried=state.candidates.keys(),
         setting=setting(state, objective) if in_words else "",
@@ -57,18 +71,37 @@ def make_request(
         lessons=lessons,
         number=proposal.id,
         book=book,
+        point=proposal.point,
+        knobs=config.knobs,
+        fits=fits,
+        best=tuple(state.candidates[key].doc for key in best),
     )
 
 
-def make_parent(candidate: Candidate, files: ContentStore) -> Parent:
+def make_parent(candidate: Candidate, flow: Flow, files: ContentStore) -> Parent:
     """A candidate as a proposer sees it."""
-    flow = candidate.flow(files)
     return Parent(
         flow=replace(flow, name=f"{candidate.label} {candidate.name}"),
         source=files.get(candidate.source, ".py"),
-        metrics={name: metric.to_json() for name, metric in candidate.metrics().items()},
+        metrics={name: metric.to_json() for name, metric in searched(candidate).items()},
         info=candidate.info(),
     )
+
+
+def searched(candidate: Candidate) -> dict[str, Metric]:
+    """All that the search measured, what is dearer over what is cheaper."""
+    return {name: m for purpose in SEARCHING for name, m in candidate.metrics(purpose).items()}
+
+
+def screen_in_words(screen: Screen | None) -> str:
+    """What a program must do before it answers, for a prompt."""
+    if screen is None:
+        return ""
+    bound = (
+        "" if screen.most_state is None else f" Page states may take {screen.most_state:.0%} of the KV bytes."
+    )
+    few = screen.full * screen.answers
+    return f" Programs are screened on recorded attention first, by {screen.accuracy}; one in {few} answers.{bound}"
 
 
 def objective_in_words(objective: Objective) -> str:
@@ -99,8 +132,8 @@ def ledger(state: CampaignState, objective: Objective, arm: str | None = None) -
 def _attempt(candidate: Candidate, objective: Objective) -> Attempt:
     stopped = candidate.failure
     error = stopped.failure.error if stopped is not None and stopped.failure is not None else {}
-    metrics = candidate.metrics()
-    wanted = (objective.accuracy, objective.speed, "recall", "density")
+    metrics = searched(candidate)
+    wanted = (objective.accuracy, objective.speed, "screen_beyond", "state_share", "recall", "density")
     return Attempt(
         key=candidate.key,
         ir_hash=candidate.ir_hash,
@@ -127,21 +160,50 @@ def repair_error(proposal: Proposal, state: CampaignState) -> dict[str, Any] | N
         assert proposal.key is not None
         candidate = state.candidates[proposal.key]
         stopped = candidate.failure
-        if candidate.status() == "failed" and stopped is not None and not stopped.metrics and stopped.failure:
+        failed = "failed" in (candidate.status("screen"), candidate.status())
+        if failed and stopped is not None and not stopped.metrics and stopped.failure:
             return stopped.failure.error
     return None
 
 
 def make_tell(
-    outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None, objective: Objective
+    outcome: Outcome,
+    proposal: Proposal | None,
+    candidate: Candidate | None,
+    config: CampaignConfig,
+    cell: str = "",
+    size: int = 0,
 ) -> Tell:
-    """What a strategy learns from one outcome. Search measurements only: finals must not steer the search."""
+    """What a strategy learns from one outcome. Search measurements only: finals must not steer the search.
+
+    Where programs are screened, the screen's numbers stand throughout, so that all are on one scale; answers, where
+    there are some, decide whether gates are kept.
+    """
     number = None if proposal is None else proposal.number
-    parents = () if proposal is None else proposal.parents
+    base = Tell(number, outcome)
+    if proposal is not None:
+        base = replace(base, parents=proposal.parents, point=proposal.point, by=proposal.by)
     if candidate is None:
-        return Tell(number, outcome, parents=parents)
-    found = score(candidate, objective, "search") if candidate.status() == "passed" else None
+        return base
+    base = replace(base, key=candidate.key, ir_hash=candidate.ir_hash, cell=cell, size=size)
+    found = standing(candidate, config)
     if found is None:
-        told: Outcome = "duplicate" if outcome == "duplicate" else "stopped"
-        return Tell(number, told, candidate.key, candidate.ir_hash, parents=parents)
-    return Tell(number, outcome, candidate.key, candidate.ir_hash, *found.point, found.verdict, parents)
+        return base if outcome == "duplicate" else replace(base, outcome="stopped")
+    low, high = found.accuracy.low, found.accuracy.high
+    accuracy, speed = found.point
+    return replace(base, accuracy=accuracy, speed=speed, verdict=found.verdict, low=low, high=high)
+
+
+def standing(candidate: Candidate, config: CampaignConfig) -> Score | None:
+    """A candidate's score as the search sees it, None while or where it has none."""
+    answered = candidate.status("search")
+    if config.screen is None:
+        return score(candidate, config.objective, "search") if answered == "passed" else None
+    if candidate.status("screen") != "passed" or answered == "failed":
+        return None
+    found = score(candidate, config.screen.objective(config.objective), "screen")
+    if found is None or answered != "passed":
+        return found
+    judged = score(candidate, config.objective, "search")
+    worst = Verdict.FAILED if judged is None else max(found.verdict, judged.verdict)
+    return replace(found, verdict=worst)

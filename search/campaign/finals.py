@@ -5,16 +5,23 @@ The best of N noisy measurements is inflated by selection alone, so nothing the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from search.campaign.archive import Archive, Verdict, score
-from search.campaign.comparison import against_control, compare
+from search.campaign.comparison import Comparison, against_control, at_equal_cost, compare
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.state import CampaignState, Candidate
+
+
+def library_names() -> list[str]:
+    """Flows of the library that run without learned weights."""
+    from vortex_core import library
+
+    return list(library.names())
 
 
 class Finals:
@@ -28,7 +35,9 @@ class Finals:
         record: Callable[..., None],
         library: LibraryLoader,
         time_is_up: Callable[[], bool] = lambda: False,
+        library_names: Callable[[], Sequence[str]] = library_names,
     ) -> None:
+        self.library_names = library_names
         self.pipeline = pipeline
         self.config = config
         self.state = state
@@ -62,9 +71,13 @@ class Finals:
             return
         winner = self.state.candidates[chosen.key]
         library = self.state.candidates[chosen.library] if chosen.library else None
+        peers = await self._peers(winner)
         # The sealed set first: what it says of the winner matters more than where its gain comes from.
         if self.config.finals.holdout and not self._late("the sealed items"):
-            await self._measure([winner] + ([library] if library else []), "holdout")
+            rivals = peers + ([library] if library and library not in peers else [])
+            await self._measure([winner, *rivals], "holdout")
+        if self.config.finals.second is not None and not self._late("the second model"):
+            await self._measure([winner, *peers], "second")
         if (
             self.config.finals.matched
             and library is not None
@@ -147,11 +160,40 @@ class Finals:
         waiting = [c for c in candidates if c.status(purpose) == "waiting"]
         if not waiting:
             return
-        await self.pipeline.dense_reference(purpose)
+        if purpose != "second":  # whoever holds that model answers densely by itself
+            await self.pipeline.dense_reference(purpose)
         await together(
             self.pipeline.evaluate(c, purpose, late=partial(self._late, f"{c.label} on {purpose} items"))
             for c in waiting
         )
+
+    async def _peers(self, winner: Candidate) -> list[Candidate]:
+        """The library's best at equal cost: programs of at most the winner's state bytes, under its knobs, that the
+        screen puts first."""
+        if self.config.finals.peers == 0 or self.config.screen is None:
+            return []
+        if self.state.peers is None:
+            flow = self.pipeline.flow(winner)
+            most = self.pipeline.state_bytes(flow)
+            keys = []
+            for name in self.library_names():
+                found, source = self.library(name, winner.knobs)
+                if found.program.selects_everything or self.pipeline.state_bytes(found) > most:
+                    continue
+                if found.key == winner.key:
+                    continue
+                if found.key not in self.state.candidates:
+                    self.pipeline.admit(found, source, None)
+                keys.append(found.key)
+            self.record(ev.PeersConsidered(tuple(dict.fromkeys(keys)), winner.key))
+        assert self.state.peers is not None
+        considered = [self.state.candidates[key] for key in self.state.peers.keys]
+        waiting = [c for c in considered if c.status("screen") == "waiting"]
+        await together(self.pipeline.evaluate(c, "screen", late=self.time_is_up) for c in waiting)
+        wanted = self.config.screen.objective(self.config.objective)
+        scored = [(s, c) for c in considered if (s := score(c, wanted, "screen")) is not None]
+        scored.sort(key=lambda pair: (-pair[0].accuracy.value, pair[1].number))
+        return [c for _, c in scored[: self.config.finals.peers]]
 
     async def _matched(self, winner: Candidate, library: Candidate) -> None:
         """The library's program under the winner's knobs: was it the program or the constants?"""
@@ -204,6 +246,8 @@ class Finals:
             summary[f"against_{name}"] = comparison.to_json() if comparison else None
         sealed = compare(winner, library, objective, "holdout") if library else None
         summary["sealed"] = sealed.to_json() if sealed else None
+        peers = self._measured_peers(winner)
+        summary["peers"] = [p.to_json() for p in peers]
         summary["serving"] = [_served(c) for c in self.state.candidates.values() if c.results.get("serving")]
         against = summary["against_library"]
         summary["statement"] = self._origin(winner) + (
@@ -211,7 +255,25 @@ class Finals:
             if against
             else (f"{winner.label} {winner.name} won; no library flow kept the gates to compare it with.")
         )
+        summary["statement"] += "".join(f" {p.words}" for p in peers)
         return summary
+
+    def _measured_peers(self, winner: Candidate) -> list[Comparison]:
+        """The winner beside the library at equal cost, on sealed items and on the second model's."""
+        if self.state.peers is None:
+            return []
+        second = self.config.finals.second
+        found = []
+        asked: list[tuple[ev.Purpose, str]] = [("holdout", self.config.accuracy_model or self.config.model)]
+        if second is not None:
+            asked.append(("second", second.model))
+        for purpose, model in asked:
+            for key in self.state.peers.keys:
+                peer = self.state.candidates[key]
+                compared = at_equal_cost(winner, peer, self.config.objective, purpose, model)
+                if compared is not None:
+                    found.append(compared)
+        return found
 
     def _without_winner(self) -> str:
         """Why there is none."""

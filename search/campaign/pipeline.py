@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from evaluators.results import Failure, StageResult
 from evaluators.tasks.base import FRESH_SEEDS
 from search.campaign.breaker import CircuitBreaker
+from search.campaign.cells import cell_of
 from search.campaign.drain import Drain
 from search.campaign.turns import Turns
 from search.commands.evaluation import evaluation_seed
@@ -21,7 +23,10 @@ from search.log import events as ev
 from search.log.run import Run, sealed_secret
 from search.log.state import CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
+from vortex_core.ir.cost import state_bytes_per_token
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.verify import verify
 
 _MENDS = 8
 """Replacements tried on one refused source."""
@@ -36,6 +41,16 @@ async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_FLOWS = 512
+"""Flows kept in memory: parents of what is asked, and what is measured."""
+
+
+def _verified(flow: Flow) -> Flow:
+    """The flow as whoever reads it from the log will have it: nothing is taken on trust, not even from here."""
+    verify(flow.program)
+    return flow
 
 
 class LibraryLoader(Protocol):
@@ -56,6 +71,7 @@ class Pipeline:
         record: writes events.
         seed: of the campaign; evaluation seeds for each purpose derive from it.
         drain: what holds work back when the campaign is to stop.
+        geometry: the model's shapes, where they are known.
     """
 
     def __init__(
@@ -67,6 +83,7 @@ class Pipeline:
         record: Callable[..., None],
         seed: int,
         drain: Drain,
+        geometry: Geometry | None = None,
     ) -> None:
         self.run = run
         self.config = config
@@ -76,6 +93,8 @@ class Pipeline:
         self.breaker = CircuitBreaker()
         self._seed = seed
         self.drain = drain
+        self.geometry = geometry
+        self._flows: OrderedDict[str, Flow] = OrderedDict()
         # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages would
         # rebuild page states and forget answers that the next stage reuses.
         self.turns = Turns(lambda: executor.engines)
@@ -87,8 +106,31 @@ class Pipeline:
             return evaluation_seed(sealed_secret(self.run.folder, FRESH_SEEDS), purpose)
         return evaluation_seed(self._seed, purpose)
 
-    async def trace(self, proposal: Proposal) -> Candidate | None:
+    def state_bytes(self, flow: Flow) -> float:
+        """Bytes of a flow's page states for each cached token, by which programs cost alike or not."""
+        assert self.geometry is not None, "the model's shapes are known where programs are screened"
+        return state_bytes_per_token(flow.program, flow.knobs, self.geometry)
+
+    def flow(self, candidate: Candidate) -> Flow:
+        """A candidate's flow; read and verified once while it is in use, for that takes as long as a cheap screen.
+
+        Raises:
+            VortexError: what this version's verifier finds wrong with it.
+        """
+        if candidate.key not in self._flows:
+            self._remember(candidate.flow(self.run.files))
+        return self._flows[candidate.key]
+
+    def _remember(self, flow: Flow) -> None:
+        self._flows[flow.key] = flow
+        if len(self._flows) > _FLOWS:
+            self._flows.popitem(last=False)
+
+    async def trace(self, proposal: Proposal, made: Flow | None = None) -> Candidate | None:
         """Trace a proposal; returns the candidate if it is a new one.
+
+        Args:
+            made: the program, where its proposer made it as IR: it is verified, and no source is run.
 
         Raises:
             VortexError: `VS018`, if our own code failed the same way for too many sources.
@@ -101,6 +143,9 @@ class Pipeline:
         deaths = 0
         for attempt in range(tries):
             try:
+                if made is not None:
+                    flow = _verified(made)
+                    break
                 async with self._doing(f"proposal {proposal.id}", "trace"):
                     flow = await self.executor.trace(source)
                 break
@@ -122,6 +167,8 @@ class Pipeline:
             if found.fault == "infrastructure":
                 self.breaker.abandoned(f"proposal {proposal.id}", found)
             return None
+        if self.config.knobs:
+            flow = flow.with_knobs(**self.config.knobs)
         if flow.key in self.state.candidates:
             self.record(ev.Duplicate(proposal.id, flow.key))
             return None
@@ -148,6 +195,7 @@ class Pipeline:
 
     def admit(self, flow: Flow, source: str, proposal: int | None, seconds: float = 0.0) -> Candidate:
         """Record a new candidate; without a proposal it is a reference."""
+        self._remember(flow)
         self.record(
             ev.Admitted(
                 key=flow.key,
@@ -160,6 +208,8 @@ class Pipeline:
                 proposal=proposal,
                 reference=proposal is None,
                 seconds=seconds,
+                cell=cell_of(flow, self.geometry),
+                size=len(flow.program.cache.nodes) + len(flow.program.index.nodes),
             )
         )
         return self.state.candidates[flow.key]
@@ -194,7 +244,7 @@ class Pipeline:
         A stage that cannot be run, for failures that are not the candidate's, leaves it unfinished until the next
         session.
         """
-        flow = candidate.flow(self.run.files)
+        flow = self.flow(candidate)
         done = candidate.results.get(purpose, {})
         waiting = [stage for stage in self.executor.stages(purpose) if stage not in done]
         passed: bool | None = all(result.passed for result in done.values())

@@ -211,7 +211,6 @@ def run_campaign(
         VortexError: whatever is wrong, before anything was spent where that can be known.
         KeyboardInterrupt: after a clean pause.
     """
-    from search.commands.evaluation import stage_table
     from search.executors.describe import describe
     from vortex_core.serving.launch import check_environment, interpreter
 
@@ -263,14 +262,7 @@ def run_campaign(
             campaign = Campaign(
                 run,
                 config,
-                executor
-                or RayExecutor(
-                    _with_serving(config),
-                    setup,
-                    partial(stage_table, plan),
-                    campaign=name,
-                    logs=str(run.folder.absolute() / "logs"),
-                ),
+                executor or _ray(config, setup, plan, name, run.folder.absolute() / "logs"),
                 proposers,
                 seed=seed,
                 model=model.model_dump(mode="json"),
@@ -296,6 +288,27 @@ def lessons_of(run: str) -> tuple[Lesson, ...]:
     with open_run(run, readonly=True) as opened:
         state = read_state(opened)
         return carried(Lessons(opened.files, campaign_of(state).objective).now(state), run)
+
+
+def _ray(
+    config: CampaignConfig, setup: EngineSetup, plan: EvaluationPlan, name: str, logs: Path
+) -> RayExecutor:
+    """The cluster that a campaign asks for."""
+    from search.commands.evaluation import stage_table
+
+    second = None
+    if config.finals.second is not None:
+        asked = load_plan(config.finals.second.evaluation)
+        second = EngineSetup(config.finals.second.model, asked.model_dump(mode="json"))
+    return RayExecutor(
+        _with_serving(config),
+        setup,
+        partial(stage_table, plan),
+        campaign=name,
+        logs=str(logs),
+        screen=config.screen,
+        second=second,
+    )
 
 
 def _with_serving(config: CampaignConfig) -> Cluster:

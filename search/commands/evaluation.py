@@ -17,9 +17,14 @@ from search.log.events import Purpose
 from vortex_core.ir.flow import Flow
 
 SERVING = "serving"
+SECOND = "second"
+"""The sealed items, answered by a model that the search never saw."""
+SCREENS = ("screen", "full_screen")
+"""Stages on recorded attention, by the purpose they are named as: in few layers, and in more."""
 
 _OFFSETS: dict[Purpose, int] = {
-    "search": 0, "fresh": FRESH_SEEDS, "holdout": 2 * FRESH_SEEDS, "serving": 3 * FRESH_SEEDS,
+    "search": 0, "screen": 0, "full_screen": 0, "fresh": FRESH_SEEDS, "holdout": 2 * FRESH_SEEDS,
+    "serving": 3 * FRESH_SEEDS, "second": 2 * FRESH_SEEDS,
 }  # fmt: skip
 
 
@@ -27,9 +32,14 @@ def stage_table(plan: EvaluationPlan, device: str = "cpu") -> dict[Purpose, list
     """For each purpose its stages in order, each with whether it runs where the engine is, which is on `device`."""
     named: dict[Purpose, tuple[str, ...]] = {"search": plan.stages, "fresh": FRESH, "holdout": HOLDOUT}
     named["serving"] = (SERVING,)
-    return {
+    table: dict[Purpose, list[tuple[str, bool]]] = {
         purpose: [(name, resource(STAGES.get(name), device) == "engine") for name in names]
         for purpose, names in named.items()
+    }
+    return table | {
+        "screen": [("screen", False)],
+        "full_screen": [("full_screen", False)],
+        "second": [(SECOND, False)],
     }
 
 

@@ -71,6 +71,11 @@ class Executor(Protocol):
         """Engines that work for this campaign now, one at least: as many candidates are measured at once."""
         ...
 
+    @property
+    def screeners(self) -> int:
+        """Programs that are screened at once. Known once started."""
+        ...
+
     async def start(self, notice: Callable[[Notice], None]) -> list[dict[str, Any]]:
         """Bring the workers up, until one engine is ready; returns what each that is runs on
         (`search.machine.device_facts`, with its name as `worker`).
@@ -106,6 +111,14 @@ class Executor(Protocol):
         Raises:
             VortexError: what the stage needs could not be made ready: no engine is left, and why.
             WorkerLostError: no result; another worker takes its place, so trying again makes sense.
+        """
+        ...
+
+    async def record(self, seed: int) -> None:
+        """Have the attention recorded that programs are screened on, where it is not on disk yet.
+
+        Raises:
+            VortexError: it could not be.
         """
         ...
 

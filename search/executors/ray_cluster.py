@@ -18,8 +18,8 @@ from typing import Any
 import ray
 
 from evaluators.results import StageResult
-from search.commands.evaluation import SERVING
-from search.config import Cluster
+from search.commands.evaluation import SCREENS, SECOND, SERVING
+from search.config import Cluster, Screen
 from search.errors import no_cluster
 from search.executors import workers
 from search.executors.actors import last_line
@@ -50,6 +50,8 @@ class RayExecutor:
         campaign: name of the run, for logs and others on the cluster.
         logs: folder where workers of this machine write their logs.
         cpu: what CPU workers run.
+        screen: how programs are screened, where they are.
+        second: what is loaded of the finals' second model.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class RayExecutor:
         campaign: str = "campaign",
         logs: str = "",
         cpu: type[workers.CpuWorker] | None = None,
+        screen: Screen | None = None,
+        second: EngineSetup | None = None,
     ) -> None:
         self.config = config
         self.setup = setup
@@ -73,6 +77,9 @@ class RayExecutor:
         self._cpu = cpu or workers.CpuWorker
         self._found = found
         self._logs = logs
+        self.screen = screen
+        self.second = second
+        self._recordings: tuple[str, ...] = ()
         self._table = stages
         self._stages: dict[Purpose, tuple[str, ...]] = {}
         self._on_engine: dict[str, bool] = {}
@@ -85,6 +92,11 @@ class RayExecutor:
     def engines(self) -> int:
         """See `Executor`."""
         return max(1, int(self._view.get("engines", 1)))
+
+    @property
+    def screeners(self) -> int:
+        """See `Executor`."""
+        return 1 if self.placement is None else self.placement.cpu_tasks
 
     @property
     def view(self) -> dict[str, Any]:
@@ -158,7 +170,17 @@ class RayExecutor:
         """See `Executor`."""
         given = workers.sent(flow) | {"campaign": self._name}
         deadline = self._deadline(stage)
-        if stage == SERVING and stage not in self._stages["search"]:
+        if stage in SCREENS:
+            assert self.screen is not None
+            full = stage != SCREENS[0]
+            recordings = self._recordings if full else self._recordings[:1]
+            layers = self.screen.full_layers if full else self.screen.layers
+            asked = (stage, given, self._told, seed, recordings, layers)
+            ran = await self._run("cpu", Call("screen", asked, stage, deadline))
+            ran["worker"] = ""
+        elif stage == SECOND:
+            ran = await self._run("cpu", Call("second", (given, self.second, seed), stage, deadline))
+        elif stage == SERVING and stage not in self._stages["search"]:
             ran = await self._run("serving", Call("run", (stage, given, self._told, seed), stage, deadline))
         elif not self._on_engine[stage]:
             ran = await self._run("cpu", Call("run", (stage, given, self._told, seed), stage, deadline))
@@ -176,6 +198,19 @@ class RayExecutor:
         placed = self.placement
         assert placed is not None
         return replace(self.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks)
+
+    async def record(self, seed: int) -> None:
+        """See `Executor`. The target model's attention is recorded by an engine, further models' by a worker. Whoever
+        screens reads the files, so on a cluster the cache lies on a disk that all nodes share."""
+        assert self.screen is not None
+        deadline = self.config.start_deadline
+        found = await self._run("engine", Call("screen_file", (seed,), "record", deadline))
+        files = [str(found["value"])]
+        for model in self.screen.models:
+            plan = dict(self.setup.plan)
+            found = await self._run("cpu", Call("record", (model, plan, seed), "record", deadline))
+            files.append(str(found["value"]))
+        self._recordings = tuple(files)
 
     async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """See `Executor`. Idle engines prefill at once; the first one's answers stand for all."""

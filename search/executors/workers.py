@@ -11,7 +11,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.errors import wrong_identity
@@ -130,6 +130,71 @@ class CpuWorker:
             _about(stage, flow, seed),
         )
 
+    def screen(
+        self,
+        stage: str,
+        flow: dict[str, Any],
+        setup: EngineSetup,
+        seed: int,
+        recordings: tuple[str, ...],
+        layers: int,
+    ) -> dict[str, Any]:
+        """Score a flow; the value is the `StageResult` as JSON (`search.executors.screening`)."""
+        import torch
+
+        from evaluators.plan import EvaluationPlan
+        from search.executors.screening import screen
+
+        limit_memory()
+        torch.set_num_threads(1)
+        plan = EvaluationPlan.model_validate(setup.plan)
+        answers = setup.accuracy_model
+        return _answer(
+            lambda: screen(
+                stage, received(flow), setup.model, plan, seed, recordings, layers, answers
+            ).to_json(),
+            self._log,
+            self.role,
+            _about(stage, flow, seed),
+        )
+
+    def record(self, model: str, plan: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Record a further model's attention; the value is the file. Nothing is loaded where it is on disk."""
+        import torch
+
+        from evaluators.plan import EvaluationPlan
+        from evaluators.worker import EvaluationWorker
+
+        torch.set_num_threads(1)
+        settings = EvaluationPlan.model_validate(plan)
+        about = {"stage": "record", "seed": seed}
+        return _answer(
+            lambda: str(EvaluationWorker(model, settings, device="cpu").screen_file(seed)),
+            self._log,
+            self.role,
+            about,
+        )
+
+    def second(self, flow: dict[str, Any], setup: EngineSetup, seed: int) -> dict[str, Any]:
+        """A flow on sealed items of a model that the search never saw; the value is the `StageResult` as JSON.
+
+        The model stays for the next flow.
+        """
+        import torch
+
+        from evaluators.plan import EvaluationPlan
+        from evaluators.worker import EvaluationWorker
+
+        torch.set_num_threads(1)
+
+        def work() -> dict[str, Any]:
+            if getattr(self, "_other", None) is None:
+                plan = EvaluationPlan.model_validate(setup.plan)
+                self._other = EvaluationWorker(setup.model, plan, device="cpu")
+            return replace(self._other.run("holdout", received(flow), seed), stage="second").to_json()
+
+        return _answer(work, self._log, self.role, _about("second", flow, seed))
+
 
 class ServingWorker(CpuWorker):
     """Holds the GPUs on which SGLang's processes, which it starts, serve one finalist after another."""
@@ -230,6 +295,11 @@ class EngineWorker:
             self.role,
             _about(stage, flow, seed),
         )
+
+    def screen_file(self, seed: int) -> dict[str, Any]:
+        """Record attention for the screen, where it is not on disk; the value is the file."""
+        about = {"stage": "record", "seed": seed}
+        return _answer(lambda: str(self._worker.screen_file(seed)), self._log, self.role, about)
 
     def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """Prefill a seed's prompts; the value is the dense results, `known` ones taken over."""

@@ -16,6 +16,10 @@ Status = Literal["waiting", "passed", "failed", "infrastructure"]
 """Of a candidate. `infrastructure`: given up until the next session, for a failure that was not its own."""
 
 
+SEARCHING: tuple[ev.Purpose, ...] = ("screen", "full_screen", "search")
+"""What a search measures for, the cheapest first; what comes after must not steer it."""
+
+
 @dataclass
 class Proposal:
     """One ask and what became of it. `number` counts the asks of its arm from 0; a repair has its root's."""
@@ -37,6 +41,8 @@ class Proposal:
     repaired: bool = False
     answered_by: str = ""
     dollars: float | None = None
+    point: tuple[float, ...] = ()
+    by: str = ""
     words: tuple[str, ...] = ()
     change: str = ""
     booked: list[ev.CallBooked] = field(default_factory=list)
@@ -55,6 +61,7 @@ class Candidate:
         seeds: by purpose, of the items it was measured on.
         parts: by purpose, numbers of the sessions that measured it, in order.
         abandoned: by purpose, where and why this session gave it up: a failure that is not its own.
+        promoted: to which dearer measurements the screen sent it.
     """
 
     number: int
@@ -72,11 +79,14 @@ class Candidate:
     idea: str
     proposer: str
     admitted_at: float
+    cell: str = ""
+    size: int = 0
     results: dict[ev.Purpose, dict[str, StageResult]] = field(default_factory=dict)
     finished: dict[ev.Purpose, bool] = field(default_factory=dict)
     seeds: dict[ev.Purpose, int] = field(default_factory=dict)
     parts: dict[ev.Purpose, tuple[int, ...]] = field(default_factory=dict)
     abandoned: dict[ev.Purpose, ev.CandidateAbandoned] = field(default_factory=dict)
+    promoted: list[ev.Purpose] = field(default_factory=list)
     finished_at: float | None = None
 
     def flow(self, files: ContentStore) -> Flow:
@@ -112,7 +122,8 @@ class Candidate:
 
     def info(self) -> dict[str, Any]:
         """Side information by stage, for agents and people."""
-        return {result.stage: result.info for result in self.stages() if result.info}
+        found = (result for purpose in SEARCHING for result in self.stages(purpose))
+        return {result.stage: result.info for result in found if result.info}
 
     @property
     def devices(self) -> set[str]:
@@ -133,8 +144,9 @@ class Candidate:
 
     @property
     def failure(self) -> StageResult | None:
-        """The stage that stopped it, if one did."""
-        return next((result for result in self.stages() if not result.passed), None)
+        """The stage that stopped it, if one did, while it was screened or searched over."""
+        found = (r for purpose in SEARCHING for r in self.stages(purpose))
+        return next((result for result in found if not result.passed), None)
 
     @property
     def ended(self) -> str:

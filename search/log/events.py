@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from search.errors import bad_log
 
-Purpose = Literal["search", "fresh", "holdout", "serving"]
-"""Why a candidate was measured: to be searched over, again on fresh seeds, once on the sealed set, or inside SGLang."""
+Purpose = Literal["screen", "full_screen", "search", "fresh", "holdout", "second", "serving"]
+"""Why a candidate was measured: on recorded attention, in few layers or in more; to be searched over by its answers;
+again on fresh seeds; once on the sealed set; once by a model that the search never saw; or inside SGLang."""
 
 _KINDS: dict[str, type[Event]] = {}
 _E = TypeVar("_E", bound="type[Event]")
@@ -124,7 +125,10 @@ class ReferenceMeasured(Event):
 @_event("asked")
 @dataclass(frozen=True)
 class Asked(Event):
-    """A strategy asked a proposer for a program. Written before the call is paid for."""
+    """A strategy asked a proposer for a program. Written before the call is paid for.
+
+    `point` and `by` are the strategy's own (`search.campaign.strategies.base.Ask`).
+    """
 
     proposal: int
     arm: str
@@ -133,6 +137,8 @@ class Asked(Event):
     seed: int
     proposer: str
     repairs: int | None = None
+    point: tuple[float, ...] = ()
+    by: str = ""
 
 
 @_event("call_booked")
@@ -222,7 +228,10 @@ class Duplicate(Event):
 @_event("admitted")
 @dataclass(frozen=True)
 class Admitted(Event):
-    """A new candidate. `program` names a JSON file. References have `proposal` None and a library name."""
+    """A new candidate. `program` names a JSON file. References have `proposal` None and a library name.
+
+    `cell` is what sort of program it is, `size` its operations: a resumed driver reads them here, not from programs.
+    """
 
     key: str
     ir_hash: str
@@ -234,6 +243,8 @@ class Admitted(Event):
     proposal: int | None = None
     reference: bool = False
     seconds: float = 0.0
+    cell: str = ""
+    size: int = 0
 
 
 @_event("stage_finished", version=2)
@@ -262,6 +273,15 @@ class CandidateFinished(Event):
     purpose: Purpose
     seed: int
     passed: bool
+
+
+@_event("promoted")
+@dataclass(frozen=True)
+class Promoted(Event):
+    """A screened candidate goes on to a dearer measurement: the full screen, or answers."""
+
+    key: str
+    purpose: Purpose
 
 
 @_event("infrastructure_failed")
@@ -304,6 +324,15 @@ class MatchedChosen(Event):
 
     key: str
     library: str
+    winner: str
+
+
+@_event("peers_considered")
+@dataclass(frozen=True)
+class PeersConsidered(Event):
+    """Library programs of at most the winner's state bytes, under its knobs: what it has to beat at equal cost."""
+
+    keys: tuple[str, ...]
     winner: str
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluators.results import StageResult
 from search.log import events as ev
+from search.log.entries import SEARCHING as SEARCHING
 from search.log.entries import Candidate as Candidate
 from search.log.entries import Part as Part
 from search.log.entries import Proposal as Proposal
@@ -27,6 +28,8 @@ class CampaignState:
         failed: candidates that a stage stopped while searching, in the order they finished.
         without_new: proposals closed since the last one that brought a new candidate.
         finished_found: found candidates that are done with the search's stages.
+        screened: found candidates that are done with the screen.
+        peers: the library's programs that the winner is compared with at equal cost.
         parts: what each session measured on.
         gpu_seconds: time that GPUs were held by engines, up to the last event.
         engines: engines at work as far as the log says, by name; those that came with a session have numbers.
@@ -46,6 +49,7 @@ class CampaignState:
         self.proposer_failures_in_a_row = 0
         self.finalists: tuple[str, ...] | None = None
         self.matched: ev.MatchedChosen | None = None
+        self.peers: ev.PeersConsidered | None = None
         self.winner: ev.WinnerChosen | None = None
         self.finished: ev.CampaignFinished | None = None
         self.devices: list[dict[str, Any]] = []
@@ -54,6 +58,8 @@ class CampaignState:
         self.failed: list[Candidate] = []
         self.without_new = 0
         self.finished_found = 0
+        self.screened = 0
+        self._screened_programs: set[str] = set()
         self.parts: list[Part] = []
         self.gpu_seconds = 0.0
         self.engines: dict[str, dict[str, Any]] = {}
@@ -111,6 +117,11 @@ class CampaignState:
     def distinct_programs(self) -> int:
         """Different canonical programs among the finished candidates that were proposed."""
         return len(self._programs)
+
+    @property
+    def screened_programs(self) -> int:
+        """Different canonical programs among the candidates that were proposed and screened."""
+        return len(self._screened_programs)
 
     def asks(self, arm: str) -> int:
         """How often an arm was asked, repairs not counted."""
@@ -205,6 +216,11 @@ class CampaignState:
             case ev.CandidateFinished() as e:
                 candidate = self.candidates[e.key]
                 candidate.finished[e.purpose] = e.passed
+                if e.purpose == "screen" and not candidate.reference:
+                    self.screened += 1
+                    self._screened_programs.add(candidate.ir_hash)
+                    if not e.passed:
+                        self.failed.append(candidate)
                 if e.purpose == "search":
                     candidate.finished_at = record.time
                     if not e.passed:
@@ -212,8 +228,15 @@ class CampaignState:
                     if not candidate.reference:
                         self._programs.add(candidate.ir_hash)
                         self.finished_found += 1
-                        # A run that is taken further has new elites to choose from.
-                        self.finalists = self.winner = self.matched = None
+                        # A run that is taken further has new elites to choose from. What the finals themselves had
+                        # measured, a twin that the search had screened and left, is no reason to choose again.
+                        if self.matched is None or e.key != self.matched.key:
+                            self.finalists = self.winner = self.matched = self.peers = None
+            case ev.Promoted() as e:
+                self.candidates[e.key].promoted.append(e.purpose)
+            case ev.PeersConsidered() as e:
+                self.peers = e
+                self.twins.update(k for k in e.keys if self.candidates[k].status("screen") == "waiting")
             case ev.InfrastructureFailed() as e:
                 self.infrastructure.append(e)
             case ev.CandidateAbandoned() as e:
@@ -259,8 +282,9 @@ class CampaignState:
             repaired.repaired = True
             number, depth = repaired.number, repaired.depth + 1
         self.proposals[e.proposal] = Proposal(
-            e.proposal, e.arm, number, e.request, e.parents, e.seed, e.proposer, e.repairs, depth
-        )
+            e.proposal, e.arm, number, e.request, e.parents, e.seed, e.proposer, e.repairs, depth,
+            point=e.point, by=e.by,
+        )  # fmt: skip
 
     def _proposed(self, e: ev.Proposed) -> None:
         proposal = self.proposals[e.proposal]
@@ -296,6 +320,8 @@ class CampaignState:
             idea=proposal.idea if proposal else "",
             proposer=proposal.proposer if proposal else "library",
             admitted_at=when,
+            cell=e.cell,
+            size=e.size,
         )
 
     def _timed(self, stage: str, seconds: float, *, stopped: bool = False, doubled: bool = False) -> None:

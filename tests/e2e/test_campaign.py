@@ -43,7 +43,7 @@ evaluation: {plan}
 objective: {{margin: 0.5, gates: [{{metric: accuracy_delta, at_least: -0.9}}]}}
 references: [dense, {{flow: block_topk, knobs: {{budget: "160"}}}}]
 arms:
-  - {{name: evolve, strategy: {{kind: evolve, islands: 1}}, share: 2}}
+  - {{name: evolve, strategy: {{kind: evolve, size: 32}}, share: 2}}
   - {{name: random, strategy: {{kind: random}}, control: true}}
 limits: {{candidates: 4}}
 finals: {{elites: 1}}

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from search.campaign.strategies.base import Ask, Member, NoSettings, Tell, proposal_seed
+from search.campaign.strategies.base import Ask, Axis, Member, NoSettings, Tell, proposal_seed
+from vortex_core.configs import Strict
+
+
+class BestOfNSettings(Strict):
+    """See `BestOfNStrategy`."""
+
+    prefer: Axis = "speed"
 
 
 class BestOfNStrategy:
@@ -10,13 +17,15 @@ class BestOfNStrategy:
 
     Args:
         seed: of the campaign.
+        prefer: axis by which the best reference is chosen.
     """
 
     name = "best_of_n"
-    settings = NoSettings
+    settings = BestOfNSettings
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, prefer: Axis = "speed") -> None:
         self.seed = seed
+        self.prefer: Axis = prefer
         self._start: Member | None = None
 
     def ask(self, number: int) -> Ask:
@@ -29,7 +38,9 @@ class BestOfNStrategy:
     def tell(self, told: Tell) -> None:
         """See `Strategy`. Only references move the starting point."""
         member = Member.of(told)
-        if told.number is None and member is not None and (self._start is None or member.beats(self._start)):
+        if told.number is not None or member is None:
+            return
+        if self._start is None or member.beats(self._start, self.prefer):
             self._start = member
 
 

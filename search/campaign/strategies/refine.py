@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from search.campaign.strategies.base import Ask, Member, Tell, proposal_seed
+from search.campaign.strategies.base import Ask, Axis, Member, Tell, proposal_seed
 from vortex_core.configs import Strict
 
 
@@ -15,6 +15,7 @@ class RefineSettings(Strict):
     """See `RefineStrategy`."""
 
     patience: int = Field(6, ge=1)
+    prefer: Axis = "speed"
 
 
 class RefineStrategy:
@@ -23,14 +24,16 @@ class RefineStrategy:
     Args:
         seed: of the campaign.
         patience: tells without improvement that end a chain.
+        prefer: axis that decides between programs of one verdict.
     """
 
     name = "refine"
     settings = RefineSettings
 
-    def __init__(self, seed: int, *, patience: int = 6) -> None:
+    def __init__(self, seed: int, *, patience: int = 6, prefer: Axis = "speed") -> None:
         self.seed = seed
         self.patience = patience
+        self.prefer: Axis = prefer
         self._current: Member | None = None
         self._without = 0
 
@@ -43,9 +46,16 @@ class RefineStrategy:
 
     def tell(self, told: Tell) -> None:
         """See `Strategy`. The chain begins at the best reference."""
+        if told.outcome == "asked":
+            return
         member = Member.of(told)
-        restarting = told.number is not None and self._without >= self.patience and not told.parents
-        if member is not None and (self._current is None or restarting or member.beats(self._current)):
+        if self._current is not None and told.key == self._current.key:  # measured again, or stopped since
+            self._current = member
+            return
+        own = told.number is not None and told.own
+        restarting = own and self._without >= self.patience and not told.parents
+        better = member is not None and (self._current is None or member.beats(self._current, self.prefer))
+        if member is not None and (better or restarting):
             self._current, self._without = member, 0
-        elif told.number is not None:
+        elif own:
             self._without += 1

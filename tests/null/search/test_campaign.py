@@ -39,7 +39,7 @@ def config(**changes: Any) -> CampaignConfig:
         "references": ["dense", "quest", "block_topk"],
         "objective": {"gates": [{"metric": "accuracy_delta", "at_least": -0.25}], "margin": 0.1},
         "arms": [
-            {"name": "evolve", "strategy": {"kind": "evolve", "islands": 2}, "share": 2},
+            {"name": "evolve", "strategy": {"kind": "evolve", "size": 32}, "share": 2},
             {"name": "random", "strategy": {"kind": "random"}, "control": True},
         ],
         "limits": {"candidates": 9},

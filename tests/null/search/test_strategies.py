@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+
+import pytest
 
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Strategy, Tell
 from search.campaign.strategies.controls import BestOfNStrategy, RandomStrategy
 from search.campaign.strategies.evolve import EvolveStrategy
+from search.campaign.strategies.population import Population
+from search.campaign.strategies.portfolio import PortfolioStrategy
 from search.campaign.strategies.refine import RefineStrategy
+from search.campaign.strategies.simplify import SimplifyStrategy
+from search.campaign.strategies.tune import TuneStrategy
 from search.testing import StrategyConformance
+from vortex_core.errors import VortexError
 
 
 class TestEvolve(StrategyConformance):
     def make(self, seed: int) -> Strategy:
-        return EvolveStrategy(seed, islands=3, migrate_every=5)
+        return EvolveStrategy(seed, size=8)
 
 
 class TestRefine(StrategyConformance):
@@ -25,6 +33,21 @@ class TestRefine(StrategyConformance):
 class TestBestOfN(StrategyConformance):
     def make(self, seed: int) -> Strategy:
         return BestOfNStrategy(seed)
+
+
+class TestTune(StrategyConformance):
+    def make(self, seed: int) -> Strategy:
+        return TuneStrategy(seed, trials=7)
+
+
+class TestSimplify(StrategyConformance):
+    def make(self, seed: int) -> Strategy:
+        return SimplifyStrategy(seed, patience=3)
+
+
+class TestPortfolio(StrategyConformance):
+    def make(self, seed: int) -> Strategy:
+        return PortfolioStrategy(seed)
 
 
 class TestRandom(StrategyConformance):
@@ -49,19 +72,19 @@ def parents_of(strategy: Strategy, asks: range) -> Counter[str]:
 
 
 def test_evolve_prefers_the_front_and_programs_with_few_children():
-    strategy = EvolveStrategy(0, islands=1, fresh=0, crossover=0)
+    strategy = EvolveStrategy(0, cells=0, fresh=0, crossover=0)
     strategy.tell(scored(None, "good", 0.0, 2.0))
     strategy.tell(scored(None, "dominated", -0.1, 1.5))
     counts = parents_of(strategy, range(300))
     assert counts["good"] > 1.5 * counts["dominated"] > 0
     for n in range(6):
-        strategy.tell(Tell(n, "stopped", f"child{n}", f"ir{n}", parents=("good",)))
+        strategy.tell(Tell(n, "asked", parents=("good",)))
     counts = parents_of(strategy, range(300))
     assert counts["dominated"] > counts["good"]
 
 
 def test_evolve_ranks_broken_gates_behind_however_fast():
-    strategy = EvolveStrategy(0, islands=1, fresh=0, crossover=0)
+    strategy = EvolveStrategy(0, cells=0, fresh=0, crossover=0)
     strategy.tell(scored(None, "kept", 0.0, 1.2))
     strategy.tell(scored(None, "broken", -0.9, 9.0, Verdict.FAILED))
     counts = parents_of(strategy, range(300))
@@ -69,7 +92,7 @@ def test_evolve_ranks_broken_gates_behind_however_fast():
 
 
 def test_evolve_counts_knob_variants_of_a_program_once():
-    strategy = EvolveStrategy(0, islands=1, fresh=0, crossover=0)
+    strategy = EvolveStrategy(0, cells=0, fresh=0, crossover=0)
     strategy.tell(scored(None, "other", 0.0, 2.0, ir_hash="B"))
     for i in range(9):
         strategy.tell(scored(None, f"variant{i}", 0.0, 2.0, ir_hash="A"))
@@ -78,7 +101,7 @@ def test_evolve_counts_knob_variants_of_a_program_once():
 
 
 def test_evolve_crosses_different_programs_only():
-    strategy = EvolveStrategy(0, islands=1, fresh=0, crossover=1)
+    strategy = EvolveStrategy(0, cells=0, fresh=0, crossover=1)
     strategy.tell(scored(None, "a", 0.0, 2.0, ir_hash="A"))
     strategy.tell(scored(None, "a2", 0.1, 1.9, ir_hash="A"))
     assert {strategy.ask(n).kind for n in range(50)} == {"mutate"}
@@ -88,14 +111,99 @@ def test_evolve_crosses_different_programs_only():
     assert all("b" in a.parents for a in asks)
 
 
-def test_evolve_islands_are_separate_until_they_migrate():
-    strategy = EvolveStrategy(0, islands=2, fresh=0, crossover=0, migrate_every=3)
-    strategy.tell(scored(0, "zero", 0.0, 2.0))
-    strategy.tell(scored(1, "one", -0.1, 1.0))
-    assert set(parents_of(strategy, range(0, 40, 2))) == {"zero"}
-    assert set(parents_of(strategy, range(1, 40, 2))) == {"one"}
-    strategy.tell(Tell(2, "rejected"))
-    assert set(parents_of(strategy, range(1, 80, 2))) == {"zero", "one"}
+def test_evolve_counts_children_that_are_under_way():
+    strategy = EvolveStrategy(0, fresh=0, crossover=0, cells=0)
+    strategy.tell(scored(None, "a", 0.0, 2.0))
+    strategy.tell(scored(None, "b", 0.0, 2.0))
+    for n in range(9):
+        strategy.tell(Tell(n, "asked", parents=("a",)))
+    counts = parents_of(strategy, range(300))
+    assert counts["b"] > 4 * counts["a"] > 0
+
+
+def test_what_is_level_within_its_interval_stays_on_the_front():
+    population = Population(64, confidence=1.0)
+    wide = {"low": -0.1, "high": 0.1}
+    population.tell(replace(scored(0, "best", 0.0, 2.0), **wide))
+    population.tell(replace(scored(1, "level", -0.02, 1.9), low=-0.12, high=0.08))
+    population.tell(replace(scored(2, "worse", -0.5, 1.9), low=-0.6, high=-0.4))
+    assert dict(
+        zip([m.key for m in population.members], population.layers(population.members), strict=True)
+    ) == {
+        "best": 0,
+        "level": 0,
+        "worse": 1,
+    }
+
+
+def test_hypervolume_that_only_one_adds_makes_it_a_likelier_parent():
+    population = Population(64, confidence=0.0)
+    for n, (accuracy, speed) in enumerate([(0.0, 3.0), (0.01, 2.99), (0.02, 2.98), (0.9, 1.0)]):
+        population.tell(scored(n, f"k{n}", accuracy, speed))
+    members, weights = population.weights()
+    found = dict(zip([m.key for m in members], weights, strict=True))
+    assert found["k3"] > 1.5 * max(found["k0"], found["k1"])
+
+
+def test_a_population_is_bounded_and_keeps_the_best_of_each_cell():
+    population = Population(16, confidence=0.25)
+    population.tell(replace(scored(0, "rare", -0.9, 1.0), cell="rare"))
+    for n in range(1, 400):
+        population.tell(replace(scored(n, f"k{n}", n / 400, 1 + n / 400), cell=f"c{n % 4}"))
+    assert len(population) <= 32
+    assert "rare" in {m.key for m in population.members}
+    assert "k399" in {m.key for m in population.members}
+
+
+def test_tune_moves_towards_the_best_point_and_then_to_the_next_program():
+    strategy = TuneStrategy(0, trials=24)
+    strategy.tell(scored(None, "a", 0.5, 1.0))
+    strategy.tell(scored(None, "b", 0.4, 1.0))
+    first, last = [], []
+    for n in range(24):
+        ask = strategy.ask(n)
+        assert (ask.kind, ask.parents) == ("tune", ("a",))
+        strategy.tell(Tell(n, "asked", parents=ask.parents, point=ask.point))
+        off = abs(ask.point[0] - 0.8)
+        (first if n < 6 else last if n >= 16 else []).append(off)
+        strategy.tell(replace(scored(n, f"a{n}", 0.5 - off, 1.0, parents=("a",)), point=ask.point))
+    assert sum(last) / len(last) < sum(first) / len(first)
+    assert strategy.ask(24).parents == ("b",)
+
+
+def test_simplify_takes_away_while_nothing_is_lost():
+    strategy = SimplifyStrategy(0, patience=2, confidence=1.0)
+    strategy.tell(replace(scored(None, "whole", 0.9, 1.0), size=30, low=0.88, high=0.92))
+    assert strategy.ask(0).parents == ("whole",)
+    strategy.tell(replace(scored(0, "less", 0.89, 1.0, parents=("whole",)), size=20, low=0.87, high=0.91))
+    assert strategy.ask(1).parents == ("less",)
+    # As much below `less` as that is below `whole`: small losses do not add up.
+    strategy.tell(
+        replace(scored(1, "too little", 0.875, 1.0, parents=("less",)), size=10, low=0.85, high=0.9)
+    )
+    assert strategy.ask(2).parents == ("less",)
+    strategy.tell(replace(scored(2, "larger", 0.95, 1.0, parents=("less",)), size=40))
+    assert strategy.ask(3).parents == ("larger",), "the next best begins once patience is over"
+
+
+def test_a_portfolio_moves_to_what_gains_and_starves_nobody():
+    strategy = PortfolioStrategy(0, parts=({"kind": "evolve"}, {"kind": "random"}), floor=0.1)
+    strategy.tell(scored(None, "ref", 0.0, 1.0))
+    for n in range(200):
+        ask = strategy.ask(n)
+        strategy.tell(Tell(n, "asked", parents=ask.parents, by=ask.by))
+        accuracy = n / 200 if ask.by == "evolve" else -1.0
+        strategy.tell(replace(scored(n, f"k{n}", accuracy, 1.0, parents=ask.parents), by=ask.by))
+    shares = strategy.shares
+    assert shares["evolve"] > 0.9
+    assert shares["random"] >= 0.05
+
+
+def test_a_portfolio_has_no_unknown_or_repeated_parts():
+    with pytest.raises(VortexError, match="VS001"):
+        PortfolioStrategy.settings(parts=({"kind": "nobody"},))
+    with pytest.raises(ValueError, match="repeat"):
+        PortfolioStrategy.settings(parts=({"kind": "random"}, {"kind": "random"}))
 
 
 def test_refine_follows_improvements_and_restarts():
@@ -127,6 +235,6 @@ def test_random_has_no_parents():
 
 
 def test_a_duplicate_with_scores_joins_the_population():
-    strategy = EvolveStrategy(0, islands=1, fresh=0, crossover=0)
+    strategy = EvolveStrategy(0, cells=0, fresh=0, crossover=0)
     strategy.tell(Tell(0, "duplicate", "other arm's", "ir", 0.0, 2.0, Verdict.PROVEN))
     assert strategy.ask(1).parents == ("other arm's",)

@@ -1,0 +1,116 @@
+"""Who goes on to the dearer measurement: successive halving by Pareto rank, without rounds.
+
+Rounds would wait for their slowest program. Here a program goes on as soon as enough others have been measured, so that
+no worker waits (Li et al., 1810.05934, do so by one score).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from search.campaign.archive import Score, Verdict, pareto_layers, score
+from search.config import Objective, Screen
+from search.log.events import Purpose
+from search.log.state import Candidate
+
+_KEPT = 512
+"""Programs that wait at a rung: the worst of more have no prospects, and ranking must not grow with the run."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    key: str
+    program: str
+    cell: str
+    score: Score
+
+
+class Rung:
+    """Programs measured at one fidelity, of which one in `keep` goes on.
+
+    Args:
+        keep: see above.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.measured = 0
+        self.gone = 0
+        self._waiting: dict[str, _Waiting] = {}
+        self._programs: set[str] = set()
+        self._cells: Counter[str] = Counter()
+        self._cell_of: dict[str, str] = {}
+
+    def add(self, key: str, program: str, cell: str, score: Score | None) -> None:
+        """A program was measured; without a score it stays here."""
+        self.measured += 1
+        self._cell_of[key] = cell
+        if score is None or score.verdict is Verdict.FAILED:
+            return
+        self._waiting[key] = _Waiting(key, program, cell, score)
+        if len(self._waiting) > 2 * _KEPT:
+            kept = self._ranked()[:_KEPT]
+            self._waiting = {w.key: w for w in kept}
+
+    def went(self, key: str) -> None:
+        """It has gone on."""
+        self.gone += 1
+        found = self._waiting.pop(key, None)
+        if found is not None:
+            self._programs.add(found.program)
+            self._cells[found.cell] += 1
+
+    def next(self, *, anyone: bool = False) -> str | None:
+        """Who goes on now, None where nobody does yet.
+
+        Args:
+            anyone: do not wait until one in `keep` would go on: workers are idle.
+        """
+        if not anyone and self.gone >= self.measured // self.keep:
+            return None
+        ranked = self._ranked()
+        return ranked[0].key if ranked else None
+
+    def _ranked(self) -> list[_Waiting]:
+        """By layer, one of a program, and after many of a cell those of others: near copies teach little."""
+        waiting = [w for w in self._waiting.values() if w.program not in self._programs]
+        layers = pareto_layers([w.score.point for w in waiting])
+        placed = [
+            (layer + self._cells[w.cell] // 4, w.score.verdict, -w.score.accuracy.value, w.key, w)
+            for layer, w in zip(layers, waiting, strict=True)
+        ]
+        return [place[-1] for place in sorted(placed, key=lambda place: place[:-1])]
+
+
+_LEADS_TO: dict[Purpose, Purpose] = {"screen": "full_screen", "full_screen": "search"}
+
+
+class Ladder:
+    """The rungs of a screened campaign: screen, full screen, answers.
+
+    Args:
+        screen: the rates.
+        objective: of the campaign.
+    """
+
+    def __init__(self, screen: Screen, objective: Objective) -> None:
+        self._objective = screen.objective(objective)
+        self._rungs: dict[Purpose, Rung] = {"full_screen": Rung(screen.full), "search": Rung(screen.answers)}
+
+    def finished(self, candidate: Candidate, purpose: Purpose) -> None:
+        """A found candidate was measured."""
+        leads = _LEADS_TO.get(purpose)
+        if leads is None:
+            return
+        passed = candidate.status(purpose) == "passed"
+        found = score(candidate, self._objective, purpose) if passed else None
+        self._rungs[leads].add(candidate.key, candidate.ir_hash, candidate.cell, found)
+
+    def went(self, key: str, purpose: Purpose) -> None:
+        """A candidate was sent on."""
+        self._rungs[purpose].went(key)
+
+    def next(self, purpose: Purpose, *, anyone: bool = False) -> str | None:
+        """Who is to be measured for a purpose next; see `Rung.next`."""
+        return self._rungs[purpose].next(anyone=anyone)
