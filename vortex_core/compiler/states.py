@@ -57,8 +57,9 @@ class Field:
 
     def write(self, heads: slice | int, pages: torch.Tensor | int, value: torch.Tensor) -> None:
         """Store `value` (`heads, pages, *dims`, any float dtype) rounded to the state's dtype."""
-        if self.decl.scale_dim:
-            value = value.movedim(_axis(self.decl), -1)
+        order = _order(self.decl)
+        if order is not None:
+            value = value.permute(*range(value.dim() - len(order)), *(n - len(order) for n in order))
         data, scale = encode(value, self.decl.dtype)
         self.data[heads, pages] = data
         if self.scale is not None and scale is not None:
@@ -69,7 +70,11 @@ class Field:
         scale = None if self.scale is None else self.scale[heads, pages]
         stored = _moved(self.shape, self.decl)
         value = decode(self.data[heads, pages], scale, self.decl.dtype, stored, dtype)
-        return value.movedim(-1, _axis(self.decl)) if self.decl.scale_dim else value
+        order = _order(self.decl)
+        if order is None:
+            return value
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return value.permute(*range(value.dim() - len(order)), *(n - len(order) for n in back))
 
     @property
     def nbytes(self) -> int:
@@ -77,9 +82,11 @@ class Field:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
-def _axis(decl: StateDecl) -> int:
-    """The axis, from the end, of the dimension that shares a scale."""
-    return [n for n, _ in decl.dims].index(decl.scale_dim) - len(decl.dims)
+def _order(decl: StateDecl) -> list[int] | None:
+    """Where each stored dimension is among the declared ones, None where they lie as declared."""
+    names = [n for n, _ in decl.dims]
+    order = [names.index(n) for n, _ in decl.stored]
+    return None if order == sorted(order) else order
 
 
 def _moved(shape: tuple[int, ...], decl: StateDecl) -> tuple[int, ...]:

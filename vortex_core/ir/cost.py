@@ -283,7 +283,7 @@ def _scoring(
     complete: int,
 ) -> list[LaunchCost]:
     """Scores of all complete pages: in one launch, or in two values passed from one to the other."""
-    graph = program.index
+    graph = program.lowered.index
     plan = schedule(graph)
     written = {name for name, _ in graph.writes}
     stored = sum(state_bytes(s, sizes) * (2 if s.name in written else 1) for s in program.states)

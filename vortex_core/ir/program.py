@@ -22,6 +22,7 @@ from vortex_core.text import visible
 
 FORMAT = 1
 STATE_DTYPES = tuple(STORED_BITS)
+_BITS_ORDER = {"S": 0, "D": 2, "N": 2, "R": 2}  # tokens, anything else, channels
 SCALED = ("int8", "int4")  # integers, with one fp16 scale a row
 MAX_NODES = 400  # as written
 MAX_CANONICAL = 2 * MAX_NODES  # the canonical form may repeat what the author shared
@@ -51,7 +52,12 @@ class StateDecl:
 
     @property
     def stored(self) -> Dims:
-        """The dimensions as they lie in memory: the one that shares a scale comes last, for it is packed."""
+        """The dimensions as they lie in memory: the one that shares a scale comes last, for it is packed.
+
+        Bits have no scale, so that their order means nothing: channels come last, for it is they that are summed.
+        """
+        if self.dtype == "bits":
+            return tuple(sorted(self.dims, key=lambda d: _BITS_ORDER.get(d[1].symbol, 1)))
         last = tuple(d for d in self.dims if d[0] == self.scale_dim)
         return (*(d for d in self.dims if d not in last), *last)
 
@@ -231,6 +237,16 @@ class Program:
     def per_query_head(self) -> bool:
         """Whether every query head selects for itself."""
         return "head" in self.result.type.names
+
+    @cached_property
+    def lowered(self) -> Program:
+        """The program as a step computes it: products with states one by one, and what a page can reduce by itself
+        reduced there."""
+        from vortex_core.ir.linear import distributed
+        from vortex_core.ir.page_local import page_local
+
+        index = page_local(distributed(self.index))
+        return self if index is self.index else replace(self, index=index)
 
     @cached_property
     def _canonical(self) -> Program:

@@ -97,8 +97,8 @@ class TritonFlow:
         self._kernels = load_module(self.code.text)
         self._configs = configs
         self._score_kernels: dict[tuple[int, int], Any] = {}
-        self._graph = program.index
-        self._streams = program.index.streams
+        self._graph = self.code.graph
+        self._streams = self._graph.streams
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
         self._workspaces: dict[tuple[int, int, str], Workspace] = {}
         self._capacities: dict[int, int] = {}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from vortex_core.ir.program import Graph, Node, StateDecl
 
@@ -120,7 +121,16 @@ def exact(graph: Graph, states: Mapping[str, StateDecl], i: int) -> bool:
     return False
 
 
-def absorbed_nodes(graph: Graph, contractions: Mapping[int, Contraction]) -> set[int]:
+class Product(Protocol):
+    """Something a `sum` is computed as."""
+
+    @property
+    def absorbed(self) -> tuple[int, ...]:
+        """Nodes that need no value of their own."""
+        ...
+
+
+def absorbed_nodes(graph: Graph, contractions: Mapping[int, Product]) -> set[int]:
     """Nodes whose only uses are inside contractions."""
     users: dict[int, set[int]] = {}
     for i, node in enumerate(graph.nodes):

@@ -93,6 +93,9 @@ def rounded(text: str, dtype: str) -> str:
     return f"tl.minimum(tl.maximum({text}, -{_TOP[dtype]!r}), {_TOP[dtype]!r}).to({_FLOATS[dtype]})"
 
 
+Products = Callable[["Emitter", int, Env], "Tile | None"]
+
+
 @dataclass
 class Emitter:
     """Writes the statements of one kernel.
@@ -104,6 +107,7 @@ class Emitter:
         channel_start: first channel of a `channels` node.
         page: the page axis, or None (cache stage: one page a program).
         contractions: sums that run as matrix products; their head axis has at least 16 lanes.
+        products: writes further sums as matrix products, of codes.
         channels: most of a matrix product where their number is no power of two.
     """
 
@@ -113,6 +117,7 @@ class Emitter:
     channel_start: Callable[[Node], int]
     page: Axis | None
     contractions: Mapping[int, Contraction] = field(default_factory=dict)
+    products: Products | None = None
     channels: int = FEW_CHANNELS
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
@@ -121,6 +126,7 @@ class Emitter:
     page_value: Callable[[int, Env], Tile | None] | None = None
     _memo: dict[tuple[int, str], Tile] = field(default_factory=dict)
     _page_memo: dict[tuple[int, str], Tile] = field(default_factory=dict)
+    _shared: dict[str, Tile] = field(default_factory=dict)
     _count: int = 0
 
     def begin_loop(self) -> None:
@@ -158,6 +164,12 @@ class Emitter:
         lines.append(f"{name} = {text}")
         return Tile(name, tuple(axes))
 
+    def shared(self, text: str, axes: Sequence[Axis]) -> Tile:
+        """A fresh variable outside the loop, or the one that holds the same expression."""
+        if text not in self._shared:
+            self._shared[text] = self.bind(text, axes, False)
+        return self._shared[text]
+
     def emit(self, i: int, env: Env) -> Tile:
         """The value of node `i` at the indices of `env` (one entry for each of its dims)."""
         node = self.graph.nodes[i]
@@ -170,6 +182,8 @@ class Emitter:
             found = self.page_value(i, env) if paged and self.page_value is not None else None
             if found is None and i in self.contractions:
                 found = self._matrix_product(node, self.contractions[i], env)
+            if found is None and self.products is not None:
+                found = self.products(self, i, env)
             memo[key] = found if found is not None else self._node(node, env, paged)
         return memo[key]
 

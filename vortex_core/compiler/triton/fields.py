@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from vortex_core.compiler.triton.emitter import rounded
 from vortex_core.compiler.triton.tile import Axis, Tile, order
-from vortex_core.ir.program import StateDecl
+from vortex_core.ir.program import SCALED, StateDecl
 
 _PER_BYTE = {"int4": 2, "bits": 8}
 
@@ -51,11 +51,26 @@ def load_text(
         indices: one tile a dimension of the state, as stored.
         mask: condition text over the result's axes, made by `mask_text`.
     """
+    code, axes = code_text(name, state, sizes, row, indices, mask)
+    if state.dtype not in SCALED:
+        return (code if state.dtype == "fp32" else f"{code}.to(tl.float32)"), axes
+    number = f"{code}.to(tl.float32)" if state.dtype == "int8" else code
+    return f"({number} * {_scale(name, state, sizes, row, indices, axes, mask)}.to(tl.float32))", axes
+
+
+def code_text(
+    name: str,
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: Tile,
+    indices: Sequence[Tile],
+    mask: str | None,
+) -> tuple[str, tuple[Axis, ...]]:
+    """Expression that reads a state without its scale, in whatever type it has. Arguments as of `load_text`."""
     shape = tuple(e.resolve(sizes) for _, e in state.stored)
     stored = stored_shape(state, sizes)
     axes = order([*row.axes, *(a for t in indices for a in t.axes)])
-    width = math.prod(stored)
-    base = f"{name}_ptr + ({row.to(axes)}) * {width}"
+    base = f"{name}_ptr + ({row.to(axes)}) * {math.prod(stored)}"
     guard = "" if mask is None else f", mask={mask}, other=0"
     if state.dtype in _PER_BYTE:
         per = _PER_BYTE[state.dtype]
@@ -64,18 +79,54 @@ def load_text(
         packed = [*indices[:-1], Tile(f"({last.text}) // {per}", last.axes)]
         byte = f"tl.load({base} + {_offset(packed, stored, axes)}{guard}).to(tl.int32)"
         value = f"(({byte} >> ((({last.to(axes)}) % {per}) * {bits})) & {2**bits - 1}).to(tl.float32)"
-        if state.dtype == "bits":
-            return f"({value} * 2.0 - 1.0)", axes
-        scale = f"tl.load({name}_scale_ptr + ({row.to(axes)}) * {math.prod(shape[:-1])} + {_offset(indices[:-1], shape[:-1], axes)}{guard})"
-        return f"(({value} - 8.0) * {scale}.to(tl.float32))", axes
+        return (f"({value} * 2.0 - 1.0)" if state.dtype == "bits" else f"({value} - 8.0)"), axes
     text = f"tl.load({base} + {_offset(indices, stored, axes)}{guard})"
     if state.dtype.startswith("fp8"):
         kind = "tl.float8e4nv" if state.dtype == "fp8_e4m3" else "tl.float8e5"
-        return f"{text}.to({kind}, bitcast=True).to(tl.float32)", axes
-    if state.dtype == "int8":
-        scale = f"tl.load({name}_scale_ptr + ({row.to(axes)}) * {math.prod(shape[:-1])} + {_offset(indices[:-1], shape[:-1], axes)}{guard})"
-        return f"({text}.to(tl.float32) * {scale}.to(tl.float32))", axes
-    return (text if state.dtype == "fp32" else f"{text}.to(tl.float32)"), axes
+        return f"{text}.to({kind}, bitcast=True)", axes
+    assert len(shape) == len(indices)
+    return text, axes
+
+
+def unit_text(
+    name: str,
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: Tile,
+    indices: Sequence[Tile],
+    mask: str | None,
+    bits: int,
+) -> tuple[str, tuple[Axis, ...]]:
+    """Expression that reads packed numbers `bits` bits at a time; the last index counts such units."""
+    stored = stored_shape(state, sizes)
+    units = (*stored[:-1], stored[-1] * 8 // bits)
+    axes = order([*row.axes, *(a for t in indices for a in t.axes)])
+    pointer = f"{name}_ptr" if bits == 8 else f"{name}_ptr.to(tl.pointer_type(tl.int{bits}))"
+    guard = "" if mask is None else f", mask={mask}, other=0"
+    place = f"({row.to(axes)}) * {math.prod(units)} + {_offset(indices, units, axes)}"
+    return f"tl.load({pointer} + {place}{guard})", axes
+
+
+def scale_text(
+    name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile, indices: Sequence[Tile], mask: str | None
+) -> tuple[str, tuple[Axis, ...]]:
+    """Expression that reads the scale of a row as fp32; `indices` and `mask` without the last dimension."""
+    axes = order([*row.axes, *(a for t in indices for a in t.axes)])
+    return f"{_scale(name, state, sizes, row, [*indices, Tile('0')], axes, mask)}.to(tl.float32)", axes
+
+
+def _scale(
+    name: str,
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: Tile,
+    indices: Sequence[Tile],
+    axes: Sequence[Axis],
+    mask: str | None,
+) -> str:
+    rows = tuple(e.resolve(sizes) for _, e in state.stored)[:-1]
+    guard = "" if mask is None else f", mask={mask}, other=0"
+    return f"tl.load({name}_scale_ptr + ({row.to(axes)}) * {math.prod(rows)} + {_offset(indices[:-1], rows, axes)}{guard})"
 
 
 def store_lines(

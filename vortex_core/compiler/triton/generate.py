@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vortex_core.compiler.triton.code_product import rows_of
 from vortex_core.compiler.triton.contraction import absorbed_nodes
 from vortex_core.compiler.triton.row_kernel import row_text
 from vortex_core.compiler.triton.score_kernel import IndexKernel
-from vortex_core.compiler.triton.tile import FEW_CHANNELS, pages_per_program
+from vortex_core.compiler.triton.tile import FEW_CHANNELS, MAX_ROWS, pages_per_program
 from vortex_core.compiler.triton.update_kernel import UpdateKernel
 from vortex_core.geometry import Geometry
-from vortex_core.ir.program import Program
+from vortex_core.ir.program import Graph, Program
 from vortex_core.ir.schedule import Schedule, per_page
 
 VERSION = 5
@@ -33,6 +34,7 @@ def to_bf16(x):
     bits = bits + 0x7FFF + ((bits >> 16) & 1)
     return (bits & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
 '''
+_IMPORT = "from vortex_core.kernels.dependent import await_previous"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Module:
     Attributes:
         text: Python source.
         update: whether there is an `update_kernel` (forward_cache).
-        schedule: how the index graph was split.
+        graph: the index graph that the kernels compute.
+        schedule: how it was split.
         score: whether there is a `score_kernel` (page-parallel).
         rows: whether there is a `row_kernel` (barriers across pages).
         scratch: fp32 elements per page of each scratch value, by node.
@@ -51,6 +54,7 @@ class Module:
 
     text: str
     update: bool
+    graph: Graph
     schedule: Schedule
     score: bool
     rows: bool
@@ -70,18 +74,27 @@ def generate(
     Raises:
         VortexError: `VE050` for what this backend cannot lower.
     """
+    digest = program.ir_hash
+    program = program.lowered
     index = IndexKernel(program, geometry, page_size)
     plan = index.schedule
     update = bool(program.states) or program.needs_mass
-    parts = [HEADER.format(version=VERSION, digest=program.ir_hash)]
+    parts = [HEADER.format(version=VERSION, digest=digest)]
     if update:
         parts.append(UpdateKernel(program, geometry, page_size).text())
     scratch = {i: per_page(program.index.nodes[i], index.sizes) for i in plan.stored}
     if not block:
-        absorbed = absorbed_nodes(program.index, index.contractions)
+        products = {**index.contractions, **index.code_products}
+        absorbed = absorbed_nodes(program.index, products)
         block = pages_per_program(program.index, index.sizes, absorbed)
+        for i in index.code_products:
+            rows = rows_of(program.index.nodes[i], index.sizes)
+            block = max(1, min(block, MAX_ROWS // rows)) if rows > 1 else block
     if plan.parallel:
         parts.append(index.score_text(block, channels or FEW_CHANNELS))
     if plan.barriers:
         parts.append(row_text(index))
-    return Module("\n\n".join(parts), update, plan, plan.parallel, bool(plan.barriers), scratch, block)
+    body = "\n\n".join(parts)
+    if "unpack(" in body or "two_parts(" in body:
+        body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.unpack import two_parts, unpack", 1)
+    return Module(body, update, program.index, plan, plan.parallel, bool(plan.barriers), scratch, block)

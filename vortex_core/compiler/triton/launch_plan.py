@@ -100,7 +100,7 @@ class _Planner:
         self.complete = length // knobs.page_size
         self.total = math.ceil(length / knobs.page_size)
         self.lists = self.rows * (geometry.group if program.per_query_head else 1)
-        self.streams = program.index.streams
+        self.streams = self.code.graph.streams
         self.chosen = self.total if program.selects_everything else knobs.pages(length, 0, geometry.layers)
         self.attended = min(
             length, attended_pages(program, knobs, length, 0, geometry.layers) * knobs.page_size
@@ -134,7 +134,7 @@ class _Planner:
                     "needs the states of pages just completed" if self.code.update else "first of the step",
                 )
             case "rows":
-                graph = self.program.index
+                graph = self.code.graph
                 crossing = [
                     n for i, n in enumerate(graph.nodes) if plan.level[i] and _crosses(graph, plan.level, i)
                 ]
@@ -158,7 +158,7 @@ class _Planner:
                 )
 
     def _selection(self, launch: LaunchCost, i: int) -> tuple[str, str]:
-        node = self.program.index.nodes[i]
+        node = self.code.graph.nodes[i]
         if launch.kind == "pool":
             return (
                 f"{node.attr['share']} of the scores over kv heads (torch operators)",

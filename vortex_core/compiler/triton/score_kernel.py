@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from vortex_core.compiler.triton.code_emitter import CodeEmitter
+from vortex_core.compiler.triton.code_product import find_code_products
 from vortex_core.compiler.triton.contraction import find_contractions
 from vortex_core.compiler.triton.emitter import Emitter, unsupported
 from vortex_core.compiler.triton.fields import load_text, store_lines
@@ -21,6 +23,13 @@ class IndexKernel(KernelWriter):
         super().__init__(program, geometry, page_size)
         self.schedule = schedule(program.index)
         self.contractions = find_contractions(program.index, self.states)
+        self.code_products = find_code_products(program.index, self.states)
+        for i in self.code_products:
+            # Rows inside pages: what follows works on as many heads as there are, not on those of a padded product.
+            if i in self.contractions and _has_rows(program.index.nodes[i]):
+                del self.contractions[i]
+        self.code_products = {i: c for i, c in self.code_products.items() if i not in self.contractions}
+        self.writer = CodeEmitter(self.states, self.mask_text)
 
     def index_args(self) -> list[str]:
         """Run-time arguments of both kernels, in order."""
@@ -162,6 +171,11 @@ class IndexKernel(KernelWriter):
             zeros = f"tl.zeros([{', '.join(str(a.size) for a in axes)}], tl.float32)"
             lines.append(f"tl.store({text}, {zeros}, mask={self.mask_text(axes, True)})")
 
+    def product(self, e: Emitter, i: int, env: Env) -> Tile | None:
+        """A sum as a product with codes, where it is one."""
+        found = self.code_products.get(i)
+        return None if found is None else self.writer.emit(e, e.graph.nodes[i], found, env)
+
     def score_text(self, block: int, channels: int) -> str:
         """`score_kernel`: one program for BLOCKS blocks of `block` pages of a row, `channels` a matrix product.
 
@@ -171,7 +185,7 @@ class IndexKernel(KernelWriter):
         """
         axis = Axis("page", block)
         e = Emitter(
-            self.program.index, self.sizes, self.source, self.channel_start, axis, self.contractions, channels
+            self.program.index, self.sizes, self.source, self.channel_start, axis, self.contractions, self.product, channels
         )
         looped = not self.geometry.is_mla
         if looped:
@@ -212,3 +226,7 @@ class IndexKernel(KernelWriter):
         else:
             body = [*head, "tl.static_assert(BLOCKS == 1)", *place, *self.axes_lines(e), *e.outer]
         return self.kernel("score_kernel", self.index_args(), ["OPERAND", "BLOCKS"], body)
+
+
+def _has_rows(node: Node) -> bool:
+    return any(n not in ("page", "head") for n in node.type.names)

@@ -1,0 +1,252 @@
+"""The text of products of a query with stored codes: see `code_product`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vortex_core.compiler.triton.code_product import CodeProduct, view
+from vortex_core.compiler.triton.emitter import Emitter
+from vortex_core.compiler.triton.fields import code_text, scale_text, stored_shape, unit_text
+from vortex_core.compiler.triton.packing import BITS, Packing, packings
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, powers_of_two
+from vortex_core.ir.program import SCALED, Node, StateDecl
+from vortex_core.ir.types import Extent
+
+# Most channels of one product: more of them would hold more registers at a time, and none would be saved.
+MAX_LANES = 128
+LEAST = 16  # channels and rows that a product takes
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some channels.
+
+    Attributes:
+        lanes: their axis; named `dim`, whatever the summed dimension is called, for it comes last.
+        channel: which one a lane is; padding has the last.
+        inside: condition on real lanes, None if all are.
+        packing: how the packed factor is read.
+    """
+
+    lanes: Axis
+    channel: Tile
+    inside: str | None
+    packing: Packing | None
+
+
+class CodeEmitter:
+    """Writes the products of one kernel.
+
+    Args:
+        states: by name.
+        mask: condition text on real lanes of axes.
+    """
+
+    def __init__(
+        self, states: Mapping[str, StateDecl], mask: Callable[[Sequence[Axis], bool], str | None]
+    ) -> None:
+        self.states, self.mask = states, mask
+
+    def emit(self, e: Emitter, node: Node, c: CodeProduct, env: Env) -> Tile | None:
+        """The product under an environment, or None where a shape does not suit it."""
+        graph = e.graph
+        real = graph.nodes[c.codes[0]].type.extent(c.dim).resolve(e.sizes)
+        if any(e.needs_whole(i, c.dim) for i in c.query):
+            return None
+        heads = next((graph.nodes[i].type.extent("head") for i in c.query if "head" in graph.nodes[i].type.names), None)
+        head = None if heads is None else e.axis("head", heads.resolve(e.sizes))
+        if head is not None and env["head"].text != head.index:
+            return None
+        names = {n for i in c.codes for n in graph.nodes[i].type.names} - {c.dim}
+        axes = order([a for n in names for a in env[n].axes])
+        rows = math.prod(a.size for a in axes)
+        if rows < LEAST or real < LEAST:
+            return None
+        first = max(c.codes, key=lambda i: len(graph.nodes[i].type.dims))
+        total = ""
+        for piece in self._pieces(e, c.dim, first, real):
+            left = self._codes(e, c, first, env, axes, piece)
+            right = self._query(e, c, head, piece)
+            extra = f", {total}" if total else ""
+            text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
+            total = e.bind(text, (), True).text
+        return self._result(e, node, c, env, head, axes, total)
+
+    # ---- channels ------------------------------------------------------------------------------------------
+
+    def _pieces(self, e: Emitter, dim: str, first: int, real: int) -> list[_Piece]:
+        """The channels in pieces that fit the factor with the most rows."""
+        packed = self._packings(e, dim, first, real)
+        if packed:
+            return [self._piece(e, p.lanes, p.channel, (p.start + p.units) * p.per, real, p) for p in packed]
+        found = []
+        for start, size in powers_of_two(real, MAX_LANES):
+            size = max(size, LEAST)
+
+            def channel(lane: str, start: int = start) -> str:
+                return f"{start} + {lane}" if start else lane
+
+            found.append(self._piece(e, size, channel, start + size, real, None))
+        return found
+
+    def _piece(
+        self, e: Emitter, size: int, channel: Callable[[str], str], end: int, real: int, packing: Packing | None
+    ) -> _Piece:
+        lanes = e.axis("dim", size)
+        text = channel(lanes.index)
+        if end > real:
+            bound = e.shared(f"tl.minimum({text}, {real - 1})", (lanes,))
+            return _Piece(lanes, bound, f"(({text}) < {real})", packing)
+        found = Tile(text, (lanes,)) if text == lanes.index else e.shared(text, (lanes,))
+        return _Piece(lanes, found, None, packing)
+
+    def _packings(self, e: Emitter, dim: str, first: int, real: int) -> list[Packing]:
+        """How the packed numbers of a view are taken; none where it is not packed along `dim` in whole units."""
+        graph = e.graph
+        chain = view(graph, first)
+        state = self.states[graph.nodes[chain[-1]].attr["name"]]
+        if state.dtype not in BITS:
+            return []
+        start = 0
+        for i in chain[:-1]:
+            node = graph.nodes[i]
+            a = node.attr
+            if node.op == "rename" and a["to"] == dim:
+                dim = a["dim"]
+            elif node.op == "slice" and a["dim"] == dim:
+                start += 0 if a["start"] == 0 else Extent.parse(a["start"]).resolve(e.sizes)
+            elif node.op == "split" and dim in (a["dim"], a["into"]) or node.op == "channels" and dim == "dim":
+                return []
+        if state.stored[-1][0] != dim:
+            return []
+        return packings(BITS[state.dtype], real, stored_shape(state, e.sizes)[-1], start, MAX_LANES)
+
+    # ---- operands ------------------------------------------------------------------------------------------
+
+    def _codes(self, e: Emitter, c: CodeProduct, first: int, env: Env, axes: Sequence[Axis], piece: _Piece) -> str:
+        """The left operand, `[rows, lanes]`."""
+        rows = math.prod(a.size for a in axes)
+        shape = [rows, piece.lanes.size]
+        if piece.packing is None:
+            left = f"tl.reshape({self._plain(e, first, c.dim, env, axes, piece)}, {shape})"
+        else:
+            left = piece.packing.operand(self._unpacked(e, first, c.dim, env, axes, piece.packing), rows)
+        left = e.bind(left, (), True).text
+        for i in c.codes:
+            if i != first:
+                more = f"tl.reshape({self._plain(e, i, c.dim, env, axes, piece)}, {shape})"
+                left = e.bind(f"{left} * {more}", (), True).text
+        return left
+
+    def _plain(self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], piece: _Piece) -> str:
+        """One number a lane, with all axes."""
+        state, row, indices = self._place(e, i, {**env, dim: piece.channel})
+        own = order([*row.axes, *(a for t in indices for a in t.axes)])
+        text, own = code_text(state.name, state, e.sizes, row, indices, self.mask(own, True))
+        found = e.bind(f"{text}.to(OPERAND)", own, True)
+        return _spread(found, [*axes, piece.lanes])
+
+    def _unpacked(self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], p: Packing) -> str:
+        """The numbers in the units of a piece."""
+        units = e.axis("dim", p.units)
+        lane = Tile(units.index if not p.start else f"{p.start} + {units.index}", (units,))
+        state, row, indices = self._place(e, i, {**env, dim: lane}, dim)
+        own = order([*row.axes, *(a for t in indices for a in t.axes)])
+        mask = self.mask(own, True)
+        if p.real < p.units:
+            inside = Tile(f"({units.index} < {p.real})", (units,)).to(own)
+            mask = inside if mask is None else f"{mask} & {inside}"
+        text, own = unit_text(state.name, state, e.sizes, row, indices, mask, p.unit)
+        words = _spread(e.bind(text, own, True), [*axes, units])
+        rows = math.prod(a.size for a in axes)
+        return f"unpack(tl.reshape({words}, {[rows, p.units]}), {p.bits}, {p.unit}, OPERAND)"
+
+    def _place(
+        self, e: Emitter, i: int, env: Env, packed: str = ""
+    ) -> tuple[StateDecl, Tile, list[Tile]]:
+        """The state behind a view, its row, and its indices as stored.
+
+        Args:
+            packed: the dimension that counts units, whose start is in the index already.
+        """
+        graph, at = e.graph, dict(env)
+        chain = view(graph, i)
+        for j in chain[:-1]:
+            node = graph.nodes[j]
+            a = node.attr
+            if node.op == "rename":
+                at[a["dim"]] = at[a["to"]]
+                packed = a["dim"] if packed == a["to"] else packed
+            elif node.op == "slice":
+                start = 0 if a["start"] == 0 else Extent.parse(a["start"]).resolve(e.sizes)
+                if start and packed != a["dim"]:
+                    at[a["dim"]] = Tile(f"{start} + {at[a['dim']].text}", at[a["dim"]].axes)
+            elif node.op == "channels":
+                start = e.channel_start(node)
+                if start:
+                    at["dim"] = Tile(f"{start} + {at['dim'].text}", at["dim"].axes)
+            else:
+                inner = node.type.extent(a["dim"]).resolve(e.sizes)
+                axes = order([*at[a["into"]].axes, *at[a["dim"]].axes])
+                at[a["dim"]] = Tile(f"{at[a['into']].to(axes)} * {inner} + {at[a['dim']].to(axes)}", axes)
+        state = self.states[graph.nodes[chain[-1]].attr["name"]]
+        return state, Tile("page_row", env["page"].axes), [at[n] for n, _ in state.stored]
+
+    def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> str:
+        """The right operand, `[heads, lanes]`, or twice as many rows where it takes two numbers to hold it."""
+        env = {c.dim: piece.channel, **({} if head is None else {"head": Tile(head.index, (head,))})}
+        factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
+        axes = order([a for t in factors for a in t.axes])
+        target = [piece.lanes] if head is None else [head, piece.lanes]
+        found = e.shared(_spread(Tile(" * ".join(t.to(axes) for t in factors), axes), target), target)
+        text = found.text if head is not None else f"{found.text}[None, :]"
+        if piece.inside is not None:
+            text = f"tl.where({piece.inside}[None, :], {text}, 0.0)"
+        return e.shared(f"({text}).to(OPERAND)" if c.exact else f"two_parts({text}, OPERAND)", ()).text
+
+    # ---- result --------------------------------------------------------------------------------------------
+
+    def _result(
+        self, e: Emitter, node: Node, c: CodeProduct, env: Env, head: Axis | None, axes: tuple[Axis, ...], total: str
+    ) -> Tile:
+        """The sums with their axes in order, times scales and what does not depend on the channel."""
+        heads = 1 if head is None else head.size
+        shape = [*(a.size for a in axes), heads, *([] if c.exact else [2])]
+        found = e.bind(f"tl.reshape({total}, {shape})", (), True).text
+        if not c.exact:
+            found = e.bind(f"tl.sum({found}, axis={len(axes) + 1})", (), True).text
+        full = (*axes, *(() if head is None else (head,)))
+        if head is None:
+            found = e.bind(f"tl.reshape({found}, {[a.size for a in axes]})", (), True).text
+        target = order(full)
+        if target != full:
+            found = e.bind(f"tl.permute({found}, {tuple(full.index(a) for a in target)})", (), True).text
+        result = Tile(found, target)
+        for i in c.codes:
+            state, row, indices = self._place(e, i, {**env, c.dim: Tile("0")})
+            if state.dtype in SCALED:
+                own = order([*row.axes, *(a for t in indices[:-1] for a in t.axes)])
+                text, own = scale_text(state.name, state, e.sizes, row, indices[:-1], self.mask(own, True))
+                result = self._times(e, result, e.bind(text, own, True))
+        for i in c.rest:
+            names = e.graph.nodes[i].type.names
+            result = self._times(e, result, e.emit(i, {n: t for n, t in env.items() if n in names}))
+        return result
+
+    @staticmethod
+    def _times(e: Emitter, a: Tile, b: Tile) -> Tile:
+        axes = order([*a.axes, *b.axes])
+        return e.bind(f"{a.to(axes)} * {b.to(axes)}", axes, True)
+
+
+def _spread(x: Tile, axes: Sequence[Axis]) -> str:
+    """A tile with all of some axes, in their order."""
+    if tuple(axes) == x.axes:
+        return x.text
+    if not x.axes:
+        return f"tl.full({[a.size for a in axes]}, {x.text}, tl.float32)"
+    assert [a for a in axes if a in x.axes] == list(x.axes), (x, axes)
+    shape = [a.size for a in axes]
+    return f"tl.broadcast_to({x.to(axes)}, {shape})"

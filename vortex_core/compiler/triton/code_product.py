@@ -1,0 +1,119 @@
+"""Contractions of a query with stored codes: found here, written by `code_emitter`.
+
+A state of low precision is a code times a scale, and the scale of a row does not depend on the channel that is summed:
+`sum_d q_d (s c_d) = s sum_d q_d c_d`. Codes have few significant bits, so bf16 holds them exactly, and products of a few
+of them too (a sign times a 4-bit number). The query side may be anything: it is one small tile a row, and two bf16
+numbers hold 16 of its bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vortex_core.compiler.triton.contraction import exact
+from vortex_core.compiler.triton.tile import pow2
+from vortex_core.ir.program import SCALED, Graph, Node, StateDecl
+
+# Significant bits of a stored number, its scale aside.
+_SIGNIFICANT = {"bits": 0, "int4": 3, "int8": 7, "fp8_e4m3": 4, "fp8_e5m2": 3, "bf16": 8}
+_HELD = 8  # by bf16
+_VIEWS = ("slice", "split", "rename", "channels")
+
+
+@dataclass(frozen=True)
+class CodeProduct:
+    """`sum over dim of query * codes`, times what does not depend on `dim`.
+
+    Attributes:
+        dim: the summed dimension.
+        query: factors that are the same for every page; dims within head and `dim`.
+        codes: page-side factors with `dim`: states, or views of them.
+        rest: page-side factors without `dim`.
+        exact: whether bf16 holds the query side.
+        absorbed: nodes that need no value of their own.
+    """
+
+    dim: str
+    query: tuple[int, ...]
+    codes: tuple[int, ...]
+    rest: tuple[int, ...]
+    exact: bool
+    absorbed: tuple[int, ...]
+
+
+def find_code_products(graph: Graph, states: Mapping[str, StateDecl]) -> dict[int, CodeProduct]:
+    """The `sum` nodes that are products of a query with codes, by node."""
+    found = {}
+    for i, node in enumerate(graph.nodes):
+        if node.op == "sum" and len(node.attr["dims"]) == 1 and node.attr["dims"][0] not in ("page", "head"):
+            made = _match(graph, states, node.inputs[0], node.attr["dims"][0])
+            if made is not None:
+                found[i] = made
+    return found
+
+
+def _match(graph: Graph, states: Mapping[str, StateDecl], i: int, dim: str) -> CodeProduct | None:
+    factors, absorbed = _factors(graph, i)
+    query: list[int] = []
+    codes: list[int] = []
+    rest: list[int] = []
+    bits = 0
+    for f in factors:
+        names = graph.nodes[f].type.names
+        if "page" not in names:
+            if not set(names) <= {"head", dim}:
+                return None
+            query.append(f)
+        elif dim not in names:
+            rest.append(f)
+        else:
+            chain = view(graph, f)
+            state = states[graph.nodes[chain[-1]].attr["name"]] if chain else None
+            if state is None or "head" in names or state.dtype not in _SIGNIFICANT:
+                return None
+            if state.dtype in SCALED and loaded_dim(graph, chain, dim) != state.stored[-1][0]:
+                return None  # a scale for each channel
+            bits += _SIGNIFICANT[state.dtype]
+            codes.append(f)
+            absorbed += chain
+    if not codes or bits > _HELD or not any(dim in graph.nodes[f].type.names for f in query):
+        return None
+    held = len(query) == 1 and exact(graph, states, query[0])
+    return CodeProduct(dim, tuple(query), tuple(codes), tuple(rest), held, tuple(absorbed))
+
+
+def _factors(graph: Graph, i: int) -> tuple[list[int], list[int]]:
+    """The factors of a product, and its `mul` nodes."""
+    node = graph.nodes[i]
+    if node.op != "mul":
+        return [i], []
+    factors, inside = [], [i]
+    for j in node.inputs:
+        more, nodes = _factors(graph, j)
+        factors += more
+        inside += nodes
+    return factors, inside
+
+
+def view(graph: Graph, i: int) -> list[int]:
+    """The nodes from a view of a state down to its load; none if it is anything else."""
+    chain = [i]
+    while graph.nodes[chain[-1]].op in _VIEWS:
+        chain.append(graph.nodes[chain[-1]].inputs[0])
+    return chain if graph.nodes[chain[-1]].op == "load" else []
+
+
+def loaded_dim(graph: Graph, chain: list[int], dim: str) -> str:
+    """The name that a view's dimension has in the state."""
+    for i in chain:
+        node = graph.nodes[i]
+        if node.op == "rename" and node.attr["to"] == dim:
+            dim = node.attr["dim"]
+    return dim
+
+
+def rows_of(node: Node, sizes: Mapping[str, int]) -> int:
+    """Rows of one page in a product."""
+    return math.prod(pow2(e.resolve(sizes)) for n, e in node.type.dims if n not in ("page", "head"))

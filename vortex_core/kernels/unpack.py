@@ -1,0 +1,89 @@
+"""Packed integers to operands of matrix products, in registers.
+
+A *unit* is 8, 16 or 32 bits of one row. Two numbers of it at a time are moved into the two halves of a 32-bit word and
+given the exponent of a bf16 number by one logical operation: 128 + n has the bits 0x4300 + n, and a sign is the top bit
+of 1.0. That is about two instructions for two numbers, where extracting, converting and packing each takes ten. Numbers
+come out in the order (unit, half, pair bits from the lowest), which `compiler.triton.packing` turns into channels.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def halves(w, UNIT: tl.constexpr):
+    """The lower half of a unit's numbers in the lower 16 bits of a word, the upper half in the upper."""
+    w = w.to(tl.int32)
+    if UNIT == 16:
+        w = w & 0xFFFF
+        w = (w | (w << 8)) & 0x00FF00FF
+    if UNIT == 8:
+        w = w & 0xFF
+        w = (w | (w << 12)) & 0x000F000F
+    return w
+
+
+@triton.jit
+def pair(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
+    """The numbers at bit `AT` of both halves, `[..., 2]`; 4 bits are -8 to 7, 1 bit is -1 or 1."""
+    if OPERAND == tl.bfloat16:
+        if BITS == 4:
+            m = ((x >> AT) & 0x000F000F) | 0x43004300
+        else:
+            m = ((x << (15 - AT)) & -2147450880) ^ -1082081408  # 0x80008000, 0xBF80BF80
+        low = m.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        high = (m >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        both = tl.join(low, high)
+        if BITS == 4:
+            both = both - 136.0
+    else:
+        both = tl.join((x >> AT) & (2**BITS - 1), (x >> (AT + 16)) & (2**BITS - 1)).to(OPERAND)
+        if BITS == 4:
+            both = both - 8.0
+        else:
+            both = both * 2.0 - 1.0
+    return both
+
+
+@triton.jit
+def _two(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
+    return tl.join(pair(x, AT, BITS, OPERAND), pair(x, AT + BITS, BITS, OPERAND))
+
+
+@triton.jit
+def _four(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
+    return tl.join(_two(x, AT, BITS, OPERAND), _two(x, AT + 2 * BITS, BITS, OPERAND))
+
+
+@triton.jit
+def _eight(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
+    return tl.join(_four(x, AT, BITS, OPERAND), _four(x, AT + 4 * BITS, BITS, OPERAND))
+
+
+@triton.jit
+def unpack(w, BITS: tl.constexpr, UNIT: tl.constexpr, OPERAND: tl.constexpr):
+    """All numbers of units `[rows, units]`: `[rows, units, 2, 2, ...]`, half first, then the bits of the pair, lowest first."""
+    x = halves(w, UNIT)
+    pairs: tl.constexpr = UNIT // BITS // 2
+    if pairs == 1:
+        found = pair(x, 0, BITS, OPERAND)
+    elif pairs == 2:
+        found = _two(x, 0, BITS, OPERAND)
+    elif pairs == 4:
+        found = _four(x, 0, BITS, OPERAND)
+    elif pairs == 8:
+        found = _eight(x, 0, BITS, OPERAND)
+    else:
+        found = tl.join(_eight(x, 0, BITS, OPERAND), _eight(x, 8 * BITS, BITS, OPERAND))
+    return found
+
+
+@triton.jit
+def two_parts(x, OPERAND: tl.constexpr):
+    """`[rows, lanes]` as two numbers of the operand's type that add up to it, `[2 rows, lanes]`."""
+    high = x.to(OPERAND)
+    low = (x - high.to(tl.float32)).to(OPERAND)
+    both = tl.permute(tl.join(high, low), (0, 2, 1))
+    return tl.reshape(both, [2 * x.shape[0], x.shape[1]])
