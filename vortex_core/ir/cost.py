@@ -21,6 +21,7 @@ from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.program import SCALED, Graph, GraphBuilder, Node, Program, StateDecl
+from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import per_page, schedule
 from vortex_core.ir.types import STORED_BITS
 
@@ -33,12 +34,12 @@ ACTIVATION_BYTES = 2
 MARK_BYTES = 1
 _SCALE_BYTES = 2
 
-Kind = Literal["update", "score", "rows", "pool", "select", "attend", "merge"]
+Kind = Literal["update", "query", "score", "rows", "pool", "select", "attend", "merge"]
 # What a sparse layer does in a step: a leader's step that selects, a leader's step that keeps its last selection, a
 # layer that follows its leader. Followers have no page states.
 Role = Literal["selects", "keeps", "follows"]
 _LAUNCHES_OF: Mapping[Role, frozenset[Kind]] = {
-    "selects": frozenset(("update", "score", "rows", "pool", "select", "attend", "merge")),
+    "selects": frozenset(("update", "query", "score", "rows", "pool", "select", "attend", "merge")),
     "keeps": frozenset(("update", "attend", "merge")),
     "follows": frozenset(("attend", "merge")),
 }
@@ -302,6 +303,9 @@ def _scoring(
     tensor, vector = graph_flops(graph, everything)
     passed = Cost(scratch_bytes=values(plan.frontier))
     found = []
+    ready = sum(per_page(graph.nodes[i], sizes) for i in query_work(graph, sizes))
+    if ready:
+        found.append(LaunchCost("query", Cost(scratch_bytes=4.0 * rows * ready, launches=1)))
     before = (0.0, 0.0)
     if plan.parallel:
         at_once = frozenset(i for i, level in enumerate(plan.level) if level == 0)

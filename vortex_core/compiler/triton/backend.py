@@ -45,6 +45,9 @@ PAGES_STEP = 16
 # pay where a multiprocessor gets many programs, and not where the launch is short anyway.
 LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
+TOKEN_BLOCKS = 8
+TOKEN_PROGRAMS = 8
+TOKEN_STAGES = 3
 # Up to so many programs a multiprocessor, matrix products take many channels.
 SHORT_PROGRAMS = 4
 
@@ -55,6 +58,7 @@ class Workspace:
 
     Attributes:
         scratch: fp32 `[rows * width * elements]` by scratch value.
+        before: fp32 `[rows * elements]` by value of the query alone.
         scores: fp32 `[rows, width]` by score node.
         page_ids: int32 `[rows, capacity]`, the selection; absent where a program selects everything.
         kv_lens: int32 `[rows]`.
@@ -67,6 +71,7 @@ class Workspace:
     capacity: int
     search: SelectWorkspace
     scratch: dict[int, torch.Tensor] = field(default_factory=dict)
+    before: dict[int, torch.Tensor] = field(default_factory=dict)
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
     page_ids: torch.Tensor | None = None
     kv_lens: torch.Tensor | None = None
@@ -75,7 +80,7 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Bytes of scratch held."""
-        held = [*self.scratch.values(), *self.scores.values(), self.page_ids, self.kv_lens, self.marks]
+        held = [*self.scratch.values(), *self.before.values(), *self.scores.values(), self.page_ids, self.kv_lens, self.marks]
         return self.search.nbytes + sum(t.nbytes for t in held if t is not None)
 
 
@@ -199,6 +204,8 @@ class TritonFlow:
             made = Workspace(batch, width, capacity, search)
             for i, elements in self.code.scratch.items():
                 made.scratch[i] = torch.empty(rows * width * elements, device=device)
+            for i, elements in self.code.before.items():
+                made.before[i] = torch.empty(rows * elements, device=device)
             for i in self.code.schedule.scores:
                 made.scores[i] = torch.empty(lists, width, device=device)
             if self._streams:
@@ -250,11 +257,13 @@ class TritonFlow:
         args = [
             q, q.stride(0), q.stride(1), table, table.stride(0), lengths, budgets, states.pages, work.width,
             *self._state_args(states), *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
-            *(work.scores[i] for i in self.code.schedule.scores),
+            *(work.before[i] for i in sorted(work.before)), *(work.scores[i] for i in self.code.schedule.scores),
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads
         # Measured for bf16 queries: tiles of wider ones may not fit the shared memory of that many stages.
         config = self._configs(work.batch, work.width).score if q.dtype == torch.bfloat16 else ScoreConfig()
+        if self.code.before:
+            self._kernels.query_kernel[(rows,)](*args, num_warps=WARPS, **dependent_launch(q.device))
         if self.code.score:
             config = self.resolved(config, work.batch, work.width, q.device)
             grid = (-(-work.width // (config.block * config.blocks)), rows)
@@ -270,9 +279,12 @@ class TritonFlow:
         block = config.block or self.code.block
         programs = -(-width // block) * batch * self.geometry.kv_heads
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
+        if self.code.tokens and not self.geometry.is_mla:
+            default = token_blocks(programs, device)
         short = programs <= SHORT_PROGRAMS * multiprocessors(device)
         return replace(
             config, block=block, blocks=config.blocks or default,
+            stages=TOKEN_STAGES if self.code.tokens and config.stages == ScoreConfig.stages else config.stages,
             channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
         )  # fmt: skip
 
@@ -368,6 +380,13 @@ def operand(q: torch.Tensor) -> tl.dtype:
     """Type in which matrix products run: bf16 holds their operands exactly if the query is bf16. The interpreter's
     bf16 product is wrong, so it computes in fp32."""
     return tl.bfloat16 if q.dtype == torch.bfloat16 and not INTERPRETED else tl.float32
+
+
+def token_blocks(programs: int, device: torch.device) -> int:
+    """The same where rows lie inside pages: programs long enough that loads run ahead, and enough of them to share out
+    evenly."""
+    share = programs // (TOKEN_PROGRAMS * multiprocessors(device))
+    return max(1, min(TOKEN_BLOCKS, 1 << max(0, share.bit_length() - 1)))
 
 
 class TritonBackend:

@@ -9,7 +9,7 @@ or a store would see them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vortex_core.compiler.triton.contraction import Contraction
@@ -107,6 +107,7 @@ class Emitter:
         channel_start: first channel of a `channels` node.
         page: the page axis, or None (cache stage: one page a program).
         contractions: sums that run as matrix products; their head axis has at least 16 lanes.
+        before: nodes that a launch before has computed; `load_before` reads them.
         products: writes further sums as matrix products, of codes.
         channels: most of a matrix product where their number is no power of two.
     """
@@ -118,6 +119,8 @@ class Emitter:
     page: Axis | None
     contractions: Mapping[int, Contraction] = field(default_factory=dict)
     products: Products | None = None
+    before: Collection[int] = ()
+    load_before: Callable[[int, Env], Tile] | None = None
     channels: int = FEW_CHANNELS
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
@@ -175,6 +178,11 @@ class Emitter:
         node = self.graph.nodes[i]
         if i in self.known:
             return self.known[i]
+        if i in self.before and self.load_before is not None:
+            key = (i, repr(sorted((n, t.text) for n, t in env.items())))
+            if key not in self._memo:
+                self._memo[key] = self.load_before(i, env)
+            return self._memo[key]
         paged = "page" in node.type.names
         memo = self._page_memo if paged and self.inner is not None else self._memo
         key = (i, repr(sorted((n, t.text) for n, t in env.items())))
@@ -277,7 +285,7 @@ class Emitter:
     def needs_whole(self, i: int, dim: str) -> bool:
         """Whether computing node `i` compares lanes along `dim`, so that it cannot be computed piece by piece."""
         node = self.graph.nodes[i]
-        if dim not in node.type.names:
+        if dim not in node.type.names or i in self.before:
             return False
         if node.spec.group == "scan" and node.attr["dim"] == dim:
             return True
@@ -411,16 +419,15 @@ class Emitter:
             first = self.bind(f"tl.argmax({candidates}, axis={at})", [a for a in x.axes if a != axis], inside)
             lane = Tile(axis.index, (axis,)).to(x.axes)
             return self.bind(f"{lane} == {first.to(x.axes)}", x.axes, inside)
+        if node.op == "largest":
+            shown = self.masked(x, axis, '-float("inf")')
+            return self.bind(f"largest_mask({shown}, {node.attr['k']}, {at})", x.axes, inside)
         # The rest compares every lane with every other: small dimensions, a square tile.
         other = self.axis(f"{dim}_other", axis.real)
         y = self._sub(node.inputs[0], {**env, dim: Tile(other.index, (other,))})
         axes = order([*x.axes, *y.axes])
         i, j = Tile(axis.index, (axis,)).to(axes), Tile(other.index, (other,)).to(axes)
         real = "" if other.mask is None else f" & ({Tile(f'({other.mask})', (other,)).to(axes)})"
-        if node.op == "largest":
-            ahead = f"(({y.to(axes)} > {x.to(axes)}) | (({y.to(axes)} == {x.to(axes)}) & ({j} < {i}))){real}"
-            rank = self.bind(f"tl.sum(({ahead}).to(tl.int32), axis={axes.index(other)})", x.axes, inside)
-            return self.bind(f"{rank.text} < {node.attr['k']}", x.axes, inside)
         if node.op == "maxpool":
             near = f"(tl.abs({i} - {j}) <= {node.attr['size'] // 2}){real}"
             text = f"tl.where({near}, {y.to(axes)}, {neutral(node.op)})"

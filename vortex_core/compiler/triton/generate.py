@@ -35,6 +35,7 @@ def to_bf16(x):
     return (bits & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
 '''
 _IMPORT = "from vortex_core.kernels.dependent import await_previous"
+_HELPERS = {"unpack": "unpack", "two_parts": "unpack", "largest_mask": "largest"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Module:
         score: whether there is a `score_kernel` (page-parallel).
         rows: whether there is a `row_kernel` (barriers across pages).
         scratch: fp32 elements per page of each scratch value, by node.
+        before: fp32 elements of each value that a `query_kernel` computes once a row, by node.
+        tokens: whether a product of codes has rows inside pages, so that its bytes are many.
         block: pages a program of the score kernel handles.
     """
 
@@ -59,6 +62,8 @@ class Module:
     score: bool
     rows: bool
     scratch: dict[int, int]
+    before: dict[int, int]
+    tokens: bool
     block: int
 
 
@@ -90,11 +95,16 @@ def generate(
         for i in index.code_products:
             rows = rows_of(program.index.nodes[i], index.sizes)
             block = max(1, min(block, MAX_ROWS // rows)) if rows > 1 else block
+    if index.before:
+        parts.append(index.query_text())
     if plan.parallel:
         parts.append(index.score_text(block, channels or FEW_CHANNELS))
     if plan.barriers:
         parts.append(row_text(index))
+    before = {i: per_page(program.index.nodes[i], index.sizes) for i in index.before}
+    tokens = any(rows_of(program.index.nodes[i], index.sizes) > 1 for i in index.code_products)
     body = "\n\n".join(parts)
-    if "unpack(" in body or "two_parts(" in body:
-        body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.unpack import two_parts, unpack", 1)
-    return Module(body, update, program.index, plan, plan.parallel, bool(plan.barriers), scratch, block)
+    for call, line in _HELPERS.items():
+        if f"{call}(" in body:
+            body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.{line} import {call}", 1)
+    return Module(body, update, program.index, plan, plan.parallel, bool(plan.barriers), scratch, before, tokens, block)

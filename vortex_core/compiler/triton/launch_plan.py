@@ -124,6 +124,12 @@ class _Planner:
                     f"forward_cache of pages completed by this step, {share}",
                     "runs before scoring reads the states",
                 )
+            case "query":
+                count = len(self.code.before)
+                return (
+                    f"{count} value{'s' * (count != 1)} of the query alone, once a row",
+                    "needs the states of pages just completed" if self.code.update else "first of the step",
+                )
             case "score":
                 count = len(plan.frontier)
                 does = "scores of all complete pages, page-parallel" if not plan.barriers else (
@@ -131,8 +137,9 @@ class _Planner:
                 )  # fmt: skip
                 return (
                     does,
-                    "needs the states of pages just completed" if self.code.update else "first of the step",
-                )
+                    "needs the query's values" if self.code.before
+                    else "needs the states of pages just completed" if self.code.update else "first of the step",
+                )  # fmt: skip
             case "rows":
                 graph = self.code.graph
                 crossing = [
@@ -173,7 +180,8 @@ class _Planner:
     def _buffers(self) -> list[Buffer]:
         plan, per_page = self.code.schedule, self.rows * self.complete
         first = "score" if self.code.score else "rows"
-        found = [
+        found = [Buffer(f"query {i}", 4 * self.rows * n, "query", "score") for i, n in self.code.before.items()]
+        found += [
             Buffer(f"value {i}", 4 * per_page * self.code.scratch[i], first, "rows") for i in plan.frontier
         ]
         found += [

@@ -19,7 +19,7 @@ from vortex_core.kernels.dependent import LATE
 from vortex_core.kernels.offline import KernelReport, build_kernel, compile_kernel
 
 DEFAULT = ScoreConfig(blocks=1)
-KERNELS = ("update_kernel", "score_kernel", "row_kernel")
+KERNELS = ("update_kernel", "query_kernel", "score_kernel", "row_kernel")
 _STORED = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "int8": "*i8"}
 _POINTERS = {
     "q": "*bf16",

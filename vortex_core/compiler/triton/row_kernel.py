@@ -27,7 +27,7 @@ def row_text(writer: IndexKernel) -> str:
     )
     block = max(16, min(ROW_BLOCK, pow2(8192 // max(1, widest)) // 2 or 1))
     axis = Axis("page", block)
-    e = Emitter(graph, writer.sizes, writer.source, writer.channel_start, axis)
+    e = writer.emitter(axis)
     rows = _RowLoops(writer, e, axis)
     for level in range(1, plan.barriers + 1):
         rows.loop(level)

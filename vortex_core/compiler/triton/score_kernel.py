@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from vortex_core.compiler.triton.code_emitter import CodeEmitter
 from vortex_core.compiler.triton.code_product import find_code_products
 from vortex_core.compiler.triton.contraction import find_contractions
 from vortex_core.compiler.triton.emitter import Emitter, unsupported
 from vortex_core.compiler.triton.fields import load_text, store_lines
-from vortex_core.compiler.triton.kernel_text import KernelWriter, full
+from vortex_core.compiler.triton.kernel_text import KernelWriter, full, literal
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
 from vortex_core.geometry import Geometry
 from vortex_core.ir.program import Node, Program
+from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import schedule
 
 
@@ -29,6 +31,7 @@ class IndexKernel(KernelWriter):
             if i in self.contractions and _has_rows(program.index.nodes[i]):
                 del self.contractions[i]
         self.code_products = {i: c for i, c in self.code_products.items() if i not in self.contractions}
+        self.before = query_work(program.index, self.sizes)
         self.writer = CodeEmitter(self.states, self.mask_text)
 
     def index_args(self) -> list[str]:
@@ -48,6 +51,7 @@ class IndexKernel(KernelWriter):
             *self.state_args(),
             *self.param_args(),
             *scratch,
+            *(f"h{i}_ptr" for i in self.before),
             *outs,
         ]
 
@@ -171,6 +175,42 @@ class IndexKernel(KernelWriter):
             zeros = f"tl.zeros([{', '.join(str(a.size) for a in axes)}], tl.float32)"
             lines.append(f"tl.store({text}, {zeros}, mask={self.mask_text(axes, True)})")
 
+    def emitter(self, page: Axis | None, **options: Any) -> Emitter:
+        """What writes the statements of a kernel that comes after the query's."""
+        e = Emitter(self.program.index, self.sizes, self.source, self.channel_start, page, **options)
+        e.before, e.load_before = self.before, lambda i, env: self.load_before(e, i, env)
+        return e
+
+    def load_before(self, e: Emitter, i: int, env: Env) -> Tile:
+        """Read what the query's kernel left."""
+        node = self.program.index.nodes[i]
+        text, axes = self.before_pointer(i, env)
+        mask = self.mask_text(axes, False)
+        found = f"tl.load({text}{'' if mask is None else f', mask={mask}, other=0.0'})"
+        return e.bind(f"{found} != 0" if node.type.kind == "bool" else found, axes, False)
+
+    def before_pointer(self, i: int, env: Env) -> tuple[str, tuple[Axis, ...]]:
+        """Address of a value of the query, `[row, *dims]` fp32."""
+        dims = [(n, e.resolve(self.sizes)) for n, e in self.program.index.nodes[i].type.dims]
+        axes = order([a for n, _ in dims for a in env[n].axes])
+        text = f"h{i}_ptr + batch_row.to(tl.int64) * {math.prod(s for _, s in dims)}"
+        for n, (name, _) in enumerate(dims):
+            text += f" + ({env[name].to(axes)}) * {math.prod(s for _, s in dims[n + 1 :])}"
+        return text, axes
+
+    def query_text(self) -> str:
+        """`query_kernel`: one program a row, for what depends on the query alone."""
+        e = Emitter(self.program.index, self.sizes, self.source, self.channel_start, None)
+        for i in self.before:
+            env = e.identity(self.program.index.nodes[i].type.dims)
+            value = e.emit(i, env)
+            text, axes = self.before_pointer(i, env)
+            mask = self.mask_text(axes, False)
+            shown = f"({full(literal(value), axes)}).to(tl.float32)" if axes else literal(value).text
+            e.outer.append(f"tl.store({text}, {shown}{'' if mask is None else f', mask={mask}'})")
+        body = [*self.prologue(False), *self.axes_lines(e), *e.outer]
+        return self.kernel("query_kernel", self.index_args(), [], body)
+
     def product(self, e: Emitter, i: int, env: Env) -> Tile | None:
         """A sum as a product with codes, where it is one."""
         found = self.code_products.get(i)
@@ -184,9 +224,7 @@ class IndexKernel(KernelWriter):
         not change, such as the query's parts, stays in shared memory all at once (46 KB instead of 13).
         """
         axis = Axis("page", block)
-        e = Emitter(
-            self.program.index, self.sizes, self.source, self.channel_start, axis, self.contractions, self.product, channels
-        )
+        e = self.emitter(axis, contractions=self.contractions, products=self.product, channels=channels)
         looped = not self.geometry.is_mla
         if looped:
             e.begin_loop()

@@ -1,0 +1,355 @@
+"""Whatever an agent writes: sparse steps of programs that nobody tuned the compiler for.
+
+    python -m benchmarks.programs --seed 1 --out benchmarks/results
+
+Every library flow that needs no learned values, programs grown and varied by the grammar from a seed, and the programs
+in `benchmarks/found` (written by a language model on recorded attention) run one layer's decode step: is it what the
+fp64 oracle selects, how long does it take to compile, how long is a step over its floor (the bytes it must move over
+the measured copy bandwidth), and where does the time go. `--dry` runs all but the timing under Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from agents.base import Parent, ProposalRequest
+from agents.grammar.proposer import GrammarProposer
+from benchmarks import needs
+from benchmarks.kernels_timing import Report, copy_bandwidth, count_launches, null_chain_time
+from vortex_core import library
+from vortex_core.compiler.interface import BatchView, LayerKV
+from vortex_core.compiler.oracle import OracleFlow
+from vortex_core.compiler.triton.backend import TritonBackend
+from vortex_core.compiler.triton.tuning.timing import graph_time
+from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
+from vortex_core.ir.cost import step_cost
+from vortex_core.ir.flow import Flow
+from vortex_core.kernels.decode.plan import AttentionPlan
+from vortex_core.page_list import PageList, one_list_a_sequence
+from vortex_core.sandbox.jail import run
+
+FOUND = Path(__file__).parent / "found"
+LAYERS = 3  # copies of KV and states, so that a layer's bytes have left the L2 when it runs again
+SCALE = 128**-0.5
+# Largest difference of a chosen and a left page's score, in standard deviations of a row: what fp32 rounding explains.
+GAP = 1e-3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step is run on. `pool`: pages of the cache, each read by many sequences where they are few."""
+
+    batch: int
+    length: int
+    geometry: Geometry
+    page: int
+    budget: int
+    device: str
+    pool: int
+
+    @property
+    def pages(self) -> int:
+        """Pages of a sequence."""
+        return self.length // self.page
+
+
+def grammar_flows(seed: int, count: int) -> Iterator[tuple[str, Flow]]:
+    """Programs of the grammar: half grown from nothing, half variations of library flows."""
+    proposer, rng = GrammarProposer(), random.Random(seed)
+    parents = [n for n in library.names() if n not in ("dense", "streaming")]
+    for n in range(count):
+        one = rng.getrandbits(32)
+        if n % 2 == 0:
+            request = ProposalRequest("seed", one)
+        else:
+            parent = library.load(rng.choice(parents))
+            request = ProposalRequest("mutate", one, parents=(Parent(parent.flow, parent.source, {}),))
+        draft = proposer.draft(request)
+        yield f"grammar{seed}_{n}", Flow(f"grammar{seed}_{n}", draft.program, draft.knobs, draft.idea)
+
+
+def programs(seed: int, count: int) -> list[tuple[str, str, Flow]]:
+    """(kind, name, flow) of everything that runs."""
+    found: list[tuple[str, str, Flow]] = []
+    found += [("library", n, library.load(n).flow) for n in library.names() if n != "dense"]
+    for path in sorted(FOUND.glob("*.py")):
+        found.append(("found", path.stem, run(path.read_text(), path.name).flow))
+    found += [("grammar", n, f) for n, f in grammar_flows(seed, count)]
+    return found
+
+
+class Step:
+    """One program on one shape."""
+
+    def __init__(self, flow: Flow, shape: Shape, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.shape, self.kv = shape, kv
+        g, device = shape.geometry, torch.device(shape.device)
+        # One selection a step, of one budget: reuse and dense layers are the engine's, and cost nothing here.
+        self.knobs = replace(flow.knobs, page_size=shape.page, budget=str(shape.budget))
+        self.program = flow.program.canonical()
+        self.flow = TritonBackend().compile(self.program, self.knobs, g)
+        self.q = torch.randn(shape.batch, g.q_heads, g.head_dim, device=device).to(kv[0][0].dtype)
+        order = torch.arange(shape.batch * shape.pages, device=device) % shape.pool
+        self.table = order[torch.randperm(len(order), device=device)].view(shape.batch, -1).to(torch.int32)
+        lengths = torch.full((shape.batch,), shape.length, dtype=torch.int32, device=device)
+        budgets = torch.full_like(lengths, self.knobs.pages(shape.length))
+        self.view = BatchView(self.table, lengths, budgets, shape.length)
+        self.states = [self.flow.new_states(shape.pool, device) for _ in kv]
+        every = torch.arange(shape.pool, device=device, dtype=torch.int32)
+        for (k, v), states in zip(kv, self.states, strict=True):
+            self.flow.update(states, LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)), every, 0)
+        self.work = self.flow.workspace(shape.batch, shape.pages, device)
+        self.out = torch.empty_like(self.q)
+        self.plan = AttentionPlan.allocate(
+            g, shape.page, self.q.dtype, shape.batch, device, per_query_head=self.program.per_query_head, even=True
+        )
+
+    def score(self, layer: int) -> None:
+        """The scoring launches."""
+        v = self.view
+        self.flow.launch_scores(self.q, self.states[layer], self.table, v.lengths, v.budgets, self.work, layer)
+
+    def select(self, layer: int) -> PageList:
+        """Scores to page lists."""
+        return self.flow.launch_selection(self.table, self.view.lengths, self.view.budgets, self.work)
+
+    def run(self, layer: int) -> None:
+        """One sparse layer."""
+        self.score(layer)
+        k, v = self.kv[layer]
+        self.plan.run(self.q, k, v, self.select(layer), SCALE, out=self.out)
+
+    def check(self) -> dict[str, float]:
+        """Scores and chosen pages of the last sequence's first kv head beside the oracle's."""
+        shape, b = self.shape, self.shape.batch - 1
+        ids = self.table[b].long()
+        oracle = OracleFlow(self.program, self.knobs, replace(shape.geometry, kv_heads=1))
+        states = oracle.new_states(shape.pages, torch.device("cpu"))
+        for name, field in self.states[0].fields.items():
+            states.fields[name].data = field.data[:1, ids].cpu()
+            states.fields[name].scale = None if field.scale is None else field.scale[:1, ids].cpu()
+        table = torch.arange(shape.pages)[None]
+        lengths, budgets = self.view.lengths[b:].cpu().long(), self.view.budgets[b:].cpu().long()
+        view = BatchView(table, lengths, budgets, shape.length)
+        group = shape.geometry.group
+        wanted = list(oracle.scores(self.q[b:, :group].cpu(), states, view, 0).values())
+        self.score(0)
+        lists = self.select(0)
+        worst = gap = 0.0
+        heads = group if self.program.per_query_head else 1
+        rows = self.work.batch * shape.geometry.kv_heads * heads
+        single = len(self.program.index.streams) == 1
+        for i, want in zip(sorted(self.flow.code.schedule.scores), wanted, strict=True):
+            got = self.work.scores[i].view(rows, -1)[b * shape.geometry.kv_heads * heads :][:heads]
+            want = want.reshape(-1, heads).T if want.dim() > 2 or heads > 1 else want.reshape(1, -1)
+            got = got[:, : want.shape[1]].double().cpu()
+            both = torch.isfinite(got) & torch.isfinite(want)
+            spread = want[both].std().clamp_min(1e-30) if both.any() else torch.ones(())
+            worst = max(worst, float(((got - want)[both].abs() / spread).max()) if both.any() else 0.0)
+            node = self.program.index.nodes[self.program.index.streams[0]]
+            if not single or node.op != "topk" or node.attr.get("share") or node.attr.get("recall", 1.0) < 1:
+                continue
+            for h in range(heads):
+                count = int(lists.counts[b, h])
+                chosen = torch.zeros(shape.pages, dtype=torch.bool)
+                place = {int(p): n for n, p in enumerate(ids.tolist())}
+                if len(place) < shape.pages:
+                    continue  # pages that stand twice in a row say nothing about where
+                chosen[[place[int(p)] for p in lists.page_ids[b, h, :count]]] = True
+                kept = torch.zeros_like(chosen)
+                kept[: self.knobs.keep_first] = True
+                kept[shape.pages - self.knobs.keep_last :] = True
+                inside, outside = want[h][chosen & ~kept], want[h][~chosen & ~kept]
+                if len(inside) and len(outside):
+                    gap = max(gap, float((outside.max() - inside.min()) / want[h].std().clamp_min(1e-30)))
+        return {"score_error": worst, "gap": max(0.0, gap)}
+
+
+def tensors(shape: Shape, layers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of some layers."""
+    g = shape.geometry
+    size = (shape.pool, shape.page, g.kv_heads, g.head_dim)
+    dtype = torch.float32 if shape.device == "cpu" else torch.bfloat16
+
+    def one() -> torch.Tensor:
+        return torch.randn(size, device=shape.device, dtype=torch.bfloat16).to(dtype)
+
+    return [(one(), one()) for _ in range(layers)]
+
+
+def dense_time(shape: Shape, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Microseconds of our dense attention."""
+    g, device = shape.geometry, torch.device(shape.device)
+    plan = AttentionPlan.allocate(g, shape.page, torch.bfloat16, shape.batch, device)
+    q = torch.randn(shape.batch, g.q_heads, g.head_dim, device=device, dtype=torch.bfloat16)
+    table = torch.randperm(shape.pool, device=device).view(shape.batch, -1).to(torch.int32)
+    lengths = torch.full((shape.batch,), shape.length, dtype=torch.int32, device=device)
+    pages = one_list_a_sequence(table, lengths, shape.page)
+    return graph_time([partial(plan.run, q, k, v, pages, SCALE) for k, v in kv])
+
+
+def compile_share(found: list[tuple[str, str, Flow]], shape: Shape, share: int, shares: int) -> None:
+    """Compile every n-th program by running it once on a small cache; print its seconds."""
+    small = replace(shape, pool=64)
+    kv = tensors(small, 1)
+    Step(library.load("block_topk").flow, small, kv).run(0)  # what every flow shares
+    for _, name, flow in found[share::shares]:
+        start = time.perf_counter()
+        try:
+            Step(flow, small, kv).run(0)
+            torch.cuda.synchronize()
+        except Exception as error:  # the measuring process says what is wrong with it
+            print("COMPILE", name, "failed", str(error)[:100], flush=True)
+            continue
+        print("COMPILE", name, round(time.perf_counter() - start, 2), flush=True)
+
+
+def measure(report: Report, kind: str, flow: Flow, shape: Shape, kv: Any, seconds: dict[str, float]) -> None:
+    """Check one program and time it."""
+    step = Step(flow, shape, kv)
+    checked = step.check()
+    cost = step_cost(step.program, step.knobs, shape.geometry, batch=shape.batch, length=shape.length)
+    floor = report.floor_us(cost.bytes - cost.update_bytes - cost.scratch_bytes)
+    layers = range(len(kv))
+    us = graph_time([partial(step.run, n) for n in layers], replays=7)
+    launches = count_launches(partial(step.run, 0))
+    report.add(
+        "programs",
+        kind=kind,
+        flow=flow.name,
+        correct=checked["gap"] <= GAP,
+        **checked,
+        compile_s=seconds.get(flow.name),
+        step_us=us,
+        floor_us=floor,
+        over_floor=us / floor,
+        score_us=graph_time([partial(step.score, n) for n in layers], replays=7),
+        select_us=graph_time([partial(step.select, n) for n in layers], replays=7),
+        state_mb=cost.state_bytes / 1e6,
+        launches=launches,
+        null_us=null_chain_time(launches),
+        idea=flow.doc.split("\n")[0][:60] if kind == "grammar" else "",
+    )
+
+
+def summary(report: Report) -> None:
+    """Quantiles of the steps over their floors, by kind."""
+    rows = [r for r in report.rows if r["section"] == "programs" and r.get("over_floor") is not None]
+    failed = [r["flow"] for r in report.rows if r.get("error")]
+    for kind in ("library", "found", "grammar", ""):
+        over = sorted(r["over_floor"] for r in rows if not kind or r["kind"] == kind)
+        if over:
+            report.add(
+                "summary",
+                kind=kind or "all",
+                programs=len(over),
+                median=statistics.median(over),
+                p95=over[min(len(over) - 1, round(0.95 * (len(over) - 1)))],
+                worst=over[-1],
+                wrong=sum(not r["correct"] for r in rows if not kind or r["kind"] == kind),
+                failed=len(failed) if not kind else None,
+            )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    found.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the grammar")
+    found.add_argument("--count", type=int, default=60, help="programs of the grammar")
+    found.add_argument("--only", default="", help="names, comma-separated")
+    found.add_argument("--shape", default="16x32768x16x8", help="batch x length x q heads x kv heads")
+    found.add_argument("--page", type=int, default=64)
+    found.add_argument("--budget", type=int, default=2048)
+    found.add_argument("--jobs", type=int, default=0, help="processes that compile all kernels first")
+    found.add_argument("--dry", action="store_true", help="check small shapes under Triton's interpreter")
+    found.add_argument("--share", help=argparse.SUPPRESS)
+    return found
+
+
+def compiled(args: argparse.Namespace) -> dict[str, float]:
+    """Compile everything in several processes; seconds of each program."""
+    command = [sys.executable, "-m", "benchmarks.programs", "--seed", str(args.seed), "--count", str(args.count)]
+    command += ["--shape", args.shape, "--page", str(args.page), "--budget", str(args.budget), "--only", args.only]
+    children = [
+        subprocess.Popen([*command, "--share", f"{i}/{args.jobs}"], stdout=subprocess.PIPE, text=True)
+        for i in range(args.jobs)
+    ]
+    seconds: dict[str, float] = {}
+    for child in children:
+        for line in (child.communicate()[0] or "").splitlines():
+            words = line.split()
+            if words[:1] == ["COMPILE"] and words[2] != "failed":
+                seconds[words[1]] = float(words[2])
+            elif words[:1] == ["COMPILE"]:
+                print(line, flush=True)
+    return seconds
+
+
+def main() -> None:
+    """Check and time every program; write `programs.json` and `programs.md`."""
+    command_line = parser()
+    args = command_line.parse_args()
+    batch, length, q_heads, kv_heads = map(int, args.shape.split("x"))
+    device = "cuda"
+    if args.dry:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            command_line.error("--dry needs TRITON_INTERPRET=1 in the environment")
+        batch, length, device = 2, 12 * args.page, "cpu"
+    else:
+        needs.gpus(command_line)
+    geometry = Geometry(1, kv_heads, q_heads // kv_heads, 128, 128, 128)
+    budget = args.budget if not args.dry else 5 * args.page
+    shape = Shape(batch, length, geometry, args.page, budget, device, batch * length // args.page)
+    found = [p for p in programs(args.seed, args.count) if not args.only or p[1] in args.only.split(",")]
+    if args.share:
+        compile_share(found, shape, *map(int, args.share.split("/")))
+        return
+    if args.dry:
+        kv = tensors(shape, 1)
+        for kind, name, flow in found:
+            try:
+                checked = Step(flow, shape, kv).check()
+                print(kind, name, "correct" if checked["gap"] <= GAP else "WRONG", checked, flush=True)
+            except VortexError as error:
+                print(kind, name, "FAILED", error, flush=True)
+        return
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.jobs:
+            os.environ["TRITON_CACHE_DIR"] = folder  # cold, whatever this machine compiled before
+            seconds = compiled(args)
+        versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+        report = Report(torch.cuda.get_device_name(), versions, copy_bandwidth())
+        kv = tensors(shape, LAYERS)
+        report.add("setting", seed=args.seed, shape=args.shape, page=args.page, dense_us=dense_time(shape, kv))
+        for kind, name, flow in found:
+            try:
+                measure(report, kind, flow, shape, kv, seconds)
+            except Exception as error:  # a failure is a row of the table, not the end of it
+                report.add("programs", kind=kind, flow=name, error=f"{type(error).__name__}: {error}"[:300])
+            torch.cuda.empty_cache()
+        summary(report)
+        report.write(args.out, "programs")
+        print(report.markdown())
+
+
+if __name__ == "__main__":
+    main()
