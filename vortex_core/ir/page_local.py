@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder
+from vortex_core.ir.prune import pruned
 from vortex_core.ir.schedule import crosses_pages
 
 _REDUCTIONS = ("sum", "amax", "amin")
@@ -50,21 +51,8 @@ class _Rewriter:
     def run(self) -> Graph:
         """The rewritten graph without what nothing needs any more."""
         assert self.graph.result is not None
-        roots = [self.new[self.graph.result], *(self.new[i] for _, i in self.graph.writes)]
-        alive: set[int] = set()
-        todo = list(roots)
-        while todo:
-            i = todo.pop()
-            if i not in alive:
-                alive.add(i)
-                todo += self.out.nodes[i].inputs
-        last = GraphBuilder("index", limit=2 * MAX_CANONICAL)
-        place: dict[int, int] = {}
-        for i in sorted(alive):
-            node = self.out.nodes[i]
-            place[i] = last.emit(node.op, [place[j] for j in node.inputs], node.location, **node.attr)
-        writes = {name: place[self.new[i]] for name, i in self.graph.writes}
-        return last.graph(writes, place[roots[0]])
+        writes = {name: self.new[i] for name, i in self.graph.writes}
+        return pruned(self.out.graph(writes, self.new[self.graph.result]))
 
     def add(self, op: str, *inputs: int, **attrs: Any) -> int:
         """A node of the new graph, shared with an equal one."""

@@ -13,7 +13,7 @@ from vortex_core.ir.program import Graph, Node
 
 _LONG = 32  # a mask, softmax or convolution along so many numbers
 _MANY = 4096  # numbers of a value
-_OF_PAGES = ("load", "position", "mass")
+OF_PAGES = ("load", "position", "mass")
 
 
 def query_work(graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -21,7 +21,7 @@ def query_work(graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:
     paged: list[bool] = []
     dear: list[bool] = []
     for node in graph.nodes:
-        paged.append(node.op in _OF_PAGES or any(paged[j] for j in node.inputs))
+        paged.append(node.op in OF_PAGES or any(paged[j] for j in node.inputs))
         dear.append(_dear(node, sizes) or any(dear[j] for j in node.inputs))
     wanted = {
         j
@@ -36,4 +36,4 @@ def _dear(node: Node, sizes: Mapping[str, int]) -> bool:
     elements = math.prod(e.resolve(sizes) for n, e in node.type.dims if n != "page")
     if node.spec.group == "scan" and node.attr["dim"] != "page":
         return node.attr.get("k", 2) > 1 and node.type.extent(node.attr["dim"]).resolve(sizes) >= _LONG
-    return elements >= _MANY
+    return elements >= _MANY and not set(node.type.names) <= {"head", "dim"}  # not the query's own size

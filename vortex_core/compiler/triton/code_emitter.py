@@ -11,11 +11,12 @@ from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import code_text, scale_text, stored_shape, unit_text
 from vortex_core.compiler.triton.packing import BITS, Packing, packings
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, powers_of_two
-from vortex_core.ir.program import SCALED, Node, StateDecl
+from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import Extent
 
 # Most channels of one product: more of them would hold more registers at a time, and none would be saved.
 MAX_LANES = 128
+COLUMNS = 8  # of the smallest product
 LEAST = 16  # channels and rows that a product takes
 
 
@@ -49,7 +50,7 @@ class CodeEmitter:
     ) -> None:
         self.states, self.mask = states, mask
 
-    def emit(self, e: Emitter, node: Node, c: CodeProduct, env: Env) -> Tile | None:
+    def emit(self, e: Emitter, c: CodeProduct, env: Env) -> Tile | None:
         """The product under an environment, or None where a shape does not suit it."""
         graph = e.graph
         real = graph.nodes[c.codes[0]].type.extent(c.dim).resolve(e.sizes)
@@ -68,11 +69,11 @@ class CodeEmitter:
         total = ""
         for piece in self._pieces(e, c.dim, first, real):
             left = self._codes(e, c, first, env, axes, piece)
-            right = self._query(e, c, head, piece)
-            extra = f", {total}" if total else ""
-            text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
-            total = e.bind(text, (), True).text
-        return self._result(e, node, c, env, head, axes, total)
+            for right in self._query(e, c, head, piece):
+                extra = f", {total}" if total else ""
+                text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
+                total = e.bind(text, (), True).text
+        return self._result(e, c, env, head, axes, total)
 
     # ---- channels ------------------------------------------------------------------------------------------
 
@@ -194,8 +195,14 @@ class CodeEmitter:
         state = self.states[graph.nodes[chain[-1]].attr["name"]]
         return state, Tile("page_row", env["page"].axes), [at[n] for n, _ in state.stored]
 
-    def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> str:
-        """The right operand, `[heads, lanes]`, or twice as many rows where it takes two numbers to hold it."""
+    @staticmethod
+    def _side_by_side(c: CodeProduct, head: Axis | None) -> bool:
+        """Whether the two numbers that hold a query's stand in the columns of one product: eight are free, and with
+        more Triton takes instructions that want the left operand in shared memory."""
+        return not c.exact and 2 * (1 if head is None else head.size) <= COLUMNS
+
+    def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> list[str]:
+        """The right operands, `[heads, lanes]` each, or one with twice as many rows: two numbers hold a query's."""
         env = {c.dim: piece.channel, **({} if head is None else {"head": Tile(head.index, (head,))})}
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
@@ -204,18 +211,22 @@ class CodeEmitter:
         text = found.text if head is not None else f"{found.text}[None, :]"
         if piece.inside is not None:
             text = f"tl.where({piece.inside}[None, :], {text}, 0.0)"
-        return e.shared(f"({text}).to(OPERAND)" if c.exact else f"two_parts({text}, OPERAND)", ()).text
+        if self._side_by_side(c, head):
+            return [e.shared(f"two_parts({text}, OPERAND)", ()).text]
+        high = e.shared(f"({text}).to(OPERAND)", ()).text
+        return [high] if c.exact else [high, e.shared(f"({text} - {high}.to(tl.float32)).to(OPERAND)", ()).text]
 
     # ---- result --------------------------------------------------------------------------------------------
 
     def _result(
-        self, e: Emitter, node: Node, c: CodeProduct, env: Env, head: Axis | None, axes: tuple[Axis, ...], total: str
+        self, e: Emitter, c: CodeProduct, env: Env, head: Axis | None, axes: tuple[Axis, ...], total: str
     ) -> Tile:
         """The sums with their axes in order, times scales and what does not depend on the channel."""
         heads = 1 if head is None else head.size
-        shape = [*(a.size for a in axes), heads, *([] if c.exact else [2])]
+        double = self._side_by_side(c, head)
+        shape = [*(a.size for a in axes), heads, *([2] if double else [])]
         found = e.bind(f"tl.reshape({total}, {shape})", (), True).text
-        if not c.exact:
+        if double:
             found = e.bind(f"tl.sum({found}, axis={len(axes) + 1})", (), True).text
         full = (*axes, *(() if head is None else (head,)))
         if head is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from vortex_core.compiler.triton.contraction import exact
 from vortex_core.compiler.triton.tile import pow2
 from vortex_core.ir.program import SCALED, Graph, Node, StateDecl
+from vortex_core.ir.types import STORED_BITS
 
 # Significant bits of a stored number, its scale aside.
 _SIGNIFICANT = {"bits": 0, "int4": 3, "int8": 7, "fp8_e4m3": 4, "fp8_e5m2": 3, "bf16": 8}
@@ -41,6 +42,14 @@ class CodeProduct:
     rest: tuple[int, ...]
     exact: bool
     absorbed: tuple[int, ...]
+
+    def row_bytes(self, graph: Graph, states: Mapping[str, StateDecl], sizes: Mapping[str, int]) -> int:
+        """Bytes of a row's codes, at least one."""
+        bits = 0
+        for i in self.codes:
+            state = states[graph.nodes[view(graph, i)[-1]].attr["name"]]
+            bits += STORED_BITS[state.dtype] * graph.nodes[i].type.extent(self.dim).resolve(sizes)
+        return max(1, bits // 8)
 
 
 def find_code_products(graph: Graph, states: Mapping[str, StateDecl]) -> dict[int, CodeProduct]:

@@ -12,8 +12,9 @@ Three forms are found:
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,12 +27,15 @@ EXACT_STATES = ("bf16", "fp8_e4m3", "fp8_e5m2", "bits")
 class Contraction:
     """The two operands of a `sum` of products, seen as a matrix product.
 
+    Operands that bf16 does not hold exactly, such as a bound of 4-bit extrema, are taken in three parts (tf32x3).
+
     Attributes:
         query: node of the query-side operand, with dims head and dim.
         page: nodes of the page-side operand: one, or the two of a bound.
         bound: None, `maximum` or `minimum`.
         over_heads: whether the result is summed over heads afterwards.
         absorbed: nodes that need no value of their own.
+        exact: whether bf16 holds all operands exactly.
     """
 
     query: int
@@ -39,14 +43,22 @@ class Contraction:
     bound: str | None
     over_heads: bool
     absorbed: tuple[int, ...]
+    exact: bool = True
 
 
-def find_contractions(graph: Graph, states: Mapping[str, StateDecl]) -> dict[int, Contraction]:
-    """The `sum` nodes of an index graph that are matrix products, by node."""
+def find_contractions(
+    graph: Graph, states: Mapping[str, StateDecl], others: Collection[int] = (), *, inexact: bool = False
+) -> dict[int, Contraction]:
+    """The `sum` nodes of an index graph that are matrix products, by node.
+
+    Args:
+        others: sums that are something else.
+        inexact: those with operands that bf16 does not hold.
+    """
     found = {}
     for i, node in enumerate(graph.nodes):
-        if node.op == "sum" and node.attr["dims"] == ("dim",):
-            made = _match(graph, states, node.inputs[0])
+        if node.op == "sum" and node.attr["dims"] == ("dim",) and i not in others:
+            made = (_match_any if inexact else _match)(graph, states, node.inputs[0])
             if made is not None:
                 found[i] = made
     return found
@@ -72,6 +84,22 @@ def _match(graph: Graph, states: Mapping[str, StateDecl], i: int) -> Contraction
             return None
         return Contraction(query, (sides[0][1], sides[1][1]), node.op, False, (i, *node.inputs))
     return None
+
+
+def _match_any(graph: Graph, states: Mapping[str, StateDecl], i: int) -> Contraction | None:
+    """As `_match`, whatever holds the operands."""
+    node = graph.nodes[i]
+    inner = [i] if node.op == "mul" else list(node.inputs) if node.op in ("maximum", "minimum") else []
+    if not inner or any(graph.nodes[j].op != "mul" for j in inner):
+        return None
+    sides = [_sides(graph, graph.nodes[j]) for j in inner]
+    first = sides[0]
+    if first is None or any(s is None or s[0] != first[0] for s in sides):
+        return None
+    if graph.nodes[first[0]].type.names != ("head", "dim"):
+        return None
+    bound = None if node.op == "mul" else node.op
+    return Contraction(first[0], tuple(s[1] for s in sides if s), bound, False, tuple({i, *inner}), exact=False)
 
 
 def _sides(graph: Graph, node: Node) -> tuple[int, int] | None:
@@ -118,7 +146,23 @@ def exact(graph: Graph, states: Mapping[str, StateDecl], i: int) -> bool:
             return all(exact(graph, states, j) for j in node.inputs)
         case "where":
             return all(exact(graph, states, j) for j in node.inputs[1:])
+        case "mul":
+            a, b = node.inputs
+            return (_unit(graph, a) and exact(graph, states, b)) or (
+                _unit(graph, b) and exact(graph, states, a)
+            )
     return False
+
+
+def _unit(graph: Graph, i: int) -> bool:
+    """Whether node `i` is 0 or a signed power of two everywhere: a factor that keeps numbers exact."""
+    node = graph.nodes[i]
+    if node.op == "const":
+        value = node.attr["value"]
+        return value == 0 or abs(math.frexp(value)[0]) == 0.5
+    if node.op == "where":
+        return all(_unit(graph, j) for j in node.inputs[1:])
+    return node.op in ("neg", "rename", "slice", "split") and all(_unit(graph, j) for j in node.inputs)
 
 
 class Product(Protocol):

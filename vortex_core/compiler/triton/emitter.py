@@ -317,10 +317,11 @@ class Emitter:
                 rows = math.prod(a.size for a in axes)
                 if rows < 16:
                     return None
-                a = f"tl.reshape({left.text}.to(OPERAND), [{rows}, {lanes.size}])"
-                b = f"tl.trans({self.masked(right, lanes, '0.0')}.to(OPERAND))"
+                cast, precision = (".to(OPERAND)", "ieee") if c.exact else ("", "tf32x3")
+                a = f"tl.reshape({left.text}{cast}, [{rows}, {lanes.size}])"
+                b = f"tl.trans({self.masked(right, lanes, '0.0')}{cast})"
                 extra = "" if total is None else f", {total}"
-                total = self.bind(f'tl.dot({a}, {b}{extra}, input_precision="ieee")', axes, True).text
+                total = self.bind(f'tl.dot({a}, {b}{extra}, input_precision="{precision}")', axes, True).text
         shape = [a.size for a in axes] + [head.size]
         full = self.bind(f"tl.reshape({total}, {shape})", (*axes, head), True)
         target = order(full.axes)

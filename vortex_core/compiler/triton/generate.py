@@ -11,7 +11,7 @@ from vortex_core.compiler.triton.code_product import rows_of
 from vortex_core.compiler.triton.contraction import absorbed_nodes
 from vortex_core.compiler.triton.row_kernel import row_text
 from vortex_core.compiler.triton.score_kernel import IndexKernel
-from vortex_core.compiler.triton.tile import FEW_CHANNELS, MAX_ROWS, pages_per_program
+from vortex_core.compiler.triton.tile import FEW_CHANNELS, MAX_ROW_BYTES, MAX_ROWS, pages_per_program
 from vortex_core.compiler.triton.update_kernel import UpdateKernel
 from vortex_core.geometry import Geometry
 from vortex_core.ir.program import Graph, Program
@@ -94,7 +94,10 @@ def generate(
         block = pages_per_program(program.index, index.sizes, absorbed)
         for i in index.code_products:
             rows = rows_of(program.index.nodes[i], index.sizes)
-            block = max(1, min(block, MAX_ROWS // rows)) if rows > 1 else block
+            if rows > 1:
+                width = index.code_products[i].row_bytes(program.index, index.states, index.sizes)
+                most = min(MAX_ROWS, MAX_ROW_BYTES // width)
+                block = max(1, min(block, 1 << (max(1, most // rows).bit_length() - 1)))
     if index.before:
         parts.append(index.query_text())
     if plan.parallel:

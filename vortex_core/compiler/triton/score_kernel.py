@@ -31,6 +31,8 @@ class IndexKernel(KernelWriter):
             if i in self.contractions and _has_rows(program.index.nodes[i]):
                 del self.contractions[i]
         self.code_products = {i: c for i, c in self.code_products.items() if i not in self.contractions}
+        taken = {*self.contractions, *self.code_products}
+        self.contractions |= find_contractions(program.index, self.states, taken, inexact=True)
         self.before = query_work(program.index, self.sizes)
         self.writer = CodeEmitter(self.states, self.mask_text)
 
@@ -214,7 +216,7 @@ class IndexKernel(KernelWriter):
     def product(self, e: Emitter, i: int, env: Env) -> Tile | None:
         """A sum as a product with codes, where it is one."""
         found = self.code_products.get(i)
-        return None if found is None else self.writer.emit(e, e.graph.nodes[i], found, env)
+        return None if found is None else self.writer.emit(e, found, env)
 
     def score_text(self, block: int, channels: int) -> str:
         """`score_kernel`: one program for BLOCKS blocks of `block` pages of a row, `channels` a matrix product.

@@ -1,0 +1,23 @@
+"""An index graph without what nothing needs."""
+
+from __future__ import annotations
+
+from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder
+
+
+def pruned(graph: Graph) -> Graph:
+    """The graph of the nodes that the selection or a written state depends on, in their order."""
+    assert graph.result is not None
+    alive: set[int] = set()
+    todo = [graph.result, *(i for _, i in graph.writes)]
+    while todo:
+        i = todo.pop()
+        if i not in alive:
+            alive.add(i)
+            todo += graph.nodes[i].inputs
+    out = GraphBuilder("index", limit=4 * MAX_CANONICAL)
+    place: dict[int, int] = {}
+    for i in sorted(alive):
+        node = graph.nodes[i]
+        place[i] = out.emit(node.op, [place[j] for j in node.inputs], node.location, **node.attr)
+    return out.graph({name: place[i] for name, i in graph.writes}, place[graph.result])
