@@ -118,13 +118,21 @@ class Step:
         self.work = self.flow.workspace(shape.batch, shape.pages, device)
         self.out = torch.empty_like(self.q)
         self.plan = AttentionPlan.allocate(
-            g, shape.page, self.q.dtype, shape.batch, device, per_query_head=self.program.per_query_head, even=True
+            g,
+            shape.page,
+            self.q.dtype,
+            shape.batch,
+            device,
+            per_query_head=self.program.per_query_head,
+            even=True,
         )
 
     def score(self, layer: int) -> None:
         """The scoring launches."""
         v = self.view
-        self.flow.launch_scores(self.q, self.states[layer], self.table, v.lengths, v.budgets, self.work, layer)
+        self.flow.launch_scores(
+            self.q, self.states[layer], self.table, v.lengths, v.budgets, self.work, layer
+        )
 
     def select(self, layer: int) -> PageList:
         """Scores to page lists."""
@@ -215,7 +223,7 @@ def compile_share(found: list[tuple[str, str, Flow]], shape: Shape, share: int, 
         try:
             Step(flow, small, kv).run(0)
             torch.cuda.synchronize()
-        except Exception as error:  # the measuring process says what is wrong with it
+        except Exception as error:  # noqa: BLE001 - the measuring process says what is wrong with it
             print("COMPILE", name, "failed", str(error)[:100], flush=True)
             continue
         print("COMPILE", name, round(time.perf_counter() - start, 2), flush=True)
@@ -272,7 +280,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    found.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the grammar")
+    found.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the grammar"
+    )
     found.add_argument("--count", type=int, default=60, help="programs of the grammar")
     found.add_argument("--only", default="", help="names, comma-separated")
     found.add_argument("--shape", default="16x32768x16x8", help="batch x length x q heads x kv heads")
@@ -286,8 +296,25 @@ def parser() -> argparse.ArgumentParser:
 
 def compiled(args: argparse.Namespace) -> dict[str, float]:
     """Compile everything in several processes; seconds of each program."""
-    command = [sys.executable, "-m", "benchmarks.programs", "--seed", str(args.seed), "--count", str(args.count)]
-    command += ["--shape", args.shape, "--page", str(args.page), "--budget", str(args.budget), "--only", args.only]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.programs",
+        "--seed",
+        str(args.seed),
+        "--count",
+        str(args.count),
+    ]
+    command += [
+        "--shape",
+        args.shape,
+        "--page",
+        str(args.page),
+        "--budget",
+        str(args.budget),
+        "--only",
+        args.only,
+    ]
     children = [
         subprocess.Popen([*command, "--share", f"{i}/{args.jobs}"], stdout=subprocess.PIPE, text=True)
         for i in range(args.jobs)
@@ -336,14 +363,20 @@ def main() -> None:
         if args.jobs:
             os.environ["TRITON_CACHE_DIR"] = folder  # cold, whatever this machine compiled before
             seconds = compiled(args)
-        versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+        versions = {
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "python": platform.python_version(),
+        }
         report = Report(torch.cuda.get_device_name(), versions, copy_bandwidth())
         kv = tensors(shape, LAYERS)
-        report.add("setting", seed=args.seed, shape=args.shape, page=args.page, dense_us=dense_time(shape, kv))
+        report.add(
+            "setting", seed=args.seed, shape=args.shape, page=args.page, dense_us=dense_time(shape, kv)
+        )
         for kind, name, flow in found:
             try:
                 measure(report, kind, flow, shape, kv, seconds)
-            except Exception as error:  # a failure is a row of the table, not the end of it
+            except Exception as error:  # noqa: BLE001 - a failure is a row of the table, not the end of it
                 report.add("programs", kind=kind, flow=name, error=f"{type(error).__name__}: {error}"[:300])
             torch.cuda.empty_cache()
         summary(report)

@@ -1,7 +1,7 @@
 """Contractions in the form that matrix products take: one state at a time, heads apart.
 
-`sum_d q_d (a x_d + b y_d)` needs the sum in full precision for every token. `a sum_d q_d x_d + b sum_d q_d y_d` reads the
-codes of x and of y as they are stored, which is what matrix products take. Equal in real numbers.
+`sum_d q_d (a x_d + b y_d)` needs the sum in full precision for every token. `a sum_d q_d x_d + b sum_d q_d y_d`
+reads the codes of x and of y as they are stored, which is what matrix products take. Equal in real numbers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ class _Rewriter:
         dims, source = node.attr["dims"], self.graph.nodes[node.inputs[0]]
         if len(dims) == 1:
             return self._apart(i)
-        if source.op in ("maximum", "minimum") and "page" in source.type.names and set(dims) == {"dim", "head"}:
+        if (
+            source.op in ("maximum", "minimum")
+            and "page" in source.type.names
+            and set(dims) == {"dim", "head"}
+        ):
             bound = self._add(i, "sum", self.new[node.inputs[0]], dims=("dim",))
             return self._add(i, "sum", bound, dims=("head",))  # a bound of each head is a matrix product
         return None

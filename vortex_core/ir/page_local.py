@@ -20,7 +20,7 @@ _LOWEST = -3.0e38  # below it a page's maximum is no number to subtract
 
 
 def page_local(graph: Graph) -> Graph:
-    """The index graph with reductions done inside pages as far as they can be; the same object where nothing changes."""
+    """The index graph with reductions done inside pages where they can be; the same object where nothing changes."""
     if not any(crosses_pages(n) for n in graph.nodes):
         return graph
     made = _Rewriter(graph)

@@ -24,10 +24,7 @@ def query_work(graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:
         paged.append(node.op in OF_PAGES or any(paged[j] for j in node.inputs))
         dear.append(_dear(node, sizes) or any(dear[j] for j in node.inputs))
     wanted = {
-        j
-        for i, node in enumerate(graph.nodes)
-        for j in node.inputs
-        if paged[i] and dear[j] and not paged[j]
+        j for i, node in enumerate(graph.nodes) for j in node.inputs if paged[i] and dear[j] and not paged[j]
     }
     return tuple(sorted(wanted))
 

@@ -28,7 +28,7 @@ def halves(w, UNIT: tl.constexpr):
 @triton.jit
 def pair(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
     """The numbers at bit `AT` of both halves, `[..., 2]`; 4 bits are -8 to 7, 1 bit is -1 or 1."""
-    if OPERAND == tl.bfloat16:
+    if OPERAND == tl.bfloat16:  # noqa: SIM300 - a constexpr compares, a dtype does not
         if BITS == 4:
             m = ((x >> AT) & 0x000F000F) | 0x43004300
         else:
@@ -64,7 +64,8 @@ def _eight(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
 
 @triton.jit
 def unpack(w, BITS: tl.constexpr, UNIT: tl.constexpr, OPERAND: tl.constexpr):
-    """All numbers of units `[rows, units]`: `[rows, units, 2, 2, ...]`, half first, then the bits of the pair, lowest first."""
+    """All numbers of units `[rows, units]`: `[rows, units, 2, 2, ...]`, half first, then the bits of the
+    pair, lowest first."""
     x = halves(w, UNIT)
     pairs: tl.constexpr = UNIT // BITS // 2
     if pairs == 1:

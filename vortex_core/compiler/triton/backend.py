@@ -80,7 +80,14 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Bytes of scratch held."""
-        held = [*self.scratch.values(), *self.before.values(), *self.scores.values(), self.page_ids, self.kv_lens, self.marks]
+        held = [
+            *self.scratch.values(),
+            *self.before.values(),
+            *self.scores.values(),
+            self.page_ids,
+            self.kv_lens,
+            self.marks,
+        ]
         return self.search.nbytes + sum(t.nbytes for t in held if t is not None)
 
 

@@ -56,7 +56,9 @@ class CodeEmitter:
         real = graph.nodes[c.codes[0]].type.extent(c.dim).resolve(e.sizes)
         if any(e.needs_whole(i, c.dim) for i in c.query):
             return None
-        heads = next((graph.nodes[i].type.extent("head") for i in c.query if "head" in graph.nodes[i].type.names), None)
+        heads = next(
+            (graph.nodes[i].type.extent("head") for i in c.query if "head" in graph.nodes[i].type.names), None
+        )
         head = None if heads is None else e.axis("head", heads.resolve(e.sizes))
         if head is not None and env["head"].text != head.index:
             return None
@@ -93,7 +95,13 @@ class CodeEmitter:
         return found
 
     def _piece(
-        self, e: Emitter, size: int, channel: Callable[[str], str], end: int, real: int, packing: Packing | None
+        self,
+        e: Emitter,
+        size: int,
+        channel: Callable[[str], str],
+        end: int,
+        real: int,
+        packing: Packing | None,
     ) -> _Piece:
         lanes = e.axis("dim", size)
         text = channel(lanes.index)
@@ -118,7 +126,9 @@ class CodeEmitter:
                 dim = a["dim"]
             elif node.op == "slice" and a["dim"] == dim:
                 start += 0 if a["start"] == 0 else Extent.parse(a["start"]).resolve(e.sizes)
-            elif node.op == "split" and dim in (a["dim"], a["into"]) or node.op == "channels" and dim == "dim":
+            elif (node.op == "split" and dim in (a["dim"], a["into"])) or (
+                node.op == "channels" and dim == "dim"
+            ):
                 return []
         if state.stored[-1][0] != dim:
             return []
@@ -126,7 +136,9 @@ class CodeEmitter:
 
     # ---- operands ------------------------------------------------------------------------------------------
 
-    def _codes(self, e: Emitter, c: CodeProduct, first: int, env: Env, axes: Sequence[Axis], piece: _Piece) -> str:
+    def _codes(
+        self, e: Emitter, c: CodeProduct, first: int, env: Env, axes: Sequence[Axis], piece: _Piece
+    ) -> str:
         """The left operand, `[rows, lanes]`."""
         rows = math.prod(a.size for a in axes)
         shape = [rows, piece.lanes.size]
@@ -164,9 +176,7 @@ class CodeEmitter:
         rows = math.prod(a.size for a in axes)
         return f"unpack(tl.reshape({words}, {[rows, p.units]}), {p.bits}, {p.unit}, OPERAND)"
 
-    def _place(
-        self, e: Emitter, i: int, env: Env, packed: str = ""
-    ) -> tuple[StateDecl, Tile, list[Tile]]:
+    def _place(self, e: Emitter, i: int, env: Env, packed: str = "") -> tuple[StateDecl, Tile, list[Tile]]:
         """The state behind a view, its row, and its indices as stored.
 
         Args:
@@ -214,7 +224,9 @@ class CodeEmitter:
         if self._side_by_side(c, head):
             return [e.shared(f"two_parts({text}, OPERAND)", ()).text]
         high = e.shared(f"({text}).to(OPERAND)", ()).text
-        return [high] if c.exact else [high, e.shared(f"({text} - {high}.to(tl.float32)).to(OPERAND)", ()).text]
+        return (
+            [high] if c.exact else [high, e.shared(f"({text} - {high}.to(tl.float32)).to(OPERAND)", ()).text]
+        )
 
     # ---- result --------------------------------------------------------------------------------------------
 

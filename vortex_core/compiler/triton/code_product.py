@@ -13,13 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vortex_core.compiler.triton.contraction import exact
-from vortex_core.compiler.triton.tile import pow2
+from vortex_core.compiler.triton.tile import MAX_PAGES_PER_PROGRAM, pow2
 from vortex_core.ir.program import SCALED, Graph, Node, StateDecl
 from vortex_core.ir.types import STORED_BITS
 
 # Significant bits of a stored number, its scale aside.
 _SIGNIFICANT = {"bits": 0, "int4": 3, "int8": 7, "fp8_e4m3": 4, "fp8_e5m2": 3, "bf16": 8}
 _HELD = 8  # by bf16
+# Rows of a product, and bytes of them: more hold more registers, and more shared memory where loads run ahead. Half as
+# many where products of more channels than `MANY_LANES` follow each other.
+MAX_ROWS = 256
+MAX_ROW_BYTES = 32768
+MANY_LANES = 256
 _VIEWS = ("slice", "split", "rename", "channels")
 
 
@@ -126,3 +131,21 @@ def loaded_dim(graph: Graph, chain: list[int], dim: str) -> str:
 def rows_of(node: Node, sizes: Mapping[str, int]) -> int:
     """Rows of one page in a product."""
     return math.prod(pow2(e.resolve(sizes)) for n, e in node.type.dims if n not in ("page", "head"))
+
+
+def token_pages(
+    graph: Graph,
+    states: Mapping[str, StateDecl],
+    sizes: Mapping[str, int],
+    products: Mapping[int, CodeProduct],
+) -> int:
+    """The most pages a program takes at once where products have rows inside pages."""
+    rows = {i: rows_of(graph.nodes[i], sizes) for i in products}
+    inside = [i for i in products if rows[i] > 1]
+    lanes = sum(graph.nodes[products[i].codes[0]].type.extent(products[i].dim).resolve(sizes) for i in inside)
+    most = MAX_ROWS // (2 if lanes > MANY_LANES else 1)
+    pages = [
+        max(1, min(most, MAX_ROW_BYTES // products[i].row_bytes(graph, states, sizes)) // rows[i])
+        for i in inside
+    ]
+    return 1 << (min(pages, default=MAX_PAGES_PER_PROGRAM).bit_length() - 1)

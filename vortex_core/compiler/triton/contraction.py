@@ -99,7 +99,9 @@ def _match_any(graph: Graph, states: Mapping[str, StateDecl], i: int) -> Contrac
     if graph.nodes[first[0]].type.names != ("head", "dim"):
         return None
     bound = None if node.op == "mul" else node.op
-    return Contraction(first[0], tuple(s[1] for s in sides if s), bound, False, tuple({i, *inner}), exact=False)
+    return Contraction(
+        first[0], tuple(s[1] for s in sides if s), bound, False, tuple({i, *inner}), exact=False
+    )
 
 
 def _sides(graph: Graph, node: Node) -> tuple[int, int] | None:

@@ -421,8 +421,8 @@ class Emitter:
             lane = Tile(axis.index, (axis,)).to(x.axes)
             return self.bind(f"{lane} == {first.to(x.axes)}", x.axes, inside)
         if node.op == "largest":
-            shown = self.masked(x, axis, '-float("inf")')
-            return self.bind(f"largest_mask({shown}, {node.attr['k']}, {at})", x.axes, inside)
+            candidates = self.masked(x, axis, '-float("inf")')
+            return self.bind(f"largest_mask({candidates}, {node.attr['k']}, {at})", x.axes, inside)
         # The rest compares every lane with every other: small dimensions, a square tile.
         other = self.axis(f"{dim}_other", axis.real)
         y = self._sub(node.inputs[0], {**env, dim: Tile(other.index, (other,))})

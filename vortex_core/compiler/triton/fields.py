@@ -108,7 +108,12 @@ def unit_text(
 
 
 def scale_text(
-    name: str, state: StateDecl, sizes: Mapping[str, int], row: Tile, indices: Sequence[Tile], mask: str | None
+    name: str,
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: Tile,
+    indices: Sequence[Tile],
+    mask: str | None,
 ) -> tuple[str, tuple[Axis, ...]]:
     """Expression that reads the scale of a row as fp32; `indices` and `mask` without the last dimension."""
     axes = order([*row.axes, *(a for t in indices for a in t.axes)])

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vortex_core.compiler.triton.code_product import rows_of
-from vortex_core.compiler.triton.contraction import absorbed_nodes
+from vortex_core.compiler.triton.code_product import rows_of, token_pages
+from vortex_core.compiler.triton.contraction import Product, absorbed_nodes
 from vortex_core.compiler.triton.row_kernel import row_text
 from vortex_core.compiler.triton.score_kernel import IndexKernel
-from vortex_core.compiler.triton.tile import FEW_CHANNELS, MAX_ROW_BYTES, MAX_ROWS, pages_per_program
+from vortex_core.compiler.triton.tile import FEW_CHANNELS, pages_per_program
 from vortex_core.compiler.triton.update_kernel import UpdateKernel
 from vortex_core.geometry import Geometry
 from vortex_core.ir.program import Graph, Program
@@ -89,15 +89,10 @@ def generate(
         parts.append(UpdateKernel(program, geometry, page_size).text())
     scratch = {i: per_page(program.index.nodes[i], index.sizes) for i in plan.stored}
     if not block:
-        products = {**index.contractions, **index.code_products}
+        products: dict[int, Product] = {**index.contractions, **index.code_products}
         absorbed = absorbed_nodes(program.index, products)
         block = pages_per_program(program.index, index.sizes, absorbed)
-        for i in index.code_products:
-            rows = rows_of(program.index.nodes[i], index.sizes)
-            if rows > 1:
-                width = index.code_products[i].row_bytes(program.index, index.states, index.sizes)
-                most = min(MAX_ROWS, MAX_ROW_BYTES // width)
-                block = max(1, min(block, 1 << (max(1, most // rows).bit_length() - 1)))
+        block = min(block, token_pages(program.index, index.states, index.sizes, index.code_products))
     if index.before:
         parts.append(index.query_text())
     if plan.parallel:
@@ -110,4 +105,6 @@ def generate(
     for call, line in _HELPERS.items():
         if f"{call}(" in body:
             body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.{line} import {call}", 1)
-    return Module(body, update, program.index, plan, plan.parallel, bool(plan.barriers), scratch, before, tokens, block)
+    return Module(
+        body, update, program.index, plan, plan.parallel, bool(plan.barriers), scratch, before, tokens, block
+    )

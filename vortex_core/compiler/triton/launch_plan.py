@@ -180,7 +180,9 @@ class _Planner:
     def _buffers(self) -> list[Buffer]:
         plan, per_page = self.code.schedule, self.rows * self.complete
         first = "score" if self.code.score else "rows"
-        found = [Buffer(f"query {i}", 4 * self.rows * n, "query", "score") for i, n in self.code.before.items()]
+        found = [
+            Buffer(f"query {i}", 4 * self.rows * n, "query", "score") for i, n in self.code.before.items()
+        ]
         found += [
             Buffer(f"value {i}", 4 * per_page * self.code.scratch[i], first, "rows") for i in plan.frontier
         ]

@@ -101,7 +101,9 @@ def _pieces(bits: int, unit: int, start: int, units: int, most: int) -> list[Pac
     found = []
     while units > 0:
         size = min(most, 1 << (units.bit_length() - 1))
-        if size < _LEAST or units - size and 2 * (units - size) > size:  # pad: little is lost, and fewer products
+        if size < _LEAST or (
+            units - size and 2 * (units - size) > size
+        ):  # pad: little is lost, and fewer products
             size = max(_LEAST, 1 << (units - 1).bit_length())
         size = min(size, most)
         found.append(Packing(bits, unit, start, size, min(size, units)))

@@ -14,9 +14,6 @@ from vortex_core.ir.types import dim_order
 FEW_CHANNELS, MANY_CHANNELS = 64, 256
 MAX_TILE = 8192
 MAX_PAGES_PER_PROGRAM = 64
-# Rows of a product with codes, and bytes of them: more hold more registers, and more shared memory where loads run ahead.
-MAX_ROWS = 256
-MAX_ROW_BYTES = 32768
 MAX_PADDING = 1.34  # more padding than this, and a reduction runs over power-of-two chunks instead
 
 
