@@ -164,7 +164,8 @@ class CodeEmitter:
     def _unpacked(self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], p: Packing) -> str:
         """The numbers in the units of a piece."""
         units = e.axis("dim", p.units)
-        lane = Tile(units.index if not p.start else f"{p.start} + {units.index}", (units,))
+        first = p.offset + p.start
+        lane = Tile(units.index if not first else f"{first} + {units.index}", (units,))
         state, row, indices = self._place(e, i, {**env, dim: lane}, dim)
         own = order([*row.axes, *(a for t in indices for a in t.axes)])
         mask = self.mask(own, True)

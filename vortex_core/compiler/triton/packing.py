@@ -20,6 +20,7 @@ class Packing:
 
     Attributes:
         bits: of one number.
+        offset: the unit at which a view of the row starts; `start` and channels count from there.
     """
 
     bits: int
@@ -27,6 +28,7 @@ class Packing:
     start: int
     units: int
     real: int
+    offset: int = 0
 
     @property
     def per(self) -> int:
@@ -55,7 +57,7 @@ class Packing:
         return min(len(self._inner), 3 if self.unit == 8 else 2)
 
     def channel(self, lane: str) -> str:
-        """The channel of a lane of the operand, counted from the start of the row."""
+        """The channel of a lane of the operand, counted from the start of the view."""
         low, inner, quarters = self._low, self._inner, self._quarters
         shift = quarters.bit_length() - 1
         place = [*range(low), *range(low + shift, len(inner) + shift)]
@@ -97,8 +99,9 @@ def packings(bits: int, width: int, stride: int, start: int, most: int) -> list[
     return []
 
 
-def _pieces(bits: int, unit: int, start: int, units: int, most: int) -> list[Packing]:
+def _pieces(bits: int, unit: int, offset: int, units: int, most: int) -> list[Packing]:
     found = []
+    start = 0
     while units > 0:
         size = min(most, 1 << (units.bit_length() - 1))
         if size < _LEAST or (
@@ -106,6 +109,6 @@ def _pieces(bits: int, unit: int, start: int, units: int, most: int) -> list[Pac
         ):  # pad: little is lost, and fewer products
             size = max(_LEAST, 1 << (units - 1).bit_length())
         size = min(size, most)
-        found.append(Packing(bits, unit, start, size, min(size, units)))
+        found.append(Packing(bits, unit, start, size, min(size, units), offset))
         start, units = start + size, units - size
     return found
