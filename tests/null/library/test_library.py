@@ -123,7 +123,19 @@ def test_unknown_name_suggests_near_ones() -> None:
 
 
 def test_page_relaxed_flows_say_so() -> None:
-    for name in ("h2o", "tova", "snapkv", "infllm", "sparq", "twilight", "kascade"):
+    for name in (
+        "h2o",
+        "tova",
+        "snapkv",
+        "infllm",
+        "sparq",
+        "twilight",
+        "kascade",
+        "raas",
+        "lfps",
+        "less_is_more",
+        "tokenselect",
+    ):
         assert "page-relaxed" in weights.load(name).doc
 
 
