@@ -40,7 +40,7 @@ class _Rewriter:
             self.new.append(self._add(i, node.op, *inputs, **node.attr) if taken is None else taken)
         self.result = None if graph.result is None else self.new[graph.result]
 
-    def _add(self, at: int, op: str, *inputs: int, **attrs: Any) -> int:
+    def _add(self, at: int, op: str, /, *inputs: int, **attrs: Any) -> int:
         key = (op, inputs, tuple(sorted(attrs.items())))
         if key not in self._known:
             self._known[key] = self.out.emit(op, inputs, self.graph.nodes[at].location, **attrs)

@@ -54,7 +54,7 @@ class _Rewriter:
         writes = {name: self.new[i] for name, i in self.graph.writes}
         return pruned(self.out.graph(writes, self.new[self.graph.result]))
 
-    def add(self, op: str, *inputs: int, **attrs: Any) -> int:
+    def add(self, op: str, /, *inputs: int, **attrs: Any) -> int:
         """A node of the new graph, shared with an equal one."""
         key = (op, inputs, tuple(sorted(attrs.items())))
         if key not in self._known:
