@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from benchmarks.kernels_timing import Report, copy_bandwidth, count_launches, nu
 from vortex_core import library
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
-from vortex_core.compiler.triton.backend import TritonBackend
+from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.launch_config import Configs, FlowConfig, ScoreConfig, default_configs
 from vortex_core.compiler.triton.tuning.timing import graph_time
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
@@ -90,7 +91,7 @@ def programs(seed: int, count: int) -> list[tuple[str, str, Flow]]:
     found: list[tuple[str, str, Flow]] = []
     found += [("library", n, library.load(n).flow) for n in library.names() if n != "dense"]
     for path in sorted(FOUND.glob("*.py")):
-        found.append(("found", path.stem, run(path.read_text(), path.name).flow))
+        found.append(("found", path.stem, replace(run(path.read_text(), path.name).flow, name=path.stem)))
     found += [("grammar", n, f) for n, f in grammar_flows(seed, count)]
     return found
 
@@ -98,13 +99,19 @@ def programs(seed: int, count: int) -> list[tuple[str, str, Flow]]:
 class Step:
     """One program on one shape."""
 
-    def __init__(self, flow: Flow, shape: Shape, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        shape: Shape,
+        kv: list[tuple[torch.Tensor, torch.Tensor]],
+        configs: Configs = default_configs,
+    ) -> None:
         self.shape, self.kv = shape, kv
         g, device = shape.geometry, torch.device(shape.device)
         # One selection a step, of one budget: reuse and dense layers are the engine's, and cost nothing here.
         self.knobs = replace(flow.knobs, page_size=shape.page, budget=str(shape.budget))
         self.program = flow.program.canonical()
-        self.flow = TritonBackend().compile(self.program, self.knobs, g)
+        self.flow = TritonFlow(self.program, self.knobs, g, configs)
         self.q = torch.randn(shape.batch, g.q_heads, g.head_dim, device=device).to(kv[0][0].dtype)
         order = torch.arange(shape.batch * shape.pages, device=device) % shape.pool
         self.table = order[torch.randperm(len(order), device=device)].view(shape.batch, -1).to(torch.int32)
@@ -213,10 +220,21 @@ def dense_time(shape: Shape, kv: list[tuple[torch.Tensor, torch.Tensor]]) -> flo
     return graph_time([partial(plan.run, q, k, v, pages, SCALE) for k, v in kv])
 
 
-def compile_share(found: list[tuple[str, str, Flow]], shape: Shape, share: int, shares: int) -> None:
+def compile_share(
+    found: list[tuple[str, str, Flow]], shape: Shape, share: int, shares: int, *, sweeping: bool
+) -> None:
     """Compile every n-th program by running it once on a small cache; print its seconds."""
     small = replace(shape, pool=64)
     kv = tensors(small, 1)
+    if sweeping:
+        for _, _, flow in found:
+            for config in list(configurations(shape.page))[share::shares]:
+                try:
+                    Step(flow, small, kv, lambda batch, pages, config=config: FlowConfig(config)).score(0)
+                    torch.cuda.synchronize()
+                except Exception:  # noqa: BLE001 - the measuring process says what is wrong with it
+                    continue
+        return
     Step(library.load("block_topk").flow, small, kv).run(0)  # what every flow shares
     for _, name, flow in found[share::shares]:
         start = time.perf_counter()
@@ -242,7 +260,7 @@ def measure(report: Report, kind: str, flow: Flow, shape: Shape, kv: Any, second
         "programs",
         kind=kind,
         flow=flow.name,
-        correct=checked["gap"] <= GAP,
+        correct=max(checked["gap"], checked["score_error"]) <= GAP,
         **checked,
         compile_s=seconds.get(flow.name),
         step_us=us,
@@ -255,6 +273,26 @@ def measure(report: Report, kind: str, flow: Flow, shape: Shape, kv: Any, second
         null_us=null_chain_time(launches),
         idea=flow.doc.split("\n")[0][:60] if kind == "grammar" else "",
     )
+
+
+def configurations(page: int) -> Iterator[ScoreConfig]:
+    """Ways to cut a scoring launch: rows of a tile, warps, and blocks a program with loads that run ahead."""
+    for rows in (64, 128, 256):
+        for warps in (4, 8):
+            for blocks, stages in ((1, 1), (2, 1), (4, 3), (8, 3)):
+                yield ScoreConfig(max(1, rows // page), blocks, warps, stages)
+
+
+def sweep(report: Report, flow: Flow, shape: Shape, kv: Any) -> None:
+    """Scoring time of one program under each configuration."""
+    for config in configurations(shape.page):
+        step = Step(flow, shape, kv, lambda batch, pages, config=config: FlowConfig(config))
+        try:
+            us = graph_time([partial(step.score, n) for n in range(len(kv))], replays=5)
+        except Exception as error:  # noqa: BLE001 - too much shared memory, say
+            report.add("sweep", flow=flow.name, **asdict(config), error=str(error)[:80])
+            continue
+        report.add("sweep", flow=flow.name, **asdict(config), score_us=us)
 
 
 def summary(report: Report) -> None:
@@ -290,6 +328,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--budget", type=int, default=2048)
     found.add_argument("--jobs", type=int, default=0, help="processes that compile all kernels first")
     found.add_argument("--dry", action="store_true", help="check small shapes under Triton's interpreter")
+    found.add_argument(
+        "--sweep", action="store_true", help="time scoring under several configurations instead"
+    )
     found.add_argument("--share", help=argparse.SUPPRESS)
     return found
 
@@ -315,6 +356,7 @@ def compiled(args: argparse.Namespace) -> dict[str, float]:
         "--only",
         args.only,
     ]
+    command += ["--sweep"] if args.sweep else []
     children = [
         subprocess.Popen([*command, "--share", f"{i}/{args.jobs}"], stdout=subprocess.PIPE, text=True)
         for i in range(args.jobs)
@@ -347,7 +389,8 @@ def main() -> None:
     shape = Shape(batch, length, geometry, args.page, budget, device, batch * length // args.page)
     found = [p for p in programs(args.seed, args.count) if not args.only or p[1] in args.only.split(",")]
     if args.share:
-        compile_share(found, shape, *map(int, args.share.split("/")))
+        share, shares = map(int, args.share.split("/"))
+        compile_share(found, shape, share, shares, sweeping=args.sweep)
         return
     if args.dry:
         kv = tensors(shape, 1)
@@ -374,13 +417,18 @@ def main() -> None:
             "setting", seed=args.seed, shape=args.shape, page=args.page, dense_us=dense_time(shape, kv)
         )
         for kind, name, flow in found:
+            if args.sweep:
+                sweep(report, flow, shape, kv)
+                torch.cuda.empty_cache()
+                continue
             try:
                 measure(report, kind, flow, shape, kv, seconds)
             except Exception as error:  # noqa: BLE001 - a failure is a row of the table, not the end of it
                 report.add("programs", kind=kind, flow=name, error=f"{type(error).__name__}: {error}"[:300])
             torch.cuda.empty_cache()
-        summary(report)
-        report.write(args.out, "programs")
+        if not args.sweep:
+            summary(report)
+        report.write(args.out, "programs_sweep" if args.sweep else "programs")
         print(report.markdown())
 
 

@@ -328,9 +328,10 @@ def _selections(program: Program, *, lists: int, complete: int, total: int, chos
     """One launch a stream; those of a union meet as marks on pages, and the last writes the list."""
     found = []
     read = Cost(index_bytes=lists * complete * SCORE_BYTES)
-    streams = program.index.streams
+    graph = program.lowered.index
+    streams = graph.streams
     for n, i in enumerate(streams):
-        if program.index.nodes[i].attr.get("share") is not None:  # a reduction over heads, and a copy to each
+        if graph.nodes[i].attr.get("share") is not None:  # a reduction over heads, and a copy to each
             found.append(LaunchCost("pool", read * 2 + Cost(launches=2), i))
         last = n == len(streams) - 1
         moved = read + Cost(index_bytes=last * lists * chosen * INDEX_BYTES, launches=1)
