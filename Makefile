@@ -20,7 +20,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch search test chaos lint bench report clean
+.PHONY: help setup fetch search test chaos lint bench report docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -60,6 +60,10 @@ bench: fetch  ## measure again what the README quotes, as far as this machine ca
 report: setup  ## draw the newest run again (or RUN=name)
 	@test -n "$(RUN)" || { echo "no runs yet: make search"; exit 1; }
 	$(BIN)/vortex-search report $(RUN)
+
+docs: setup  ## build the documentation site into build/site (mkdocs serve shows it while you write)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv and caches; runs and fetched weights stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from evaluators.plan import load_plan
 from evaluators.results import Failure, Metric, StageResult
 from search.campaign.strategies.base import randomness
 from search.config import CampaignConfig
@@ -37,12 +38,7 @@ CONFIG = CampaignConfig.model_validate(
     }
 )
 PARENTS = ("quest", "block_topk", "nsa", "lserve", "sparq", "h2o", "twilight")
-PLAN = {
-    "digest": "d",
-    "accuracy": {"tasks": [{"task": "needle", "items": 30, "context": 2048}, {"task": "multikey", "items": 20,
-                                                                               "context": 4096}]},
-    "decode": {"contexts": "asked", "batch": 8},
-}  # fmt: skip
+PLAN = load_plan("quick").model_dump(mode="json") | {"digest": "d"}
 HOSTILE = "<img src=x onerror=alert(1)>|`=cmd()`\x1b[31m"
 LAYERS, HEADS = 30, 9
 

@@ -3,7 +3,8 @@
 Names, messages, docstrings, knobs and answers come from programs, files and servers that nobody vouches for. What
 they hold may steer a terminal, reverse the order of letters, or forge a second line. Everything of theirs passes
 through `visible` (or `visible_lines`) once, where it enters; where it leaves, it is escaped for the place it goes
-to: `markup` for rich, `markdown` for a card, `shell` for a command line; the template engine escapes HTML, and
+to: `markup` for rich, `markdown` for a card, `cell` for CSV, `shell` for a
+command line; the template engine escapes HTML, and
 `agents.prompting` marks data in prompts.
 
 Nothing heavy is imported: the jailed tracer uses this module.
@@ -63,6 +64,15 @@ def markdown(value: object, limit: int = MAX_LINE) -> str:
     """For a line of Markdown, which may become HTML: visible, no tags, no cell of a table broken off."""
     text = visible(value, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text.replace("|", "\\|").replace("`", "'")
+
+
+def cell(value: object, limit: int = MAX_LINE) -> str:
+    """For a cell of a CSV file: visible, and text to a spreadsheet too.
+
+    What begins with `=`, `+`, `-` or `@` would be a formula there.
+    """
+    text = visible(value, limit)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
 def _plain(value: object, limit: int) -> str:

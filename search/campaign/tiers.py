@@ -6,8 +6,10 @@ of the ranking whose members tie with its first. Modelled speeds have no interva
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from evaluators.results import Metric
-from search.campaign.archive import Archive, Entry
+from search.campaign.archive import Entry
 
 _ROUNDING = 0.01  # of a number without an interval
 
@@ -20,12 +22,12 @@ def tie(one: Entry, other: Entry) -> bool:
     return _overlap(a.accuracy, b.accuracy) and _overlap(a.speed, b.speed)
 
 
-def tiers(archive: Archive) -> dict[str, int]:
-    """The tier of every ranked candidate, by key, from 1."""
+def tiers(entries: Iterable[Entry]) -> dict[str, int]:
+    """The tier of every candidate of a ranking, or of its first ones, by key, from 1."""
     found: dict[str, int] = {}
     first: Entry | None = None
     number = 0
-    for entry in archive.entries:
+    for entry in entries:
         if first is None or not tie(first, entry):
             first, number = entry, number + 1
         found[entry.candidate.key] = number

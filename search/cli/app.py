@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from search.cli import bench, certify, choices, config, flows, logs, machine, runs, serving, tools, tune
+from search.cli import (
+    bench,
+    certify,
+    choices,
+    config,
+    exports,
+    flows,
+    live,
+    logs,
+    machine,
+    reading,
+    runs,
+    serving,
+    tools,
+    tune,
+)
 from search.cli.console import Json, duration, emit, fail, out
 from search.cli.failures import as_coded
 from search.cli.streams import abandon
@@ -23,7 +38,9 @@ app = typer.Typer(
     add_completion=False,
 )
 flows.add_to(app)
-runs.add_to(app)
+reading.add_to(app)
+exports.add_to(app)
+live.add_to(app)
 logs.add_to(app)
 machine.add_to(app)
 serving.add_to(app)

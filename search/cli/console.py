@@ -60,6 +60,16 @@ def _width(cell: RenderableType) -> int:
     return Measurement.get(out, out.options.update(width=1_000), cell).maximum
 
 
+def print_table(table: Table, *, wide: bool) -> None:
+    """A ranking: in 80 columns, or in as many as it takes, a row a line."""
+    if wide:
+        VisibleConsole(highlight=False, width=10_000).print(table)
+    elif out.width < 78:
+        show_table(table)
+    else:
+        out.print(table, width=min(out.width, 80))
+
+
 def emit(value: Any) -> None:
     """Print a JSON document, in ASCII: a terminal or pipe of any encoding takes it."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")

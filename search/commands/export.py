@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry, sealed_verdict
 from search.campaign.feedback import objective_in_words
+from search.commands import checksums
+from search.commands.wheel import write_wheel
 from search.config import CampaignConfig
 from search.errors import bad_value, folder_in_use, no_such_rank, no_winner
 from search.log.events import Purpose
@@ -19,18 +24,16 @@ from search.log.run import Run
 from search.log.state import CampaignState
 from search.machine import device_words, versions
 from search.tables import metric
+from vortex_core.errors import VortexError
 from vortex_core.files import read_json
+from vortex_core.flow.vflow import plain_name
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.sandbox.load import write_flow
-from vortex_core.text import MAX_DOC, MAX_MESSAGE, markdown, shell, visible_lines
+from vortex_core.text import MAX_DOC, MAX_MESSAGE, markdown, shell, visible, visible_lines
 
 FORMAT = 1
-FILES = (
-    "flow.py", "flow.safetensors", "original.txt", "knobs.json", "program.json", "card.json", "card.md", "README.md",
-    "verify.py", "serve.py",
-)  # fmt: skip
 _PURPOSES: tuple[Purpose, ...] = ("search", "fresh", "holdout", "serving")
 _ON = {
     "search": "the items the search selected on",
@@ -75,13 +78,32 @@ sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
 '''
 
 
+_GENERATE = '''\
+"""Continues a text with this flow in the embedded engine, beside dense attention.
+
+    python generate.py "The capital of France is" --model MODEL --new-tokens 32
+
+Needs vortex-search and weights that are here (vortex-search models).
+"""
+
+import sys
+from pathlib import Path
+
+from search.commands.generate import main
+
+sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
+'''
+_LICENCE = Path(__file__).with_name("licence.txt")
+
+
 def export(
     run: Run, state: CampaignState, config: CampaignConfig, entry: Entry, out: Path, *, force: bool = False
 ) -> Path:
     """Write a ranked candidate to `out`; returns it.
 
     Args:
-        force: replace an earlier export in `out`. Nothing else is ever removed.
+        force: replace an earlier export in `out`. Nothing that `export` did not write is ever removed, and what was
+            changed since is kept beside, as `NAME.kept`.
 
     Raises:
         VortexError: `VS011`, if `out` holds something else, or an export and `force` is not set.
@@ -96,18 +118,60 @@ def export(
         Knobs.from_json(candidate.knobs),
         candidate.doc,
     )
-    write_flow(
-        out / "flow.py", flow
-    )  # from the verified program: what is imported is our text, not its author's
-    write_atomic(out / "original.txt", run.files.get(candidate.source, ".py"))
-    write_atomic(out / "knobs.json", _pretty(candidate.knobs))
-    write_atomic(out / "program.json", _pretty(program))
-    write_atomic(out / "card.json", _pretty(card))
-    write_atomic(out / "card.md", card_text(card))
-    write_atomic(out / "README.md", _readme(card))
-    write_atomic(out / "verify.py", _VERIFY)
-    write_atomic(out / "serve.py", _SERVE)
+    # From the verified program: what is imported is our text, not its author's.
+    written = [path.name for path in write_flow(out / "flow.py", flow)]
+    texts = {
+        "original.txt": run.files.get(candidate.source, ".py"),
+        "knobs.json": _pretty(candidate.knobs),
+        "program.json": _pretty(program),
+        "card.json": _pretty(card),
+        "card.md": card_text(card),
+        "verify.py": _VERIFY,
+        "serve.py": _SERVE,
+        "generate.py": _GENERATE,
+        "LICENSE": _LICENCE.read_text(encoding="utf-8"),
+        **kernel_files(flow, config.model),
+        **dialect_files(flow),
+    }
+    texts["README.md"] = _readme(card, sorted(texts))
+    for name, text in texts.items():
+        write_atomic(out / name, text)
+    written += texts
+    named = plain_name(flow.name)
+    summary = f"Sparse-attention flow {named}, IR {card['ir_hash']}"
+    written.append(write_wheel(out, written, named, card["key"], summary))
+    checksums.write(out, written)
     return out
+
+
+def kernel_files(flow: Flow, model: str) -> dict[str, str]:
+    """The generated kernels for a model's dimensions, with the hash of their text; or why there are none."""
+    from search.commands.explain import dimensions
+    from vortex_core.compiler.triton.generate import generate
+
+    try:
+        geometry = dimensions(model).geometry()
+        module = generate(flow.program.canonical(), geometry, flow.knobs.page_size)
+    except VortexError as error:
+        return {"kernels/WHY.txt": f"No kernels were generated for {visible(model)}: {error.message}\n"}
+    about = {
+        "model": model,
+        "page_size": flow.knobs.page_size,
+        "sha256": hashlib.sha256(module.text.encode()).hexdigest(),
+        "geometry": asdict(geometry),
+    }
+    return {"kernels/kernels.py": module.text, "kernels/kernels.json": _pretty(about)}
+
+
+def dialect_files(flow: Flow) -> dict[str, str]:
+    """The flow as a vortex_torch program with its settings, or why that system cannot say it."""
+    from vortex_core.dialects.vortex_torch.write import write
+
+    try:
+        written = write(flow)
+    except VortexError as error:
+        return {"vortex_torch/WHY.txt": f"{error}\n"}
+    return {"vortex_torch/flow.py": written.source, "vortex_torch/flow.json": _pretty(written.settings)}
 
 
 def _make_room(out: Path, *, force: bool) -> None:
@@ -127,10 +191,23 @@ def _make_room(out: Path, *, force: bool) -> None:
             raise folder_in_use(str(out))
         if found and not is_export(out):
             raise folder_in_use(str(out), "it is no export")
-        for name in found & set(FILES):
-            (out / name).unlink()
+        # What would be written through a link is somebody else's.
+        for name in ("kernels", "vortex_torch", "README.md", "flow.safetensors", checksums.NAME, *_ABOUT):
+            place = out / name
+            if place.is_symlink() or (
+                name in ("kernels", "vortex_torch") and place.exists() and not place.is_dir()
+            ):
+                raise folder_in_use(str(out), f"{name} there is not the export's")
+        checksums.remove(out)
     except OSError as error:
         raise bad_value("--out", str(out), f"a folder that can be written ({error.strerror})") from None
+
+
+def remove_export(folder: Path) -> None:
+    """Remove an export, and its folder if nothing of anybody else's lies in it."""
+    checksums.remove(folder)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def is_export(folder: Path) -> bool:
@@ -230,6 +307,7 @@ def card_text(card: dict[str, Any]) -> str:
         + ", ".join(f"{k} {v}" for k, v in card["measured_with"].items()),
         f"- exported {card['exported_at']}",
     ]
+    lines += ["", "## Limits", "", *(f"- {line}" for line in _limits(card))]
     if card["statement"]:
         lines += ["", card["statement"]["statement"]]
     for purpose, metrics in card["metrics"].items():
@@ -237,6 +315,30 @@ def card_text(card: dict[str, Any]) -> str:
         lines += ["| metric | value and 95% interval | unit | how | n |", "|---|---|---|---|---|"]
         lines += [_metric_row(name, data) for name, data in metrics.items()]
     return "\n".join(lines) + "\n"
+
+
+def _limits(card: dict[str, Any]) -> list[str]:
+    """What the numbers of a card do not say, from the card itself."""
+    accuracy = card["plan"].get("accuracy") or {}
+    contexts = sorted({int(t["context"]) for t in accuracy.get("tasks", ())})
+    said = [
+        f"Measured on {markdown(models_in_words(card))} only; on another model it is another measurement."
+    ]
+    if contexts:
+        said.append(
+            f"Answers were tested from {contexts[0]:,} to {contexts[-1]:,} tokens, and nowhere beyond."
+        )
+    modelled = {
+        name for found in card["metrics"].values() for name, m in found.items() if m.get("how") == "modelled"
+    }
+    if modelled:
+        said.append(f"Modelled, never measured: {markdown(', '.join(sorted(modelled)))}.")
+    if card["sealed"] is None:
+        said.append("It has not met the sealed items: the numbers are of items that a choice was made on.")
+    said.append(
+        "It acts at decode only; prefill is dense. No certificate of quality on tasks of your own: measure those."
+    )
+    return said
 
 
 def models_in_words(card: dict[str, Any]) -> str:
@@ -271,7 +373,28 @@ def _metric_row(name: str, data: dict[str, Any]) -> str:
     return f"| {markdown(name)} | {shown} | {markdown(found.unit)} | {markdown(found.how)} | {found.n} |"
 
 
-def _readme(card: dict[str, Any]) -> str:
+_ABOUT = {
+    "flow.py": "the program, in vFlow, written from what was measured",
+    "original.txt": "its author's own text, to read; never run it unseen",
+    "knobs.json": "its settings: page size, token budget, pages always kept",
+    "program.json": "the same program as verified IR; its hash is the program's identity",
+    "card.md": "what was measured, how, on what, with intervals; what it is not for",
+    "card.json": "the same for programs",
+    "verify.py": "checks all of this again, as `vortex-search verify` does",
+    "serve.py": "serves the flow with SGLang",
+    "generate.py": "continues a text in the embedded engine",
+    "kernels/kernels.py": "the Triton kernels generated for the model's dimensions",
+    "kernels/kernels.json": "their hash, and the dimensions",
+    "kernels/WHY.txt": "why no kernels lie here",
+    "vortex_torch/flow.py": "the same program for vortex_torch",
+    "vortex_torch/flow.json": "its settings there",
+    "vortex_torch/WHY.txt": "why vortex_torch cannot say this program",
+    "LICENSE": "Apache-2.0",
+}
+
+
+def _readme(card: dict[str, Any], names: Sequence[str]) -> str:
+    files = "\n".join(f"| `{name}` | {_ABOUT[name]} |" for name in ["flow.py", *names])
     return f"""\
 # {markdown(card["name"])}
 
@@ -279,18 +402,15 @@ A sparse-attention algorithm found by vortex-search on {markdown(models_in_words
 
 | file | what it is |
 |---|---|
-| `flow.py` | the program, in vFlow, written from what was measured |
-| `original.txt` | its author's own text, to read; never run it unseen |
-| `knobs.json` | its settings: page size, token budget, pages always kept |
-| `program.json` | the same program as verified IR; its hash is the program's identity |
-| `card.md`, `card.json` | what was measured, how, on what, with intervals |
-| `verify.py` | checks all of the above again |
-| `serve.py` | serves the flow with SGLang |
+{files}
+| `checksums.txt` | SHA-256 of every file: `sha256sum -c checksums.txt` |
+
+The wheel holds the same: `pip install` it, and `load()` of its package gives the flow.
 
     vortex-search check flow.py
     vortex-search explain flow.py --model {shell(card["model"])} --gpu h200
     vortex-search evaluate flow.py --model {shell(card["model"])}
-    python verify.py
+    vortex-search verify .
     python serve.py --port 30000
 
 Numbers marked modelled come from a cost model, not from a GPU.

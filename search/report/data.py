@@ -26,7 +26,7 @@ def candidates(archive: Archive, main: set[str]) -> list[dict[str, Any]]:
     ]
     ordered: list[tuple[Candidate, Entry | None]] = [*ranked, *rest]
     place = {c.key: i for i, (c, _) in enumerate(ordered)}
-    tier = tiers(archive)
+    tier = tiers(archive.entries)
     return [_candidate(c, e, archive, place, tier.get(c.key), main) for c, e in ordered]
 
 

@@ -313,7 +313,10 @@
     const ask = async () => {
       try {
         const now = await (await fetch("seq")).json();
-        if (String(now.seq) !== document.body.dataset.live) return location.reload();
+        if (String(now.seq) !== document.body.dataset.live) {
+          if (scrollY < 200 && document.activeElement === document.body) return location.reload(); // nobody reads further down
+          if (!$("news")) document.querySelector("nav").prepend(make("button", { id: "news", type: "button", onclick: () => location.reload() }, "New results: show"), " ");
+        }
       } catch { /* the server is gone: the page stays as it is */ }
       setTimeout(ask, 3000);
     };

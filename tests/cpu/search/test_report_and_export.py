@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ import pytest
 
 from search.campaign.archive import Archive
 from search.campaign.campaign import Campaign
-from search.commands.export import choose, export
+from search.commands import checksums
+from search.commands.export import choose, export, remove_export
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.run import find_candidate, open_run, read_state
@@ -96,11 +102,18 @@ def _export(finished: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     return card
 
 
+def _files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
 def test_an_export_holds_what_its_readme_lists(finished: Path, tmp_path: Path):
     card = _export(finished, tmp_path / "out")
-    listed = set(re.findall(r"`(\w+\.\w+)`", (tmp_path / "out" / "README.md").read_text()))
-    present = {p.name for p in (tmp_path / "out").iterdir()}
-    assert listed | {"README.md"} == present
+    listed = set(
+        re.findall(r"^\| `([\w/.]+)` \|", (tmp_path / "out" / "README.md").read_text(), re.MULTILINE)
+    )
+    wheels = {name for name in _files(tmp_path / "out") if name.endswith(".whl")}
+    assert len(wheels) == 1
+    assert listed | {"README.md"} | wheels == _files(tmp_path / "out")
     assert {"search", "fresh"} <= set(card["metrics"])
     delta = card["metrics"]["fresh"]["accuracy_delta"]
     assert delta["low"] < delta["value"] < delta["high"]
@@ -109,9 +122,39 @@ def test_an_export_holds_what_its_readme_lists(finished: Path, tmp_path: Path):
     text = (tmp_path / "out" / "card.md").read_text()
     assert "| modelled_speedup_h200 |" in text
     assert "| modelled |" in text
+    assert "## Limits" in text and "Modelled, never measured: modelled_speedup_h200" in text
 
 
-def test_an_export_overwrites_only_when_told(finished: Path, tmp_path: Path):
+def test_checksums_notice_any_change_and_kernels_have_a_hash(finished: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    _export(finished, out)
+    assert checksums.disagreements(out) == []
+    assert set(checksums.read(out)) | {checksums.NAME} == _files(out)
+    kernels = json.loads((out / "kernels/kernels.json").read_text())
+    text = (out / "kernels/kernels.py").read_text()
+    assert kernels["sha256"] == hashlib.sha256(text.encode()).hexdigest() and "@triton.jit" in text
+    (out / "card.md").write_text("better")
+    (out / "kernels/kernels.py").unlink()
+    assert sorted(checksums.disagreements(out)) == ["card.md was changed", "kernels/kernels.py is missing"]
+
+
+def test_the_wheel_installs_and_gives_the_flow(finished: Path, tmp_path: Path):
+    card = _export(finished, tmp_path / "out")
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+        record = file.read(next(n for n in file.namelist() if n.endswith("/RECORD"))).decode()
+        assert {line.split(",")[0] for line in record.splitlines()} == set(file.namelist())
+    module = next(p for p in (tmp_path / "site").iterdir() if not p.name.endswith(".dist-info")).name
+    said = subprocess.run(
+        [sys.executable, "-c", f"import {module} as m; print(m.load().key)"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(Path.cwd())])},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert said.stdout.strip() == card["key"]
+
+
+def test_an_export_overwrites_only_when_told_and_only_its_own(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("x")
@@ -123,10 +166,40 @@ def test_an_export_overwrites_only_when_told(finished: Path, tmp_path: Path):
     (out / "precious.txt").unlink()
     _export(finished, out)
     (out / "precious.txt").write_text("x")
+    (out / "kernels/mine.py").write_text("x")
     (out / "flow.py").write_text("changed")
     _export(finished, out, force=True)
-    assert (out / "precious.txt").exists()
-    assert (out / "flow.py").read_text() != "changed"
+    assert (out / "precious.txt").read_text() == (out / "kernels/mine.py").read_text() == "x"
+    assert (out / "flow.py").read_text() != "changed" and (out / "flow.py.kept").read_text() == "changed"
+    assert checksums.disagreements(out) == []
+    remove_export(out)
+    assert _files(out) == {"precious.txt", "kernels/mine.py", "flow.py.kept"}
+
+
+def test_an_export_does_not_write_through_links(finished: Path, tmp_path: Path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere.txt"
+    _export(finished, out)
+    (out / "serve.py").unlink()
+    (out / "serve.py").symlink_to(elsewhere)
+    elsewhere.write_text("theirs")
+    with pytest.raises(VortexError, match=r"VS011.*serve.py there is not the export's"):
+        _export(finished, out, force=True)
+    assert elsewhere.read_text() == "theirs"
+
+
+def test_a_manifest_of_others_removes_nothing_outside(tmp_path: Path):
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    out.mkdir()
+    outside.mkdir()
+    (outside / "a.txt").write_text("x")
+    (out / "link").symlink_to(outside)
+    (out / checksums.NAME).write_text(
+        f"{checksums.digest(outside / 'a.txt')}  ../outside/a.txt\n"
+        f"{checksums.digest(outside / 'a.txt')}  link/a.txt\n"
+        f"{checksums.digest(outside / 'a.txt')}  {outside}/a.txt\n"
+    )
+    assert checksums.remove(out) == []
+    assert (outside / "a.txt").exists()
 
 
 def test_an_export_says_what_may_be_said_of_it(finished: Path, tmp_path: Path):

@@ -103,4 +103,4 @@ def test_the_leaderboard_shows_references_whatever_the_limit(tmp_path: Path):
     text = out.getvalue()
     assert "dense" in text
     assert "quest" in text
-    assert text.count("evolve") == 1
+    assert text.count("point_") == 1

@@ -85,7 +85,7 @@ def test_an_open_run_claims_nothing(runs: Path) -> None:
 def test_tiers_are_runs_of_the_ranking_that_tie_with_their_first(runs: Path) -> None:
     with open_run("small", readonly=True, root=runs) as run:
         archive = Archive(read_state(run), CONFIG.objective)
-    found = tiers(archive)
+    found = tiers(archive.entries)
     order = [found[e.candidate.key] for e in archive.entries]
     assert order == sorted(order) and order[0] == 1 and max(order) > 1
     firsts = {t: e for e in reversed(archive.entries) if (t := found[e.candidate.key])}
