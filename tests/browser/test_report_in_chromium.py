@@ -24,6 +24,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = os.environ.get("VORTEX_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
+MARK = "#plot-frontier svg circle, #plot-frontier svg path[transform]"
 MANY = int(os.environ.get("VORTEX_MANY", "1500"))
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
@@ -97,7 +98,7 @@ def test_it_loads_without_error_or_request_and_fits(
         assert it.errors == []
         assert it.requests == [pages[name].as_uri()]
         assert it.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert it.page.locator("#plot-frontier svg circle").count() > 10
+        assert it.page.locator(MARK).count() > 10
         if shots := os.environ.get("VORTEX_SHOTS"):
             it.page.screenshot(path=f"{shots}/{name}_{width}.png", full_page=True)
         ready, whole = it.page.evaluate(
@@ -136,7 +137,7 @@ def test_headers_sort_and_fields_filter(browser: Any, pages: dict[str, Path]) ->
 def test_hovering_tells_and_choosing_opens_the_program(browser: Any, pages: dict[str, Path]) -> None:
     with opened(browser, pages["small"]) as it:
         page = it.page
-        mark = page.locator("#plot-frontier circle").first
+        mark = page.locator(MARK).first
         mark.scroll_into_view_if_needed()
         box = mark.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
