@@ -18,7 +18,8 @@
     return holder;
   };
   const unpack = async (id) => {
-    const bytes = Uint8Array.from(atob($(id).textContent.trim()), (c) => c.charCodeAt(0));
+    const text = atob($(id).textContent.trim()), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
     $(id).textContent = "";
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
   };
@@ -80,7 +81,7 @@
   const front = ranked.filter((c) => c.f === 0 && c.v === Math.min(...ranked.map((x) => x.v).slice(0, 1)));
   const barred = [...new Set([...front, ...ranked.filter((c) => c.lib || c.on !== "search" || c.id === data.winner)])];
   let chosen = null;
-  // Of thousands of marks most lie on others: one is drawn for each few pixels, the pointer still finds all.
+  // Of thousands of marks most lie on others: one is drawn for each few pixels; the table has all.
   const thinned = (list, x, y) => {
     if (list.length < 3000) return list;
     const [x0, x1] = d3.extent(list, x), [y0, y1] = d3.extent(list, y), seen = new Set();
@@ -109,7 +110,7 @@
         Plot.dot(drawn.filter((c) => c.v !== 0), { x, y, stroke: from, symbol, r: small }),
         Plot.dot(drawn.filter((c) => c.v === 0), { x, y, fill: from, stroke: from, r: small }),
         Plot.dot(ranked.filter((c) => c.id === data.winner), { x, y, fill: "#c0271f", symbol: "star", r: 8 }),
-        Plot.tip(ranked, Plot.pointer({ x, y, title, maxRadius: 30, lineWidth: 34, pathFilter: "none", fill: "Canvas", textPadding: 8 })),
+        Plot.tip(drawn, Plot.pointer({ x, y, title, maxRadius: 30, lineWidth: 34, pathFilter: "none", fill: "Canvas", textPadding: 8 })),
       ],
     });
     const svg = figure.tagName === "svg" ? figure : figure.querySelector("svg:last-of-type");

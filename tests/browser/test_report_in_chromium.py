@@ -58,7 +58,9 @@ class Opened:
 
     def __init__(self, browser: Any, url: str, width: int = 1400, dark: bool = False) -> None:
         self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
         )
         self.page = self.context.new_page()
         self.errors: list[str] = []
