@@ -12,6 +12,7 @@ from search.campaign.archive import Archive, Entry, Score, reference_point, seal
 from search.campaign.front import hypervolumes
 from search.campaign.tiers import tiers
 from search.log.state import CampaignState, Candidate
+from vortex_core.text import visible
 
 _COLUMNS = ("accuracy", "decode_speedup", "recall", "density", "perplexity_ratio")
 
@@ -39,7 +40,7 @@ def _candidate(
     main: set[str],
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "id": c.label, "n": c.name, "a": c.arm, "p": [place[k] for k in c.parents if k in place],
+        "id": c.label, "n": visible(c.name, 100), "a": c.arm, "p": [place[k] for k in c.parents if k in place],
         "at": round((c.finished_at or c.admitted_at) - archive.state.started_at, 1),
     }  # fmt: skip
     if c.reference:
@@ -47,13 +48,13 @@ def _candidate(
     elif c.arm not in main:
         found["ctl"] = 1
     if c.idea:
-        found["i"] = c.idea[:240]
+        found["i"] = visible(c.idea, 240)
     if entry is None:
         found["st"] = c.ended or "not finished"
         failure = c.failure
         if failure is not None and failure.failure is not None:
             error = failure.failure.error
-            found["err"] = [str(error.get("code", "?")), str(error.get("message", ""))[:300]]
+            found["err"] = [str(error.get("code", "?")), visible(error.get("message", ""))]
         metrics = c.metrics()
     else:
         s = entry.score
@@ -105,7 +106,7 @@ def details(c: Candidate, entry: Entry | None) -> dict[str, Any]:
     info = c.info()
     recall, decode = info.get("recall", {}), info.get("decode", {})
     return {
-        "ir": c.ir_hash, "key": c.key, "knobs": c.knobs, "doc": c.doc[:1000], "by": c.proposer,
+        "ir": c.ir_hash, "key": c.key, "knobs": c.knobs, "doc": visible(c.doc, 1000), "by": c.proposer,
         "stages": purposes, "tasks": _tasks(c, entry.score if entry else None),
         "heads": recall.get("recall_by_head"), "layers": recall.get("recall_by_layer"),
         "points": decode.get("points"), "lost": info.get("accuracy", {}).get("lost_items", [])[:4],
@@ -159,7 +160,7 @@ def failures(state: CampaignState) -> list[dict[str, Any]]:
         counts[group] += 1
         shown = examples.setdefault(group, [])
         if len(shown) < 3:
-            shown.append([who, str(error.get("message", ""))[:300]])
+            shown.append([who, visible(error.get("message", ""))])
 
     for p in state.proposals.values():
         if p.outcome in ("rejected", "failed") and p.error:

@@ -46,6 +46,9 @@ def test_hostile_names_are_text(page: str) -> None:
     assert "onerror=alert(1)&gt;" in page
     names = {c["n"] for c in packed(page, "data")["candidates"]}
     assert any(n.startswith("<img") for n in names), "as data it is what it was"
+    assert not any(
+        "\x1b" in text for c in packed(page, "data")["candidates"] for text in (c["n"], c.get("i", ""))
+    )
 
 
 def test_every_candidate_is_there_once_with_its_numbers(runs: Path, page: str) -> None:
