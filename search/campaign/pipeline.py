@@ -102,7 +102,7 @@ class Pipeline:
 
     def seed(self, purpose: ev.Purpose) -> int:
         """The evaluation seed of a purpose: other items for fresh measurements, this run's own when sealed."""
-        if purpose == "holdout":
+        if purpose in ("holdout", "second"):
             return evaluation_seed(sealed_secret(self.run.folder, FRESH_SEEDS), purpose)
         return evaluation_seed(self._seed, purpose)
 
