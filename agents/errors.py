@@ -72,6 +72,7 @@ _declare(
     "budget",
     retryable=True,
 )
+_declare("VA029", "nothing more is handed in", "programs are handed in while the search waits", "budget")
 _declare("VA030", "spending limit reached", "the next call fits the limit", "budget")
 _declare("VA031", "no price for a dollar limit", "a model's price is known where dollars are limited", "user")
 

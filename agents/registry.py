@@ -30,7 +30,7 @@ Language = str | Callable[[], str]
 
 PROPOSERS: Registry[Callable[..., Proposer]] = Registry(
     "proposer",
-    {"grammar": "agents.grammar.proposer:GrammarProposer"},
+    {"grammar": "agents.grammar.proposer:GrammarProposer", "inbox": "agents.inbox:InboxProposer"},
     group="vortex_search.proposers",
     code="VA001",
 )

@@ -14,6 +14,7 @@ from typing import Any
 from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry, sealed_verdict
 from search.campaign.feedback import objective_in_words
+from search.commands.agents_guide import AGENTS
 from search.commands import checksums
 from search.commands.wheel import write_wheel
 from search.config import CampaignConfig
@@ -128,6 +129,7 @@ def export(
         "card.md": card_text(card),
         "verify.py": _VERIFY,
         "serve.py": _SERVE,
+        "AGENTS.md": AGENTS,
         "generate.py": _GENERATE,
         "LICENSE": _LICENCE.read_text(encoding="utf-8"),
         **kernel_files(flow, config.model),
@@ -382,6 +384,7 @@ _ABOUT = {
     "card.json": "the same for programs",
     "verify.py": "checks all of this again, as `vortex-search verify` does",
     "serve.py": "serves the flow with SGLang",
+    "AGENTS.md": "how a coding agent checks it and goes on from it",
     "generate.py": "continues a text in the embedded engine",
     "kernels/kernels.py": "the Triton kernels generated for the model's dimensions",
     "kernels/kernels.json": "their hash, and the dimensions",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mcp.server import MCPServer
 
+from agents.inbox import close, hand_in
 from search.tools.jobs import Jobs
 from vortex_core import __version__
 from vortex_core.errors import VortexError
@@ -22,9 +23,10 @@ from vortex_core.flow.trace import Traced
 
 INSTRUCTIONS = """Discover sparse-attention algorithms for LLM serving. A program (vFlow) says which pages of the KV
 cache a decode step reads. Read `language` once, then: write a program, `check` it (free, a moment), `explain` what a
-step costs, `evaluate` it (a job: accuracy and speed beside dense attention), change one thing, repeat. `campaign`
-searches by itself; `leaderboard`, `show` and `export` read what it found. Jobs answer at once: ask `job` with
-wait_seconds until the state is no longer running. Failures are data: {"error": {code, message, remedy, location}}."""
+step costs, `evaluate` it (a job; `quick` says first whether it is worth it), change one thing, repeat. `campaign`
+searches under a run's name: by itself, or with proposer "inbox" over programs that you `submit`; `leaderboard`, `compare`
+and `lessons` read what it found, `export` writes the result. Jobs answer at once: ask `status` with wait_seconds until the
+state is no longer running. Failures are data: {"error": {code, message, remedy, location}}."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,16 @@ class Limits:
         seconds: time budget of a campaign at most.
         dollars: what a campaign's proposers may cost at most; 0: only proposers that cost nothing.
         wait: longest that one poll waits.
+        calls: calls of paid models that a campaign may make at most; None: as its own limits say.
     """
 
     seconds: float = 3600.0
     dollars: float = 0.0
     wait: float = 240.0
+    calls: int | None = None
+
+
+_SHOWN = 8  # candidates of one comparison
 
 
 def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
@@ -47,18 +54,15 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
     server = MCPServer("vortex-search", instructions=INSTRUCTIONS, version=__version__)
 
     @server.tool()
-    async def language() -> str:
-        """The language reference: what a program may contain. Read it before writing one."""
-        from vortex_core.flow.reference import compact
-
-        return compact()
-
-    @server.tool()
-    async def library() -> dict[str, Any]:
-        """The published algorithms, by name with their source: examples to learn from and to compare with."""
+    async def language(examples: list[str] | None = None) -> str:
+        """The language reference: what a program may contain, with published algorithms as examples (all their names are
+        listed at its end). Read it before writing one."""
         from vortex_core import library as shelf
+        from vortex_core.flow.reference import EXAMPLES, compact
 
-        return {name: shelf.source(name) for name in shelf.names()}
+        known = shelf.names()
+        chosen = [name for name in examples or () if name in known] or list(EXAMPLES)
+        return compact(chosen) + "\n\nPublished algorithms: " + ", ".join(known)
 
     @server.tool()
     async def check(source: str, model: str = "qwen3-8b") -> dict[str, Any]:
@@ -91,11 +95,15 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         )
 
     @server.tool()
-    async def evaluate(source: str, model: str = "smollm2-135m", plan: str = "default") -> dict[str, Any]:
-        """Measure a program as a campaign would. A job; its result holds every stage with numbers and intervals."""
+    async def evaluate(
+        source: str, model: str = "smollm2-135m", plan: str = "default", quick: bool = False
+    ) -> dict[str, Any]:
+        """Measure a program as a campaign would: a job; its result holds every stage with numbers and intervals. `quick`
+        takes the plan of that name: fewer and shorter items, for a first look."""
+        wanted = "quick" if quick else plan
         return await _answer(
             lambda: jobs.start(
-                ["evaluate", _file(source, folder), "--model", model, "--plan", plan], tool="evaluate"
+                ["evaluate", _file(source, folder), "--model", model, "--plan", wanted], tool="evaluate"
             )
         )
 
@@ -108,25 +116,50 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         candidates: int | None = None,
         seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Search by itself, under a run's name. A job; the same name resumes it, and nothing is done twice."""
+        """Search under a run's name: a job; the same name resumes it, and nothing is done twice. proposer "grammar" writes
+        programs by itself, "inbox" takes what `submit` hands in, others are paid models within the server's limits."""
         wanted = limits.seconds if seconds is None else min(seconds, limits.seconds)
-        options = ["--run", run, "--model", model, "--campaign", campaign, "--proposer", proposer]
+        spec = f"inbox:{_inbox(run, folder)}" if proposer == "inbox" else proposer
+        options = ["--run", run, "--model", model, "--campaign", campaign, "--proposer", spec]
         options += ["--time-budget", f"{wanted:.0f}s"]
         if candidates is not None:
             options += ["--max-candidates", str(candidates)]
-        if proposer != "grammar":
+        if proposer not in ("grammar", "inbox"):
             options += ["--max-dollars", f"{limits.dollars:g}"]
+        if limits.calls is not None:
+            options += ["--max-calls", str(limits.calls)]
         return await _answer(lambda: jobs.start(options, tool="campaign", run=run))
 
     @server.tool()
-    async def job(name: str, wait_seconds: float = 0.0) -> dict[str, Any]:
-        """How far a job is, with its result once it has ended."""
-        return await _answer(lambda: jobs.poll(name, min(wait_seconds, limits.wait)))
+    async def submit(
+        run: str, sources: list[str], ideas: list[str] | None = None, last: bool = False
+    ) -> dict[str, Any]:
+        """Hand programs to a run whose proposer is "inbox", one sentence of idea each. Each is checked first; what is
+        refused comes back as error and is not handed in. `last` says that no more come: the search ends with finals."""
+
+        def work() -> dict[str, Any]:
+            answers: list[dict[str, Any]] = []
+            for n, source in enumerate(sources):
+                try:
+                    traced = _read(source, folder)
+                except VortexError as error:
+                    answers.append({"error": error.to_json()})
+                    continue
+                idea = ideas[n] if ideas and n < len(ideas) else traced.flow.doc
+                hand_in(_inbox(run, folder), source, idea)
+                answers.append({"name": traced.name, "key": traced.key, "ir_hash": traced.ir_hash})
+            if last:
+                close(_inbox(run, folder))
+            return {"run": run, "submitted": answers, "closed": last}
+
+        return await _answer(work)
 
     @server.tool()
-    async def cancel(name: str) -> dict[str, Any]:
-        """Interrupt a job. A campaign pauses and keeps all it has finished."""
-        return await _answer(lambda: jobs.cancel(name))
+    async def status(job: str, wait_seconds: float = 0.0, cancel: bool = False) -> dict[str, Any]:
+        """How far a job is, with its result once it has ended; or interrupt it (a campaign pauses and loses nothing)."""
+        if cancel:
+            return await _answer(lambda: jobs.cancel(job))
+        return await _answer(lambda: jobs.poll(job, min(wait_seconds, limits.wait)))
 
     @server.tool()
     async def leaderboard(run: str, limit: int = 20) -> dict[str, Any]:
@@ -134,9 +167,24 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         return await _answer(lambda: jobs.run(["leaderboard", run, "--limit", str(limit)]))
 
     @server.tool()
-    async def show(run: str, candidate: str) -> dict[str, Any]:
-        """One candidate of a run: source, measurements with intervals, ancestry."""
-        return await _answer(lambda: jobs.run(["show", run, candidate]))
+    async def compare(run: str, candidates: list[str]) -> dict[str, Any]:
+        """Candidates of a run side by side: source, measurements with intervals, ancestry of each."""
+
+        def work() -> dict[str, Any]:
+            return {wanted: jobs.run(["show", run, wanted]) for wanted in candidates[:_SHOWN]}
+
+        return await _answer(work)
+
+    @server.tool()
+    async def lessons(run: str) -> dict[str, Any]:
+        """What a run found out about kinds of change, each with its evidence and a confidence that later results move."""
+
+        def work() -> dict[str, Any]:
+            from search.campaign.session import lessons_of
+
+            return {"run": run, "lessons": [asdict(lesson) for lesson in lessons_of(run)]}
+
+        return await _answer(work)
 
     @server.tool()
     async def export(run: str, rank: int = 1) -> dict[str, Any]:
@@ -157,6 +205,11 @@ def _file(source: str, folder: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8", errors="replace")
     return str(path)
+
+
+def _inbox(run: str, folder: Path) -> Path:
+    """Where programs for a run are handed in; any name of a run makes a plain one of a folder."""
+    return folder / "inbox" / hashlib.sha256(run.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _read(source: str, folder: Path) -> Traced:

@@ -99,7 +99,16 @@ def test_unknown_name_lists_what_exists_and_the_nearest(echo: None) -> None:
     for name in ("anthropic", "openai", "grammar", "echo"):
         assert name in error.message
     assert "did you mean anthropic?" in error.remedy
-    assert names() == ["anthropic", "echo", "gone", "grammar", "openai", "openai-responses", "parrot"]
+    assert names() == [
+        "anthropic",
+        "echo",
+        "gone",
+        "grammar",
+        "inbox",
+        "openai",
+        "openai-responses",
+        "parrot",
+    ]
 
 
 @pytest.mark.parametrize(

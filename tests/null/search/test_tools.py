@@ -78,7 +78,7 @@ def test_a_job_answers_at_once_and_is_polled_to_its_result(tmp_path: Path):
         jobs,
         tmp_path,
         ("evaluate", {"source": "x = 1", "plan": "quick"}),
-        ("job", {"name": "job1", "wait_seconds": 30}),
+        ("status", {"job": "job1", "wait_seconds": 30}),
     )
     assert begun["job"] == "job1"
     assert ended["state"] == "done"
@@ -95,7 +95,7 @@ def test_a_campaign_cannot_ask_for_more_than_the_server_allows(tmp_path: Path):
         jobs,
         tmp_path,
         ("campaign", asked),
-        ("job", {"name": "job1", "wait_seconds": 30}),
+        ("status", {"job": "job1", "wait_seconds": 30}),
         limits=Limits(seconds=600, dollars=2.5),
     )
     given = ended["result"]["given"]
@@ -110,7 +110,7 @@ def test_jobs_have_a_limit_progress_and_an_end(tmp_path: Path):
         jobs.start(["evaluate"])
         (busy,) = call(jobs, tmp_path, ("evaluate", {"source": "x"}))
         assert busy["error"]["code"] == "VS030"
-        (unknown,) = call(jobs, tmp_path, ("job", {"name": "job9"}))
+        (unknown,) = call(jobs, tmp_path, ("status", {"job": "job9"}))
         assert unknown["error"]["code"] == "VS031"
         until = time.monotonic() + 30
         while "step 1" not in jobs.poll("job1")["progress"]:
@@ -138,3 +138,57 @@ def test_a_command_that_prints_no_json_leaves_its_messages(tmp_path: Path):
     assert "no such thing" in ended["result"]["messages"]
     with pytest.raises(VortexError):
         jobs.poll("job2")
+
+
+KEYS = {"OPENAI_API_KEY": "sk-tools-51d0c7f2e9ab", "ANTHROPIC_API_KEY": "sk-tools-aa07c1f2e9ab"}
+
+
+def test_an_agent_takes_a_campaign_from_start_to_export_in_eight_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VORTEX_RUNS", str(tmp_path / "runs"))
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    driver = (sys.executable, "-m", "tests.null.search.tools_driver")
+    jobs = Jobs(tmp_path / "jobs", command=driver)
+    sources = [library.source(name) for name in ("block_topk", "gqa_block_topk", "centered_block_topk")]
+    sources.append(library.source("quest").replace("maximum", "maximun"))
+    started, handed, polled, ranked, shown, learned, exported = call(
+        jobs,
+        tmp_path / "tools",
+        ("campaign", {"run": "mine", "campaign": "quick", "proposer": "inbox", "candidates": 12}),
+        ("submit", {"run": "mine", "sources": sources, "ideas": ["means"], "last": True}),
+        ("status", {"job": "job1", "wait_seconds": 120}),
+        ("leaderboard", {"run": "mine"}),
+        ("compare", {"run": "mine", "candidates": ["c001", "c002", "nobody"]}),
+        ("lessons", {"run": "mine"}),
+        ("export", {"run": "mine"}),
+    )
+    assert started["state"] == "running"
+    assert [("error" in one) for one in handed["submitted"]] == [False, False, False, True]
+    assert handed["submitted"][3]["error"]["code"].startswith("VF")
+    assert polled["state"] == "done", polled
+    found = [row for row in ranked["rows"] if not row["reference"]]
+    assert found
+    assert shown["c001"]["source"]
+    assert shown["nobody"]["error"]["code"] == "VS006"
+    assert isinstance(learned["lessons"], list)
+    folder = Path(exported["out"])
+    assert (folder / "flow.py").is_file()
+    assert (folder / "AGENTS.md").is_file()
+    for path in tmp_path.rglob("*"):  # runs, logs, reports, exports, what jobs printed
+        if path.is_file():
+            assert not any(key.encode() in path.read_bytes() for key in KEYS.values()), path
+
+
+def test_no_key_is_on_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    jobs = Jobs(tmp_path, command=SLEEP)
+    try:
+        call(jobs, tmp_path, ("campaign", {"run": "r", "proposer": "openai:m", "candidates": 1}))
+        lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+        assert any("--proposer openai:m" in line for line in lines)
+        assert not any(key in line for line in lines for key in KEYS.values())
+    finally:
+        jobs.close()
