@@ -24,9 +24,9 @@ from vortex_core.flow.trace import Traced
 INSTRUCTIONS = """Discover sparse-attention algorithms for LLM serving. A program (vFlow) says which pages of the KV
 cache a decode step reads. Read `language` once, then: write a program, `check` it (free, a moment), `explain` what a
 step costs, `evaluate` it (a job; `quick` says first whether it is worth it), change one thing, repeat. `campaign`
-searches under a run's name: by itself, or with proposer "inbox" over programs that you `submit`; `leaderboard`, `compare`
-and `lessons` read what it found, `export` writes the result. Jobs answer at once: ask `status` with wait_seconds until the
-state is no longer running. Failures are data: {"error": {code, message, remedy, location}}."""
+searches under a run's name: by itself, or with proposer "inbox" over programs that you `submit`; `leaderboard`,
+`compare` and `lessons` read what it found, `export` writes the result. Jobs answer at once: ask `status` with
+wait_seconds until the state is no longer running. Failures are data: {"error": {code, message, remedy, location}}."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
 
     @server.tool()
     async def language(examples: list[str] | None = None) -> str:
-        """The language reference: what a program may contain, with published algorithms as examples (all their names are
-        listed at its end). Read it before writing one."""
+        """The language reference: what a program may contain, with published algorithms as examples (all their names
+        stand at its end). Read it before writing one."""
         from vortex_core import library as shelf
         from vortex_core.flow.reference import EXAMPLES, compact
 
