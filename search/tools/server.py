@@ -98,8 +98,8 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
     async def evaluate(
         source: str, model: str = "smollm2-135m", plan: str = "default", quick: bool = False
     ) -> dict[str, Any]:
-        """Measure a program as a campaign would: a job; its result holds every stage with numbers and intervals. `quick`
-        takes the plan of that name: fewer and shorter items, for a first look."""
+        """Measure a program as a campaign would: a job; its result holds every stage with numbers and intervals.
+        `quick` takes the plan of that name: fewer and shorter items, for a first look."""
         wanted = "quick" if quick else plan
         return await _answer(
             lambda: jobs.start(
@@ -116,8 +116,8 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         candidates: int | None = None,
         seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Search under a run's name: a job; the same name resumes it, and nothing is done twice. proposer "grammar" writes
-        programs by itself, "inbox" takes what `submit` hands in, others are paid models within the server's limits."""
+        """Search under a run's name: a job; the same name resumes it, and nothing is done twice. proposer "grammar"
+        writes programs by itself, "inbox" takes what `submit` hands in, others are paid models within the server's limits."""
         wanted = limits.seconds if seconds is None else min(seconds, limits.seconds)
         spec = f"inbox:{_inbox(run, folder)}" if proposer == "inbox" else proposer
         options = ["--run", run, "--model", model, "--campaign", campaign, "--proposer", spec]
@@ -156,7 +156,7 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
 
     @server.tool()
     async def status(job: str, wait_seconds: float = 0.0, cancel: bool = False) -> dict[str, Any]:
-        """How far a job is, with its result once it has ended; or interrupt it (a campaign pauses and loses nothing)."""
+        """How far a job is, with its result once it has ended; or interrupt it (a campaign pauses, nothing is lost)."""
         if cancel:
             return await _answer(lambda: jobs.cancel(job))
         return await _answer(lambda: jobs.poll(job, min(wait_seconds, limits.wait)))
