@@ -117,7 +117,8 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         seconds: float | None = None,
     ) -> dict[str, Any]:
         """Search under a run's name: a job; the same name resumes it, and nothing is done twice. proposer "grammar"
-        writes programs by itself, "inbox" takes what `submit` hands in, others are paid models within the server's limits."""
+        writes programs by itself, "inbox" takes what `submit` hands in, others are paid models, within the server's
+        limits."""
         wanted = limits.seconds if seconds is None else min(seconds, limits.seconds)
         spec = f"inbox:{_inbox(run, folder)}" if proposer == "inbox" else proposer
         options = ["--run", run, "--model", model, "--campaign", campaign, "--proposer", spec]
@@ -177,7 +178,7 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
 
     @server.tool()
     async def lessons(run: str) -> dict[str, Any]:
-        """What a run found out about kinds of change, each with its evidence and a confidence that later results move."""
+        """What a run found out about kinds of change, each with evidence and a confidence that later results move."""
 
         def work() -> dict[str, Any]:
             from search.campaign.session import lessons_of
