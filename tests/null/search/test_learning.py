@@ -147,7 +147,7 @@ def test_a_recording_is_replayed_with_the_same_programs_in_the_same_order(tmp_pa
     again = Harness(tmp_path / "b", config(limits={"candidates": 14}))
     again.executor = SimulatedExecutor(lanes=3, delay=0.001)  # another machine: what overlaps differs
     campaign = Campaign(
-        Run("again", Path("unused"), again.store, again.files),
+        Run("again", tmp_path, again.store, again.files),
         again.config,
         again.executor,
         dict.fromkeys(("evolve", "random"), ReplayProposer(recording)),
@@ -195,7 +195,7 @@ def test_lessons_reach_proposers_that_read(tmp_path: Path):
     known = (Lesson("knob budget lowered: accuracy -0.1", 9, 2, 3 / 11, ("c001",), "old"),)
     harness = Harness(tmp_path)
     campaign = Campaign(
-        Run("sim", Path("unused"), harness.store, harness.files),
+        Run("sim", tmp_path, harness.store, harness.files),
         harness.config,
         harness.executor,
         {arm.name: harness.proposer for arm in harness.config.arms},
