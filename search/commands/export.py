@@ -14,8 +14,8 @@ from typing import Any
 from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry, sealed_verdict
 from search.campaign.feedback import objective_in_words
-from search.commands.agents_guide import AGENTS
 from search.commands import checksums
+from search.commands.agents_guide import AGENTS
 from search.commands.wheel import write_wheel
 from search.config import CampaignConfig
 from search.errors import bad_value, folder_in_use, no_such_rank, no_winner
