@@ -78,7 +78,7 @@ def _wealth(x: NDArray[np.float64], mean: float) -> NDArray[np.float64]:
     bets = np.linspace(0, 1, _GRID + 1)[1:] * 0.999 / (1 + mean)
     gains = np.log1p(bets[:, None] * (x[None, :] - mean)).cumsum(1)
     top = gains.max(0)
-    found: NDArray[np.float64] = np.exp(top) * np.exp(gains - top).mean(0)
+    found: NDArray[np.float64] = np.exp(np.minimum(top, 700.0)) * np.exp(gains - top).mean(0)
     return found
 
 
