@@ -25,7 +25,6 @@ from evaluators.sequential import sequential_test
 
 RUNS = 200
 ITEMS = 400
-LONG = 2000  # items after which a loss that was not found is given up
 MARGIN = 0.1
 
 
@@ -49,16 +48,11 @@ def sequential_rows(noise: float) -> list[str]:
         rng = np.random.default_rng(int(1000 * loss) + int(1e5 * noise))
         found = [sequential_test(differences(rng, ITEMS, noise, loss), margin=MARGIN) for _ in range(RUNS)]
         share = {o: sum(r.outcome == o for r in found) / RUNS for o in ("accept", "reject", "undecided")}
-        # Power to find the loss at all, asking on until it is found.
-        rng = np.random.default_rng(int(1000 * loss) + 7)
-        long = [sequential_test(differences(rng, LONG, noise, loss), margin=0.99) for _ in range(RUNS)]
-        lost = [r.items for r in long if r.outcome == "reject"]
         items = sorted(r.items for r in found)
         fixed = "-" if loss == 0 else str(fixed_size(noise, loss))
         lines.append(
             f"| {noise:.0%} | {loss:.0%} | {share['accept']:.3f} | {share['reject']:.3f} | {share['undecided']:.3f} "
-            f"| {items[RUNS // 2]} | {items[int(0.9 * RUNS)]} | {len(lost) / RUNS:.3f} "
-            f"| {sorted(lost)[len(lost) // 2] if lost else '-'} | {fixed} |"
+            f"| {items[RUNS // 2]} | {items[int(0.9 * RUNS)]} | {fixed} |"
         )
     return lines
 
@@ -89,11 +83,10 @@ def report(answers: Path | None) -> str:
         "",
         f"## Sequential test, margin {MARGIN}, error 0.05, at most {ITEMS} items, {RUNS} comparisons a row",
         "",
-        "`found` is the share of comparisons in which the loss was proven when asking on (to 2,000 items); `fixed` the",
-        "items of a fixed-size test with power 0.9.",
+        "`reject` is the power to find the loss; `fixed` the items of a one-sided fixed-size test of power 0.9.",
         "",
-        "| differ by chance | loss | accept | reject | undecided | items, median | 90% | found | after | fixed |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| differ by chance | loss | accept | reject | undecided | items, median | 90% | fixed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for noise in (0.0, 0.06):
         lines += sequential_rows(noise)
