@@ -1,15 +1,17 @@
-"""Certificates of items of one's own, over the model that ships."""
+"""Certificates and lm-eval's command over the model that ships, on items of one's own."""
 
 from __future__ import annotations
 
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evaluators.certify import rate_bound
 from search.commands.certify import certify_items
+from vortex_core.errors import VortexError
 
 ITEMS = 12
 
@@ -45,3 +47,38 @@ def test_what_loses_nothing_is_promised_what_the_items_allow(mine: Path) -> None
     assert found["lost"] == found["gained"] == 0 and found["dense_right"] == ITEMS
     assert found["bound"] == rate_bound(0, ITEMS)
     assert "probability 0.9" in str(found["words"])
+
+
+def test_what_loses_is_promised_less(mine: Path) -> None:
+    found = certified("streaming", mine)
+    assert isinstance(found["lost"], int) and found["lost"] > 0
+    assert found["bound"] == rate_bound(found["lost"], ITEMS)
+
+
+def test_a_model_is_needed_and_items_too(mine: Path, tmp_path: Path) -> None:
+    with pytest.raises(VortexError) as caught:
+        certified("quest", mine, None)
+    assert caught.value.code == "VS010"
+    with pytest.raises(VortexError) as caught:
+        certified("quest", tmp_path / "none.jsonl")
+    assert caught.value.code == "VS010"
+
+
+def test_lm_eval_finds_the_model_and_runs_the_flow() -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.registry import get_model
+
+    import evaluators.lm_eval_plugin  # noqa: F401  registers it
+
+    model: Any = get_model("vortex").create_from_arg_string(
+        "model=retrieval-mla,flow=quest,budget=64,max_tokens=4096", {"device": "cpu", "batch_size": 2}
+    )
+    assert model.engine.ir_hash == model.flow.ir_hash != "dense"
+    assert model.flow.knobs.budget == "64"
+    request = Instance("loglikelihood", {}, ("k1 v2 n3 n4 k5 v6 n7 k1", " v2"), 0)
+    ((score, greedy),) = model.loglikelihood([request])
+    assert score > -1 and greedy
+    assert model.get_model_info()["knobs"]["budget"] == "64"
+    with pytest.raises(VortexError) as caught:
+        get_model("vortex").create_from_arg_string("model=retrieval-mla,flow=quest,bugdet=64")
+    assert caught.value.code == "VF061"
