@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,9 @@ class LiveView:
     def __init__(self, folder: Path, config: CampaignConfig, facts: Callable[[], dict[str, Any]]) -> None:
         self._config = config
         self._facts = facts
+        objective = config.objective
+        gates = (gate.metric for gate in objective.gates)
+        self._shown = {objective.accuracy, objective.speed, *gates, "accuracy", "decode_speedup", "density"}
         self._finished: deque[tuple[float, int]] = deque()
         self._db = sqlite3.connect(folder / FILE, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -86,7 +89,13 @@ class LiveView:
             place = (verdict, broken, stale, first, second, *found.point)
         self._db.execute(
             "INSERT OR REPLACE INTO board VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (candidate.number, candidate.reference, found is not None, *place, json.dumps(_slim(candidate))),
+            (
+                candidate.number,
+                candidate.reference,
+                found is not None,
+                *place,
+                json.dumps(_slim(candidate, self._shown), separators=(",", ":")),
+            ),
         )
 
     def say(self, state: CampaignState) -> None:
@@ -230,19 +239,25 @@ def _phase(state: CampaignState) -> str:
     return "searching" if state.proposals else "measuring references"
 
 
-def _slim(candidate: Candidate) -> dict[str, Any]:
-    """A candidate with its numbers and without its answers."""
+def _slim(candidate: Candidate, shown: set[str]) -> dict[str, Any]:
+    """A candidate with the numbers that a ranking shows, and without its answers."""
     plain = {k: v for k, v in vars(candidate).items() if k not in ("results", "abandoned")}
     results = {
-        purpose: [result.to_json() | {"items": {}, "info": _shown(result)} for result in results.values()]
+        purpose: [
+            slim
+            for result in results.values()
+            if (slim := _shown(result, shown))["metrics"] or slim["failure"] or slim["info"]
+        ]
         for purpose, results in candidate.results.items()
     }
     abandoned = {purpose: event.to_json() for purpose, event in candidate.abandoned.items()}
     return plain | {"results": results, "abandoned": abandoned}
 
 
-def _shown(result: StageResult) -> dict[str, Any]:
-    return {"measured_on": result.info["measured_on"]} if result.info.get("measured_on") else {}
+def _shown(result: StageResult, shown: set[str]) -> dict[str, Any]:
+    metrics = {name: metric for name, metric in result.metrics.items() if name in shown}
+    info = {"measured_on": result.info["measured_on"]} if metrics and result.info.get("measured_on") else {}
+    return replace(result, metrics=metrics, items={}, info=info).to_json()
 
 
 def _candidate(data: dict[str, Any]) -> Candidate:

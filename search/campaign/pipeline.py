@@ -150,12 +150,12 @@ class Pipeline:
                     flow = await self.executor.trace(source)
                 break
             except VortexError as error:
-                found = error
+                found, again = error, error.retryable
             except WorkerLostError as lost:
-                found, deaths = lost.error, deaths + lost.died
+                found, deaths, again = lost.error, deaths + lost.died, True
             if found.fault == "infrastructure":
                 self.record(ev.InfrastructureFailed("", "search", "trace", attempt, found.to_json()))
-            if not found.retryable:
+            if not again:
                 break
         if flow is None and found.replacement is not None:
             flow, source = await self._mend(proposal, source, found)

@@ -58,6 +58,8 @@ def compact(run: Run) -> Compaction:
     finally:
         new.unlink(missing_ok=True)
     files = run.files.pack()
+    for shadow in run.folder.glob("live.sqlite*"):  # what a driver shows is made again from the log
+        shadow.unlink()
     return Compaction(before, size_of(run.folder), events, files)
 
 
