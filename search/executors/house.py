@@ -298,14 +298,26 @@ class House:
                 self._share_out()
 
     async def _forget_the_empty(self) -> None:
-        """End workers that nobody has used for as long as they are kept."""
+        """End workers that nobody has used for as long as they are kept, or whose place others wait for."""
         now = time.monotonic()
-        for key, room in list(self._rooms.items()):
-            if room.empty_since is not None and now - room.empty_since > self._kept:
-                del self._rooms[key]
-                await room.pool.close()
+        wanted = any(room.members and room.pool.coming for room in self._rooms.values())
+        for room in list(self._rooms.values()):
+            if room.empty_since is not None and (wanted or now - room.empty_since > self._kept):
+                await self._forget(room)
         if not self._rooms and not self._guests:
             self._deserted()
+
+    async def make_room(self) -> None:
+        """End workers that are only kept in case somebody comes: somebody did, and cannot use them."""
+        for room in list(self._rooms.values()):
+            if room.empty_since is not None:
+                await self._forget(room)
+
+    async def _forget(self, room: _Room) -> None:
+        for key, found in list(self._rooms.items()):
+            if found is room:
+                del self._rooms[key]
+        await room.pool.close()
 
     # -- work --------------------------------------------------------------------------------------------
 

@@ -74,7 +74,16 @@ class SharedHouse:
         return self._handle
 
     async def join(self, member: Member) -> dict[str, Any]:
-        """See `House`."""
+        """See `House`. Houses of other versions are asked to end what they only keep."""
+        mine = f"house-{code_digest()}"
+        for other in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
+            if (
+                other["namespace"] == NAMESPACE
+                and other["name"].startswith("house-")
+                and other["name"] != mine
+            ):
+                with contextlib.suppress(ValueError):  # it has just ended itself
+                    ray.get_actor(other["name"], NAMESPACE).make_room.remote()
         return await self._ask("join", member)
 
     async def run(self, campaign: str, kind: Kind, call: Call) -> dict[str, Any]:
@@ -135,6 +144,9 @@ class _House:
 
     async def leave(self, campaign: str) -> None:
         await self.house.leave(campaign)
+
+    async def make_room(self) -> None:
+        await self.house.make_room()
 
 
 @cache

@@ -64,7 +64,7 @@ def table() -> Iterator[None]:
 
 
 def options(**more: Any) -> dict[str, Any]:
-    return {"candidates": CANDIDATES, "engines": 2, "cpu_tasks": 1, **more}
+    return {"candidates": CANDIDATES, "engines": 2, "cpu_tasks": 1, "keep": 5, **more}
 
 
 def events(root: Path, run: str = "r") -> list[ev.Event]:
