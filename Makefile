@@ -47,7 +47,7 @@ test: fetch  ## run all tests that this machine can
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 chaos: setup  ## faults on clusters of several nodes, as a table: workers, nodes, drivers, disks (20 minutes)
-	CHAOS=1 $(BIN)/python -m pytest tests/chaos -s -p no:xdist $(ARGS)
+	CHAOS=1 $(BIN)/python -m pytest tests/chaos -s -n 0 $(ARGS)
 
 lint: setup  ## style, formatting and types
 	$(BIN)/ruff check .

@@ -355,7 +355,7 @@ def _measured(stage: str, x: float, seed: int) -> StageResult:
             stage, True, {"modelled_speedup_h200": Metric(1 + 2 * x, how="modelled")}, seconds=0.001
         )
     if round(x * 100) % 13 == 12:
-        error = VortexError("VV104", "recall too low", "keep more pages")
+        error = VortexError("VV104", "recall too low", "keep more pages", fault="candidate")
         metrics = {"recall": Metric(0.1)}
         return StageResult(stage, False, metrics, failure=Failure.of(error), seconds=0.01)
     rng = randomness(seed, round(x * 100))
