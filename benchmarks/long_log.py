@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from evaluators.results import Metric, StageResult
 from search.campaign.live import LiveView
 from search.config import CampaignConfig
 from search.log import events as ev
-from search.log import files
+from search.log import files, store
 from search.log.compact import size_of
 from search.log.run import Run, open_run, read_state
 from search.log.store import SqliteEventStore
@@ -49,7 +50,7 @@ def candidate(number: int, run: Run) -> Iterator[ev.Event]:
     flow = simulated_flow(rng.randrange(101) / 100)
     key = f"{number:016x}"
     source = run.files.put(f"# candidate {number}\n" + "class Flow(vFlow):\n    pass\n" * 20, ".py")
-    program = run.files.put_json(flow.program.to_json())
+    program = _program(run, flow.name)
     yield ev.Asked(number, "random", "seed", (), number, "grammar")
     yield ev.Proposed(number, source, "an idea in a sentence or two, as a model gives it", "grammar", 0.1)
     yield ev.Admitted(
@@ -58,6 +59,11 @@ def candidate(number: int, run: Run) -> Iterator[ev.Event]:
     for stage in STAGES:
         yield ev.StageFinished(key, "search", stage, 0, result(stage, rng).to_json(), "node1 gpu0")
     yield ev.CandidateFinished(key, "search", 0, passed=True)
+
+
+@cache
+def _program(run: Run, name: str) -> str:
+    return run.files.put_json(simulated_flow(float(name.rpartition("_")[2])).program.to_json())
 
 
 def result(stage: str, rng: random.Random) -> StageResult:
@@ -84,15 +90,19 @@ def write(root: Path, count: int) -> None:
     with open_run("r", readonly=False, root=root) as run:
         assert isinstance(run.store, SqliteEventStore)
         run.store.durable(False)
+        store.parse = lambda *event: None  # type: ignore[assignment]  # nobody folds them here
+        done = (run.store.end[0] - 2) // 12
         campaign = CONFIG.model_dump(mode="json", exclude={"limits", "cluster", "serving", "description"})
         limits = CONFIG.model_dump(mode="json", include={"limits", "cluster", "serving"})
-        run.store.append(
-            ev.CampaignStarted("r", {"campaign": campaign}, {}, {}, {}), ev.SessionStarted(1, limits)
-        )
+        if done < 0:
+            run.store.append(
+                ev.CampaignStarted("r", {"campaign": campaign}, {}, {}, {}), ev.SessionStarted(1, limits)
+            )
+            done = 0
         batch: list[ev.Event] = []
-        for number in range(1, count + 1):
+        for number in range(done + 1, count + 1):
             batch += candidate(number, run)
-            if number % 50 == 0:
+            if number % 50 == 0 or number == count:
                 run.store.append(*batch)
                 batch = []
 

@@ -33,6 +33,7 @@ class CampaignState:
         parts: what each session measured on.
         gpu_seconds: time that GPUs were held by engines, up to the last event.
         engines: engines at work as far as the log says, by name; those that came with a session have numbers.
+        held_gpus: GPUs that they hold.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class CampaignState:
         self.parts: list[Part] = []
         self.gpu_seconds = 0.0
         self.engines: dict[str, dict[str, Any]] = {}
+        self.held_gpus = 0
         self.seq = 0
         self._programs: set[str] = set()
         self._asks: dict[str, int] = {}
@@ -87,11 +89,6 @@ class CampaignState:
     def active_seconds(self) -> float:
         """Time some driver was working on the run, up to the last event; pauses do not count."""
         return self._active + max(0.0, self._last_time - self._session_start)
-
-    @property
-    def held_gpus(self) -> int:
-        """GPUs that engines hold as far as the log says."""
-        return sum(d.get("ranks", 1) for d in self.engines.values() if d.get("kind") == "cuda")
 
     @property
     def dollars(self) -> float:
@@ -150,7 +147,7 @@ class CampaignState:
                     self.gpu_seconds -= self.held_gpus * (now - self._last_time)  # nobody held them meanwhile
                     self._session_start = now
                 self.sessions += 1
-                self.engines = {}
+                self.engines, self.held_gpus = {}, 0
                 versions = e.versions or (self.started.versions if self.started and not self.parts else {})
                 machine = e.machine or (self.started.machine if self.started and not self.parts else {})
                 self.parts.append(Part(self.sessions, versions, machine))
@@ -169,7 +166,7 @@ class CampaignState:
             case ev.EngineJoined(device=device, worker=worker):
                 self._engine(worker, device)
             case ev.EngineLeft(worker=worker):
-                self.engines.pop(worker, None)
+                self.held_gpus -= _gpus(self.engines.pop(worker, {}))
             case ev.ReferenceMeasured() as e:
                 self.references[e.purpose, e.seed] = e.content
                 self._timed("prefill and dense reference", e.seconds)
@@ -250,15 +247,16 @@ class CampaignState:
             case ev.WinnerChosen() as e:
                 self.winner = e
             case ev.CampaignFinished() as e:
-                self.finished, self.engines = e, {}
+                self.finished, self.engines, self.held_gpus = e, {}, 0
             case ev.CampaignPaused():
-                self.engines = {}
+                self.engines, self.held_gpus = {}, 0
             case _:
                 raise AssertionError(f"event {record.event.kind} is not folded")
         self._last_time = now
 
     def _engine(self, name: str, device: dict[str, Any]) -> None:
         """An engine is at work."""
+        self.held_gpus += _gpus(device) - _gpus(self.engines.get(name, {}))
         self.engines[name] = device
         if self.parts:
             self.parts[-1].add({k: v for k, v in device.items() if k != "worker"})
@@ -330,3 +328,8 @@ class CampaignState:
         spent.runs += 1
         spent.seconds += seconds
         spent.stopped += stopped
+
+
+def _gpus(device: dict[str, Any]) -> int:
+    """GPUs that an engine holds."""
+    return int(device.get("ranks", 1)) if device.get("kind") == "cuda" else 0
