@@ -8,7 +8,7 @@ Nodes are of `ray.cluster_utils`, each with a raylet of its own; every minute on
 Ray places there: a lane runs one stage at a time, and all of a node's die with it. Everything above is the
 campaign's own: driver, house, pool, retries, event log.
 
-Busy: seconds in which evaluators ran a stage, over seconds for which they were there, while the search was asking.
+Busy: seconds in which evaluators ran a stage, over seconds for which they were there, while there was work for all.
 Useful leaves out what died with its node. The results must be those of the same campaign in one process without Ray.
 """
 
@@ -275,7 +275,7 @@ def main() -> None:
     root: Path = given.out
     root.mkdir(parents=True, exist_ok=True)
     # What the cluster could measure in the time: two stages of a candidate hold an evaluator.
-    candidates = int(given.evaluators * given.minutes * 60 / (2 * given.mean))
+    candidates = given.evaluators + int(given.evaluators * given.minutes * 60 / (2 * given.mean))
     config = configuration(candidates, given.evaluators)
     each = given.evaluators // given.nodes
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - the name is Ray's
@@ -316,11 +316,12 @@ def main() -> None:
             not lanes.counting
             and not hasattr(lanes, "began")
             and len(state.engines) >= given.evaluators
-            and state.finished_found > 50
+            and state.finished_found >= 10
         ):
             lanes.begin()
             threading.Thread(target=disturb, daemon=True).start()
-        if lanes.counting and state.finished_found + 2 * given.evaluators >= candidates:
+        # From here on there are fewer candidates left than evaluators.
+        if lanes.counting and state.finished_found + given.evaluators >= candidates:
             stop.set()
             taken["seconds"] = time.monotonic() - lanes.began
             lanes.end()

@@ -114,9 +114,11 @@ class LiveView:
     def _stands(self, state: CampaignState, now: float) -> dict[str, Any]:
         began, before = self._finished[0]
         rate = (state.finished_found - before) / max(now - began, 1e-9) if now > began else 0.0
-        left = max(0, self._config.limits.candidates - state.distinct_programs)
-        new = state.distinct_programs / max(state.finished_found, 1)
-        etas = [left / (rate * new)] if rate and new else []
+        limits, new = self._config.limits, state.distinct_programs / max(state.finished_found, 1)
+        left = [max(0, limits.candidates - state.distinct_programs) / new] if new else []
+        if limits.evaluations is not None:
+            left.append(max(0, limits.evaluations - state.finished_found))
+        etas = [count / rate for count in left] if rate else []
         if self._config.limits.search_seconds is not None:
             etas.append(max(0.0, self._config.limits.search_seconds - state.active_seconds))
         return {

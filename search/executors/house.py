@@ -139,7 +139,7 @@ class _Guest:
     rooms: dict[Kind, _Room]
     heard: deque[dict[str, Any]] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    seen: float = field(default_factory=time.monotonic)
+    seen: float | None = None  # once it has joined: until then it waits for us, and says nothing
 
 
 class House:
@@ -207,6 +207,7 @@ class House:
             await self.leave(member.campaign)
             return {"error": error.to_json()}
         guest.heard.clear()  # those that are ready are the answer
+        guest.seen = time.monotonic()
         return {"placement": placed, "engines": [_named(worker) for worker in engines.pool.workers]}
 
     def _room(self, kind: Kind, member: Member, placed: Placement) -> _Room:
@@ -291,7 +292,7 @@ class House:
                             worker, engine_lost(f"the node of {worker.actors.label} is being drained")
                         )
             for campaign, guest in list(self._guests.items()):
-                if time.monotonic() - guest.seen > _GONE:
+                if guest.seen is not None and time.monotonic() - guest.seen > _GONE:
                     await self.leave(campaign)
             await self._forget_the_empty()
             with contextlib.suppress(VortexError):

@@ -215,8 +215,12 @@ class RayExecutor:
     async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """See `Executor`. Idle engines prefill at once; the first one's answers stand for all."""
         assert self._house is not None
-        answer = await self._house.reference(self.campaign, seed, known, self.config.start_deadline)
-        if "lost" in answer:
+        answer: dict[str, Any] = {}
+        for _ in range(self.config.retries + 1):
+            answer = await self._house.reference(self.campaign, seed, known, self.config.start_deadline)
+            if "lost" not in answer:
+                break
+        else:
             raise VortexError.from_json(answer["lost"])
         if "error" in answer:
             raise VortexError.from_json(answer["error"])
