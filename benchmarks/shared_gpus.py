@@ -3,8 +3,8 @@
     python -m benchmarks.shared_gpus --model smollm2-135m --plan quick --seconds 100 --out runs/shared_gpus
 
 Starts a Ray cluster of this machine, then two drivers in processes of their own with the same model and plan and
-different seeds. Both join the house of the cluster, whose engines, one a GPU, are given to whoever had least engine time for its
-weight. Prints each campaign's engine seconds over the time in which both were searching, and its share; shares within
+different seeds. Both join the house of the cluster, whose engines, one a GPU, are given to whoever had least engine
+time for its weight. Prints each campaign's engine seconds over the time in which both were searching, and its share; shares within
 10% of the weights pass. `--dry-run` does the same with CPU engines that sleep, for machines without GPUs.
 """
 

@@ -278,6 +278,7 @@ def main() -> None:
     candidates = given.evaluators + int(given.evaluators * given.minutes * 60 / (2 * given.mean))
     config = configuration(candidates, given.evaluators)
     each = given.evaluators // given.nodes
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 - so is this
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - the name is Ray's
     options: dict[str, Any] = {"num_cpus": 1, "resources": {"evaluators": 1}, "object_store_memory": 80 << 20}
     made = RayCluster(

@@ -295,7 +295,9 @@ class RayExecutor:
                     **quiet,
                 )
             return House(lambda: found)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except VortexError:
+            raise
+        except Exception as error:  # Ray raises plain ones too, where a node does not come up in time
             raise no_cluster(last_line(str(error))) from error
 
 
