@@ -4,8 +4,8 @@
 
 Starts a Ray cluster of this machine, then two drivers in processes of their own with the same model and plan and
 different seeds. Both join the house of the cluster, whose engines, one a GPU, are given to whoever had least engine
-time for its weight. Prints each campaign's engine seconds over the time in which both were searching, and its share; shares within
-10% of the weights pass. `--dry-run` does the same with CPU engines that sleep, for machines without GPUs.
+time for its weight. Prints each campaign's engine seconds over the time in which both were searching, and its share;
+shares within 10% of the weights pass. `--dry-run` does the same with CPU engines that sleep, for machines without GPUs.
 """
 
 from __future__ import annotations
