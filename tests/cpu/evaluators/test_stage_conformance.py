@@ -87,4 +87,4 @@ class TestDecode(OnEngine):
 def test_no_stage_is_left_out() -> None:
     suites = (*StageConformance.__subclasses__(), *OnEngine.__subclasses__())
     rest = set(STAGES.names()) - {suite.stage for suite in suites if suite is not OnEngine}
-    assert rest == {"accuracy", "holdout", "machine_code", "serving"}, "asked in tests of their own"
+    assert rest == {"accuracy", "holdout", "machine_code", "screen", "serving"}, "asked in tests of their own"

@@ -57,7 +57,7 @@ class Bench:
 
     def __init__(self, folder: Path, store: Any = None) -> None:
         self.store = store or MemoryEventStore(clock=iter(range(10**9)).__next__)
-        self.files = ContentStore(folder / "files")
+        self.folder, self.files = folder, ContentStore(folder / "files")
 
     def session(
         self, executor: SimulatedExecutor, watch: Callable[..., None] = lambda r, s: None
@@ -65,7 +65,7 @@ class Bench:
         import asyncio
 
         campaign = Campaign(
-            Run("r", Path("unused"), self.store, self.files), CONFIG, executor, {"random": Numbered()}, seed=1,
+            Run("r", self.folder, self.store, self.files), CONFIG, executor, {"random": Numbered()}, seed=1,
             model={}, library=simulated_library, watch=watch,
         )  # fmt: skip
         return asyncio.run(

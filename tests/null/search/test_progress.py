@@ -39,7 +39,7 @@ def campaign(tmp_path: Path, progress: Progress) -> Campaign:
             raise lost()
 
     return Campaign(
-        Run("r", Path("unused"), MemoryEventStore(), ContentStore(tmp_path)),
+        Run("r", tmp_path, MemoryEventStore(), ContentStore(tmp_path)),
         CONFIG,
         SimulatedExecutor(fail),
         {"evolve": SimulatedProposer("[red]evil[/red]")},
