@@ -25,6 +25,10 @@ from vortex_core.text import visible
 _MOST_PACKED = 64 << 20  # bytes of one unpacked segment: a forged one does not fill the memory
 
 
+# A reader waits so often, so many seconds each, for the tables of a log that is being made.
+_BIRTH_TRIES, _BIRTH_WAIT = 20, 0.1
+
+
 @dataclass(frozen=True)
 class Record:
     """An event with its place in the log and the Unix time it was written."""
@@ -323,6 +327,10 @@ def _distrust(db: sqlite3.Connection) -> None:
     """
     db.execute("PRAGMA trusted_schema=OFF")
     db.execute("PRAGMA query_only=ON")
+    for _ in range(_BIRTH_TRIES):  # a writer may have made the file and not yet its tables
+        if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            break
+        time.sleep(_BIRTH_WAIT)
     kinds = dict(
         db.execute("SELECT name, type FROM sqlite_schema WHERE name IN ('events', 'packed')").fetchall()
     )

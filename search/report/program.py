@@ -20,6 +20,7 @@ GPU, BATCH, LENGTH = "h200", 32, 32768
 
 DOES = {
     "update": "states of pages that became complete",
+    "query": "what depends on the query alone, once a row",
     "score": "scores of pages, all pages in parallel",
     "rows": "operators across pages, one row at a time",
     "pool": "scores of kv heads that share a selection",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from evaluators.plan import load_plan
 from evaluators.results import StageResult
 from evaluators.stages.base import Context, run_stage
 from search.executors import workers
+from search.executors.logs import WorkerLog
 from vortex_core import library
 from vortex_core.device_errors import DeviceLostError, device_errors, translate
 from vortex_core.engine import memory
@@ -104,7 +106,8 @@ def test_a_stage_blames_the_flow_only_if_there_is_one(flow: str, fault: str):
     assert result.failure.kind == fault
 
 
-def test_a_lost_device_is_no_result_and_the_worker_says_so():
+def test_a_lost_device_is_no_result_and_the_worker_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("VORTEX_LOGS", str(tmp_path))
     context = Context(load_plan("default"), load_model("smollm2-135m"))
 
     def stage() -> Any:
@@ -112,12 +115,13 @@ def test_a_lost_device_is_no_result_and_the_worker_says_so():
 
     with pytest.raises(DeviceLostError):
         stage()
-    answer = workers._answer(stage)
+    log, about = WorkerLog("engine"), {"stage": "probe"}
+    answer = workers._answer(stage, log, "engine", about)
     assert answer["crash"]["code"] == "VE055"
     assert answer["crash"]["place"].startswith("evaluators/stages/base.py")
-    full = workers._answer(lambda: (_ for _ in ()).throw(FULL))
+    full = workers._answer(lambda: (_ for _ in ()).throw(FULL), log, "engine", about)
     assert full["crash"]["code"] == "VE054"
-    odd = workers._answer(lambda: {}["x"])  # type: ignore[index]
+    odd = workers._answer(lambda: {}["x"], log, "engine", about)  # type: ignore[index]
     assert (odd["crash"]["code"], odd["crash"]["fault"]) == ("VS019", "infrastructure")
     assert odd["crash"]["place"].startswith("search/executors/workers.py")
 

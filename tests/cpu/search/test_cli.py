@@ -153,10 +153,8 @@ def test_check_shows_what_a_page_keeps(tmp_path: Path, capsys: pytest.CaptureFix
     assert keys["dims"] == {"dim": 128, "row": 16}
     assert keys["scale_shared_along"] == "row"
     assert (keys["bytes"], keys["padding_bytes"]) == (128 * 16 // 2 + 2 * 128, 0)  # a scale for each channel
-    assert (odd["bytes"], odd["padding_bytes"]) == (
-        9 * 16 // 8,
-        0,
-    )  # packed along row, the last in canonical order
+    # Bits are packed along channels or what comes nearest, here `part`: 9 of 16 bits.
+    assert (odd["bytes"], odd["padding_bytes"]) == (16 * 16 // 8, 16 * 7 // 8)
     assert found["share_of_kv"] == pytest.approx((keys["bytes"] + odd["bytes"]) / (2 * 16 * 128 * 2))
     assert run("check", str(flow)) == 0
     assert "one scale along row" in (said := capsys.readouterr().out)
