@@ -441,7 +441,7 @@ def simulated_campaign(
             "references": ["dense", "quest", "block_topk"],
             "objective": {"gates": [{"metric": "accuracy_delta", "at_least": -0.25}], "margin": 0.1},
             "arms": [
-                {"name": "evolve", "strategy": {"kind": "evolve", "islands": 2}, "share": 2},
+                {"name": "evolve", "strategy": {"kind": "evolve"}, "share": 2},
                 {"name": "random", "strategy": {"kind": "random"}, "control": True},
             ],
             "limits": {"candidates": candidates},

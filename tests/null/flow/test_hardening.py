@@ -32,7 +32,7 @@ REFUSED = {
     "private attributes": (BODY + "x = q._builder" + END, "VF002"),
     "a dunder method": (sample_flows.HEADER + "    def __reduce__(self): return 1", "VF002"),
     "an import in a string": (BODY + "x = __import__('os')" + END, "VF002"),
-    "a relative import": ("from . import load", "VF002"),
+    "a relative import": ("from . import load", "VF080"),
     "a star import": ("from math import *", "VF002"),
     "a shadowed builtin": (BODY + "float = 3; x = q + float(2)" + END, "VF005"),
     "recursion": (BODY + "self.forward_indexer(q, cache)", "VF005"),

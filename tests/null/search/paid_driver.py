@@ -38,7 +38,7 @@ def configuration(urls: list[str], folder: Path) -> CampaignConfig:
             "references": ["dense", "quest", "block_topk"],
             "proposer": str(path),
             "objective": {"gates": [{"metric": "accuracy_delta", "at_least": -0.25}], "margin": 0.1},
-            "arms": [{"name": "evolve", "strategy": {"kind": "evolve", "islands": 1}}],
+            "arms": [{"name": "evolve", "strategy": {"kind": "evolve"}}],
             "limits": {"candidates": 12, "tokens": 5_000_000},
             "cluster": {"lookahead": 3},
             "proposer_patience": 50,

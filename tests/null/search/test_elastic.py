@@ -64,15 +64,15 @@ def test_turns_follow_the_number_of_engines():
             async with turns:
                 now += 1
                 most = max(most, now)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
                 now -= 1
 
         tasks = [asyncio.create_task(one()) for _ in range(12)]
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
         assert (now, turns.waiting) == (1, 11)
         capacity = 4
         turns.changed()
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
         assert now == 4
         tasks[-1].cancel()  # while it waits
         capacity = 2
