@@ -98,7 +98,7 @@ for name, source in json.load(sys.stdin).items():
         flow.select(q, same, view, 0)
         (want,) = oracle.scores(q, states, view, 0).values()
         (at,) = flow.code.schedule.scores
-        work = flow.workspace(1, -(-LENGTH // SIZE), torch.device("cpu"))
+        work = flow.workspace(1, pages, torch.device("cpu"))
         got = work.scores[at].view(2, -1)[:, : LENGTH // SIZE].double()
         error = float((got - want).abs().max() / want.std())
         assert error < 1e-4, (name, group, error)
