@@ -191,17 +191,6 @@ def test_what_was_tried_is_not_proposed_again() -> None:
     assert len(tried) == 5
 
 
-def test_small_steps_are_not_repeated_under_the_same_knobs() -> None:
-    quest = parent(library.load("quest"))
-
-    def steps(tried: set[str]) -> list[Draft]:
-        requests = [ProposalRequest("tune", seed, (quest,), model=MODEL, tried=tried) for seed in range(6)]
-        return [GrammarProposer().draft(request) for request in requests]
-
-    tried = {d.key for d in steps(set())}
-    assert not {d.key for d in steps(tried)} & tried
-
-
 def test_a_dense_parent_has_sparse_children() -> None:
     dense = parent(library.load("dense"))
     for seed in range(5):
