@@ -121,9 +121,7 @@ class TritonFlow:
     def new_states(self, pages: int, device: torch.device) -> TorchStates:
         """States of one layer for `pages` physical pages, or a few more."""
         g = self.geometry
-        # The page behind a pool's, where attention mass of padding goes, is to be the last one.
-        room = pages if self.program.needs_mass else _in_steps(pages)
-        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, room, device)
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, _in_steps(pages), device)
 
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
         """forward_cache for complete physical `pages` (any integer dtype), one launch."""
