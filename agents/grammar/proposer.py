@@ -29,6 +29,7 @@ from vortex_core.ir.verify import verify
 
 _DEFAULT_LAYERS = 32
 _IDEA_LENGTH = 240
+_KNOBS_ALONE = 0.05  # share of changes that leave the program as it is
 _SHARES = (
     0.5,
     0.75,
@@ -177,6 +178,11 @@ class GrammarProposer(Proposer):
         names = " x ".join(s.name or s.ir_hash for s in sources)
         if request.kind in ("tune", "simplify"):
             return _stepped(rng, request, sources[0], recipes[0])
+        # What failed under one budget may do well under another; a campaign that fixes its knobs asks for none.
+        program = sources[0].program
+        free = not (request.knobs or program.params or program.selects_everything)
+        if free and rng.random() < _KNOBS_ALONE:
+            return Draft(program, random_knobs(rng, _layers(request.model)), _line(f"{names}: other knobs"))
         found = varied(rng, recipes, taste)
         if found is not None:
             knobs = sources[0].knobs if rng.random() < 0.8 else random_knobs(rng, _layers(request.model))

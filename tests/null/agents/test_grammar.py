@@ -191,6 +191,22 @@ def test_what_was_tried_is_not_proposed_again() -> None:
     assert len(tried) == 5
 
 
+def test_a_program_that_failed_under_some_knobs_comes_back_under_others() -> None:
+    quest = parent(library.load("quest"))
+    drafts = [
+        GrammarProposer().draft(ProposalRequest("mutate", seed, (quest,), model=MODEL)) for seed in range(60)
+    ]
+    tuned = [d for d in drafts if d.written.ir_hash == quest.ir_hash]
+    assert tuned, "the grammar changes knobs alone, too"
+    tried = {d.key for d in drafts}
+    again = [
+        GrammarProposer().draft(ProposalRequest("mutate", seed, (quest,), model=MODEL, tried=tried))
+        for seed in range(60)
+    ]
+    assert not {d.key for d in again} & tried
+    assert any(d.written.ir_hash == quest.ir_hash for d in again)
+
+
 def test_a_dense_parent_has_sparse_children() -> None:
     dense = parent(library.load("dense"))
     for seed in range(5):
