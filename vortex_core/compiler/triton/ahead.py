@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from triton.errors import TritonError
 
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.triton.backend import TritonFlow
@@ -83,7 +84,7 @@ def compile_ahead(
                 _launch(flow, shape)
     except VortexError:
         raise
-    except Exception as error:  # Triton's own, of many kinds
+    except (TritonError, RuntimeError) as error:  # of the front end and of LLVM; what else fails is ours
         raise OfflineCompileError(f"a kernel does not compile for {target}: {error}") from error
     found = {}
     for name in _GENERATED:
