@@ -24,6 +24,9 @@ class Lines:
     def watch(self, record: Record, state: CampaignState) -> None:
         print(f"{record.seq:4} {type(record.event).__name__}")
 
+    def say(self, words: str) -> None:
+        print(f"     {words}")
+
 
 @contextmanager
 def watching(config: CampaignConfig, run: str) -> Iterator[Lines]:
