@@ -53,6 +53,7 @@ lint: setup  ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 
 bench: fetch  ## measure again what the README quotes, as far as this machine can; results in runs/bench
 	$(BIN)/python -m benchmarks

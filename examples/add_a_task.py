@@ -91,6 +91,7 @@ def main() -> None:
         announce(Path(folder))
         asked = AskedTask.model_validate({"task": "last_number", "context": 200, "items": 1, "versions": 2})
         question = asked.generator.item(WordTokenizer(), asked.parameters, seed=0, index=0)
+        assert isinstance(question, Question)  # and no passage, whose tokens are scored instead of an answer
         print(f"{asked.key}: {question.context} tokens, answer {question.answer}, {dict(question.about)}")
         print(
             f"right: {question.score(' It is ' + question.answer + '.')}, wrong: {question.score(' It is 7.')}"
