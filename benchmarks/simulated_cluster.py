@@ -4,9 +4,8 @@
 
 Nodes are Ray's (`ray.cluster_utils`), each with a raylet of its own; every minute one is killed and one is added.
 An evaluator is what a campaign takes for an engine: it sleeps for a time of a long-tailed (log-normal) distribution and
-Nodes are of `ray.cluster_utils`, each with a raylet of its own; every minute one is killed and one is added.
-Ray places there: a lane runs one stage at a time, and all of a node's die with it. Everything above is the
-campaign's own: driver, house, pool, retries, event log.
+then answers. It is a lane of an actor that Ray places on a node: a lane runs one stage at a time, and all of a node's
+die with it. Everything above is the campaign's own: driver, house, pool, retries, event log.
 
 Busy: seconds in which evaluators ran a stage, over seconds for which they were there, while there was work for all.
 Useful leaves out what died with its node. The results must be those of the same campaign in one process without Ray.

@@ -11,30 +11,25 @@ import asyncio
 import contextlib
 import signal
 import time
-from bisect import insort
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agents.base import Lesson, ProposalRequest, Proposer, Usage
-from agents.base import Proposal as Answer
-from agents.errors import ProposerError
-from agents.grammar.proposer import GrammarProposer
-from search.campaign import feedback, fitting
-from search.campaign.archive import Archive, Verdict, reference_point
+from agents.base import Lesson, Proposer
+from search.campaign import fitting
+from search.campaign.archive import Archive
+from search.campaign.arms import Arms
+from search.campaign.asking import Asking
 from search.campaign.budget import reached
 from search.campaign.drain import Drain
 from search.campaign.finals import Finals
-from search.campaign.front import Front
 from search.campaign.ladder import Ladder
 from search.campaign.lessons import Lessons
 from search.campaign.live import LiveView
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.campaign.replay import Recording
-from search.campaign.strategies.base import Outcome, Strategy
-from search.campaign.strategies.registry import make_strategy
 from search.campaign.work import Work
-from search.config import Arm, CampaignConfig
-from search.errors import other_device, other_weights, proposer_down
+from search.config import CampaignConfig
+from search.errors import other_device, other_weights
 from search.executors.base import Executor, Joined, Left, Notice
 from search.log import events as ev
 from search.log.run import Run
@@ -43,9 +38,6 @@ from search.log.store import Record
 from search.machine import device_words
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
-
-_BEST = 24
-"""Of an arm, whose descriptions a proposer is shown."""
 
 
 class Campaign:
@@ -83,35 +75,23 @@ class Campaign:
         self.run = run
         self.config = config
         self.executor = executor
-        self.proposers = proposers
-        self.seed = seed
-        self.model = model
         self.library = library
         self.watch = watch
-        self.recording = recording
-        self.lessons = Lessons(run.files, config.objective, carried)
         self.state = CampaignState()
-        # Arms differ in their randomness, or a control would repeat the arm it is compared with.
-        self.strategies: dict[str, Strategy] = {
-            arm.name: make_strategy(arm.strategy, seed + 7919 * i) for i, arm in enumerate(config.arms)
-        }
-        searched = config.objective if config.screen is None else config.screen.objective(config.objective)
-        self._fronts = {arm.name: Front(reference_point(searched)) for arm in config.arms}
-        self._best: dict[str, list[tuple[float, str]]] = {arm.name: [] for arm in config.arms}
-        self.ladder = None if config.screen is None else Ladder(config.screen, config.objective)
-        self._stepper = GrammarProposer()
-        self._broken: dict[int, Proposal] = {}
-        for record in run.store.read():
-            self._apply(record)
         self.drain = Drain(config.cluster.drain, say)
         self.pipeline = Pipeline(
             run, config, executor, self.state, self.record, seed, self.drain, fitting.geometry_of(model)
         )
-        self._controls = {arm.name for arm in config.arms if arm.control}
-        self._changed = asyncio.Event()
+        self.arms = Arms(config, proposers, seed, self.state)
+        lessons = Lessons(run.files, config.objective, carried)
+        self.asking = Asking(
+            config, self.state, self.record, proposers, self.arms, self.pipeline, model, lessons, recording
+        )
+        self.ladder = None if config.screen is None else Ladder(config.screen, config.objective)
         self._live: LiveView | None = None
-        self._fits = fitting.fits(config, self.pipeline.geometry)
-        self._spent: str | None = None
+        for record in run.store.read():
+            self._apply(record)
+        self._changed = asyncio.Event()
         self._session_began = time.monotonic()
         self._active_before = self.state.active_seconds
         self._last_event = time.monotonic()
@@ -134,52 +114,24 @@ class Campaign:
                 candidate = self.state.candidates[key]
                 proposal = None if candidate.proposal is None else self.state.proposals[candidate.proposal]
                 if purpose != "full_screen":
-                    self._note_broken(proposal)
+                    self.asking.broken(proposal)
                 if self.ladder is not None and not candidate.reference:
                     self.ladder.finished(candidate, purpose)
                 # Dense is what all are compared with: there is nothing in it to go on from. A twin of a winner
                 # is what the search found, not where it may begin.
                 if purpose != "full_screen" and not candidate.is_dense and key not in self.state.twins:
-                    self._tell("scored", proposal, candidate)
+                    self.arms.tell("scored", proposal, candidate)
             case ev.Promoted(key=key, purpose=purpose) if self.ladder is not None:
                 self.ladder.went(key, purpose)
             case ev.Rejected(proposal=number) | ev.ProposalFailed(proposal=number):
-                self._note_broken(self.state.proposals[number])
-                self._tell("rejected", self.state.proposals[number], None)
+                self.asking.broken(self.state.proposals[number])
+                self.arms.tell("rejected", self.state.proposals[number], None)
             case ev.Asked(repairs=repaired) if repaired is not None:
-                self._broken.pop(repaired, None)
+                self.asking.mending(repaired)
             case ev.Asked(proposal=number):
-                self._tell("asked", self.state.proposals[number], None)
+                self.arms.tell("asked", self.state.proposals[number], None)
             case ev.Duplicate(proposal=number, key=key):
-                self._tell("duplicate", self.state.proposals[number], self.state.candidates[key])
-
-    def _tell(self, outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None) -> None:
-        cell, size = ("", 0) if candidate is None else (candidate.cell, candidate.size)
-        told = feedback.make_tell(outcome, proposal, candidate, self.config, cell, size)
-        # What the library offers is where every arm may begin; what one arm finds is its own.
-        for name in self.strategies if proposal is None else (proposal.arm,):
-            self.strategies[name].tell(told)
-        if proposal is None or outcome == "asked":
-            return
-        gain = 0.0
-        if told.outcome == "scored" and told.verdict is not Verdict.FAILED:
-            assert told.accuracy is not None
-            assert told.speed is not None
-            gain = self._fronts[proposal.arm].add((told.accuracy, told.speed))
-            self._note_best(proposal.arm, told.accuracy, told.key)
-        first = candidate is None or self.config.screen is None or candidate.status("search") == "waiting"
-        if proposal.answered_by and first:
-            self.proposers[proposal.arm].tell(
-                proposal.answered_by, gain, proposal.dollars, proposal.change or proposal.request
-            )
-
-    def _note_best(self, arm: str, accuracy: float, key: str) -> None:
-        """Keep the most accurate that keep the gates, by arm: what a grammar learns its choices from."""
-        best = self._best[arm]
-        if any(known == key for _, known in best):
-            return
-        insort(best, (-accuracy, key))
-        del best[_BEST:]
+                self.arms.tell("duplicate", self.state.proposals[number], self.state.candidates[key])
 
     @property
     def active_seconds(self) -> float:
@@ -393,7 +345,7 @@ class Campaign:
                 self._promote(work, "full_screen", self.executor.screeners)
             reason = self._limit(work.count("journey"))
         while reason is None and work.count("journey") < room:
-            work.add("journey", self._journey(self._ask()))
+            work.add("journey", self._journey(self.asking.next()))
             reason = self._limit(len(work.tasks) if self.ladder is None else work.count("journey"))
         return reason
 
@@ -411,9 +363,9 @@ class Campaign:
 
     def _limit(self, open_journeys: int) -> str | None:
         """Why no further proposal may start now, if none may."""
-        if self._spent is not None:
-            return self._spent
-        if self.recording is not None and len(self.state.proposals) + 1 not in self.recording.asks:
+        if self.asking.spent is not None:
+            return self.asking.spent
+        if self.asking.replayed:
             return "the recording's end"
         return reached(
             self.config.limits,
@@ -424,139 +376,16 @@ class Campaign:
             screen=self.config.screen,
         )
 
-    # -- asking ------------------------------------------------------------------------------------------
-
-    def _ask(self) -> Proposal:
-        """The next request: a repair if one is due, else for the arm furthest behind its share."""
-        number = len(self.state.proposals) + 1
-        if self.recording is not None:
-            self.record(self.recording.asks[number])
-            return self.state.proposals[number]
-        broken = self._broken[min(self._broken)] if self._broken else None
-        if broken is not None:
-            self.record(
-                ev.Asked(
-                    number, broken.arm, "repair", broken.parents, broken.seed + 1, broken.proposer, broken.id
-                )
-            )
-            return self.state.proposals[number]
-        arm = self._next_arm()
-        ask = self.strategies[arm.name].ask(self.state.asks(arm.name))
-        name = self._author(arm.name, ask.kind, ask.point).name
-        self.record(
-            ev.Asked(number, arm.name, ask.kind, ask.parents, ask.seed, name, point=ask.point, by=ask.by)
-        )
-        return self.state.proposals[number]
-
-    def _author(self, arm: str, kind: str, point: tuple[float, ...]) -> Proposer:
-        """Who answers: the arm's proposer, or the grammar where there is nothing for an author to do."""
-        proposer = self.proposers[arm]
-        if self.recording is not None:  # answers as they were
-            return proposer
-        return self._stepper if point or kind not in proposer.kinds else proposer
-
-    def _next_arm(self) -> Arm:
-        return min(self.config.arms, key=lambda arm: (self.state.asks(arm.name) + 1) / arm.share)
-
-    def _note_broken(self, proposal: Proposal | None) -> None:
-        """Remember a proposal that its author may be asked to mend."""
-        if proposal is None or proposal.depth >= self.config.repairs:
-            return
-        if not self.proposers[proposal.arm].repairs:
-            return
-        if not proposal.repaired and feedback.repair_error(proposal, self.state):
-            self._broken[proposal.id] = proposal
-
     async def _journey(self, proposal: Proposal) -> None:
         made: Flow | None = None
         if proposal.source is None:
-            answer = await self._propose(proposal)
+            answer = await self.asking.answer(proposal)
             if answer is None:
                 return
             made = answer.flow
         candidate = await self.pipeline.trace(proposal, made)
         if candidate is not None:
             await self._measure(candidate)
-
-    def _request(self, proposal: Proposal) -> ProposalRequest:
-        if self.recording is not None:  # answered by its number
-            return ProposalRequest(kind="seed", seed=proposal.seed, number=proposal.id)
-        in_words = self._author(proposal.arm, proposal.request, proposal.point).needs_language
-        return feedback.make_request(
-            proposal,
-            self.state,
-            self.run.files,
-            self.config,
-            self.model,
-            flow=self.pipeline.flow,
-            fits=self._fits,
-            best=[key for _, key in self._best[proposal.arm]],
-            in_words=in_words,
-            alone=proposal.arm in self._controls,
-            lessons=self.lessons.now(self.state) if in_words else (),
-            book=lambda who, tokens, dollars: self.record(ev.CallBooked(proposal.id, who, tokens, dollars)),
-        )
-
-    async def _propose(self, proposal: Proposal) -> Answer | None:
-        async with self.drain.work():  # what is paid for is waited for, and recorded
-            return await self._ask_proposer(proposal)
-
-    async def _ask_proposer(self, proposal: Proposal) -> Answer | None:
-        author = self._author(proposal.arm, proposal.request, proposal.point)
-        request = self._request(proposal)
-        began = time.monotonic()
-        try:
-            answer = await author.propose(request)
-        except VortexError as error:
-            used = error.usage if isinstance(error, ProposerError) else Usage()
-            self.record(
-                ev.ProposalFailed(
-                    proposal.id,
-                    error.to_json(),
-                    time.monotonic() - began,
-                    used.input_tokens,
-                    used.output_tokens,
-                    used.dollars,
-                    used.calls,
-                    error.proposer if isinstance(error, ProposerError) else "",
-                    error.kind if isinstance(error, ProposerError) else "",
-                    used.cached_tokens,
-                )
-            )
-            if self.recording is None:
-                self._judge(error)
-            return None
-        self.record(
-            ev.Proposed(
-                proposal.id,
-                self.run.files.put(answer.source, ".py"),
-                answer.idea,
-                answer.proposer,
-                time.monotonic() - began,
-                answer.usage.input_tokens,
-                answer.usage.output_tokens,
-                answer.usage.dollars,
-                answer.usage.calls,
-                prompt=self.run.files.put(answer.prompt, ".txt") if answer.prompt else "",
-                reply=self.run.files.put(answer.reply, ".txt") if answer.reply else "",
-                change=answer.kind,
-                cached_tokens=answer.usage.cached_tokens,
-            )
-        )
-        return answer
-
-    def _judge(self, error: VortexError) -> None:
-        """What a failed ask means for the campaign. A budget that is used up ends the search, with finals; what
-        only a person can mend pauses it; anything else may pass, for as long as the patience lasts."""
-        failures = self.state.proposer_failures_in_a_row
-        patient = failures < self.config.proposer_patience
-        if error.fault == "budget" and not (error.retryable and patient):
-            again = f" {failures} times in a row" if error.retryable else ""
-            self._spent = f"the proposer's budget: {error.message}{again}"
-        elif error.fault == "user" and not error.retryable:
-            raise error
-        elif not patient:
-            raise proposer_down(failures, str(error)) from error
 
     def archive(self) -> Archive:
         """The ranking as of now."""

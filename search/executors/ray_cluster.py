@@ -24,9 +24,10 @@ from search.errors import no_cluster
 from search.executors import workers
 from search.executors.actors import last_line
 from search.executors.base import Joined, Left, Notice, StageRun, WorkerLostError
-from search.executors.house import Call, House, Kind, Member
+from search.executors.house import House
 from search.executors.local_cluster import private_cluster, ray_folder
 from search.executors.placement import Placement, Resources, place, resources_here
+from search.executors.rooms import Call, Kind, Member
 from search.executors.shared import PACKAGES, ROOT, SharedHouse
 from search.executors.workers import EngineSetup
 from search.log.events import Purpose

@@ -20,8 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from search.errors import engine_lost
 from search.executors.actors import last_line
 from search.executors.base import WorkerLostError
-from search.executors.house import Call, House, Kind, Member
+from search.executors.house import House
 from search.executors.placement import Resources
+from search.executors.rooms import Call, Kind, Member
 
 NAMESPACE = "vortex-search"
 ROOT = Path(__file__).resolve().parents[2]

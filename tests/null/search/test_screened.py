@@ -123,7 +123,7 @@ def test_strategies_are_told_the_screens_numbers_and_what_answers_say_of_gates(t
     )
     campaign = harness.campaign()
     told = []
-    strategy = campaign.strategies["search"]
+    strategy = campaign.arms.strategies["search"]
     original = strategy.tell
     strategy.tell = lambda t: (told.append(t), original(t))[1]  # type: ignore[method-assign]
     asyncio.run(campaign.run_to_end(STARTED, SESSION))

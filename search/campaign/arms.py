@@ -1,0 +1,84 @@
+"""The arms of a campaign: whose turn it is, and who hears what came of a proposal."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Mapping
+
+from agents.base import Proposer
+from search.campaign import feedback
+from search.campaign.archive import Verdict, reference_point
+from search.campaign.front import Front
+from search.campaign.strategies.base import Outcome, Strategy
+from search.campaign.strategies.registry import make_strategy
+from search.config import Arm, CampaignConfig
+from search.log.state import CampaignState, Candidate, Proposal
+
+_BEST = 24
+"""Of an arm, whose descriptions a proposer is shown."""
+
+
+class Arms:
+    """Every arm's strategy, the front of what it found and its most accurate programs.
+
+    Args:
+        config: the campaign.
+        proposers: by arm name; they hear what their answers gained.
+        seed: of the campaign.
+        state: read only.
+    """
+
+    def __init__(
+        self, config: CampaignConfig, proposers: Mapping[str, Proposer], seed: int, state: CampaignState
+    ) -> None:
+        self.config = config
+        self.proposers = proposers
+        self.state = state
+        # Arms differ in their randomness, or a control would repeat the arm it is compared with.
+        self.strategies: dict[str, Strategy] = {
+            arm.name: make_strategy(arm.strategy, seed + 7919 * i) for i, arm in enumerate(config.arms)
+        }
+        searched = config.objective if config.screen is None else config.screen.objective(config.objective)
+        self.fronts = {arm.name: Front(reference_point(searched)) for arm in config.arms}
+        self._best: dict[str, list[tuple[float, str]]] = {arm.name: [] for arm in config.arms}
+        self._controls = {arm.name for arm in config.arms if arm.control}
+
+    def next(self) -> Arm:
+        """The arm furthest behind its share."""
+        return min(self.config.arms, key=lambda arm: (self.state.asks(arm.name) + 1) / arm.share)
+
+    def best(self, arm: str) -> list[str]:
+        """Keys of an arm's most accurate programs that keep the gates: what a grammar learns its choices from."""
+        return [key for _, key in self._best[arm]]
+
+    def alone(self, arm: str) -> bool:
+        """Whether an arm is a control, which learns from nothing but its own."""
+        return arm in self._controls
+
+    def tell(self, outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None) -> None:
+        """Let strategies and proposers hear of an outcome; without a proposal it is the library's."""
+        cell, size = ("", 0) if candidate is None else (candidate.cell, candidate.size)
+        told = feedback.make_tell(outcome, proposal, candidate, self.config, cell, size)
+        # What the library offers is where every arm may begin; what one arm finds is its own.
+        for name in self.strategies if proposal is None else (proposal.arm,):
+            self.strategies[name].tell(told)
+        if proposal is None or outcome == "asked":
+            return
+        gain = 0.0
+        if told.outcome == "scored" and told.verdict is not Verdict.FAILED:
+            assert told.accuracy is not None
+            assert told.speed is not None
+            gain = self.fronts[proposal.arm].add((told.accuracy, told.speed))
+            self._note_best(proposal.arm, told.accuracy, told.key)
+        first = candidate is None or self.config.screen is None or candidate.status("search") == "waiting"
+        if proposal.answered_by and first:
+            self.proposers[proposal.arm].tell(
+                proposal.answered_by, gain, proposal.dollars, proposal.change or proposal.request
+            )
+
+    def _note_best(self, arm: str, accuracy: float, key: str) -> None:
+        best = self._best[arm]
+        if any(known == key for _, known in best):
+            return
+        insort(best, (-accuracy, key))
+        del best[_BEST:]
