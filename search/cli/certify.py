@@ -27,6 +27,8 @@ def certify(
     metric: Annotated[str, typer.Option(help="number, exact, contains or last_number.")] = "contains",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated at most.")] = 64,
     confidence: Annotated[float, typer.Option(help="Probability of the promise.")] = 0.9,
+    rank: Annotated[int, typer.Option(min=1, help="Of a run: rank among the programs found.")] = 1,
+    winner: Annotated[bool, typer.Option("--winner", help="Of a run: the winner of its finals.")] = False,
     model: Annotated[str | None, typer.Option(help="Model; a run or an export knows its own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
@@ -34,7 +36,8 @@ def certify(
     """Bound what a flow loses on your own items, whatever their distribution.
 
     Every item is answered by dense attention and by the flow. The bound is exact for any model, flow and items, as long
-    as what you ask later is drawn as these were.
+    as what you ask later is drawn as these were. An exported folder keeps it as certificate.json, and its card, README,
+    wheel and checksums hold it; a run keeps it for `export` to carry.
 
     Example:
 
@@ -45,6 +48,8 @@ def certify(
     found = certify_items(
         target,
         items,
+        rank=rank,
+        winner=winner,
         model=model,
         prompt=prompt,
         answer=answer,
@@ -55,6 +60,8 @@ def certify(
         on_batch=lambda n: err.print(f"{n} items answered"),
     )
     if as_json:
-        emit(found.to_json())
+        emit(found)
     else:
-        out.print(found.words, markup=False, soft_wrap=True)
+        out.print(found["words"], markup=False, soft_wrap=True)
+        if found["kept"]:
+            out.print(f"kept in {found['kept']}", markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
     """Run a campaign, then write report and winner and print the leaderboard."""
     from search.campaign.progress import Progress
     from search.campaign.session import resolve, run_campaign
-    from search.commands.export import models_in_words
+    from search.commands.card import models_in_words
 
     resolved = resolve(options)
     config, name = resolved.config, resolved.run_name(options)

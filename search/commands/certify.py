@@ -1,18 +1,17 @@
-"""`vortex-search certify`: what a flow loses, at most, on a user's own items."""
+"""`vortex-search certify`: what a flow loses, at most, on a user's own items; kept beside what it is about."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from search.commands.serve import find_flow
 from search.errors import bad_value
+from search.log.run import run_names, runs_root
+from search.machine import device_facts, device_words
 from vortex_core.errors import VortexError
 from vortex_core.files import read_json
-
-if TYPE_CHECKING:
-    from evaluators.certify import Certificate
 
 _CARD = 4 << 20  # bytes
 
@@ -31,6 +30,8 @@ def certify_items(
     target: str,
     items: Path,
     *,
+    rank: int = 1,
+    winner: bool = False,
     model: str | None,
     prompt: str,
     answer: str,
@@ -39,41 +40,59 @@ def certify_items(
     confidence: float,
     device: str,
     on_batch: Callable[[int], None],
-) -> Certificate:
+) -> dict[str, Any]:
     """Answer every row of a JSONL file densely and with a flow, and bound what is lost.
+
+    A run keeps the certificate for its exports, an exported folder beside its card.
 
     Args:
         target: as `serve` takes it: a run, an exported folder, a bundle, a `.py` file, or a library flow.
+        rank, winner: which program of a run.
         model: by default the one that the run or export knows.
 
+    Returns:
+        The certificate as JSON values (`certificate.document`), and `kept`: the file it was laid into, or None.
+
     Raises:
-        VortexError: `VS010` for settings that are out of range or a model that nobody names; `VV002` for rows that
-            make no question; what the engine cannot load.
+        VortexError: `VS013` for an exported folder that was changed; `VS010` for settings that are out of range or a
+            model that nobody names; `VV002` for rows that make no question; what the engine cannot load.
     """
     from pydantic import ValidationError
 
     from evaluators.certify import certify
     from evaluators.device import choose_device
     from evaluators.tasks.jsonl import Jsonl, JsonlParameters
+    from search.commands import certificate
+    from search.commands.export import is_export
     from vortex_core.engine import Engine
 
     if not 0 < confidence < 1:
         raise bad_value("--confidence", confidence, "between 0 and 1, such as 0.9")
-    flow, found = find_flow(target, 1)
+    flow, found = find_flow(target, rank, winner=winner)
     model = model or found or model_of_export(target)
     if model is None:
         raise bad_value("--model", "nothing", "a model: only runs and exports know theirs")
+    folder = Path(target)
+    exported = target not in run_names() and folder.is_dir() and is_export(folder)
+    if exported:
+        certificate.check_whole(folder, flow.key)
     engine = Engine.from_model(model, device=choose_device(device))
+    asked = {"prompt": prompt, "answer": answer, "metric": metric, "max_new_tokens": max_new_tokens}
     try:
         given = JsonlParameters.model_validate(
-            {
-                "path": str(items), "prompt": prompt, "answer": answer, "metric": metric,
-                "max_new_tokens": max_new_tokens, "context": engine.spec.max_context - max_new_tokens,
-            }
-        )  # fmt: skip
+            {"path": str(items), "context": engine.spec.max_context - max_new_tokens, **asked}
+        )
     except ValidationError as error:
         raise bad_value("--items", items, "; ".join(e["msg"] for e in error.errors())) from error
     questions = Jsonl().questions(engine.tokenizer, given)
     if not questions:
         raise bad_value("--items", items, "a file with at least one row")
-    return certify(engine, flow, questions, confidence=confidence, on_batch=on_batch)
+    bounded = certify(engine, flow, questions, confidence=confidence, on_batch=on_batch)
+    where = device_words([device_facts(engine.device.type)])
+    made = certificate.document(bounded, items, asked, where)
+    kept = None
+    if exported:
+        kept = certificate.keep_in_export(folder, made)
+    elif target in run_names():
+        kept = certificate.keep_in_run(runs_root() / target, made)
+    return made | {"kept": None if kept is None else str(kept)}

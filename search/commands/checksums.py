@@ -63,10 +63,7 @@ def remove(folder: Path) -> list[str]:
         path = folder / name
         if path.is_symlink() or not path.is_file() or not _inside(path, folder):
             continue
-        if digest(path) == wanted:
-            path.unlink()
-        else:
-            path.rename(_free(path))
+        if make_room(path, wanted):
             kept.append(name)
         folders.add(path.parent)
     (folder / NAME).unlink(missing_ok=True)
@@ -74,6 +71,17 @@ def remove(folder: Path) -> list[str]:
         if not any(inner.iterdir()):
             inner.rmdir()
     return kept
+
+
+def make_room(path: Path, wanted: str | None) -> bool:
+    """Have no file at `path`: one of this digest goes, another is kept as `NAME.kept`. Returns whether one was kept."""
+    if not os.path.lexists(path):
+        return False
+    if not path.is_symlink() and path.is_file() and digest(path) == wanted:
+        path.unlink()
+        return False
+    path.rename(_free(path))
+    return True
 
 
 def _inside(path: Path, folder: Path) -> bool:

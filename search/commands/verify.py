@@ -13,7 +13,8 @@ from typing import Any
 from evaluators.plan import EvaluationPlan
 from evaluators.results import Metric, StageResult
 from search.campaign.comparison import accuracy_difference
-from search.commands import checksums
+from search.commands import certificate, checksums
+from search.commands.card import CERTIFICATE
 from search.errors import cannot_measure_again, not_an_export
 from search.machine import device_words
 from search.tables import metric
@@ -89,6 +90,9 @@ def _verify(folder: Path, card: dict[str, Any], measure: bool) -> Iterator[Check
     yield _equal("program and knobs", card["key"], traced.key)
     yield _equal("program.json", card["ir_hash"], Program.from_json(_read(folder, "program.json")).ir_hash)
     yield _equal("knobs.json", traced.knobs.digest, Knobs.from_json(_read(folder, "knobs.json")).digest)
+    if (promised := certificate.read(folder / CERTIFICATE)) is not None:
+        wrong = certificate.doubts(promised, traced.key)
+        yield Check("certificate", not wrong, "; ".join(wrong) or promised["words"])
     flow, plan = traced.flow, EvaluationPlan.model_validate(card["plan"])
     recorded = {name: Metric(**data) for found in card["metrics"].values() for name, data in found.items()}
     yield from _cpu(flow, card, plan, recorded)

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from search.campaign.archive import Archive
-from search.commands.export import models_in_words
+from search.commands.card import models_in_words
 from search.config import CampaignConfig
 from search.log.files import write_atomic
 from search.log.run import Run

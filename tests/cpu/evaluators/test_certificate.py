@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from evaluators.certify import rate_bound
+from search.campaign.archive import Archive
+from search.commands import checksums
 from search.commands.certify import certify_items
+from search.commands.export import choose, export
+from search.log.run import campaign_of, open_run, read_state
+from tests.synthetic_runs import write_run
 from vortex_core.errors import VortexError
 
 ITEMS = 12
@@ -39,7 +44,7 @@ def certified(target: str, items: Path, model: str | None = "retrieval-mla") -> 
         confidence=0.9, device="cpu", on_batch=seen.append,
     )  # fmt: skip
     assert seen[-1] == ITEMS
-    return found.to_json()
+    return found
 
 
 def test_what_loses_nothing_is_promised_what_the_items_allow(mine: Path) -> None:
@@ -82,3 +87,21 @@ def test_lm_eval_finds_the_model_and_runs_the_flow() -> None:
     with pytest.raises(VortexError) as caught:
         get_model("vortex").create_from_arg_string("model=retrieval-mla,flow=quest,bugdet=64")
     assert caught.value.code == "VF061"
+
+
+def test_a_run_and_an_export_keep_theirs(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VORTEX_RUNS", str(tmp_path))
+    write_run(tmp_path, "one", 6)
+    found = certified("one", mine)
+    with open_run("one", readonly=True, root=tmp_path) as run:
+        state = read_state(run)
+        config = campaign_of(state)
+        entry = choose(Archive(state, config.objective), "one")
+        assert found["kept"] == str(tmp_path / f"one/certificates/{entry.candidate.key}.json")
+        out = export(run, state, config, entry, tmp_path / "out")
+    carried = json.loads((out / "certificate.json").read_text())
+    assert carried["bound"] == found["bound"] and carried["model"] == "retrieval-mla"
+    again = certified(str(out), mine)
+    assert again["kept"] == str(out / "certificate.json") and again["key"] == entry.candidate.key
+    assert json.loads((out / "certificate.json").read_text())["certified_at"] >= carried["certified_at"]
+    assert checksums.disagreements(out) == []

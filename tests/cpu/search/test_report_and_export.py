@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,10 +17,12 @@ from typing import Any
 
 import pytest
 
+from evaluators.certify import Certificate, rate_bound
 from search.campaign.archive import Archive
 from search.campaign.campaign import Campaign
-from search.commands import checksums
+from search.commands import certificate, checksums
 from search.commands.export import choose, export, remove_export
+from search.commands.verify import Check, verify
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.run import find_candidate, open_run, read_state
@@ -152,6 +156,58 @@ def test_the_wheel_installs_and_gives_the_flow(finished: Path, tmp_path: Path):
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert said.stdout.strip() == card["key"]
+
+
+def _certificate(items: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """What `certify` would make of 40 items of which the flow lost two."""
+    asked = {"prompt": "{q}", "answer": "`=cmd()` <b>", "metric": "contains", "max_new_tokens": 8}
+    found = Certificate(
+        "sim", card["key"], card["ir_hash"], "sim", 40, 30, 29, 2, 1, 0.9, rate_bound(2, 40), (1, 1)
+    )
+    return certificate.document(found, items, asked, "a CPU")
+
+
+def _first_checks(out: Path) -> dict[str, Check]:
+    """What `verify` says before it comes to the plan, which this simulation lacks."""
+    return {check.name: check for check in itertools.islice(verify(out, measure=False), 6)}
+
+
+def test_a_certificate_is_carried_by_its_export_and_checked(finished: Path, tmp_path: Path):
+    items, out = tmp_path / "<i>mine.jsonl", tmp_path / "out"
+    items.write_text("{}\n")
+    made = _certificate(items, _export(finished, out))
+    (out / "card.md").write_text("my own words")
+    certificate.keep_in_export(out, made)
+    assert (out / "card.md.kept").read_text() == "my own words"
+    text = (out / "card.md").read_text()
+    assert "loses at most 12" in text and "No certificate" not in text and made["items_sha256"] in text
+    assert "<i>" not in text and "<b>" not in text
+    assert checksums.disagreements(out) == [] and "`certificate.json`" in (out / "README.md").read_text()
+    (wheel,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        assert any(name.endswith("/certificate.json") for name in file.namelist())
+    checks = _first_checks(out)
+    assert checks["certificate"].agrees and checks["certificate"].words == made["words"]
+    (out / "certificate.json").write_text(json.dumps(made | {"lost": 0}))
+    checks = _first_checks(out)
+    assert not checks["certificate"].agrees and not checks["checksums"].agrees
+    with pytest.raises(VortexError, match="VS013"):
+        certificate.keep_in_export(out, made | {"key": "another"})
+    (out / "flow.py").write_text("changed")
+    with pytest.raises(VortexError, match=r"VS013.*flow.py was changed"):
+        certificate.keep_in_export(out, made)
+
+
+def test_a_run_hands_its_certificate_to_its_exports(finished: Path, tmp_path: Path):
+    card = _export(finished, tmp_path / "first")
+    assert not (tmp_path / "first/certificate.json").exists()
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    kept = certificate.keep_in_run(finished / "sim", _certificate(tmp_path / "mine.jsonl", card))
+    try:
+        _export(finished, tmp_path / "second")
+    finally:
+        shutil.rmtree(kept.parent)
+    assert json.loads((tmp_path / "second/certificate.json").read_text())["key"] == card["key"]
 
 
 def test_an_export_overwrites_only_when_told_and_only_its_own(finished: Path, tmp_path: Path):

@@ -1,0 +1,139 @@
+"""Certificates that stay beside what they are about: in a run, whence exports take them, and in exported folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.commands import checksums
+from search.commands.card import CERTIFICATE, card_text, pretty, readme
+from search.commands.wheel import write_wheel
+from search.errors import not_an_export
+from search.log.files import write_atomic
+from search.machine import versions
+from vortex_core.files import MAX_PROGRAM, read_json
+from vortex_core.flow.vflow import plain_name
+
+if TYPE_CHECKING:
+    from evaluators.certify import Certificate
+
+SCHEMA = "vortex-search/certificate/1"
+_FOLDER = "certificates"  # of a run
+_ANEW = ("card.md", "README.md", CERTIFICATE)
+
+
+def document(found: Certificate, items: Path, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """A certificate with what it depends on: the items by content, how they were asked, when and on what.
+
+    Args:
+        asked: prompt, answer, metric and tokens generated at most.
+        device: that answered, in words.
+    """
+    return {
+        "schema": SCHEMA,
+        **found.to_json(),
+        "items_file": items.name,
+        "items_sha256": checksums.digest(items),
+        "asked": dict(asked),
+        "certified_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "certified_with": versions(),
+    }
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The certificate in a file, or None where there is no such file.
+
+    Raises:
+        VortexError: for a file that is no certificate of ours.
+    """
+    try:
+        found = read_json(path, MAX_PROGRAM)
+    except OSError:
+        return None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise not_an_export(str(path.parent), f"{SCHEMA} in {path.name}")
+    return found
+
+
+def keep_in_run(folder: Path, certificate: Mapping[str, Any]) -> Path:
+    """Lay a certificate into a run's folder, for `export` to carry; an older one of the same program goes."""
+    path = folder / _FOLDER / f"{certificate['key']}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, pretty(certificate))
+    return path
+
+
+def of_run(folder: Path, key: str) -> dict[str, Any] | None:
+    """The certificate of a program of a run, where one was computed."""
+    return read(folder / _FOLDER / f"{key}.json")
+
+
+def check_whole(folder: Path, key: str) -> None:
+    """Make sure that an exported folder is as it was written, before minutes are spent on it.
+
+    Raises:
+        VortexError: `VS013`, if its card is of another program, or a file that is not made anew was changed.
+    """
+    changed = [said for said in checksums.disagreements(folder) if said.split()[0] not in _ANEW]
+    if not checksums.read(folder) or changed:
+        raise not_an_export(str(folder), "; ".join(changed) or checksums.NAME)
+    card = read_json(folder / "card.json", MAX_PROGRAM)
+    if not isinstance(card, dict) or card.get("key") != key:
+        raise not_an_export(str(folder), f"a card of {key}")
+
+
+def keep_in_export(folder: Path, certificate: Mapping[str, Any]) -> Path:
+    """Lay a certificate into an exported folder: card and README speak of it, wheel and checksums hold it.
+
+    What somebody changed of these files is kept as `NAME.kept`.
+
+    Raises:
+        VortexError: `VS013`, as `check_whole`.
+    """
+    check_whole(folder, str(certificate["key"]))
+    card: dict[str, Any] = read_json(folder / "card.json", MAX_PROGRAM)
+    listed = checksums.read(folder)
+    for name in [*_ANEW, *(n for n in listed if n.endswith(".whl"))]:
+        checksums.make_room(folder / name, listed.get(name))
+    stays = [name for name in listed if name not in _ANEW and not name.endswith(".whl")]
+    dress(folder, stays, card, certificate)
+    return folder / CERTIFICATE
+
+
+def dress(
+    folder: Path, names: Sequence[str], card: Mapping[str, Any], certificate: Mapping[str, Any] | None
+) -> None:
+    """Write what speaks of the other files of an export: card and README for people, certificate, wheel, checksums.
+
+    Args:
+        names: the files that are written already.
+    """
+    texts = {"card.md": card_text(card, certificate)}
+    if certificate is not None:
+        texts[CERTIFICATE] = pretty(certificate)
+    texts["README.md"] = readme(card, [*names, *texts])
+    for name, text in texts.items():
+        write_atomic(folder / name, text)
+    written = [*names, *texts]
+    named = plain_name(card["name"])
+    summary = f"Sparse-attention flow {named}, IR {card['ir_hash']}"
+    checksums.write(folder, [*written, write_wheel(folder, written, named, card["key"], summary)])
+
+
+def doubts(certificate: Mapping[str, Any], key: str) -> list[str]:
+    """What is wrong with a certificate beside a program: of another one, or a bound that its counts do not give."""
+    from evaluators.certify import rate_bound
+
+    said = []
+    if certificate["key"] != key:
+        said.append(f"it is of {certificate['key']}")
+    try:
+        bound = rate_bound(certificate["lost"], certificate["items"], certificate["confidence"])
+    except (ValueError, TypeError) as error:
+        return [*said, str(error)]
+    if abs(bound - certificate["bound"]) > 1e-9:
+        said.append(f"its counts give {bound:.6g}, not {certificate['bound']:.6g}")
+    return said
