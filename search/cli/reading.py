@@ -100,9 +100,14 @@ def show(
     wanted: Annotated[
         str, typer.Argument(metavar="ID", help="c012, 12, a key (or 6 digits of it), or a name.")
     ],
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also the Triton kernels generated for the run's model.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show one candidate: source, measurements, where it came from, why it stopped.
+
+    With --kernels also the Triton kernels generated for the run's model, and the hash that an export lists them under.
 
     Example:
 
@@ -111,7 +116,7 @@ def show(
     with opened(run) as it:
         candidate = find_candidate(it.run, it.state, wanted)
         source = it.run.files.get(candidate.source, ".py")
-        page = program_page(it.run, candidate, it.config)
+        page = program_page(it.run, candidate, it.config, kernels=kernels)
         if as_json:
             drawn = {name: value for name, value in page.items() if name != "picture"}
             emit(
@@ -132,10 +137,10 @@ def show(
             ("knobs", ", ".join(f"{k}={v}" for k, v in candidate.knobs.items())),
         ):
             out.print(f"{title}: {markup(text, MAX_MESSAGE)}", soft_wrap=True)
-        found = score(candidate, it.config.objective)
-        if found is not None:
-            out.print(f"gates: {found.verdict.name.lower()}")
-            for words in found.broken:
+        scored = score(candidate, it.config.objective)
+        if scored is not None:
+            out.print(f"gates: {scored.verdict.name.lower()}")
+            for words in scored.broken:
                 out.print(f"  {markup(words)}")
         for purpose, results in candidate.results.items():
             for result in results.values():
@@ -153,6 +158,16 @@ def show(
         _print_source("source, as its author wrote it", visible_lines(source, MAX_SOURCE))
         if "simple" in page:
             _print_source("simplified, as the canonical program writes it", page["simple"])
+        if (found := page.get("kernels")) is not None:
+            _print_kernels(found)
+
+
+def _print_kernels(found: dict[str, Any]) -> None:
+    if "why" in found:
+        out.print(f"[bold]no generated kernels[/]: {markup(found['why'], MAX_MESSAGE)}", soft_wrap=True)
+        return
+    about = f"for {found['model']}, pages of {found['page_size']} tokens, SHA-256 {found['sha256']}"
+    _print_source(f"generated kernels {markup(about, MAX_MESSAGE)}", found["text"])
 
 
 def _print_source(title: str, text: str) -> None:

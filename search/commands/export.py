@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from search.campaign.archive import Archive, Entry
@@ -12,6 +10,7 @@ from search.commands import checksums
 from search.commands.agents_guide import AGENTS
 from search.commands.card import ABOUT, make_card, pretty
 from search.commands.certificate import dress, of_run
+from search.commands.kernels import generated_kernels
 from search.config import CampaignConfig
 from search.errors import bad_value, folder_in_use, no_such_rank, no_winner
 from search.log.files import write_atomic
@@ -125,21 +124,11 @@ def export(
 
 def kernel_files(flow: Flow, model: str) -> dict[str, str]:
     """The generated kernels for a model's dimensions, with the hash of their text; or why there are none."""
-    from search.commands.explain import dimensions
-    from vortex_core.compiler.triton.generate import generate
-
     try:
-        geometry = dimensions(model).geometry()
-        module = generate(flow.program.canonical(), geometry, flow.knobs.page_size)
+        text, about = generated_kernels(flow, model)
     except VortexError as error:
         return {"kernels/WHY.txt": f"No kernels were generated for {visible(model)}: {error.message}\n"}
-    about = {
-        "model": model,
-        "page_size": flow.knobs.page_size,
-        "sha256": hashlib.sha256(module.text.encode()).hexdigest(),
-        "geometry": asdict(geometry),
-    }
-    return {"kernels/kernels.py": module.text, "kernels/kernels.json": pretty(about)}
+    return {"kernels/kernels.py": text, "kernels/kernels.json": pretty(about)}
 
 
 def dialect_files(flow: Flow) -> dict[str, str]:

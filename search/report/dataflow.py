@@ -11,6 +11,7 @@ from vortex_core.ir.terms import Term, account
 _WIDE, _HIGH, _GAP_X, _GAP_Y = 118, 34, 34, 14
 _NAMES = {"amax": "max", "amin": "min", "maximum": "larger of", "minimum": "smaller of", "mul": "times", "add": "plus",
           "sub": "minus", "div": "divided by", "q": "query", "k": "keys", "v": "values"}  # fmt: skip
+_FITS = 21  # characters of the small text in a box
 _MOST = 120  # values; a larger program is read, not looked at
 
 
@@ -82,7 +83,9 @@ def _dims(term: Term) -> str:
 def _box(at: tuple[int, int], words: str, dims: str, *, end: bool = False) -> str:
     (x, y), middle = at, at[0] + _WIDE // 2
     shown = escape(words if len(words) <= 20 else words[:19] + "…")
-    small = f'<text class="dims" x="{middle}" y="{y + 27}">{escape(dims[:22])}</text>' if dims else ""
+    # Long dims are squeezed into the box, never cut.
+    fit = f' textLength="{_WIDE - 8}" lengthAdjust="spacingAndGlyphs"' if len(dims) > _FITS else ""
+    small = f'<text class="dims" x="{middle}" y="{y + 27}"{fit}>{escape(dims)}</text>' if dims else ""
     return (
         f'<g><title>{escape(words)}</title><rect class="{"end" if end else "op"}" x="{x}" y="{y}" width="{_WIDE}" '
         f'height="{_HIGH}" rx="5"/><text x="{middle}" y="{y + (15 if dims else 21)}">{shown}</text>{small}</g>'

@@ -32,7 +32,7 @@ def headline(archive: Archive, config: CampaignConfig) -> list[str]:
     weights = " with random weights" if config.random_weights else ""
     answers = f", answers of {config.accuracy_model}" if config.accuracy_model else ""
     first = (
-        f"{_numbers(winner, config)}; {_PROOF[winner.score.verdict]}. Model {config.model}{weights}{answers}, "
+        f"Winner: {_numbers(winner, config)}; {_PROOF[winner.score.verdict]}. Model {config.model}{weights}{answers}, "
         f"engines on {where}."
     )
     lines = [first]

@@ -54,7 +54,10 @@
 
   // Marks are groups without a role, so their labels say nothing to a reader of the page; the section's text does.
   const quiet = (figure) => {
-    for (const node of figure.querySelectorAll("g[aria-label], g[aria-description]")) ["aria-label", "aria-description"].forEach((a) => node.removeAttribute(a));
+    for (const node of figure.querySelectorAll("g[aria-label], g[aria-description]")) {
+      node.dataset.mark = node.getAttribute("aria-label") ?? "";
+      ["aria-label", "aria-description"].forEach((a) => node.removeAttribute(a));
+    }
     return figure;
   };
 
@@ -110,7 +113,7 @@
         Plot.dot(drawn.filter((c) => c.v !== 0), { x, y, stroke: from, symbol, r: small }),
         Plot.dot(drawn.filter((c) => c.v === 0), { x, y, fill: from, stroke: from, r: small }),
         Plot.dot(ranked.filter((c) => c.id === data.winner), { x, y, fill: "#c0271f", symbol: "star", r: 8 }),
-        Plot.tip(drawn, Plot.pointer({ x, y, title, maxRadius: 30, lineWidth: 34, pathFilter: "none", fill: "Canvas", textPadding: 8 })),
+        Plot.tip(drawn, Plot.pointer({ x, y, title, maxRadius: 30, lineWidth: 34, pathFilter: "none", fill: "var(--paper)", textPadding: 8, lineHeight: 1.25 })),
       ],
     });
     const svg = figure.tagName === "svg" ? figure : figure.querySelector("svg:last-of-type");
@@ -125,7 +128,7 @@
     const wanted = ranked.filter((c) => c.lib || c.id === data.winner).sort((a, b) => (b.id === data.winner) - (a.id === data.winner));
     for (const c of wanted) {
       const words = c.n.length > 26 ? c.n.slice(0, 25) + "…" : c.n;
-      const w = words.length * 6.6, px = sx.apply(c.s[0]), py = sy.apply(c.q[0]);
+      const w = words.length * 6.6 + 6, px = sx.apply(c.s[0]), py = sy.apply(c.q[0]);
       for (const [dx, dy] of [[9, 4], [-9 - w, 4], [-w / 2, -10], [-w / 2, 19]]) {
         const box = [px + dx, py + dy - 11, px + dx + w, py + dy + 3];
         if (box[0] < sx.range[0] || box[2] > sx.range[1] + 10 || box[1] < 0) continue;
@@ -144,13 +147,17 @@
   const COLUMNS = [
     ["#", (c) => c.r ?? 1e9, (c) => `${c.r ?? "-"}${c.f === 0 ? "*" : ""}`], ["tier", (c) => c.t ?? 1e9, (c) => c.t ?? "-"],
     ["id", (c) => c.index >= 0 && Number(c.id.slice(1)), (c) => c.id], ["name", (c) => c.n.toLowerCase(), null],
-    ["from", from, from], ["gates", (c) => c.v ?? 3, gates],
+    ["gates", (c) => c.v ?? 3, gates],
     [data.accuracy, (c) => (c.q ? c.q[0] : low), (c) => triple(c.q), 1], [data.speed, (c) => (c.s ? c.s[0] : low), (c) => triple(c.s), 1],
-    ...["accuracy", "decode speed-up", "recall", "density", "perplexity ratio"].map((name, i) =>
-      [name, (c) => (c.m[i] ? c.m[i][0] : low), (c) => triple(c.m[i]), 1]),
-    ["worst task", (c) => (c.w ? c.w.accuracy - c.w.dense : 1e9), (c) => (c.w ? `${c.w.task} ${number(c.w.accuracy)} (dense ${number(c.w.dense)})` : "-")],
+    ["from", from, from],
+    ["worst task", (c) => (c.w ? c.w.accuracy - c.w.dense : 1e9), (c) => (c.w ? `${c.w.task} ${number(c.w.accuracy - c.w.dense)}` : "-"), 0,
+      (c) => c.w && `${number(c.w.accuracy)}, dense ${number(c.w.dense)}`],
     ["items", (c) => c.on ?? "", (c) => c.on ?? "-"],
-  ].filter(([name], i, list) => !(i > 7 && (name === data.accuracy || name === data.speed.replace("_speedup", " speed-up"))));
+    // What else was measured, of anybody, and is not there already.
+    ...["accuracy", "decode speed-up", "recall", "density", "perplexity ratio"].map((name, i) =>
+      [name, (c) => (c.m[i] ? c.m[i][0] : low), (c) => triple(c.m[i]), 1, null, i])
+      .filter(([name, , , , , i]) => all.some((c) => c.m[i]) && name !== data.accuracy && name !== data.speed.replace("_speedup", " speed-up")),
+  ];
   const PAGE = 50;
   let sorted = { by: null, up: true }, page = 0, rows = all;
   const head = $("board").tHead.rows[0], body = $("board").tBodies[0];
@@ -173,8 +180,8 @@
     page = Math.min(page, pages - 1);
     body.replaceChildren(...rows.slice(page * PAGE, page * PAGE + PAGE).map((c) => make("tr",
       { class: [c.id === data.winner ? "winner" : c.lib ? "library" : "", c.id === chosen ? "chosen" : ""].join(" ").trim() || null, "data-id": c.id },
-      ...COLUMNS.map(([name, , shown]) => shown
-        ? make("td", name === "gates" ? { class: CLASSES[c.v] ?? "failed", title: (c.g ?? []).join("; ") || null } : {}, String(shown(c)))
+      ...COLUMNS.map(([name, , shown, , more]) => shown
+        ? make("td", name === "gates" ? { class: CLASSES[c.v] ?? "failed", title: (c.g ?? []).join("; ") || null } : { title: (more && more(c)) || null }, String(shown(c)))
         : make("td", { class: "name" }, make("button", { type: "button", class: "link", onclick: () => show(c.id, true) }, c.n || "(no name)"))))));
     $("count").textContent = `${rows.length.toLocaleString("en")} of ${all.length.toLocaleString("en")} candidates`;
     $("pager").hidden = pages === 1;
@@ -230,11 +237,13 @@
     if (p?.formula) left.push(section("Formula", ...p.formula.map(([stage, plain, math]) => make("div", {}, make("span", { class: "quiet" }, `${stage}: `), trusted(math, plain)))));
     left.push(section("Source", text == null ? make("p", {}, "Not in this file, for its size: ", make("code", {}, command(c))) : make("pre", { tabindex: "0" }, text)));
     if (p?.simple) left.push(make("details", {}, make("summary", {}, "Simplified, as the canonical program writes it"), make("pre", { tabindex: "0" }, p.simple)));
+    if (p?.kernels?.text) left.push(make("details", { class: "kernels" }, make("summary", {}, `Generated kernels (Triton, ${p.kernels.text.split("\n").length} lines)`),
+      make("p", { class: "quiet" }, `For ${p.kernels.model}, pages of ${p.kernels.page_size} tokens; SHA-256 ${p.kernels.sha256}, the one an export lists.`), make("pre", { tabindex: "0" }, p.kernels.text)));
+    else if (p?.kernels?.why) left.push(make("p", { class: "quiet" }, `No generated kernels here: ${p.kernels.why}.`));
     for (const parent of parents) {
       const before = source(parent);
       if (before != null && text != null) left.push(make("details", { class: "diff", open: parents.length === 1 }, make("summary", {}, `Difference to ${parent.id} ${parent.n}`), difference(before, text)));
     }
-    if (p?.picture) right.push(section("Data flow", trusted(p.picture, "data flow picture")));
     if (p?.tasks?.length) right.push(section("By task", table(["task", "accuracy", "dense", "difference", "items"],
       p.tasks.map((t) => [t.task + (c.w?.task === t.task ? " (worst)" : ""), number(t.accuracy), number(t.dense), number(t.accuracy - t.dense), t.n]))));
     if (p?.heads) right.push(section("Recall by layer and head", quiet(heat(p.heads))));
@@ -250,7 +259,7 @@
           [purpose, stage, seconds, name, m.length ? triple(m.slice(0, -2)) + ` ${m.at(-2)}` : "", m.at(-1) ?? ""])))])));
     if (!p) right.push(make("p", { class: "quiet" }, "Its whole page is not in this file, for its size: ", make("code", {}, command(c))));
     if (p?.why) right.push(make("p", { class: "failed" }, `Its program cannot be read by this version: ${p.why}`));
-    box.replaceChildren(make("h3", {}, `${c.id} ${c.n}`), make("div", { class: "cols" }, make("div", {}, ...left), make("div", {}, ...right)));
+    box.replaceChildren(make("h3", {}, `${c.id} ${c.n}`), ...(p?.picture ? [section("Data flow", trusted(p.picture, "data flow picture"))] : []), make("div", { class: "cols" }, make("div", {}, ...left), make("div", {}, ...right)));
     crossed();
     if (scroll) { history.replaceState(null, "", `#${id}`); $("program").scrollIntoView(); }
   };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from search.commands.kernels import generated_kernels
 from search.config import CampaignConfig
 from search.log.run import Run
 from search.log.state import Candidate
@@ -14,6 +15,8 @@ from vortex_core.flow.naming import state_labels
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.formula import formula
 from vortex_core.ir.sentence import sentences
+from vortex_core.specs import list_models, load_gpu, load_model
+from vortex_core.text import visible
 
 GPU, BATCH, LENGTH = "h200", 32, 32768
 """Where launches and bytes are modelled, unless the reader asks elsewhere."""
@@ -31,13 +34,20 @@ DOES = {
 """What each kind of launch computes."""
 
 
-def program_page(run: Run, candidate: Candidate, config: CampaignConfig) -> dict[str, Any]:
-    """Everything about a candidate that follows from its IR, as JSON values; `why` where it cannot be read."""
+def program_page(
+    run: Run, candidate: Candidate, config: CampaignConfig, *, kernels: bool = True
+) -> dict[str, Any]:
+    """Everything about a candidate that follows from its IR, as JSON values; `why` where it cannot be read.
+
+    Args:
+        kernels: also the generated kernels; making them imports torch, which takes a second.
+    """
     try:
         flow = candidate.flow(run.files)
     except VortexError as error:
         return {"why": str(error.message)}
-    return describe(flow, config.model)
+    page = describe(flow, config.model)
+    return page | {"kernels": kernels_of(flow, config.model)} if kernels else page
 
 
 def describe(flow: Flow, model: str | None) -> dict[str, Any]:
@@ -57,10 +67,20 @@ def describe(flow: Flow, model: str | None) -> dict[str, Any]:
     }
 
 
+def kernels_of(flow: Flow, model: str) -> dict[str, Any]:
+    """Text, hash and dimensions of the generated kernels; `why` where there are none."""
+    if model not in list_models():  # a folder of weights: reading a report opens none
+        return {"why": f"only for models that are described, and {visible(model)} is not"}
+    try:
+        text, about = generated_kernels(flow, model)
+    except VortexError as error:
+        return {"why": error.message}
+    return {"text": text, **about}
+
+
 def launches(flow: Flow, model: str) -> list[dict[str, Any]]:
     """Launches of a sparse layer's step on a named GPU, with bytes, FLOPs and the time no kernel can beat: modelled."""
     from vortex_core.ir.cost import kernel_seconds, launch_costs
-    from vortex_core.specs import list_models, load_gpu, load_model
 
     if model not in list_models():
         return []  # a folder of weights: reading a report loads none
