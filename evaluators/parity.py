@@ -232,8 +232,8 @@ def _states_differ(mine: TorchStates, theirs: TorchStates) -> set[str]:
         else:
             scale = e.abs().flatten(2).amax(-1, keepdim=True) if e.dim() > 2 else e.abs()
             gap = (a - e).abs().flatten(2) if e.dim() > 2 else (a - e).abs()
-            same = (gap <= _ROUNDING[field.decl.dtype] * scale + 1e-6) | (a == e).view_as(gap)
-            both_nan = (torch.isnan(a) & torch.isnan(e)).view_as(gap)
+            same = (gap <= _ROUNDING[field.decl.dtype] * scale + 1e-6) | (a == e).reshape_as(gap)
+            both_nan = (torch.isnan(a) & torch.isnan(e)).reshape_as(gap)
             differ = not bool((same | both_nan).all())
         if differ:
             wrong.add(name)

@@ -54,6 +54,18 @@ def test_rounding_of_states_is_no_difference(dtype: str) -> None:
     assert found.holds, found
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "fp8_e4m3"])
+def test_states_with_rows_and_part_of_the_channels_are_compared(dtype: str) -> None:
+    """Their values lie in memory in another order on either side."""
+    traced = flow(
+        f'{{"c": page.state(row=page.size, ch="D/2", dtype="{dtype}")}}',
+        'ops.topk((q.mean("head").slice("dim", "D/2", "D").rename(dim="ch") * cache["c"]).sum("ch").max("row"))',
+        '{"c": page.k.rename(token="row").slice("dim", "D/2", "D").rename(dim="ch")}',
+    )
+    found = compare(traced.program, traced.knobs, GQA, **SETTINGS)
+    assert found.holds, found
+
+
 def test_equal_scores_are_ties_whatever_the_backend_picks(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = flow(
         '{"c": page.state(dim=page.head_dim)}',
