@@ -36,6 +36,8 @@ _ROUNDING = {
     "fp8_e5m2": 0.3,
     "int8": 0.02,
     "int4": 0.35,
+    "int3": 0.35,
+    "int2": 0.75,
 }
 _FLIPPED_BITS = 0.02
 

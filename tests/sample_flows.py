@@ -82,6 +82,20 @@ SOURCES = {
         t = (x * cache["e"]).sum("ch").max("row") + (q * cache["w"]).sum("dim").max("row")
         return ops.topk((s + 0.5 * t).max("head"))
 """,
+    "few_bits": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"a": page.state(row=page.size, dim=page.head_dim, dtype="int2"),
+                "b": page.state(ch="D/2", row=page.size, dtype="int3"),
+                "m": page.state(dim=page.head_dim, dtype="int3")}
+    def forward_cache(self, page):
+        k = page.k.rename(token="row")
+        half = page.v.rename(token="row").slice("dim", 0, "D/2").rename(dim="ch")
+        return {"a": k - k.mean("row").to("int3", "dim"), "b": half, "m": k.mean("row")}
+    def forward_indexer(self, q, cache):
+        s = (q * cache["a"]).sum("dim").max("row") + (q * cache["m"]).sum("dim")
+        return ops.topk(s.max("head") + cache["b"].abs().max("ch", "row"))
+""",
     "per_query_head": """
     knobs = Knobs(page_size=8, budget="40")
     def create_cache(self, page):

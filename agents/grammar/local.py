@@ -10,7 +10,7 @@ from agents.grammar import recipe_moves
 from agents.grammar.recipe import SMALL_DTYPES, Recipe
 from agents.grammar.term import Flow, State, Term, const, make
 
-_VECTOR_DTYPES = ("bf16", "fp8_e4m3", "int8", "int4")
+_VECTOR_DTYPES = ("bf16", "fp8_e4m3", "int8", "int4", "int3", "int2")
 _SCALAR_DTYPES = ("fp32", "bf16", "fp8_e4m3")
 _FIXED = (0.0, 1.0, -1.0, 0.5, 1e-6, 1e-9, 1e-12)
 """Constants that are part of a form, not a choice: halves, signs, and what keeps a quotient finite."""

@@ -24,8 +24,16 @@ from vortex_core.ir.opset import OPS
 
 Rng = random.Random
 
-_SMALLER_DTYPE = {"fp32": "bf16", "bf16": "fp8_e4m3", "fp16": "fp8_e4m3", "fp8_e5m2": "int8", "int8": "int4"}
-_VECTOR_DTYPES = ("bf16", "fp8_e4m3", "int8", "int4", "bits")
+_SMALLER_DTYPE = {
+    "fp32": "bf16",
+    "bf16": "fp8_e4m3",
+    "fp16": "fp8_e4m3",
+    "fp8_e5m2": "int8",
+    "int8": "int4",
+    "int4": "int3",
+    "int3": "int2",
+}
+_VECTOR_DTYPES = ("bf16", "fp8_e4m3", "int8", "int4", "int3", "int2", "bits")
 _SCALAR_DTYPES = ("fp32", "bf16", "fp16", "fp8_e4m3")
 
 

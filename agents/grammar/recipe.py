@@ -19,7 +19,8 @@ from typing import Any
 STEPS = 16
 """Bands are cut at sixteenths of the rotary pairs, the fastest first: no model's channel numbers are meant."""
 
-CODERS = ("mean", "signs", "range", "int4", "int8", "extrema")
+INTEGERS = ("int2", "int3", "int4", "int8")
+CODERS = ("mean", "signs", "range", *INTEGERS, "extrema")
 CENTRES = ("none", "mean", "middle")
 POOLS = ("mass", "max", "logsumexp")
 HEADS = ("mean", "amax")
@@ -36,8 +37,8 @@ class Band:
     Attributes:
         low, high: the pairs, in sixteenths, from the fastest.
         coder: of what is left beside the centre. `mean`: nothing; `signs`: planes of sign bits, scaled by the spread of
-            each channel; `range`: planes of sign bits, scaled by each token's largest; `int4`, `int8`: numbers with one
-            scale a token; `extrema`: no tokens, Quest's bound over the page.
+            each channel; `range`: planes of sign bits, scaled by each token's largest; `int2` to `int8`: numbers
+            with one scale a token; `extrema`: no tokens, Quest's bound over the page.
         centre: `none`, the `mean` of the page, or the `middle` of its extrema.
         scaled: keys are divided by each token's scale first, which all scaled bands share.
         planes: of sign bits.
@@ -63,7 +64,7 @@ class Band:
     @property
     def by_token(self) -> bool:
         """Whether something is kept for every token."""
-        return self.coder in ("signs", "range", "int4", "int8")
+        return self.coder in ("signs", "range", *INTEGERS)
 
     def normal(self) -> Band:
         """The same with everything that its coder does not read at its default, so that equal programs are equal."""
@@ -78,7 +79,7 @@ class Band:
             self.scaled and self.by_token,
             planes,
             self.rows if page_only else d.rows,
-            self.per_channel and self.coder in ("int4", "int8"),
+            self.per_channel and self.coder in INTEGERS,
             self.small if self.coder != "int4" or centre != "none" else d.small,
             (*factors[:planes], *d.factors[planes:]),
             round(self.weight, 3),

@@ -13,7 +13,16 @@ from agents.grammar.recipe import FACTORS, MAX_PLANES, STEPS, Band, Recipe, lega
 
 Rng = random.Random
 
-_CODERS = {"mean": 1.5, "signs": 3.0, "range": 2.0, "int4": 2.0, "int8": 0.5, "extrema": 1.0}
+_CODERS = {
+    "mean": 1.5,
+    "signs": 3.0,
+    "range": 2.0,
+    "int2": 1.0,
+    "int3": 1.0,
+    "int4": 2.0,
+    "int8": 0.5,
+    "extrema": 1.0,
+}
 _CENTRES = {"none": 1.0, "mean": 5.0, "middle": 0.7}
 _SMALL = {"bf16": 1.0, "fp8_e4m3": 1.5, "int8": 2.0, "int4": 3.0}
 _POOLS = {"mass": 5.0, "max": 2.0, "logsumexp": 2.0}

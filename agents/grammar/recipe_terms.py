@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from agents.grammar.recipe import STEPS, Band, Recipe
+from agents.grammar.recipe import INTEGERS, STEPS, Band, Recipe
 from agents.grammar.signals import SCALE
 from agents.grammar.term import Flow, State, Term, const, load, make, reduce
 from vortex_core.ir.types import Extent
@@ -150,7 +150,7 @@ class _Writer:
         centre = self._centre(band, x)
         found = None if centre is None else _dot(q, _state(centre, band.small, "ch"))
         rest = x if centre is None else x - centre
-        if band.coder in ("int4", "int8"):
+        if band.coder in INTEGERS:
             kept = _dot(q, _state(rest, band.coder, "row" if band.per_channel else "ch"))
         else:
             kept = self._planes(band, q, rest)

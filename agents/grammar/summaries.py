@@ -33,7 +33,15 @@ SCALARS = {
     "spread": 1.5,
     "agreement": 0.7,
 }
-_VECTOR_DTYPES = {"bf16": 6.0, "fp8_e4m3": 3.0, "int8": 2.0, "int4": 2.0, "bits": 0.4}
+_VECTOR_DTYPES = {
+    "bf16": 6.0,
+    "fp8_e4m3": 3.0,
+    "int8": 2.0,
+    "int4": 2.0,
+    "int3": 0.7,
+    "int2": 0.7,
+    "bits": 0.4,
+}
 _SCALAR_DTYPES = {"bf16": 4.0, "fp16": 1.0, "fp32": 1.0, "fp8_e4m3": 1.0}
 _RANGES = (("0", "D/2"), ("D/2", "D"), ("0", "D/4"), ("D/4", "D/2"), ("D/4", "D"), ("3*D/4", "D"))
 

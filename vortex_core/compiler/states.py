@@ -8,11 +8,12 @@ import torch
 
 from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import SCALED, Program, StateDecl
+from vortex_core.ir.types import PLANES, packed_bytes
 
 SCALE_DTYPE = torch.float16
 # Largest error of a stored number x: relative to |x| for floats (from the smallest normal number up to the
 # largest, beyond which they saturate), to the largest |x| of its row for integers (plus 2**-25 a step, 4e-6 for
-# int8 and 3e-7 for int4: the scale is fp16, so rows of numbers below 0.01 lose precision).
+# int8 and 3e-7 for int4 to int2: the scale is fp16, so rows of numbers below 0.01 lose precision).
 ERROR = {
     "fp32": 2.0**-24,
     "bf16": 2.0**-8,
@@ -21,7 +22,10 @@ ERROR = {
     "fp8_e5m2": 2.0**-3,
     "int8": 0.5 / 127 + 2.0**-10,
     "int4": 0.5 / 7 + 2.0**-10,
+    "int3": 1 / 7 + 2.0**-10,
+    "int2": 1 / 3 + 2.0**-10,
 }
+_TOP = {"int8": 127.0, "int4": 7.0, "int3": 7.0, "int2": 3.0}
 
 
 @dataclass
@@ -31,9 +35,9 @@ class Field:
     Attributes:
         decl: its declaration.
         shape: concrete extents of its dims.
-        data: `[kv_head, page, *stored]`; the dimension that shares a scale comes last; fp8 as uint8, int4 and bits
-            packed along the last dimension.
-        scale: int8 and int4 only, `[kv_head, page, *stored[:-1]]`.
+        data: `[kv_head, page, *stored]`; the dimension that shares a scale comes last; fp8 as uint8; int4
+            packed along the last dimension, int3, int2 and bits as planes of bits along it, the lowest first.
+        scale: integers only, `[kv_head, page, *stored[:-1]]`.
     """
 
     decl: StateDecl
@@ -103,9 +107,7 @@ def storage(dtype: str, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[int,
         return torch.uint8, shape
     if dtype == "int8":
         return torch.int8, shape
-    per_byte = 2 if dtype == "int4" else 8
-    last = shape[-1] if shape else 1
-    return torch.uint8, (*shape[:-1], -(-last // per_byte))
+    return torch.uint8, (*shape[:-1], packed_bytes(dtype, shape[-1] if shape else 1))
 
 
 def encode(value: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -118,11 +120,15 @@ def encode(value: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor 
     if dtype == "bits":
         flat = value.unsqueeze(-1) if value.dim() == 2 else value
         return _pack((flat >= 0).to(torch.uint8), 1), None
-    top = 127.0 if dtype == "int8" else 7.0
+    top = _TOP[dtype]
     # The scale is rounded first and divided by as stored, so that encoding is exactly reproducible.
     scale = (value.abs().amax(-1) / top).clamp(max=6.0e4).to(SCALE_DTYPE)
     wide = scale.to(value.dtype).unsqueeze(-1)
-    steps = torch.where(wide > 0, value / torch.where(wide > 0, wide, 1.0), 0.0).round().clamp(-top, top)
+    ratio = torch.where(wide > 0, value / torch.where(wide > 0, wide, 1.0), 0.0)
+    if dtype in PLANES:
+        codes = ((ratio + top + 1) / 2).floor().clamp(0, top).to(torch.uint8)
+        return torch.cat([_pack((codes >> b) & 1, 1) for b in range(PLANES[dtype])], -1), scale
+    steps = ratio.round().clamp(-top, top)
     if dtype == "int8":
         return steps.to(torch.int8), scale
     return _pack((steps + 8).to(torch.uint8), 4), scale
@@ -140,6 +146,11 @@ def decode(
         signs = _unpack(data, 1, shape[-1] if shape else 1).to(out) * 2 - 1
         return signs if shape else signs.squeeze(-1)
     assert scale is not None
+    if dtype in PLANES:
+        planes = torch.stack(
+            [_unpack(p, 1, shape[-1]) << b for b, p in enumerate(data.chunk(PLANES[dtype], -1))]
+        )
+        return (planes.sum(0).to(out) * 2 - (2 ** PLANES[dtype] - 1)) * scale.to(out).unsqueeze(-1)
     steps = data.to(out) if dtype == "int8" else _unpack(data, 4, shape[-1]).to(out) - 8
     return steps * scale.to(out).unsqueeze(-1)
 

@@ -43,6 +43,8 @@ _GROUPS: dict[Group, tuple[str, str]] = {
 _STORED = {
     "fp32": "", "bf16": "the default", "fp16": "", "fp8_e4m3": "up to 448", "fp8_e5m2": "up to 57344",
     "int8": "one fp16 scale for all values along the last dimension declared", "int4": "two a byte, scaled as int8",
+    "int3": "the odd numbers -7 to 7 as three planes of bits, eight a byte each, scaled as int8; no zero",
+    "int2": "the odd numbers -3 to 3 as two planes of bits, scaled as int8; no zero",
     "bits": "eight a byte; the sign only, read back as -1 or 1 (zero as 1)",
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.ir.program import Graph, Program
 from vortex_core.text import visible_lines
 
 
@@ -17,7 +17,7 @@ def class_name(name: str) -> str:
 
 def state_labels(program: Program) -> dict[str, str]:
     """Names for states that say what they hold, e.g. `k_max`; unique."""
-    writers = {n: program.cache.nodes[i] for n, i in program.cache.writes}
+    writers = dict(program.cache.writes)
     used: dict[str, str] = {}
     for s in program.states:
         base = "carried" if s.carried else _describe(program.cache, writers[s.name])
@@ -28,15 +28,15 @@ def state_labels(program: Program) -> dict[str, str]:
     return used
 
 
-def _describe(graph: Graph, node: Node) -> str:
+def _describe(graph: Graph, root: int) -> str:
     seen: list[str] = []
-    stack = [node]
-    while stack:
-        n = stack.pop(0)
+    queue = [root]
+    for i in queue:  # grows: nearest first, each node once however many paths lead to it
+        n = graph.nodes[i]
         word = {"amax": "max", "amin": "min", "sum": "sum", "k": "k", "v": "v", "sqrt": "norm"}.get(n.op)
         if word and word not in seen:
             seen.append(word)
-        stack += [graph.nodes[i] for i in n.inputs]
+        queue += [j for j in dict.fromkeys(n.inputs) if j not in queue]
     source = "kv" if {"k", "v"} <= set(seen) else next((w for w in seen if w in ("k", "v")), "c")
     what = next((w for w in seen if w in ("norm", "max", "min", "sum")), "state")
     if what == "sum" and any(n.op == "extent" for n in graph.nodes):

@@ -221,8 +221,8 @@ def _states() -> str:
     return (
         f"## States\npage.state(**dims, dtype=...): {', '.join(STATE_DTYPES)}; default bf16.\n"
         "Without dims: one number per page. At most 3 dims, none named page, token or head.\n"
-        "int8 and int4 keep one scale for all values along the dim declared last; "
-        "bits keeps signs and reads back -1 or 1. "
+        "int8, int4, int3 and int2 keep one scale for all values along the dim declared last; int3 and int2 have no "
+        "zero (odd steps -7 to 7, -3 to 3); bits keeps signs and reads back -1 or 1. "
         'Sub-page rows: page.k.split("token", row=4).mean("token") is (row, dim).\n'
     )
 

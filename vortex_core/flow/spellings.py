@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from vortex_core.ir import mistakes
+from vortex_core.ir.types import PLANES
 
 if TYPE_CHECKING:
     from vortex_core.flow.vtensor import vTensor
@@ -50,16 +51,21 @@ def power(x: vTensor, p: Any) -> vTensor:
     return result
 
 
-STEPS = {"int8": 127.0, "int4": 7.0}  # the largest whole number of each
+STEPS = {"int8": 127.0, "int4": 7.0, "int3": 7.0, "int2": 3.0}  # the largest whole number of each
 
 
 def scaled(x: vTensor, dtype: str, dims: tuple[Any, ...]) -> vTensor:
-    """`x` as an integer state reads it back: one fp16 scale for the values along `dims`, halves to the even step."""
+    """`x` as an integer state reads it back: one fp16 scale for the values along `dims`, halves to the even step.
+
+    int3 and int2 are odd numbers: as many levels above zero as below, and the upper one at the same distance of two.
+    """
     from vortex_core.flow import ops
 
     top = STEPS[dtype]
     scale = (x.abs().max(*dims) / top).clamp(max=6.0e4).to("fp16")
     ratio = x / ops.where(scale > 0, scale, 1.0)
+    if dtype in PLANES:
+        return (2 * ((ratio + (top + 1)) * 0.5).floor() - top).clamp(-top, top) * scale
     up = (ratio + 0.5).floor()
     even = ops.where((up - ratio == 0.5) & (up - 2 * (up * 0.5).floor() == 1.0), up - 1, up)
     return even.clamp(-top, top) * scale

@@ -77,8 +77,8 @@ class Page:
         """Declare a value kept for every page: `page.state(dim=page.head_dim, dtype="fp8_e4m3")`.
 
         Args:
-            dtype: fp32, bf16, fp16, fp8_e4m3, fp8_e5m2, int8, int4 (one scale for the values along the
-                last dimension declared) or bits (signs).
+            dtype: fp32, bf16, fp16, fp8_e4m3, fp8_e5m2, int8, int4, int3, int2 (one scale for the values
+                along the last dimension declared) or bits (signs).
             carried: it changes at every decode step (`cache[name] = ...` in forward_indexer).
             init: value of a carried state when its page completes.
             dims: named extents; none for one number per page.

@@ -23,7 +23,7 @@ from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.program import SCALED, Graph, GraphBuilder, Node, Program, StateDecl
 from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import per_page, schedule
-from vortex_core.ir.types import STORED_BITS
+from vortex_core.ir.types import STORED_BITS, packed_bytes
 
 if TYPE_CHECKING:
     from vortex_core.specs import GpuSpec, ModelSpec
@@ -161,7 +161,7 @@ def state_bytes(state: StateDecl, sizes: Mapping[str, int]) -> int:
     """Bytes of one page's value of a state, per kv head, scales included."""
     shape = [extent.resolve(sizes) for _, extent in state.stored] or [1]
     rows = math.prod(shape[:-1])
-    packed = rows * math.ceil(shape[-1] * STORED_BITS[state.dtype] / 8)
+    packed = rows * packed_bytes(state.dtype, shape[-1])
     return packed + (rows * _SCALE_BYTES if state.dtype in SCALED else 0)
 
 
@@ -169,7 +169,7 @@ def state_padding(state: StateDecl, sizes: Mapping[str, int]) -> float:
     """Bytes of `state_bytes` that hold nothing: rows of the packed dimension end on whole bytes."""
     shape = [extent.resolve(sizes) for _, extent in state.stored] or [1]
     bits = shape[-1] * STORED_BITS[state.dtype]
-    return math.prod(shape[:-1]) * (math.ceil(bits / 8) - bits / 8)
+    return math.prod(shape[:-1]) * (packed_bytes(state.dtype, shape[-1]) - bits / 8)
 
 
 def state_bytes_per_token(program: Program, knobs: Knobs, geometry: Geometry) -> float:

@@ -23,7 +23,7 @@ from vortex_core.text import visible
 FORMAT = 1
 STATE_DTYPES = tuple(STORED_BITS)
 _BITS_ORDER = {"S": 0, "D": 2, "N": 2, "R": 2}  # tokens, anything else, channels
-SCALED = ("int8", "int4")  # integers, with one fp16 scale a row
+SCALED = ("int8", "int4", "int3", "int2")  # integers, with one fp16 scale a row
 MAX_NODES = 400  # as written
 MAX_CANONICAL = 2 * MAX_NODES  # the canonical form may repeat what the author shared
 
@@ -35,8 +35,9 @@ class StateDecl:
     Attributes:
         name: as in `cache[name]`.
         dims: named extents, canonical order.
-        dtype: storage. `int8` and `int4` are symmetric with one fp16 scale per row of the scale's dimension;
-            `bits` keeps the sign and reads back as -1 or 1.
+        dtype: storage. Integers are symmetric with one fp16 scale per row of the scale's dimension; `int3` and `int2`
+            are odd ones, -7 to 7 and -3 to 3, so that all levels are used; `bits` keeps the sign and reads back as
+            -1 or 1.
         carried: updated at every decode step by the index graph; starts at `init` when the page completes.
         init: initial value of a carried state.
         scale_dim: the dimension whose values share one scale, of integers only; empty for the last one in

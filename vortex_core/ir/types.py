@@ -27,8 +27,20 @@ SYMBOLS: Mapping[str, str] = {
 LARGEST: Mapping[str, int] = {"G": 64, "D": 1024, "N": 1024, "R": 1024, "S": 128, "P": 1}
 # Bits of one stored number, by dtype of a page state.
 STORED_BITS: Mapping[str, int] = {
-    "fp32": 32, "bf16": 16, "fp16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "int8": 8, "int4": 4, "bits": 1,
+    "fp32": 32, "bf16": 16, "fp16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "int8": 8, "int4": 4, "int3": 3, "int2": 2,
+    "bits": 1,
 }  # fmt: skip
+# Dtypes whose numbers are sums of signs, `1 b0 + 2 b1 + 4 b2` with each b -1 or 1, one plane of bits for each.
+PLANES: Mapping[str, int] = {"bits": 1, "int2": 2, "int3": 3}
+
+
+def packed_bytes(dtype: str, count: int) -> int:
+    """Bytes that `count` numbers of a dtype of whole or packed numbers take; a plane of bits ends on a whole byte."""
+    if dtype in PLANES:
+        return PLANES[dtype] * -(-count // 8)
+    return -(-count * STORED_BITS[dtype] // 8)
+
+
 Stage = Literal["cache", "index"]
 Kind = Literal["float", "bool", "selection"]
 Domain = Literal["const", "query", "page", "state"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vortex_core.compiler.states import ERROR, Field
 from vortex_core.ir.cost import state_bytes
-from vortex_core.ir.program import STATE_DTYPES, StateDecl
+from vortex_core.ir.program import SCALED, STATE_DTYPES, StateDecl
 from vortex_core.ir.types import Extent, make_dims
 
 SHAPES = st.sampled_from([(), (1,), (2,), (3,), (7,), (16,), (2, 5), (3, 8), (2, 3, 9)])
@@ -46,7 +46,7 @@ def test_floats(dtype: str, data: st.DataObject, shape: tuple[int, ...], scale: 
 
 
 @given(SHAPES.filter(bool), st.floats(-3, 3), st.integers(0, 999))
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", SCALED)
 def test_integers(dtype: str, shape: tuple[int, ...], scale: float, seed: int) -> None:
     x = (
         torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -55,12 +55,15 @@ def test_integers(dtype: str, shape: tuple[int, ...], scale: float, seed: int) -
     x[0, 0] = 0.0
     found = stored(dtype, x)
     row = x.abs().amax(-1, keepdim=True)
-    assert ((found - x).abs() <= ERROR[dtype] * row + {"int8": 127, "int4": 7}[dtype] * 2.0**-25).all()
+    assert (
+        (found - x).abs()
+        <= ERROR[dtype] * row + {"int8": 127, "int4": 7, "int3": 7, "int2": 3}[dtype] * 2.0**-25
+    ).all()
     assert (found[0, 0] == 0).all()
 
 
 @given(st.sampled_from([(2, 5), (3, 8), (2, 3, 9)]), st.data(), st.integers(0, 999))
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", SCALED)
 def test_a_scale_belongs_to_the_dimension_declared_last(
     dtype: str, shape: tuple[int, ...], data: st.DataObject, seed: int
 ) -> None:
@@ -78,6 +81,17 @@ def test_a_scale_belongs_to_the_dimension_declared_last(
     assert held.nbytes == 6 * state_bytes(decl, {})
 
 
+@given(SHAPES.filter(bool), st.integers(0, 999))
+@pytest.mark.parametrize(("dtype", "top"), [("int3", 7), ("int2", 3)])
+def test_few_bits_use_every_level(dtype: str, top: int, shape: tuple[int, ...], seed: int) -> None:
+    """Odd multiples of the scale, each the nearest: nothing of the range is left to a level that no number takes."""
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scale = (x.abs().amax(-1, keepdim=True) / top).half().double()
+    levels = torch.arange(-top, top + 1, 2, dtype=torch.float64)
+    nearest = levels[((x / scale).unsqueeze(-1) - levels).abs().argmin(-1)]
+    assert torch.equal(stored(dtype, x), nearest * scale)
+
+
 @given(SHAPES, st.integers(0, 999))
 def test_bits_are_signs(shape: tuple[int, ...], seed: int) -> None:
     x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed))
@@ -85,7 +99,7 @@ def test_bits_are_signs(shape: tuple[int, ...], seed: int) -> None:
     assert torch.equal(stored("bits", x), torch.where(x < 0, -1.0, 1.0).double())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2", *SCALED])
 def test_what_is_too_large_saturates(dtype: str) -> None:
     x = torch.tensor([1e39, -1e39, torch.inf, -torch.inf], dtype=torch.float64).expand(2, 3, 4)
     found = stored(dtype, x)
@@ -96,7 +110,7 @@ def test_what_is_too_large_saturates(dtype: str) -> None:
 @given(SHAPES)
 @pytest.mark.parametrize("dtype", STATE_DTYPES)
 def test_bytes_are_as_promised(dtype: str, shape: tuple[int, ...]) -> None:
-    if not shape and dtype in ("int8", "int4"):
+    if not shape and dtype in SCALED:
         return  # refused by the verifier: they scale along a dimension
     held = field(dtype, shape)
     assert held.nbytes == 2 * 5 * state_bytes(held.decl, {})
@@ -111,12 +125,14 @@ def test_bytes_are_as_promised(dtype: str, shape: tuple[int, ...]) -> None:
         "fp8_e5m2": 1,
         "int8": 1,
         "int4": 0.5,
+        "int3": 0.375,
+        "int2": 0.25,
         "bits": 0.125,
     }
     last = shape[-1] if shape else 1
     rows = count // last
-    padding = rows * (1 if dtype in ("int4", "bits") else 0)
-    scales = 2 * rows if dtype in ("int8", "int4") else 0
+    padding = rows * {"int4": 0.5, "int3": 21 / 8, "int2": 14 / 8, "bits": 7 / 8}.get(dtype, 0)
+    scales = 2 * rows if dtype in SCALED else 0
     assert (
         count * width[dtype] + scales <= state_bytes(held.decl, {}) <= count * width[dtype] + scales + padding
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vortex_core.compiler.states import Field
 from vortex_core.flow import eager, ops, vFlow
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import StateDecl
+from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import Extent, make_dims
 
 ROWS, CHANNELS = 8, 6
@@ -23,7 +23,7 @@ def rounding(dtype: str, dim: str) -> type[vFlow]:
             return {"c": page.state(row=page.size, dim=page.head_dim, dtype="fp32")}
 
         def forward_cache(self, page):  # type: ignore[no-untyped-def]
-            return {"c": page.k.rename(token="row").to(dtype, *([dim] if dtype in ("int8", "int4") else []))}
+            return {"c": page.k.rename(token="row").to(dtype, *([dim] if dtype in SCALED else []))}
 
         def forward_indexer(self, q, cache):  # type: ignore[no-untyped-def]
             return ops.topk(cache["c"].max("row", "dim"))
@@ -34,7 +34,7 @@ def rounding(dtype: str, dim: str) -> type[vFlow]:
 @given(
     st.sampled_from(["row", "dim"]), st.integers(0, 999), st.sampled_from([0.02, 1.0, 300.0]), st.booleans()
 )
-@pytest.mark.parametrize("dtype", ["int8", "int4", "bits", "fp16", "fp8_e4m3"])
+@pytest.mark.parametrize("dtype", [*SCALED, "bits", "fp16", "fp8_e4m3"])
 def test_it_is_what_a_state_reads_back(dtype: str, dim: str, seed: int, size: float, grid: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = size * torch.randn(ROWS, CHANNELS, generator=generator, dtype=torch.float64)

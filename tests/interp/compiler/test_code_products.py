@@ -12,6 +12,17 @@ STATES = {  # name: declaration, value, contraction with the query q
     "int8": ('row=page.size, dim="D", dtype="int8"', "key", '(q * cache["x"]).sum("dim")'),
     "fp8": ('row=page.size, dim="D", dtype="fp8_e4m3"', "key", '(q * cache["x"]).sum("dim")'),
     "bits": ('row=page.size, dim="D", dtype="bits"', "key", '(q * cache["x"]).sum("dim")'),
+    "int3": ('row=page.size, dim="D", dtype="int3"', "key", '(q * cache["x"]).sum("dim")'),
+    "int2 of slow channels": (
+        'row=page.size, dim="D", dtype="int2"',
+        "key",
+        '(q.slice("dim", "D/2", "D") * cache["x"].slice("dim", "D/2", "D")).sum("dim")',
+    ),
+    "int3, no whole units": (
+        'row=page.size, dim="17*D/64", dtype="int3"',
+        'key.slice("dim", 0, "17*D/64")',
+        '(q.slice("dim", 0, "17*D/64") * cache["x"]).sum("dim")',
+    ),
     "odd": (
         'row=page.size, dim="11*D/16", dtype="int4"',
         'key.slice("dim", 0, "11*D/16")',

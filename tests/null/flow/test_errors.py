@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[str, int]] = {
     "VF031": (states(written=""), 5),
     "VF032": (states(written='"c": page.k.mean("token", "dim")'), 7),
     "VF033": (states(body=f'cache["c"] = 1.0\n        return ops.topk({DOT})'), 9),
-    "VF034": (states('"c": page.state(dim=page.head_dim, dtype="int3")'), 5),
+    "VF034": (states('"c": page.state(dim=page.head_dim, dtype="int5")'), 5),
     "VF036": (
         states(R, "", 'cache["r"] = 1.0\n        cache["r"] = 2.0\n        return ops.topk(cache["r"])'),
         10,

@@ -12,7 +12,7 @@ from vortex_core.compiler.triton.fields import code_text, scale_text, stored_sha
 from vortex_core.compiler.triton.packing import BITS, Packing, packings
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, powers_of_two
 from vortex_core.ir.program import SCALED, StateDecl
-from vortex_core.ir.types import Extent
+from vortex_core.ir.types import PLANES, Extent
 
 # Most channels of one product: more of them would hold more registers at a time, and none would be saved.
 MAX_LANES = 128
@@ -132,7 +132,8 @@ class CodeEmitter:
                 return []
         if state.stored[-1][0] != dim:
             return []
-        return packings(BITS[state.dtype], real, stored_shape(state, e.sizes)[-1], start, MAX_LANES)
+        width = stored_shape(state, e.sizes)[-1] // PLANES.get(state.dtype, 1)
+        return packings(BITS[state.dtype], real, width, start, MAX_LANES)
 
     # ---- operands ------------------------------------------------------------------------------------------
 
@@ -146,6 +147,9 @@ class CodeEmitter:
             left = f"tl.reshape({self._plain(e, first, c.dim, env, axes, piece)}, {shape})"
         else:
             left = piece.packing.operand(self._unpacked(e, first, c.dim, env, axes, piece.packing), rows)
+            for plane in range(1, self._planes(e, first)):
+                more = self._unpacked(e, first, c.dim, env, axes, piece.packing, plane)
+                left = f"{e.bind(left, (), True).text} + {piece.packing.operand(more, rows)} * {2**plane}.0"
         left = e.bind(left, (), True).text
         for i in c.codes:
             if i != first:
@@ -161,8 +165,14 @@ class CodeEmitter:
         found = e.bind(f"{text}.to(OPERAND)", own, True)
         return _spread(found, [*axes, piece.lanes])
 
-    def _unpacked(self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], p: Packing) -> str:
-        """The numbers in the units of a piece."""
+    def _planes(self, e: Emitter, i: int) -> int:
+        """Planes of bits of the state behind a view; 1 where it has none."""
+        return PLANES.get(self.states[e.graph.nodes[view(e.graph, i)[-1]].attr["name"]].dtype, 1)
+
+    def _unpacked(
+        self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], p: Packing, plane: int = 0
+    ) -> str:
+        """The numbers in the units of a piece, of one plane."""
         units = e.axis("dim", p.units)
         first = p.offset + p.start
         lane = Tile(units.index if not first else f"{first} + {units.index}", (units,))
@@ -172,7 +182,7 @@ class CodeEmitter:
         if p.real < p.units:
             inside = Tile(f"({units.index} < {p.real})", (units,)).to(own)
             mask = inside if mask is None else f"{mask} & {inside}"
-        text, own = unit_text(state.name, state, e.sizes, row, indices, mask, p.unit)
+        text, own = unit_text(state.name, state, e.sizes, row, indices, mask, p.unit, plane)
         words = _spread(e.bind(text, own, True), [*axes, units])
         rows = math.prod(a.size for a in axes)
         return f"unpack(tl.reshape({words}, {[rows, p.units]}), {p.bits}, {p.unit}, OPERAND)"

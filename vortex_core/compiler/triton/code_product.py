@@ -18,7 +18,16 @@ from vortex_core.ir.program import SCALED, Graph, Node, StateDecl
 from vortex_core.ir.types import STORED_BITS
 
 # Significant bits of a stored number, its scale aside.
-_SIGNIFICANT = {"bits": 0, "int4": 3, "int8": 7, "fp8_e4m3": 4, "fp8_e5m2": 3, "bf16": 8}
+_SIGNIFICANT = {
+    "bits": 0,
+    "int2": 2,
+    "int3": 3,
+    "int4": 3,
+    "int8": 7,
+    "fp8_e4m3": 4,
+    "fp8_e5m2": 3,
+    "bf16": 8,
+}
 _HELD = 8  # by bf16
 # Rows of a product, and bytes of them: more hold more registers, and more shared memory where loads run ahead. Half as
 # many where products of more channels than `MANY_LANES` follow each other.

@@ -1,7 +1,7 @@
 """How kernels read and write page states: one text template a storage dtype.
 
-The layout is that of `compiler.states`: `[kv_head, page, *stored]`, fp8 as bytes, int4 two and bits eight a byte along the
-last dimension, one fp16 scale a row for int8 and int4.
+The layout is that of `compiler.states`: `[kv_head, page, *stored]`, fp8 as bytes, int4 two a byte along the last dimension;
+int3, int2 and bits as planes of bits along it, eight numbers a byte. Integers have one fp16 scale a row.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from collections.abc import Mapping, Sequence
 from vortex_core.compiler.triton.emitter import rounded
 from vortex_core.compiler.triton.tile import Axis, Tile, order
 from vortex_core.ir.program import SCALED, StateDecl
+from vortex_core.ir.types import PLANES, packed_bytes
 
-_PER_BYTE = {"int4": 2, "bits": 8}
+PER_BYTE = {"int8": 1, "int4": 2, **dict.fromkeys(PLANES, 8)}
+"""Numbers that share a byte."""
+_TOP = {"int8": 127, "int4": 7, "int3": 7, "int2": 3}
 
 
 def stored_shape(state: StateDecl, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Concrete stored extents of one page's value."""
     shape = tuple(e.resolve(sizes) for _, e in state.stored)
-    per = _PER_BYTE.get(state.dtype)
-    if per is None:
+    if state.dtype not in PER_BYTE:
         return shape
-    return (*shape[:-1], -(-shape[-1] // per)) if shape else (1,)
+    return (*shape[:-1], packed_bytes(state.dtype, shape[-1])) if shape else (1,)
 
 
 def _offset(indices: Sequence[Tile], shape: Sequence[int], axes: Sequence[Axis]) -> str:
@@ -72,14 +74,19 @@ def code_text(
     axes = order([*row.axes, *(a for t in indices for a in t.axes)])
     base = f"{name}_ptr + ({row.to(axes)}) * {math.prod(stored)}"
     guard = "" if mask is None else f", mask={mask}, other=0"
-    if state.dtype in _PER_BYTE:
-        per = _PER_BYTE[state.dtype]
-        bits = 8 // per
+    if PER_BYTE.get(state.dtype, 1) > 1:
+        per = PER_BYTE[state.dtype]
+        bits, planes = 8 // per, PLANES.get(state.dtype, 1)
         last = indices[-1] if indices else Tile("0")
-        packed = [*indices[:-1], Tile(f"({last.text}) // {per}", last.axes)]
-        byte = f"tl.load({base} + {_offset(packed, stored, axes)}{guard}).to(tl.int32)"
-        value = f"(({byte} >> ((({last.to(axes)}) % {per}) * {bits})) & {2**bits - 1}).to(tl.float32)"
-        return (f"({value} * 2.0 - 1.0)" if state.dtype == "bits" else f"({value} - 8.0)"), axes
+        codes = []
+        for plane in range(planes):
+            start = f" + {plane * (stored[-1] // planes)}" if plane else ""
+            packed = [*indices[:-1], Tile(f"({last.text}) // {per}{start}", last.axes)]
+            byte = f"tl.load({base} + {_offset(packed, stored, axes)}{guard}).to(tl.int32)"
+            code = f"(({byte} >> ((({last.to(axes)}) % {per}) * {bits})) & {2**bits - 1})"
+            codes.append(f"{code} * {2**plane}" if plane else code)
+        value = f"({' + '.join(codes)}).to(tl.float32)" if planes > 1 else f"{codes[0]}.to(tl.float32)"
+        return (f"({value} - 8.0)" if state.dtype == "int4" else f"({value} * 2.0 - {2**planes - 1}.0)"), axes
     text = f"tl.load({base} + {_offset(indices, stored, axes)}{guard})"
     if state.dtype.startswith("fp8"):
         kind = "tl.float8e4nv" if state.dtype == "fp8_e4m3" else "tl.float8e5"
@@ -96,14 +103,16 @@ def unit_text(
     indices: Sequence[Tile],
     mask: str | None,
     bits: int,
+    plane: int = 0,
 ) -> tuple[str, tuple[Axis, ...]]:
-    """Expression that reads packed numbers `bits` bits at a time; the last index counts such units."""
+    """Expression that reads packed numbers `bits` bits at a time; the last index counts such units of a plane."""
     stored = stored_shape(state, sizes)
     units = (*stored[:-1], stored[-1] * 8 // bits)
     axes = order([*row.axes, *(a for t in indices for a in t.axes)])
     pointer = f"{name}_ptr" if bits == 8 else f"{name}_ptr.to(tl.pointer_type(tl.int{bits}))"
     guard = "" if mask is None else f", mask={mask}, other=0"
-    place = f"({row.to(axes)}) * {math.prod(units)} + {_offset(indices, units, axes)}"
+    start = f" + {plane * (units[-1] // PLANES[state.dtype])}" if plane else ""
+    place = f"({row.to(axes)}) * {math.prod(units)} + {_offset(indices, units, axes)}{start}"
     return f"tl.load({pointer} + {place}{guard})", axes
 
 
@@ -164,7 +173,7 @@ def store_row_lines(
     lane: Axis,
     mask: str | None,
 ) -> list[str]:
-    """Statements that write one page's int8, int4 or bits state.
+    """Statements that write one page's state of integers or bits.
 
     Args:
         row: text of the page's row (a scalar).
@@ -185,7 +194,7 @@ def store_row_lines(
     if state.dtype == "bits":
         packed = " + ".join(f"(({g.text}) >= 0).to(tl.int32) * {1 << n}" for n, g in enumerate(groups))
         return [f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})"]
-    top = 127 if state.dtype == "int8" else 7
+    top = _TOP[state.dtype]
     biggest = f"tl.abs({groups[0].text})"
     for g in groups[1:]:
         biggest = f"tl.maximum({biggest}, tl.abs({g.text}))"
@@ -198,6 +207,11 @@ def store_row_lines(
         ratio = f"tl.where({wide.to(axes)} > 0, {g.text} / tl.where({wide.to(axes)} > 0, {wide.to(axes)}, 1.0), 0.0)"
         # Round half to even, as torch does: floor(x + 0.5), less one on odd ties.
         lines.append(f"{name}_x = {ratio}")
+        if state.dtype in PLANES:
+            steps.append(f"{name}_q{len(steps)}")
+            code = f"tl.floor(({name}_x + {top + 1}.0) * 0.5)"
+            lines.append(f"{steps[-1]} = tl.minimum(tl.maximum({code}, 0.0), {top}.0).to(tl.int32)")
+            continue
         lines.append(f"{name}_r = tl.floor({name}_x + 0.5)")
         lines.append(
             f"{name}_r = tl.where(({name}_r - {name}_x == 0.5) & ({name}_r - 2.0 * tl.floor({name}_r * 0.5) == 1.0), {name}_r - 1.0, {name}_r)"
@@ -206,6 +220,11 @@ def store_row_lines(
         lines.append(f"{steps[-1]} = tl.minimum(tl.maximum({name}_r, -{top}.0), {top}.0).to(tl.int32)")
     if state.dtype == "int8":
         lines.append(f"tl.store({pointer}, {steps[0]}.to(tl.int8){guard})")
+    elif state.dtype in PLANES:
+        width = stored[-1] // PLANES[state.dtype]
+        for plane in range(PLANES[state.dtype]):
+            packed = " + ".join(f"(({s} >> {plane}) & 1) * {1 << n}" for n, s in enumerate(steps))
+            lines.append(f"tl.store({pointer} + {plane * width}, ({packed}).to(tl.uint8){guard})")
     else:
         packed = " + ".join(f"({s} + 8) * {1 << (4 * n)}" for n, s in enumerate(steps))
         lines.append(f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})")

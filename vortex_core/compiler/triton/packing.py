@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BITS = {"bits": 1, "int4": 4}
+from vortex_core.ir.types import PLANES
+
+BITS = {"int4": 4, **dict.fromkeys(PLANES, 1)}
 _UNITS = (32, 16, 8)
 _LEAST = 4  # units of a row: one for each thread that shares it
 
@@ -83,7 +85,7 @@ def packings(bits: int, width: int, stride: int, start: int, most: int) -> list[
     on whole bytes.
 
     Args:
-        stride: bytes from one row to the next.
+        stride: bytes from one row, or plane of one, to the next.
         start: first number wanted; multiples of both must be whole units.
     """
     for unit in _UNITS:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vortex_core.compiler.triton.emitter import Emitter
-from vortex_core.compiler.triton.fields import store_lines, store_row_lines, stored_shape
+from vortex_core.compiler.triton.fields import PER_BYTE, store_lines, store_row_lines, stored_shape
 from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
 from vortex_core.compiler.triton.tile import MAX_PADDING, Axis, Env, Tile, order, pow2
 from vortex_core.ir.program import SCALED, Node, StateDecl
+from vortex_core.ir.types import PLANES
 
 
 class UpdateKernel(KernelWriter):
@@ -142,14 +143,14 @@ class UpdateKernel(KernelWriter):
     def _write_rows(
         self, emitter: Emitter, state: StateDecl, i: int, env: dict[str, Tile], names: list[str]
     ) -> None:
-        per = {"int8": 1, "int4": 2, "bits": 8}[state.dtype]
+        per = PER_BYTE[state.dtype]
         if not names:  # one bit a page
             value = emitter.emit(i, {})
             emitter.outer.append(
                 f"tl.store({state.name}_ptr + row, tl.where({value.text} >= 0, 1, 0).to(tl.uint8))"
             )
             return
-        last, width = names[-1], stored_shape(state, self.sizes)[-1]
+        last, width = names[-1], stored_shape(state, self.sizes)[-1] // PLANES.get(state.dtype, 1)
         real = state.stored[-1][1].resolve(self.sizes)
         lane = emitter.axis(f"{last}_lane", width)
         groups: list[Tile] = []

@@ -84,7 +84,7 @@ _DTYPES = {
     "float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float8": "fp8_e4m3",
     "fp8": "fp8_e4m3", "float8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2", "e4m3": "fp8_e4m3", "uint8": "int8",
     "uint4": "int4", "int16": "bf16", "int32": "fp32", "bool": "bits", "int1": "bits", "sign": "bits", "bit": "bits",
-    "int2": "int4", "int3": "int4", "fp4": "int4",
+    "uint2": "int2", "uint3": "int3", "fp4": "int4", "fp3": "int3", "fp2": "int2", "ternary": "int2",
 }  # fmt: skip
 
 
