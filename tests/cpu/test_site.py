@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +62,7 @@ def test_age_counts_what_changed_and_nothing_else(tmp_path: Path, monkeypatch: p
 
 def test_every_diagram_has_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import site_pages
-
+    site_pages = importlib.import_module("site_pages")
     blocks = {path: site_pages.mermaid_blocks(path) for path in (ROOT / "docs").rglob("*.md")}
     assert sum(map(len, blocks.values())) >= 3
     pictures = {path.stem for path in (ROOT / "docs/diagrams").glob("*.svg")}
