@@ -8,6 +8,12 @@ from vortex_core.sandbox.jail import run
 
 HEADER = "from vortex_core import Knobs, ops, vFlow\n\nclass W(vFlow):\n"
 
+
+def turned(channels: int) -> tuple[float, ...]:
+    """Rotary frequencies of a head whose channels all rotate."""
+    return tuple(1e4 ** (-2 * i / channels) for i in range(channels // 2))
+
+
 SOURCES = {
     "carried": """
     knobs = Knobs(page_size=8, budget="32")
@@ -95,6 +101,20 @@ SOURCES = {
     def forward_indexer(self, q, cache):
         s = (q * cache["a"]).sum("dim").max("row") + (q * cache["m"]).sum("dim")
         return ops.topk(s.max("head") + cache["b"].abs().max("ch", "row"))
+""",
+    "rotary": """
+    knobs = Knobs(page_size=8, budget="40")
+    def create_cache(self, page):
+        return {"slow": page.state(row=page.size, dim=page.head_dim, dtype="int4"),
+                "mean": page.state(dim=page.head_dim)}
+    def forward_cache(self, page):
+        k = page.k.rename(token="row")
+        slow = ops.where(ops.rotary() < 0.1, k, 0.0)
+        return {"slow": slow, "mean": k.mean("row") * (-4 * ops.rotary()).exp()}
+    def forward_indexer(self, q, cache):
+        fast = ops.where(ops.rotary() >= 0.1, q, 0.0)
+        score = (q * cache["slow"]).sum("dim").max("row") + (fast * cache["mean"]).sum("dim")
+        return ops.topk(score.max("head"))
 """,
     "per_query_head": """
     knobs = Knobs(page_size=8, budget="40")

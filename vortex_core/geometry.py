@@ -16,6 +16,8 @@ class Geometry:
         head_dim: channels of a key (MLA: kv_lora + rope).
         rope_dim: rotary channels, the last of `head_dim` (equal to `head_dim` for plain RoPE models).
         value_dim: channels of a value (MLA: kv_lora).
+        rotary: radians that each rotary pair turns a token, channels `i` and `i + len(rotary)` of the rotated ones
+            being a pair; empty where they are not known. Fewer than `rope_dim / 2` where heads rotate in part.
     """
 
     layers: int
@@ -24,6 +26,14 @@ class Geometry:
     head_dim: int
     rope_dim: int
     value_dim: int
+    rotary: tuple[float, ...] = ()
+
+    @property
+    def frequencies(self) -> list[float]:
+        """Radians that each channel of a key turns a token; 0 for those that do not. Needs `rotary`."""
+        turned = [*self.rotary, *self.rotary]
+        still = [0.0] * (self.head_dim - len(turned))
+        return still + turned if self.is_mla else turned + still
 
     @property
     def is_mla(self) -> bool:

@@ -80,6 +80,13 @@ class ModelSpec(Strict):
     vocab: PositiveInt
     max_context: PositiveInt = Field(description="tokens")
     rope_theta: PositiveFloat
+    rotary_channels: PositiveInt | None = Field(
+        default=None, description="channels of a head that rotate, the first; None: all (MLA: qk_rope)"
+    )
+    rotary_frequencies: tuple[float, ...] | None = Field(
+        default=None,
+        description="radians a token by rotary pair, where they are not powers of rope_theta; empty: not fixed",
+    )
     parameters: PositiveInt = Field(description="all trained parameters; tied embeddings count once")
     tie_embeddings: bool
     dtype: DType = Field(description="dtype of the published weights")
@@ -152,7 +159,17 @@ class ModelSpec(Strict):
             head_dim=self.head_dim,
             rope_dim=self.head_dim if self.mla is None else self.mla.qk_rope,
             value_dim=self.value_dim,
+            rotary=self._rotary(),
         )
+
+    def _rotary(self) -> tuple[float, ...]:
+        """Radians that each rotary pair turns a token; none where one row holds the keys of several heads."""
+        if self.rotary_frequencies is not None:
+            return self.rotary_frequencies
+        if self.mla is not None and self.mla.qk_nope == 0:
+            return ()
+        width = self.rotary_channels or (self.head_dim if self.mla is None else self.mla.qk_rope)
+        return tuple(self.rope_theta ** (-2 * i / width) for i in range(width // 2))
 
     def weight_bytes(self, dtype: DType | None = None) -> int:
         """Bytes of all weights in `dtype` (default: as published).

@@ -22,7 +22,9 @@ MAX_NUMBERS = 1 << 21  # of one value per page; half of what the language allows
 _CUT = {"D": 8, "S": 4, "R": 8}  # by what a symbol may be divided: such extents are whole in every real model
 _FREE_NAMES = ("row", "x", "y")
 _JUMPY = frozenset(name for name, spec in OPS.items() if not spec.traits.continuous)
-_UNSUPPLIED = frozenset({"param"})  # needs values beside the program, so the program alone cannot run
+_UNSUPPLIED = frozenset(
+    {"param", "rotary"}
+)  # need values beside the program, so the program alone cannot run
 
 Rng = random.Random
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from evaluators.errors import bad_recording
 from vortex_core.geometry import Geometry
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS = ("k", "v", "q", "slopes", "logprobs")
 
 
@@ -128,7 +128,8 @@ class AttentionRecording:
 
     @classmethod
     def _of(cls, about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> AttentionRecording:
-        geometry = Geometry(**about["geometry"])
+        shape = about["geometry"]
+        geometry = Geometry(**{**shape, "rotary": tuple(shape["rotary"])})
         k = tensors["k"]
         return cls(
             key=about["key"],

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from tests.sample_flows import turned
 from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
@@ -17,7 +18,7 @@ from vortex_core.ir.program import Node, Program
 from vortex_core.page_list import PageList
 
 PAGE = 8
-GEOMETRY = Geometry(layers=1, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16)
+GEOMETRY = Geometry(layers=1, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16, rotary=turned(16))
 KNOBS = Knobs(page_size=PAGE, budget="34", keep_first=1, keep_last=1)
 LENGTHS = (1, 8, 9, 43, 72)
 

@@ -9,6 +9,7 @@ import torch
 
 from vortex_core.compiler.evaluate import Evaluator, check_shapes, param_values
 from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
+from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.torch_backend import value_rows
 from vortex_core.geometry import Geometry
@@ -24,13 +25,14 @@ class OracleFlow:
 
     def __init__(self, program: Program, knobs: Knobs, geometry: Geometry) -> None:
         check_shapes(program, geometry, knobs.page_size)
+        bound = with_rotary(program, geometry)
         self.program, self.knobs, self.geometry = program, knobs, geometry
         sizes = geometry.symbols(knobs.page_size)
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
-        self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=False)
-        self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=False)
+        self._cache = Evaluator(bound.cache, geometry, knobs.page_size, self.dtype, contract=False)
+        self._index = Evaluator(bound.index, geometry, knobs.page_size, self.dtype, contract=False)
 
-        self._params = param_values(program, torch.device("cpu"), self.dtype)
+        self._params = param_values(bound, torch.device("cpu"), self.dtype)
 
     def _learned(self, layer: int, h: int) -> dict[str, torch.Tensor]:
         """Learned values of one layer and kv head, `[*dims]`."""

@@ -6,6 +6,7 @@ import torch
 
 from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, param_values
 from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
+from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.selection import evaluate_selection, page_list
 from vortex_core.compiler.states import TorchStates
 from vortex_core.geometry import Geometry
@@ -21,13 +22,14 @@ class TorchFlow:
 
     def __init__(self, program: Program, knobs: Knobs, geometry: Geometry) -> None:
         check_shapes(program, geometry, knobs.page_size)
+        self._bound = bound = with_rotary(program, geometry)
         self.program = program
         self.knobs = knobs
         self.geometry = geometry
         sizes = geometry.symbols(knobs.page_size)
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
-        self._cache = Evaluator(program.cache, geometry, knobs.page_size, self.dtype, contract=True)
-        self._index = Evaluator(program.index, geometry, knobs.page_size, self.dtype, contract=True)
+        self._cache = Evaluator(bound.cache, geometry, knobs.page_size, self.dtype, contract=True)
+        self._index = Evaluator(bound.index, geometry, knobs.page_size, self.dtype, contract=True)
         # Nodes of the index graph whose values the selection ranks.
         self.scores = sorted(
             {n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1}
@@ -118,10 +120,10 @@ class TorchFlow:
 
     def _of_layer(self, layer: int | torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
         """Learned values of one layer, `[1, kv_head, *dims]`, or of a tensor of layers, `[row, kv_head, *dims]`."""
-        if not self.program.params:
+        if not self._bound.params:
             return {}
         if device not in self._params:
-            self._params[device] = param_values(self.program, device, self.dtype)
+            self._params[device] = param_values(self._bound, device, self.dtype)
         rows = torch.tensor([layer], device=device) if isinstance(layer, int) else layer
         return {n: x[rows] if len(x) > 1 else x for n, x in self._params[device].items()}
 

@@ -10,7 +10,7 @@ computed is what the oracle computes, in fp64, for one kv head of one sequence a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,8 @@ class _Sources(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._given:
             kind, _, key = name.partition(":")
-            self._given[name] = self._session.state(key) if kind == "load" else self._session.learned(key)
+            made = {"load": self._session.state, "param": self._session.learned}.get(kind)
+            self._given[name] = self._session.rotary() if made is None else made(key)
         return self._given[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -161,6 +162,12 @@ class _Session:
         held.write(slice(None), pages, value.unsqueeze(0))
         return held.read(0, pages, torch.float64)
 
+    def rotary(self) -> torch.Tensor:
+        """The rotary frequencies by channel."""
+        if not self.data.geometry.rotary:
+            raise mistakes.NO_ROTARY.error()
+        return torch.tensor(self.data.geometry.frequencies, dtype=torch.float64)
+
     def learned(self, name: str) -> torch.Tensor:
         """A learned parameter, of layer 0 and kv head 0."""
         decl = self.tracer.table.declared[name]
@@ -186,6 +193,7 @@ def run(
     knobs: Knobs | None = None,
     mass: torch.Tensor | None = None,
     rope_dim: int | None = None,
+    rotary: Sequence[float] = (),
     params: Mapping[str, Values] | None = None,
 ) -> Run:
     """Run a flow's methods on one kv head.
@@ -198,6 +206,7 @@ def run(
         knobs: instead of the flow's own.
         mass: attention mass of the last step, `(page, head)` over complete pages; zero by default.
         rope_dim: rotary channels, all by default.
+        rotary: radians that each rotary pair turns a token, for flows that read `ops.rotary()`.
         params: learned values from beside the flow; only layer 0 and kv head 0 are used.
 
     Raises:
@@ -210,7 +219,7 @@ def run(
     if len(k) < size:
         raise mistakes.BAD_EAGER.error(what=f"{len(k)} tokens, fewer than one page of {size}")
     dim = k.shape[1]
-    geometry = Geometry(1, 1, len(q), dim, dim if rope_dim is None else rope_dim, v.shape[1])
+    geometry = Geometry(1, 1, len(q), dim, dim if rope_dim is None else rope_dim, v.shape[1], tuple(rotary))
     complete = len(k) // size
     mass = torch.zeros(complete, len(q)) if mass is None else mass
     if mass.shape != (complete, len(q)):

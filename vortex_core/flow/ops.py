@@ -147,6 +147,11 @@ def mass() -> vTensor:
     return emit("mass", builder=_builder())
 
 
+def rotary() -> vTensor:
+    """`(dim)`: radians that each channel's rotary pair turns a token, 0 for channels that are not rotated."""
+    return emit("rotary", builder=_builder())
+
+
 def param(name: str, /, **axes: int | str | Extent) -> vTensor:
     """Learned values supplied with the flow: `ops.param("w", layer=28, kv_head=8, rank=16, dim="D")`.
 

@@ -50,6 +50,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("ops.position()", "position"),
     Spelling("ops.pages()", "pages"),
     Spelling("ops.length()", "length"),
+    Spelling("ops.rotary()", "rotary"),
     Spelling("ops.mass()", "mass"),
     Spelling("2.5", "const"),
     Spelling('ops.size("D")', "extent"),

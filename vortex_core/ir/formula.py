@@ -17,7 +17,21 @@ from vortex_core.ir.terms import LETTERS, Account, Definition, Term, account, us
 _LOGIC, _COMPARE, _SUM, _REDUCED, _TERM, _ATOM = range(6)
 _LONG = 110  # characters of an expression that gets a name
 _SHORT = 12  # of one that is written again instead
-_SOURCES = ("q", "k", "v", "position", "pages", "length", "mass", "const", "extent", "iota", "load", "param")
+_SOURCES = (
+    "q",
+    "k",
+    "v",
+    "position",
+    "pages",
+    "length",
+    "mass",
+    "rotary",
+    "const",
+    "extent",
+    "iota",
+    "load",
+    "param",
+)
 _SIGNS = {"lt": "<", "le": "≤", "eq": "=", "and": "∧", "or": "∨"}
 _WORDS = {"amax": "max", "amin": "min", "maximum": "max", "minimum": "min", "log": "ln", "sigmoid": "σ"}
 

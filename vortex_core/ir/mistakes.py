@@ -398,6 +398,13 @@ NO_CHANNELS = _mistake(
     "nope channels exist only in models with partial rotation (MLA)",
     'use channels("rope") or all channels',
 )
+NO_ROTARY = _mistake(
+    "VF066",
+    "rotary frequencies unknown",
+    "ops.rotary() of a model whose rotary frequencies are not known here",
+    "frequencies are those of the model's configuration, where they are the same at every length",
+    "choose channels by q.slice(...) or x.channels(...) instead, or another model",
+)
 BAD_PARAM = _mistake(
     "VF065",
     "bad learned parameters",

@@ -166,6 +166,12 @@ _source(
     "Attention probability each page received in the previous step (0 if not attended).",
     traits=Traits(sign="nonneg", bounded=True),
 )  # fmt: skip
+_source(
+    "rotary", "dim=D", "query", BOTH, "turn[dim]",
+    "Radians that each channel's rotary pair turns a token, of the model at work; 0 where it is not rotated. "
+    "`2 * math.pi / ops.rotary()` is the wavelength in tokens.",
+    traits=Traits(sign="nonneg"),
+)  # fmt: skip
 _op("const", "source", 0, rules.const, None, "c", "A number.", attrs=("value",), flops=0)
 _op(
     "extent", "source", 0, rules.extent, None, "|dim|", "The size of a model dimension, as a number.",

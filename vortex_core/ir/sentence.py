@@ -13,7 +13,7 @@ _SHORT = 50  # of one that is said again instead
 _ALONG = {"page": "pages", "head": "query heads", "token": "tokens", "dim": "channels", "row": "rows"}
 _SOURCES = {
     "q": "the query", "k": "the keys", "v": "the values", "position": "the page's number",
-    "pages": "the number of pages", "length": "the number of tokens",
+    "rotary": "the rotary frequency", "pages": "the number of pages", "length": "the number of tokens",
     "mass": "the attention mass that the page received in the last step",
 }  # fmt: skip
 _SIZES = {"G": "query heads of the group", "D": "channels", "N": "unrotated channels", "R": "rotary channels",

@@ -68,7 +68,7 @@ def small(traced: Traced) -> Traced:
 @pytest.mark.parametrize(("group", "kv_heads", "dim"), [(3, 2, 16), (1, 1, 16), (7, 2, 24), (16, 1, 8)])
 def test_torch_selects_what_the_oracle_selects(name: str, group: int, kv_heads: int, dim: int) -> None:
     traced = small(sample_flows.load(name))
-    geometry = Geometry(1, kv_heads, group, dim, dim, dim)
+    geometry = Geometry(1, kv_heads, group, dim, dim, dim, sample_flows.turned(dim))
     data = inputs(group * 100 + dim, group, kv_heads, dim)
     oracle = steps(backends.get("oracle").compile(traced.original, traced.knobs, geometry), *data)
     torch_ = steps(backends.get("torch").compile(traced.program, traced.knobs, geometry), *data)
@@ -84,7 +84,9 @@ def test_selection_keeps_the_rules(name: str) -> None:
     """Within budget, last page last, lengths right, kept pages present."""
     traced = small(sample_flows.load(name))
     kv, table, q, pages = inputs(5, 3, 2, 16)
-    flow = backends.get("torch").compile(traced.program, traced.knobs, Geometry(1, 2, 3, 16, 16, 16))
+    flow = backends.get("torch").compile(
+        traced.program, traced.knobs, Geometry(1, 2, 3, 16, 16, 16, sample_flows.turned(16))
+    )
     (first, *_) = steps(flow, kv, table, q, pages)
     for b, length in enumerate(LENGTHS):
         total = -(-length // SIZE)
@@ -120,7 +122,9 @@ def test_unknown_backend_lists_the_known() -> None:
 def test_a_backend_that_captures_gives_flows_that_can_be_captured(name: str) -> None:
     traced = sample_flows.load("quest")
     backend = backends.get(name)
-    flow = backend.compile(traced.program, traced.knobs, Geometry(2, 2, 2, 16, 16, 16))
+    flow = backend.compile(
+        traced.program, traced.knobs, Geometry(2, 2, 2, 16, 16, 16, sample_flows.turned(16))
+    )
     assert backend.name == name
     assert isinstance(flow, CompiledFlow)
     assert isinstance(flow, CapturedFlow) == backend.captures

@@ -15,7 +15,8 @@ from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
 
-QWEN = Geometry(layers=28, kv_heads=8, group=4, head_dim=128, rope_dim=128, value_dim=128)
+TURNED = sample_flows.turned(128)
+QWEN = Geometry(28, kv_heads=8, group=4, head_dim=128, rope_dim=128, value_dim=128, rotary=TURNED)
 GLM = Geometry(layers=47, kv_heads=1, group=20, head_dim=576, rope_dim=64, value_dim=512)
 
 
@@ -77,6 +78,13 @@ def test_a_short_launch_over_latent_rows_waits_less_often() -> None:
     assert many.uses_tensor_cores and many.stack_bytes == 0
     assert many.opcodes["BAR"] < few.opcodes["BAR"] // 2
     assert many.registers <= 128  # four programs a multiprocessor
+
+
+@pytest.mark.parametrize("name", ["few_bits", "rotary"])
+def test_what_no_library_flow_has_compiles_without_spills(name: str) -> None:
+    traced = sample_flows.load(name)
+    for kernel, report in compile_flow(traced.program, traced.knobs, QWEN).items():
+        assert report.stack_bytes == 0, (kernel, report)
 
 
 @pytest.mark.parametrize("name", sample_flows.names())

@@ -24,7 +24,7 @@ for name in sys.argv[1:]:
     if name in ("block_topk", "quest"):  # matrix products over 160 channels: of 64, 64 and 32, and of 128 and 32
         shapes += [(4, 1, 160, 0), (4, 1, 160, 10**6)]
     for group, kv_heads, dim, triton_flow.SHORT_PROGRAMS in shapes:
-        geometry = Geometry(1, kv_heads, group, dim, dim, dim)
+        geometry = Geometry(1, kv_heads, group, dim, dim, dim, sample_flows.turned(dim))
         triton_flow.score_blocks = lambda programs, device: 2 if group == 1 else 1
         data = shared.inputs(group, group, kv_heads, dim)
         want = shared.steps(backends.get("oracle").compile(traced.original, traced.knobs, geometry), *data)

@@ -103,7 +103,7 @@ NOTED: dict[str, tuple[str, int]] = {
 ELSEWHERE = {
     "VF000": "below", "VF006": "below", "VF007": "tests/null/flow/test_jail.py", "VF009": "below",
     "VF013": "tests/cpu/compiler/test_shapes.py", "VF027": "tests/cpu/flow/test_eager.py",
-    "VF064": "tests/cpu/compiler/test_shapes.py", "VF090": "below",
+    "VF064": "tests/cpu/compiler/test_shapes.py", "VF066": "tests/cpu/compiler/test_rotary.py", "VF090": "below",
     "VF095": "below", "VF096": "tests/hostile/test_machine.py", "VF097": "tests/hostile/test_machine.py",
     **{f"VF08{i}": "tests/null/dialects" for i in range(10)},
 }  # fmt: skip

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from vortex_core.compiler.evaluate import check_shapes, param_values
 from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
+from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.generate import Module, generate
@@ -103,6 +104,7 @@ class TritonFlow:
     ) -> None:
         check_shapes(program, geometry, knobs.page_size)
         self.program, self.knobs, self.geometry = program, knobs, geometry
+        self._bound = with_rotary(program, geometry)
         sizes = geometry.symbols(knobs.page_size)
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self.code: Module = generate(program, geometry, knobs.page_size)
@@ -171,8 +173,8 @@ class TritonFlow:
     def params(self, device: torch.device, layer: int) -> list[torch.Tensor]:
         """Learned parameters of a layer, fp32 `[kv_head or 1, *dims]`; views, so their addresses do not change."""
         if device not in self._params:
-            found = param_values(self.program, device, torch.float32)
-            self._params[device] = [found[f"param:{p.name}"].contiguous() for p in self.program.params]
+            found = param_values(self._bound, device, torch.float32)
+            self._params[device] = [found[f"param:{p.name}"].contiguous() for p in self._bound.params]
         return [x[layer if len(x) > 1 else 0] for x in self._params[device]]
 
     # ---- selection -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.triton.code_product import rows_of, token_pages
 from vortex_core.compiler.triton.contraction import Product, absorbed_nodes
 from vortex_core.compiler.triton.row_kernel import row_text
@@ -80,7 +81,7 @@ def generate(
         VortexError: `VE050` for what this backend cannot lower.
     """
     digest = program.ir_hash
-    program = program.lowered
+    program = with_rotary(program.lowered, geometry)
     index = IndexKernel(program, geometry, page_size)
     plan = index.schedule
     update = bool(program.states) or program.needs_mass

@@ -115,6 +115,8 @@ def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
             vocab=config.vocab_size,
             max_context=config.max_position_embeddings,
             rope_theta=config.rope_parameters["rope_theta"],
+            rotary_channels=None if mla else _rotary_channels(config, head_dim),
+            rotary_frequencies=_rotary_frequencies(config),
             parameters=_count_parameters(config),
             tie_embeddings=bool(config.tie_word_embeddings),
             dtype=_dtype(config),
@@ -127,6 +129,25 @@ def spec_from_hf_config(config: Any, *, name: str) -> ModelSpec:
     except Exception as error:  # numbers of the wrong kind lead transformers and torch to any exception
         said = visible(error, 200) or type(error).__name__
         raise _unsupported(name, f"model type {config.model_type}: {said}") from error
+
+
+def _rotary_channels(config: Any, head_dim: int) -> int | None:
+    """Channels of a head that rotate, None if all do."""
+    width = int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    return None if width == head_dim else width
+
+
+def _rotary_frequencies(config: Any) -> tuple[float, ...] | None:
+    """Those of a scaled rotary embedding; empty where they depend on the length, None where nothing is scaled."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3", "yarn"):
+        return ()
+    found, _ = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    return tuple(found.tolist())
 
 
 def reference_config(spec: ModelSpec) -> Any:
