@@ -11,24 +11,34 @@ from evaluators.results import Metric
 from search.campaign.archive import Archive, Entry, Score, reference_point, sealed_verdict, worth
 from search.campaign.front import hypervolumes
 from search.campaign.tiers import tiers
+from search.config import Screen
 from search.log.state import CampaignState, Candidate
 from vortex_core.text import visible
 
 _COLUMNS = ("accuracy", "decode_speedup", "recall", "density", "perplexity_ratio")
 
 
-def candidates(archive: Archive, main: set[str]) -> list[dict[str, Any]]:
-    """Every candidate, ranked ones first and in order; parents are positions in this list."""
+def candidates(archive: Archive, main: set[str], screen: Screen | None = None) -> list[dict[str, Any]]:
+    """Every candidate: ranked ones first and in order, then those that were only screened, best first; parents are
+    positions in this list."""
     state = archive.state
     ranked = [(e.candidate, e) for e in archive.entries]
     seen = {c.key for c, _ in ranked}
     rest: list[tuple[Candidate, Entry | None]] = [
         (c, None) for c in state.candidates.values() if c.key not in seen
     ]
+    if screen is not None:
+        worth_of = {c.key: on.value if (on := _screened(c, screen.accuracy)) else -1.0 for c, _ in rest}
+        rest.sort(key=lambda pair: -worth_of[pair[0].key])
     ordered: list[tuple[Candidate, Entry | None]] = [*ranked, *rest]
     place = {c.key: i for i, (c, _) in enumerate(ordered)}
     tier = tiers(archive.entries)
-    return [_candidate(c, e, archive, place, tier.get(c.key), main) for c, e in ordered]
+    return [_candidate(c, e, archive, place, tier.get(c.key), main, screen) for c, e in ordered]
+
+
+def _screened(c: Candidate, name: str) -> Metric | None:
+    """A metric of the screen, of its fullest look."""
+    return {**c.metrics("screen"), **c.metrics("full_screen")}.get(name)
 
 
 def _candidate(
@@ -38,6 +48,7 @@ def _candidate(
     place: dict[str, int],
     tier: int | None,
     main: set[str],
+    screen: Screen | None,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": c.label, "n": visible(c.name, 100), "a": c.arm, "p": [place[k] for k in c.parents if k in place],
@@ -49,8 +60,11 @@ def _candidate(
         found["ctl"] = 1
     if c.idea:
         found["i"] = visible(c.idea, 240)
+    seen = _screened(c, screen.accuracy) if screen is not None else None
+    if seen is not None:
+        found["sc"] = [_triple(seen), _triple(_screened(c, archive.objective.speed))]
     if entry is None:
-        found["st"] = c.ended or "not finished"
+        found["st"] = c.ended or ("screened" if seen is not None else "not finished")
         failure = c.failure
         if failure is not None and failure.failure is not None:
             error = failure.failure.error

@@ -128,19 +128,31 @@
     const wanted = ranked.filter((c) => c.lib || c.id === data.winner).sort((a, b) => (b.id === data.winner) - (a.id === data.winner));
     for (const c of wanted) {
       const words = c.n.length > 26 ? c.n.slice(0, 25) + "…" : c.n;
-      const w = words.length * 6.6 + 6, px = sx.apply(c.s[0]), py = sy.apply(c.q[0]);
+      const w = words.length * 7 + 6, px = sx.apply(c.s[0]), py = sy.apply(c.q[0]);
       for (const [dx, dy] of [[9, 4], [-9 - w, 4], [-w / 2, -10], [-w / 2, 19]]) {
         const box = [px + dx, py + dy - 11, px + dx + w, py + dy + 3];
         if (box[0] < sx.range[0] || box[2] > sx.range[1] + 10 || box[1] < 0) continue;
         if (taken.some((t) => box[0] < t[2] && t[0] < box[2] && box[1] < t[3] && t[1] < box[3])) continue;
         taken.push(box);
         d3.select(svg).append("text").attr("class", "named").attr("x", px + dx).attr("y", py + dy).attr("fill", "currentColor")
-          .attr("font-size", 12).attr("paint-order", "stroke").attr("stroke", "var(--paper)").attr("stroke-width", 3).text(words);
+          .attr("font-size", 12).attr("paint-order", "stroke").attr("stroke", "var(--paper)").attr("stroke-width", 5).attr("font-weight", 600).text(words);
         break;
       }
     }
   };
   plotted("plot-frontier", frontier);
+  const screened = all.filter((c) => c.sc?.[0] && c.sc[1]);
+  if (screened.length) {
+    $("screened").hidden = false;
+    plotted("plot-screen", (width) => {
+      const x = (c) => c.sc[1][0], y = (c) => c.sc[0][0], answered = (c) => (c.v == null ? "screened only" : "went on to answer");
+      const drawn = thinned(screened, x, y);
+      return Plot.plot({ width, height: 300, marginLeft: 56, marginBottom: 42, grid: true, style: { fontSize: "12px" }, x: { label: `${data.speed} (on the screen) →`, nice: true }, y: { label: `↑ ${data.screen}`, nice: true },
+        color: { domain: ["screened only", "went on to answer"], range: [COLOURS[0], COLOURS[1]], legend: true },
+        marks: [Plot.dot(drawn, { x, y, stroke: answered, r: (c) => (c.v == null ? 2 : 4) }),
+          Plot.tip(drawn, Plot.pointer({ x, y, title: (c) => `${c.id} ${c.n}\n${from(c)}, ${gates(c)}\n${data.screen} ${triple(c.sc[0])}\n${data.speed} ${triple(c.sc[1])}`, maxRadius: 30, fill: "var(--paper)", textPadding: 8 }))] });
+    });
+  }
 
   // ---- leaderboard -----------------------------------------------------------------------------------------------
   const low = -Infinity;
@@ -148,11 +160,12 @@
     ["#", (c) => c.r ?? 1e9, (c) => `${c.r ?? "-"}${c.f === 0 ? "*" : ""}`], ["tier", (c) => c.t ?? 1e9, (c) => c.t ?? "-"],
     ["id", (c) => c.index >= 0 && Number(c.id.slice(1)), (c) => c.id], ["name", (c) => c.n.toLowerCase(), null],
     ["gates", (c) => c.v ?? 3, gates],
-    [data.accuracy, (c) => (c.q ? c.q[0] : low), (c) => triple(c.q), 1], [data.speed, (c) => (c.s ? c.s[0] : low), (c) => triple(c.s), 1],
+    [data.accuracy, (c) => (c.q ? c.q[0] : low), (c) => triple(c.q), 1], [data.speed, (c) => (c.s ?? c.sc?.[1] ?? [low])[0], (c) => triple(c.s ?? c.sc?.[1]), 1],
     ["from", from, from],
     ["worst task", (c) => (c.w ? c.w.accuracy - c.w.dense : 1e9), (c) => (c.w ? `${c.w.task} ${number(c.w.accuracy - c.w.dense)}` : "-"), 0,
       (c) => c.w && `${number(c.w.accuracy)}, dense ${number(c.w.dense)}`],
     ["items", (c) => c.on ?? "", (c) => c.on ?? "-"],
+    ...(all.some((c) => c.sc) ? [["screen", (c) => c.sc?.[0]?.[0] ?? low, (c) => triple(c.sc?.[0]), 1, () => data.screen]] : []),
     // What else was measured, of anybody, and is not there already.
     ...["accuracy", "decode speed-up", "recall", "density", "perplexity ratio"].map((name, i) =>
       [name, (c) => (c.m[i] ? c.m[i][0] : low), (c) => triple(c.m[i]), 1, null, i])
@@ -181,7 +194,7 @@
     body.replaceChildren(...rows.slice(page * PAGE, page * PAGE + PAGE).map((c) => make("tr",
       { class: [c.id === data.winner ? "winner" : c.lib ? "library" : "", c.id === chosen ? "chosen" : ""].join(" ").trim() || null, "data-id": c.id },
       ...COLUMNS.map(([name, , shown, , more]) => shown
-        ? make("td", name === "gates" ? { class: CLASSES[c.v] ?? "failed", title: (c.g ?? []).join("; ") || null } : { title: (more && more(c)) || null }, String(shown(c)))
+        ? make("td", name === "gates" ? { class: CLASSES[c.v] ?? (c.st === "screened" ? "quiet" : "failed"), title: (c.g ?? []).join("; ") || null } : { title: (more && more(c)) || null }, String(shown(c)))
         : make("td", { class: "name" }, make("button", { type: "button", class: "link", onclick: () => show(c.id, true) }, c.n || "(no name)"))))));
     $("count").textContent = `${rows.length.toLocaleString("en")} of ${all.length.toLocaleString("en")} candidates`;
     $("pager").hidden = pages === 1;

@@ -54,7 +54,7 @@ def render(run: Run, state: CampaignState, config: CampaignConfig, *, live: bool
     environment.filters["metric"] = metric
     template = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8"))
     main = {arm.name for arm in config.arms if not arm.control}
-    table = data.candidates(archive, main)
+    table = data.candidates(archive, main, config.screen)
     return template.render(
         run=run.name,
         live=live,
@@ -87,6 +87,7 @@ def render(run: Run, state: CampaignState, config: CampaignConfig, *, live: bool
                     (g.at_least for g in config.objective.gates if g.metric == config.objective.accuracy),
                     None,
                 ),
+                "screen": config.screen.accuracy if config.screen is not None else None,
                 "winner": _winner(state),
                 "candidates": table,
                 "progress": data.progress(archive),
