@@ -132,7 +132,7 @@ class RecallScore:
     Attributes:
         recall: mass on the selected pages.
         oracle: mass on the best pages of the same number, chosen per kv head with hindsight.
-        density: selected pages of all pages, per layer.
+        density: pages that a kv head reads of all pages, per layer: of query heads that select apart, the union.
     """
 
     recall: torch.Tensor
@@ -187,8 +187,8 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
                 found, best = _captured(pages, mass, first_page, lengths, size, g)
                 recall[layer] += found.T
                 oracle[layer] += best.T
-                total = pages.heads * sum(-(-n // size) for n in lengths)
-                density[layer] += pages.counts.sum() / total
+                read = pages.read_by(g.kv_heads)
+                density[layer] += read.sum() / (read.shape[1] * sum(-(-n // size) for n in lengths))
     return RecallScore(*((x / recording.steps).cpu() for x in (recall, oracle, density)))
 
 

@@ -47,6 +47,15 @@ class PageList:
         """int32 `[batch, heads]`, pages listed."""
         return (self.lengths + (self.page_size - 1)) // self.page_size
 
+    def read_by(self, kv_heads: int) -> Tensor:
+        """int64 `[batch, rows]`, pages read: of query heads that share a kv head, the union of their lists."""
+        if self.heads <= kv_heads:
+            return self.counts.long()
+        place = self.counts.new_tensor(range(self.columns))
+        ids = self.page_ids.masked_fill(place >= self.counts.unsqueeze(-1), -1)
+        ids = ids.unflatten(1, (kv_heads, -1)).flatten(2).sort(-1).values
+        return (ids[..., 1:] != ids[..., :-1]).sum(-1) + (ids[..., 0] >= 0)
+
     def shared_by(self, heads: int) -> PageList:
         """The same lists for `heads` rows a sequence: of one list, each row's; no copy."""
         batch, _, columns = self.page_ids.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,12 +30,14 @@ SIGNALS = {
     "ball": 1.5,
     "signs": 0.8,
     "large_channels": 1.5,
+    "slow_channels": 0.8,
     "distance": 0.6,
     "value_gated": 1.5,
 }
 _CENTRES = {"mean": 5.0, "mid": 1.0, "value_weighted_mean": 1.5, "direction": 1.0, "tail_mean": 0.5}
 _SMOOTHING = ((0.25, 0.5, 0.25), (0.1, 0.8, 0.1), (-0.25, 1.5, -0.25), (0.1, 0.2, 0.4, 0.2, 0.1))
 SCALE = const(1.0) / make("sqrt", make("extent", extent="D"))  # of attention logits
+_WAVELENGTHS = (16, 64, 256, 1024, 4096)
 _WEIGHTS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 
@@ -112,6 +115,11 @@ class Growth:
                 self.say(f"{k} largest query channels")
                 mask = make("largest", make("abs", q), dim="dim", k=k)
                 return _dot(make("where", mask, q, const(0.0)), self.centre(frame))
+            case "slow_channels":
+                tokens = self.rng.choice(_WAVELENGTHS)
+                self.say(f"channels that turn once in {tokens} tokens or slower")
+                slow = make("lt", frame.narrow(make("rotary")), const(2 * math.pi / tokens))
+                return _dot(make("where", slow, q, const(0.0)), self.centre(frame))
             case "distance":
                 self.say("negative L1 distance")
                 gap = q * alpha - self.centre(frame)

@@ -43,7 +43,10 @@ class StaticStage:
         share = {n: _attended(flow, answers, n) for n in asked}
         spent = {n: _attended(flow, speed, n) for n in timed}
         info = {
-            "planned_density": {str(n): round(d, 4) for n, d in sorted((share | spent).items())},
+            "planned_density": {
+                str(n): round(min(1.0, d * _lists(flow, speed if n in spent else answers)), 4)
+                for n, d in sorted((share | spent).items())
+            },
             "request_local": flow.program.is_request_local,
             "states": [s.name for s in flow.program.states],
         }
@@ -54,6 +57,11 @@ class StaticStage:
         if context.plan.target == "sglang":
             check_servable(flow.program, flow.knobs)
         return StageResult(self.name, passed=True, info=info)
+
+
+def _lists(flow: Flow, model: ModelSpec) -> int:
+    """Lists that a kv head may read, of which planning cannot know what they share."""
+    return model.group if flow.program.per_query_head else 1
 
 
 def _check_layers(flow: Flow, model: ModelSpec) -> None:

@@ -61,7 +61,8 @@ def cell_of(flow: Flow, geometry: Geometry | None) -> str:
         geometry, flow.knobs.kv_bytes
     )
     pages = attended_pages(flow.program, flow.knobs, _LENGTH, geometry.layers // 2, geometry.layers)
-    density = pages * flow.knobs.page_size / _LENGTH
+    lists = geometry.group if flow.program.per_query_head else 1
+    density = min(1.0, lists * pages * flow.knobs.page_size / _LENGTH)
     return f"{family(flow.program)}/state {_halvings(kept)}/density {_halvings(density)}"
 
 

@@ -59,7 +59,8 @@ class Cost:
         tensor_flops: contractions and attention.
         vector_flops: everything else.
         launches: kernels.
-        density: attended tokens over all tokens; 0 for a launch that does not attend.
+        density: tokens that a kv head reads over all tokens, of query heads that select apart what they read where
+            they agree on nothing; 0 for a launch that does not attend.
     """
 
     query_bytes: float = 0.0
@@ -142,7 +143,7 @@ class ModelledDecode:
         dense_tokens_per_second: the same model with full attention.
         speedup: over dense.
         bound_by: the largest part of the step: `kv`, `weights`, `states`, `launches`, `compute`, `other`.
-        density: attended share of tokens, mean over layers.
+        density: share of tokens that a kv head reads, mean over layers.
         launches: kernels of attention, over all layers; a mean over steps where selections are kept for some.
         parts: seconds by part.
     """
@@ -241,13 +242,14 @@ def launch_costs(
     lists = rows * (g.group if program.per_query_head else 1)
     pages = attended_pages(program, knobs, length, layer, g.layers)
     tokens = min(length, pages * knobs.page_size)
+    read = min(lists // rows * tokens, length)  # by a kv head: at most the union of its query heads' lists
     attention = Cost(
         query_bytes=heads * (g.head_dim + g.value_dim) * ACTIVATION_BYTES,
         index_bytes=lists * pages * INDEX_BYTES,
-        kv_bytes=batch * min(lists // rows * tokens, length) * kv_row_bytes(g, kv_bytes),
+        kv_bytes=batch * read * kv_row_bytes(g, kv_bytes),
         tensor_flops=2.0 * heads * tokens * (g.head_dim + g.value_dim),
         launches=1,
-        density=tokens / length,
+        density=read / length,
     )
     found: list[LaunchCost] = []
     if program.states or program.needs_mass:

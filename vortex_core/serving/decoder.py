@@ -220,15 +220,18 @@ class FlowDecoder:
     # ---- proof of what ran ---------------------------------------------------------------------------------
 
     def attended(self) -> torch.Tensor | None:
-        """Float64 `[2]` on the device: tokens that the newest selection attends, and tokens there are, summed
-        over its rows and the sequences longer than one token. None where nothing has selected."""
+        """Float64 `[2]` on the device: tokens that kv heads read by the newest selection, and tokens there are, summed
+        over them and the sequences longer than one token. None where nothing has selected."""
         found = self.lists(self.count)
         if not found:
             return None
-        lens = found[max(found)].lengths
-        lengths = self.view.lengths[: len(lens), None].expand_as(lens)
+        newest = found[max(found)]
+        read = newest.read_by(self.geometry.kv_heads)
+        lengths = self.view.lengths[: len(read), None].expand_as(read)
         real = (lengths > 1).double()
-        return torch.stack([(lens * real).sum(), (lengths * real).sum()])
+        # Every list ends with the sequence's last page, which may be partial.
+        missing = (-lengths) % newest.page_size
+        return torch.stack([((read * newest.page_size - missing) * real).sum(), (lengths * real).sum()])
 
 
 class _Step(FlowStep):

@@ -66,9 +66,8 @@ def test_it_captures_what_a_decode_on_the_same_queries_captures(
     score = screener.score(program)
     assert score.own is not None and score.layers == (0, 1, 2)
     assert score.own.recall == pytest.approx(float(wanted.recall.mean()), abs=1e-5)
-    if not program.program.per_query_head:
-        # Ours weighs steps by their pages.
-        assert score.own.density == pytest.approx(float(wanted.density.mean()), rel=0.01)
+    # Ours weighs steps by their pages.
+    assert score.own.density == pytest.approx(float(wanted.density.mean()), rel=0.01)
     assert score.at("64").recall == pytest.approx(score.own.recall, abs=1e-6)
 
 

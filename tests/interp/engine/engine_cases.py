@@ -78,6 +78,15 @@ def test_both_backends_decode_the_same_tokens(engines: dict[str, Engine], flow: 
         assert a == pytest.approx(b, abs=2e-4)
 
 
+def test_what_query_heads_both_list_counts_once(engines: dict[str, Engine]) -> None:
+    """Exactly on the torch backend; over static buffers as in the last step."""
+    knobs = {"page_size": 8, "budget": "32", "dense_layers": (0,)}
+    want, got = (decode(engines[backend], "moba", knobs=knobs).density for backend in ("torch", "triton"))
+    shared = decode(engines["torch"], "block_topk", knobs=knobs).density
+    assert shared < want < 2 * shared
+    assert got == pytest.approx(want, rel=0.1)
+
+
 def test_lists_are_attended_as_was_tuned(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = attention_tiles(monkeypatch)
     knobs = {"page_size": 8, "budget": "48", "dense_layers": (0,)}

@@ -93,9 +93,10 @@ def test_a_selection_per_query_head_reads_up_to_all_of_them() -> None:
     assert flow.program.per_query_head
     cost = step_cost(flow.program, flow.knobs.with_(budget="512"), GEOMETRY, batch=1, length=LENGTH)
     assert cost.kv_bytes == 4 * TOKENS * 8 * 256 * 2
-    assert cost.density == TOKENS / LENGTH
+    assert cost.density == 4 * TOKENS / LENGTH
     cost = step_cost(flow.program, flow.knobs.with_(budget="2048"), GEOMETRY, batch=1, length=LENGTH)
     assert cost.kv_bytes == LENGTH * 8 * 256 * 2
+    assert cost.density == 1
 
 
 def test_carried_states_are_written_and_mass_is_read() -> None:

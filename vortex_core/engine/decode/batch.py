@@ -26,9 +26,8 @@ class DecodeBatch:
         self.flow = flow
         self.selections = None if flow is None else Selections(flow)
         self.page_size = BLOCK_TOKENS if flow is None else flow.page_size
-        self.attended = torch.zeros((), dtype=torch.int64, device=pool.k.device)  # tokens, sparse layers
-        self.padding = 0  # tokens that attended pages have room for and sequences do not have yet
-        self.attendable = 0  # pages
+        self.attended = torch.zeros((), dtype=torch.int64, device=pool.k.device)  # pages, sparse layers
+        self.attendable = 0
         self.attend_seconds = 0.0
         self._set_up()
 
@@ -66,10 +65,10 @@ class DecodeBatch:
 
     @property
     def density(self) -> float:
-        """Pages attended of all pages, over sparse layers and steps so far; 1 where no layer is sparse."""
+        """Pages that a kv head reads of all pages, over sparse layers and steps so far; 1 where no layer is sparse."""
         if not self.attendable:
             return 1.0
-        return (int(self.attended) + self.padding) / (self.attendable * self.page_size)
+        return int(self.attended) / self.attendable
 
 
 class DecodeStep:
@@ -155,9 +154,9 @@ class DecodeStep:
             pages = selections.at(layer, q, self.view(layer), self.decode_steps, self.lengths)
         else:
             pages = selections.lists[leader]
-        self.batch.attended += pages.lengths.sum()
-        self.batch.padding += pages.heads * sum(-n % flow.page_size for n in self.lengths)
-        self.batch.attendable += pages.heads * sum(-(-n // flow.page_size) for n in self.lengths)
+        read = pages.read_by(self.pool.geometry.kv_heads)
+        self.batch.attended += read.sum()
+        self.batch.attendable += read.shape[1] * sum(-(-n // flow.page_size) for n in self.lengths)
         want_mass = layer == leader and flow.compiled.program.needs_mass
         out, mass = sparse_decode(
             q, self.pool.paged(layer, flow.page_size), pages, scale, want_mass=want_mass

@@ -37,6 +37,7 @@ class GraphBatch:
         self.attendable = 0  # pages, sparse layers
         self._tokens = 0  # listed so far, as last read from the device
         self._padding = 0  # empty slots of the lists' last pages
+        self._read = 1.0  # lists of a kv head that have nothing in common with another
         self._blocks: list[int] = []  # blocks of each row that the device knows
         self._load(range(len(self.sequences)))
 
@@ -203,17 +204,22 @@ class GraphBatch:
         attended = self.runner.buffers.attended
         if self.runner.flow is not None and self.attendable:
             self._tokens += int(attended.sum())
+            self._read = self.runner.lists_read() or self._read
         attended.zero_()
 
     @property
     def density(self) -> float:
-        """Pages attended of all pages, over sparse layers and steps so far; 1 where no layer is sparse."""
+        """Pages that a kv head reads of all pages, over sparse layers and steps so far; 1 where no layer is sparse.
+
+        Where query heads select apart, what their lists have in common is looked at in one layer of the newest step:
+        counting it in each would be work that is timed.
+        """
         if not self.attendable:
             return 1.0
         if self.runner.owner is self:
             self._collect()
         assert self.runner.flow is not None
-        return (self._tokens + self._padding) / (self.attendable * self.runner.flow.page_size)
+        return self._read * (self._tokens + self._padding) / (self.attendable * self.runner.flow.page_size)
 
 
 class _Clock:

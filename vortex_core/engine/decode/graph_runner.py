@@ -79,14 +79,19 @@ class DecodeRunner:
         self.owner: object | None = None  # the batch whose rows are in the buffers
         self.capture_seconds = 0.0
         self.last_shape: Shape | None = None
+        self._ran: Shape | None = None  # from a graph or launch by launch
         self._captured: dict[Shape, torch.cuda.CUDAGraph] = {}
         self.kept: dict[int, PageList] = {}  # lists carried over steps, by leader
+        self._newest: dict[
+            Shape, PageList
+        ] = {}  # lists of the last selecting layer, in buffers of a shape's step
         self._allocate(BUCKETS[4])
 
     def _allocate(self, rows: int) -> None:
         """Buffers for a larger batch. Graphs captured over the old ones are of no use any more."""
         size = BLOCK_TOKENS if self.flow is None else self.flow.page_size
         self._captured.clear()
+        self._newest.clear()
         # A pool whose graphs are all gone may not be captured into again.
         self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
         self.attention = self._plans(rows, size)
@@ -133,6 +138,7 @@ class DecodeRunner:
         shape = Shape(
             min(bucket_of(rows), self.buffers.rows), min(width_of(blocks), self.max_blocks), selects
         )
+        self._ran = shape
         if recorder is not None:
             self._step(shape, rows, recorder)
         elif not self.graphs:
@@ -157,10 +163,23 @@ class DecodeRunner:
                 vortex_step=step,
             )  # fmt: skip
             step.finish()
+            if step.lists:
+                self._newest[shape] = step.lists[max(step.lists)]
             choose_greedy(
                 output.logits[:, -1], buffers.logits[:rows], buffers.tokens[:rows], buffers.logprobs[:rows],
                 buffers.ages[:rows], buffers.active[:rows],
             )  # fmt: skip
+
+    def lists_read(self) -> float:
+        """As many lists as a kv head's query heads have between them, what they share counted once; 0 before the first
+        step. Of the last selecting layer of the newest step."""
+        kv_heads = self.pool.geometry.kv_heads
+        lists = None if self._ran is None else self._newest.get(self._ran)
+        if lists is None or not int(lists.counts.sum()):
+            return 0.0
+        if lists.heads <= kv_heads:
+            return 1.0
+        return int(lists.read_by(kv_heads).sum()) / int(lists.counts.sum()) * lists.heads / kv_heads
 
     def _observer(self, step: StaticStep, recorder: Recorder) -> Callable[[int, torch.Tensor], None]:
         """A recorder sees the batch as `engine.decode` documents it."""
