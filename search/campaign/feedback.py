@@ -8,8 +8,7 @@ from typing import Any
 
 from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest
 from evaluators.results import Metric
-from search.campaign.archive import Score, Verdict, score
-from search.campaign.landscape import setting, standings
+from search.campaign.landscape import setting, standing, standings
 from search.campaign.strategies.base import Outcome, Tell
 from search.config import CampaignConfig, Objective, Screen
 from search.log.files import ContentStore
@@ -67,7 +66,7 @@ def make_request(
         ledger=ledger(state, objective, arm),
         tried=state.candidates.keys(),
         setting=setting(state, objective) if in_words else "",
-        standings=standings(state, objective, proposal.parents, arm) if in_words else (),
+        standings=standings(state, config, proposal.parents, arm) if in_words else (),
         lessons=lessons,
         number=proposal.id,
         book=book,
@@ -192,18 +191,3 @@ def make_tell(
     low, high = found.accuracy.low, found.accuracy.high
     accuracy, speed = found.point
     return replace(base, accuracy=accuracy, speed=speed, verdict=found.verdict, low=low, high=high)
-
-
-def standing(candidate: Candidate, config: CampaignConfig) -> Score | None:
-    """A candidate's score as the search sees it, None while or where it has none."""
-    answered = candidate.status("search")
-    if config.screen is None:
-        return score(candidate, config.objective, "search") if answered == "passed" else None
-    if candidate.status("screen") != "passed" or answered == "failed":
-        return None
-    found = score(candidate, config.screen.objective(config.objective), "screen")
-    if found is None or answered != "passed":
-        return found
-    judged = score(candidate, config.objective, "search")
-    worst = Verdict.FAILED if judged is None else max(found.verdict, judged.verdict)
-    return replace(found, verdict=worst)

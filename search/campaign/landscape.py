@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agents.base import Standing
-from search.campaign.archive import order, score
-from search.config import Objective
-from search.log.state import CampaignState, Candidate
+from search.campaign.archive import Score, Verdict, order, score
+from search.config import CampaignConfig, Objective
+from search.log.state import SEARCHING, CampaignState, Candidate
 
 _BEST = 8
 _LIBRARY = 8
@@ -16,7 +17,7 @@ _CHILDREN = 10
 
 
 def standings(
-    state: CampaignState, objective: Objective, parents: tuple[str, ...], arm: str | None = None
+    state: CampaignState, config: CampaignConfig, parents: tuple[str, ...], arm: str | None = None
 ) -> tuple[Standing, ...]:
     """The best found candidates, the references, and the family of the first of `parents` (keys).
 
@@ -30,16 +31,16 @@ def standings(
         ours = arm is None or candidate.reference or candidate.arm == arm
         return ours and candidate.key not in state.twins
 
-    ranked = [c for c in _ranked(state, objective) if told(c)]
+    ranked = [c for c in _ranked(state, config) if told(c)]
     found = [c for c in ranked if not c.reference][:_BEST]
     library = [c for c in ranked if c.reference][:_LIBRARY]
-    rows = [_standing(c, "best", objective) for c in found]
-    rows += [_standing(c, "library", objective) for c in library]
+    rows = [_standing(c, "best", config) for c in found]
+    rows += [_standing(c, "library", config) for c in library]
     if parents:
         ancestors = list(_ancestors(state.candidates[parents[0]], state))[:_GENERATIONS]
-        rows += [_standing(c, "ancestor", objective) for c in reversed(ancestors)]
+        rows += [_standing(c, "ancestor", config) for c in reversed(ancestors)]
         children = [c for c in state.candidates.values() if parents[0] in c.parents and told(c)]
-        rows += [_standing(c, "child", objective) for c in children[-_CHILDREN:]]
+        rows += [_standing(c, "child", config) for c in children[-_CHILDREN:]]
     return tuple(rows)
 
 
@@ -61,10 +62,24 @@ def setting(state: CampaignState, objective: Objective) -> str:
     return " ".join(parts)
 
 
-def _ranked(state: CampaignState, objective: Objective) -> list[Candidate]:
-    """Passed candidates by what the search measured, the best first."""
-    passed = [c for c in state.candidates.values() if c.status() == "passed"]
-    scored = [(c, s) for c in passed if (s := score(c, objective, "search")) is not None]
+def standing(candidate: Candidate, config: CampaignConfig) -> Score | None:
+    """A candidate's score as the search sees it, None while or where it has none."""
+    answered = candidate.status("search")
+    if config.screen is None:
+        return score(candidate, config.objective, "search") if answered == "passed" else None
+    if candidate.status("screen") != "passed" or answered == "failed":
+        return None
+    found = score(candidate, config.screen.objective(config.objective), "screen")
+    if found is None or answered != "passed":
+        return found
+    judged = score(candidate, config.objective, "search")
+    worst = Verdict.FAILED if judged is None else max(found.verdict, judged.verdict)
+    return replace(found, verdict=worst)
+
+
+def _ranked(state: CampaignState, config: CampaignConfig) -> list[Candidate]:
+    """Candidates that have a score, the best first."""
+    scored = [(c, s) for c in state.candidates.values() if (s := standing(c, config)) is not None]
     return [c for c, _ in sorted(scored, key=lambda pair: order(*pair))]
 
 
@@ -79,20 +94,25 @@ def _ancestors(candidate: Candidate, state: CampaignState) -> Iterator[Candidate
         yield candidate
 
 
-def _standing(candidate: Candidate, relation: str, objective: Objective) -> Standing:
-    metrics = candidate.metrics("search")
-    stopped = candidate.failure
+def _standing(candidate: Candidate, relation: str, config: CampaignConfig) -> Standing:
+    metrics = {name: m for purpose in SEARCHING for name, m in candidate.metrics(purpose).items()}
+    stopped, judged = candidate.failure, standing(candidate, config)
     if stopped is not None and stopped.failure is not None:
         verdict = f"stopped at {stopped.stage} ({stopped.failure.error.get('code', '')})"
     else:
-        measured = score(candidate, objective, "search")
-        verdict = "not measured yet" if measured is None else f"gates {measured.verdict.name.lower()}"
-    wanted = dict.fromkeys((objective.accuracy, objective.speed, "recall", "density"))
+        verdict = "not measured yet" if judged is None else f"gates {judged.verdict.name.lower()}"
+    whole = config.objective
+    searched = (whole,) if config.screen is None else (config.screen.objective(whole), whole)
+    wanted = [name for o in searched for name in (o.accuracy, o.speed)]
     return Standing(
         name=f"{candidate.label} {candidate.name}",
         relation=relation,
         verdict=verdict,
         idea=candidate.idea,
         knobs=candidate.knobs,
-        metrics={name: metrics[name].to_json() for name in wanted if name in metrics},
+        metrics={
+            name: metrics[name].to_json()
+            for name in dict.fromkeys((*wanted, "recall", "density", "state_share"))
+            if name in metrics
+        },
     )

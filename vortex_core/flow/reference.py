@@ -22,7 +22,10 @@ from vortex_core.ir.program import MAX_NODES, MAX_NUMBERS, STATE_DTYPES
 from vortex_core.ir.types import LARGEST, SYMBOLS
 from vortex_core.ir.verify import MAX_STATES
 
-EXAMPLES = ("quest", "block_topk", "streaming")
+EXAMPLES = (
+    "quest",
+    "running_average",
+)  # of what pages hold, and of what steps carry; `_BY_TOKEN` is of tokens
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def compact(examples: Iterable[str] = EXAMPLES) -> str:
 
     parts = [_CONTRACT, _symbols(), _states(), _operators(), _RULES, _BY_TOKEN, _knobs(), _errors()]
     shown = [f"```python\n{library.source(name).strip()}\n```" for name in examples]
-    return "\n".join([*parts, "## Examples", *shown])
+    return "\n".join([*parts, "## Worked examples: summaries of pages, memory across steps", *shown])
 
 
 _CONTRACT = """\
@@ -183,7 +186,7 @@ _RULES = f"""\
 """
 
 _BY_TOKEN = """\
-## One worked example: scores by token
+## Worked example: tokens, each in a few bits
 ```python
 from vortex_core import ops, register, vFlow
 

@@ -18,6 +18,7 @@ ROWS = 'return ops.topk((q * cache["c"]).sum("dim").max("row", "head"))'
 BY_TOKEN = '"c": page.state(token=page.size, dim=page.head_dim)'
 SCALAR = '"c": page.k.mean("token", "dim")'
 ONE_ROW = '"c": page.k.split("token", row=1).mean("token")'
+REMEMBERED = f'cache["r"] = 0.9 * cache["r"] + {DOT}\n        return ops.topk(cache["r"])'
 KEYS = '"c": page.k.rename(token="row")'
 
 
@@ -80,6 +81,11 @@ MENDED: list[tuple[str, str, str]] = [
     ("VF024", scored("y = x * math.squrt(2)"), "math.sqrt"),
     ("VF025", states().replace("class W", '@register("my flow!")\nclass W'), '"my_flow"'),
     ("VF030", states(body='return ops.topk((q * cache["k"]).sum("dim").max("head"))'), 'cache["c"]'),
+    ("VF004", states().replace("forward_indexer", "forward_index"), "def forward_indexer(self, q, cache)"),
+    ("VF031", states().replace("forward_cache", "update_cache"), "def forward_cache(self, page)"),
+    ("VF031", states(C + ', "r": page.state(dtype="fp32")', MEAN, REMEMBERED), "carried=True"),
+    ("VF033", states(C + ', "r": page.state()', MEAN + ', "r": page.v.norm("dim").mean("token")', REMEMBERED),
+     "carried=True"),
     ("VF032", states(written='"c": page.k'), '.mean("token")'),
     ("VF032", states(written='"c": page.k.mean("token", "dim")', body='return ops.topk(cache["c"])'), "page.state()"),
     ("VF032", states(ROW, '"c": page.k', ROWS), 'rename(token="row")'),

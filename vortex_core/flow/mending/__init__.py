@@ -21,6 +21,7 @@ MAX_FURTHER = 8  # errors reported beside the first
 MAX_SECONDS = 3.0  # of computing, for all of them: a slow trace is not repeated
 MENDS: dict[str, Callable[[Place], Edit | None]] = {
     mistakes.FORBIDDEN.code: sources.forbidden,
+    mistakes.MISSING_METHOD.code: sources.missing_method,
     mistakes.USER_EXCEPTION.code: sources.raised,
     mistakes.UNKNOWN_DIM.code: values.no_such_dim,
     mistakes.NOT_BOOL.code: values.wrong_kind,
@@ -33,6 +34,8 @@ MENDS: dict[str, Callable[[Place], Edit | None]] = {
     mistakes.BAD_FLOW_NAME.code: values.bad_flow_name,
     mistakes.UNKNOWN_STATE.code: states.no_state,
     mistakes.STATE_TYPE.code: states.state_type,
+    mistakes.STATE_NOT_WRITTEN.code: sources.nobody_writes,
+    mistakes.CARRIED_ONLY.code: states.not_carried,
     mistakes.BAD_STATE.code: states.bad_state,
     mistakes.NO_SELECTION.code: states.no_selection,
     mistakes.BAD_SCORE.code: states.bad_score,

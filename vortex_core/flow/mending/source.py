@@ -13,7 +13,31 @@ from vortex_core.flow.mending.place import (
     close,
     text_of,
 )
+from vortex_core.flow.mending.states import not_carried
 from vortex_core.ir.knobs import Knobs
+
+_METHODS = ("create_cache", "forward_cache", "forward_indexer")
+
+
+def missing_method(place: Place) -> Edit | None:
+    """VF004: a method of the class by a name that is nearly the missing one."""
+    return _renamed_to(place, str(place.facts["method"]))
+
+
+def nobody_writes(place: Place) -> Edit | None:
+    """VF031: a state that forward_indexer assigns is carried; else a method that is nearly forward_cache."""
+    methods = [n.name for n in ast.walk(place.tree) if isinstance(n, ast.FunctionDef)]
+    return not_carried(place) or (None if "forward_cache" in methods else _renamed_to(place, "forward_cache"))
+
+
+def _renamed_to(place: Place, wanted: str) -> Edit | None:
+    written = [n for n in ast.walk(place.tree) if isinstance(n, ast.FunctionDef) and n.name not in _METHODS]
+    name = close(wanted, [n.name for n in written], 0.5)
+    for node in written:
+        text = ast.get_source_segment(node.source, node)  # type: ignore[attr-defined]  # set for mending
+        if node.name == name and text is not None:
+            return Edit(node, text.replace(name, wanted, 1))
+    return None
 
 
 def forbidden(place: Place) -> Edit | None:

@@ -44,6 +44,37 @@ def _declaration(place: Place, name: object) -> ast.Call | None:
     return None
 
 
+def not_carried(place: Place) -> Edit | None:
+    """VF033: a state that forward_indexer assigns is carried, and not written by forward_cache."""
+    name = place.facts["name"]
+    assigned = any(
+        isinstance(target, ast.Subscript)
+        and isinstance(target.slice, ast.Constant)
+        and target.slice.value == name
+        for n in ast.walk(place.tree)
+        if isinstance(n, ast.Assign | ast.AugAssign)
+        for target in (n.targets if isinstance(n, ast.Assign) else [n.target])
+    )
+    declaration = _declaration(place, name)
+    if declaration is None or not assigned:
+        return None
+    if any(k.arg == "carried" for k in declaration.keywords):
+        return _without(place, name, declaration)
+    return changed(declaration, lambda call: call.keywords.append(ast.keyword("carried", constant(True))))
+
+
+def _without(place: Place, name: object, declaration: ast.Call) -> Edit | None:
+    """The dictionary that forward_cache returns, without a state that only forward_indexer may write."""
+    for node in ast.walk(place.tree):
+        if isinstance(node, ast.Dict):
+            pairs = list(zip(node.keys, node.values, strict=True))
+            kept = [(k, v) for k, v in pairs if not (isinstance(k, ast.Constant) and k.value == name)]
+            if len(kept) < len(pairs) and declaration not in node.values:
+                inside = ", ".join(f"{text_of(k)}: {text_of(v)}" if k else f"**{text_of(v)}" for k, v in kept)
+                return Edit(node, "{" + inside + "}")
+    return None
+
+
 def state_type(place: Place) -> Edit | None:
     """VF032: the value without the dimension that nobody declared, else the declaration with those of the value."""
     found, want = dims_of(str(place.facts["found"])), dims_of(str(place.facts["want"]))
