@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from evaluators.results import Metric
@@ -90,6 +92,23 @@ def entries_table(
             style="dim" if c.reference else "",
         )
     return table
+
+
+def fit_name(table: Table, width: int, least: int = 10) -> bool:
+    """Cut the names of a ranking so that its numbers stay whole; False where even names of `least` are too wide."""
+    console = Console(width=1_000)
+    others = [
+        max(Measurement.get(console, console.options, cell).maximum for cell in (c.header, *c.cells))
+        for c in table.columns
+        if c.header != "name"
+    ]
+    left = width - sum(others) - len(others)
+    if left < least:
+        return False
+    for column in table.columns:
+        if column.header == "name":
+            column.ratio, column.max_width = None, left
+    return True
 
 
 def captions(archive: Archive) -> list[str]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from search.cli.streams import abandon
 from search.errors import bad_value
+from search.tables import fit_name
 from vortex_core.errors import VortexError
 from vortex_core.text import MAX_SOURCE, visible_lines
 
@@ -64,10 +65,12 @@ def print_table(table: Table, *, wide: bool) -> None:
     """A ranking: in 80 columns, or in as many as it takes, a row a line."""
     if wide:
         VisibleConsole(highlight=False, width=10_000).print(table)
-    elif out.width < 78:
-        show_table(table)
+        return
+    width = min(out.width, 80)
+    if fit_name(table, width):
+        out.print(table, width=width)
     else:
-        out.print(table, width=min(out.width, 80))
+        show_table(table)
 
 
 def emit(value: Any) -> None:

@@ -13,11 +13,14 @@ from rich.text import Text
 from search.campaign.archive import Archive
 from search.config import CampaignConfig
 from search.live.follow import Follower, stage_of
+from search.log.entries import Candidate
 from search.log.state import CampaignState
-from search.tables import busy_words, leaderboard
+from search.tables import busy_words, fit_name, leaderboard
 from vortex_core.text import visible
 
 _ROWS = 12
+WIDTH = 80
+"""Columns that the view takes."""
 
 
 def view(name: str, state: CampaignState, config: CampaignConfig) -> Group:
@@ -26,7 +29,10 @@ def view(name: str, state: CampaignState, config: CampaignConfig) -> Group:
     done, wanted = state.finished_found, limits.candidates
     share = min(1.0, done / wanted) if wanted else 0.0
     bar = "█" * round(30 * share) + "░" * (30 - round(30 * share))
-    lines = [Text(f"{name}: {stage_of(state)}", style="bold"), Text(f"{bar} {done} of {wanted} candidates")]
+    what = "candidates" if config.screen is None else "candidates answered"
+    lines = [Text(f"{name}: {stage_of(state)}", style="bold"), Text(f"{bar} {done} of {wanted} {what}")]
+    if config.screen is not None:
+        lines.append(Text(f"{state.screened_programs} of {config.screen.programs} programs screened"))
     minutes = max(state.active_seconds / 60, 1e-9)
     lines.append(
         Text(
@@ -38,14 +44,22 @@ def view(name: str, state: CampaignState, config: CampaignConfig) -> Group:
     lines.append(Text(", ".join(f"{n} {word}" for word, n in outcomes.most_common()) or "no proposal yet"))
     if words := busy_words(state):
         lines.append(Text(words))
-    waiting = [c for c in state.found if c.status() == "waiting"]
+    waiting = [c for c in state.found if _under_way(c, config)]
     if waiting:
         shown = ", ".join(f"{c.label} {visible(c.name, 30)}" for c in waiting[:4])
         lines.append(
             Text(f"under way: {shown}" + (f", and {len(waiting) - 4} more" if len(waiting) > 4 else ""))
         )
     table: Table = leaderboard(Archive(state, config.objective), _ROWS)
+    fit_name(table, WIDTH)
     return Group(*lines, Text(""), table)
+
+
+def _under_way(c: Candidate, config: CampaignConfig) -> bool:
+    """Whether a candidate waits for results; one that was screened and left has none to wait for."""
+    if config.screen is None:
+        return c.status() == "waiting"
+    return any(c.status(purpose) == "waiting" for purpose in ("screen", *c.promoted))
 
 
 def watch(
@@ -59,7 +73,7 @@ def watch(
     """
     name, state = follower.run.name, follower.state
     if once:
-        console.print(view(name, state, config), width=min(console.width, 80))
+        console.print(view(name, state, config), width=min(console.width, WIDTH))
         return
     if not console.is_terminal:
         _lines(console, follower, every)

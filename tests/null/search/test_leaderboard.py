@@ -42,7 +42,8 @@ def test_the_table_fits_eighty_columns() -> None:
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("accuracy:"))]
     assert len(table) > 20
     assert max(map(len, table)) <= 80
-    assert all("[" in line for line in table[1:] if "stopped" not in line), "an interval was cut off"
+    assert all(line.endswith("]") for line in table[1:] if "stopped" not in line), "an interval was cut off"
+    assert all(line.count("[") == line.count("]") == 2 for line in table[1:] if "stopped" not in line)
     assert "\x1b" not in "".join(lines)
 
 
@@ -114,4 +115,7 @@ def test_show_is_a_program_page() -> None:
 
 def test_watch_shows_a_run_once_and_follows_to_its_end() -> None:
     assert "searching" in said("watch", "open", "--once")
+    rows = [line for line in said("watch", "one", "--once").splitlines() if " [" in line]
+    assert len(rows) > 10 and max(map(len, rows)) <= 80
+    assert all(row.endswith("]") and row.count("[") == 2 for row in rows), "an interval was cut off"
     assert "finished (candidates)" in said("watch", "two").splitlines()[0]
