@@ -61,9 +61,9 @@ def shell(value: object) -> str:
 
 
 def markdown(value: object, limit: int = MAX_LINE) -> str:
-    """For a line of Markdown, which may become HTML: visible, no tags, no cell of a table broken off."""
+    """For a line of Markdown, which may become HTML: visible, no tags, no links, no cell of a table broken off."""
     text = visible(value, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return text.replace("|", "\\|").replace("`", "'")
+    return text.replace("|", "\\|").replace("`", "'").replace("](", "]\\(").replace("][", "]\\[")
 
 
 def cell(value: object, limit: int = MAX_LINE) -> str:

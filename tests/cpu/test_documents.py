@@ -144,12 +144,12 @@ def test_codes_are_those_there_are() -> None:
         assert set(re.findall(r"\bV[A-Z]\d{3}\b", text(page))) <= known, page
 
 
-def test_the_program_in_the_readme_is_one() -> None:
+def test_the_program_of_the_first_page_is_one() -> None:
     from vortex_core import library
     from vortex_core.sandbox.load import trace_source
 
-    (program,) = re.findall(r"```python\n(.*?)```", text(Path("README.md")), re.DOTALL)
-    traced = trace_source(program, "README.md")
+    (program,) = re.findall(r"```python\n(.*?)```", text(Path("docs/index.md")), re.DOTALL)
+    traced = trace_source(program, "index.md")
     assert traced.warnings == ()
     assert traced.ir_hash == library.load("quest").ir_hash
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from vortex_core.engine.models.hf_config import read_config
@@ -62,6 +64,8 @@ def load_weights(
 def _from_pretrained(found: ModelPath, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
     """What transformers loads; it only warns of tensors that are missing, and fills them with random numbers."""
     directory = found.directory
+    if not sys.stderr.isatty():  # a bar drawn into a file or a pipe is noise
+        transformers.utils.logging.disable_progress_bar()
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
             directory,
