@@ -22,11 +22,30 @@ _FOLDER = Path(__file__).parent / "prompts"
 # Controls, formats (bidirectional marks, zero-width, tags), surrogates, private use, odd line ends: invisible
 # to a reader, visible to a model.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-_FIRST = ("failure", "error", "bottleneck", "bound", "limit", "worst", "lost")
+_FIRST = (
+    "failure",
+    "error",
+    "bottleneck",
+    "roofline",
+    "bound",
+    "limit",
+    "worst",
+    "lost",
+    "by_layer",
+    "by_head",
+)
 # How a measurement went, not what it says of the program.
-_NOISE = re.compile(r"(seconds|tied_rows|recall_by_head|\.n|(^|\.)states|clock|neighbours)$")
+_NOISE = re.compile(
+    r"(seconds|tied_rows|\.n|\.weight|(^|\.)states|clock|neighbours|measured_on|_interval|density_by_layer)$"
+)
+_HEX = re.compile(r"[0-9a-f]{2,}")
+# Of a model's description, what says nothing of its attention.
+_UNTOLD = frozenset(
+    {"hf_id", "pypi", "shipped", "weights_of", "vocab", "tie_embeddings", "intermediate", "parameters"}
+)
 _MAX_OBSERVATIONS = 60
 _MAX_REASONS = 8
+_MAX_ROWS = 96  # layers of a map
 _MAX_ATTEMPTS = 3
 _MAX_LESSONS = 12
 _PARENTS = {"seed": (0, 2), "crossover": (2, 2), "repair": (0, 2)} | dict.fromkeys(CHANGES, (1, 2))
@@ -99,6 +118,9 @@ def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
         case Mapping():
             for key, inner in value.items():
                 yield from _flatten(inner, f"{path}.{line(key, 60)}" if path else line(key, 60))
+        case list() | tuple() if value and path.endswith("by_head") and all(map(_is_hex, value)):
+            rows = [_digits(row) for row in value[:_MAX_ROWS]]
+            yield path, f"{' '.join(rows)} (tenths, a digit a head, a word a layer)"
         case list() | tuple() if len(value) > 8 and all(isinstance(v, float) and 0 <= v <= 1 for v in value):
             # A share for each layer or head: a compact map in percent instead of the first few.
             yield path, f"{' '.join(f'{v * 100:.0f}' for v in value[:128])} (%, in order)"
@@ -112,6 +134,20 @@ def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
             yield path, _number(value)
         case _:
             yield path, line(value, 300)
+
+
+def _is_hex(value: object) -> bool:
+    return isinstance(value, str) and _HEX.fullmatch(value) is not None and len(value) % 2 == 0
+
+
+def _digits(row: str) -> str:
+    """Shares of 255, two hexadecimal digits each, as tenths rounded down: `9` is 0.9 or more."""
+    return "".join(str(min(9, 10 * byte // 255)) for byte in bytes.fromhex(row[:256]))
+
+
+def served(model: Mapping[str, Any]) -> str:
+    """A model's shapes on one line."""
+    return line(_json({k: v for k, v in model.items() if k not in _UNTOLD and v is not None}), 1000)
 
 
 def failures(ledger: Sequence[Attempt]) -> str:
@@ -130,7 +166,7 @@ def failures(ledger: Sequence[Attempt]) -> str:
 
 
 _RELATIONS = (
-    ("best", "The best so far:"),
+    ("best", "The front so far, from the most accurate to the fastest, then the best of the rest:"),
     ("library", "Published programs, measured alike:"),
     ("ancestor", "How the first parent came about, oldest first:"),
     ("child", "What was tried from the first parent already:"),
@@ -216,6 +252,7 @@ def _templates() -> jinja2.Environment:
         failures=failures,
         standings=standings,
         lessons=lessons,
+        served=served,
         inline_json=lambda value: line(_json(value), 1000),
         pretty_json=lambda value: _json(value, indent=1),
     )

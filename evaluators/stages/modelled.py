@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _KV_SHARE = 0.85
 
 
+_HELD = ("kv", "state", "index", "query", "update", "scratch")  # what the bytes of a launch are of
+
+
 class ModelledSettings(OperatingSettings):
     """Throughput by the cost model; never a measurement, and never compared with one.
 
@@ -77,9 +80,32 @@ class ModelledStage:
             metrics[f"modelled_tps_{name}"] = Metric(tps, unit="tokens/s", how="modelled")
             metrics[f"modelled_speedup_{name}"] = Metric(speedup, unit="x", how="modelled")
             detail[name] = {str(p.context): _row(p, x) for p, x in zip(points, found, strict=True)}
+        first, last = load_gpu(plan.gpus[0]), points_on(load_gpu(plan.gpus[0]), model, context.plan, plan)[-1]
         widest = detail[plan.gpus[0]][str(points[-1].context)]
-        info = {"model": model.name, "gpus": detail, "bottleneck": widest["bound_by"]}
+        info = {
+            "model": model.name,
+            "gpus": detail,
+            "bottleneck": widest["bound_by"],
+            "roofline": _launches(flow, model, first, last),
+        }
         return StageResult(self.name, passed=True, metrics=metrics, info=info)
+
+
+def _launches(flow: Flow, model: ModelSpec, gpu: GpuSpec, point: OperatingPoint) -> dict[str, str]:
+    """A selecting layer's launches at the last operating point: time on the roofline, and bytes by what they hold."""
+    from vortex_core.ir.cost import launch_costs, roofline_seconds
+
+    found: dict[str, str] = {}
+    program, geometry = flow.program.canonical(), model.geometry()
+    for launch in launch_costs(
+        program, flow.knobs, geometry, batch=point.batch, length=point.context, kv_bytes=flow.knobs.kv_bytes
+    ):
+        cost = launch.cost
+        held = {name: getattr(cost, f"{name}_bytes") for name in _HELD}
+        bytes_ = ", ".join(f"{name} {value / 1e6:.3g} MB" for name, value in held.items() if value)
+        name = launch.kind if launch.kind not in found else f"{launch.kind} {len(found)}"
+        found[name] = f"{roofline_seconds([cost], gpu) * 1e6:.3g} us{f' ({bytes_})' if bytes_ else ''}"
+    return found
 
 
 def points_on(

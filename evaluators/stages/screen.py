@@ -97,6 +97,10 @@ class ScreenStage:
             "own_budget": score.own.budget,
             "layers": list(score.layers),
             "beyond_by_layer": [round(sum(row) / len(row), 3) for row in middle.by_head],
+            # One word a layer, two hex digits a query head (ff is 1), as recall's.
+            "beyond_by_head": [
+                bytes(int(255 * min(1.0, max(0.0, v)) + 0.5) for v in row).hex() for row in middle.by_head
+            ],
             "worst_head": worst,
         }
         result = StageResult(self.name, passed=True, metrics=metrics, info=info)

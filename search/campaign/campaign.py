@@ -83,7 +83,7 @@ class Campaign:
             run, config, executor, self.state, self.record, seed, self.drain, fitting.geometry_of(model)
         )
         self.arms = Arms(config, proposers, seed, self.state)
-        lessons = Lessons(run.files, config.objective, carried)
+        lessons = Lessons(run.files, config, carried)
         self.asking = Asking(
             config, self.state, self.record, proposers, self.arms, self.pipeline, model, lessons, recording
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from agents.base import Standing
 from search.campaign.archive import Score, Verdict, order, score
@@ -32,7 +34,7 @@ def standings(
         return ours and candidate.key not in state.twins
 
     ranked = [c for c in _ranked(state, config) if told(c)]
-    found = [c for c in ranked if not c.reference][:_BEST]
+    found = _front([c for c in ranked if not c.reference], config)[:_BEST]
     library = [c for c in ranked if c.reference][:_LIBRARY]
     rows = [_standing(c, "best", config) for c in found]
     rows += [_standing(c, "library", config) for c in library]
@@ -57,9 +59,23 @@ def setting(state: CampaignState, objective: Objective) -> str:
             f"{objective.accuracy} on {accuracy.n} items; dense attention against itself gives {accuracy.value:.3g} "
             f"[{accuracy.low:.3g}, {accuracy.high:.3g}], so differences inside that interval are chance."
         )
+    info = dense.info()
+    tasks = info.get("accuracy", {}).get("tasks")
+    if tasks:
+        parts.append(f"Asked (task@tokens): {', '.join(sorted(tasks))}.")
     if speed is not None:
-        parts.append(f"{objective.speed} is {speed.how}.")
+        parts.append(f"{objective.speed} is {speed.how}{_where(info, objective.speed)}.")
     return " ".join(parts)
+
+
+def _where(info: dict[str, Any], speed: str) -> str:
+    """At which contexts and batches speed is asked."""
+    gpus = info.get("modelled", {}).get("gpus", {})
+    points = next((gpus[name] for name in gpus if speed.endswith(name)), None)
+    if points is None:
+        points = info.get("decode", {}).get("points", {})
+    shown = [f"{context} tokens x {row['batch']} sequences" for context, row in points.items()]
+    return f" at {', '.join(shown)}" if shown else ""
 
 
 def standing(candidate: Candidate, config: CampaignConfig) -> Score | None:
@@ -81,6 +97,23 @@ def _ranked(state: CampaignState, config: CampaignConfig) -> list[Candidate]:
     """Candidates that have a score, the best first."""
     scored = [(c, s) for c in state.candidates.values() if (s := standing(c, config)) is not None]
     return [c for c, _ in sorted(scored, key=lambda pair: order(*pair))]
+
+
+def _front(ranked: list[Candidate], config: CampaignConfig) -> list[Candidate]:
+    """The same with its front first: of those with the best verdict, who is beaten by none in both accuracy and speed.
+    Of a long front, as many as are shown, evenly."""
+    scores = {c.key: found for c in ranked if (found := standing(c, config)) is not None}
+    verdict = min((s.verdict for s in scores.values()), default=None)
+    front: list[Candidate] = []
+    best = -math.inf
+    for c in sorted(ranked, key=lambda c: (-scores[c.key].point[0], -scores[c.key].point[1], c.key)):
+        if scores[c.key].verdict is verdict and scores[c.key].point[1] > best:
+            front.append(c)
+            best = scores[c.key].point[1]
+    if len(front) > _BEST:
+        front = [front[round(i * (len(front) - 1) / (_BEST - 1))] for i in range(_BEST)]
+    keys = {c.key for c in front}
+    return [*front, *(c for c in ranked if c.key not in keys)]
 
 
 def _ancestors(candidate: Candidate, state: CampaignState) -> Iterator[Candidate]:

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from agents.base import Lesson
-from search.campaign.archive import Verdict, score
-from search.config import Objective
+from search.campaign.archive import Verdict
+from search.campaign.landscape import standing
+from search.config import CampaignConfig
 from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate
 from vortex_core.ir.flow import Flow
 
 EVERY = 5
-"""Results between two distillations."""
+"""Results between two distillations; of many, a twentieth more."""
 _LEAST = 2  # children that a lesson rests on
 _MOST = 40
 _WORDS = {
@@ -52,9 +53,11 @@ class Lessons:
         carried: lessons of other runs, shown behind this run's own and dropped where it has found out itself.
     """
 
-    def __init__(self, files: ContentStore, objective: Objective, carried: tuple[Lesson, ...] = ()) -> None:
+    def __init__(self, files: ContentStore, config: CampaignConfig, carried: tuple[Lesson, ...] = ()) -> None:
         self._files = files
-        self._objective = objective
+        self._config = config
+        screen, whole = config.screen, config.objective
+        self._objective = whole if screen is None else screen.objective(whole)
         self._carried = carried
         self._at = -1
         self._found: tuple[Lesson, ...] = carried
@@ -62,8 +65,9 @@ class Lessons:
 
     def now(self, state: CampaignState) -> tuple[Lesson, ...]:
         """The lessons as they stand, the surest first: those that say most about a change, either way."""
-        if self._at < 0 or state.finished_found >= self._at + EVERY:
-            self._at = state.finished_found
+        results = state.finished_found + state.screened_programs
+        if self._at < 0 or results >= self._at + max(EVERY, self._at // 20):
+            self._at = results
             own = self._distil(state)
             known = {lesson.text.partition(":")[0] for lesson in own}
             later = [lesson for lesson in self._carried if lesson.text.partition(":")[0] not in known]
@@ -74,7 +78,12 @@ class Lessons:
         evidence: dict[str, _Evidence] = defaultdict(_Evidence)
         for child in state.candidates.values():
             parent = state.candidates.get(child.parents[0]) if child.parents else None
-            if parent is None or child.status() not in ("passed", "failed") or parent.status() != "passed":
+            if parent is None or standing(parent, self._config) is None:
+                continue
+            if standing(child, self._config) is None and "failed" not in (
+                child.status("screen"),
+                child.status(),
+            ):
                 continue
             helped, accuracy, speed = self._compare(child, parent)
             for change in self._changes(child, parent):
@@ -93,8 +102,7 @@ class Lessons:
     def _compare(self, child: Candidate, parent: Candidate) -> tuple[bool, float | None, float | None]:
         """Whether the child is better (a better verdict, or no worse in one axis and better in the other), and its
         differences, where both are measured."""
-        after = score(child, self._objective, "search") if child.status() == "passed" else None
-        before = score(parent, self._objective, "search")
+        after, before = standing(child, self._config), standing(parent, self._config)
         if after is None or before is None:
             return False, None, None
         accuracy, speed = after.point[0] - before.point[0], after.point[1] - before.point[1]

@@ -287,7 +287,7 @@ def lessons_of(run: str) -> tuple[Lesson, ...]:
     """
     with open_run(run, readonly=True) as opened:
         state = read_state(opened)
-        return carried(Lessons(opened.files, campaign_of(state).objective).now(state), run)
+        return carried(Lessons(opened.files, campaign_of(state)).now(state), run)
 
 
 def _ray(

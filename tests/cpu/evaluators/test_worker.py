@@ -166,6 +166,13 @@ def test_what_the_target_would_refuse_stops_early(plan: EvaluationPlan) -> None:
     assert run_cpu_stage("static", candidate("quest", budget="96"), "smollm2-135m", served).passed
 
 
+def test_the_modelled_stage_tells_each_launch(plan: EvaluationPlan) -> None:
+    found = run_cpu_stage("modelled", candidate("quest"), "qwen3-8b", plan).info["roofline"]
+    assert {"update", "score", "select", "attend"} <= set(found)
+    assert all(" us" in text for text in found.values())
+    assert "state " in found["score"] and "kv " in found["attend"] and found["attend"].endswith(" MB)")
+
+
 def test_modelled_points_fit_the_card(plan: EvaluationPlan) -> None:
     result = run_cpu_stage("modelled", candidate("quest"), "minimax-m2.7", plan)
     assert result.failure is not None

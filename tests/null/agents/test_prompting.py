@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from agents.base import Attempt, FailedAttempt, ProposalRequest, Standing
 from agents.directions import MOVES, SEED_DIRECTIONS
 from agents.errors import ProposerError
-from agents.prompting import bounded, data, failures, observations, system_prompt, user_prompt, visible
+from agents.prompting import (
+    bounded,
+    data,
+    failures,
+    observations,
+    served,
+    system_prompt,
+    user_prompt,
+    visible,
+)
 
 from .conftest import FLOW, LANGUAGE, make_parent
 
@@ -236,3 +245,12 @@ def test_a_share_for_each_layer_is_a_map_and_noise_is_left_out() -> None:
     assert "79 (%, in order)" in text
     assert "seconds" not in text
     assert "recall.n" not in text
+
+
+def test_heads_are_a_digit_each_and_a_model_is_its_shapes() -> None:
+    heads = [bytes([0, 128, 255]).hex(), bytes([26, 25, 230]).hex()]
+    text = observations({"recall": {"recall_by_head": heads, "other_by_head": ["no map"]}})
+    assert "recall.recall_by_head: 059 109 (tenths" in text
+    assert "other_by_head: no map" in text
+    shown = served({"name": "m", "layers": 2, "mla": None, "pypi": {"sha256": "ab"}, "rope_theta": 1e4})
+    assert shown == '{"name": "m", "layers": 2, "rope_theta": 10000.0}'

@@ -179,7 +179,7 @@ def test_traits_are_words_about_a_program():
 def test_lessons_rest_on_children_and_change_with_results(tmp_path: Path):
     harness = Harness(tmp_path, config(limits={"candidates": 3 * EVERY}))
     state = harness.go()
-    lessons = Lessons(harness.files, harness.config.objective)
+    lessons = Lessons(harness.files, harness.config)
     found = lessons.now(state)
     for lesson in found:
         assert 0 < lesson.confidence < 1
@@ -188,7 +188,7 @@ def test_lessons_rest_on_children_and_change_with_results(tmp_path: Path):
     parents = {k for c in state.candidates.values() for k in c.parents}
     assert parents, "nothing had a parent"
     other = carried((Lesson("knob budget lowered: good", 9, 8, 9 / 11, ("c001",)),), "old")
-    assert Lessons(harness.files, harness.config.objective, other).now(state)[-1].source == "old"
+    assert Lessons(harness.files, harness.config, other).now(state)[-1].source == "old"
 
 
 def test_lessons_reach_proposers_that_read(tmp_path: Path):

@@ -13,6 +13,8 @@ from search.campaign.archive import Score, Verdict
 from search.campaign.cells import cell_of, family
 from search.campaign.comparison import at_equal_cost
 from search.campaign.ladder import Rung
+from search.campaign.landscape import standing, standings
+from search.campaign.lessons import Lessons
 from search.config import CampaignConfig, Objective
 from search.log.state import CampaignState
 from search.testing import Crash
@@ -77,6 +79,29 @@ def test_a_program_that_fails_a_gate_of_the_screen_never_answers(tmp_path: Path)
     }
     assert min(beyond.values()) < 0.97 < max(beyond.values()), "the gate tells some from others"
     assert all(beyond[c.key] >= 0.97 for c in state.found if c.promoted)
+
+
+def test_prompts_show_the_front_and_lessons_of_what_was_only_screened(tmp_path: Path):
+    harness = Harness(tmp_path, screened())
+    state = harness.go()
+    only = {
+        c.label
+        for c in state.candidates.values()
+        if c.status("screen") == "passed" and c.status() == "waiting"
+    }
+    assert only
+    rows = standings(state, harness.config, ())
+    best = [row for row in rows if row.relation == "best"]
+    accuracy = [row.metrics["screen_beyond"]["value"] for row in best]
+    assert len(best) == 8
+    assert any(row.name.split()[0] in only for row in best)
+    assert all(row.verdict.startswith("gates") for row in best)
+    scores = [s for c in state.found if (s := standing(c, harness.config)) is not None]
+    kept = [s for s in scores if s.verdict is min(s.verdict for s in scores)]
+    assert accuracy[0] == round(max(s.point[0] for s in kept), 6), (
+        "the most accurate that keeps the gates comes first"
+    )
+    assert any(only & {*lesson.evidence} for lesson in Lessons(harness.files, harness.config).now(state))
 
 
 def test_references_are_screened_before_anything_is_asked_and_dense_is_not(tmp_path: Path):
