@@ -190,11 +190,22 @@ def _print_page(page: dict[str, Any]) -> None:
     out.print("[bold]formula[/] (p page, h query head, t token, d channel, r row)")
     for stage, text, _ in page["formula"]:
         out.print(f"  {markup(stage)}: {markup(text, MAX_MESSAGE)}", soft_wrap=True)
+    if page.get("pays"):
+        _print_pays(page["pays"])
     if page["launches"]:
         out.print("[bold]launches of a sparse layer[/] (modelled: H200, 32 sequences of 32,768 tokens)")
         for launch in page["launches"]:
             size = f"{launch['bytes'] / 2**20:9.2f} MiB {launch['us']:9.2f} us"
             out.print(f"  {launch['name']:7}{size}  {launch['does']}", markup=False, soft_wrap=True)
+
+
+def _print_pays(found: dict[str, Any]) -> None:
+    """Modelled speed-up over dense by batch and context."""
+    out.print(f"[bold]where it pays[/] (modelled: {found['gpu'].upper()}, times dense by batch and context)")
+    out.print("  batch" + "".join(f"{n:>9,}" for n in found["contexts"]), markup=False)
+    for batch, row in zip(found["batches"], found["speedups"], strict=True):
+        cells = "".join(f"{'-' if v is None else f'{v:.2f}':>9}" for v in row)
+        out.print(f"  {batch:5}{cells}", markup=False)
 
 
 def _candidate_json(it: Opened, candidate: Candidate, source: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@
   };
 
   // ---- frontier --------------------------------------------------------------------------------------------------
-  const plotted = (id, draw) => {
+  const plotted = (id, draw, otherwise = "Nothing to draw.") => {
     const node = $(id);
     let width = 0;
     const redraw = () => {
@@ -70,7 +70,7 @@
       if (now < 50 || now === width) return;
       width = now;
       const figure = draw(now);
-      node.replaceChildren(...(figure ? [quiet(figure)] : [make("p", { class: "quiet" }, "Nothing to draw.")]));
+      node.replaceChildren(...(figure ? [quiet(figure)] : [make("p", { class: "quiet" }, otherwise)]));
     };
     new ResizeObserver(redraw).observe(node);
     redraw();
@@ -211,7 +211,7 @@
   // ---- one program -----------------------------------------------------------------------------------------------
   const table = (names, cells) => make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": names.join(", ") }, make("table", {},
     make("thead", {}, make("tr", {}, ...names.map((n) => make("th", { scope: "col" }, n)))),
-    make("tbody", {}, ...cells.map((row) => make("tr", {}, ...row.map((v) => make("td", {}, String(v))))))));
+    make("tbody", {}, ...cells.map((row) => make("tr", {}, ...row.map((v) => make("td", {}, v instanceof Node ? v : String(v))))))));
   const link = (c) => make("button", { type: "button", class: "link", onclick: () => show(c.id, true) }, `${c.id} ${c.n}`);
   const source = (c) => { const at = more.sources[c.id]; return at == null ? null : more.texts[at]; };
   const command = (c) => `vortex-search show ${data.run} ${c.id}`;
@@ -266,6 +266,8 @@
     if (p?.launches?.length) right.push(section("Launches of a sparse layer (modelled: H200, 32 x 32,768 tokens)",
       quiet(Plot.plot({ width: 480, height: 40 + 26 * p.launches.length, marginLeft: 80, x: { label: "roofline, us →" }, y: { label: null, domain: p.launches.map((l) => l.name) }, marks: [Plot.barX(p.launches, { x: "us", y: "name", fill: COLOURS[1], title: (l) => l.does, tip: true })] })),
       table(["launch", "does", "MiB", "MFLOP", "us"], p.launches.map((l) => [l.name, l.does, (l.bytes / 2 ** 20).toFixed(2), (l.flops / 1e6).toFixed(1), l.us.toFixed(2)]))));
+    if (p?.pays?.speedups) right.push(section(`Where it pays (modelled: ${p.pays.gpu.toUpperCase()}, whole step)`, make("p", { class: "quiet" }, "Times dense, by batch and context; below 1 dense is faster; - where the batch does not fit."),
+      table(["batch", ...p.pays.contexts.map((n) => n.toLocaleString("en"))], p.pays.batches.map((b, i) => [b, ...p.pays.speedups[i].map((v) => v == null ? "-" : make("span", { class: v < 1 ? "failed" : "proven" }, v.toFixed(2)))]))));
     if (p?.stages) right.push(make("details", {}, make("summary", {}, "All measurements"), ...Object.entries(p.stages).flatMap(([purpose, found]) =>
       [table(["items", "stage", "seconds", "metric", "value and interval", "how"], found.flatMap(([stage, seconds, passed, metrics]) =>
         (Object.entries(metrics).length ? Object.entries(metrics) : [[passed ? "passed" : "stopped", []]]).map(([name, m]) =>
@@ -293,7 +295,7 @@
     if (!points.length) return null;
     return Plot.plot({ width, height: 280, marginLeft: 56, grid: true, x: { type: "log", label: "context, tokens →", tickFormat: "~s" }, y: { label: "↑ times dense" }, color: { legend: true },
       marks: [Plot.ruleY([1], { stroke: "currentColor" }), Plot.ruleX(points, { x: "n", y1: "a", y2: "b", stroke: "name" }), Plot.line(points, { x: "n", y: "v", stroke: "name" }), Plot.dot(points, { x: "n", y: "v", fill: "name", tip: true })] });
-  });
+  }, "No speed was measured by context here; a program's page has the modelled map.");
 
   // ---- lineage ---------------------------------------------------------------------------------------------------
   const FEW = 40;

@@ -33,6 +33,7 @@ from vortex_core.text import MAX_SOURCE, visible_lines
 _HERE = Path(__file__).parent
 _LIBRARIES = ("d3.min.js", "plot.min.js", "diff.min.js")
 _WHOLE = 40  # candidates of the ranking whose page the report carries
+_MAPS = 12  # and how many of them say where they pay, which takes a twentieth of a second each
 _SOURCES = 1_000_000  # bytes that deflated pages and sources may take
 
 
@@ -114,8 +115,9 @@ def _pages(run: Run, archive: Archive, config: CampaignConfig, order: list[str])
     state = archive.state
     keep = [state.finished.winner] if state.finished and state.finished.winner else []
     whole = {}
-    for c in data.chosen(archive, _WHOLE, keep)[: 4 * _WHOLE]:
-        whole[c.label] = data.details(c, entries.get(c.key)) | program_page(run, c, config)
+    for n, c in enumerate(data.chosen(archive, _WHOLE, keep)[: 4 * _WHOLE]):
+        found = program_page(run, c, config, pays=n < _MAPS or c.reference or c.key in keep)
+        whole[c.label] = data.details(c, entries.get(c.key)) | found
     by_label = {c.label: c for c in state.candidates.values()}
     sources: dict[str, str] = {}
     texts: dict[str, str] = {}

@@ -19,6 +19,7 @@ from vortex_core.specs import list_models, load_gpu, load_model
 from vortex_core.text import visible
 
 GPU, BATCH, LENGTH = "h200", 32, 32768
+BATCHES, LENGTHS = (1, 8, 64, 256), (512, 2048, 8192, 32768, 131072)
 """Where launches and bytes are modelled, unless the reader asks elsewhere."""
 
 DOES = {
@@ -35,19 +36,24 @@ DOES = {
 
 
 def program_page(
-    run: Run, candidate: Candidate, config: CampaignConfig, *, kernels: bool = True
+    run: Run, candidate: Candidate, config: CampaignConfig, *, kernels: bool = True, pays: bool = True
 ) -> dict[str, Any]:
     """Everything about a candidate that follows from its IR, as JSON values; `why` where it cannot be read.
 
     Args:
         kernels: also the generated kernels; making them imports torch, which takes a second.
+        pays: also where it is faster than dense (`where_it_pays`).
     """
     try:
         flow = candidate.flow(run.files)
     except VortexError as error:
         return {"why": str(error.message)}
     page = describe(flow, config.model)
-    return page | {"kernels": kernels_of(flow, config.model)} if kernels else page
+    if kernels:
+        page["kernels"] = kernels_of(flow, config.model)
+    if pays:
+        page["pays"] = where_it_pays(flow, config.model)
+    return page
 
 
 def describe(flow: Flow, model: str | None) -> dict[str, Any]:
@@ -76,6 +82,33 @@ def kernels_of(flow: Flow, model: str) -> dict[str, Any]:
     except VortexError as error:
         return {"why": error.message}
     return {"text": text, **about}
+
+
+def where_it_pays(flow: Flow, model: str) -> dict[str, Any]:
+    """Modelled speed-up over dense of a whole decode step on a named GPU, by batch (rows) and context (columns).
+
+    Contexts go as far as the model reads; None where the keys and values do not fit beside the weights.
+    """
+    from vortex_core.ir.cost import modelled_decode
+
+    if model not in list_models():
+        return {}
+    spec, gpu = load_model(model), load_gpu(GPU)
+    lengths = [n for n in LENGTHS if n <= spec.max_context]
+    room = gpu.kv_capacity_tokens(spec)
+    try:
+        rows = [
+            [
+                round(modelled_decode(flow.program, flow.knobs, spec, gpu, batch, n).speedup, 3)
+                if batch * n <= room
+                else None
+                for n in lengths
+            ]
+            for batch in BATCHES
+        ]
+    except VortexError:
+        return {}
+    return {"gpu": GPU, "batches": BATCHES, "contexts": lengths, "speedups": rows}
 
 
 def launches(flow: Flow, model: str) -> list[dict[str, Any]]:

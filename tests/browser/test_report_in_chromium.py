@@ -165,6 +165,7 @@ def test_hovering_tells_and_choosing_opens_the_program(browser: Any, pages: dict
             "Launches of a sparse layer",
             "(worst)",
             "Generated kernels (Triton",
+            "Where it pays (modelled: H200",
         ):
             assert part in text, part
         assert it.errors == []
