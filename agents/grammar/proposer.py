@@ -11,6 +11,7 @@ from agents.errors import ProposerError
 from agents.grammar import recipe_moves
 from agents.grammar.crossover import cross
 from agents.grammar.local import tune_recipe, tune_terms, without_something
+from agents.grammar.marks import retuned
 from agents.grammar.mutation import Subject, mutate
 from agents.grammar.recipe import Recipe
 from agents.grammar.recipe_moves import Taste
@@ -119,6 +120,8 @@ class GrammarProposer(Proposer):
             )
         if request.kind not in self.kinds:
             raise ProposerError("VA004", f"the grammar knows no {request.kind}", "ask for mutate")
+        if request.kind == "tune" and (moved := retuned(request.parents[0].source, request.point)):
+            return Proposal(moved[0], _line(f"{request.parents[0].name}: {moved[1]}"), self.name)
         return self.write(self.draft(request))
 
     def write(self, draft: Draft) -> Proposal:

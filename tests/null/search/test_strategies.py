@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from agents.grammar.marks import retuned
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Strategy, Tell
 from search.campaign.strategies.controls import BestOfNStrategy, RandomStrategy
@@ -169,6 +170,24 @@ def test_tune_moves_towards_the_best_point_and_then_to_the_next_program():
         strategy.tell(replace(scored(n, f"a{n}", 0.5 - off, 1.0, parents=("a",)), point=ask.point))
     assert sum(last) / len(last) < sum(first) / len(first)
     assert strategy.ask(24).parents == ("b",)
+
+
+def test_the_tuner_finds_a_marked_constant():
+    """What Optuna asks for, written into an author's own text, ends near the best value of its range."""
+    source = 'class A:\n    """Tune: 0.6 in [0.5, 0.99]"""\n    def f(self): return 0.6'
+    strategy, tried = TuneStrategy(0, trials=24), []
+    strategy.tell(scored(None, "a", 0.5, 1.0))
+    for n in range(24):
+        ask = strategy.ask(n)
+        strategy.tell(Tell(n, "asked", parents=ask.parents, point=ask.point))
+        moved = retuned(source, ask.point)
+        assert moved is not None
+        value = float(moved[0].rpartition("return ")[2])
+        tried.append(value)
+        told = scored(n, f"a{n}", 0.5 - abs(value - 0.83), 1.0, parents=("a",))
+        strategy.tell(replace(told, point=ask.point))
+    assert min(abs(value - 0.83) for value in tried) < 0.02
+    assert all(0.5 <= value <= 0.99 for value in tried)
 
 
 def test_simplify_takes_away_while_nothing_is_lost():
