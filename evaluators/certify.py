@@ -99,10 +99,15 @@ class Certificate:
     @property
     def words(self) -> str:
         """The promise in a sentence."""
+        nothing = (
+            ""
+            if self.dense_right
+            else " Where dense attention is right nowhere, nothing can be lost: ask items it answers."
+        )
         return (
             f"Of items like these, {self.flow} loses at most {self.bound:.1%} of all that are asked "
             f"(probability {self.confidence:g}): it lost {self.lost} of {self.items} and gained {self.gained}; "
-            f"dense attention has {self.dense_right} right, the flow {self.flow_right}."
+            f"dense attention has {self.dense_right} right, the flow {self.flow_right}.{nothing}"
         )
 
     def to_json(self) -> dict[str, Any]:

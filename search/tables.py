@@ -20,7 +20,7 @@ from search.config import Objective
 from search.log.state import CampaignState
 from vortex_core.text import cell, markdown, markup, visible
 
-_PLAIN = {Verdict.PROVEN: "kept", Verdict.UNCLEAR: "kept, unproven", Verdict.FAILED: "broken"}
+GATES = {Verdict.PROVEN: "kept", Verdict.UNCLEAR: "kept, unproven", Verdict.FAILED: "broken"}
 VERDICTS = {"PROVEN": "[green]kept[/]", "UNCLEAR": "[yellow]kept, unproven[/]", "FAILED": "[red]broken[/]"}
 
 
@@ -207,7 +207,7 @@ def _rows(archive: Archive, limit: int | None) -> list[list[str]]:
     for entry in _shown(archive.entries, limit):
         c, s = entry.candidate, entry.score
         metrics = {**c.metrics(), **c.metrics(s.purpose)}
-        gates = _PLAIN[s.verdict]
+        gates = GATES[s.verdict]
         if sealed_verdict(c, archive.objective) is Verdict.FAILED:
             gates += ", broken on sealed items"
         head = [

@@ -71,8 +71,8 @@ def of_run(folder: Path, key: str) -> dict[str, Any] | None:
     return read(folder / _FOLDER / f"{key}.json")
 
 
-def check_whole(folder: Path, key: str) -> None:
-    """Make sure that an exported folder is as it was written, before minutes are spent on it.
+def check_whole(folder: Path, key: str) -> dict[str, Any]:
+    """Make sure that an exported folder is as it was written, before minutes are spent on it; returns its card.
 
     Raises:
         VortexError: `VS013`, if its card is of another program, or a file that is not made anew was changed.
@@ -83,6 +83,7 @@ def check_whole(folder: Path, key: str) -> None:
     card = read_json(folder / "card.json", MAX_PROGRAM)
     if not isinstance(card, dict) or card.get("key") != key:
         raise not_an_export(str(folder), f"a card of {key}")
+    return card
 
 
 def keep_in_export(folder: Path, certificate: Mapping[str, Any]) -> Path:
@@ -93,8 +94,7 @@ def keep_in_export(folder: Path, certificate: Mapping[str, Any]) -> Path:
     Raises:
         VortexError: `VS013`, as `check_whole`.
     """
-    check_whole(folder, str(certificate["key"]))
-    card: dict[str, Any] = read_json(folder / "card.json", MAX_PROGRAM)
+    card = check_whole(folder, str(certificate["key"]))
     listed = checksums.read(folder)
     for name in [*_ANEW, *(n for n in listed if n.endswith(".whl"))]:
         checksums.make_room(folder / name, listed.get(name))

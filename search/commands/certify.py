@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def certify_items(
     folder = Path(target)
     exported = target not in run_names() and folder.is_dir() and is_export(folder)
     if exported:
-        certificate.check_whole(folder, flow.key)
+        flow = replace(flow, name=certificate.check_whole(folder, flow.key)["name"])
     engine = Engine.from_model(model, device=choose_device(device))
     asked = {"prompt": prompt, "answer": answer, "metric": metric, "max_new_tokens": max_new_tokens}
     try:

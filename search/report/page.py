@@ -26,7 +26,7 @@ from search.machine import device_words
 from search.report import data
 from search.report.headline import headline
 from search.report.program import program_page
-from search.tables import busy_words, metric
+from search.tables import GATES, busy_words, metric
 from vortex_core.errors import VortexError
 from vortex_core.text import MAX_SOURCE, visible_lines
 
@@ -71,6 +71,7 @@ def render(run: Run, state: CampaignState, config: CampaignConfig, *, live: bool
         busy=busy_words(state),
         rate=len(state.found) / max(state.active_seconds / 60, 1e-9),
         first=archive.entries[:20],
+        gates=GATES,
         failures=data.failures(state),
         lessons=data.lessons(archive),
         stages=sorted(state.stage_time.items(), key=lambda item: -item[1].seconds),

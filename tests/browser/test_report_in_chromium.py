@@ -216,6 +216,28 @@ def test_a_keyboard_is_enough(browser: Any, pages: dict[str, Path]) -> None:
         assert page.locator("#tree details[open]").count() != before
 
 
+def test_on_paper_nothing_is_cut(browser: Any, pages: dict[str, Path]) -> None:
+    with opened(browser, pages["small"], width=760) as it:  # a sheet of A4
+        it.page.emulate_media(media="print")
+        assert it.page.evaluate("document.documentElement.scrollWidth") <= 760
+        wide = "[...document.querySelectorAll('#board, pre')].filter(n => n.getBoundingClientRect().right > 760).length"
+        assert it.page.evaluate(wide) == 0
+        assert not it.page.is_visible("#filters") and not it.page.is_visible("nav")
+
+
+def test_without_its_script_the_page_says_what_won(browser: Any, pages: dict[str, Path]) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(pages["small"].as_uri())
+    assert "Winner: " in page.inner_text(".statement") and page.locator("#board tbody tr").count() == 20
+    assert "kept, unproven" in column_text(page, 4) and not page.is_visible("#filters")
+    context.close()
+
+
+def column_text(page: Any, n: int) -> list[str]:
+    return page.locator(f"#board tbody tr td:nth-child({n})").all_inner_texts()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_axe_finds_nothing_serious(browser: Any, pages: dict[str, Path], dark: bool) -> None:
     axe = pytest.importorskip(

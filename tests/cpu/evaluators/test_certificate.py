@@ -102,6 +102,7 @@ def test_a_run_and_an_export_keep_theirs(mine: Path, tmp_path: Path, monkeypatch
     carried = json.loads((out / "certificate.json").read_text())
     assert carried["bound"] == found["bound"] and carried["model"] == "retrieval-mla"
     again = certified(str(out), mine)
+    assert str(again["words"]).count(entry.candidate.name) == 1, "its name is the card's, not the folder's"
     assert again["kept"] == str(out / "certificate.json") and again["key"] == entry.candidate.key
     assert json.loads((out / "certificate.json").read_text())["certified_at"] >= carried["certified_at"]
     assert checksums.disagreements(out) == []

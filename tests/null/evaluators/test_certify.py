@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from evaluators.certify import next_bound, rate_bound
+from evaluators.certify import Certificate, next_bound, rate_bound
 
 
 def test_bounds_of_few_items_are_wide_and_exact() -> None:
@@ -31,6 +33,12 @@ def test_the_next_items_are_covered_exactly_as_often_as_promised() -> None:
         tie = float(rng.random())
         covered.append(rest.mean() <= next_bound(int(seen.sum()), 80, 80, tie=tie) + 1e-12)
     assert 0.87 <= np.mean(covered) <= 0.93
+
+
+def test_a_certificate_of_questions_that_dense_misses_says_so() -> None:
+    found = Certificate("f", "k", "i", "m", 16, 0, 0, 0, 0, 0.9, rate_bound(0, 16), (1, 1))
+    assert "nothing can be lost" in found.words
+    assert "nothing can be lost" not in replace(found, dense_right=9).words
 
 
 @pytest.mark.parametrize("arguments", [(1, 0), (3, 2), (-1, 5), (0, 5, 1.0)])

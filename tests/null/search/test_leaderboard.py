@@ -114,7 +114,9 @@ def test_show_is_a_program_page() -> None:
     assert page["formula"][-1][1].startswith("S = ")
     pays = page["pays"]
     assert len(pays["speedups"]) == len(pays["batches"]) and pays["contexts"][-1] <= 8192
-    assert pays["speedups"][-1][-1] > 1 > pays["speedups"][0][0], "it pays at large batches and contexts first"
+    assert pays["speedups"][-1][-1] > 1 > pays["speedups"][0][0], (
+        "it pays at large batches and contexts first"
+    )
 
 
 def test_watch_shows_a_run_once_and_follows_to_its_end() -> None:
