@@ -58,7 +58,7 @@ def explanation(
         "FLOPs: the rest": cost.vector_flops,
         "a completed page, bytes": page.bytes,
         "a completed page, FLOPs": page.flops,
-        "attended share of tokens": cost.density,
+        "share of tokens that a kv head reads": cost.density,
         "state bytes per token": state,
         "state bytes per token, share of KV": share,
         "roofline seconds": roofline_seconds((launch.cost for launch in plan.launches), gpu),

@@ -24,11 +24,11 @@ def with_rotary(program: Program, geometry: Geometry) -> Program:
     Raises:
         VortexError: `VF066` where they are not known.
     """
-    nodes = [n for g in (program.cache, program.index) for n in g.nodes if n.op == "rotary"]
-    if not nodes:
+    if not program.reads_rotary:
         return program
     if not geometry.rotary:
-        raise mistakes.NO_ROTARY.error(nodes[0].location)
+        nodes = (*program.cache.nodes, *program.index.nodes)
+        raise mistakes.NO_ROTARY.error(next(n.location for n in nodes if n.op == "rotary"))
     found = ParamDecl(NAME, (("dim", Extent.parse("D")),), Values.of(NAME, geometry.frequencies))
     return replace(
         program,

@@ -225,6 +225,11 @@ class Program:
         return any(n.op == "mass" for n in self.index.nodes)
 
     @property
+    def reads_rotary(self) -> bool:
+        """Whether it reads the rotary frequencies of the model."""
+        return any(n.op == "rotary" for g in (self.cache, self.index) for n in g.nodes)
+
+    @property
     def is_request_local(self) -> bool:
         """Whether page states depend on the request, so prefix pages must not be shared."""
         return self.needs_mass or any(s.carried for s in self.states)

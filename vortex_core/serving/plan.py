@@ -16,3 +16,8 @@ def check_servable(program: Program, knobs: Knobs) -> None:
         )
     if program.needs_mass:
         raise unsupported_flow("it reads attention mass", "serve it with the embedded engine")
+    if program.reads_rotary:
+        raise unsupported_flow(
+            "it reads rotary frequencies, which are not read from a server's model",
+            "serve it with the embedded engine",
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import sample_flows
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
@@ -96,6 +97,9 @@ def test_what_a_captured_step_cannot_do_is_refused(quest: Flow) -> None:
     mass = next(b for b in map(library.load, library.names()) if b.program.needs_mass)
     with pytest.raises(VortexError, match="attention mass"):
         check_servable(mass.program, mass.knobs.with_(reuse_steps=1))
+    rotary = sample_flows.load("rotary")
+    with pytest.raises(VortexError, match="rotary frequencies"):
+        check_servable(rotary.program, rotary.knobs)
 
 
 def test_an_environment_without_sglang_says_so() -> None:
