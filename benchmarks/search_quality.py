@@ -54,6 +54,7 @@ TASK = CampaignConfig.model_validate(
     }
 )
 PREFER: dict[str, dict[str, Any]] = {
+    "evolve": {"start": 40},
     "best_of_n": {"prefer": "accuracy"},
     "refine": {"prefer": "accuracy", "patience": 20},
 }

@@ -8,13 +8,13 @@ from typing import Any
 
 from agents.base import Proposal, ProposalRequest, Proposer, RequestKind
 from agents.errors import ProposerError
-from agents.grammar import recipe_moves
+from agents.grammar import recipe_draw, recipe_moves, recipe_sizes
 from agents.grammar.crossover import cross
 from agents.grammar.local import tune_recipe, tune_terms, without_something
 from agents.grammar.marks import retuned
 from agents.grammar.mutation import Subject, mutate
 from agents.grammar.recipe import Recipe
-from agents.grammar.recipe_moves import Taste
+from agents.grammar.recipe_draw import Taste
 from agents.grammar.recipes import RecipeBook, taste_of, varied, written
 from agents.grammar.settings import covers, random_knobs
 from agents.grammar.signals import Growth
@@ -31,6 +31,7 @@ from vortex_core.ir.verify import verify
 _DEFAULT_LAYERS = 32
 _IDEA_LENGTH = 240
 _KNOBS_ALONE = 0.05  # share of changes that leave the program as it is
+_GROW = 6  # steps by which what is drawn may grow into the campaign's bound; a change stays a change
 _SHARES = (
     0.5,
     0.75,
@@ -147,7 +148,7 @@ class GrammarProposer(Proposer):
             # What cannot be varied any further is left alone in the end: a fresh program is always new.
             limit = max(rng.choice(_SHARES) * self.max_nodes, largest)
             grow = not sources or (attempt >= self.tries // 2 and request.kind not in ("tune", "simplify"))
-            draft = self._grown(rng, request.model, taste) if grow else self._changed(rng, request, taste)
+            draft = self._grown(rng, request, taste) if grow else self._changed(rng, request, taste)
             if draft is None:
                 continue
             draft = _at(draft, request)
@@ -164,10 +165,11 @@ class GrammarProposer(Proposer):
                 return draft
         raise ProposerError("VA024", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
 
-    def _grown(self, rng: random.Random, model: dict[str, Any], taste: Taste) -> Draft:
+    def _grown(self, rng: random.Random, request: ProposalRequest, taste: Taste) -> Draft:
+        model = request.model
         if rng.random() < self.recipes:
-            recipe = recipe_moves.draw(rng, taste)
-            found = _by_recipe(recipe, random_knobs(rng, _layers(model)), "drawn")
+            recipe = recipe_draw.draw(rng, taste)
+            found = _sized(rng, request, recipe, random_knobs(rng, _layers(model)), "drawn", drawn=True)
             if found is not None:
                 return found
         growth = Growth(rng, mla=model.get("mla") is not None)
@@ -189,7 +191,7 @@ class GrammarProposer(Proposer):
         found = varied(rng, recipes, taste)
         if found is not None:
             knobs = sources[0].knobs if rng.random() < 0.8 else random_knobs(rng, _layers(request.model))
-            return _by_recipe(found[0], knobs, f"{names}: {found[1]}")
+            return _sized(rng, request, found[0], knobs, f"{names}: {found[1]}")
         return _varied(rng, request.model, sources)
 
 
@@ -200,6 +202,26 @@ def _by_recipe(recipe: Recipe, knobs: Knobs, what: str) -> Draft | None:
         if error.fault == "candidate":
             return None
         raise
+
+
+def _sized(
+    rng: random.Random,
+    request: ProposalRequest,
+    recipe: Recipe,
+    knobs: Knobs,
+    what: str,
+    *,
+    drawn: bool = False,
+) -> Draft | None:
+    """The recipe's draft, trimmed to what the campaign allows; None where it cannot be."""
+
+    def fits(recipe: Recipe) -> bool:
+        draft = _by_recipe(recipe, knobs, what)
+        return draft is not None and not _refused(_at(draft, request), request)
+
+    grow = _GROW if drawn else _GROW // 2
+    found = recipe_sizes.sized(rng, recipe, fits, grow) if request.fits is not None else recipe
+    return None if found is None else _by_recipe(found, knobs, what)
 
 
 def _stepped(rng: random.Random, request: ProposalRequest, flow: Flow, recipe: Recipe | None) -> Draft | None:

@@ -3,8 +3,8 @@
 What the field and searches before found to work is of one form. The rotary pairs are cut into bands by frequency;
 each band's keys are written around a centre of the page, scaled by the token, with the rest in a few bits; the pages
 are ranked by the softmax mass of the logits estimated from that. A `Recipe` names the choices,
-`agents.grammar.recipe_terms` writes the program of one, and `agents.grammar.recipe_moves` draws, changes and crosses
-them.
+`agents.grammar.recipe_terms` writes the program of one, `recipe_draw` draws them, `recipe_moves` changes and crosses
+them, and `recipe_sizes` makes them fit a bound.
 
 A recipe is also one line of text, which travels in a flow's description. It is believed only where the program it
 writes is the flow's own (`agents.grammar.proposer`).
@@ -13,7 +13,7 @@ writes is the flow's own (`agents.grammar.proposer`).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 STEPS = 16
@@ -21,9 +21,10 @@ STEPS = 16
 
 INTEGERS = ("int2", "int3", "int4", "int8")
 CODERS = ("mean", "signs", "range", *INTEGERS, "extrema")
-CENTRES = ("none", "mean", "middle")
+CENTRES = ("none", "mean", "fit", "middle")
 POOLS = ("mass", "max", "logsumexp")
 HEADS = ("mean", "amax")
+LEADS = ("all", "fast", "slow")
 SMALL_DTYPES = ("bf16", "fp8_e4m3", "int8", "int4")
 MAX_PLANES = 4
 FACTORS = (0.98, 0.53, 0.27, 0.13)
@@ -39,7 +40,8 @@ class Band:
         coder: of what is left beside the centre. `mean`: nothing; `signs`: planes of sign bits, scaled by the spread of
             each channel; `range`: planes of sign bits, scaled by each token's largest; `int2` to `int8`: numbers
             with one scale a token; `extrema`: no tokens, Quest's bound over the page.
-        centre: `none`, the `mean` of the page, or the `middle` of its extrema.
+        centre: `none`, the `mean` of the page, the `fit` of the tokens' scales to its keys (a mean in which long keys
+            count by their length), or the `middle` of its extrema.
         scaled: keys are divided by each token's scale first, which all scaled bands share.
         planes: of sign bits.
         rows: parts of the page that have a centre each, where the coder is `mean` or `extrema`.
@@ -73,6 +75,8 @@ class Band:
         factors = tuple(round(f, 3) for f in self.factors) if self.coder == "signs" else d.factors
         page_only = self.coder in ("mean", "extrema")
         centre = "mean" if self.coder == "mean" and self.centre == "none" else self.centre
+        if centre == "fit" and not (self.scaled and self.by_token):
+            centre = "mean"
         return Band(
             self.low, self.high, self.coder,
             centre if self.coder != "extrema" else d.centre,
@@ -96,6 +100,7 @@ class Recipe:
         heads: how query heads are merged afterwards.
         norm: dtype of the tokens' scale, where a band is scaled.
         fitted: the scale is a least-squares fit to what is kept, in place of the norm.
+        lead: scaled bands that the scale is of: `all`, the fastest (`fast`) or the slowest (`slow`).
         closed: what is left is measured against the centre as it will be read back.
         temperature: the logits are multiplied by it before they are pooled.
         variance: weight of a second-order term for what is not kept: the spread of the bands' rest.
@@ -106,6 +111,7 @@ class Recipe:
     heads: str = "mean"
     norm: str = "int8"
     fitted: bool = False
+    lead: str = "all"
     closed: bool = False
     temperature: float = 1.0
     variance: float = 0.0
@@ -113,18 +119,23 @@ class Recipe:
     def normal(self) -> Recipe:
         """The same with what nothing reads at its default."""
         bands = tuple(sorted((b.normal() for b in self.bands), key=lambda b: (b.low, b.high)))
-        scaled = any(b.scaled for b in bands)
+        scaled = sum(b.scaled for b in bands)
         tokens = any(b.by_token for b in bands)
         return Recipe(
             bands,
             self.pool if tokens or any(b.rows > 1 for b in bands) else "mass",
             self.heads,
             self.norm if scaled else "int8",
-            self.fitted and scaled,
+            self.fitted and scaled > 0,
+            self.lead if scaled > 1 else "all",
             self.closed and any(b.small != "bf16" for b in bands if b.by_token),
             round(self.temperature, 3),
             round(self.variance, 3) if any(b.coder == "signs" for b in bands) else 0.0,
         )
+
+    def with_band(self, at: int, band: Band) -> Recipe:
+        """The recipe with another band in the place of one."""
+        return replace(self, bands=tuple(band if n == at else b for n, b in enumerate(self.bands)))
 
     @property
     def text(self) -> str:
@@ -207,4 +218,5 @@ def legal(recipe: Recipe) -> bool:
         and recipe.pool in POOLS
         and recipe.heads in HEADS
         and recipe.norm in SMALL_DTYPES
+        and recipe.lead in LEADS
     )

@@ -1,121 +1,31 @@
-"""Recipes drawn at random, changed a little, and crossed; what is drawn leans towards what did well."""
+"""Recipes changed a little, crossed, and made smaller; what is changed leans towards what did well."""
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
-from agents.grammar.recipe import FACTORS, MAX_PLANES, STEPS, Band, Recipe, legal
+from agents.grammar.recipe import FACTORS, LEADS, MAX_PLANES, STEPS, Band, Recipe, legal
+from agents.grammar.recipe_draw import (
+    CENTRES,
+    CODERS,
+    HEADS,
+    NORMS,
+    PLANES,
+    POOLS,
+    SMALL,
+    Taste,
+    draw_band,
+    place,
+    settled,
+)  # fmt: skip
+from agents.grammar.recipe_sizes import fewer_bits, more_bits
 
 Rng = random.Random
 
-_CODERS = {
-    "mean": 1.5,
-    "signs": 3.0,
-    "range": 2.0,
-    "int2": 1.0,
-    "int3": 1.0,
-    "int4": 2.0,
-    "int8": 0.5,
-    "extrema": 1.0,
-}
-_CENTRES = {"none": 1.0, "mean": 5.0, "middle": 0.7}
-_SMALL = {"bf16": 1.0, "fp8_e4m3": 1.5, "int8": 2.0, "int4": 3.0}
-_POOLS = {"mass": 5.0, "max": 2.0, "logsumexp": 2.0}
-_HEADS = {"mean": 4.0, "amax": 2.0}
-_NORMS = {"bf16": 0.5, "fp8_e4m3": 2.0, "int8": 3.0, "int4": 1.0}
-_BANDS = {1: 3.0, 2: 4.0, 3: 2.0}
-_PLANES = {1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}
 _SLIGHT = (0.8, 0.9, 0.95, 1.05, 1.1, 1.25)
-
-
-@dataclass(frozen=True)
-class Taste:
-    """Weights of choices: those above, and what the best recipes so far chose.
-
-    Every choice keeps its own weight, so nothing dies out; what a share of the best chose gains as much again as all
-    the weights together, times that share.
-
-    Args:
-        best: recipes that did well.
-    """
-
-    best: tuple[Recipe, ...] = ()
-    _seen: dict[str, Counter[Any]] = field(default_factory=dict, init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for recipe in self.best:
-            self._count("pool", recipe.pool)
-            self._count("heads", recipe.heads)
-            self._count("norm", recipe.norm)
-            self._count("bands", len(recipe.bands))
-            for band in recipe.bands:
-                for name in ("coder", "centre", "small", "planes"):
-                    self._count(name, getattr(band, name))
-
-    def _count(self, name: str, value: object) -> None:
-        self._seen.setdefault(name, Counter())[value] += 1
-
-    def pick(self, rng: Rng, name: str, weights: Mapping[Any, float]) -> Any:
-        """One of the keys of `weights`."""
-        seen = self._seen.get(name, Counter())
-        total, count = sum(weights.values()), sum(seen.values())
-        learned = [w + (total * seen[key] / count if count else 0.0) for key, w in weights.items()]
-        return rng.choices(list(weights), learned)[0]
-
-
-# ---- from nothing ----------------------------------------------------------------------------------------
-
-
-def draw(rng: Rng, taste: Taste) -> Recipe:
-    """A recipe from nothing."""
-    count = taste.pick(rng, "bands", _BANDS)
-    # The slowest pairs carry most of what tells far pages apart; the fastest are left out as often as not.
-    low = rng.choice((0, 0, 1, 2, 2, 3, 4, 5, 6, 8, 10))
-    cuts = sorted(rng.sample(range(low + 1, STEPS), min(count - 1, STEPS - low - 1)))
-    edges = [low, *cuts, STEPS]
-    bands = [draw_band(rng, taste, a, b) for a, b in pairwise(edges)]
-    if len(bands) > 1 and rng.random() < 0.15:
-        bands.pop(rng.randrange(len(bands)))
-    return settled(
-        rng,
-        Recipe(
-            tuple(bands),
-            taste.pick(rng, "pool", _POOLS),
-            taste.pick(rng, "heads", _HEADS),
-            taste.pick(rng, "norm", _NORMS),
-            fitted=rng.random() < 0.4,
-            closed=rng.random() < 0.3,
-            temperature=rng.choice((1.0, 1.0, 1.0, 0.8, 1.2)),
-            variance=rng.choice((0.0, 0.0, 0.0, 0.0, 0.5, 1.0)),
-        ),
-    )
-
-
-def draw_band(rng: Rng, taste: Taste, low: int, high: int) -> Band:
-    """A band for some pairs."""
-    return Band(
-        low, high,
-        taste.pick(rng, "coder", _CODERS),
-        taste.pick(rng, "centre", _CENTRES),
-        scaled=rng.random() < 0.5,
-        planes=taste.pick(rng, "planes", _PLANES),
-        rows=rng.choice((1, 1, 2, 4)),
-        per_channel=rng.random() < 0.4,
-        small=taste.pick(rng, "small", _SMALL),
-    )  # fmt: skip
-
-
-def settled(rng: Rng, recipe: Recipe) -> Recipe:
-    """The recipe with bands that fit one another: parts of a page have one number, and none beside tokens."""
-    tokens = any(b.by_token for b in recipe.bands)
-    rows = 1 if tokens else next((b.rows for b in recipe.bands if not b.by_token), 1)
-    bands = tuple(replace(b, rows=1 if b.by_token else rows) for b in recipe.bands)
-    return replace(recipe, bands=bands).normal()
 
 
 # ---- changes ---------------------------------------------------------------------------------------------
@@ -161,8 +71,12 @@ def change_coder(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     """A band is kept in another way."""
     at = rng.randrange(len(recipe.bands))
     band = recipe.bands[at]
-    new = replace(band, coder=taste.pick(rng, "coder", _CODERS), planes=taste.pick(rng, "planes", _PLANES))
-    return _with(recipe, at, new), f"band {band.low}-{band.high}: {band.coder} -> {new.coder}"
+    coder, planes = (
+        taste.pick(rng, place(name, band.low, band.high), weights)
+        for name, weights in (("coder", CODERS), ("planes", PLANES))
+    )
+    new = replace(band, coder=coder, planes=planes)
+    return recipe.with_band(at, new), f"band {band.low}-{band.high}: {band.coder} -> {new.coder}"
 
 
 def change_planes(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -174,7 +88,7 @@ def change_planes(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     band = recipe.bands[at]
     planes = min(MAX_PLANES, max(1, band.planes + rng.choice((-1, 1))))
     factors = (*band.factors[: band.planes], *FACTORS[band.planes :])
-    return _with(recipe, at, replace(band, planes=planes, factors=factors)), f"{planes} planes"
+    return recipe.with_band(at, replace(band, planes=planes, factors=factors)), f"{planes} planes"
 
 
 def change_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -183,16 +97,16 @@ def change_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     band = recipe.bands[at]
     match rng.choice(("centre", "scaled", "small", "per_channel", "rows")):
         case "centre":
-            new = replace(band, centre=taste.pick(rng, "centre", _CENTRES))
+            new = replace(band, centre=taste.pick(rng, place("centre", band.low, band.high), CENTRES))
         case "scaled":
             new = replace(band, scaled=not band.scaled)
         case "small":
-            new = replace(band, small=taste.pick(rng, "small", _SMALL))
+            new = replace(band, small=taste.pick(rng, place("small", band.low, band.high), SMALL))
         case "per_channel":
             new = replace(band, per_channel=not band.per_channel)
         case _:
             new = replace(band, rows=rng.choice((1, 2, 4)))
-    return _with(recipe, at, new), f"band {band.low}-{band.high} kept otherwise"
+    return recipe.with_band(at, new), f"band {band.low}-{band.high} kept otherwise"
 
 
 def split_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -208,6 +122,30 @@ def split_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     halves[which] = draw_band(rng, taste, halves[which].low, halves[which].high)
     bands = (*recipe.bands[:at], *halves, *recipe.bands[at + 1 :])
     return replace(recipe, bands=bands), f"band {band.low}-{band.high} in two"
+
+
+def grade_bits(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
+    """The faster part of a band is kept more coarsely, or the slower part more finely."""
+    places = [n for n, b in enumerate(recipe.bands) if b.high - b.low > 1]
+    if not places or len(recipe.bands) > 3:
+        return None
+    at = rng.choice(places)
+    band = recipe.bands[at]
+    cut = rng.randrange(band.low + 1, band.high)
+    fast, slow = replace(band, high=cut), replace(band, low=cut)
+    if rng.random() < 0.5:
+        fast = fewer_bits(rng, fast) or fast
+    else:
+        slow = more_bits(rng, slow) or slow
+    bands = (*recipe.bands[:at], fast, slow, *recipe.bands[at + 1 :])
+    return replace(recipe, bands=bands), f"band {band.low}-{band.high} graded at {cut}"
+
+
+def shift_bits(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
+    """A band is kept more finely or more coarsely."""
+    at = rng.randrange(len(recipe.bands))
+    new = rng.choice((fewer_bits, more_bits))(rng, recipe.bands[at])
+    return None if new is None else (recipe.with_band(at, new), f"band {new.low}-{new.high} in other bits")
 
 
 def drop_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -241,15 +179,17 @@ def add_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
 
 def change_whole(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     """Pooling, heads, the tokens' scale, rounding."""
-    name = rng.choice(("pool", "heads", "norm", "fitted", "closed", "variance"))
+    name = rng.choice(("pool", "heads", "norm", "fitted", "lead", "closed", "variance"))
     value: Any
     match name:
         case "pool":
-            value = taste.pick(rng, name, _POOLS)
+            value = taste.pick(rng, name, POOLS)
         case "heads":
-            value = taste.pick(rng, name, _HEADS)
+            value = taste.pick(rng, name, HEADS)
         case "norm":
-            value = taste.pick(rng, name, _NORMS)
+            value = taste.pick(rng, name, NORMS)
+        case "lead":
+            value = rng.choice(LEADS)
         case "variance":
             value = rng.choice((0.0, 0.25, 0.5, 1.0))
         case _:
@@ -264,16 +204,14 @@ def move_constant(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     return with_constants(recipe, {name: values[name] * rng.choice(_SLIGHT)}), f"{name} moved"
 
 
-def _with(recipe: Recipe, at: int, band: Band) -> Recipe:
-    return replace(recipe, bands=tuple(band if n == at else b for n, b in enumerate(recipe.bands)))
-
-
 MOVES: dict[Callable[[Rng, Recipe, Taste], Changed], float] = {
     move_edge: 3.0,
     change_coder: 2.0,
-    change_planes: 2.0,
+    change_planes: 1.0,
     change_band: 3.0,
-    split_band: 1.0,
+    split_band: 0.5,
+    grade_bits: 1.5,
+    shift_bits: 1.5,
     drop_band: 1.0,
     add_band: 1.0,
     change_whole: 2.0,
@@ -314,7 +252,7 @@ def with_constants(recipe: Recipe, values: Mapping[str, float]) -> Recipe:
             band = replace(
                 band, factors=tuple(value if n == place else f for n, f in enumerate(band.factors))
             )
-        recipe = _with(recipe, at, band)
+        recipe = recipe.with_band(at, band)
     return recipe.normal()
 
 
@@ -331,7 +269,8 @@ def cross(rng: Rng, one: Recipe, other: Recipe) -> tuple[Recipe, str]:
     }
     rounding = rng.choice((one, other))
     child = Recipe(
-        tuple(bands[:4]) or one.bands, norm=rounding.norm, fitted=rounding.fitted, closed=rounding.closed, **whole
+        tuple(bands[:4]) or one.bands, norm=rounding.norm, fitted=rounding.fitted, lead=rounding.lead,
+        closed=rounding.closed, **whole,
     )  # fmt: skip
     return settled(rng, child), f"bands of both, cut at {cut}"
 
@@ -353,13 +292,13 @@ def smaller(rng: Rng, recipe: Recipe) -> tuple[Recipe, str] | None:
         if len(recipe.bands) > 1:
             ways.append(drop_band(random.Random(n), recipe, taste))
         if band.planes > 1:
-            ways.append((_with(recipe, n, replace(band, planes=band.planes - 1)), "a plane less"))
+            ways.append((recipe.with_band(n, replace(band, planes=band.planes - 1)), "a plane less"))
         if band.scaled:
-            ways.append((_with(recipe, n, replace(band, scaled=False)), "a scale less"))
+            ways.append((recipe.with_band(n, replace(band, scaled=False)), "a scale less"))
         if band.weight != 1.0:
-            ways.append((_with(recipe, n, replace(band, weight=1.0)), "a weight less"))
+            ways.append((recipe.with_band(n, replace(band, weight=1.0)), "a weight less"))
         if band.by_token and band.centre != "none":
-            ways.append((_with(recipe, n, replace(band, centre="none")), "a centre less"))
+            ways.append((recipe.with_band(n, replace(band, centre="none")), "a centre less"))
     plainer: dict[str, Any] = {"fitted": False, "closed": False, "variance": 0.0, "temperature": 1.0}
     for name, plain in plainer.items():
         if getattr(recipe, name) != plain:

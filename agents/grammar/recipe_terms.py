@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 
 from agents.grammar.recipe import INTEGERS, STEPS, Band, Recipe
@@ -54,26 +55,23 @@ class _Writer:
     def _norm(self) -> Term | None:
         """Each token's scale, `row`, as it is read back; None where no band is scaled.
 
-        It is the norm over all scaled bands, or, fitted, what fits the first band's keys best to what is kept of them.
+        It is the norm over the scaled bands that lead, or, fitted, what fits their keys best to what is kept of them.
         """
         scaled = [b for b in self.recipe.bands if b.scaled]
         if not scaled:
             return None
-        squares = [reduce("sum", x * x, "ch") for x in (channels(self.keys, b) for b in scaled)]
-        total = squares[0]
-        for more in squares[1:]:
-            total = total + more
-        plain = make("sqrt", total) + _TINY
-        if self.recipe.fitted:
-            band = scaled[-1]
-            x = channels(self.keys, band)
-            image = self._image(band, x / plain)
-            plain = reduce("sum", x * image, "ch") / (reduce("sum", image * image, "ch") + _TINY)
-        return plain
+        led = {"all": scaled, "fast": scaled[:1], "slow": scaled[-1:]}[self.recipe.lead]
+        keys = [channels(self.keys, b) for b in led]
+        plain = make("sqrt", _total(reduce("sum", x * x, "ch") for x in keys)) + _TINY
+        if not self.recipe.fitted:
+            return plain
+        images = [self._image(b, x / plain, plain) for b, x in zip(led, keys, strict=True)]
+        above = _total(reduce("sum", x * i, "ch") for x, i in zip(keys, images, strict=True))
+        return above / (_total(reduce("sum", i * i, "ch") for i in images) + _TINY)
 
-    def _image(self, band: Band, unit: Term) -> Term:
+    def _image(self, band: Band, unit: Term, norm: Term) -> Term:
         """What is kept of a band's keys, with everything exact but the bits."""
-        centre = self._centre(band, unit)
+        centre = self._centre(band, unit, norm)
         rest = unit if centre is None else unit - centre
         if band.coder not in ("signs", "range"):
             return unit
@@ -92,9 +90,15 @@ class _Writer:
             return tuple(0.5**n for n in range(1, band.planes + 1))
         return band.factors[: band.planes]
 
-    def _centre(self, band: Band, x: Term) -> Term | None:
+    def _centre(self, band: Band, x: Term, norm: Term | None) -> Term | None:
         """`ch`; None for no centre."""
         match band.centre:
+            case (
+                "fit"
+            ):  # least squares over the keys themselves: long ones count by the square of their length
+                assert norm is not None
+                weight = norm * norm
+                found = reduce("sum", x * weight, "row") / (reduce("sum", weight, "row") + _TINY)
             case "mean":
                 found = reduce("mean", x, "row")
             case "middle":
@@ -144,10 +148,10 @@ class _Writer:
         if not band.by_token:
             return self._of_page(band, q)
         x = channels(self.keys, band)
-        norm = self.norm if band.scaled else None
+        norm = self._read_norm() if band.scaled else None
         if norm is not None:
-            x = x / (rounded(norm, self.recipe.norm, "row") if self.recipe.closed else norm)
-        centre = self._centre(band, x)
+            x = x / norm
+        centre = self._centre(band, x, norm)
         found = None if centre is None else _dot(q, _state(centre, band.small, "ch"))
         rest = x if centre is None else x - centre
         if band.coder in INTEGERS:
@@ -155,7 +159,16 @@ class _Writer:
         else:
             kept = self._planes(band, q, rest)
         found = kept if found is None else found + kept
-        return found if norm is None else found * _state(norm, self.recipe.norm, "row")
+        if norm is None:
+            return found
+        assert self.norm is not None
+        return found * _state(self.norm, self.recipe.norm, "row")
+
+    def _read_norm(self) -> Term | None:
+        """The tokens' scale that keys are divided by: as it will be read back, where the loop is closed."""
+        if self.norm is None or not self.recipe.closed:
+            return self.norm
+        return rounded(self.norm, self.recipe.norm, "row")
 
     def _planes(self, band: Band, q: Term, rest: Term) -> Term:
         by_token = band.coder == "range"
@@ -195,9 +208,10 @@ class _Writer:
             if band.coder != "signs":
                 continue
             x = channels(self.keys, band)
-            if band.scaled and self.norm is not None:
-                x = x / (rounded(self.norm, self.recipe.norm, "row") if self.recipe.closed else self.norm)
-            centre = self._centre(band, x)
+            norm = self._read_norm() if band.scaled else None
+            if norm is not None:
+                x = x / norm
+            centre = self._centre(band, x, norm)
             scale = self._spread(x if centre is None else x - centre)
             if self.recipe.closed:
                 scale = rounded(scale, band.small, "ch")
@@ -206,6 +220,13 @@ class _Writer:
             total = found if total is None else total + found
         assert total is not None
         return const(0.5) * total
+
+
+def _total(parts: Iterable[Term]) -> Term:
+    first, *others = parts
+    for more in others:
+        first = first + more
+    return first
 
 
 def _dot(q: Term, x: Term) -> Term:

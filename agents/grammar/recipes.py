@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from agents.grammar import recipe_moves
 from agents.grammar.recipe import Band, Recipe, parse
-from agents.grammar.recipe_moves import Taste
+from agents.grammar.recipe_draw import Taste
 from agents.grammar.recipe_terms import program_of
 from agents.grammar.term import to_program
 from vortex_core import library

@@ -19,9 +19,10 @@ class EvolveSettings(Strict):
 
     fresh: float = Field(0.1, ge=0, le=1)
     crossover: float = Field(0.25, ge=0, le=1)
-    cells: float = Field(0.2, ge=0, le=1)
+    cells: float = Field(0.1, ge=0, le=1)
     size: int = Field(128, ge=2, le=4096)
     confidence: float = Field(0.25, ge=0, le=1)
+    start: int = Field(0, ge=0, le=4096)
 
 
 class EvolveStrategy:
@@ -34,6 +35,8 @@ class EvolveStrategy:
         cells: share of parents that are the best of a cell, whichever; the others are drawn by weight.
         size: members of the population.
         confidence: see `Population`.
+        start: asks, the first ones, that all start from nothing. Where programs cost a fraction of a second, as on a
+            screen, the best of some dozens is a better beginning than the references, which are few and of one sort.
     """
 
     name = "evolve"
@@ -45,21 +48,23 @@ class EvolveStrategy:
         *,
         fresh: float = 0.1,
         crossover: float = 0.25,
-        cells: float = 0.2,
+        cells: float = 0.1,
         size: int = 128,
         confidence: float = 0.25,
+        start: int = 0,
     ) -> None:
         self.seed = seed
         self.fresh = fresh
         self.crossover = crossover
         self.cells = cells
+        self.start = start
         self.population = Population(size, confidence)
 
     def ask(self, number: int) -> Ask:
         """See `Strategy`."""
         rng = randomness(self.seed, number)
         seed = proposal_seed(self.seed, number)
-        if not len(self.population) or rng.random() < self.fresh:
+        if number < self.start or not len(self.population) or rng.random() < self.fresh:
             return Ask("seed", (), seed)
         members, weights = self.population.weights()
         if rng.random() < self.cells:

@@ -68,12 +68,18 @@ class Population:
             layers = self.layers(members)
             share = self._shares(members, layers)
             variants = Counter(m.ir_hash for m in members)
+            own = [
+                (1.0 + s) / (1 + self._children[m.ir_hash]) / variants[m.ir_hash]
+                for m, s in zip(members, share, strict=True)
+            ]
+            total = dict.fromkeys(layers, 0.0)
+            for layer, weight in zip(layers, own, strict=True):
+                total[layer] += weight
+            # A layer's weight is its own, however many share it and however many children they have: most of a
+            # population is never the best of it.
             self._weighed = (
                 members,
-                [
-                    (2.0 ** -min(layer, _LAYERS) + s) / (1 + self._children[m.ir_hash]) / variants[m.ir_hash]
-                    for m, layer, s in zip(members, layers, share, strict=True)
-                ],
+                [2.0 ** -min(n, _LAYERS) * w / total[n] for n, w in zip(layers, own, strict=True)],
             )
         return self._weighed
 

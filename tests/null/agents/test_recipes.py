@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
 from agents.base import Parent, ProposalRequest
-from agents.grammar import recipe_moves
+from agents.grammar import recipe_draw, recipe_moves, recipe_sizes
 from agents.grammar.proposer import GrammarProposer
 from agents.grammar.recipe import Band, Recipe, legal, parse
-from agents.grammar.recipe_moves import Taste
+from agents.grammar.recipe_draw import Taste
 from agents.grammar.recipes import RecipeBook, written
 from vortex_core import library
+from vortex_core.flow.naming import state_labels
 from vortex_core.ir.cost import kv_row_bytes, state_bytes_per_token
 from vortex_core.ir.verify import verify
 from vortex_core.sandbox.load import trace_source
@@ -44,7 +46,7 @@ QUEST_SIZED = Recipe(
 @pytest.mark.parametrize("seed", range(12))
 def test_recipes_drawn_changed_crossed_and_made_smaller_are_legal_programs(seed: int):
     rng = random.Random(seed)
-    recipe = recipe_moves.draw(rng, Taste())
+    recipe = recipe_draw.draw(rng, Taste())
     others = [recipe]
     for _ in range(3):
         found = recipe_moves.mutate(rng, rng.choice(others), Taste())
@@ -59,6 +61,40 @@ def test_recipes_drawn_changed_crossed_and_made_smaller_are_legal_programs(seed:
             continue  # the proposer asks before it writes
         verify(written(one))
         assert parse(f"words {one.normal().text} more") == one.normal()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_recipes_are_made_to_fit_a_bound_and_grow_into_it(seed: int):
+    rng = random.Random(seed)
+    drawn = [recipe_draw.draw(rng, Taste()) for _ in range(4)]
+    knobs = library.load("quest").flow.knobs
+    for recipe in drawn:
+        found = recipe_sizes.sized(rng, recipe, lambda r: fits(written(r), knobs), 6)
+        if found is not None:
+            assert legal(found)
+            assert fits(written(found), knobs)
+    small = Recipe((Band(8, 16, "signs"),)).normal()
+    sizes = {recipe_sizes.sized(rng, small, lambda r: fits(written(r), knobs), 6).text for _ in range(8)}
+    assert len(sizes) > 2
+
+
+def test_a_band_is_graded_with_the_finer_part_at_the_slow_pairs():
+    rng = random.Random(0)
+    order = ["mean", "signs", "range", "int4", "int8"]
+    for _ in range(20):
+        found = recipe_moves.grade_bits(rng, Recipe((Band(4, 16, "int4", "none"),)), Taste())
+        assert found is not None
+        fast, slow = found[0].bands
+        assert order.index(slow.coder) > order.index(fast.coder)
+
+
+def test_the_name_of_a_deep_recipe_takes_no_time():
+    """Values that many others read are looked at once: closed, fitted recipes have 10^12 paths to the keys."""
+    bands = tuple(Band(4 * n, 4 * n + 4, "signs", "fit", True, 4, small="int4") for n in range(4))
+    program = written(Recipe(bands, fitted=True, closed=True)).canonical()
+    began = time.process_time()
+    assert len(set(state_labels(program).values())) == len(program.states)
+    assert time.process_time() - began < 0.5
 
 
 def test_a_text_that_is_no_recipe_is_none():
@@ -128,8 +164,8 @@ def test_tuning_moves_constants_and_simplifying_takes_away():
 def test_choices_lean_towards_what_the_best_chose():
     best = Taste((QUEST_SIZED,) * 5)
     rng, plain = random.Random(0), random.Random(0)
-    learned = sum(recipe_moves.draw(rng, best).norm == "fp8_e4m3" for _ in range(200))
-    before = sum(recipe_moves.draw(plain, Taste()).norm == "fp8_e4m3" for _ in range(200))
+    learned = sum(recipe_draw.draw(rng, best).norm == "fp8_e4m3" for _ in range(200))
+    before = sum(recipe_draw.draw(plain, Taste()).norm == "fp8_e4m3" for _ in range(200))
     assert learned > 1.3 * before
 
 

@@ -72,7 +72,7 @@ def parents_of(strategy: Strategy, asks: range) -> Counter[str]:
     return Counter(p for n in asks for p in strategy.ask(n).parents)
 
 
-def test_evolve_prefers_the_front_and_programs_with_few_children():
+def test_evolve_prefers_the_front_however_many_children_it_has():
     strategy = EvolveStrategy(0, cells=0, fresh=0, crossover=0)
     strategy.tell(scored(None, "good", 0.0, 2.0))
     strategy.tell(scored(None, "dominated", -0.1, 1.5))
@@ -81,7 +81,22 @@ def test_evolve_prefers_the_front_and_programs_with_few_children():
     for n in range(6):
         strategy.tell(Tell(n, "asked", parents=("good",)))
     counts = parents_of(strategy, range(300))
-    assert counts["dominated"] > counts["good"]
+    assert counts["good"] > 1.5 * counts["dominated"] > 0
+
+
+def test_a_crowd_of_mediocre_programs_does_not_outweigh_the_best():
+    strategy = EvolveStrategy(0, cells=0, fresh=0, crossover=0)
+    strategy.tell(scored(None, "best", 0.9, 1.0))
+    for i in range(100):
+        strategy.tell(scored(None, f"other{i}", 0.1 + i / 1000, 1.0))
+    assert parents_of(strategy, range(300))["best"] > 100
+
+
+def test_evolve_looks_elsewhere_before_it_goes_on_from_the_references():
+    strategy = EvolveStrategy(0, start=40)
+    strategy.tell(scored(None, "reference", 0.0, 2.0))
+    assert {strategy.ask(n).kind for n in range(40)} == {"seed"}
+    assert sum(strategy.ask(n).kind == "seed" for n in range(40, 240)) < 40
 
 
 def test_evolve_ranks_broken_gates_behind_however_fast():

@@ -1,0 +1,101 @@
+"""Recipes made to fit: a step coarser or finer, fewer bytes or more."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from agents.grammar.recipe import Band, Recipe, legal
+from agents.grammar.recipe_draw import settled
+
+Rng = random.Random
+
+_STEPS = 6  # by which what does not fit is made smaller, at most
+
+
+def fewer_bits(rng: Rng, band: Band) -> Band | None:
+    """The band kept by a step more coarsely, None where it is kept by one number a channel already."""
+    match band.coder:
+        case "int8" | "int4":
+            less = {"int8": "int4", "int4": "int3"}[band.coder]
+            return replace(band, coder=rng.choice((less, "signs", "range")), planes=3)
+        case "int3" | "int2":
+            return replace(band, coder=rng.choice(("int2", "signs")), planes=int(band.coder[-1]) - 1)
+        case "signs" | "range":
+            return replace(band, planes=band.planes - 1) if band.planes > 1 else replace(band, coder="mean")
+    return None
+
+
+def more_bits(rng: Rng, band: Band) -> Band | None:
+    """The band kept by a step more finely, None where it is kept in eight bits already."""
+    match band.coder:
+        case "mean":
+            return replace(band, coder=rng.choice(("signs", "range")), planes=1)
+        case "signs" | "range":
+            return replace(band, planes=band.planes + 1) if band.planes < 3 else replace(band, coder="int4")
+        case "int2" | "int3" | "int4":
+            return replace(band, coder={"int2": "int3", "int3": "int4", "int4": "int8"}[band.coder])
+    return None
+
+
+def lighter(rng: Rng, recipe: Recipe) -> Recipe | None:
+    """The recipe with a few bytes less; None where nothing is left to take."""
+    found = [replace(recipe, norm="int4")]
+    for n, b in enumerate(recipe.bands):
+        if (less := fewer_bits(rng, b)) is not None:
+            found.append(recipe.with_band(n, less))
+        found.append(recipe.with_band(n, replace(b, small="int4")))
+        if not b.by_token:
+            found.append(recipe.with_band(n, replace(b, rows=b.rows // 2)))
+        if n == 0:  # the fastest pairs say least of far pages
+            found += [recipe.with_band(n, replace(b, low=b.low + 1))] * 3
+    return _one_of(rng, recipe, found)
+
+
+def heavier(rng: Rng, recipe: Recipe) -> Recipe | None:
+    """The recipe with a few bytes more; None where nothing can be added."""
+    found: list[Recipe] = []
+    for n, b in enumerate(recipe.bands):
+        if (more := more_bits(rng, b)) is not None:
+            found.append(recipe.with_band(n, more))
+        if b.small == "int4":
+            found.append(recipe.with_band(n, replace(b, small="int8")))
+        before = recipe.bands[n - 1] if n else None
+        wider = replace(b, low=b.low - 1)
+        if before is None or before.high < b.low:
+            found += [recipe.with_band(n, wider)] * 2
+        elif b.by_token:  # at its neighbour's cost
+            found.append(recipe.with_band(n - 1, replace(before, high=b.low - 1)).with_band(n, wider))
+    return _one_of(rng, recipe, found)
+
+
+def _one_of(rng: Rng, recipe: Recipe, found: list[Recipe]) -> Recipe | None:
+    found = [s for s in (settled(rng, r) for r in found if legal(r)) if s != recipe and legal(s)]
+    return rng.choice(found) if found else None
+
+
+def sized(rng: Rng, recipe: Recipe, fits: Callable[[Recipe], bool], grow: int) -> Recipe | None:
+    """The recipe made smaller until it fits, or larger where it does; None where it cannot be made to fit.
+
+    A change of a program at the bound is mostly a trade: what one band gains another has to give.
+
+    Args:
+        fits: whether a recipe is within the bound.
+        grow: steps by which it may grow; how many are tried is drawn.
+    """
+    for _ in range(_STEPS):
+        if fits(recipe):
+            break
+        less = lighter(rng, recipe)
+        if less is None:
+            return None
+        recipe = less
+    else:
+        return None
+    for _ in range(rng.randint(0, grow)):
+        more = heavier(rng, recipe)
+        if more is None or not fits(more):
+            break
+        recipe = more
+    return recipe
