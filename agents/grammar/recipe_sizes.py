@@ -17,11 +17,12 @@ _STEPS = 6  # by which what does not fit is made smaller, at most
 def fewer_bits(rng: Rng, band: Band) -> Band | None:
     """The band kept by a step more coarsely, None where it is kept by one number a channel already."""
     match band.coder:
-        case "int8" | "int4":
-            less = {"int8": "int4", "int4": "int3"}[band.coder]
-            return replace(band, coder=rng.choice((less, "signs", "range")), planes=3)
-        case "int3" | "int2":
-            return replace(band, coder=rng.choice(("int2", "signs")), planes=int(band.coder[-1]) - 1)
+        case "int8" | "int4" | "int3":
+            less = {"int8": "int4", "int4": "int3", "int3": "int2"}[band.coder]
+            planes = 2 if band.coder == "int3" else 3
+            return replace(band, coder=rng.choice((less, "signs", "range")), planes=planes)
+        case "int2":
+            return replace(band, coder="signs", planes=1)
         case "signs" | "range":
             return replace(band, planes=band.planes - 1) if band.planes > 1 else replace(band, coder="mean")
     return None

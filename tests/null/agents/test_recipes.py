@@ -80,7 +80,7 @@ def test_recipes_are_made_to_fit_a_bound_and_grow_into_it(seed: int):
 
 def test_a_band_is_graded_with_the_finer_part_at_the_slow_pairs():
     rng = random.Random(0)
-    order = ["mean", "signs", "range", "int4", "int8"]
+    order = ["mean", "signs", "range", "int2", "int3", "int4", "int8"]
     for _ in range(20):
         found = recipe_moves.grade_bits(rng, Recipe((Band(4, 16, "int4", "none"),)), Taste())
         assert found is not None
