@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import json
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -18,6 +17,9 @@ from evaluators.errors import bad_rows, row_too_long, too_few_rows
 from evaluators.tasks.base import AnswerTask, Question, TaskParameters, draw_row
 from evaluators.tasks.metrics import Metric
 from evaluators.tasks.tokens import Tokenizer, frame
+from vortex_core.files import parse_json, read_bytes
+
+_LARGEST = 256 << 20  # bytes of a file of items
 
 
 class JsonlParameters(TaskParameters):
@@ -40,7 +42,7 @@ class JsonlParameters(TaskParameters):
         """The file's content decides results, so it is part of the plan's digest."""
         if isinstance(data, dict) and isinstance(data.get("path"), str):
             try:
-                found = hashlib.sha256(Path(data["path"]).read_bytes()).hexdigest()
+                found = hashlib.sha256(read_bytes(data["path"], _LARGEST)).hexdigest()
             except OSError as error:
                 raise ValueError(f"path {data['path']!r}: {error.strerror}") from error
             if data.get("sha256") not in (None, "", found):
@@ -103,17 +105,20 @@ class Jsonl(AnswerTask[JsonlParameters]):
 
 @lru_cache(maxsize=8)
 def _rows(path: str, sha256: str) -> tuple[dict[str, Any], ...]:
-    content = Path(path).read_bytes()
+    content = read_bytes(path, _LARGEST)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise bad_rows(path, 1, "the file changed while it was used")
     rows = []
-    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+    # Lines end with a line feed alone: JSON text may hold the other characters that Python would split at.
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise bad_rows(path, number, "not UTF-8") from None
         except ValueError as error:
-            raise bad_rows(path, number, f"not JSON: {error}") from error
+            raise bad_rows(path, number, str(error)) from error
         if not isinstance(row, dict):
             raise bad_rows(path, number, "not an object")
         rows.append(row)

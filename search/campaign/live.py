@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import sqlite3
 import time
 from collections import deque
@@ -21,9 +22,11 @@ from evaluators.results import StageResult
 from search.campaign.archive import Entry, Score, order, score
 from search.config import CampaignConfig, Objective
 from search.log import events as ev
+from search.log import foreign
 from search.log.entries import Candidate
 from search.log.state import CampaignState
 from search.log.store import Record
+from vortex_core.files import parse_json
 
 FILE = "live.sqlite"
 FRESH = 15.0
@@ -186,8 +189,9 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
     if not path.is_file():
         yield None
         return
+    foreign.refuse_odd_files(path)
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        db.execute("PRAGMA trusted_schema=OFF")
+        foreign.distrust(db, ("board", "stands"))
         yield db
 
 
@@ -196,11 +200,27 @@ def read_live(folder: Path) -> Live | None:
     try:
         with _reading(folder) as db:
             found = None if db is None else db.execute("SELECT seq, time, body FROM stands").fetchone()
-        return (
-            None if found is None else Live(int(found[0]), time.time() - found[1], dict(json.loads(found[2])))
-        )
-    except (sqlite3.Error, ValueError, TypeError):
+        if found is None:
+            return None
+        live = Live(int(found[0]), time.time() - found[1], dict(parse_json(found[2])))
+    except (sqlite3.Error, ValueError, TypeError, OverflowError):
         return None
+    plain = math.isfinite(live.age) and all(
+        _is_said(live.stands.get(k, ...), kind) for k, kind in _SAID.items()
+    )
+    return live if plain else None
+
+
+def _is_said(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+_NUMBER = (int, float)
+_SAID: dict[str, Any] = {
+    "phase": str, "programs": int, "programs_wanted": int, "candidates": int, "stopped": int, "proposals": int,
+    "per_minute": _NUMBER, "eta_seconds": (int, float, type(None)), "active_seconds": _NUMBER, "gpu_seconds": _NUMBER,
+    "dollars": _NUMBER, "infrastructure_failures": int, "stages": dict, "finished": (str, type(None)),
+}  # fmt: skip
 
 
 def read_board(folder: Path, objective: Objective, limit: int) -> list[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import sys
 from typing import Annotated, Any, NoReturn
@@ -75,7 +76,19 @@ def print_table(table: Table, *, wide: bool) -> None:
 
 def emit(value: Any) -> None:
     """Print a JSON document, in ASCII: a terminal or pipe of any encoding takes it."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    try:
+        text = json.dumps(value, indent=2, default=str, allow_nan=False)
+    except ValueError:  # JSON has no infinity and no NaN; what is none is null
+        text = json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def exit_status(error: VortexError) -> int:

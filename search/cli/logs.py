@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +43,7 @@ def status(run: RunName, as_json: Json = False) -> None:
             {
                 "run": run,
                 "alive": live.alive,
-                "age_seconds": round(live.age, 1),
+                "age_seconds": round(live.age, 1) if math.isfinite(live.age) else None,
                 "seq": live.seq,
                 **live.stands,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +13,13 @@ from rich.syntax import Syntax
 from search.campaign.archive import score
 from search.cli.console import Json, emit, out, print_table
 from search.cli.opened import Opened, RunName, opened, overview, print_overview
-from search.config import CampaignConfig
 from search.errors import bad_value
 from search.log.events import CampaignStarted
-from search.log.run import find_candidate, open_run
+from search.log.run import find_candidate, open_run, recorded_campaign
 from search.log.state import Candidate
 from search.report.program import program_page
 from search.tables import as_csv, as_markdown, entries_table, metric, with_tiers
+from vortex_core.errors import VortexError
 from vortex_core.text import MAX_MESSAGE, MAX_SOURCE, markup, visible_lines
 
 
@@ -77,8 +78,11 @@ def _print_of_many(name: str, limit: int | None) -> bool:
             return False
         first = next(record.event for record in run.store.read())
         assert isinstance(first, CampaignStarted)
-        objective = CampaignConfig.model_validate(first.settings["campaign"]).objective
-        entries = read_board(run.folder, objective, limit or _SHOWN)
+        objective = recorded_campaign(first).objective
+        try:
+            entries = read_board(run.folder, objective, limit or _SHOWN)
+        except (sqlite3.Error, ValueError, KeyError, TypeError, AttributeError, VortexError):
+            return False  # what is no driver's ranking; the log says it too
     print_table(entries_table(entries, objective), wide=False)
     stands = live.stands
     when = f"as of {live.age:.0f} s ago, " if live.alive else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from search.errors import bad_log, not_written
+from search.log import foreign
 from vortex_core.files import MAX_PROGRAM, parse_json, read_text
 from vortex_core.text import visible
 
@@ -73,10 +74,14 @@ class ContentStore:
             path = self.root / PACK
             if not path.is_file():
                 return None
-            self._pack = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
-            self._pack.execute("PRAGMA trusted_schema=OFF")
+            try:
+                db = sqlite3.connect(
+                    f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+                )
+                foreign.distrust(db, ("files",))
+            except sqlite3.Error as error:
+                raise bad_log(str(path), str(error)) from error
+            self._pack = db
         try:
             found = self._pack.execute("SELECT body FROM files WHERE name = ?", (name,)).fetchone()
             if found is None:

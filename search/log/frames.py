@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.errors import bad_value, not_written
+from search.errors import bad_log, bad_value, not_written
 from search.log.run import Run
 from search.log.state import CampaignState
+from vortex_core.text import visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +61,11 @@ def _write(rows: Iterator[dict[str, Any]], schema: pa.Schema, path: Path, form: 
     count = 0
     with writer:
         while batch := [row for _, row in zip(range(_BATCH), rows, strict=False)]:
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            try:
+                table = pa.Table.from_pylist(batch, schema=schema)
+            except (pa.ArrowException, OverflowError) as error:  # a count without an end, a text for a number
+                raise bad_log(f"of table {path.stem}", visible(error, 200)) from error
+            writer.write_table(table)
             count += len(batch)
     return count
 

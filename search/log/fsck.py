@@ -76,6 +76,10 @@ def check_run(run: Run, *, deep: bool = False, progress: Callable[[int], None] =
         _database(db, check)
     state = _events(store, check, progress)
     _files(run, state, check)
+    if not check.events and (left := run.files.names()):
+        check.add(
+            "end", "problem", f"the log is empty, but {len(left)} files of its candidates are there", _RESTORE
+        )
     if deep:
         _programs(run, state, check)
     check.candidates = len(state.candidates)
@@ -94,6 +98,14 @@ def _database(db: sqlite3.Connection, check: Check) -> None:
             if said != "ok":
                 check.add("database", "problem", f"the database is damaged: {said}", _RESTORE)
         if version >= 2:
+            (numbered,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'events'").fetchone()
+            (last,) = db.execute(
+                "SELECT max((SELECT ifnull(max(seq), 0) FROM events), (SELECT ifnull(max(last), 0) FROM packed))"
+            ).fetchone()
+            if isinstance(numbered, int) and numbered > last:
+                check.add(
+                    "end", "problem", f"events {last + 1} to {numbered} were written and are gone", _RESTORE
+                )
             for first, last, chain, body in db.execute("SELECT first, last, chain, body FROM packed"):
                 _segment(db, check, first, last, chain, body)
     except sqlite3.DatabaseError as error:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from search.config import CampaignConfig
 from search.errors import bad_log, bad_value, no_such_candidate, unknown_run
+from search.log.events import CampaignStarted
 from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate
 from search.log.store import EventStore, SqliteEventStore
 from vortex_core.errors import VortexError
 from vortex_core.files import named_path
+from vortex_core.text import visible
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOG = "events.sqlite"
@@ -110,11 +113,26 @@ def read_state(run: Run) -> CampaignState:
 
 
 def campaign_of(state: CampaignState) -> CampaignConfig:
-    """The campaign that a run was started with, with the limits of its latest session."""
+    """The campaign that a run was started with, with the limits of its latest session.
+
+    Raises:
+        VortexError: `VS005`, if the log says none.
+    """
     assert state.started is not None, "a run without its first event"
-    recorded = dict(state.started.settings["campaign"])
-    recorded.update(state.limits)
-    return CampaignConfig.model_validate(recorded)
+    return recorded_campaign(state.started, state.limits)
+
+
+def recorded_campaign(started: CampaignStarted, changed: Mapping[str, Any] | None = None) -> CampaignConfig:
+    """The campaign of a run's first event, with what was `changed` since.
+
+    Raises:
+        VortexError: `VS005`, if it is none.
+    """
+    try:
+        return CampaignConfig.model_validate({**started.settings["campaign"], **(changed or {})})
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"run {started.run!r} states no campaign ({type(error).__name__})"
+        raise bad_log(f"of {visible(started.run, 100)}", visible(why, 200)) from error
 
 
 def find_candidate(run: Run, state: CampaignState, wanted: str) -> Candidate:

@@ -37,6 +37,9 @@ _GUARDS = tuple(
     for table in ("events", "packed")
     for word, action in (("change", "UPDATE"), ("go", "DELETE"))
 )
+TABLES = ("events", "packed", "writer", "sqlite_sequence")
+GUARDS = frozenset(" ".join(guard.replace(" IF NOT EXISTS", "").split()) for guard in _GUARDS)
+"""The triggers of a log, as SQLite keeps their text."""
 
 
 def link(before: str, seq: int, time: float, kind: str, version: int, body: str) -> str:
@@ -48,8 +51,10 @@ def link(before: str, seq: int, time: float, kind: str, version: int, body: str)
 def version_of(db: sqlite3.Connection) -> int:
     """The version of a database's tables; 0 where there are none yet."""
     (stated,) = db.execute("PRAGMA user_version").fetchone()
-    if stated:
+    if stated > 0:
         return int(stated)
+    if stated:
+        raise sqlite3.DatabaseError(f"its tables have version {stated}")
     found = db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'events'").fetchone()
     return 1 if found[0] else 0
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from search.errors import bad_log, not_written, run_being_read, run_taken_over
-from search.log import events, schema
+from search.log import events, foreign, schema
 from search.log.lock import WriterLock, steady_clock
 from vortex_core.files import parse_json
 from vortex_core.text import visible
@@ -25,6 +25,7 @@ from vortex_core.text import visible
 _MOST_PACKED = 64 << 20  # bytes of one unpacked segment: a forged one does not fill the memory
 
 
+_YEAR_10000 = 253_402_300_800  # Unix time at which calendars end
 # A reader waits so often, so many seconds each, for the tables of a log that is being made.
 _BIRTH_TRIES, _BIRTH_WAIT = 20, 0.1
 
@@ -127,9 +128,10 @@ class SqliteEventStore:
             except OSError as error:
                 raise not_written(str(path), error.strerror or str(error)) from error
         try:
+            foreign.refuse_odd_files(path)
             if self._lock is None:
                 self._db = sqlite3.connect(_read_only(path), uri=True, isolation_level=None)
-                _distrust(self._db)
+                _for_reading(self._db)
             else:
                 self._db = sqlite3.connect(path, isolation_level=None)
                 self._open_for_writing(self._lock)
@@ -148,6 +150,8 @@ class SqliteEventStore:
         self._ahead = max(0.0, self._last.time - clock())
 
     def _open_for_writing(self, lock: WriterLock) -> None:
+        foreign.distrust(self._db, schema.TABLES)
+        foreign.refuse_triggers(self._db, schema.GUARDS)
         self._db.execute(f"PRAGMA journal_mode={'DELETE' if lock.shared else 'WAL'}")
         self._db.execute("PRAGMA synchronous=FULL")
         if schema.version_of(self._db) <= schema.VERSION:
@@ -166,7 +170,9 @@ class SqliteEventStore:
                 "SELECT last, chain, body FROM packed ORDER BY first DESC LIMIT 1"
             ).fetchone()
             if packed is not None:
-                return _End(packed[0], unpack(packed[2])[-1][0], packed[1])
+                if (type(packed[0]), type(packed[1])) != (int, str):
+                    raise bad_log(str(self.path), "a segment without its number and link")
+                return _End(packed[0], unpack(packed[2], str(self.path))[-1][0], packed[1])
         return _End(0, 0.0, schema.START)
 
     def append(self, *new: events.Event) -> list[Record]:
@@ -221,6 +227,8 @@ class SqliteEventStore:
                     "SELECT first, last, body FROM packed WHERE last > ? ORDER BY first", (after,)
                 )
                 for first, last, packed in segments:
+                    if (type(first), type(last)) != (int, int):
+                        raise bad_log(str(self.path), "a segment without numbers")
                     lines = unpack(packed, str(self.path))
                     if len(lines) != last - first + 1:
                         raise bad_log(str(self.path), f"segment {first} holds {len(lines)} events")
@@ -294,8 +302,12 @@ def unpack(blob: bytes, path: str = "") -> list[Any]:
         if not inflater.eof:
             raise ValueError("a packed segment that does not end")
         lines = parse_json(text)
-        if not isinstance(lines, list) or not all(isinstance(x, list) and len(x) == 4 for x in lines):
+        if not isinstance(lines, list) or not lines:
             raise ValueError("a packed segment of another shape")
+        for line in lines:
+            if not (isinstance(line, list) and len(line) == 4):
+                raise ValueError("a packed segment of another shape")
+            _row(Path(path), 0, *line, "")
     except (zlib.error, ValueError, TypeError) as error:
         raise bad_log(path, f"packed events cannot be read: {error}") from error
     return lines
@@ -306,8 +318,8 @@ def _row(
 ) -> tuple[int, float, str, int, str, str]:
     if (type(seq), type(kind), type(version), type(body)) != (int, str, int, str):
         raise bad_log(str(path), "a row of other types than an event's")
-    if type(when) not in (int, float):
-        raise bad_log(str(path), "an event without a time")
+    if type(when) not in (int, float) or not 0 <= when < _YEAR_10000:
+        raise bad_log(str(path), "an event without a time that a calendar has")
     return seq, when, kind, version, body, str(link)
 
 
@@ -319,25 +331,20 @@ def _read_only(path: Path) -> str:
     return f"{path.absolute().as_uri()}?{'immutable=1' if still else 'mode=ro'}"
 
 
-def _distrust(db: sqlite3.Connection) -> None:
-    """Read a file that anybody may have written: no code in its schema, events a plain table.
+def _for_reading(db: sqlite3.Connection) -> None:
+    """Read a file that anybody may have written.
 
     Raises:
-        sqlite3.Error: it is something else.
+        sqlite3.Error: it is something else than a log.
     """
-    db.execute("PRAGMA trusted_schema=OFF")
     db.execute("PRAGMA query_only=ON")
     for _ in range(_BIRTH_TRIES):  # a writer may have made the file and not yet its tables
         if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             break
         time.sleep(_BIRTH_WAIT)
-    kinds = dict(
-        db.execute("SELECT name, type FROM sqlite_schema WHERE name IN ('events', 'packed')").fetchall()
-    )
-    if kinds.pop("events", None) != "table":
+    foreign.distrust(db, schema.TABLES)
+    if not db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'events'").fetchone()[0]:
         raise sqlite3.DatabaseError("it holds no table of events")
-    if kinds.pop("packed", "table") != "table":
-        raise sqlite3.DatabaseError("its packed events are no table")
 
 
 def parse(kind: str, version: int, body: str, path: str) -> events.Event:

@@ -137,6 +137,10 @@ LOGS = {
     "a view": "CREATE VIEW events AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) "
     "SELECT i AS seq, 0 AS time, 'x' AS kind, 1 AS version, '{}' AS body FROM n",
     "other columns": "CREATE TABLE events (a)",
+    "a computed column": "CREATE TABLE events (seq INTEGER PRIMARY KEY, time REAL, kind TEXT, version INT, "
+    "body TEXT AS (printf('%.*c', 900000000, 'x'))); INSERT INTO events (time) VALUES (1)",
+    "a virtual table": "CREATE VIRTUAL TABLE events USING fts5(seq, time, kind, version, body)",
+    "a version below none": "CREATE TABLE events (seq, time, kind, version, body); PRAGMA user_version = -3",
     **{
         name: f"CREATE TABLE events (seq, time, kind, version, body); INSERT INTO events VALUES ({row})"
         for name, row in {
@@ -147,6 +151,7 @@ LOGS = {
             "a list": "1, 0, 'campaign_started', 1, '[]'",
             "a body of bytes": "1, 0, 'campaign_started', 1, x'00ff'",
             "a kind of number": "1, 0, 5, 1, '{}'",
+            "no time a calendar has": "1, 1e300, 'campaign_started', 1, '{}'",
             "no time": "1, NULL, 'campaign_started', 1, '{}'",
             "a result before its candidate": "1, 0, 'candidate_finished', 1, "
             """'{"key":"x","purpose":"search","seed":1,"passed":true}'""",
