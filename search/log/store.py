@@ -307,7 +307,8 @@ def unpack(blob: bytes, path: str = "") -> list[Any]:
         for line in lines:
             if not (isinstance(line, list) and len(line) == 4):
                 raise ValueError("a packed segment of another shape")
-            _row(Path(path), 0, *line, "")
+            when, kind, version, body = line
+            _row(Path(path), 0, when, kind, version, body, "")
     except (zlib.error, ValueError, TypeError) as error:
         raise bad_log(path, f"packed events cannot be read: {error}") from error
     return lines
