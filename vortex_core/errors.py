@@ -156,6 +156,10 @@ class VortexError(Exception):
         self.replacement: Replacement | None = None
         self.further: tuple[VortexError, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default an exception is made anew of its message alone, which kills the pool that a process answers to.
+        return _restored, (type(self), {**self.__dict__, "_place": self.place, "facts": {}})
+
     def __str__(self) -> str:
         parts = [f"{self.code}: {self.message}"]
         if self.location is not None:
@@ -220,6 +224,12 @@ class VortexError(Exception):
             error.replacement = Replacement(**data["replacement"])
         error.further = tuple(map(cls.from_json, data.get("further", ())))
         return error
+
+
+def _restored(kind: type[VortexError], held: dict[str, Any]) -> VortexError:
+    error = kind.__new__(kind, held["message"])
+    error.__dict__.update(held)
+    return error
 
 
 def write_to_log(error: BaseException) -> str:

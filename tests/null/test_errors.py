@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -157,3 +158,11 @@ def test_the_page_is_written_where_asked(tmp_path: Path, capsys: pytest.CaptureF
     assert error_page.main(["--wrong"]) == 2
     assert error_page.main([]) == 0
     assert capsys.readouterr().out == error_page.page()
+
+
+def test_an_error_comes_out_of_another_process_as_it_went_in():
+    first = VortexError("VM001", "a fact", "do this", log="here.log")
+    first.further = (ProposerError("VA024", "another", "do that"),)
+    again = pickle.loads(pickle.dumps(first))
+    assert (type(again), str(again), again.to_json()) == (VortexError, str(first), first.to_json())
+    assert type(again.further[0]) is ProposerError
