@@ -263,7 +263,7 @@ class Finals(Strict):
 
 
 class Reference(Strict):
-    """A library flow measured beside the candidates; `knobs` changes some of its own."""
+    """A library flow, or the path of one's own, measured beside the candidates; `knobs` changes some of its own."""
 
     flow: str
     knobs: dict[str, Any] = Field(default_factory=dict)
@@ -283,7 +283,7 @@ class CampaignConfig(Strict):
         random_weights: give `model` its true shape and random numbers; then only speed is asked of it.
         proposer: default proposer: the name of a file in `configs/proposers` or a specification.
         evaluation: name of a plan in `configs/evaluation`, or a path.
-        references: library flows measured first.
+        references: library flows, or paths of one's own, measured first; the search begins at them.
         screen: how programs are screened before they answer; None: every program answers.
         knobs: settings that every candidate has, whatever its author says: programs are then compared at one operating
             point.

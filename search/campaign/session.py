@@ -347,16 +347,22 @@ def make_proposers(
 
 
 def load_library(flow: str, knobs: dict[str, Any]) -> tuple[Flow, str]:
-    """A library flow with some of its knobs changed, and source that traces back to exactly that."""
+    """A library flow, or one's own by the path of its file, with some of its knobs changed, and source that traces back
+    to exactly that.
+
+    Raises:
+        VortexError: `VF070` for an unknown name, else whatever is wrong with the file.
+    """
     from vortex_core import library
     from vortex_core.flow.emit import emit
 
-    traced = library.load(flow)
+    traced = library.resolve(flow)
     if not knobs:
-        return traced.flow, library.source(flow)
+        return traced.flow, traced.source
     changed = traced.flow.with_knobs(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
-    named = replace(changed, name=f"{flow} {_knob_words(traced, changed)}".strip())
-    return named, emit(changed.program, changed.knobs, flow, changed.doc)
+    name = Path(flow).stem
+    named = replace(changed, name=f"{name} {_knob_words(traced, changed)}".strip())
+    return named, emit(changed.program, changed.knobs, name, changed.doc)
 
 
 def _knob_words(traced: Flow, changed: Flow) -> str:

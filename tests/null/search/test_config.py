@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from search.campaign.session import load_library
 from search.cli.console import duration
 from search.config import CAMPAIGNS, PROPOSERS, load_campaign, load_proposer
+from vortex_core import library
 from vortex_core.errors import VortexError
+from vortex_core.sandbox.load import trace_source
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -83,3 +86,16 @@ def test_bad_durations(text: str):
     with pytest.raises(VortexError) as error:
         duration(text)
     assert error.value.code == "VS010"
+
+
+def test_a_reference_may_be_the_path_of_ones_own_flow(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text(library.source("quest"))
+    flow, source = load_library(str(own), {})
+    assert (flow.key, source) == (library.load("quest").flow.key, own.read_text())
+    other, text = load_library(str(own), {"budget": "96"})
+    assert (other.knobs.budget, other.ir_hash) == ("96", flow.ir_hash)
+    assert other.name.startswith("mine ")
+    assert trace_source(text).flow.key == other.key
+    with pytest.raises(VortexError, match="VF000"):
+        load_library(str(tmp_path / "absent.py"), {})
