@@ -30,7 +30,7 @@ from ray.cluster_utils import Cluster as RayCluster
 from agents.base import Proposal, ProposalRequest, Proposer, Usage
 from search.campaign.campaign import Campaign
 from search.config import CampaignConfig
-from search.executors import house
+from search.executors import house, rooms
 from search.executors.actors import Actors
 from search.executors.placement import Resources
 from search.executors.ray_cluster import RayExecutor
@@ -290,8 +290,8 @@ def main() -> None:
     nodes = [made.add_node(**options) for _ in range(given.nodes)]
     lanes = Lanes(each, given.mean)
     house.on_engine = lambda worker, setup: Lane(lanes)  # type: ignore[assignment]
-    kill = house.kill_now
-    house.kill_now = lambda actors: lanes.went(actors.label) if isinstance(actors, Lane) else kill(actors)  # type: ignore[assignment]
+    kill = rooms.kill_now
+    rooms.kill_now = lambda actors: lanes.went(actors.label) if isinstance(actors, Lane) else kill(actors)  # type: ignore[assignment]
 
     class Executor(RayExecutor):
         def _init_ray(self) -> house.House:

@@ -51,7 +51,7 @@ class PageList:
         """int64 `[batch, rows]`, pages read: of query heads that share a kv head, the union of their lists."""
         if self.heads <= kv_heads:
             return self.counts.long()
-        place = self.counts.new_tensor(range(self.columns))
+        place = self.counts.new_ones(self.columns).cumsum(0) - 1  # made on the device: a step does not wait
         ids = self.page_ids.masked_fill(place >= self.counts.unsqueeze(-1), -1)
         ids = ids.unflatten(1, (kv_heads, -1)).flatten(2).sort(-1).values
         return (ids[..., 1:] != ids[..., :-1]).sum(-1) + (ids[..., 0] >= 0)

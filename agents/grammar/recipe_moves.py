@@ -109,14 +109,21 @@ def change_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     return recipe.with_band(at, new), f"band {band.low}-{band.high} kept otherwise"
 
 
-def split_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
-    """A band becomes two, one of them kept in another way."""
+def _cut(rng: Rng, recipe: Recipe) -> tuple[int, Band, int] | None:
+    """A band that can become two, its number, and where it is cut."""
     places = [n for n, b in enumerate(recipe.bands) if b.high - b.low > 1]
     if not places or len(recipe.bands) > 3:
         return None
     at = rng.choice(places)
     band = recipe.bands[at]
-    cut = rng.randrange(band.low + 1, band.high)
+    return at, band, rng.randrange(band.low + 1, band.high)
+
+
+def split_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
+    """A band becomes two, one of them kept in another way."""
+    if (found := _cut(rng, recipe)) is None:
+        return None
+    at, band, cut = found
     halves = [replace(band, high=cut), replace(band, low=cut)]
     which = rng.randrange(2)
     halves[which] = draw_band(rng, taste, halves[which].low, halves[which].high)
@@ -126,12 +133,9 @@ def split_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
 
 def grade_bits(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     """The faster part of a band is kept more coarsely, or the slower part more finely."""
-    places = [n for n, b in enumerate(recipe.bands) if b.high - b.low > 1]
-    if not places or len(recipe.bands) > 3:
+    if (found := _cut(rng, recipe)) is None:
         return None
-    at = rng.choice(places)
-    band = recipe.bands[at]
-    cut = rng.randrange(band.low + 1, band.high)
+    at, band, cut = found
     fast, slow = replace(band, high=cut), replace(band, low=cut)
     if rng.random() < 0.5:
         fast = fewer_bits(rng, fast) or fast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from search.config import Limits, Screen
+from search.log.run import campaign_of
 from search.log.state import CampaignState
 
 NOTHING_NEW = 60
@@ -57,8 +58,7 @@ def nothing_left(limits: Limits, state: CampaignState) -> str | None:
     """
     if state.finished is None:
         return None
-    recorded = Limits.model_validate(state.limits.get("limits", {}))
-    if limits == recorded:
+    if limits == campaign_of(state).limits:
         return state.finished.reason
     if state.finished.summary.get("left_out"):
         return None

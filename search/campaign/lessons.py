@@ -78,7 +78,7 @@ class Lessons:
         evidence: dict[str, _Evidence] = defaultdict(_Evidence)
         for child in state.candidates.values():
             parent = state.candidates.get(child.parents[0]) if child.parents else None
-            if parent is None or standing(parent, self._config) is None:
+            if parent is None or standing(parent, self._config) is None or self._moved(child, parent):
                 continue
             if standing(child, self._config) is None and "failed" not in (
                 child.status("screen"),
@@ -98,6 +98,10 @@ class Lessons:
         lessons = [self._lesson(change, one) for change, one in evidence.items() if one.tried >= _LEAST]
         lessons.sort(key=lambda lesson: (-abs(lesson.confidence - 0.5), -lesson.tried, lesson.text))
         return tuple(lessons[:_MOST])
+
+    def _moved(self, child: Candidate, parent: Candidate) -> bool:
+        """Whether the campaign itself gave the child other knobs: a difference would be theirs, and no change's."""
+        return any(child.knobs.get(knob) != parent.knobs.get(knob) for knob in self._config.knobs)
 
     def _compare(self, child: Candidate, parent: Candidate) -> tuple[bool, float | None, float | None]:
         """Whether the child is better (a better verdict, or no worse in one axis and better in the other), and its

@@ -45,6 +45,33 @@ CREATE TABLE IF NOT EXISTS stands (id INTEGER PRIMARY KEY CHECK (id = 1), seq IN
 _PLACE = "broken, stale, verdict, first, second, number"
 
 
+def _for_writing(path: Path) -> sqlite3.Connection:
+    """The view's tables. What lies there and is not ours goes: everything in a view can be made from the log again."""
+    try:
+        foreign.refuse_odd_files(path)
+        db = sqlite3.connect(path, isolation_level=None)
+        foreign.distrust(db, ("board", "stands"))
+        foreign.refuse_triggers(db, ())
+        with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+            ours.executescript(_SCHEMA)
+            kept, known = _schema_of(db), _schema_of(ours)
+        if not kept.items() <= known.items():
+            raise sqlite3.DatabaseError("its tables are of another kind")
+    except sqlite3.Error:
+        for beside in ("", "-wal", "-shm", "-journal"):
+            path.with_name(path.name + beside).unlink(missing_ok=True)
+        db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=OFF")
+    db.executescript(_SCHEMA)
+    return db
+
+
+def _schema_of(db: sqlite3.Connection) -> dict[str, str]:
+    found = db.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
+    return {name: " ".join(str(sql).split()) for name, sql in found}
+
+
 class LiveView:
     """The driver's side.
 
@@ -61,10 +88,7 @@ class LiveView:
         gates = (gate.metric for gate in objective.gates)
         self._shown = {objective.accuracy, objective.speed, *gates, "accuracy", "decode_speedup", "density"}
         self._finished: deque[tuple[float, int]] = deque()
-        self._db = sqlite3.connect(folder / FILE, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=OFF")
-        self._db.executescript(_SCHEMA)
+        self._db = _for_writing(folder / FILE)
         self._db.execute("BEGIN")
 
     def begin(self, state: CampaignState) -> None:

@@ -29,7 +29,7 @@ from search.executors.preflight import require
 from search.executors.ray_cluster import RayExecutor
 from search.executors.workers import EngineSetup
 from search.log import events as ev
-from search.log.run import campaign_of, open_run, read_state
+from search.log.run import campaign_of, open_run, read_state, recorded_campaign
 from search.log.state import CampaignState
 from search.machine import machine, versions
 from vortex_core.configs import Layer, Loaded
@@ -159,11 +159,8 @@ def resolve(options: Options, gpus: Callable[[], int] | None = None) -> Resolved
     """
     if options.replay is not None:
         started = read_recording(options.replay).started
-        merged: dict[str, Any] = {**started.settings["campaign"]}
         layer = options.layer()
-        recorded = CampaignConfig.model_validate(
-            merged | {k: v for k, v in layer.values.items() if k in _MUTABLE}
-        )
+        recorded = recorded_campaign(started, {k: v for k, v in layer.values.items() if k in _MUTABLE})
         return Resolved(options.replay, "its recording is replayed", Loaded(recorded, (layer,)))
     name, why = choose(options, gpus or (lambda: resources_here().gpus))
     return Resolved(name, why, CAMPAIGNS.read(name, CampaignConfig, over=[options.layer()]))

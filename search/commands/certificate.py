@@ -24,10 +24,13 @@ _FOLDER = "certificates"  # of a run
 _ANEW = ("card.md", "README.md", CERTIFICATE)
 
 
-def document(found: Certificate, items: Path, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
+def document(
+    found: Certificate, items: Path, sha256: str, asked: Mapping[str, Any], device: str
+) -> dict[str, Any]:
     """A certificate with what it depends on: the items by content, how they were asked, when and on what.
 
     Args:
+        sha256: of the items' file as it was answered.
         asked: prompt, answer, metric and tokens generated at most.
         device: that answered, in words.
     """
@@ -35,7 +38,7 @@ def document(found: Certificate, items: Path, asked: Mapping[str, Any], device: 
         "schema": SCHEMA,
         **found.to_json(),
         "items_file": items.name,
-        "items_sha256": checksums.digest(items),
+        "items_sha256": sha256,
         "asked": dict(asked),
         "certified_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,

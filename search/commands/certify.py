@@ -90,7 +90,7 @@ def certify_items(
         raise bad_value("--items", items, "a file with at least one row")
     bounded = certify(engine, flow, questions, confidence=confidence, on_batch=on_batch)
     where = device_words([device_facts(engine.device.type)])
-    made = certificate.document(bounded, items, asked, where)
+    made = certificate.document(bounded, items, given.sha256, asked, where)
     kept = None
     if exported:
         kept = certificate.keep_in_export(folder, made)

@@ -12,10 +12,12 @@ import pytest
 
 from evaluators.tasks import jsonl
 from evaluators.tasks.jsonl import JsonlParameters
-from search.campaign.live import read_live
+from search.campaign.live import LiveView, read_live
 from search.cli.console import emit
+from search.config import CampaignConfig
 from search.log.fsck import check_run
 from search.log.run import open_run
+from search.log.state import CampaignState
 from tests.synthetic_runs import write_run
 from vortex_core.errors import VortexError
 
@@ -87,6 +89,32 @@ def test_what_a_forged_driver_says_is_not_shown(tmp_path: Path, rows: str) -> No
     db.executescript(rows)
     db.close()
     assert read_live(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        None,
+        f"CREATE VIEW stands AS {ENDLESS} SELECT i AS seq, i AS time, '' AS body FROM n",
+        "CREATE TABLE board (number)",
+        "CREATE TABLE own (x); CREATE TRIGGER t BEFORE INSERT ON own BEGIN SELECT 1; END",
+    ],
+)
+@pytest.mark.timeout(20)
+def test_a_view_that_is_not_ours_is_made_anew(tmp_path: Path, made: str | None) -> None:
+    path = tmp_path / "live.sqlite"
+    if made is None:
+        os.mkfifo(path)
+    else:
+        db = sqlite3.connect(path)
+        db.executescript(made)
+        db.close()
+    config, state = CampaignConfig(), CampaignState()
+    for _ in range(2):  # the second finds its own, and keeps it
+        view = LiveView(tmp_path, config, dict)
+        view.begin(state)
+        view.close(state)
+        assert path.is_file() and read_live(tmp_path) is not None
 
 
 def test_a_log_that_lost_its_end_or_all_of_it_is_not_whole(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def _certificate(items: Path, card: dict[str, Any]) -> dict[str, Any]:
     found = Certificate(
         "sim", card["key"], card["ir_hash"], "sim", 40, 30, 29, 2, 1, 0.9, rate_bound(2, 40), (1, 1)
     )
-    return certificate.document(found, items, asked, "a CPU")
+    return certificate.document(found, items, checksums.digest(items), asked, "a CPU")
 
 
 def _first_checks(out: Path) -> dict[str, Check]:

@@ -191,6 +191,18 @@ def test_lessons_rest_on_children_and_change_with_results(tmp_path: Path):
     assert Lessons(harness.files, harness.config, other).now(state)[-1].source == "old"
 
 
+def test_knobs_that_the_campaign_gives_are_no_change_of_an_author(tmp_path: Path):
+    wide = {"flow": "quest", "knobs": {"budget": "512"}}
+    changes = {"knobs": {"budget": "128"}, "references": ["dense", wide], "limits": {"candidates": 4 * EVERY}}
+    harness = Harness(tmp_path, config(**changes))
+    state = harness.go()
+    (quest,) = [c for c in state.candidates.values() if c.knobs["budget"] == "512"]
+    children = {c.label for c in state.found if quest.key in c.parents}
+    assert len(children) >= 2
+    lessons = Lessons(harness.files, harness.config).now(state)
+    assert not children & {label for lesson in lessons for label in lesson.evidence}
+
+
 def test_lessons_reach_proposers_that_read(tmp_path: Path):
     known = (Lesson("knob budget lowered: accuracy -0.1", 9, 2, 3 / 11, ("c001",), "old"),)
     harness = Harness(tmp_path)
