@@ -14,10 +14,10 @@ from evaluators.tasks import jsonl
 from evaluators.tasks.jsonl import JsonlParameters
 from search.campaign.live import LiveView, read_live
 from search.cli.console import emit
-from search.config import CampaignConfig
 from search.log.fsck import check_run
 from search.log.run import open_run
 from search.log.state import CampaignState
+from tests.null.search.test_campaign import config as config_of
 from tests.synthetic_runs import write_run
 from vortex_core.errors import VortexError
 
@@ -97,7 +97,6 @@ def test_what_a_forged_driver_says_is_not_shown(tmp_path: Path, rows: str) -> No
         None,
         f"CREATE VIEW stands AS {ENDLESS} SELECT i AS seq, i AS time, '' AS body FROM n",
         "CREATE TABLE board (number)",
-        "CREATE TABLE own (x); CREATE TRIGGER t BEFORE INSERT ON own BEGIN SELECT 1; END",
     ],
 )
 @pytest.mark.timeout(20)
@@ -109,7 +108,7 @@ def test_a_view_that_is_not_ours_is_made_anew(tmp_path: Path, made: str | None) 
         db = sqlite3.connect(path)
         db.executescript(made)
         db.close()
-    config, state = CampaignConfig(), CampaignState()
+    config, state = config_of(), CampaignState()
     for _ in range(2):  # the second finds its own, and keeps it
         view = LiveView(tmp_path, config, dict)
         view.begin(state)
