@@ -125,7 +125,7 @@ def test_what_a_child_may_say_is_bounded(code: str, ended: str) -> None:
 ORDER = {
     "the order of a set": "x = [n for n in {'a', 'b', 'c', 'd', 'e'}].index('a')",
     "an address": "x = int(repr(lambda: 0).split(' at ')[1][2:-1], 16) // 16 % 65536",
-    "an address in an f-string": "x = sum(map(int, [c for c in f'{W.forward_indexer}' if c in '0123456789']))",
+    "an address in an f-string": "x = int(''.join(c for c in f'{W.forward_indexer}' if c in '0123456789')) % 65537",
     "a difference of key sets": "x = [n for n in dict(a=1, b=2, c=3, d=4).keys() - ['e']].index('a')",
 }
 NEAR = '\n        return ops.topk((ops.position() - x).abs() * q.norm("head", "dim"))\n'

@@ -173,7 +173,7 @@ class TestJsonl(TaskConformance):
             given = generator.parameters.model_validate(self.given | change)
             with pytest.raises(VortexError, match=said):
                 generator.item(WordTokenizer(), given, 0, 0)
-        for text, said in (("{", "not JSON"), ("[1]", "not an object")):
+        for text, said in (("{", "no JSON"), ("[1]", "not an object")):
             broken = sums.with_name("broken.jsonl")
             broken.write_text(text)
             given = generator.parameters.model_validate(self.given | {"path": str(broken)})

@@ -320,7 +320,7 @@ def _fits_attention(module: Any) -> bool:
         return False
     if getattr(module, "sliding_window", None) is not None:
         return False
-    if getattr(module.config, "partial_rotary_factor", None) not in (None, 1.0):
+    if (module.config.rope_parameters or {}).get("partial_rotary_factor", 1.0) != 1.0:
         return False
     norm = getattr(module, "q_norm", None)
     known_norm = norm is None or tuple(norm.weight.shape) == (module.head_dim,)

@@ -153,11 +153,13 @@ def _rotary_frequencies(config: Any) -> tuple[float, ...] | None:
 def reference_config(spec: ModelSpec) -> Any:
     """A transformers config of exactly these shapes, for random weights where only speed is asked.
 
-    Context scaling of the rotary embedding and partial rotary factors are left at the architecture's
-    defaults: they change values, not shapes or time.
+    Context scaling of the rotary embedding is left out: it changes values, not shapes or time.
     """
     from transformers import AutoConfig
 
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
+    if spec.rotary_channels is not None and spec.mla is None:
+        rope["partial_rotary_factor"] = spec.rotary_channels / spec.head_dim
     fields: dict[str, Any] = {
         "num_hidden_layers": spec.layers,
         "hidden_size": spec.hidden,
@@ -165,7 +167,7 @@ def reference_config(spec: ModelSpec) -> Any:
         "intermediate_size": spec.intermediate,
         "vocab_size": spec.vocab,
         "max_position_embeddings": spec.max_context,
-        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "rope_parameters": rope,
         "tie_word_embeddings": spec.tie_embeddings,
     }
     extra: dict[str, Any] = {}
