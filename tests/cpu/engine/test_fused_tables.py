@@ -47,3 +47,9 @@ def test_unknown_classes_are_named_once(caplog: pytest.LogCaptureFixture) -> Non
     assert "Olmo2ForCausalLM: " in note
     assert all(name in note for name in found.left)
     assert "many small launches" in note
+
+
+def test_attention_that_rotates_in_part_is_left_as_written() -> None:
+    torch.manual_seed(0)
+    model = adapt(LlamaForCausalLM(LlamaConfig(**SIZES, partial_rotary_factor=0.5)))
+    assert fuse(model).attentions == 0
