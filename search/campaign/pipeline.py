@@ -138,17 +138,38 @@ class Pipeline:
         assert proposal.source is not None
         source = self.run.files.get(proposal.source, ".py")
         began = time.monotonic()
+        try:
+            flow = await self._traced(proposal, source, made)
+        except VortexError as error:
+            mended = await self._mend(proposal, source, error)
+            if mended is None:
+                self.record(ev.Rejected(proposal.id, error.to_json(), time.monotonic() - began))
+                if error.fault == "infrastructure":
+                    self.breaker.abandoned(f"proposal {proposal.id}", error)
+                return None
+            flow, source = mended
+        if self.config.knobs:
+            flow = flow.with_knobs(**self.config.knobs)
+        if flow.key in self.state.candidates:
+            self.record(ev.Duplicate(proposal.id, flow.key))
+            return None
+        return self.admit(flow, source, proposal.id, time.monotonic() - began)
+
+    async def _traced(self, proposal: Proposal, source: str, made: Flow | None = None) -> Flow:
+        """Trace a source, again where that may help.
+
+        Raises:
+            VortexError: what is wrong with it. `VS014` where workers start well without it and die of it each time: it is
+                to blame, and the campaign goes on. What our own code or the machine could not do is nobody's to repair.
+        """
         tries = self.config.cluster.retries + 1
-        flow: Flow | None = None
         deaths = 0
         for attempt in range(tries):
             try:
                 if made is not None:
-                    flow = _verified(made)
-                    break
+                    return _verified(made)
                 async with self._doing(f"proposal {proposal.id}", "trace"):
-                    flow = await self.executor.trace(source)
-                break
+                    return await self.executor.trace(source)
             except VortexError as error:
                 found, again = error, error.retryable
             except WorkerLostError as lost:
@@ -157,41 +178,24 @@ class Pipeline:
                 self.record(ev.InfrastructureFailed("", "search", "trace", attempt, found.to_json()))
             if not again:
                 break
-        if flow is None and found.replacement is not None:
-            flow, source = await self._mend(proposal, source, found)
-        if flow is None:
-            # Workers start well without it and die of it each time: it is to blame, and the campaign goes on. What
-            # our own code or the machine could not do is nobody's to repair.
-            found = worker_killer("trace", tries, found.message) if deaths == tries else found
-            self.record(ev.Rejected(proposal.id, found.to_json(), time.monotonic() - began))
-            if found.fault == "infrastructure":
-                self.breaker.abandoned(f"proposal {proposal.id}", found)
-            return None
-        if self.config.knobs:
-            flow = flow.with_knobs(**self.config.knobs)
-        if flow.key in self.state.candidates:
-            self.record(ev.Duplicate(proposal.id, flow.key))
-            return None
-        return self.admit(flow, source, proposal.id, time.monotonic() - began)
+        raise worker_killer("trace", tries, found.message) if deaths == tries else found
 
-    async def _mend(self, proposal: Proposal, source: str, error: VortexError) -> tuple[Flow | None, str]:
-        """Try what the errors themselves say to write: it costs no call. What is still refused stays as it was."""
-        mended, codes = source, []
+    async def _mend(self, proposal: Proposal, source: str, error: VortexError) -> tuple[Flow, str] | None:
+        """Try what the errors themselves say to write: it costs no call. None where it is still refused."""
+        codes = []
         for _ in range(_MENDS):
             if error.replacement is None:
                 break
             codes.append(error.code)
-            mended = error.replacement.apply(mended)
+            source = error.replacement.apply(source)
             try:
-                flow = await self.executor.trace(mended)
-            except WorkerLostError:
-                break
+                flow = await self._traced(proposal, source)
             except VortexError as following:
                 error = following
             else:
-                self.record(ev.Mended(proposal.id, self.run.files.put(mended, ".py"), tuple(codes)))
-                return flow, mended
-        return None, source
+                self.record(ev.Mended(proposal.id, self.run.files.put(source, ".py"), tuple(codes)))
+                return flow, source
+        return None
 
     def admit(self, flow: Flow, source: str, proposal: int | None, seconds: float = 0.0) -> Candidate:
         """Record a new candidate; without a proposal it is a reference."""

@@ -57,6 +57,7 @@ class Harness:
         self.files = ContentStore(tmp_path / "files")
         self.executor = SimulatedExecutor()
         self.proposer: Any = SimulatedProposer()
+        self.model: dict[str, Any] = {"name": "sim"}
 
     def campaign(self, watch: Callable[[Record, CampaignState], None] | None = None) -> Campaign:
         run = Run("sim", self.folder, self.store, self.files)
@@ -67,7 +68,7 @@ class Harness:
             self.executor,
             proposers,
             seed=1,
-            model={"name": "sim"},
+            model=self.model,
             library=simulated_library,
             watch=watch or (lambda record, state: None),
         )

@@ -26,7 +26,8 @@ from search.log.state import CampaignState
 from search.log.store import MemoryEventStore, Record, SqliteEventStore
 from search.testing import Crash, SimulatedExecutor, simulated_library
 from vortex_core.device_errors import DeviceLostError, translate
-from vortex_core.errors import VortexError
+from vortex_core.errors import Replacement, VortexError
+from vortex_core.ir.flow import Flow
 
 CONFIG = CampaignConfig.model_validate(
     {
@@ -49,7 +50,19 @@ class Numbered(Proposer):
         if request.book is not None:
             request.book(self.name, 10, 0.01)
         x = round(request.seed % 997 / 997, 2)
-        return Proposal(json.dumps({"x": x}), "", self.name, Usage(calls=1, dollars=0.01))
+        name = "x" if request.seed % 2 else "X"
+        return Proposal(json.dumps({name: x}), "", self.name, Usage(calls=1, dollars=0.01))
+
+
+class Executor(SimulatedExecutor):
+    """Refuses programs that misspell `x`, and says what to write instead: the pipeline mends them itself."""
+
+    async def trace(self, source: str) -> Flow:
+        if "X" in source:
+            error = VortexError("VF012", "X is not known", "write x")
+            error.replacement = Replacement(1, 1, source.replace("X", "x"))
+            raise error
+        return await super().trace(source)
 
 
 class Bench:
@@ -90,7 +103,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     bench = Bench(tmp_path_factory.mktemp("undisturbed"))
-    bench.session(SimulatedExecutor())
+    bench.session(Executor())
     found = bench.results()
     assert {stage for _, _, stage in found} == set(STAGES)
     return found
@@ -131,7 +144,7 @@ def node() -> Exception:
 def test_a_fault_of_a_worker_leaves_no_trace_in_the_results(
     undisturbed: dict[Any, Any], tmp_path: Path, fault: Callable[[], Exception], stage: str
 ):
-    class Faulty(SimulatedExecutor):
+    class Faulty(Executor):
         async def trace(self, source: str) -> Any:
             if stage == "trace" and not self.traced[source]:
                 self.traced[source] += 1
@@ -152,8 +165,8 @@ LEFT_BEHIND = {
     "infrastructure_failed", "candidate_abandoned", "rejected", "engine_joined", "engine_left", "proposal_failed",
     "campaign_paused", "campaign_finished",
 }  # fmt: skip
-# This campaign has no screen (`test_screened.py` kills drivers there) and its programs need no mending.
-ELSEWHERE = {"promoted", "peers_considered", "mended"}
+# This campaign has no screen: `test_screened.py` kills drivers there.
+ELSEWHERE = {"promoted", "peers_considered"}
 EVENTS = sorted(set(ev.kinds()) - LEFT_BEHIND - ELSEWHERE)
 
 
@@ -167,8 +180,8 @@ def test_a_driver_killed_at_an_event_of_any_type(undisturbed: dict[Any, Any], tm
             raise Crash
 
     with pytest.raises(Crash):
-        bench.session(SimulatedExecutor(lanes=3), kill)
-    bench.session(SimulatedExecutor(lanes=3))
+        bench.session(Executor(lanes=3), kill)
+    bench.session(Executor(lanes=3))
     assert died and bench.results() == undisturbed
 
 
@@ -198,13 +211,13 @@ def test_a_log_that_cannot_be_written_stops_the_campaign_and_the_same_command_go
                 other.execute("BEGIN IMMEDIATE")
 
     with pytest.raises(VortexError) as stopped:
-        bench.session(SimulatedExecutor(), strike)
+        bench.session(Executor(), strike)
     assert (stopped.value.code, stopped.value.retryable) == ("VS017", True)
     if fault == "disk full":
         store._db.execute("PRAGMA max_page_count=1000000")
     else:
         other.execute("ROLLBACK")
-    bench.session(SimulatedExecutor())
+    bench.session(Executor())
     assert bench.results() == undisturbed
     store.close()
     other.close()
@@ -221,18 +234,18 @@ def test_a_clock_that_steps(undisturbed: dict[Any, Any], tmp_path: Path, step: f
             raise Crash
 
     with pytest.raises(Crash):
-        bench.session(SimulatedExecutor(), kill)
+        bench.session(Executor(), kill)
     before = CampaignState.fold(bench.store.read()).active_seconds
     bench.store.close()
     bench.store = SqliteEventStore(path, clock=lambda: steady_clock() + step)
-    state = bench.session(SimulatedExecutor())
+    state = bench.session(Executor())
     assert bench.results() == undisturbed
     assert before <= state.active_seconds < before + 120
     bench.store.close()
 
 
 def test_engines_that_leave_take_nothing_along(undisturbed: dict[Any, Any], tmp_path: Path):
-    class Shrinking(SimulatedExecutor):
+    class Shrinking(Executor):
         async def start(self, notice: Any) -> list[dict[str, Any]]:
             self.notice = notice
             return await super().start(notice)

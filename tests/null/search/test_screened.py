@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ from evaluators.results import Metric
 from search.campaign.archive import Score, Verdict
 from search.campaign.cells import cell_of, family
 from search.campaign.comparison import at_equal_cost
+from search.campaign.finals import Finals
 from search.campaign.ladder import Rung
 from search.campaign.landscape import standing, standings
 from search.campaign.lessons import Lessons
 from search.config import CampaignConfig, Objective
 from search.log.state import CampaignState
+from search.log.store import Record
 from search.testing import Crash
 from tests.null.search.test_campaign import SESSION, STARTED, Harness, config, kinds
 from vortex_core import library
 from vortex_core.geometry import Geometry
+from vortex_core.specs import load_model
 
 SMOLLM = Geometry(30, 3, 3, 64, 64, 64)
 
@@ -121,14 +125,17 @@ def test_every_candidate_has_the_campaigns_knobs(tmp_path: Path):
     assert {(c.knobs["budget"], c.knobs["page_size"]) for c in state.found} == {("128", 32)}
 
 
-@pytest.mark.parametrize("at", [40, 110])
-def test_a_crash_at_any_event_loses_nothing_of_a_screened_run(tmp_path: Path, at: int):
-    whole = Harness(tmp_path / "whole", screened())
-    whole.go()
-    harness = Harness(tmp_path / "crashed", screened())
+@pytest.mark.parametrize("at", [40, 110, "promoted", "peers_considered"])
+def test_a_crash_at_any_event_loses_nothing_of_a_screened_run(
+    tmp_path: Path, at: int | str, monkeypatch: pytest.MonkeyPatch
+):
+    names = partial(Finals, library_names=lambda: ["quest", "block_topk"])
+    monkeypatch.setattr("search.campaign.campaign.Finals", names)
+    harness = Harness(tmp_path, screened(finals={"peers": 2}))
+    harness.model = load_model("smollm2-135m").model_dump(mode="json")
 
-    def crash(record: object, state: CampaignState) -> None:
-        if getattr(record, "seq", 0) == at:
+    def crash(record: Record, state: CampaignState) -> None:
+        if at in (record.seq, record.event.kind):
             raise Crash
 
     with pytest.raises(Crash):
