@@ -159,8 +159,9 @@ class Pipeline:
         """Trace a source, again where that may help.
 
         Raises:
-            VortexError: what is wrong with it. `VS014` where workers start well without it and die of it each time: it is
-                to blame, and the campaign goes on. What our own code or the machine could not do is nobody's to repair.
+            VortexError: what is wrong with it. `VS014` where workers start well without it and die of it each time:
+                it is to blame, and the campaign goes on. What our own code or the machine could not do is nobody's
+                to repair.
         """
         tries = self.config.cluster.retries + 1
         deaths = 0
