@@ -64,6 +64,9 @@ _declare(
     "infrastructure",
     retryable=True,
 )
+_declare(
+    "VA033", "what was handed in is gone", "a program that was handed in can be read", "user", retryable=True
+)
 # ---- what is used up
 _declare(
     "VA024",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from search.campaign.strategies.registry import STRATEGIES
 from search.errors import UNKNOWN_NAME
+from search.log.state import USER
 from vortex_core.configs import ConfigFolder, Strict, read_rest
 from vortex_core.errors import VortexError
 
@@ -318,6 +319,8 @@ class CampaignConfig(Strict):
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise ValueError(f"arm names repeat: {', '.join(names)}")
+        if taken := {"library", USER} & set(names):
+            raise ValueError(f"an arm cannot be called {taken.pop()}: programs that no arm asked for are")
         if all(arm.control for arm in self.arms):
             raise ValueError("every arm is a control")
         return self

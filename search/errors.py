@@ -93,6 +93,7 @@ _declare(
 )
 _declare("VS031", "no such job", "a job is polled by the name its start answered with", "user")
 _declare("VS032", "package not installed", "optional parts need their extra installed", "user")
+_declare("VS052", "run is over", "programs are handed to a run that still searches", "user")
 _declare("VS060", "nothing to replay", "a run that is replayed asked for something", "user")
 _declare(
     "VS061",
@@ -225,6 +226,13 @@ def no_winner(run: str, why: str) -> VortexError:
         "VS044",
         f"run {run!r} has no winner: {why}",
         "take a program by its rank: --rank 1; its card says what is open",
+    )
+
+
+def run_is_over(run: str) -> VortexError:
+    """`VS052`: nobody would take what is handed in."""
+    return VortexError(
+        "VS052", f"the campaign of run {run!r} is over", "start another with the file among its references"
     )
 
 

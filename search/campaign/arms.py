@@ -12,7 +12,7 @@ from search.campaign.front import Front
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
 from search.config import Arm, CampaignConfig
-from search.log.state import CampaignState, Candidate, Proposal
+from search.log.state import USER, CampaignState, Candidate, Proposal
 
 _BEST = 24
 """Of an arm, whose descriptions a proposer is shown."""
@@ -58,6 +58,10 @@ class Arms:
     def tell(self, outcome: Outcome, proposal: Proposal | None, candidate: Candidate | None) -> None:
         """Let strategies and proposers hear of an outcome; without a proposal it is the library's."""
         cell, size = ("", 0) if candidate is None else (candidate.cell, candidate.size)
+        if proposal is not None and proposal.arm == USER:
+            if outcome == "asked":
+                return
+            proposal = None  # as the library's: where every arm may go on from, and no arm's doing
         told = feedback.make_tell(outcome, proposal, candidate, self.config, cell, size)
         # What the library offers is where every arm may begin; what one arm finds is its own.
         for name in self.strategies if proposal is None else (proposal.arm,):

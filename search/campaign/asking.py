@@ -14,11 +14,12 @@ from search.campaign import feedback, fitting
 from search.campaign.arms import Arms
 from search.campaign.lessons import Lessons
 from search.campaign.pipeline import Pipeline
+from search.campaign.queue import Queue
 from search.campaign.replay import Recording
 from search.config import CampaignConfig
 from search.errors import proposer_down
 from search.log import events as ev
-from search.log.state import CampaignState, Proposal
+from search.log.state import USER, CampaignState, Proposal
 from vortex_core.errors import VortexError
 
 
@@ -60,6 +61,7 @@ class Asking:
         self.recording = recording
         self.spent: str | None = None
         """Why nobody can be asked any more, once that is so."""
+        self.queue = Queue(pipeline.run.folder, state)
         self._files = pipeline.run.files
         self._fits = fitting.fits(config, pipeline.geometry)
         self._stepper = GrammarProposer()
@@ -74,7 +76,7 @@ class Asking:
 
     def broken(self, proposal: Proposal | None) -> None:
         """Remember a proposal that its author may be asked to mend."""
-        if proposal is None or proposal.depth >= self.config.repairs:
+        if proposal is None or proposal.arm == USER or proposal.depth >= self.config.repairs:
             return
         if not self.proposers[proposal.arm].repairs:
             return
@@ -86,10 +88,13 @@ class Asking:
         self._broken.pop(number, None)
 
     def next(self) -> Proposal:
-        """The next request: a repair if one is due, else for the arm furthest behind its share."""
+        """The next request: what a user handed in, a due repair, else for the arm furthest behind its share."""
         number = len(self.state.proposals) + 1
         if self.recording is not None:
             self.record(self.recording.asks[number])
+            return self.state.proposals[number]
+        if waiting := self.queue.waiting():
+            self.record(ev.Asked(number, USER, "handed in", (), 0, USER, by=waiting[0]))
             return self.state.proposals[number]
         broken = self._broken[min(self._broken)] if self._broken else None
         if broken is not None:
@@ -109,9 +114,9 @@ class Asking:
 
     def _author(self, arm: str, kind: str, point: tuple[float, ...]) -> Proposer:
         """Who answers: the arm's proposer, or the grammar where there is nothing for an author to do."""
+        if self.recording is not None:  # answers as they were, a user's too
+            return next(iter(self.proposers.values()))
         proposer = self.proposers[arm]
-        if self.recording is not None:  # answers as they were
-            return proposer
         return self._stepper if point or kind not in proposer.kinds else proposer
 
     # -- what is answered --------------------------------------------------------------------------------
@@ -126,11 +131,12 @@ class Asking:
             return await self._ask(proposal)
 
     async def _ask(self, proposal: Proposal) -> Answer | None:
-        author = self._author(proposal.arm, proposal.request, proposal.point)
-        request = self._request(proposal)
         began = time.monotonic()
         try:
-            answer = await author.propose(request)
+            if proposal.arm == USER and self.recording is None:
+                answer = self.queue.read(proposal.by)
+            else:
+                answer = await self._write(proposal)
         except VortexError as error:
             used = error.usage if isinstance(error, ProposerError) else Usage()
             self.record(
@@ -147,7 +153,7 @@ class Asking:
                     used.cached_tokens,
                 )
             )
-            if self.recording is None:
+            if self.recording is None and proposal.arm != USER:  # a user's mistake says nothing of proposers
                 self._judge(error)
             return None
         self.record(
@@ -168,6 +174,11 @@ class Asking:
             )
         )
         return answer
+
+    async def _write(self, proposal: Proposal) -> Answer:
+        """What the ask's author writes."""
+        request = self._request(proposal)
+        return await self._author(proposal.arm, proposal.request, proposal.point).propose(request)
 
     def _request(self, proposal: Proposal) -> ProposalRequest:
         if self.recording is not None:  # answered by its number

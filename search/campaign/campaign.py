@@ -33,7 +33,7 @@ from search.errors import other_device, other_weights
 from search.executors.base import Executor, Joined, Left, Notice
 from search.log import events as ev
 from search.log.run import Run
-from search.log.state import SEARCHING, CampaignState, Candidate, Proposal
+from search.log.state import SEARCHING, USER, CampaignState, Candidate, Proposal
 from search.log.store import Record
 from search.machine import device_words
 from vortex_core.errors import VortexError
@@ -88,6 +88,7 @@ class Campaign:
             config, self.state, self.record, proposers, self.arms, self.pipeline, model, lessons, recording
         )
         self.ladder = None if config.screen is None else Ladder(config.screen, config.objective)
+        self._handed: list[str] = []  # a user's, screened: they answer whatever their rank
         self._live: LiveView | None = None
         for record in run.store.read():
             self._apply(record)
@@ -117,12 +118,20 @@ class Campaign:
                     self.asking.broken(proposal)
                 if self.ladder is not None and not candidate.reference:
                     self.ladder.finished(candidate, purpose)
+                    if (
+                        candidate.arm == USER
+                        and purpose == "screen"
+                        and candidate.status(purpose) == "passed"
+                    ):
+                        self._handed.append(key)
                 # Dense is what all are compared with: there is nothing in it to go on from. A twin of a winner
                 # is what the search found, not where it may begin.
                 if purpose != "full_screen" and not candidate.is_dense and key not in self.state.twins:
                     self.arms.tell("scored", proposal, candidate)
             case ev.Promoted(key=key, purpose=purpose) if self.ladder is not None:
                 self.ladder.went(key, purpose)
+                if purpose == "search" and key in self._handed:
+                    self._handed.remove(key)
             case ev.Rejected(proposal=number) | ev.ProposalFailed(proposal=number):
                 self.asking.broken(self.state.proposals[number])
                 self.arms.tell("rejected", self.state.proposals[number], None)
@@ -188,6 +197,7 @@ class Campaign:
             "turns": self.pipeline.turns.waiting,
             "under_way": self.drain.running,
             "stopping": self.drain.stopping,
+            "handed_in": len(self.asking.queue.waiting()),
             **getattr(self.executor, "view", {}),
         }
 
@@ -339,6 +349,9 @@ class Campaign:
         else:
             room = self.executor.screeners * lookahead + 1
             if not self._too_late_to_search() and not work.count("references"):
+                for key in self._handed[: engines + 1 - work.count("search")]:
+                    self.record(*(ev.Promoted(key, purpose) for purpose in ("full_screen", "search")))
+                    work.add("search", self._measure(self.state.candidates[key]))
                 # An engine without work takes the best there is; a screen without work is none.
                 self._promote(work, "search", engines + 1, anyone=not work.count("search"))
             if not self._too_late_to_search():

@@ -14,7 +14,7 @@ from search.campaign.comparison import Comparison, against_control, at_equal_cos
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.config import CampaignConfig
 from search.log import events as ev
-from search.log.state import CampaignState, Candidate
+from search.log.state import USER, CampaignState, Candidate
 
 
 def library_names() -> list[str]:
@@ -46,6 +46,7 @@ class Finals:
         self.time_is_up = time_is_up
         self.left_out: list[str] = []
         self.main = {arm.name for arm in config.arms if not arm.control}
+        self.ours = {*self.main, USER}  # may win
         self.control = {arm.name for arm in config.arms if arm.control}
 
     async def run(self, reason: str) -> None:
@@ -119,13 +120,13 @@ class Finals:
         under three budgets is one idea."""
         programs: dict[str, Candidate] = {}
         for e in Archive(self.state, self.config.objective).entries:
-            if not e.candidate.reference and e.candidate.arm in self.main:
+            if not e.candidate.reference and e.candidate.arm in self.ours:
                 programs.setdefault(e.candidate.ir_hash, e.candidate)
         return [c for c in programs.values() if self._verdict(c, "search") is not Verdict.FAILED]
 
     def _next(self, finalists: list[Candidate]) -> Candidate | None:
         """The next elite, while none so far keeps the gates: the first were the luckiest on the search's items."""
-        ours = [c for c in finalists if not c.reference and c.arm in self.main]
+        ours = [c for c in finalists if not c.reference and c.arm in self.ours]
         if self._leader(ours) is not None or len(ours) >= self.config.finals.most:
             return None
         seen = {c.ir_hash for c in ours}
@@ -138,7 +139,7 @@ class Finals:
     def _winner(self, finalists: list[Candidate]) -> Candidate | None:
         """The best of what the search found, or else of what its control did: the words say which."""
         found = [c for c in finalists if not c.reference]
-        return self._leader([c for c in found if c.arm in self.main]) or self._leader(found)
+        return self._leader([c for c in found if c.arm in self.ours]) or self._leader(found)
 
     def _library(self, finalists: list[Candidate]) -> Candidate | None:
         return next((c for c in finalists if c.reference), None)
@@ -300,6 +301,8 @@ class Finals:
     def _origin(self, winner: Candidate) -> str:
         if winner.arm in self.main:
             return ""
+        if winner.arm == USER:
+            return "It was handed in by a user, not found by the search. "
         return (
             f"No program of {'+'.join(sorted(self.main))} kept the gates on fresh items; the control's did. "
         )

@@ -18,6 +18,7 @@ from search.cli import (
     live,
     logs,
     machine,
+    queue,
     reading,
     runs,
     serving,
@@ -42,6 +43,7 @@ reading.add_to(app)
 exports.add_to(app)
 live.add_to(app)
 logs.add_to(app)
+queue.add_to(app)
 machine.add_to(app)
 serving.add_to(app)
 certify.add_to(app)

@@ -91,7 +91,8 @@ def _print_status(run: str, live: Live) -> None:
     queue = ", ".join(f"{count} for {kind}" for kind, count in s.get("queue", {}).items() if count)
     out.print(
         f"engines: {s.get('engines', '?')} for this campaign, {s.get('coming', 0)} coming; "
-        f"waiting: {queue or 'nothing'}; {s.get('turns', 0)} candidates wait for a turn",
+        f"waiting: {queue or 'nothing'}; {s.get('turns', 0)} candidates wait for a turn"
+        + (f"; {n} programs handed in" if (n := s.get("handed_in")) else ""),
         soft_wrap=True,
     )
     if len(s.get("campaigns", {})) > 1:

@@ -15,6 +15,9 @@ from search.log.entries import Spending as Spending
 from search.log.entries import StageTime as StageTime
 from search.log.store import Record
 
+USER = "user"
+"""The arm of programs that a user handed in while a campaign ran."""
+
 _OF_THE_SOFTWARE = ("weights", "versions")
 
 

@@ -12,7 +12,7 @@ from search.campaign.archive import Archive, Entry, Score, reference_point, seal
 from search.campaign.front import hypervolumes
 from search.campaign.tiers import tiers
 from search.config import Screen
-from search.log.state import CampaignState, Candidate
+from search.log.state import USER, CampaignState, Candidate
 from vortex_core.text import visible
 
 _COLUMNS = ("accuracy", "decode_speedup", "recall", "density", "perplexity_ratio")
@@ -56,7 +56,7 @@ def _candidate(
     }  # fmt: skip
     if c.reference:
         found["lib"] = 1
-    elif c.arm not in main:
+    elif c.arm not in main and c.arm != USER:
         found["ctl"] = 1
     if c.idea:
         found["i"] = visible(c.idea, 240)
