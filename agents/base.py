@@ -87,11 +87,12 @@ class Standing:
 
     Attributes:
         name: for people.
-        relation: what it is to the request: `best`, `library`, `ancestor`, `child`.
+        relation: what it is to the request: `best`, `library`, `ancestor` (the parent itself is the last), `child`.
         verdict: of the gates, or the stage and code that stopped it.
         idea: what its author said it tries.
         knobs: `Knobs.to_json()`.
         metrics: as `Parent.metrics`, only those that decide.
+        note: what else to know when its numbers are set beside its parent's.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Standing:
     idea: str = ""
     knobs: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ class ProposalRequest:
         objective: what is being optimised and the accuracy gate, in words.
         ledger: the latest candidates that failed, the newest last.
         tried: keys of all candidates so far, good ones too.
-        setting: where accuracy and speed are asked, and how far chance alone moves them, in words.
+        setting: where accuracy and speed are asked, what a byte and a launch cost there, and how far chance alone moves
+            figures, in words.
         standings: the best so far, the library's, and the first parent's ancestors and children.
         lessons: what changes brought so far, the surest first.
         number: of the proposal in its campaign.
@@ -146,6 +149,8 @@ class ProposalRequest:
         knobs: settings that every candidate of the campaign has, whatever a proposal says.
         fits: whether the campaign would look at a program: its states are small enough, its target serves it.
         best: descriptions of the best so far, the best first.
+        under_way: what others were asked for and is not measured yet, in words.
+        unanswered: asks shortly before this one that brought no program, and why.
     """
 
     kind: RequestKind
@@ -165,6 +170,8 @@ class ProposalRequest:
     knobs: dict[str, Any] = field(default_factory=dict)
     fits: Callable[[Program, Knobs], bool] | None = None
     best: tuple[str, ...] = ()
+    under_way: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

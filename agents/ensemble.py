@@ -9,7 +9,7 @@ all it has brought, then, where a parent is to be changed, how to change it by w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -89,7 +89,7 @@ class EnsembleProposer(Proposer):
         """
         member = self.choose(repair=request.kind == "repair")
         arm = self._arms[member]
-        kind = self.change(member) if request.kind == "mutate" else request.kind
+        kind = self.change(member, request.knobs) if request.kind == "mutate" else request.kind
         arm.total.asked += 1
         if kind in arm.kinds:
             arm.kinds[kind].asked += 1
@@ -134,9 +134,15 @@ class EnsembleProposer(Proposer):
         arms = working or able or self._arms
         return self._best({name: arm.total for name, arm in arms.items()})
 
-    def change(self, member: str) -> RequestKind:
-        """How `member` is to change a parent."""
+    def change(self, member: str, given: Collection[str] = ()) -> RequestKind:
+        """How `member` is to change a parent.
+
+        Args:
+            given: knobs that the campaign gives every program. Where the budget is among them, choosing knobs is none.
+        """
         kinds = self._arms[member].kinds
+        if "budget" in given:
+            kinds = {kind: record for kind, record in kinds.items() if kind != "tune"}
         return self._best(kinds) if kinds else "mutate"
 
     def _best(self, records: Mapping[Name, Record]) -> Name:

@@ -31,19 +31,24 @@ _FIRST = (
     "limit",
     "worst",
     "lost",
-    "by_layer",
-    "by_head",
 )
+_MAPS = ("by_layer", "by_head", "layers")  # a number for each layer or head: to look things up in, so last
 # How a measurement went, not what it says of the program.
 _NOISE = re.compile(
     r"(seconds|tied_rows|\.n|\.weight|(^|\.)states|clock|neighbours|measured_on|_interval|density_by_layer)$"
 )
+# Of a program's densities the first that it has is shown: all are at its own budget.
+_DENSITIES = ("screen_own_density", "density", "accuracy_density")
+_ASIDE = ("screen_density", *_DENSITIES, "compile_seconds")
 _HEX = re.compile(r"[0-9a-f]{2,}")
 # Of a model's description, what says nothing of its attention.
 _UNTOLD = frozenset(
     {"hf_id", "pypi", "shipped", "weights_of", "vocab", "tie_embeddings", "intermediate", "parameters"}
 )
 _MAX_OBSERVATIONS = 60
+_DEEP = 2  # levels below which what belongs together stands on one line
+_OBSERVED = 3000  # characters of observations that are no maps
+_MAPPED = 900  # and of maps
 _MAX_REASONS = 8
 _MAX_ROWS = 96  # layers of a map
 _MAX_ATTEMPTS = 3
@@ -80,15 +85,25 @@ def data(text: str, label: str, limit: int) -> str:
     return f"<<<DATA {tag} {label}\n{bounded(text, limit).rstrip()}\n{tag} DATA>>>"
 
 
-def metrics(values: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a metric: value, interval, unit, direction, and whether it was measured or modelled."""
-    return "\n".join(_metric(name, m) for name, m in sorted(values.items()))
+def metrics(values: Mapping[str, Mapping[str, Any]], objective: str = "") -> str:
+    """One line a metric: value, interval, unit, direction, and whether it was measured or modelled. Those that the
+    objective names come first; modelled speeds that it does not name, and all densities but one, are left out."""
+    density = next((name for name in _DENSITIES if name in values), None)
+    shown = [
+        name
+        for name in sorted(values, key=lambda name: (name not in objective, name))
+        if name not in _ASIDE and (name in objective or not objective or not name.startswith("modelled_"))
+    ]
+    lines = [_metric(name, values[name]) for name in shown]
+    if density is not None:
+        lines.append(_metric("density", values[density]))
+    return "\n".join(lines)
 
 
 def _metric(name: str, m: Mapping[str, Any]) -> str:
     text = f"{line(name, 60)} = {_value(m)}"
     if m.get("unit"):
-        text += f" {line(m['unit'], 20)}"
+        text += f" {line(m['unit'], 40)}"
     notes = [line(m["how"], 20)] if m.get("how") else []
     if "higher_is_better" in m:
         notes.append("higher is better" if m["higher_is_better"] else "lower is better")
@@ -104,17 +119,34 @@ def _number(value: object) -> str:
 
 
 def observations(info: Mapping[str, Any]) -> str:
-    """Nested side information as `path: value` lines; failures, bottlenecks and worst cases come first."""
-    lines = [pair for pair in _flatten(info, "") if not _NOISE.search(pair[0])]
+    """Nested side information as `path: value` lines: failures, bottlenecks and worst cases first, maps last. Each part
+    has its own bound, so that neither crowds out the other."""
+    last = {name: inner for name, inner in info.items() if name != "screen" or "full_screen" not in info}
+    lines = [pair for pair in _flatten(last, "") if not _NOISE.search(pair[0])]
+    maps = [pair for pair in lines if pair[0].endswith(_MAPS)]
+    lines = [pair for pair in lines if not pair[0].endswith(_MAPS)]
     lines.sort(key=lambda pair: not any(word in pair[0].lower() for word in _FIRST))
-    shown = [f"{path}: {value}" for path, value in lines[:_MAX_OBSERVATIONS]]
-    if len(lines) > _MAX_OBSERVATIONS:
-        shown.append(f"[... {len(lines) - _MAX_OBSERVATIONS} more ...]")
-    return "\n".join(shown)
+    return "\n".join([*_within(lines, _OBSERVED), *_within(maps, _MAPPED)])
+
+
+def _within(pairs: Sequence[tuple[str, str]], limit: int) -> list[str]:
+    """As many whole lines as `limit` characters hold, and how many are left out."""
+    shown: list[str] = []
+    for path, value in pairs[:_MAX_OBSERVATIONS]:
+        shown.append(f"{path}: {value}")
+        if sum(map(len, shown)) > limit:
+            shown.pop()
+            break
+    left = len(pairs) - len(shown)
+    return [*shown, f"[... {left} more ...]"] if left else shown
 
 
 def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
     match value:
+        case Mapping() if path.endswith(_MAPS) and _is_flat(value):
+            yield path, ", ".join(f"{line(key, 20)}: {_number(inner)}" for key, inner in value.items())
+        case Mapping() if path.count(".") >= _DEEP and _is_flat(value):
+            yield path, _pairs(value)
         case Mapping():
             for key, inner in value.items():
                 yield from _flatten(inner, f"{path}.{line(key, 60)}" if path else line(key, 60))
@@ -127,6 +159,8 @@ def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
         case list() | tuple() if all(isinstance(v, int | float | str) for v in value):
             items = ", ".join(_number(v) for v in value[:16])
             yield path, items + (f", ... ({len(value)} values)" if len(value) > 16 else "")
+        case list() | tuple() if all(isinstance(v, Mapping) and _is_flat(v) for v in value):
+            yield path, line("; ".join(map(_pairs, value[:8])), 600)
         case list() | tuple():
             for index, inner in enumerate(value[:8]):
                 yield from _flatten(inner, f"{path}[{index}]")
@@ -134,6 +168,16 @@ def _flatten(value: object, path: str) -> Iterator[tuple[str, str]]:
             yield path, _number(value)
         case _:
             yield path, line(value, 300)
+
+
+def _is_flat(value: Mapping[str, Any]) -> bool:
+    return all(isinstance(inner, int | float | str) for inner in value.values())
+
+
+def _pairs(value: Mapping[str, Any]) -> str:
+    """What a row of a table holds, on one line."""
+    told = {key: inner for key, inner in value.items() if not _NOISE.search(f".{key}")}
+    return ", ".join(f"{line(key, 40)} {_number(inner)}" for key, inner in told.items())
 
 
 def _is_hex(value: object) -> bool:
@@ -168,26 +212,45 @@ def failures(ledger: Sequence[Attempt]) -> str:
 _RELATIONS = (
     ("best", "The front so far, from the most accurate to the fastest, then the best of the rest:"),
     ("library", "Published programs, measured alike:"),
-    ("ancestor", "How the first parent came about, oldest first:"),
+    ("ancestor", "How the first parent came about, oldest first, itself last:"),
     ("child", "What was tried from the first parent already:"),
 )
 
 
-def standings(rows: Sequence[Standing]) -> str:
-    """Candidates one a line under what they are to the request, each with its numbers and intervals."""
-    shown = []
+def standings(rows: Sequence[Standing], given: Mapping[str, Any] | None = None) -> str:
+    """Candidates one a line under what they are to the request, each with its numbers and intervals.
+
+    Args:
+        given: knobs that the campaign gives every program; a row names those of its own that differ.
+    """
+    shown: list[str] = []
+    known: dict[str, str] = {}
     for relation, title in _RELATIONS:
         found = [row for row in rows if row.relation == relation]
         if found:
-            shown += [title, *(f"  {_standing(row)}" for row in found)]
+            shown += [title, *(f"  {_standing(row, known, given or {})}" for row in found)]
     return "\n".join(shown)
 
 
-def _standing(row: Standing) -> str:
-    numbers = ", ".join(f"{line(name, 40)} {_value(m)}" for name, m in row.metrics.items())
+def _standing(row: Standing, known: dict[str, str], given: Mapping[str, Any]) -> str:
+    """One row; `known` is who showed these figures first: two that agree in all select alike where they were asked."""
+    numbers = ", ".join(f"{line(name, 40)} {_value(m)}{_items(m)}" for name, m in row.metrics.items())
+    knobs = _knobs({knob: value for knob, value in row.knobs.items() if given.get(knob) != value})
+    twin = known.setdefault(f"{knobs} {numbers}", row.name) if numbers else row.name
+    if twin != row.name:
+        numbers = f"every figure as {line(twin, 60)}, so it selects alike where it was asked"
     idea = row.idea and f"({line(row.idea, 140)})"
-    parts = (f"{row.name} [{_knobs(row.knobs)}]", f"{row.verdict}:", numbers, idea)
-    return line(" ".join(part for part in parts if part), 420)
+    parts = (line(row.name, 60), knobs and f"[{knobs}]", f"{row.verdict}:", numbers, row.note, idea)
+    return line(" ".join(part for part in parts if part), 480)
+
+
+def _items(m: Mapping[str, Any]) -> str:
+    """On how many items a difference of answers rests."""
+    return (
+        f" of {m['n']}"
+        if isinstance(m.get("n"), int) and m["n"] > 1 and m.get("how", "") in ("", "measured")
+        else ""
+    )
 
 
 def _value(m: Mapping[str, Any]) -> str:
@@ -224,6 +287,11 @@ def lessons(found: Sequence[Lesson]) -> str:
     )
 
 
+def listed(rows: Sequence[str]) -> str:
+    """One line each."""
+    return "\n".join(f"- {line(row, 240)}" for row in rows)
+
+
 def version() -> str:
     """Identity of the templates: which prompts a session asked with."""
     texts = [path.name + path.read_text(encoding="utf-8") for path in sorted(_FOLDER.glob("*.j2"))]
@@ -251,6 +319,7 @@ def _templates() -> jinja2.Environment:
         observations=observations,
         failures=failures,
         standings=standings,
+        listed=listed,
         lessons=lessons,
         served=served,
         inline_json=lambda value: line(_json(value), 1000),
@@ -272,7 +341,9 @@ def user_prompt(request: ProposalRequest) -> str:
     """
     check(request)
     template = _templates().get_template(f"{request.kind}.j2")
-    return template.render(request=request, direction=direction(request.kind, request.seed)).strip() + "\n"
+    text = template.render(request=request, direction=direction(request.kind, request.seed)).strip()
+    # No two asks of a campaign are the same text: asked the same twice, a model answers the same.
+    return f"{text}\n{f'(Ask {request.number} of this campaign.){chr(10)}' if request.number else ''}"
 
 
 def check(request: ProposalRequest) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest
 from evaluators.results import Metric
-from search.campaign.landscape import setting, standing, standings
+from search.campaign.conditions import setting
+from search.campaign.landscape import standing, standings
 from search.campaign.strategies.base import Outcome, Tell
-from search.config import CampaignConfig, Objective, Screen
+from search.config import CampaignConfig, Gate, Objective, Screen
 from search.log.files import ContentStore
 from search.log.state import SEARCHING, CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
@@ -19,6 +20,9 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 
 _LEDGER_LENGTH = 40
+_LOOKED_AT = 40  # proposals back, for what is under way
+_UNDER_WAY = 8
+_UNANSWERED = 3
 
 
 def make_request(
@@ -63,9 +67,9 @@ def make_request(
         failed=failed,
         model=model,
         objective=objective_in_words(objective) + screen_in_words(config.screen),
-        ledger=ledger(state, objective, arm),
+        ledger=ledger(state, config, arm),
         tried=state.candidates.keys(),
-        setting=setting(state, objective) if in_words else "",
+        setting=setting(state, config) if in_words else "",
         standings=standings(state, config, proposal.parents, arm) if in_words else (),
         lessons=lessons,
         number=proposal.id,
@@ -74,6 +78,8 @@ def make_request(
         knobs=config.knobs,
         fits=fits,
         best=tuple(state.candidates[key].doc for key in best),
+        under_way=under_way(proposal, state, arm) if in_words else (),
+        unanswered=unanswered(proposal, state) if in_words else (),
     )
 
 
@@ -96,19 +102,18 @@ def screen_in_words(screen: Screen | None) -> str:
     """What a program must do before it answers, for a prompt."""
     if screen is None:
         return ""
-    bound = (
-        "" if screen.most_state is None else f" Page states may take {screen.most_state:.0%} of the KV bytes."
-    )
-    few = screen.full * screen.answers
-    return f" Programs are screened on recorded attention first, by {screen.accuracy}; one in {few} answers.{bound}"
+    bounds = _bounds(screen.gates)
+    behind = f" A program goes on only with {' and '.join(bounds)}." if bounds else ""
+    if screen.most_state is not None:
+        behind += (
+            f" Page states may take {screen.most_state:.0%} of the bytes of keys and values (state_share)."
+        )
+    return f" Before it answers, {screen.accuracy} on recorded attention stands for accuracy.{behind}"
 
 
 def objective_in_words(objective: Objective) -> str:
     """The objective for a prompt."""
-    gates = [
-        f"{g.metric} >= {g.at_least:g}" if g.at_least is not None else f"{g.metric} <= {g.at_most:g}"
-        for g in objective.gates
-    ]
+    gates = _bounds(objective.gates)
     behind = f" while keeping {' and '.join(gates)}" if gates else ""
     return (
         f"Raise {objective.speed} (ratio to dense attention) and {objective.accuracy}{behind}. "
@@ -116,7 +121,40 @@ def objective_in_words(objective: Objective) -> str:
     )
 
 
-def ledger(state: CampaignState, objective: Objective, arm: str | None = None) -> tuple[Attempt, ...]:
+def _bounds(gates: Sequence[Gate]) -> list[str]:
+    return [
+        f"{g.metric} >= {g.at_least:g}" if g.at_least is not None else f"{g.metric} <= {g.at_most:g}"
+        for g in gates
+    ]
+
+
+def under_way(proposal: Proposal, state: CampaignState, arm: str | None = None) -> tuple[str, ...]:
+    """What was asked for or proposed and has no result yet, the newest last: two authors at once do not know of each
+    other otherwise."""
+    ours = [p for p in state.proposals.values() if p.id != proposal.id and arm in (None, p.arm)]
+    rows = []
+    for p in ours[-_LOOKED_AT:]:
+        if p.outcome == "open" and (p.idea or p.parents):
+            of = " and ".join(state.candidates[key].label for key in p.parents)
+            rows.append(f"{p.change or p.request}{f' of {of}' if of else ''}: {p.idea or 'not answered yet'}")
+        elif p.outcome == "admitted" and p.key is not None:
+            candidate = state.candidates[p.key]
+            if not any(candidate.status(purpose) in ("passed", "failed") for purpose in SEARCHING):
+                rows.append(f"{candidate.label} {candidate.name}: {p.idea or 'being measured'}")
+    return tuple(rows[-_UNDER_WAY:])
+
+
+def unanswered(proposal: Proposal, state: CampaignState) -> tuple[str, ...]:
+    """Asks of the same arm shortly before this one that brought no program, and why."""
+    ours = [p for p in state.proposals.values() if p.id < proposal.id and p.arm == proposal.arm][-_UNDER_WAY:]
+    failed = [p for p in ours if p.outcome == "failed" and p.error is not None]
+    return tuple(
+        f"ask {p.id} ({p.change or p.request}): {(p.error or {}).get('code', '')} {(p.error or {}).get('message', '')}"
+        for p in failed[-_UNANSWERED:]
+    )
+
+
+def ledger(state: CampaignState, config: CampaignConfig, arm: str | None = None) -> tuple[Attempt, ...]:
     """The latest dead ends, the newest last: candidates that a stage stopped, each with its knobs and numbers.
 
     A candidate is a program under its knobs: what failed with 64 tokens may be good with 512.
@@ -125,14 +163,16 @@ def ledger(state: CampaignState, objective: Objective, arm: str | None = None) -
         arm: whose; None is everybody's.
     """
     failed = state.failed if arm is None else [c for c in state.failed if c.reference or c.arm == arm]
-    return tuple(_attempt(candidate, objective) for candidate in failed[-_LEDGER_LENGTH:])
+    return tuple(_attempt(candidate, config) for candidate in failed[-_LEDGER_LENGTH:])
 
 
-def _attempt(candidate: Candidate, objective: Objective) -> Attempt:
+def _attempt(candidate: Candidate, config: CampaignConfig) -> Attempt:
     stopped = candidate.failure
     error = stopped.failure.error if stopped is not None and stopped.failure is not None else {}
     metrics = searched(candidate)
-    wanted = (objective.accuracy, objective.speed, "screen_beyond", "state_share", "recall", "density")
+    objective, screen = config.objective, config.screen
+    screened = () if screen is None else (screen.accuracy,)
+    wanted = (objective.accuracy, objective.speed, *screened, "state_share", "recall")
     return Attempt(
         key=candidate.key,
         ir_hash=candidate.ir_hash,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from agents.base import Standing
 from search.campaign.archive import Score, Verdict, order, score
-from search.config import CampaignConfig, Objective
+from search.config import CampaignConfig
 from search.log.state import SEARCHING, CampaignState, Candidate
 
 _BEST = 8
@@ -39,43 +38,16 @@ def standings(
     rows = [_standing(c, "best", config) for c in found]
     rows += [_standing(c, "library", config) for c in library]
     if parents:
-        ancestors = list(_ancestors(state.candidates[parents[0]], state))[:_GENERATIONS]
-        rows += [_standing(c, "ancestor", config) for c in reversed(ancestors)]
+        parent = state.candidates[parents[0]]
+        line = [*reversed(list(_ancestors(parent, state))[:_GENERATIONS]), parent]
+        if len(line) > 1 or parent.idea:
+            rows += [
+                _standing(c, "ancestor", config, before)
+                for before, c in zip([None, *line[:-1]], line, strict=True)
+            ]
         children = [c for c in state.candidates.values() if parents[0] in c.parents and told(c)]
-        rows += [_standing(c, "child", config) for c in children[-_CHILDREN:]]
+        rows += [_standing(c, "child", config, parent) for c in children[-_CHILDREN:]]
     return tuple(rows)
-
-
-def setting(state: CampaignState, objective: Objective) -> str:
-    """Where the objective's numbers come from and what chance alone does to them, in words."""
-    dense = next((c for c in state.candidates.values() if c.is_dense), None)
-    if dense is None:
-        return ""
-    metrics = dense.metrics("search")
-    accuracy, speed = metrics.get(objective.accuracy), metrics.get(objective.speed)
-    parts = []
-    if accuracy is not None and accuracy.low is not None and accuracy.high is not None:
-        parts.append(
-            f"{objective.accuracy} on {accuracy.n} items; dense attention against itself gives {accuracy.value:.3g} "
-            f"[{accuracy.low:.3g}, {accuracy.high:.3g}], so differences inside that interval are chance."
-        )
-    info = dense.info()
-    tasks = info.get("accuracy", {}).get("tasks")
-    if tasks:
-        parts.append(f"Asked (task@tokens): {', '.join(sorted(tasks))}.")
-    if speed is not None:
-        parts.append(f"{objective.speed} is {speed.how}{_where(info, objective.speed)}.")
-    return " ".join(parts)
-
-
-def _where(info: dict[str, Any], speed: str) -> str:
-    """At which contexts and batches speed is asked."""
-    gpus = info.get("modelled", {}).get("gpus", {})
-    points = next((gpus[name] for name in gpus if speed.endswith(name)), None)
-    if points is None:
-        points = info.get("decode", {}).get("points", {})
-    shown = [f"{context} tokens x {row['batch']} sequences" for context, row in points.items()]
-    return f" at {', '.join(shown)}" if shown else ""
 
 
 def standing(candidate: Candidate, config: CampaignConfig) -> Score | None:
@@ -127,13 +99,20 @@ def _ancestors(candidate: Candidate, state: CampaignState) -> Iterator[Candidate
         yield candidate
 
 
-def _standing(candidate: Candidate, relation: str, config: CampaignConfig) -> Standing:
+def _standing(
+    candidate: Candidate, relation: str, config: CampaignConfig, before: Candidate | None = None
+) -> Standing:
+    """One row; `before` is whose change it is."""
     metrics = {name: m for purpose in SEARCHING for name, m in candidate.metrics(purpose).items()}
     stopped, judged = candidate.failure, standing(candidate, config)
     if stopped is not None and stopped.failure is not None:
         verdict = f"stopped at {stopped.stage} ({stopped.failure.error.get('code', '')})"
     else:
         verdict = "not measured yet" if judged is None else f"gates {judged.verdict.name.lower()}"
+        if judged is not None and config.screen is not None:
+            verdict = (
+                f"{'answered' if candidate.status('search') == 'passed' else 'screened only'}, {verdict}"
+            )
     whole = config.objective
     searched = (whole,) if config.screen is None else (config.screen.objective(whole), whole)
     wanted = [name for o in searched for name in (o.accuracy, o.speed)]
@@ -141,11 +120,28 @@ def _standing(candidate: Candidate, relation: str, config: CampaignConfig) -> St
         name=f"{candidate.label} {candidate.name}",
         relation=relation,
         verdict=verdict,
-        idea=candidate.idea,
+        idea=candidate.idea or (candidate.doc.partition("\n")[0] if candidate.reference else ""),
         knobs=candidate.knobs,
         metrics={
             name: metrics[name].to_json()
-            for name in dict.fromkeys((*wanted, "recall", "density", "state_share"))
+            for name in dict.fromkeys((*wanted, "recall", "state_share"))
             if name in metrics
         },
+        note=_moved(candidate, before),
     )
+
+
+def _moved(candidate: Candidate, before: Candidate | None) -> str:
+    """Which knobs were changed together with the program: then its figures are not the program's alone."""
+    if before is None:
+        return ""
+    moved = [
+        f"{knob} {before.knobs.get(knob)} -> {value}"
+        for knob, value in candidate.knobs.items()
+        if before.knobs.get(knob) != value
+    ]
+    if not moved:
+        return ""
+    if candidate.ir_hash == before.ir_hash:
+        return f"(the same program; {', '.join(moved)})"
+    return f"(program and {', '.join(moved)}: two changes at once, not to be told apart)"

@@ -18,11 +18,15 @@ from search.config import CampaignConfig
 from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.verify import MAX_STATES
 
 EVERY = 5
 """Results between two distillations; of many, a twentieth more."""
 _LEAST = 2  # children that a lesson rests on
+_POINT = ("budget", "page_size", "reuse_layers", "reuse_steps", "keep_first", "keep_last")
 _MOST = 40
+_TOGETHER = 4
+_COUNT = frozenset(f"{n} states" for n in range(MAX_STATES + 1))
 _WORDS = {
     "amax": "per-channel maxima", "amin": "per-channel minima", "softmax": "a softmax",
     "conv": "a convolution", "maxpool": "a maximum over neighbours", "cumsum": "a running sum",
@@ -95,7 +99,12 @@ class Lessons:
                     one.measured += 1
                     one.accuracy += accuracy
                     one.speed += speed
-        lessons = [self._lesson(change, one) for change, one in evidence.items() if one.tried >= _LEAST]
+        # What the same children show is one lesson, not one for each thing that they have in common.
+        together: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for change, one in evidence.items():
+            if one.tried >= _LEAST:
+                together[tuple(one.names)].append(change)
+        lessons = [self._lesson(_joined(changes), evidence[changes[0]]) for changes in together.values()]
         lessons.sort(key=lambda lesson: (-abs(lesson.confidence - 0.5), -lesson.tried, lesson.text))
         return tuple(lessons[:_MOST])
 
@@ -130,12 +139,25 @@ class Lessons:
         return Lesson(text, one.tried, one.helped, (one.helped + 1) / (one.tried + 2), tuple(one.names))
 
     def _changes(self, child: Candidate, parent: Candidate) -> Iterator[str]:
+        moved = [
+            f"knob {knob} {_direction(parent.knobs.get(knob), child.knobs.get(knob))}"
+            for knob in _POINT
+            if child.knobs.get(knob) != parent.knobs.get(knob)
+        ]
+        if (
+            moved and child.ir_hash != parent.ir_hash
+        ):  # what was the program's, and what the budget's, nobody can tell
+            yield f"another program with {_joined(moved)}, both at once"
+            return
+        yield from moved
         after, before = self._of(child), self._of(parent)
+        counted = [_COUNT & of for of in (after, before)]
+        more, fewer = (int(next(iter(of)).split()[0]) for of in counted)
+        if more != fewer:
+            yield "more states" if more > fewer else "fewer states"
+        after, before = after - _COUNT, before - _COUNT
         yield from (f"with {trait}" for trait in sorted(after - before) if not trait.startswith("-"))
         yield from (f"without {trait}" for trait in sorted(before - after) if not trait.startswith("-"))
-        for knob in ("budget", "page_size", "reuse_layers", "reuse_steps", "keep_first", "keep_last"):
-            if child.knobs.get(knob) != parent.knobs.get(knob):
-                yield f"knob {knob} {_direction(parent.knobs.get(knob), child.knobs.get(knob))}"
 
     def _of(self, candidate: Candidate) -> frozenset[str]:
         if candidate.key not in self._traits:
@@ -159,6 +181,12 @@ def traits(flow: Flow) -> frozenset[str]:
 def carried(found: tuple[Lesson, ...], run: str) -> tuple[Lesson, ...]:
     """Lessons of a run as another takes them over."""
     return tuple(replace(lesson, source=lesson.source or run) for lesson in found)
+
+
+def _joined(changes: list[str]) -> str:
+    """Changes that always came together, in words."""
+    shown = " and ".join(sorted(changes)[:_TOGETHER])
+    return f"{shown} and {len(changes) - _TOGETHER} more" if len(changes) > _TOGETHER else shown
 
 
 def _direction(before: object, after: object) -> str:

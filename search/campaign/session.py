@@ -368,9 +368,9 @@ def _knob_words(traced: Flow, changed: Flow) -> str:
 
 
 def _language() -> str:
-    from vortex_core.flow.reference import compact
+    from search.campaign.conditions import language
 
-    return compact()
+    return language()
 
 
 def _settings(config: CampaignConfig, seed: int, specs: Mapping[str, str]) -> dict[str, Any]:

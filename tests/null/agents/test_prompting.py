@@ -219,7 +219,7 @@ def test_the_prompt_says_where_the_search_stands(kind: str) -> None:
         standing("c009 grandparent", "ancestor", verdict="stopped at recall (VV103)", metrics={}),
     )
     text = user_prompt(request(kind, standings=rows, setting="accuracy on 48 items; chance moves it by 0.07"))
-    assert "How it is measured: accuracy on 48 items; chance moves it by 0.07" in text
+    assert "How it is measured:\naccuracy on 48 items; chance moves it by 0.07" in text
     row = "c017 slow_channels [page_size=16, budget=128] gates unclear: accuracy_delta -0.02 [-0.08, 0.04] (idea of"
     assert row in text
     assert "c009 grandparent [page_size=16, budget=128] stopped at recall (VV103): (idea of" in text
