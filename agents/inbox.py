@@ -12,6 +12,7 @@ from agents.base import Proposal, ProposalRequest, Proposer
 from agents.errors import ProposerError
 from agents.prompting import line
 from agents.reply import MAX_SOURCE
+from vortex_core.files import read_text
 
 _LOOK = 0.25  # seconds between two looks into the folder
 CLOSED = "closed"
@@ -59,14 +60,28 @@ class InboxProposer(Proposer):
             taken.parent.mkdir(parents=True, exist_ok=True)
             try:
                 path.replace(taken)  # whoever moves it has it
-                data = json.loads(taken.read_text(encoding="utf-8"))
-                source, idea = str(data["source"]), line(data.get("idea", ""))
             except FileNotFoundError:
                 continue
-            except (ValueError, KeyError, TypeError):
-                source, idea = "", ""  # refused as any file that holds no flow
-            return Proposal(source[:MAX_SOURCE], idea, self.name)
+            try:
+                return read_handed_in(taken, self.name)
+            except ProposerError:
+                return Proposal("", "", self.name)  # refused as any file that holds no flow
         return None
+
+
+def read_handed_in(path: Path, by: str) -> Proposal:
+    """A program that was handed in as a file, by whom.
+
+    Raises:
+        ProposerError: `VA033`, if the file is gone or holds no program.
+    """
+    try:
+        data = json.loads(read_text(path, 4 * MAX_SOURCE))
+        return Proposal(str(data["source"])[:MAX_SOURCE], line(str(data.get("idea", ""))), by)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProposerError(
+            "VA033", f"{path.name} holds no program that was handed in: {error}", "hand it in again"
+        ) from None
 
 
 def hand_in(folder: Path, source: str, idea: str) -> str:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from agents.base import Proposal as Answer
-from agents.errors import ProposerError
-from agents.inbox import hand_in
-from agents.prompting import line
+from agents.inbox import hand_in, read_handed_in
 from search.log.state import USER, CampaignState
-from vortex_core.files import read_text
-
-_MOST = 1 << 20
-"""Bytes of a file; the tracer refuses larger sources anyway."""
 
 
 class Queue:
@@ -46,15 +39,7 @@ class Queue:
         Raises:
             ProposerError: `VA033`, if its file is gone or holds no program.
         """
-        try:
-            data = json.loads(read_text(self._folder / f"{number}.json", _MOST))
-            return Answer(str(data["source"]), line(str(data.get("idea", ""))), USER)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ProposerError(
-                "VA033",
-                f"the program handed in as {number} cannot be read: {error}",
-                "hand it in again: vortex-search enqueue RUN FILE",
-            ) from None
+        return read_handed_in(self._folder / f"{number}.json", USER)
 
 
 def enqueue(folder: Path, source: str, idea: str) -> str:
