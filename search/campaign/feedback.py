@@ -9,6 +9,7 @@ from typing import Any
 from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest
 from evaluators.results import Metric
 from search.campaign.conditions import setting
+from search.campaign.costs import costs
 from search.campaign.landscape import standing, standings
 from search.campaign.strategies.base import Outcome, Tell
 from search.config import CampaignConfig, Gate, Objective, Screen
@@ -62,7 +63,8 @@ def make_request(
         kind=proposal.request,  # type: ignore[arg-type]  # a RequestKind that went through JSON
         seed=proposal.seed,
         parents=tuple(
-            make_parent(c, flow(c), files) for c in map(state.candidates.__getitem__, proposal.parents)
+            make_parent(c, flow(c), files, costs(flow(c), state, config, model) if in_words else {})
+            for c in map(state.candidates.__getitem__, proposal.parents)
         ),
         failed=failed,
         model=model,
@@ -83,13 +85,16 @@ def make_request(
     )
 
 
-def make_parent(candidate: Candidate, flow: Flow, files: ContentStore) -> Parent:
-    """A candidate as a proposer sees it."""
+def make_parent(
+    candidate: Candidate, flow: Flow, files: ContentStore, spent: dict[str, Any] | None = None
+) -> Parent:
+    """A candidate as a proposer sees it; `spent` is what `costs` says of it."""
+    info = {name: part for name, part in candidate.info().items() if not spent or name != "modelled"}
     return Parent(
         flow=replace(flow, name=f"{candidate.label} {candidate.name}"),
         source=files.get(candidate.source, ".py"),
         metrics={name: metric.to_json() for name, metric in searched(candidate).items()},
-        info=candidate.info(),
+        info=({"costs": spent} if spent else {}) | info,
     )
 
 

@@ -113,11 +113,25 @@ def test_one_density_is_shown() -> None:
 
 def test_costs_of_bytes_launches_and_operations_are_told(played: tuple[Reader, CampaignState, Path]) -> None:
     assert "1 / (2 S)" in SYSTEM
-    assert "Each operator across pages" in SYSTEM
+    assert "Each operator\n  across pages" in SYSTEM
     assert "tensor cores" in SYSTEM
     for asked in (played[0].asked[0], played[0].asked[-1]):
         assert "takes 3 us for each launch" in asked.text
         assert "0.23 us for each megabyte read" in asked.text
+
+
+def test_a_parent_that_was_only_screened_shows_where_its_time_goes(
+    played: tuple[Reader, CampaignState, Path],
+) -> None:
+    text = by_kind(played[0].asked, "simplify", 20)
+    assert re.search(r"^costs.bottleneck: (launches|kv|states|weights|compute|other)$", text, re.M)
+    (step,) = re.findall(r"^costs.step: (.*)$", text, re.M)
+    assert 97 <= sum(int(share) for share in re.findall(r"(\d+)%", step)) <= 103
+    assert re.search(r"^costs.launches of a layer: update .* us, score .* us, .*merge 3 us$", text, re.M)
+    (kept,) = re.findall(r"^costs.state_share by state: (.*)$", text, re.M)
+    (whole,) = re.findall(r"^state_share = ([0-9.]+)", text, re.M)
+    shares = [float(state.split()[-1]) for state in kept.split("; ")]
+    assert sum(shares) == pytest.approx(float(whole), rel=0.02)
 
 
 def test_every_code_that_stops_a_candidate_is_explained() -> None:
