@@ -648,7 +648,8 @@ def test_a_proposer_is_told_where_the_search_stands_and_its_words_are_kept(tmp_p
     assert {row.relation for row in requests[-1].standings} >= {"best", "library"}
     family = [r for r in requests if r.kind == "mutate" and any(s.relation == "child" for s in r.standings)]
     assert family, "a parent's earlier children are shown"
-    assert "accuracy_delta on 40 items" in requests[-1].setting
+    assert "accuracy_delta of dense attention against itself is" in requests[-1].setting
+    assert "(n=40)" in requests[-1].setting
     assert all("fresh" not in row.verdict for row in requests[-1].standings)
     asked = [r.event for r in harness.store.read() if isinstance(r.event, ev.Proposed)]
     assert len(asked) == len(state.proposals)
