@@ -32,7 +32,7 @@
   const byId = new Map(all.map((c) => [c.id, c]));
   const children = all.map(() => []);
   for (const c of all) if (c.p.length) children[c.p[0]].push(c.index);
-  let more = null; // pages and sources, unpacked when first wanted
+  let more = null, whole = false; // pages and sources: of the candidate that is shown first, of all when another is wanted
   const GATES = ["kept", "kept, unproven", "broken"], CLASSES = ["proven", "unclear", "failed"];
   const from = (c) => (c.lib ? "library" : c.ctl ? `${c.a} (control)` : c.a);
   const gates = (c) => (c.v == null ? c.st : GATES[c.v] + (c.sealed === 2 ? ", broken on sealed items" : ""));
@@ -81,7 +81,7 @@
       `${data.speed} ${triple(c.s)} (${data.how})`, c.on === "search" ? "on the search's items" : `on ${c.on} items`,
       ...(c.w ? [`worst task ${c.w.task}: ${number(c.w.accuracy)}, dense ${number(c.w.dense)}`] : []), c.i ?? ""]
       .filter(Boolean).join("\n");
-  const front = ranked.filter((c) => c.f === 0 && c.v === Math.min(...ranked.map((x) => x.v).slice(0, 1)));
+  const front = ranked.filter((c) => c.f === 0 && c.v === ranked[0].v);
   const barred = [...new Set([...front, ...ranked.filter((c) => c.lib || c.on !== "search" || c.id === data.winner)])];
   let chosen = null;
   // Of thousands of marks most lie on others: one is drawn for each few pixels; the table has all.
@@ -93,10 +93,21 @@
       return !seen.has(cell) && seen.add(cell);
     });
   };
+  // And thousands of elements take long to make: one path holds all marks of an arm and a verdict.
+  const inPaths = (list, { x, y }) => {
+    const r = 2.2, kinds = d3.group(list, (c) => `${c.v} ${from(c)}`), group = d3.create("svg:g").attr("data-mark", "dot");
+    const circle = (a, b) => `M${a - r},${b}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`;
+    const cross = (a, b) => `M${a - r},${b - r}l${2 * r},${2 * r}m0,${-2 * r}l${-2 * r},${2 * r}`;
+    for (const of of kinds.values()) {
+      const { v } = of[0], ink = colour(from(of[0])), mark = v === 2 ? cross : circle;
+      const d = of.map((c) => mark(Math.round(10 * x(c.s[0])) / 10, Math.round(10 * y(c.q[0])) / 10)).join("");
+      group.append("path").attr("d", d).attr("stroke", ink).attr("stroke-width", 1.5).attr("fill", v === 0 ? ink : "none");
+    }
+    return group.node();
+  };
   const frontier = (width) => {
     if (!ranked.length) return null;
     const x = (c) => c.s[0], y = (c) => c.q[0];
-    const small = ranked.length > 2000 ? 2.2 : 4;
     const drawn = thinned(ranked, x, y), steps = front.slice().sort((a, b) => a.s[0] - b.s[0]);
     const symbol = (c) => ["circle", "circle", "times"][c.v];
     const figure = Plot.plot({
@@ -110,8 +121,9 @@
         Plot.line(steps, { x, y, curve: "step-before", stroke: "currentColor", strokeOpacity: 0.5, strokeDasharray: "4,3" }),
         Plot.ruleX(barred.filter((c) => c.q.length > 2), { x, y1: (c) => c.q[1], y2: (c) => c.q[2], stroke: from, strokeOpacity: 0.55 }),
         Plot.ruleY(barred.filter((c) => c.s.length > 2), { y, x1: (c) => c.s[1], x2: (c) => c.s[2], stroke: from, strokeOpacity: 0.55 }),
-        Plot.dot(drawn.filter((c) => c.v !== 0), { x, y, stroke: from, symbol, r: small }),
-        Plot.dot(drawn.filter((c) => c.v === 0), { x, y, fill: from, stroke: from, r: small }),
+        ...(drawn.length > 1000 ? [(index, scales) => inPaths(drawn, scales)] : [
+          Plot.dot(drawn.filter((c) => c.v !== 0), { x, y, stroke: from, symbol, r: 4 }),
+          Plot.dot(drawn.filter((c) => c.v === 0), { x, y, fill: from, stroke: from, r: 4 })]),
         Plot.dot(ranked.filter((c) => c.id === data.winner), { x, y, fill: "#c0271f", symbol: "star", r: 8 }),
         Plot.tip(drawn, Plot.pointer({ x, y, title, maxRadius: 30, lineWidth: 34, pathFilter: "none", fill: "var(--paper)", textPadding: 8, lineHeight: 1.25 })),
       ],
@@ -230,9 +242,10 @@
   const section = (name, ...inside) => make("div", {}, make("h3", {}, name), ...inside);
 
   const show = async (id, scroll) => {
-    more ??= await unpack("pages");
     const c = byId.get(id);
     if (!c) return;
+    if (id !== data.opens && !whole) [more, whole] = [await unpack("pages"), true];
+    more ??= await unpack("opening");
     chosen = id;
     for (const row of body.rows) row.classList.toggle("chosen", row.dataset.id === id);
     const p = more.pages[id], text = source(c), box = $("one"), left = [], right = [];
@@ -286,12 +299,14 @@
     if (!points.length) return null;
     return Plot.plot({ width, height: 300, marginLeft: 56, grid: true, x: { label: $("axis").selectedOptions[0].text + " →" }, y: { label: "↑ hypervolume above dense" },
       color: { legend: true, domain: Object.keys(data.progress), range: Object.keys(data.progress).map((a, i) => COLOURS[1 + (i % 6)]) },
-      marks: [Plot.line(points, { x: "x", y: "y", stroke: "arm", curve: "step-after" }), Plot.dot(points, { x: "x", y: "y", fill: "arm", r: points.length > 300 ? 1 : 2.5, tip: true })] });
+      marks: [Plot.line(points, { x: "x", y: "y", stroke: "arm", curve: "step-after" }), points.length > 300 ? null : Plot.dot(points, { x: "x", y: "y", fill: "arm", r: 2.5 }),
+        Plot.tip(points, Plot.pointer({ x: "x", y: "y", stroke: "arm", fill: "var(--paper)" }))] });
   });
   $("axis").addEventListener("input", steps);
   const crossed = plotted("plot-crossover", (width) => {
-    const shown = more ? [...new Set([chosen, data.winner, ...ranked.filter((c) => c.lib).map((c) => c.id)])].filter((id) => more.pages[id]?.over?.length).slice(0, 6) : [];
-    const points = shown.flatMap((id) => more.pages[id].over.map(([n, v, a, b]) => ({ name: `${id} ${byId.get(id).n}`.slice(0, 40), n, v, a, b })));
+    const over = (id) => more?.pages[id]?.over ?? data.over[id] ?? [];
+    const shown = [...new Set([chosen, data.winner, ...ranked.filter((c) => c.lib).map((c) => c.id)])].filter((id) => over(id).length).slice(0, 6);
+    const points = shown.flatMap((id) => over(id).map(([n, v, a, b]) => ({ name: `${id} ${byId.get(id).n}`.slice(0, 40), n, v, a, b })));
     if (!points.length) return null;
     return Plot.plot({ width, height: 280, marginLeft: 56, grid: true, x: { type: "log", label: "context, tokens →", tickFormat: "~s" }, y: { label: "↑ times dense" }, color: { legend: true },
       marks: [Plot.ruleY([1], { stroke: "currentColor" }), Plot.ruleX(points, { x: "n", y1: "a", y2: "b", stroke: "name" }), Plot.line(points, { x: "n", y: "v", stroke: "name" }), Plot.dot(points, { x: "n", y: "v", fill: "name", tip: true })] });
@@ -331,7 +346,7 @@
   // ---- begin -----------------------------------------------------------------------------------------------------
   document.body.dataset.ready = Math.round(performance.now());
   const first = location.hash.slice(1);
-  const begin = byId.has(first) ? first : data.winner ?? ranked[0]?.id;
+  const begin = byId.has(first) ? first : data.opens;
   if (begin) { await show(begin, byId.has(first)); open(begin); }
   document.body.dataset.whole = Math.round(performance.now());
   if (document.body.dataset.live != null) {

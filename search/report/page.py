@@ -34,7 +34,7 @@ _HERE = Path(__file__).parent
 _LIBRARIES = ("d3.min.js", "plot.min.js", "diff.min.js")
 _WHOLE = 40  # candidates of the ranking whose page the report carries
 _MAPS = 12  # and how many of them say where they pay, which takes a twentieth of a second each
-_SOURCES = 1_000_000  # bytes that deflated pages and sources may take
+_SOURCES = 1_000_000  # bytes that deflated sources may take
 
 
 def write_report(run: Run, state: CampaignState, config: CampaignConfig, path: Path) -> Path:
@@ -56,6 +56,8 @@ def render(run: Run, state: CampaignState, config: CampaignConfig, *, live: bool
     template = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8"))
     main = {arm.name for arm in config.arms if not arm.control}
     table = data.candidates(archive, main, config.screen)
+    opens = _winner(state) or (archive.entries[0].candidate.label if archive.entries else None)
+    pages = _pages(run, archive, config, [row["id"] for row in table])
     return template.render(
         run=run.name,
         live=live,
@@ -91,11 +93,18 @@ def render(run: Run, state: CampaignState, config: CampaignConfig, *, live: bool
                 ),
                 "screen": config.screen.accuracy if config.screen is not None else None,
                 "winner": _winner(state),
+                "opens": opens,
+                "over": {
+                    c.label: over
+                    for c in state.candidates.values()
+                    if c.reference and (over := data.crossover(c.metrics()))
+                },
                 "candidates": table,
                 "progress": data.progress(archive),
             }
         ),
-        pages=_pages(run, archive, config, [row["id"] for row in table]),
+        opening=_packed(_only(pages, archive, opens)),
+        pages=_packed(pages),
     )
 
 
@@ -110,8 +119,22 @@ def _packed(value: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def _pages(run: Run, archive: Archive, config: CampaignConfig, order: list[str]) -> str:
-    """The pages of the best, deflated, and every source as far as there is room, best first."""
+def _only(pages: dict[str, Any], archive: Archive, opens: str | None) -> dict[str, Any]:
+    """Of `_pages`, what shows the candidate that a report opens with: the rest is unpacked when it is asked for."""
+    shown = [c for c in archive.state.candidates.values() if c.label == opens]
+    parents = [
+        archive.state.candidates[key] for c in shown for key in c.parents if key in archive.state.candidates
+    ]
+    sources = {c.label: c.source for c in [*shown, *parents] if c.label in pages["sources"]}
+    return {
+        "pages": {c.label: pages["pages"][c.label] for c in shown if c.label in pages["pages"]},
+        "sources": sources,
+        "texts": {name: pages["texts"][name] for name in sources.values()},
+    }
+
+
+def _pages(run: Run, archive: Archive, config: CampaignConfig, order: list[str]) -> dict[str, Any]:
+    """The pages of the best, and every source as far as there is room, best first."""
     entries = {e.candidate.key: e for e in archive.entries}
     state = archive.state
     keep = [state.finished.winner] if state.finished and state.finished.winner else []
@@ -132,7 +155,7 @@ def _pages(run: Run, archive: Archive, config: CampaignConfig, order: list[str])
                 break
             texts[c.source] = text
         sources[label] = c.source
-    return _packed({"pages": whole, "sources": sources, "texts": texts})
+    return {"pages": whole, "sources": sources, "texts": texts}
 
 
 def _source(run: Run, c: Candidate) -> str:

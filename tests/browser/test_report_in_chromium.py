@@ -26,6 +26,8 @@ CHROMIUM = os.environ.get("VORTEX_CHROMIUM") or shutil.which("chromium") or shut
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 MARK = "#plot-frontier [data-mark=dot] > *"
+# Few candidates are a mark each; of thousands, all of one arm and verdict are one path.
+SUBPATHS = "marks => marks.map(m => (m.getAttribute('d') ?? 'M').split(/(?=M)/).length)"
 MANY = int(os.environ.get("VORTEX_MANY", "1500"))
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
@@ -101,7 +103,8 @@ def test_it_loads_without_error_or_request_and_fits(
         assert it.errors == []
         assert it.requests == [pages[name].as_uri()]
         assert it.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert it.page.locator(MARK).count() > 10
+        drawn = it.page.eval_on_selector_all(MARK, SUBPATHS)
+        assert sum(drawn) > (10 if name == "small" else 1000)
         if width >= 1400:  # then no column hides behind another
             assert it.page.evaluate(
                 "(b => b.scrollWidth <= b.clientWidth)(document.querySelector('#board').parentNode)"
@@ -168,6 +171,26 @@ def test_hovering_tells_and_choosing_opens_the_program(browser: Any, pages: dict
             "Where it pays (modelled: H200",
         ):
             assert part in text, part
+        assert it.errors == []
+
+
+def test_what_the_page_does_not_open_with_is_there_when_asked_for(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    with opened(browser, pages["many"]) as it:
+        page = it.page
+        assert page.text_content("#pages") != "", "unpacked before anybody asked"
+        first = page.locator("#one h3").first.text_content()
+        page.click("#board tbody tr:nth-child(7) td.name button")
+        wanted = column(page, 3)[6]
+        expect(page.locator("#one h3").first).to_contain_text(f"{wanted} ")
+        assert page.locator("#one h3").first.text_content() != first
+        assert page.locator("#one math").count() > 0 and page.locator("#one svg.flow").count() == 1
+        assert page.text_content("#pages") == ""
+        page.locator("#plot-frontier").scroll_into_view_if_needed()
+        box = page.locator("#plot-frontier svg").last.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(page.locator("#plot-frontier")).to_contain_text("rank", timeout=5000)
         assert it.errors == []
 
 
