@@ -70,7 +70,9 @@ class Actors:
         try:
             answers = await asyncio.wait_for(waiting, deadline)
         except ray.exceptions.RayTaskError as error:  # raised around what `workers` catches
-            raise WorkerLostError(crashed(error.cause or error), died=False) from error
+            found = crashed(error.cause or error)
+            found.log = self.log
+            raise WorkerLostError(found, died=False) from error
         except ray.exceptions.OutOfMemoryError as error:
             why = "its machine ran out of memory, and Ray killed it"
             raise WorkerLostError(engine_lost(why, self.log)) from error

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -109,14 +110,17 @@ def test_on_premise(started: Started, tmp_path: Path) -> None:
 def test_an_autoscaler_starts_nodes_for_engines_that_wait(started: Started, tmp_path: Path) -> None:
     """The file's node types with Ray's provider of local processes: a head with nothing to give, and no worker."""
     given = yaml.safe_load((FILES / "cloud.yaml").read_text())
-    import ray
-
-    fake = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
-    config = yaml.safe_load(fake.read_text())
     types = given["available_node_types"]
     worker = types["gpu"] | {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 2}
     head = {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0}
-    config |= {
+    unused: dict[str, Any] = {key: {} for key in ("auth", "docker", "file_mounts")}
+    unused["cluster_synced_files"] = []
+    for whose in ("head_", "worker_"):
+        unused |= {f"{whose}setup_commands": [], f"{whose}start_ray_commands": []}
+    unused |= {"initialization_commands": [], "setup_commands": []}
+    config = unused | {
+        "cluster_name": "fake_multinode",
+        "provider": {"type": "fake_multinode"},
         "available_node_types": {given["head_node_type"]: head, "gpu": worker},
         "head_node_type": given["head_node_type"],
         "max_workers": 2,

@@ -118,12 +118,26 @@ def test_workers(
 ):
     began = time.monotonic()
     (tmp_path / f"{stage}-{fault}").touch()
-    done = driver(tmp_path, "r", nodes.address, **options(model=json.dumps(str(tmp_path)), deadline=5.0))
+    more = options(model=json.dumps(str(tmp_path)), deadline=5.0, double_after=0)
+    done = driver(tmp_path, "r", nodes.address, **more)
     assert done.wait(300) == 0, (tmp_path / "r.log").read_text()
     assert list(tmp_path.glob(f"{stage}-{fault}-struck-*")), "nothing was struck"
     failed = [e for e in events(tmp_path) if isinstance(e, ev.InfrastructureFailed) and e.stage == stage]
     assert failed and failed[0].error.get("log"), "the log says what happened and where to read more"
     ends_alike(undisturbed, tmp_path, words, stage, began)
+
+
+def test_a_hung_worker_is_overtaken_by_a_second(
+    nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path
+):
+    """Long before its deadline, since others show how long the stage takes."""
+    began = time.monotonic()
+    (tmp_path / "accuracy-hang").touch()
+    done = driver(tmp_path, "r", nodes.address, **options(model=json.dumps(str(tmp_path)), deadline=500.0))
+    assert done.wait(300) == 0, (tmp_path / "r.log").read_text()
+    assert list(tmp_path.glob("accuracy-hang-struck-*")), "nothing was struck"
+    assert any(e.doubled for e in events(tmp_path) if isinstance(e, ev.StageFinished))
+    ends_alike(undisturbed, tmp_path, "worker hung, overtaken", "accuracy", began)
 
 
 # ---- nodes
