@@ -40,6 +40,7 @@ _NOISE = re.compile(
 # Of a program's densities the first that it has is shown: all are at its own budget.
 _DENSITIES = ("screen_own_density", "density", "accuracy_density")
 _ASIDE = ("screen_density", *_DENSITIES, "compile_seconds")
+_RECORDING = re.compile(r"\.attention-[0-9a-f]{8,}")  # a file's name, of which a reader learns nothing
 _HEX = re.compile(r"[0-9a-f]{2,}")
 # Of a model's description, what says nothing of its attention.
 _UNTOLD = frozenset(
@@ -122,7 +123,8 @@ def observations(info: Mapping[str, Any]) -> str:
     """Nested side information as `path: value` lines: failures, bottlenecks and worst cases first, maps last. Each part
     has its own bound, so that neither crowds out the other."""
     last = {name: inner for name, inner in info.items() if name != "screen" or "full_screen" not in info}
-    lines = [pair for pair in _flatten(last, "") if not _NOISE.search(pair[0])]
+    found = _flatten(last, "")
+    lines = [(_RECORDING.sub("", path), value) for path, value in found if not _NOISE.search(path)]
     maps = [pair for pair in lines if pair[0].endswith(_MAPS)]
     lines = [pair for pair in lines if not pair[0].endswith(_MAPS)]
     lines.sort(key=lambda pair: not any(word in pair[0].lower() for word in _FIRST))
@@ -265,6 +267,12 @@ def _knobs(knobs: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={knobs[name]}" for name in ("page_size", "budget") if name in knobs)
 
 
+def moved(knobs: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Knobs that are not as the campaign gives them, in words; empty where all are."""
+    other = [f"{name} {knobs[name]} (not {given[name]})" for name in given if knobs.get(name) != given[name]]
+    return line(", ".join(other), 300)
+
+
 def _attempt(attempt: Attempt) -> str:
     """One failed candidate: its name, settings, idea, numbers, and why it failed."""
     numbers = ", ".join(f"{name} {_number(value)}" for name, value in attempt.metrics.items())
@@ -320,6 +328,7 @@ def _templates() -> jinja2.Environment:
         failures=failures,
         standings=standings,
         listed=listed,
+        moved=moved,
         lessons=lessons,
         served=served,
         inline_json=lambda value: line(_json(value), 1000),

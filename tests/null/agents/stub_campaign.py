@@ -101,7 +101,7 @@ def _screen(stage: str, beyond: float, share: float, draw: list[float]) -> Stage
         "state_share": Metric(share, unit="of KV bytes", higher_is_better=False, how="modelled"),
     }
     info = {
-        "recording": {
+        "attention-0123456789abcdef": {
             "beyond_by_layer": {str(n): round(beyond - 0.1 * draw[i], 3) for i, n in enumerate(layers)},
             "worst_heads": [{"layer": n, "q_head": 4, "beyond": 0.3} for n in layers],
         }

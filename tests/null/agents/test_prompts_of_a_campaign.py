@@ -93,6 +93,17 @@ def test_a_lineage_says_where_the_budget_changed_too(played: tuple[Reader, Campa
     assert any("program and budget 512 -> 128: two changes at once, not to be told apart" in t for t in texts)
 
 
+def test_a_parent_of_another_operating_point_is_said_to_be_one(
+    played: tuple[Reader, CampaignState, Path],
+) -> None:
+    wide = [a for a in played[0].asked if any(p.flow.knobs.budget == "512" for p in a.request.parents)]
+    assert wide
+    for asked in played[0].asked:
+        said = "It was measured with budget 512 (not 128)" in asked.text
+        assert said == (asked in wide)
+    assert "attention-" not in wide[0].text, "names of files say nothing"
+
+
 def test_candidates_that_agree_in_every_figure_are_named_so() -> None:
     figures = {"accuracy_delta": {"value": -0.1, "n": 16}, "modelled_speedup_h200": {"value": 2.0}}
     rows = [
