@@ -3,6 +3,8 @@ direction spreads its answers. The mechanisms are those that published selectors
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 SEED_DIRECTIONS = (
     "one vector per page, as narrow as will do, and a dot product with the query",
     "an upper bound of q·k over the page from per-channel extrema",
@@ -10,7 +12,7 @@ SEED_DIRECTIONS = (
     "a mean corrected by the spread of the keys in the page",
     "keys weighted by the size of their values, because mass on small values changes little",
     "only the channels that carry routing; leave out the rest of the state",
-    "state in fewer bits, and the bytes saved spent on a larger budget or a better score",
+    "state in fewer bits, and the bytes saved spent on more channels, more rows or a better score",
     "neighbouring pages: smooth or sharpen scores along the sequence before selecting",
     "scores normalised per head before heads are combined, so that no loud head decides for the others",
     "a selection that follows the score's own concentration instead of a fixed count",
@@ -31,7 +33,13 @@ MOVES = (
 )
 
 
-def direction(kind: str, seed: int) -> str:
-    """The direction for one request; it rotates with the seed. Empty where the request says what to do."""
-    choices = {"seed": SEED_DIRECTIONS, "mutate": MOVES, "diff": MOVES}.get(kind)
+def direction(kind: str, seed: int, given: Collection[str] = ()) -> str:
+    """The direction for one request; it rotates with the seed. Empty where the request says what to do.
+
+    Args:
+        given: knobs that are not the author's to choose: no direction is about them.
+    """
+    choices = {"seed": SEED_DIRECTIONS, "mutate": MOVES, "diff": MOVES}.get(kind, ())
+    if "budget" in given:
+        choices = tuple(text for text in choices if "budget" not in text)
     return choices[seed % len(choices)] if choices else ""

@@ -350,7 +350,9 @@ def user_prompt(request: ProposalRequest) -> str:
     """
     check(request)
     template = _templates().get_template(f"{request.kind}.j2")
-    text = template.render(request=request, direction=direction(request.kind, request.seed)).strip()
+    text = template.render(
+        request=request, direction=direction(request.kind, request.seed, request.knobs)
+    ).strip()
     # No two asks of a campaign are the same text: asked the same twice, a model answers the same.
     return f"{text}\n{f'(Ask {request.number} of this campaign.){chr(10)}' if request.number else ''}"
 

@@ -14,17 +14,20 @@ from vortex_core.specs import load_gpu
 _COMPARED = 6
 
 
-def setting(state: CampaignState, config: CampaignConfig) -> str:
+def setting(state: CampaignState, config: CampaignConfig, arm: str | None = None) -> str:
     """Where answers and speed are asked, what a byte and a launch cost there, and what chance alone does: a line each.
 
     The plan says the first, dense attention's results, where there are some already, the last.
+
+    Args:
+        arm: whose candidates are told of, beside the library's; None is everybody's.
     """
     plan = {} if state.started is None else state.started.plan
     dense = next((c for c in state.candidates.values() if c.is_dense), None)
     lines = [
         *_screen(config.screen, plan),
         *_answers(config, plan, dense),
-        *_screened_and_answered(config, state),
+        *_screened_and_answered(config, state, arm),
         *_choice(config, plan),
         *_speed(config, plan, dense),
     ]
@@ -88,13 +91,15 @@ def _answers(config: CampaignConfig, plan: Mapping[str, Any], dense: Candidate |
         yield "Dense attention has not answered yet; a difference of one or two items is chance."
 
 
-def _screened_and_answered(config: CampaignConfig, state: CampaignState) -> Iterator[str]:
+def _screened_and_answered(config: CampaignConfig, state: CampaignState, arm: str | None) -> Iterator[str]:
     """How far the screen told what answers said, by those that have both."""
     if config.screen is None:
         return
     name, objective = config.screen.accuracy, config.objective.accuracy
     both = []
     for candidate in state.candidates.values():
+        if candidate.key in state.twins or not (candidate.reference or arm in (None, candidate.arm)):
+            continue
         screened, answered = candidate.metrics("screen").get(name), candidate.metrics("search").get(objective)
         full = candidate.metrics("full_screen").get(name)
         if screened is not None and answered is not None:

@@ -9,9 +9,10 @@ import pytest
 
 import evaluators.errors  # noqa: F401 - declares its codes
 from agents.base import CHANGES, ProposalRequest, Standing
+from agents.directions import direction
 from agents.ensemble import EnsembleProposer
 from agents.prompting import metrics, observations, standings, system_prompt, user_prompt
-from search.campaign.conditions import language
+from search.campaign.conditions import language, setting
 from search.campaign.lessons import Lessons
 from search.log.files import ContentStore
 from search.log.state import CampaignState
@@ -216,6 +217,27 @@ def test_knobs_alone_are_not_asked_for_where_the_campaign_gives_them(
         team.tell("reader", 1.0 if n == 2 else 0.0, None, CHANGES[n])
     assert team.change("reader") == "tune"
     assert team.change("reader", {"budget": "128"}) != "tune"
+
+
+def test_no_direction_is_about_knobs_that_the_campaign_gives(
+    played: tuple[Reader, CampaignState, Path],
+) -> None:
+    said = [
+        re.search(r"^(?:Suggested move|Direction for this one): (.*)$", a.text, re.M) for a in played[0].asked
+    ]
+    directions = {found.group(1) for found in said if found}
+    assert len(directions) > 5
+    assert not any("budget" in text for text in directions)
+    assert any("budget" in direction("mutate", seed) for seed in range(20))
+
+
+def test_a_control_is_not_told_what_others_answered(played: tuple[Reader, CampaignState, Path]) -> None:
+    _, state, _ = played
+    library = {c.label for c in state.candidates.values() if c.reference}
+    (everybody,) = re.findall(r"What the screen said .*", setting(state, settings()))
+    (alone,) = re.findall(r"What the screen said .*", setting(state, settings(), "control"))
+    assert not set(re.findall(r"c\d{3}", everybody)) <= library
+    assert set(re.findall(r"c\d{3}", alone)) <= library
 
 
 @pytest.mark.parametrize("kind", KINDS)
