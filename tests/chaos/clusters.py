@@ -31,7 +31,7 @@ STAGES: dict[Any, Any] = {
 
 class SleepingEngine(EngineWorker):
     """Measures what `SimulatedExecutor` does, after a while. `model` is a folder: a file `STAGE-fault` there strikes
-    the first engine that finds it, once."""
+    the first engine that finds it, once; a number in a file `pace` is how many seconds a stage takes on average."""
 
     def start(self, rank: int, address: str, port: int) -> dict[str, Any]:
         """See `EngineWorker`."""
@@ -52,7 +52,7 @@ class SleepingEngine(EngineWorker):
             if fault == "memory":
                 raise MemoryError("host memory")
             raise ZeroDivisionError("nobody expects it")
-        mean = float(os.environ.get("SLEEPER_SECONDS", "0.05"))
+        mean = float((folder / "pace").read_text()) if (folder / "pace").exists() else 0.05
         time.sleep(mean * random.Random(f"{flow['key']}{stage}{seed}").expovariate(1.0))
         return {"value": simulated_stage(stage, flow, seed).to_json()}
 
@@ -63,7 +63,8 @@ class SleepingEngine(EngineWorker):
 
 @contextmanager
 def cluster(nodes: int, cpus: int, **head: Any) -> Iterator[Cluster]:
-    """A head without CPUs for anybody, and nodes."""
+    """A head without CPUs for anybody, and nodes. On a loaded machine they take longer to start than Ray grants."""
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20, **head},

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -67,6 +68,12 @@ def options(**more: Any) -> dict[str, Any]:
     return {"candidates": CANDIDATES, "engines": 2, "cpu_tasks": 1, "keep": 5, **more}
 
 
+def slowly(folder: Path, **more: Any) -> dict[str, Any]:
+    """Options of a campaign whose stages take so long that it is still at work when it is struck."""
+    (folder / "pace").write_text("0.5")  # the folder of a run is what its engines load
+    return options(**more)
+
+
 def events(root: Path, run: str = "r") -> list[ev.Event]:
     with open_run(run, readonly=True, root=root) as opened:
         return [record.event for record in opened.store.read()]
@@ -80,10 +87,20 @@ def until(true: Callable[[], Any], seconds: float = 120) -> None:
 
 
 def finished(root: Path, count: int, run: str = "r") -> Callable[[], bool]:
+    """Whether so many candidates are finished; asked of the database, since it is asked often."""
+    log = root / run / "events.sqlite"
+
     def reached() -> bool:
-        if not (root / run / "events.sqlite").exists():
+        if not log.exists():
             return False
-        return sum(isinstance(e, ev.CandidateFinished) for e in events(root, run)) >= count
+        with contextlib.closing(sqlite3.connect(f"{log.as_uri()}?mode=ro", uri=True)) as db:
+            try:
+                (found,) = db.execute(
+                    "SELECT count(*) FROM events WHERE kind = 'candidate_finished'"
+                ).fetchone()
+            except sqlite3.OperationalError:  # it is being made
+                return False
+        return int(found) >= count
 
     return reached
 
@@ -149,7 +166,7 @@ def test_nodes(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_pa
     extra = nodes.add_node(num_cpus=2, object_store_memory=100 << 20)
     try:
         # Three engines do not fit the two nodes beside the CPU worker and the other campaigns' engines.
-        running = driver(tmp_path, "r", nodes.address, **options(engines=4))
+        running = driver(tmp_path, "r", nodes.address, **slowly(tmp_path, engines=4))
         until(finished(tmp_path, 5))
         if how == "drained":
             subprocess.run(
@@ -168,7 +185,7 @@ def test_nodes(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_pa
 
 def test_a_node_that_joins_is_used(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path):
     began = time.monotonic()
-    running = driver(tmp_path, "r", nodes.address, **options(engines=6, keep=0, model='"joins"'))
+    running = driver(tmp_path, "r", nodes.address, **slowly(tmp_path, engines=6, keep=0))
     until(finished(tmp_path, 3))
     extra = nodes.add_node(num_cpus=4, object_store_memory=100 << 20)
     try:
@@ -195,7 +212,7 @@ def test_drivers(
     within: float,
 ):
     began = time.monotonic()
-    running = driver(tmp_path, "r", nodes.address, **options())
+    running = driver(tmp_path, "r", nodes.address, **slowly(tmp_path))
     until(finished(tmp_path, 6))
     live = read_live(tmp_path / "r")
     assert live is not None and live.alive and live.stands["workers"], "status has something to say"
@@ -214,7 +231,7 @@ def test_drivers(
 
 def test_a_locked_log(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_path: Path):
     began = time.monotonic()
-    running = driver(tmp_path, "r", nodes.address, **options())
+    running = driver(tmp_path, "r", nodes.address, **slowly(tmp_path))
     until(finished(tmp_path, 4))
     holder = sqlite3.connect(tmp_path / "r" / "events.sqlite", isolation_level=None, timeout=30)
     holder.execute("BEGIN IMMEDIATE")
@@ -254,7 +271,7 @@ def test_the_control_store_is_restarted(undisturbed: tuple[dict[str, Any], float
     ends with what it has, and the same command goes on with the new one."""
     began = time.monotonic()
     with cluster(1, 3) as first:
-        running = driver(tmp_path, "r", first.address, **options())
+        running = driver(tmp_path, "r", first.address, **slowly(tmp_path))
         until(finished(tmp_path, 5))
         first.head_node.kill_gcs_server()
         try:
