@@ -257,6 +257,19 @@ class EvaluationPlan(BaseModel):
         data = _shrunk(self.model_dump(mode="json"), share)
         return EvaluationPlan.model_validate(data | {"reads": model.max_context})
 
+    def with_items(self, share: float) -> EvaluationPlan:
+        """This plan with a share of every task's items, two at least: for a machine too slow for all of them."""
+        if share == 1.0:
+            return self
+        data = self.model_dump(mode="json")
+        for task in (*data["accuracy"]["tasks"], data["perplexity"]):
+            task["items"] = min(task["items"], max(2, math.ceil(share * task["items"])))
+        fewest = min(task["items"] for task in data["accuracy"]["tasks"])
+        data["accuracy"]["gate_items"] = min(data["accuracy"]["gate_items"], fewest)
+        if "recall" in data:
+            data["recall"]["needle_items"] = min(data["recall"]["needle_items"], fewest)
+        return EvaluationPlan.model_validate(data)
+
     @property
     def digest(self) -> str:
         """12 hex digits; results of different plans are not comparable."""

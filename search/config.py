@@ -288,6 +288,8 @@ class CampaignConfig(Strict):
         screen: how programs are screened before they answer; None: every program answers.
         knobs: settings that every candidate has, whatever its author says: programs are then compared at one operating
             point.
+        adapt: whether a machine slower than the plan is written for is asked fewer items (`search.pace`), so that a
+            time limit leaves it answers to compare; of a run it is decided once, when it begins. On a CPU only.
         repairs: rounds in which an LLM may mend a program that was refused.
         proposer_patience: failures in a row after which the campaign pauses.
     """
@@ -307,6 +309,7 @@ class CampaignConfig(Strict):
     serving: Serving | None = None
     screen: Screen | None = None
     knobs: dict[str, Any] = Field(default_factory=dict)
+    adapt: bool = False
     repairs: int = Field(1, ge=0)
     proposer_patience: int = Field(5, ge=1)
 

@@ -20,7 +20,7 @@ from evaluators.plan import EvaluationPlan, load_plan
 from search.campaign.budget import nothing_left
 from search.campaign.campaign import Campaign
 from search.campaign.lessons import Lessons, carried
-from search.campaign.replay import ReplayProposer, read_recording
+from search.campaign.replay import Recording, ReplayProposer, read_recording
 from search.commands.evaluation import SERVING
 from search.config import CAMPAIGNS, CampaignConfig, Cluster, load_proposer
 from search.errors import other_configuration
@@ -32,6 +32,7 @@ from search.log import events as ev
 from search.log.run import campaign_of, open_run, read_state, recorded_campaign
 from search.log.state import CampaignState
 from search.machine import machine, versions
+from search.pace import pace, share_of_items
 from vortex_core.configs import Layer, Loaded
 from vortex_core.ir.flow import Flow
 from vortex_core.specs import ModelSpec
@@ -199,7 +200,7 @@ def run_campaign(
     Args:
         watching: `(config, run name) -> context manager with a watch method`, for progress.
         executor: runs stages; by default a Ray cluster as configured.
-        said: called instead, with the reason, where a finished run has nothing left to do.
+        said: called where a finished run has nothing left to do, and where a slow machine is asked less.
 
     Returns:
         The run's name and its final state.
@@ -236,7 +237,12 @@ def run_campaign(
             check_environment(interpreter(config.serving.python))
     with open_run(name, readonly=False) as run:
         state = read_state(run)
-        settings = _settings(config, seed, specs)
+        share = _share_of_items(config, state, recording)
+        if share < 1.0:
+            said(_fewer(plan, share, config))
+        plan = plan.with_items(share)
+        setup = replace(setup, plan=plan.model_dump(mode="json"))
+        settings = _settings(config, seed, specs) | {"items_share": share}
         _require_same(name, state, settings, plan.digest)
         done = nothing_left(config.limits, state)
         if done is not None and state.limits.get("serving") == config.model_dump(mode="json")["serving"]:
@@ -259,7 +265,7 @@ def run_campaign(
             campaign = Campaign(
                 run,
                 config,
-                executor or _ray(config, setup, plan, name, run.folder.absolute() / "logs"),
+                executor or _ray(config, setup, plan, share, name, run.folder.absolute() / "logs"),
                 proposers,
                 seed=seed,
                 model=model.model_dump(mode="json"),
@@ -287,15 +293,35 @@ def lessons_of(run: str) -> tuple[Lesson, ...]:
         return carried(Lessons(opened.files, campaign_of(state)).now(state), run)
 
 
+def _share_of_items(config: CampaignConfig, state: CampaignState, recording: Recording | None) -> float:
+    """The share of the plan's items that is asked: as the run or the recording began, else as this machine is now."""
+    began = state.started or (recording.started if recording is not None else None)
+    if began is not None:
+        return float(began.settings.get("items_share", 1.0))
+    here = config.cluster.address is None and (config.cluster.device == "cpu" or not resources_here().gpus)
+    if not (config.adapt and here and config.limits.seconds is not None):
+        return 1.0
+    return share_of_items(pace())
+
+
+def _fewer(plan: EvaluationPlan, share: float, config: CampaignConfig) -> str:
+    """What a slow machine is asked, in words."""
+    before, after = (sum(task.items for task in p.accuracy.tasks) for p in (plan, plan.with_items(share)))
+    return (
+        f"slow or busy machine: {after} items instead of {before} (plan {plan.name}), so that "
+        f"{config.limits.seconds:g} s leave answers to compare; intervals are wider. `adapt: false` in the campaign asks all"
+    )
+
+
 def _ray(
-    config: CampaignConfig, setup: EngineSetup, plan: EvaluationPlan, name: str, logs: Path
+    config: CampaignConfig, setup: EngineSetup, plan: EvaluationPlan, share: float, name: str, logs: Path
 ) -> RayExecutor:
     """The cluster that a campaign asks for."""
     from search.commands.evaluation import stage_table
 
     second = None
     if config.finals.second is not None:
-        asked = load_plan(config.finals.second.evaluation)
+        asked = load_plan(config.finals.second.evaluation).with_items(share)
         second = EngineSetup(config.finals.second.model, asked.model_dump(mode="json"))
     return RayExecutor(
         _with_serving(config),

@@ -120,6 +120,8 @@ class SqliteEventStore:
     ) -> None:
         self.path = path
         self._clock = clock
+        self._wanted = True
+        self._synchronous = ""
         self._lock: WriterLock | None = None
         if not readonly:
             try:
@@ -153,7 +155,7 @@ class SqliteEventStore:
         foreign.distrust(self._db, schema.TABLES)
         foreign.refuse_triggers(self._db, schema.GUARDS)
         self._db.execute(f"PRAGMA journal_mode={'DELETE' if lock.shared else 'WAL'}")
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._wait_for_disk(True)
         if schema.version_of(self._db) <= schema.VERSION:
             schema.bring_up_to_date(self._db)
             self._db.execute("INSERT OR REPLACE INTO writer VALUES (1, ?)", (lock.token,))
@@ -187,6 +189,7 @@ class SqliteEventStore:
         # Never before the last event, and never standing still because the machine's clock was set back meanwhile.
         now = max(self._clock() + self._ahead, self._last.time)
         records, last = [], self._last
+        self._wait_for_disk(self._wanted and (self._lock.shared or any(map(_costs, new))))
         self._db.execute("BEGIN IMMEDIATE")
         try:
             if self._db.execute("SELECT token FROM writer").fetchone() != (self._lock.token,):
@@ -250,9 +253,21 @@ class SqliteEventStore:
         return self._last.seq, self._last.chain
 
     def durable(self, wanted: bool) -> None:
-        """Whether an append waits for the disk. Off for tests and simulations only: a power failure may then lose the
-        last events, though never leave half of one."""
-        self._db.execute(f"PRAGMA synchronous={'FULL' if wanted else 'OFF'}")
+        """Whether appends wait for the disk at all. Off for tests and simulations only: a power failure may then lose
+        what was paid for."""
+        self._wanted = wanted
+
+    def _wait_for_disk(self, wait: bool) -> None:
+        """Whether commits do, from here on.
+
+        An append outlives the death of any process either way. Only the failure of power or kernel may take the
+        last ones, never half of one and never an earlier one alone; what that would repeat is some computing, so only
+        what money was spent on waits (and takes all before it along).
+        """
+        mode = "FULL" if wait else "NORMAL" if self._wanted else "OFF"
+        if mode != self._synchronous:
+            self._db.execute(f"PRAGMA synchronous={mode}")
+            self._synchronous = mode
 
     def rest(self) -> None:
         """Fold everything into the one file and close it, so that another may take its place; the lock is kept.
@@ -322,6 +337,17 @@ def _row(
     if type(when) not in (int, float) or not 0 <= when < _YEAR_10000:
         raise bad_log(str(path), "an event without a time that a calendar has")
     return seq, when, kind, version, body, str(link)
+
+
+def _costs(event: events.Event) -> bool:
+    """Whether to lose the event would be to pay again."""
+    match event:
+        case events.CallBooked() | events.CampaignFinished():
+            return True
+        case events.Proposed(calls=calls) | events.ProposalFailed(calls=calls):
+            return calls > 0
+        case _:
+            return False
 
 
 def _read_only(path: Path) -> str:

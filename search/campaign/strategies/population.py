@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Member, Tell
@@ -117,13 +118,12 @@ class Population:
         """Those that nobody at least as fast is surely more accurate than."""
         c = self.confidence
         ordered = sorted(places, key=lambda i: -members[i].speed)
-        front, surest, i = [], float("-inf"), 0
-        while i < len(ordered):
-            same = [n for n in ordered[i:] if members[n].speed == members[ordered[i]].speed]
+        front, surest = [], float("-inf")
+        for _, alike in groupby(ordered, key=lambda i: members[i].speed):
+            same = list(alike)
             surest = max(surest, *(_toward(members[n], members[n].low, c) for n in same))
             # Of equals in everything all stay; one that is no faster and whose best case is somebody's worst does not.
             front += [n for n in same if _toward(members[n], members[n].high, c) >= surest]
-            i += len(same)
         return front
 
     def _shares(self, members: list[Member], layers: list[int]) -> list[float]:

@@ -1,0 +1,101 @@
+"""A slow or busy machine is asked fewer items, decided once a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluators.plan import list_plans, load_plan
+from search.campaign import session
+from search.campaign.session import Options, run_campaign
+from search.config import CampaignConfig
+from search.log.run import open_run, read_state
+from search.pace import FULL, LEAST, pace, share_of_items
+from search.testing import SimulatedExecutor, SimulatedProposer
+
+CAMPAIGN = """
+extends: default
+adapt: true
+references: [dense]
+screen: null
+finals: {second: null, peers: 0, matched: false}
+limits: {candidates: 2, seconds: 900}
+"""
+
+
+def test_the_pace_of_a_machine_is_a_number_of_its_own():
+    found = pace()
+    assert 0 < found < 1000
+
+
+@pytest.mark.parametrize(("found", "share"), [(3.0, 1.0), (FULL, 1.0), (0.5, 0.5), (0.0, LEAST)])
+def test_share_of_items(found: float, share: float):
+    assert share_of_items(found) == share
+
+
+@pytest.mark.parametrize("name", list_plans())
+def test_every_plan_holds_with_fewer_items(name: str):
+    plan = load_plan(name)
+    less = plan.with_items(LEAST)
+    for before, after in zip(plan.accuracy.tasks, less.accuracy.tasks, strict=True):
+        assert after.items == min(before.items, max(2, math.ceil(LEAST * before.items)))
+        assert (after.key, after.parameters) == (before.key, before.parameters)
+    assert less.accuracy.gate_items <= min(task.items for task in less.accuracy.tasks)
+    assert less.digest != plan.digest, "results of the two are not comparable"
+    assert plan.with_items(1.0).digest == plan.digest
+
+
+def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VORTEX_RUNS", str(tmp_path / "runs"))
+    file = tmp_path / "c.yaml"
+    file.write_text(CAMPAIGN, encoding="utf-8")
+    monkeypatch.setattr(
+        session, "make_proposers", lambda specs, *_: dict.fromkeys(specs, SimulatedProposer())
+    )
+    monkeypatch.setattr(session, "load_library", lambda flow, knobs: _library(flow))
+    monkeypatch.setattr(session, "resources_here", lambda: _Here())
+    monkeypatch.setattr(session, "pace", lambda: 0.4)
+    said: list[str] = []
+    options = Options(campaign=str(file), run="slow", max_candidates=2)
+    run_campaign(options, silent, SimulatedExecutor(), said.append)
+    assert said == [said[0]] and "8 items instead of 16" in said[0]
+    with open_run("slow", readonly=True) as run:
+        started = read_state(run).started
+    assert started is not None and started.settings["items_share"] == 0.4
+    assert [task["items"] for task in started.plan["accuracy"]["tasks"]] == [4, 4]
+    # The machine is quiet again: the run goes on with the items it has, or its results could not be compared.
+    monkeypatch.setattr(session, "pace", lambda: 2.0)
+    run_campaign(
+        Options(campaign=str(file), run="slow", max_candidates=4), silent, SimulatedExecutor(), said.append
+    )
+    with open_run("slow", readonly=True) as run:
+        assert read_state(run).distinct_programs >= 4
+    # On machines with GPUs nothing is measured: it is not the cores that answer there.
+    monkeypatch.setattr(session, "resources_here", lambda: _Here(gpus=1))
+    monkeypatch.setattr(session, "pace", lambda: pytest.fail("measured"))
+    run_campaign(Options(campaign=str(file), run="gpu", max_candidates=2), silent, SimulatedExecutor())
+
+
+class _Here:
+    def __init__(self, gpus: int = 0) -> None:
+        self.gpus = gpus
+
+
+def _library(flow: str) -> Any:
+    from search.testing import simulated_library
+
+    return simulated_library(flow, {})
+
+
+@contextmanager
+def silent(config: CampaignConfig, name: str) -> Iterator[Any]:
+    class Watching:
+        def watch(self, *_: object) -> None: ...
+        def say(self, words: str) -> None: ...
+
+    yield Watching()
