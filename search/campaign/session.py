@@ -309,7 +309,7 @@ def _fewer(plan: EvaluationPlan, share: float, config: CampaignConfig) -> str:
     before, after = (sum(task.items for task in p.accuracy.tasks) for p in (plan, plan.with_items(share)))
     return (
         f"slow or busy machine: {after} items instead of {before} (plan {plan.name}), so that "
-        f"{config.limits.seconds:g} s leave answers to compare; intervals are wider. `adapt: false` in the campaign asks all"
+        f"{config.limits.seconds:g} s leave answers to compare; `adapt: false` in the campaign asks all"
     )
 
 
