@@ -23,6 +23,7 @@ ARROWS = {
         "vortex_core.flow",
         "vortex_core.ir",
         "vortex_core.configs",
+        "vortex_core.files",  # what is handed in is a file of anybody
         "vortex_core.registry",
         "vortex_core.library",  # sources of published algorithms, shown to a model as examples
         "vortex_core.sandbox",  # the conformance suite traces what a proposer writes
