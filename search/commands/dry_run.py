@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from agents.base import Parent, ProposalRequest
+from agents.base import Lesson, Parent, ProposalRequest, Standing
 from agents.ensemble import EnsembleProposer
 from agents.llm import LLMProposer
-from search.campaign.feedback import objective_in_words
-from search.campaign.session import Options, load_library, make_proposers, resolve
+from search.campaign.conditions import setting
+from search.campaign.feedback import objective_in_words, screen_in_words
+from search.campaign.session import Options, load_library, make_proposers, plan_of, resolve
+from search.config import CampaignConfig
+from search.log import events as ev
 from search.log.state import CampaignState
+from search.log.store import Record
+
+_CANDIDATES = 20
+_LESSONS = 12
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,7 @@ def estimate_costs(options: Options) -> dict[str, Any]:
             models[member.name] = member
             share = config.limits.candidates * arm.share / shares / len(members)
             calls[member.name] = calls.get(member.name, 0.0) + share
-    flow, source = load_library("quest", {})
-    request = ProposalRequest(
-        kind="mutate", seed=0, parents=(Parent(flow, source),), objective=objective_in_words(config.objective)
-    )
+    request = _grown(config)
     costs = []
     for name, member in models.items():
         forecast, number = member.forecast(request), math.ceil(calls[name])
@@ -82,6 +86,40 @@ def estimate_costs(options: Options) -> dict[str, Any]:
         "dollars": sum(known) if len(known) == len(costs) else None,
         "caps": config.limits.model_dump(include={"candidates", "dollars", "tokens", "calls", "seconds"}),
     }
+
+
+def _grown(config: CampaignConfig) -> ProposalRequest:
+    """An ask as long as those in the middle of a campaign, when there is something to tell: about
+    `_CANDIDATES` candidates with their intervals, and as many lessons as are told."""
+    flow, source = load_library("quest", {})
+    figure = {"value": 0.1234, "low": 0.1234, "high": 0.1234, "n": 16}
+    row = Standing(
+        "c000 a_program_of_this_name",
+        "best",
+        "screened only, gates proven",
+        "x" * 120,
+        config.knobs,
+        dict.fromkeys((config.objective.accuracy, config.objective.speed, "state_share"), figure),
+    )
+    rows = tuple(
+        replace(row, name=f"c{n:03} a_program_of_this_name", idea=f"{n}" * 40) for n in range(_CANDIDATES)
+    )
+    lesson = Lesson(
+        "with a trait of a program: accuracy_delta +0.123, speed +0.123 on average", 4, 2, 0.5, ("c000",)
+    )
+    started = ev.CampaignStarted("", {}, plan_of(config).model_dump(mode="json"), {}, {})
+    state = CampaignState()
+    state.apply(Record(1, 0.0, started))
+    return ProposalRequest(
+        kind="mutate",
+        seed=0,
+        parents=(Parent(flow, source),),
+        objective=objective_in_words(config.objective) + screen_in_words(config.screen),
+        setting=setting(state, config),
+        knobs=config.knobs,
+        standings=rows,
+        lessons=(lesson,) * _LESSONS,
+    )
 
 
 def in_words(found: dict[str, Any]) -> str:

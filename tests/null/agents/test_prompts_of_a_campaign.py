@@ -11,9 +11,12 @@ import evaluators.errors  # noqa: F401 - declares its codes
 from agents.base import CHANGES, ProposalRequest, Standing
 from agents.directions import direction
 from agents.ensemble import EnsembleProposer
+from agents.prices import Price, estimate
 from agents.prompting import metrics, observations, standings, system_prompt, user_prompt
 from search.campaign.conditions import language, setting
 from search.campaign.lessons import Lessons
+from search.campaign.session import Options
+from search.commands.dry_run import estimate_costs
 from search.log.files import ContentStore
 from search.log.state import CampaignState
 from tests.null.agents.stub_campaign import Reader, by_kind, play, settings
@@ -258,3 +261,13 @@ def test_a_repair_shows_program_and_error_first(played: tuple[Reader, CampaignSt
 def test_an_ask_without_a_number_carries_none() -> None:
     assert "of this campaign.)" not in user_prompt(ProposalRequest(kind="seed", seed=0))
     assert user_prompt(ProposalRequest(kind="seed", seed=0, number=7)).endswith("(Ask 7 of this campaign.)\n")
+
+
+def test_a_dry_run_expects_asks_as_long_as_they_become(played: tuple[Reader, CampaignState, Path]) -> None:
+    address = "http://127.0.0.1:9/v1"
+    found = estimate_costs(Options(campaign="default", proposer=f"openai:m@{address}"))
+    (one,) = found["models"]
+    late = [
+        estimate(Price("m", address), (SYSTEM, asked.text), 1_500).tokens for asked in played[0].asked[30:]
+    ]
+    assert 0.8 < one["tokens"] / (sum(late) / len(late)) < 1.2
