@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from evaluators.plan import EvaluationPlan
 from search.config import CampaignConfig, Screen
 from search.log.state import CampaignState, Candidate
 from vortex_core.errors import VortexError, declared
 from vortex_core.ir.knobs import Knobs
-from vortex_core.specs import load_gpu
+from vortex_core.specs import ModelSpec, load_gpu, load_model
 
 _COMPARED = 6
 
 
-def setting(state: CampaignState, config: CampaignConfig, arm: str | None = None) -> str:
+def setting(
+    state: CampaignState, config: CampaignConfig, arm: str | None = None, model: dict[str, Any] | None = None
+) -> str:
     """Where answers and speed are asked, what a byte and a launch cost there, and what chance alone does: a line each.
 
     The plan says the first, dense attention's results, where there are some already, the last.
 
     Args:
         arm: whose candidates are told of, beside the library's; None is everybody's.
+        model: description of the model served: one that reads less than the plan asks is asked at shorter contexts.
     """
-    plan = {} if state.started is None else state.started.plan
+    plan = {} if state.started is None else _asked(state.started.plan, config, model)
     dense = next((c for c in state.candidates.values() if c.is_dense), None)
     lines = [
         *_screen(config.screen, plan),
@@ -32,6 +38,20 @@ def setting(state: CampaignState, config: CampaignConfig, arm: str | None = None
         *_speed(config, plan, dense),
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _asked(plan: dict[str, Any], config: CampaignConfig, model: dict[str, Any] | None) -> dict[str, Any]:
+    """A run's plan as the answering model is asked it; as it stands where the model is not known by its shapes."""
+    if not plan or model is None:
+        return plan
+    try:
+        answers = (
+            load_model(config.accuracy_model) if config.accuracy_model else ModelSpec.model_validate(model)
+        )
+        found = EvaluationPlan.model_validate({name: part for name, part in plan.items() if name != "digest"})
+        return found.for_model(answers).model_dump(mode="json")
+    except (ValidationError, VortexError):
+        return plan
 
 
 def language() -> str:

@@ -71,7 +71,7 @@ def make_request(
         objective=objective_in_words(objective) + screen_in_words(config.screen),
         ledger=ledger(state, config, arm),
         tried=state.candidates.keys(),
-        setting=setting(state, config, arm) if in_words else "",
+        setting=setting(state, config, arm, model) if in_words else "",
         standings=standings(state, config, proposal.parents, arm) if in_words else (),
         lessons=lessons,
         number=proposal.id,

@@ -13,14 +13,18 @@ from agents.directions import direction
 from agents.ensemble import EnsembleProposer
 from agents.prices import Price, estimate
 from agents.prompting import metrics, observations, standings, system_prompt, user_prompt
+from evaluators.plan import load_plan
 from search.campaign.conditions import language, setting
 from search.campaign.lessons import Lessons
 from search.campaign.session import Options
 from search.commands.dry_run import estimate_costs
+from search.log import events as ev
 from search.log.files import ContentStore
 from search.log.state import CampaignState
+from search.log.store import Record
 from tests.null.agents.stub_campaign import Reader, by_kind, play, settings
 from vortex_core.errors import declared
+from vortex_core.specs import load_model
 
 KINDS = ("seed", "crossover", "repair", *CHANGES)
 SYSTEM = system_prompt(language())
@@ -241,6 +245,19 @@ def test_a_control_is_not_told_what_others_answered(played: tuple[Reader, Campai
     (alone,) = re.findall(r"What the screen said .*", setting(state, settings(), "control"))
     assert not set(re.findall(r"c\d{3}", everybody)) <= library
     assert set(re.findall(r"c\d{3}", alone)) <= library
+
+
+def test_a_model_that_reads_less_is_told_the_contexts_that_it_is_asked(
+    played: tuple[Reader, CampaignState, Path],
+) -> None:
+    state = CampaignState()
+    plan = load_plan("gpu").model_dump(mode="json")
+    state.apply(Record(1, 0.0, ev.CampaignStarted("r", {}, plan, {}, {})))
+    longest = max(task["context"] for task in plan["accuracy"]["tasks"])
+    short = load_model("smollm2-135m").model_dump(mode="json")
+    assert f"at {longest} tokens" in setting(state, settings(), None, short | {"max_context": 4 * longest})
+    assert f"at {longest} tokens" not in setting(state, settings(), None, short)
+    assert short["max_context"] < longest
 
 
 @pytest.mark.parametrize("kind", KINDS)
