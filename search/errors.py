@@ -94,6 +94,8 @@ _declare(
 _declare("VS031", "no such job", "a job is polled by the name its start answered with", "user")
 _declare("VS032", "package not installed", "optional parts need their extra installed", "user")
 _declare("VS052", "run is over", "programs are handed to a run that still searches", "user")
+_declare("VS053", "it did not hold", "what is shelved beat the library where it was not fitted", "user")
+_declare("VS054", "file exists", "a file that is written is new", "user")
 _declare("VS060", "nothing to replay", "a run that is replayed asked for something", "user")
 _declare(
     "VS061",
@@ -227,6 +229,18 @@ def no_winner(run: str, why: str) -> VortexError:
         f"run {run!r} has no winner: {why}",
         "take a program by its rank: --rank 1; its card says what is open",
     )
+
+
+def not_held(why: str) -> VortexError:
+    """`VS053`: a winner that showed too little to be shelved."""
+    return VortexError(
+        "VS053", f"the winner did not hold: {why}", "export it: --winner; its card says what is open"
+    )
+
+
+def file_exists(path: str) -> VortexError:
+    """`VS054`: something of that name is there."""
+    return VortexError("VS054", f"{path} exists", "choose another --name")
 
 
 def run_is_over(run: str) -> VortexError:

@@ -14,8 +14,38 @@ from vortex_core.text import markup
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (export, verify):
+    for command in (export, shelve, verify):
         app.command()(command)
+
+
+def shelve(
+    run: RunName,
+    name: Annotated[str, typer.Option(help="What the program is to be called.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the shelf.")] = Path("found"),
+    as_json: Json = False,
+) -> None:
+    """Put a run's winner on a shelf, if it held against the library at equal cost: on sealed items, on another model.
+
+    Writes NAME.py, which is a flow as any (a reference of the next campaign), and NAME.json: who proposed it, after how
+    many tries, against what, on which machine. The project's own shelf is `vortex_core/library/found`.
+
+    Example:
+
+        vortex-search shelve default-smollm2-135m-grammar-s0 --name slow_bands
+    """
+    from search.commands.export import choose
+    from search.commands.shelve import shelve as write
+
+    with opened(run) as it:
+        entry = choose(it.archive, run, winner=True)
+        written = write(it.run, it.state, it.config, entry, name, out_folder)
+    if as_json:
+        emit(
+            {"run": run, "name": name, "id": entry.candidate.label, "files": [str(path) for path in written]}
+        )
+        return
+    for path in written:
+        out.print(f"wrote {markup(str(path))}", soft_wrap=True)
 
 
 def export(

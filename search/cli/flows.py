@@ -249,7 +249,7 @@ def flows(as_json: Json = False) -> None:
     """
     from vortex_core import library
 
-    found = [library.load(name) for name in library.names()]
+    found = [library.load(name) for name in (*library.names(), *library.found_names())]
     if as_json:
         emit([_identity(traced) for traced in found])
         return

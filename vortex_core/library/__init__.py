@@ -1,16 +1,19 @@
 """Published algorithms, one small file each. They obey the same rules as anyone's flow.
 
-Three shelves: this folder holds flows for every model, `mla/` those that tell latent from rotary channels,
-and `needs_weights/` those whose learned weights must be supplied before they mean anything.
+Four shelves: this folder holds flows for every model, `mla/` those that tell latent from rotary channels,
+`needs_weights/` those whose learned weights must be supplied before they mean anything, and `found/` what campaigns
+discovered and what held on sealed items and on a model that its search never saw, each with the card of its run.
 `docs/library.md` lists all, and the methods that cannot be written as a selection of pages.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from vortex_core.errors import VortexError
 from vortex_core.flow.trace import Traced
@@ -31,6 +34,24 @@ def mla_names() -> list[str]:
 def untrained_names() -> list[str]:
     """Names of the flows that need learned or calibrated weights."""
     return sorted(_shelf("needs_weights"))
+
+
+def found_names() -> list[str]:
+    """Names of the flows that campaigns found."""
+    return sorted(_shelf("found"))
+
+
+def card(name: str) -> dict[str, Any]:
+    """The card of a flow that a campaign found: its run, its tries, what it held against.
+
+    Raises:
+        VortexError: `VF070` for a name that is on no shelf of finds.
+    """
+    path = _shelf("found").get(name)
+    if path is None:
+        raise _unknown(name)
+    found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return found
 
 
 def source(name: str) -> str:
@@ -70,7 +91,7 @@ def _shelf(folder: str) -> dict[str, Path]:
 
 
 def _all() -> dict[str, Path]:
-    return {**_shelf(""), **_shelf("mla"), **_shelf("needs_weights")}
+    return {**_shelf(""), **_shelf("mla"), **_shelf("needs_weights"), **_shelf("found")}
 
 
 def _path(name: str) -> Path:

@@ -67,7 +67,7 @@ def compare(name: str, geometry: Geometry, seed: int, layer: int = 0) -> None:
 
 @pytest.mark.usefixtures("single_thread")
 @pytest.mark.parametrize("geometry", GQA, ids=lambda g: f"group{g.group}")
-@pytest.mark.parametrize("name", library.names())
+@pytest.mark.parametrize("name", [*library.names(), *library.found_names()])
 def test_gqa(name: str, geometry: Geometry) -> None:
     compare(name, geometry, seed=geometry.group)
 

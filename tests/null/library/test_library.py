@@ -20,6 +20,7 @@ from vortex_core.sandbox.load import trace_file, trace_source, write_flow
 EVERY_MODEL = library.names()
 MLA = library.mla_names()
 UNTRAINED = library.untrained_names()
+FOUND = library.found_names()
 ALL = [*EVERY_MODEL, *MLA, *UNTRAINED]
 
 
@@ -146,3 +147,21 @@ def test_the_documentation_lists_every_flow_with_its_paper(name: str, root: Path
     papers = set(re.findall(r"\d{4}\.\d{5}", row))
     assert papers <= set(re.findall(r"\d{4}\.\d{5}", weights.load(name).doc))
     assert papers or "NeurIPS 2024" in row
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_has_the_card_of_its_run(name: str) -> None:
+    traced, card = library.load(name), library.card(name)
+    verify(traced.program)
+    assert (card["name"], card["ir_hash"], card["key"]) == (name, traced.ir_hash, traced.key)
+    assert card["winner"] and card["tries"]["screened"] > card["tries"]["answered"] > 0
+    assert len(card["held"]) >= 2 and any("beats" in words for words in card["held"])
+    assert all(words in " ".join(traced.doc.split()) for words in card["held"])
+    assert card["found_by"] and card["measured_with"]["commit"]
+
+
+def test_the_shelf_is_no_peer_and_no_method_of_the_literature() -> None:
+    """What a search found is not what finds are compared with, or a campaign would compete with its own past."""
+    assert not set(FOUND) & set(ALL)
+    with pytest.raises(VortexError, match="VF070"):
+        library.card("quest")
