@@ -288,8 +288,9 @@ class CampaignConfig(Strict):
         screen: how programs are screened before they answer; None: every program answers.
         knobs: settings that every candidate has, whatever its author says: programs are then compared at one operating
             point.
-        adapt: whether a machine slower than the plan is written for is asked fewer items (`search.pace`), so that a
-            time limit leaves it answers to compare; of a run it is decided once, when it begins. On a CPU only.
+        written_for: seconds in which two quiet cores get through the plan's items and have time to search. On a CPU
+            that gets less done in the time limit (`search.pace`) fewer items are asked, so that there are answers to
+            compare; decided once a run, when it begins. None: all are asked.
         repairs: rounds in which an LLM may mend a program that was refused.
         proposer_patience: failures in a row after which the campaign pauses.
     """
@@ -309,7 +310,7 @@ class CampaignConfig(Strict):
     serving: Serving | None = None
     screen: Screen | None = None
     knobs: dict[str, Any] = Field(default_factory=dict)
-    adapt: bool = False
+    written_for: float | None = Field(None, gt=0)
     repairs: int = Field(1, ge=0)
     proposer_patience: int = Field(5, ge=1)
 

@@ -299,17 +299,18 @@ def _share_of_items(config: CampaignConfig, state: CampaignState, recording: Rec
     if began is not None:
         return float(began.settings.get("items_share", 1.0))
     here = config.cluster.address is None and (config.cluster.device == "cpu" or not resources_here().gpus)
-    if not (config.adapt and here and config.limits.seconds is not None):
+    if config.written_for is None or config.limits.seconds is None or not here:
         return 1.0
-    return share_of_items(pace())
+    more_time = config.limits.seconds / config.written_for
+    return 1.0 if more_time >= 20 else share_of_items(more_time * pace())
 
 
 def _fewer(plan: EvaluationPlan, share: float, config: CampaignConfig) -> str:
     """What a slow machine is asked, in words."""
     before, after = (sum(task.items for task in p.accuracy.tasks) for p in (plan, plan.with_items(share)))
     return (
-        f"slow or busy machine: {after} items instead of {before} (plan {plan.name}), so that "
-        f"{config.limits.seconds:g} s leave answers to compare; `adapt: false` in the campaign asks all"
+        f"{after} items are asked instead of {before} (plan {plan.name}): on this machine as it is now "
+        f"{config.limits.seconds:g} s leave no time for all"
     )
 
 

@@ -20,7 +20,7 @@ from search.testing import SimulatedExecutor, SimulatedProposer
 
 CAMPAIGN = """
 extends: default
-adapt: true
+written_for: 900
 references: [dense]
 screen: null
 finals: {second: null, peers: 0, matched: false}
@@ -63,7 +63,7 @@ def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest
     said: list[str] = []
     options = Options(campaign=str(file), run="slow", max_candidates=2)
     run_campaign(options, silent, SimulatedExecutor(), said.append)
-    assert said == [said[0]] and "8 items instead of 16" in said[0]
+    assert said == [said[0]] and "8 items are asked instead of 16" in said[0]
     with open_run("slow", readonly=True) as run:
         started = read_state(run).started
     assert started is not None and started.settings["items_share"] == 0.4
@@ -75,6 +75,17 @@ def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest
     )
     with open_run("slow", readonly=True) as run:
         assert read_state(run).distinct_programs >= 4
+    # Half of the time is half of the items; a day is enough for all.
+    monkeypatch.setattr(session, "pace", lambda: 1.0)
+    for seconds, items in ((450.0, 4), (1800.0, 8)):
+        run_campaign(
+            Options(campaign=str(file), run=f"s{seconds:g}", max_candidates=2, seconds=seconds),
+            silent,
+            SimulatedExecutor(),
+        )
+        with open_run(f"s{seconds:g}", readonly=True) as run:
+            started = read_state(run).started
+        assert started is not None and started.plan["accuracy"]["tasks"][0]["items"] == items
     # On machines with GPUs nothing is measured: it is not the cores that answer there.
     monkeypatch.setattr(session, "resources_here", lambda: _Here(gpus=1))
     monkeypatch.setattr(session, "pace", lambda: pytest.fail("measured"))
