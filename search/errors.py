@@ -190,6 +190,10 @@ def other_configuration(run: str, differences: Iterable[str]) -> VortexError:
 
 def bad_log(path: str, why: str) -> VortexError:
     """`VS005`: an event log that this version cannot read."""
+    if "disk" in why:  # SQLite's words for a full one, and for a limit on the size of files
+        return VortexError(
+            "VS005", f"event log {path}: {why}", "mend its disk, or this machine's limits on files"
+        )
     return VortexError("VS005", f"event log {path}: {why}", "read it with the version that wrote it")
 
 

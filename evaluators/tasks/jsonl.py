@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import re
+import string
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from evaluators.errors import bad_rows, row_too_long, too_few_rows
 from evaluators.tasks.base import AnswerTask, Question, TaskParameters, draw_row
@@ -20,6 +23,7 @@ from evaluators.tasks.tokens import Tokenizer, frame
 from vortex_core.files import parse_json, read_bytes
 
 _LARGEST = 256 << 20  # bytes of a file of items
+_NAME = re.compile(r"[^\[\].!:{}]+")
 
 
 class JsonlParameters(TaskParameters):
@@ -36,6 +40,12 @@ class JsonlParameters(TaskParameters):
         "", description="of the file; filled in where a plan is read, checked where it is used"
     )
 
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _plain(cls, template: str) -> str:
+        read_template(template)
+        return template
+
     @model_validator(mode="before")
     @classmethod
     def _fingerprint(cls, data: Any) -> Any:
@@ -49,6 +59,27 @@ class JsonlParameters(TaskParameters):
                 raise ValueError(f"path {data['path']!r}: the file is not the one the plan was made with")
             return data | {"sha256": found}
         return data
+
+
+def read_template(template: str) -> list[tuple[str, str | None]]:
+    """A template as text, each piece with the name that follows it. `{name}` is all it may say: no attribute, index,
+    conversion or width, with which a few characters would reach into Python or make gigabytes.
+
+    Raises:
+        ValueError: for a template that says more.
+    """
+    pieces = []
+    for before, name, spec, conversion in string.Formatter().parse(template):
+        if name is not None and (spec or conversion or not _NAME.fullmatch(name)):
+            raise ValueError(f"'{{{name}}}' is no plain {{name}}; a brace of its own is written twice")
+        pieces.append((before, name))
+    return pieces
+
+
+def _fill(template: str, row: Mapping[str, Any]) -> str:
+    return "".join(
+        before + ("" if name is None else str(row[name])) for before, name in read_template(template)
+    )
 
 
 class Jsonl(AnswerTask[JsonlParameters]):
@@ -85,9 +116,13 @@ class Jsonl(AnswerTask[JsonlParameters]):
         tokenizer: Tokenizer, given: JsonlParameters, rows: tuple[dict[str, Any], ...], at: int, index: int
     ) -> Question:
         try:
-            asked, wanted = given.prompt.format_map(rows[at]), given.answer.format_map(rows[at])
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise bad_rows(given.path, at + 1, f"{type(error).__name__}: {error}") from error
+            asked, wanted = _fill(given.prompt, rows[at]), _fill(given.answer, rows[at])
+        except KeyError as error:
+            raise bad_rows(given.path, at + 1, f"it has no {error}") from error
+        if not wanted.strip():
+            raise bad_rows(given.path, at + 1, "its answer is empty, which any text would contain")
+        if not (asked + wanted).isascii() and any("\ud800" <= c <= "\udfff" for c in asked + wanted):
+            raise bad_rows(given.path, at + 1, "half of a surrogate pair, which is no text")
         head, tail = frame(tokenizer, "", asked, given.answer_start)
         prompt = (*head, *tail)
         if len(prompt) > given.context:

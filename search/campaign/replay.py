@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from agents.base import Proposal, ProposalRequest, Proposer
 from agents.errors import ProposerError
-from search.errors import not_in_recording, nothing_recorded
+from search.errors import bad_log, not_in_recording, nothing_recorded
 from search.log import events as ev
 from search.log.run import open_run
 from vortex_core.errors import VortexError
@@ -75,8 +75,20 @@ class ReplayProposer(Proposer):
         if answer is None:
             raise not_in_recording(self.recording.run, request.number)
         if isinstance(answer, ev.ProposalFailed):
-            error = VortexError.from_json(answer.error)
+            error = _recorded_error(answer.error, self.recording.run)
             raise ProposerError(
                 error.code, error.message, error.remedy, fault="infrastructure", retryable=True
             )
         return Proposal(self.recording.sources[request.number], answer.idea, answer.proposer)
+
+
+def _recorded_error(data: object, run: str) -> VortexError:
+    """A failure as it was recorded.
+
+    Raises:
+        VortexError: `VS005` for what is none.
+    """
+    try:
+        return VortexError.from_json(data)  # type: ignore[arg-type]  # whatever it is
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise bad_log(f"of {run}", f"a failure that is no error ({type(error).__name__})") from error

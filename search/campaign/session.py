@@ -23,13 +23,13 @@ from search.campaign.lessons import Lessons, carried
 from search.campaign.replay import Recording, ReplayProposer, read_recording
 from search.commands.evaluation import SERVING
 from search.config import CAMPAIGNS, CampaignConfig, Cluster, load_proposer
-from search.errors import other_configuration
+from search.errors import bad_log, other_configuration
 from search.executors.placement import place, resources_here
 from search.executors.preflight import require
 from search.executors.ray_cluster import RayExecutor
 from search.executors.workers import EngineSetup
 from search.log import events as ev
-from search.log.run import campaign_of, open_run, read_state, recorded_campaign
+from search.log.run import campaign_of, open_run, read_state, recorded_campaign, recorded_seed
 from search.log.state import CampaignState
 from search.machine import machine, versions
 from search.pace import pace, share_of_items
@@ -217,7 +217,7 @@ def run_campaign(
     plan = plan_of(config)
     specs = {arm.name: arm.proposer or config.proposer for arm in config.arms}
     recording = None if options.replay is None else read_recording(options.replay)
-    seed = options.seed if recording is None else int(recording.started.settings["seed"])
+    seed = options.seed if recording is None else recorded_seed(recording.started)
     for spec in specs.values():
         load_proposer(spec)
     model = describe(config.model, config.cluster.address)
@@ -422,7 +422,11 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 def _require_same(name: str, state: CampaignState, settings: dict[str, Any], digest: str) -> None:
     if state.untouched or state.started is None:
         return
-    differences = list(_differences(_comparable(state.started.settings), _comparable(settings)))
+    try:
+        before = _comparable(state.started.settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise bad_log(f"of {name}", "its first event says no campaign, model and seed") from error
+    differences = list(_differences(before, _comparable(settings)))
     if state.started.plan.get("digest") != digest:
         differences.append("the evaluation plan has changed")
     if differences:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from typing import Annotated
 
 import typer
+from typer import rich_utils
 from typer.exceptions import TyperException
 
 from search.cli import (
@@ -28,8 +31,11 @@ from search.cli import (
 from search.cli.console import Json, duration, emit, fail, out
 from search.cli.failures import as_coded
 from search.cli.streams import abandon
-from search.errors import bad_command
+from search.errors import bad_command, unusable_file
 
+_NARROWEST = 40
+if shutil.get_terminal_size().columns < _NARROWEST:
+    rich_utils.MAX_WIDTH = _NARROWEST  # help in fewer columns is no words at all
 app = typer.Typer(
     name="vortex-search",
     no_args_is_help=False,
@@ -153,6 +159,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
     given = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in given
+    try:
+        os.getcwd()  # noqa: PTH109  nothing is loaded, read or written from a folder that was removed
+    except OSError as error:
+        fail(unusable_file("the current folder", error.strerror or "it is gone"), as_json=as_json)
     try:
         status = app(args=given, prog_name="vortex-search", standalone_mode=False)
         sys.stdout.flush()

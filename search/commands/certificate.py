@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from search.commands import checksums
 from search.commands.card import CERTIFICATE, card_text, pretty, readme
@@ -15,13 +20,52 @@ from search.log.files import write_atomic
 from search.machine import versions
 from vortex_core.files import MAX_PROGRAM, read_json
 from vortex_core.flow.vflow import plain_name
+from vortex_core.text import visible
 
 if TYPE_CHECKING:
     from evaluators.certify import Certificate
 
 SCHEMA = "vortex-search/certificate/1"
 _FOLDER = "certificates"  # of a run
+_COUNTS = ("items", "dense_right", "flow_right", "lost", "gained")
+_MOST_ITEMS = 10**9
 _ANEW = ("card.md", "README.md", CERTIFICATE)
+
+
+class _Asked(BaseModel):
+    """How the items were asked."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: str
+    answer: str
+    metric: str
+    max_new_tokens: int
+
+
+class _Kept(BaseModel):
+    """A certificate as it lies in a file: what anybody may have written there, typed."""
+
+    model_config = ConfigDict(strict=True)
+
+    flow: str
+    key: str
+    ir_hash: str
+    model: str
+    items: int
+    dense_right: int
+    flow_right: int
+    lost: int
+    gained: int
+    confidence: float
+    bound: float
+    tokens: tuple[int, int]
+    words: str
+    items_file: str
+    items_sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    asked: _Asked
+    certified_at: str
+    device: str
 
 
 def document(
@@ -52,12 +96,21 @@ def read(path: Path) -> dict[str, Any] | None:
     Raises:
         VortexError: for a file that is no certificate of ours.
     """
+    if not os.path.lexists(path):
+        return None
     try:
         found = read_json(path, MAX_PROGRAM)
-    except OSError:
-        return None
+    except OSError as error:
+        raise not_an_export(str(path.parent), f"a readable {path.name} ({error.strerror})") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise not_an_export(str(path.parent), f"{SCHEMA} in {path.name}")
+    try:
+        _Kept.model_validate_json(json.dumps(found))
+    except ValidationError as error:
+        wrong = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors()}))
+        raise not_an_export(
+            str(path.parent), f"{visible(wrong, 200)} as it should be in {path.name}"
+        ) from error
     return found
 
 
@@ -70,8 +123,16 @@ def keep_in_run(folder: Path, certificate: Mapping[str, Any]) -> Path:
 
 
 def of_run(folder: Path, key: str) -> dict[str, Any] | None:
-    """The certificate of a program of a run, where one was computed."""
-    return read(folder / _FOLDER / f"{key}.json")
+    """The certificate of a program of a run, where one was computed.
+
+    Raises:
+        VortexError: `VS013` for one that is not ours, not of this program, or promises what its counts do not give.
+    """
+    path = folder / _FOLDER / f"{key}.json"
+    found = read(path)
+    if found is not None and (wrong := doubts(found, key)):
+        raise not_an_export(str(path), f"a certificate that holds ({'; '.join(wrong)})")
+    return found
 
 
 def check_whole(folder: Path, key: str) -> dict[str, Any]:
@@ -83,9 +144,17 @@ def check_whole(folder: Path, key: str) -> dict[str, Any]:
     changed = [said for said in checksums.disagreements(folder) if said.split()[0] not in _ANEW]
     if not checksums.read(folder) or changed:
         raise not_an_export(str(folder), "; ".join(changed) or checksums.NAME)
-    card = read_json(folder / "card.json", MAX_PROGRAM)
-    if not isinstance(card, dict) or card.get("key") != key:
-        raise not_an_export(str(folder), f"a card of {key}")
+    try:
+        card = read_json(folder / "card.json", MAX_PROGRAM)
+        if not isinstance(card, dict) or card.get("key") != key:
+            raise not_an_export(str(folder), f"a card of {key}")
+        readme(card, [])
+        card_text(card)
+    except OSError as error:
+        raise not_an_export(str(folder), f"a readable card.json ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        why = f"a card that says what is needed ({type(error).__name__})"
+        raise not_an_export(str(folder), why) from error
     return card
 
 
@@ -126,17 +195,30 @@ def dress(
     checksums.write(folder, [*written, write_wheel(folder, written, named, card["key"], summary)])
 
 
-def doubts(certificate: Mapping[str, Any], key: str) -> list[str]:
-    """What is wrong with a certificate beside a program: of another one, or a bound that its counts do not give."""
-    from evaluators.certify import rate_bound
+def doubts(found: Mapping[str, Any], key: str) -> list[str]:
+    """What is wrong with a certificate beside a program: of another one, counts that cannot be, a bound that they do
+    not give, or a sentence that says something else.
+
+    Args:
+        found: as `read` gives it.
+    """
+    from evaluators.certify import Certificate, rate_bound
 
     said = []
-    if certificate["key"] != key:
-        said.append(f"it is of {certificate['key']}")
+    if found["key"] != key:
+        said.append(f"it is of {visible(found['key'], 80)}")
+    items, dense, flow, lost, gained = (found[n] for n in _COUNTS)
+    if not (0 <= lost <= dense <= items <= _MOST_ITEMS and 0 <= gained <= items - dense) or (
+        flow != dense - lost + gained
+    ):
+        return [*said, "its counts cannot be"]
     try:
-        bound = rate_bound(certificate["lost"], certificate["items"], certificate["confidence"])
-    except (ValueError, TypeError) as error:
+        bound = rate_bound(lost, items, found["confidence"])
+    except ValueError as error:
         return [*said, str(error)]
-    if abs(bound - certificate["bound"]) > 1e-9:
-        said.append(f"its counts give {bound:.6g}, not {certificate['bound']:.6g}")
+    if not abs(bound - found["bound"]) <= 1e-9:
+        return [*said, f"its counts give {bound:.6g}, not {found['bound']:.6g}"]
+    made = Certificate(**{f.name: found[f.name] for f in fields(Certificate)})
+    if found["words"] != made.words:
+        said.append(f"its words are not those of its counts: {made.words}")
     return said

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.commands.serve import find_flow
 from search.errors import bad_value
@@ -13,8 +13,15 @@ from search.log.run import run_names, runs_root
 from search.machine import device_facts, device_words
 from vortex_core.errors import VortexError
 from vortex_core.files import read_json
+from vortex_core.text import visible
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from evaluators.tasks.base import Question
 
 _CARD = 4 << 20  # bytes
+_SURELY = 1e-6
 
 
 def model_of_export(target: str) -> str | None:
@@ -25,6 +32,27 @@ def model_of_export(target: str) -> str | None:
         return None
     model = card.get("model") if isinstance(card, dict) else None
     return model if isinstance(model, str) else None
+
+
+def _odd(error: ValidationError, items: Path) -> VortexError:
+    """`VS010` for the first option that makes no question of a row."""
+    first = error.errors()[0]
+    field, why = str((first["loc"] or ("items",))[0]), first["msg"].removeprefix("Value error, ")
+    if field in ("prompt", "answer", "metric", "max_new_tokens"):
+        return bad_value(f"--{field.replace('_', '-')}", visible(first["input"], 80), why)
+    if field == "context":
+        return bad_value("--max-new-tokens", "this many", "fewer tokens than the model's context has")
+    return bad_value("--items", str(items), why)
+
+
+def _repeated(questions: Sequence[Question]) -> tuple[int, int] | None:
+    """Lines of two questions that are the same: copies are one draw, and would make the bound look surer than it is."""
+    seen: dict[object, int] = {}
+    for question in questions:
+        first = seen.setdefault((question.prompt, question.answers), question.about["line"])
+        if first != question.about["line"]:
+            return first, question.about["line"]
+    return None
 
 
 def certify_items(
@@ -67,8 +95,8 @@ def certify_items(
     from search.commands.export import is_export
     from vortex_core.engine import Engine
 
-    if not 0 < confidence < 1:
-        raise bad_value("--confidence", confidence, "between 0 and 1, such as 0.9")
+    if not _SURELY <= confidence <= 1 - _SURELY:  # nearer to 1 it would read as a certainty
+        raise bad_value("--confidence", confidence, f"between {_SURELY:f} and {1 - _SURELY:f}, such as 0.9")
     flow, found = find_flow(target, rank, winner=winner)
     model = model or found or model_of_export(target)
     if model is None:
@@ -84,10 +112,14 @@ def certify_items(
             {"path": str(items), "context": engine.spec.max_context - max_new_tokens, **asked}
         )
     except ValidationError as error:
-        raise bad_value("--items", items, "; ".join(e["msg"] for e in error.errors())) from error
+        raise _odd(error, items) from error
     questions = Jsonl().questions(engine.tokenizer, given)
     if not questions:
-        raise bad_value("--items", items, "a file with at least one row")
+        raise bad_value("--items", str(items), "a file with at least one row")
+    if (twice := _repeated(questions)) is not None:
+        raise bad_value(
+            "--items", str(items), f"rows that were drawn apart: row {twice[1]} is row {twice[0]} again"
+        )
     bounded = certify(engine, flow, questions, confidence=confidence, on_batch=on_batch)
     where = device_words([device_facts(engine.device.type)])
     made = certificate.document(bounded, items, given.sha256, asked, where)

@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 
 from search.log.files import write_atomic
+from vortex_core.files import read_text
 
 NAME = "checksums.txt"
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_./+-]{0,199})")
 _MOST = 1_000
+_MAX_FILE = 1 << 30
+"""Bytes of one file of an export at most: learned values take an eighth of it."""
 
 
 def digest(path: Path) -> str:
@@ -28,7 +31,7 @@ def write(folder: Path, names: list[str]) -> None:
 def read(folder: Path) -> dict[str, str]:
     """Digests by relative name; empty where there is no such file. Names that leave the folder are passed over."""
     try:
-        text = (folder / NAME).read_text(encoding="utf-8", errors="replace")[: _MOST * 300]
+        text = read_text(folder / NAME, _MOST * 300)
     except OSError:
         return {}
     found = {}
@@ -41,13 +44,17 @@ def read(folder: Path) -> dict[str, str]:
 
 def disagreements(folder: Path) -> list[str]:
     """What is not as written, in words."""
-    said = []
-    for name, wanted in read(folder).items():
+    listed = read(folder)
+    said = [] if listed else [f"{NAME} is missing or unreadable"]
+    for name, wanted in listed.items():
         path = folder / name
-        if not path.is_file():
-            said.append(f"{name} is missing")
-        elif digest(path) != wanted:
-            said.append(f"{name} was changed")
+        try:
+            if not path.is_file():
+                said.append(f"{name} is missing")
+            elif not _same(path, wanted):
+                said.append(f"{name} was changed")
+        except OSError as error:
+            said.append(f"{name} cannot be read ({error.strerror})")
     return said
 
 
@@ -77,11 +84,15 @@ def make_room(path: Path, wanted: str | None) -> bool:
     """Have no file at `path`: one of this digest goes, another is kept as `NAME.kept`. Returns whether one was kept."""
     if not os.path.lexists(path):
         return False
-    if not path.is_symlink() and path.is_file() and digest(path) == wanted:
+    if not path.is_symlink() and path.is_file() and _same(path, wanted):
         path.unlink()
         return False
     path.rename(_free(path))
     return True
+
+
+def _same(path: Path, wanted: str | None) -> bool:
+    return path.stat().st_size <= _MAX_FILE and digest(path) == wanted
 
 
 def _inside(path: Path, folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.sandbox.load import trace_file
+from vortex_core.text import MAX_MESSAGE, visible
 
 _CPU_STAGES = ("static", "compile", "parity", "modelled")
+_LISTED = ("flow.py", "flow.safetensors", "flow.npz", "program.json", "knobs.json", "card.json", CERTIFICATE)
 _NOTICED = 0.15  # where answers differ, the largest loss that may stay possible
 _SAME = 1e-6  # relative; the cost model is deterministic
 
@@ -46,13 +49,19 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
     try:
-        checks = []
-        for check in verify(folder, measure=not options.quick):
+        checks: list[Check] = []
+        for found in verify(folder, measure=not options.quick):
+            check = Check(
+                found.name, found.agrees, visible(found.words, MAX_MESSAGE)
+            )  # a stranger's words too
             checks.append(check)
             if not options.json:
                 print(f"{'ok  ' if check.agrees else 'FAIL'} {check.name}: {check.words}", flush=True)
     except VortexError as error:
-        print(json.dumps({"error": error.to_json()}, indent=2) if options.json else error, file=sys.stderr)
+        if options.json:
+            print(json.dumps({"error": error.to_json()}, indent=2))
+        else:
+            print(error, file=sys.stderr)
         return 2
     agrees = all(check.agrees for check in checks)
     if options.json:
@@ -81,10 +90,10 @@ def verify(folder: Path, *, measure: bool) -> Iterator[Check]:
 
 def _verify(folder: Path, card: dict[str, Any], measure: bool) -> Iterator[Check]:
     listed, wrong = checksums.read(folder), checksums.disagreements(folder)
-    if listed:
-        yield Check("checksums", not wrong, "; ".join(wrong) or f"{len(listed)} files are as written")
-    else:
-        yield Check("checksums", False, f"{checksums.NAME} is missing")
+    wrong += [
+        f"{name} is not listed" for name in _LISTED if name not in listed and os.path.lexists(folder / name)
+    ]
+    yield Check("checksums", not wrong, "; ".join(wrong) or f"{len(listed)} files are as written")
     traced = trace_file(folder / "flow.py")
     yield _equal("program", card["ir_hash"], traced.ir_hash)
     yield _equal("program and knobs", card["key"], traced.key)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
 
 from search.errors import bad_log
+from vortex_core.text import visible
 
 Purpose = Literal["screen", "full_screen", "search", "fresh", "holdout", "second", "serving"]
 """Why a candidate was measured: on recorded attention, in few layers or in more; to be searched over by its answers;
@@ -393,10 +394,36 @@ def from_json(kind: str, version: int, body: dict[str, Any], path: str = "") -> 
     known = _fields(kind)
     if not body.keys() <= known:
         raise bad_log(path, f"event {kind!r} has unknown fields {sorted(set(body) - known)}")
+    for name, (types, none) in _plain_fields(kind).items():
+        value = body.get(name)
+        if name in body and not (value is None and none) and not _is_plain(value, types):
+            raise bad_log(path, f"event {kind!r} says {visible(value, 40)} for {name}")
     try:
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
     except TypeError as error:
         raise bad_log(path, f"event {kind!r}: {error}") from error
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+@cache
+def _plain_fields(kind: str) -> dict[str, tuple[tuple[type, ...], bool]]:
+    """Fields that hold one text, truth or number, with the types they may have, and whether none may be there."""
+    found = {}
+    for field_ in fields(_KINDS[kind]):  # type: ignore[arg-type]  # dataclasses, see Event
+        named, _, rest = str(field_.type).partition(" | ")
+        if named in _PLAIN and rest in ("", "None"):
+            found[field_.name] = (_PLAIN[named], bool(rest))
+    return found
+
+
+def _is_plain(value: object, types: tuple[type, ...]) -> bool:
+    """Whether a value is of these types. Numbers are what was counted and spent: none is negative or endless, or a
+    forged log would give its run a budget of its own."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+    return isinstance(value, types) and 0 <= value < 1e18
 
 
 @cache

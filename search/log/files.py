@@ -48,8 +48,10 @@ def write_atomic(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes it private; a run is meant to be shared
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say whose
         raise
 
 
@@ -75,6 +77,7 @@ class ContentStore:
             if not path.is_file():
                 return None
             try:
+                foreign.refuse_odd_files(path)
                 db = sqlite3.connect(
                     f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
                 )
@@ -108,8 +111,11 @@ class ContentStore:
             self._pack = None
         path = self.root / PACK
         try:
+            foreign.refuse_odd_files(path)
             db = sqlite3.connect(path)
             try:
+                foreign.distrust(db, ("files",))
+                foreign.refuse_triggers(db, ())
                 with db:  # all or none; the files go only after that
                     db.execute(_MEMBERS)
                     for file in loose:

@@ -151,3 +151,15 @@ def find_candidate(run: Run, state: CampaignState, wanted: str) -> Candidate:
         if found:
             return found[0]
     raise no_such_candidate(run.name, wanted, [*(c.label for c in candidates), *(c.name for c in candidates)])
+
+
+def recorded_seed(started: CampaignStarted) -> int:
+    """The seed of a run's first event.
+
+    Raises:
+        VortexError: `VS005`, if it says none.
+    """
+    seed = started.settings.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise bad_log("of this run", f"its seed is {visible(seed, 40)}")
+    return seed

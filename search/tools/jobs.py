@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from search.errors import no_such_job, too_many_jobs
+from search.errors import bad_value, no_such_job, too_many_jobs
+from vortex_core.text import visible
 
 State = Literal["running", "done", "failed", "cancelled", "out of time"]
 
@@ -28,6 +29,7 @@ _COMMAND = (sys.executable, "-m", "search.cli")
 _SHORT = 120.0  # seconds of a command that reads
 _PROGRESS = 2_000  # characters of a job's messages that a poll returns
 _LARGEST = 4 << 20  # of an answer
+_LONGEST = 20_000  # characters of one argument; the system takes 131,072 bytes
 _GRACE = 20.0  # seconds an interrupted campaign has to finish its events
 
 
@@ -104,7 +106,7 @@ class Jobs:
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             return subprocess.Popen(
-                [*self.command, *arguments, "--json"],
+                [*self.command, *_as_json(arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -167,6 +169,27 @@ class Jobs:
         except subprocess.TimeoutExpired:
             _signal(job, signal.SIGKILL)
             job.process.wait()
+
+
+def _as_json(arguments: Sequence[str]) -> list[str]:
+    """A command line with `--json` where it is an option: after the command, before the names that follow `--`.
+
+    Raises:
+        VortexError: `VS010` for what no command line can hold.
+    """
+    for argument in arguments:
+        if "\0" in argument or len(argument) > _LONGEST or not _is_text(argument):
+            raise bad_value("an argument", visible(argument, 80), f"text of at most {_LONGEST} characters")
+    at = 0 if arguments[0].startswith("-") else 1
+    return [*arguments[:at], "--json", *arguments[at:]]
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        os.fsencode(argument)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _signal(job: Job, number: signal.Signals) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from mcp.server import MCPServer
 
 from agents.inbox import close, hand_in
+from search.cli.failures import as_coded
 from search.tools.jobs import Jobs
 from vortex_core import __version__
 from vortex_core.errors import VortexError
@@ -90,7 +91,7 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         """What one decode step costs on a named GPU: launches, bytes, roofline time. Modelled, needs no GPU."""
         return await _answer(
             lambda: jobs.start(
-                ["explain", _file(source, folder), "--model", model, "--gpu", gpu], tool="explain"
+                ["explain", _file(source, folder), f"--model={model}", f"--gpu={gpu}"], tool="explain"
             )
         )
 
@@ -103,7 +104,7 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         wanted = "quick" if quick else plan
         return await _answer(
             lambda: jobs.start(
-                ["evaluate", _file(source, folder), "--model", model, "--plan", wanted], tool="evaluate"
+                ["evaluate", _file(source, folder), f"--model={model}", f"--plan={wanted}"], tool="evaluate"
             )
         )
 
@@ -121,14 +122,14 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         limits."""
         wanted = limits.seconds if seconds is None else min(seconds, limits.seconds)
         spec = f"inbox:{_inbox(run, folder)}" if proposer == "inbox" else proposer
-        options = ["--run", run, "--model", model, "--campaign", campaign, "--proposer", spec]
-        options += ["--time-budget", f"{wanted:.0f}s"]
+        options = [f"--run={run}", f"--model={model}", f"--campaign={campaign}", f"--proposer={spec}"]
+        options += [f"--time-budget={wanted:.0f}s"]
         if candidates is not None:
-            options += ["--max-candidates", str(candidates)]
+            options += [f"--max-candidates={candidates}"]
         if proposer not in ("grammar", "inbox"):
-            options += ["--max-dollars", f"{limits.dollars:g}"]
+            options += [f"--max-dollars={limits.dollars:g}"]
         if limits.calls is not None:
-            options += ["--max-calls", str(limits.calls)]
+            options += [f"--max-calls={limits.calls}"]
         return await _answer(lambda: jobs.start(options, tool="campaign", run=run))
 
     @server.tool()
@@ -165,14 +166,14 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
     @server.tool()
     async def leaderboard(run: str, limit: int = 20) -> dict[str, Any]:
         """What a run has measured so far, ranked beside dense and the library; works while it runs."""
-        return await _answer(lambda: jobs.run(["leaderboard", run, "--limit", str(limit)]))
+        return await _answer(lambda: jobs.run(["leaderboard", f"--limit={limit}", "--", run]))
 
     @server.tool()
     async def compare(run: str, candidates: list[str]) -> dict[str, Any]:
         """Candidates of a run side by side: source, measurements with intervals, ancestry of each."""
 
         def work() -> dict[str, Any]:
-            return {wanted: jobs.run(["show", run, wanted]) for wanted in candidates[:_SHOWN]}
+            return {wanted: jobs.run(["show", "--", run, wanted]) for wanted in candidates[:_SHOWN]}
 
         return await _answer(work)
 
@@ -193,7 +194,7 @@ def build(jobs: Jobs, folder: Path, limits: Limits) -> MCPServer:
         out = folder / "exports" / f"{hashlib.sha256(run.encode()).hexdigest()[:8]}-rank{rank}"
         out.parent.mkdir(parents=True, exist_ok=True)
         return await _answer(
-            lambda: jobs.run(["export", run, "--rank", str(rank), "--out", str(out), "--force"])
+            lambda: jobs.run(["export", f"--rank={rank}", f"--out={out}", "--force", "--", run])
         )
 
     return server
@@ -220,8 +221,9 @@ def _read(source: str, folder: Path) -> Traced:
 
 
 async def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` gives, or its typed failure as data. It runs in a thread, so that the server goes on listening."""
+    """What `work` gives, or its failure as data, with a code whatever it is. It runs in a thread, so that the server
+    goes on listening."""
     try:
         return await asyncio.to_thread(work)
-    except VortexError as error:
-        return {"error": error.to_json()}
+    except Exception as error:  # noqa: BLE001  whatever a call is given, it ends in one code
+        return {"error": as_coded(error).to_json()}

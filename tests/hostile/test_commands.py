@@ -127,14 +127,17 @@ def wrong(
     return None
 
 
-def check(lines: list[list[str]], capfd: pytest.CaptureFixture[str], *, fine: bool = False) -> None:
-    """Each as JSON; every third, and what could steer a terminal, as text too."""
+def check(
+    lines: list[list[str]], capfd: pytest.CaptureFixture[str], *, fine: bool = False, text: bool = False
+) -> None:
+    """Each as JSON; every third, and what could steer a terminal, as text too. `text`: as text alone."""
     found = []
     if not WHOLE and len(lines) > 8:
         lines = lines[len("".join(lines[0][:2])) % 8 :: 8]
     for number, line in enumerate(lines):
         steers = number % 3 == 0 or not line[-1].isprintable() or "[" in line[-1]
-        words = wrong(line, [["--json"], []] if steers else [["--json"]], capfd, fine=fine)
+        forms = [[]] if text else [["--json"], []] if steers else [["--json"]]
+        words = wrong(line, forms, capfd, fine=fine)
         found += [] if words is None else [words]
     assert not found, "\n".join(found)
 
@@ -173,19 +176,50 @@ def test_knobs_that_are_none(command: list[str], capfd: pytest.CaptureFixture[st
     check([[*command, "--model=retrieval-mla", f"--set={knob}"] for knob in KNOBS], capfd)
 
 
-RUNS = (["leaderboard"], ["show"], ["report"], ["export"], ["serve", "--winner"])
+RUNS = (["leaderboard"], ["show"], ["report"], ["export"], ["serve", "--winner"], ["status"], ["fsck"], ["compact"],
+        ["tables"], ["compare"], ["watch", "--once"], ["--replay"], ["--lessons"])  # fmt: skip
 
 
 @pytest.mark.parametrize("command", RUNS, ids=lambda c: c[0])
 def test_runs_that_are_none(
     command: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rest = ["c001"] if command == ["show"] else []
+    rest = {"show": ["c001"], "compare": ["x"], "--replay": ["--max-candidates=0"],
+            "--lessons": ["--max-candidates=0", "--model=retrieval-mla"]}.get(command[0], [])  # fmt: skip
+    text = command[0] == "watch"
     names = [name for name in (*NAMES, "folder", "flow.py", "pipe") if name != "-"]
-    check([[*command, name, *rest] for name in names], capfd)
+    check([[*command, name, *rest] for name in names], capfd, text=text)
     for root in ("/proc", "/dev/null", "pipe", "loop", "\x1b[2J", LONG):
         monkeypatch.setenv("VORTEX_RUNS", root)
-        check([[*command, "x", *rest]], capfd)
+        check([[*command, "x", *rest]], capfd, text=text)
+
+
+def test_exports_that_are_none(capfd: pytest.CaptureFixture[str]) -> None:
+    for command in (["verify"], ["certify", "--items=list.json", "--model=retrieval-mla"]):
+        check([[*command, "--", name] for name in NAMES + PATHS + MODELS], capfd)
+
+
+def test_items_that_are_none(capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["certify", "quest", "--model=retrieval-mla", "--device=cpu", "--max-new-tokens=1"]
+    check([[*command, f"--items={name}"] for name in NAMES + PATHS], capfd)
+    given = Path("one.jsonl")
+    given.write_text('{"prompt": "k1 v2 k1", "answer": "v2"}\n')
+    bad = {
+        "--confidence": [*NUMBERS, "1"], "--metric": ["", "nope", "\x1b[2J", "__class__"],
+        "--rank": ["0", "-1", "", "x", "nan"], "--max-new-tokens": ["0", "-1", "", "x", "nan", "9" * 400, "999999999"],
+        "--prompt": ["{", "{}", "{0}", "{x}", "{prompt.__class__}", "{prompt:>9999999999999}", "{prompt!x}"],
+        "--answer": ["{", "{x}", "{answer[0]}"], "--device": ["", "tpu", "meta", "\x1b[2J"],
+    }  # fmt: skip
+    check([[*command, f"--items={given}", f"{name}={v}"] for name, of in bad.items() for v in of], capfd)
+
+
+def test_ports_that_are_none(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = [*(n for n in NUMBERS if n != "0"), "65536", "80:80", "0x50", str(taken.getsockname()[1])]
+        check([["ui", f"--port={port}"] for port in ports], capfd, text=True)
+    check([["ui", "--host", "0.0.0.0"], ["ui", "x"]], capfd, text=True)  # it is on the loopback alone
 
 
 @pytest.mark.parametrize(
@@ -222,7 +256,7 @@ def _is_legal(line: list[str]) -> bool:
     """Values of the matrix that are none of an option's bad ones."""
     option, _, value = line[-1].partition("=")
     legal = {"--max-candidates": {"0"}, "--seed": {"0"}, "--max-dollars": {"0", "1e9", "1.5", "inf"}, "--serve": {"0"},
-             "--time-budget": {"1.5"}, "--budget": {"1e9", "1.5"}, "--seconds": {"1e9", "1.5", "inf"}}  # fmt: skip
+             "--time-budget": {"1.5"}, "--budget": {"0", "1e9", "1.5"}, "--seconds": {"1e9", "1.5", "inf"}}  # fmt: skip
     return value in legal.get(option, ())
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sqlite3
 import zlib
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evaluators.tasks import jsonl
 from evaluators.tasks.jsonl import JsonlParameters
 from search.campaign.live import LiveView, read_live
+from search.campaign.replay import _recorded_error
+from search.cli import main
 from search.cli.console import emit
+from search.log import events
+from search.log.files import ContentStore
 from search.log.fsck import check_run
 from search.log.run import open_run
 from search.log.state import CampaignState
@@ -155,3 +162,71 @@ def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
         "a": [1.5, None],
         "b": {"c": None},
     }
+
+
+TRIGGER = "CREATE TABLE files (name, body); CREATE TRIGGER t BEFORE INSERT ON files BEGIN SELECT 1; END"
+
+
+@pytest.mark.parametrize("made", [None, "CREATE VIEW files AS SELECT 1 AS name, 2 AS body", TRIGGER])
+@pytest.mark.timeout(20)
+def test_a_foreign_pack_is_not_written(tmp_path: Path, made: str | None) -> None:
+    files = ContentStore(tmp_path)
+    files.put("text", ".py")
+    if made is None:
+        os.mkfifo(tmp_path / "packed.sqlite")
+    else:
+        with closing(sqlite3.connect(tmp_path / "packed.sqlite")) as db:
+            db.executescript(made)
+    with pytest.raises(VortexError):
+        ContentStore(tmp_path).pack()
+    assert [p.suffix for p in tmp_path.glob("*.py")] == [".py"], "nothing was taken away"
+
+
+NUMBERS: list[Any] = [-1, -0.5, float("nan"), float("inf"), -1e300, 10**400, "5", [1], {}, True]
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+def test_a_forged_log_gives_no_budget_of_its_own(value: object) -> None:
+    """What was spent is a number that was counted: less than nothing would be room for more."""
+    looked = 0
+    for kind, event in events.kinds().items():
+        for field in dataclasses.fields(event):  # type: ignore[arg-type]  # all are dataclasses
+            if str(field.type).partition(" | ")[0] in ("int", "float"):
+                looked += 1
+                with pytest.raises(VortexError, match=f"VS005.*{field.name}"):
+                    events.from_json(kind, event.version, {field.name: value})
+    assert looked > 20
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"seed": "x"}, {"seed": -1}, {"seed": 1, "campaign": 5}, {"seed": True}]
+)
+@pytest.mark.parametrize("what", ["--replay", "--run"])
+def test_a_recording_without_campaign_or_seed_is_refused(
+    tmp_path: Path, settings: dict[str, Any], what: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("VORTEX_RUNS", str(tmp_path))
+    write_run(tmp_path, "good", 2)
+    with open_run("good", readonly=True, root=tmp_path) as run:
+        recorded = [record.event for record in run.store.read()]
+    assert isinstance(recorded[0], events.CampaignStarted)
+    recorded[0] = dataclasses.replace(recorded[0], settings=settings)
+    with open_run("r", readonly=False, root=tmp_path) as run:
+        run.store.append(*recorded)
+    with pytest.raises(SystemExit):
+        main([what, "r", "--max-candidates", "1", "--model", "retrieval-mla", "--json"])
+    assert json.loads(capsys.readouterr().out)["error"]["code"] in ("VS005", "VS060")
+
+
+def test_a_failure_that_is_none_is_not_replayed() -> None:
+    for data in (
+        {},
+        {"code": 5},
+        {"code": "VA001", "message": [], "location": 5},
+        [],
+        "x",
+        {"code": "VA001"},
+    ):
+        with pytest.raises(VortexError, match="VS005"):
+            _recorded_error(data, "r")

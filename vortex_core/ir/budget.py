@@ -66,6 +66,8 @@ class Budget:
         _check(self._tree, self.text)  # every branch, also those that no length takes
         object.__setattr__(self, "text", ast.unparse(self._tree))
         self.pages(length=4096, page_size=16, layer=0, layers=1)  # a bad expression fails where it is written
+        if not self.names and self._evaluate(self._tree, {}) < 0:
+            raise budget_error(self.text, "is below 0 at every length")
 
     @cached_property
     def _tree(self) -> ast.expr:
