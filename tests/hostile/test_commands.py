@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,7 @@ NUMBERS = ["0", "-1", "1e9", "nan", "inf", "", "x", "9" * 400, "1.5", "\x1b[2J"]
 # Files and folders that lie in the test's folder, by name.
 PATHS = ["folder", "pipe", "empty.py", "text.py", "binary.py", "socket", "loop", "dangling", "unreadable.py", "big.py",
          "bom16.py", "folder.py", "flow.py/x", "list.json", "deep.json", "broken.yaml", "bomb.yaml"]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
 KNOBS = ["", "=", "x", "x=1", "budget", "budget=", "budget=(", "budget=__import__('os')", "page_size=0", "page_size=x",
          "page_size=16.0", "page_size=[", "page_size=" + "9" * 400, "budget=" + "(" * 5_000, "dense_layers=-1",
          "dense_layers=" + "[" * 5_000, "\x1b[2J=1", "budget=nan",
@@ -300,3 +303,18 @@ class Theirs(vFlow):
 ], ids=lambda a: " ".join(a)[:30])  # fmt: skip
 def test_command_lines_that_are_none(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     check([arguments], capfd)
+
+
+def test_a_removed_folder_and_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "search.cli", "--help"], env=os.environ | {"COLUMNS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "leaderboard" in found.stdout
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    check([["check", "quest"], ["leaderboard", "x"]], capfd)

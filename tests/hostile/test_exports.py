@@ -15,6 +15,7 @@ from evaluators.certify import Certificate, rate_bound
 from search.campaign.archive import Archive
 from search.cli import main
 from search.commands import certificate, checksums
+from search.commands.certify import certify_items
 from search.commands.export import choose, export
 from search.commands.verify import verify
 from search.log.run import campaign_of, open_run, read_state
@@ -208,3 +209,36 @@ def test_nothing_is_certified_beside_a_forged_card(folder: Path, name: str) -> N
         except VortexError as error:
             codes.append(error.code)
     assert set(codes) == {"VS013"}
+
+
+ROW = {"prompt": "k1 v2 n3 k1", "answer": "v2"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "code", "said"),
+    [
+        ([ROW, ROW], {}, "VS010", "row 2 is row 1 again"),
+        ([ROW | {"answer": " "}], {}, "VV002", "its answer is empty"),
+        ([ROW | {"prompt": "k1 \ud800"}], {}, "VV002", "surrogate"),
+        ([ROW], {"prompt": "{prompt.__class__}"}, "VS010", "no plain {name}"),
+        ([ROW], {"prompt": "{prompt:>9999999999999}"}, "VS010", "no plain {name}"),
+        ([ROW], {"answer": "{0}{"}, "VS010", "--answer"),
+        ([ROW], {"answer": "{x}"}, "VV002", "it has no 'x'"),
+        ([ROW], {"confidence": 0.9999999999999999}, "VS010", "--confidence"),
+        ([ROW], {"confidence": float("nan")}, "VS010", "--confidence"),
+        ([ROW], {"max_new_tokens": 10**9}, "VS010", "--max-new-tokens"),
+        ([ROW], {"metric": "nope"}, "VS010", "--metric"),
+        ([], {}, "VS010", "at least one row"),
+    ],
+)
+def test_items_that_prove_nothing_are_refused(
+    rows: list[dict[str, str]], changes: dict[str, Any], code: str, said: str, tmp_path: Path
+) -> None:
+    items = tmp_path / "mine.jsonl"
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked: dict[str, Any] = {"prompt": "{prompt}", "answer": "{answer}", "metric": "contains", "max_new_tokens": 1,
+                             "confidence": 0.9} | changes  # fmt: skip
+    with pytest.raises(VortexError) as caught:
+        certify_items("quest", items, model="retrieval-mla", device="cpu", on_batch=lambda n: None, **asked)
+    assert caught.value.code == code
+    assert said in caught.value.message

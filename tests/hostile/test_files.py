@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from search.campaign.archive import Entry
+from search.cli.failures import as_coded
 from search.commands import checksums
 from search.commands.export import _make_room
 from search.log.files import ContentStore, write_atomic
@@ -303,3 +305,14 @@ def test_a_text_that_lies_about_itself() -> None:
 
     assert visible(Liar("abc")) == "abc"
     assert visible(Dumb()) == "<Dumb>"
+
+
+def test_a_full_disk_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"report\.html") as caught:
+        write_atomic(tmp_path / "report.html", "x")
+    assert "report.html" in as_coded(caught.value).message
+    assert not list(tmp_path.iterdir()), "nothing half-written stays"
