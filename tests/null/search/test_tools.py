@@ -186,7 +186,7 @@ def test_no_key_is_on_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     try:
         call(jobs, tmp_path, ("campaign", {"run": "r", "proposer": "openai:m", "candidates": 1}))
         lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
-        assert any("--proposer openai:m" in line for line in lines)
+        assert any("--proposer=openai:m" in line for line in lines)
         assert not any(key in line for line in lines for key in KEYS.values())
     finally:
         jobs.close()

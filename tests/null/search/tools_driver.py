@@ -35,11 +35,11 @@ def silent(config: CampaignConfig, name: str) -> Iterator[Any]:
 
 
 def given(name: str) -> str | None:
-    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else None
+    return next((a.partition("=")[2] for a in sys.argv if a.startswith(f"{name}=")), None)
 
 
 if __name__ == "__main__":
-    if "--proposer" not in sys.argv:
+    if given("--proposer") is None:
         main(sys.argv[1:])
     else:
         options = Options(
