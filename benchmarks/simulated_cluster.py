@@ -39,6 +39,7 @@ from search.log import events as ev
 from search.log.run import open_run
 from search.log.store import SqliteEventStore
 from search.testing import SimulatedExecutor, simulated_flow, simulated_library, simulated_stage
+from tests.chaos.clusters import add_node
 from vortex_core.ir.flow import Flow
 
 STAGES: dict[Any, Any] = {
@@ -277,7 +278,6 @@ def main() -> None:
     candidates = given.evaluators + int(given.evaluators * given.minutes * 60 / (2 * given.mean))
     config = configuration(candidates, given.evaluators)
     each = given.evaluators // given.nodes
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 - so is this
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - the name is Ray's
     options: dict[str, Any] = {"num_cpus": 1, "resources": {"evaluators": 1}, "object_store_memory": 80 << 20}
     made = RayCluster(
@@ -287,7 +287,7 @@ def main() -> None:
             "_system_config": {"enable_worker_prestart": False},
         },
     )  # fmt: skip
-    nodes = [made.add_node(**options) for _ in range(given.nodes)]
+    nodes = [add_node(made, **options) for _ in range(given.nodes)]
     lanes = Lanes(each, given.mean)
     house.on_engine = lambda worker, setup: Lane(lanes)  # type: ignore[assignment]
     kill = rooms.kill_now
@@ -308,7 +308,7 @@ def main() -> None:
     def disturb() -> None:
         while not stop.wait(60):
             made.remove_node(nodes.pop(0), allow_graceful=False)
-            nodes.append(made.add_node(**options))
+            nodes.append(add_node(made, **options))
             moved[0] += 1
 
     def watch(record: Any, state: Any) -> None:

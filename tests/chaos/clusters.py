@@ -61,17 +61,26 @@ class SleepingEngine(EngineWorker):
         return {"value": known or {"seed": seed, "needle": [1.0] * 40}}
 
 
+def add_node(made: Cluster, tries: int = 5, **options: Any) -> Any:
+    """One more node. Ray gives one 30 s to start, which is too few on a machine that is busy with other things."""
+    options.setdefault("object_store_memory", 100 << 20)
+    for left in reversed(range(tries)):
+        try:
+            return made.add_node(**options)
+        except Exception as error:  # Ray has no type of its own for it
+            if not left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable")
+
+
 @contextmanager
 def cluster(nodes: int, cpus: int, **head: Any) -> Iterator[Cluster]:
-    """A head without CPUs for anybody, and nodes. On a loaded machine they take longer to start than Ray grants."""
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20, **head},
-    )
+    """A head without CPUs for anybody, and nodes."""
+    made = Cluster()
     try:
+        add_node(made, num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, **head)
         for _ in range(nodes):
-            made.add_node(num_cpus=cpus, object_store_memory=100 << 20)
+            add_node(made, num_cpus=cpus)
         yield made
     finally:
         if ray.is_initialized():
