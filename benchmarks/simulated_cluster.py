@@ -286,6 +286,7 @@ def main() -> None:
             "num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 << 20,
             "_system_config": {"enable_worker_prestart": False},
         },
+        shutdown_at_exit=False,  # its hooks are for nodes that are made in a main thread
     )  # fmt: skip
     nodes = [add_node(made, **options) for _ in range(given.nodes)]
     lanes = Lanes(each, given.mean)
@@ -329,9 +330,12 @@ def main() -> None:
     taken: dict[str, float] = {}
     executor = Executor(config.cluster, EngineSetup("none", {}), lambda device: STAGES, cpu=Tracer)
     began = time.monotonic()
-    campaign(root, "disturbed", config, executor, watch)
-    whole = time.monotonic() - began
-    made.shutdown()
+    try:
+        campaign(root, "disturbed", config, executor, watch)
+        whole = time.monotonic() - began
+    finally:
+        stop.set()
+        made.shutdown()
     campaign(root, "undisturbed", config, WithoutRay(lanes=given.evaluators))
     alike = results(root, "disturbed") == results(root, "undisturbed")
     with open_run("disturbed", readonly=True, root=root) as opened:
