@@ -26,6 +26,8 @@ from search.executors.rooms import Call, Kind, Member
 
 NAMESPACE = "vortex-search"
 ROOT = Path(__file__).resolve().parents[2]
+# A house that ends itself keeps its name for a moment: how often one is asked to be let in, and seconds in between.
+_JOINS, _BETWEEN = 5, 1.0
 PACKAGES = ("vortex_core", "evaluators", "agents", "search", "configs")
 
 
@@ -85,7 +87,16 @@ class SharedHouse:
             ):
                 with contextlib.suppress(ValueError):  # it has just ended itself
                     ray.get_actor(other["name"], NAMESPACE).make_room.remote()
-        return await self._ask("join", member)
+        for left in reversed(range(_JOINS)):
+            try:
+                return await self._ask("join", member)
+            except (
+                WorkerLostError
+            ):  # it was deserted and ended itself after it was found: the next one is new
+                if not left:
+                    raise
+                await asyncio.sleep(_BETWEEN)
+        raise AssertionError("unreachable")
 
     async def run(self, campaign: str, kind: Kind, call: Call) -> dict[str, Any]:
         """See `House`."""

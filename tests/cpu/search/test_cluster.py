@@ -17,9 +17,11 @@ import ray
 
 from evaluators.results import StageResult
 from search.config import Cluster
+from search.executors import shared
 from search.executors.base import WorkerLostError
 from search.executors.placement import Resources
 from search.executors.ray_cluster import RayExecutor
+from search.executors.shared import SharedHouse
 from search.executors.workers import EngineSetup, EngineWorker
 from vortex_core import library
 from vortex_core.errors import VortexError
@@ -223,3 +225,38 @@ def test_waiting_for_a_worker_does_not_count_against_a_deadline(
 
     executor.config = executor.config.model_copy(update={"deadlines": {"hang": 1.0, "slow": 1.2}})
     assert all(ran.result.passed for ran in loop.run_until_complete(many())), "the last one waited 1.5 s"
+
+
+@pytest.mark.parametrize(("deaths", "comes_in"), [(2, True), (50, False)])
+def test_a_house_that_ended_itself_before_it_was_joined_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch, deaths: int, comes_in: bool
+):
+    found: list[Any] = []
+
+    class House:
+        """An actor's handle: the first ones are of actors that are dead."""
+
+        def __init__(self) -> None:
+            found.append(self)
+            self.join = self
+            self.dead = len(found) <= deaths
+
+        async def remote(self, member: Any) -> Any:
+            if self.dead:
+                raise ray.exceptions.ActorDiedError
+            return {"member": member}
+
+    def find(self: SharedHouse) -> Any:
+        self._handle = self._handle or House()
+        return self._handle
+
+    monkeypatch.setattr(SharedHouse, "_find", find)
+    monkeypatch.setattr(shared, "_BETWEEN", 0.0)
+    monkeypatch.setattr(ray.util, "list_named_actors", lambda all_namespaces: [])
+    member: Any = "a campaign"
+    if comes_in:
+        assert asyncio.run(SharedHouse().join(member)) == {"member": member}
+    else:
+        with pytest.raises(WorkerLostError, match="house"):
+            asyncio.run(SharedHouse().join(member))
+    assert len(found) == (deaths + 1 if comes_in else 5)
