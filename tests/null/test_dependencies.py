@@ -52,8 +52,8 @@ EXTRA_FOLDERS = {
     "uvicorn": ("search/cli/live.py", "tests/browser/"),
 }
 
-# Competitors that a GPU machine may have beside us; benchmarks say what they lack.
-PEERS = {"flashinfer"}
+# Competitors that a machine may have beside us; benchmarks say what they lack.
+PEERS = {"flashinfer", "openevolve"}
 
 
 def declared(requirements: list[str]) -> set[str]:
