@@ -7,7 +7,8 @@ The stub model answers at once with a program that is one random number; the stu
 the loop: choosing parents, making requests, recording every step on disk, scoring, ranking. Ours runs one process and
 three stages a candidate, finals included; OpenEvolve 0.4 runs its own defaults (five islands, MAP-Elites, prompts
 logged, checkpoints) in `--workers` processes, with whole programs asked for instead of diffs. Both write to `--out`.
-CPU time is of all processes, so that other work on the machine counts less. Numbers of OpenEvolve are left out where it is not installed.
+CPU time is of all processes,
+so that other work on the machine counts less. Numbers of OpenEvolve are left out where it is not installed.
 """
 
 from __future__ import annotations
