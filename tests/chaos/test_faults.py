@@ -150,8 +150,9 @@ def test_a_hung_worker_is_overtaken_by_a_second(
 ):
     """Long before its deadline, since others show how long the stage takes."""
     began = time.monotonic()
+    done = driver(tmp_path, "r", nodes.address, **slowly(tmp_path, deadline=500.0))
+    until(finished(tmp_path, 12))
     (tmp_path / "accuracy-hang").touch()
-    done = driver(tmp_path, "r", nodes.address, **options(model=json.dumps(str(tmp_path)), deadline=500.0))
     assert done.wait(300) == 0, (tmp_path / "r.log").read_text()
     assert list(tmp_path.glob("accuracy-hang-struck-*")), "nothing was struck"
     assert any(e.doubled for e in events(tmp_path) if isinstance(e, ev.StageFinished))
