@@ -78,7 +78,7 @@ def cluster(nodes: int, cpus: int, **head: Any) -> Iterator[Cluster]:
     """A head without CPUs for anybody, and nodes."""
     made = Cluster()
     try:
-        add_node(made, num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, **head)
+        add_node(made, **{"num_cpus": 2, "include_dashboard": False, **head})
         for _ in range(nodes):
             add_node(made, num_cpus=cpus)
         yield made

@@ -117,6 +117,9 @@ def test_an_autoscaler_starts_nodes_for_engines_that_wait(started: Started, tmp_
     types = given["available_node_types"]
     worker = types["gpu"] | {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 2}
     head = {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0}
+    at = port()
+    host = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+    address = f"{host[0] if host else '127.0.0.1'}:{at}"
     unused: dict[str, Any] = {key: {} for key in ("auth", "docker", "file_mounts")}
     unused["cluster_synced_files"] = []
     for whose in ("head_", "worker_"):
@@ -124,7 +127,7 @@ def test_an_autoscaler_starts_nodes_for_engines_that_wait(started: Started, tmp_
     unused |= {"initialization_commands": [], "setup_commands": []}
     config = unused | {
         "cluster_name": "fake_multinode",
-        "provider": {"type": "fake_multinode"},
+        "provider": {"type": "fake_multinode", "gcs_address": address},
         "available_node_types": {given["head_node_type"]: head, "gpu": worker},
         "head_node_type": given["head_node_type"],
         "max_workers": 2,
@@ -132,15 +135,13 @@ def test_an_autoscaler_starts_nodes_for_engines_that_wait(started: Started, tmp_
         "upscaling_speed": given["upscaling_speed"],
     }
     (tmp_path / "fake.yaml").write_text(json.dumps(config))
-    at, log = port(), tmp_path / "ray.log"
+    log = tmp_path / "ray.log"
     start_head(
         started,
         [str(RAY), "start", "--head", f"--port={at}", "--num-cpus=1", "--include-dashboard=false", "--block",
          "--object-store-memory=100000000", f"--autoscaling-config={tmp_path / 'fake.yaml'}"],
         log, AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_FAKE_CLUSTER="1",
     )  # fmt: skip
-    host = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
-    address = f"{host[0] if host else '127.0.0.1'}:{at}"
     done = driver(tmp_path, "r", address, candidates=30, engines=4, cpu_tasks=1)
     assert done.wait(400) == 0, (tmp_path / "r.log").read_text() + log.read_text()[-3000:]
     with open_run("r", readonly=True, root=tmp_path) as run:
