@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from search.campaign.archive import Archive
-from search.campaign.session import Options, resolve, run_campaign
+from search.campaign.options import Options, resolve
+from search.campaign.session import run_campaign
 from search.config import CampaignConfig
 from search.log.state import CampaignState
 from search.log.store import Record

@@ -116,7 +116,7 @@ def campaign(
     """
     if context.invoked_subcommand is not None:
         return
-    from search.campaign.session import Options
+    from search.campaign.options import Options
 
     options = Options(
         campaign=campaign,

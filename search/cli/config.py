@@ -53,7 +53,7 @@ def show(
 
         vortex-search config show --campaign gpu --gpus 2 --json
     """
-    from search.campaign.session import Options
+    from search.campaign.options import Options
     from search.commands.config_show import show as find
 
     found = find(

@@ -175,7 +175,8 @@ def evaluate(
 
         vortex-search evaluate quest --set budget=1024 --set page_size=16 --device cuda
     """
-    from search.campaign.session import Options, plan_of, resolve
+    from search.campaign.options import Options, resolve
+    from search.campaign.session import plan_of
     from search.commands.evaluation import asked_at, evaluate_once, judge
     from search.commands.serve import with_knobs
     from vortex_core import library

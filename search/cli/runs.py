@@ -13,13 +13,14 @@ from search.log.run import runs_root
 from vortex_core.text import MAX_MESSAGE, markup
 
 if TYPE_CHECKING:
-    from search.campaign.session import Options
+    from search.campaign.options import Options
 
 
 def run_and_conclude(options: Options, *, as_json: bool) -> None:
     """Run a campaign, then write report and winner and print the leaderboard."""
+    from search.campaign.options import resolve
     from search.campaign.progress import Progress
-    from search.campaign.session import resolve, run_campaign
+    from search.campaign.session import run_campaign
     from search.commands.card import models_in_words
 
     resolved = resolve(options)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.plan import read_plan
-from search.campaign.session import Options, Resolved, plan_of, resolve
+from search.campaign.options import Options, Resolved, resolve
+from search.campaign.session import plan_of
 from search.executors.placement import place, resources_here
 from search.executors.preflight import require
 from search.executors.workers import EngineSetup

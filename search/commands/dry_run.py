@@ -11,7 +11,8 @@ from agents.ensemble import EnsembleProposer
 from agents.llm import LLMProposer
 from search.campaign.conditions import setting
 from search.campaign.feedback import objective_in_words, screen_in_words
-from search.campaign.session import Options, load_library, make_proposers, plan_of, resolve
+from search.campaign.options import Options, resolve
+from search.campaign.session import load_library, make_proposers, plan_of
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.state import CampaignState

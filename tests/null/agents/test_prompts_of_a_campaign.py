@@ -16,7 +16,7 @@ from agents.prompting import metrics, observations, standings, system_prompt, us
 from evaluators.plan import load_plan
 from search.campaign.conditions import language, setting
 from search.campaign.lessons import Lessons
-from search.campaign.session import Options
+from search.campaign.options import Options
 from search.commands.dry_run import estimate_costs
 from search.log import events as ev
 from search.log.files import ContentStore

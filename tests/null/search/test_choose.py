@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from search.campaign.session import COMMAND_LINE, Options, choose, plan_of, resolve
+from search.campaign.options import COMMAND_LINE, Options, choose, resolve
+from search.campaign.session import plan_of
 from search.commands.config_show import flatten, show
 from search.config import CAMPAIGNS, CampaignConfig
 from vortex_core.errors import VortexError

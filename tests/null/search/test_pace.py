@@ -12,7 +12,8 @@ import pytest
 
 from evaluators.plan import list_plans, load_plan
 from search.campaign import session
-from search.campaign.session import Options, run_campaign
+from search.campaign.options import Options
+from search.campaign.session import run_campaign
 from search.config import CampaignConfig
 from search.log.run import open_run, read_state
 from search.pace import FULL, LEAST, pace, share_of_items

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from search import testing
-from search.campaign.session import Options, run_campaign
+from search.campaign.options import Options
+from search.campaign.session import run_campaign
 from search.cli.app import main
 from search.cli.runs import _conclude
 from search.config import CampaignConfig
