@@ -49,6 +49,19 @@ class Objective(Strict):
     margin: float = Field(0.05, ge=0)
 
 
+class ScreenModel(Strict):
+    """A further model to screen on; `evaluation`: the plan whose prompts are recorded, None for the campaign's. A model
+    that reads another alphabet, such as `retrieval-gqa`, needs one of its own."""
+
+    model: str
+    evaluation: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
 class Screen(Strict):
     """Programs are screened on recorded attention; few of them answer.
 
@@ -76,7 +89,7 @@ class Screen(Strict):
     programs: int = Field(3000, ge=0)
     layers: int = Field(2, ge=1)
     full_layers: int = Field(8, ge=1)
-    models: tuple[str, ...] = ()
+    models: tuple[ScreenModel, ...] = ()
     full: int = Field(5, ge=1)
     answers: int = Field(4, ge=1)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from evaluators.plan import load_plan
 from evaluators.results import StageResult
 from search.commands.evaluation import SCREENS, SECOND, SERVING
 from search.config import Cluster, Screen
@@ -207,9 +208,11 @@ class RayExecutor:
         deadline = self.config.start_deadline
         found = await self._run("engine", Call("screen_file", (seed,), "record", deadline))
         files = [str(found["value"])]
-        for model in self.screen.models:
+        for other in self.screen.models:
             plan = dict(self.setup.plan)
-            found = await self._run("cpu", Call("record", (model, plan, seed), "record", deadline))
+            if other.evaluation is not None:
+                plan = load_plan(other.evaluation).model_dump(mode="json")
+            found = await self._run("cpu", Call("record", (other.model, plan, seed), "record", deadline))
             files.append(str(found["value"]))
         self._recordings = tuple(files)
 

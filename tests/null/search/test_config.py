@@ -8,7 +8,7 @@ import pytest
 
 from search.campaign.session import load_library
 from search.cli.console import duration
-from search.config import CAMPAIGNS, PROPOSERS, load_campaign, load_proposer
+from search.config import CAMPAIGNS, PROPOSERS, Screen, load_campaign, load_proposer
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.sandbox.load import trace_source
@@ -99,3 +99,12 @@ def test_a_reference_may_be_the_path_of_ones_own_flow(tmp_path):
     assert trace_source(text).flow.key == other.key
     with pytest.raises(VortexError, match="VF000"):
         load_library(str(tmp_path / "absent.py"), {})
+
+
+def test_further_models_of_a_screen_may_have_prompts_of_their_own():
+    models = ["qwen3-8b", {"model": "retrieval-mla", "evaluation": "retrieval"}]
+    screen = Screen.model_validate({"models": models})
+    assert [(m.model, m.evaluation) for m in screen.models] == [
+        ("qwen3-8b", None),
+        ("retrieval-mla", "retrieval"),
+    ]
