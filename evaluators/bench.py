@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluators.answers import Answers, Place, PromptSet, answer_items
 from evaluators.errors import no_room_for_items
 from evaluators.identity import engine_identity, items_digest
-from evaluators.plan import EvaluationPlan
+from evaluators.plan import AskedTask, EvaluationPlan
 from evaluators.prompt_store import PromptStore
 from evaluators.recall import Recorder, Recording
 from evaluators.reference import DenseReference
@@ -22,36 +22,11 @@ from evaluators.stages.base import Deadline
 from evaluators.stages.recall import RecallSettings
 from evaluators.stages.screen import ScreenSettings
 from evaluators.tasks.items import FRESH_SEEDS, ItemSet, build_items, check_context
-from evaluators.tasks.tokens import answer_text, stop_tokens
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
-    from vortex_core.engine import DecodeResult, Engine, Prompt
-
-Place = tuple[str, int]
-_SHORT = 48  # tokens of an answer that a GPU decodes to the end whatever it says
-
-
-@dataclass
-class PromptSet:
-    """The prefilled prompts of one seed."""
-
-    items: ItemSet
-    needles: dict[Place, Prompt]
-    passages: list[Prompt]
-    prefill_seconds: float
-
-
-@dataclass
-class Answers:
-    """What one flow has answered so far on one seed's retrieval items."""
-
-    key: str
-    seed: int
-    scores: dict[Place, float] = field(default_factory=dict)
-    texts: dict[Place, str] = field(default_factory=dict)
-    density: list[float] = field(default_factory=list)
+    from vortex_core.engine import DecodeResult, Engine, Prompt, Sampling
 
 
 class Bench:
@@ -163,8 +138,9 @@ class Bench:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
-        forced: Sequence[Sequence[int]] | None = None,
+        forced: Sequence[Sequence[int | None]] | None = None,
         stop_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
         recorder: Recorder | None = None,
     ) -> DecodeResult:
         """See `Resident.decode`.
@@ -174,7 +150,7 @@ class Bench:
         """
         return self.resident.decode(
             flow, prompts, max_new_tokens=max_new_tokens, forced=forced,
-            stop_ids=stop_ids, recorder=recorder,
+            stop_ids=stop_ids, sampling=sampling, recorder=recorder,
         )  # fmt: skip
 
     def answer(self, flow: Flow | None, seed: int, places: Sequence[Place], deadline: Deadline) -> Answers:
@@ -183,41 +159,12 @@ class Bench:
         if self._answers is None or (self._answers.key, self._answers.seed) != (key, seed):
             self._answers = Answers(key, seed)
         answers = self._answers
-        prompts, tokenizer = self.prompts(seed), self.engine.tokenizer
+        prompts = self.prompts(seed)
         todo = [place for place in places if place not in answers.scores]
         self.resident.load(flow)
         for group in prompts.items.batches(todo, self.plan.accuracy.batch):
-            for batch in self._fitting(group, prompts):
-                deadline.check(f"{len(answers.scores)} items answered")
-                items = [prompts.items.needles[k][i] for k, i in batch]
-                new = max(item.max_new_tokens for item in items)
-                stops = self.engine.backend == "torch" or new > _SHORT
-                result = self.decode(
-                    flow,
-                    [prompts.needles[place] for place in batch],
-                    max_new_tokens=new,
-                    # Short answers: captured steps cost less than capturing one for every size that a batch shrinks to.
-                    stop_ids=stop_tokens(tokenizer, items[0].stops) if stops else (),
-                )
-                answers.density.append(result.density)
-                for place, item, tokens in zip(batch, items, result.tokens, strict=True):
-                    text = answer_text(tokenizer, tokens, item)
-                    answers.texts[place] = text
-                    answers.scores[place] = item.score(text)
+            answer_items(self, flow, group, prompts, answers, deadline)
         return answers
-
-    def _fitting(self, group: list[Place], prompts: PromptSet) -> Iterator[list[Place]]:
-        """A group in batches that the pool has room for: a flow with states of its own copies every prompt."""
-        new = max((prompts.items.needles[key][i].max_new_tokens for key, i in group), default=1)
-        batch: list[Place] = []
-        for place in group:
-            wanted = [prompts.needles[p] for p in (*batch, place)]
-            fits = self.engine.cache.fits(wanted, [new] * len(wanted), private=self.engine.private_pages)
-            if batch and not fits:
-                yield batch
-                batch = []
-            batch.append(place)
-        yield batch
 
     def continuation(self, flow: Flow | None, seed: int) -> DecodeResult:
         """Force the true continuations of a seed's passages through the decode path."""
@@ -264,6 +211,8 @@ class Bench:
             seed=seed,
             scores={k: [answers.scores[k, i] for i in range(len(v))] for k, v in needles.items()},
             texts={k: [answers.texts[k, i] for i in range(len(v))] for k, v in needles.items()},
+            passed={k: [answers.passed[k, i] for i in range(len(v))] for k, v in needles.items()},
+            tokens={k: [answers.tokens[k, i] for i in range(len(v))] for k, v in needles.items()},
             logprobs=self.continuation(None, seed).logprobs,
             prefill_seconds=prompts.prefill_seconds,
             answer_seconds=time.perf_counter() - began,
@@ -393,11 +342,17 @@ def capacity(plan: EvaluationPlan, *, generous: bool = False, answers: bool = Tr
     if not answers:
         return (prompts + copies + 8) * BLOCK_TOKENS
     # A decode with request-local state copies its prompts; every sequence needs room for its new tokens.
-    contexts = sorted((task.context for task in plan.accuracy.tasks for _ in range(task.items)), reverse=True)
+    rows = sorted((row for task in plan.accuracy.tasks for row in _rows(task)), reverse=True)
     widest = max(
-        sum(blocks_for(context) + 2 for context in contexts[: plan.accuracy.batch]),
+        sum(rows[: plan.accuracy.batch]),
         plan.perplexity.items * (blocks_for(plan.perplexity.context + plan.perplexity.continuation) + 2),
         copies,
     )
     blocks = set_blocks(plan, 1.0) + set_blocks(plan, plan.fresh.share)
     return (blocks + prompts + widest + 8) * BLOCK_TOKENS
+
+
+def _rows(task: AskedTask) -> list[int]:
+    """Blocks of every sequence that decodes the answers of a task, where each copies its prompt."""
+    samples, new = task.decoded
+    return [blocks_for(task.context + max(new, BLOCK_TOKENS)) + 1] * (task.items * samples)

@@ -148,7 +148,7 @@ def other_alphabet(task: str) -> VortexError:
     return VortexError(
         "VV007",
         f"the items of task {task} are written in an alphabet that this model does not read",
-        "the model retrieval-mla and the plan retrieval belong together, other models take a plan of English text",
+        "plan retrieval is for retrieval-mla, plan skills for retrieval-gqa; other models take a plan of English text",
     )
 
 

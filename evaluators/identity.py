@@ -69,10 +69,23 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
 
 
 def items_digest(items: ItemSet) -> str:
-    """16 hex digits of everything a seed asks: prompts, answers and how they are judged, continuations, lengths and
-    where answers end."""
+    """16 hex digits of everything a seed asks: prompts, answers and how they are judged, continuations, lengths, where
+    answers end, what is fed meanwhile, and how they are drawn."""
     asked = {
-        key: [[q.prompt, q.answers, q.judge, q.max_new_tokens, q.stops] for q in found]
+        key: [
+            [
+                q.prompt,
+                q.answers,
+                q.judge,
+                q.max_new_tokens,
+                q.stops,
+                q.script,
+                q.samples,
+                q.temperature,
+                q.top_p,
+            ]
+            for q in found
+        ]
         for key, found in items.needles.items()
     }
     passages = [[item.prompt, item.continuation] for item in items.passages]

@@ -39,7 +39,6 @@ def named_flow(source: str) -> Flow | None:
     return load_flow(source)
 
 
-@register_model("vortex")
 class VortexLM(EngineLM):
     """The model `vortex` of lm-eval.
 
@@ -101,7 +100,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # The module that lm-eval will look at is this one under its own name, not `__main__`.
+    # The module that lm-eval will look at is this one under its own name, which registers the model: not `__main__`.
     from evaluators.lm_eval_plugin import main as run
 
     run()
+else:
+    register_model("vortex")(VortexLM)

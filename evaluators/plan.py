@@ -74,6 +74,12 @@ class AskedTask(BaseModel):
         return self._parameters.context
 
     @property
+    def decoded(self) -> tuple[int, int]:
+        """Answers drawn to each prompt, and the most tokens of each: `AnswerTask.decoded`."""
+        assert isinstance(self.generator, AnswerTask)
+        return self.generator.decoded(self._parameters)
+
+    @property
     def key(self) -> str:
         """Name of the row: task and context."""
         return f"{self.name or self.task}@{self.context}"
@@ -241,7 +247,7 @@ class EvaluationPlan(BaseModel):
     def longest_context(self) -> int:
         """Tokens of the longest sequence that the model must read, new tokens included."""
         return max(
-            *(task.context for task in self.accuracy.tasks),
+            *(task.context + task.decoded[1] for task in self.accuracy.tasks),
             self.perplexity.context + self.perplexity.continuation,
             *(section.longest(self) for section in self.sections.values()),
         )

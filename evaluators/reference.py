@@ -18,8 +18,10 @@ class DenseReference:
         items: digest of what was asked (`identity.items_digest`).
         model: its name, for people.
         seed: of the items.
-        scores: 0 or 1 per item, by task key, in item order.
-        texts: what it said.
+        scores: share of right answers per item, 0 or 1 where one is asked for, by task key, in item order.
+        texts: what it said, the first of several answers.
+        passed: 1 where any answer to the item was right.
+        tokens: mean length of an item's answers.
         logprobs: of the true continuation, per passage and token (nats).
         prefill_seconds: time spent prefilling, 0 where everything was there.
         answer_seconds: time spent answering.
@@ -31,6 +33,8 @@ class DenseReference:
     seed: int
     scores: dict[str, list[float]]
     texts: dict[str, list[str]]
+    passed: dict[str, list[float]]
+    tokens: dict[str, list[float]]
     logprobs: list[list[float]]
     prefill_seconds: float = 0.0
     answer_seconds: float = 0.0

@@ -11,7 +11,7 @@ from evaluators.errors import not_what_ran
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
     from evaluators.recall import Recorder
-    from vortex_core.engine import DecodeResult, Engine, Prompt
+    from vortex_core.engine import DecodeResult, Engine, Prompt, Sampling
     from vortex_core.ir.flow import Flow
 
 
@@ -71,8 +71,9 @@ class Resident:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
-        forced: Sequence[Sequence[int]] | None = None,
+        forced: Sequence[Sequence[int | None]] | None = None,
         stop_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
         recorder: Recorder | None = None,
     ) -> DecodeResult:
         """Decode with a candidate (None: dense) and check that it was what ran.
@@ -82,8 +83,9 @@ class Resident:
         """
         self.load(flow)
         result = self.engine.decode(
-            prompts, max_new_tokens=max_new_tokens, forced=forced, stop_ids=stop_ids, recorder=recorder
-        )
+            prompts, max_new_tokens=max_new_tokens, forced=forced, stop_ids=stop_ids,
+            sampling=sampling, recorder=recorder,
+        )  # fmt: skip
         wanted = "dense" if flow is None else flow.program.ir_hash
         if result.ir_hash != wanted:
             raise not_what_ran(wanted, result.ir_hash)

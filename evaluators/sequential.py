@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators import stats
+from evaluators.stats import Interval
 
 Outcome = Literal["accept", "reject", "undecided"]
 _GRID = 40
@@ -68,6 +69,39 @@ def sequential_test(
         return SequentialResult("undecided", len(x), *best)
     outcome: Outcome = "accept" if accepted <= rejected else "reject"
     return SequentialResult(outcome, min(accepted, rejected) + 1, *best)
+
+
+def wagered_difference(
+    candidate: Sequence[float], reference: Sequence[float], level: float = 0.95
+) -> Interval:
+    """Interval of the mean paired difference of scores from 0 to 1, such as shares of several answers that are right.
+
+    It holds what neither of two wagers has excluded, each with half of the error. So it is valid for any such scores
+    and any number of items, and does not collapse where all differences are equal, as a variance would.
+
+    Raises:
+        ValueError: if the lengths differ, there is no pair, or a score lies outside [0, 1].
+    """
+    ours, theirs = np.asarray(candidate, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:
+        raise ValueError("as many scores of one as of the other, at least one")
+    if min(ours.min(), theirs.min()) < 0 or max(ours.max(), theirs.max()) > 1:
+        raise ValueError("scores lie from 0 to 1")
+    x, stake = ours - theirs, 2 / (1 - level)
+    value = float(x.mean())
+
+    def lowest(x: NDArray[np.float64]) -> float:
+        """The largest mean that a wager on more has excluded, to a thousandth; the wager wins less the larger it is."""
+        low, high = -1.0, float(x.mean())
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            if _wealth(x, middle)[-1] >= stake:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    return Interval(value, lowest(x), -lowest(-x), len(x), level)
 
 
 def _wealth(x: NDArray[np.float64], mean: float) -> NDArray[np.float64]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
-Verdict = Literal["pass", "fail", "continue"]
 Array = NDArray[np.float64]
 
 
@@ -258,30 +257,6 @@ def is_noninferior(difference: Interval, margin: float) -> bool:
     if margin <= 0:
         raise ValueError(f"is_noninferior: margin {margin} is not positive")
     return difference.low > -margin
-
-
-def sequential_verdict(
-    candidate: Sequence[float],
-    reference: Sequence[float],
-    *,
-    margin: float,
-    looks: int,
-    level: float = 0.95,
-) -> Verdict:
-    """Whether an accuracy run may stop at this look: does the interval of the difference exclude `-margin`?
-
-    `looks` is how often the run will be looked at; the error is split evenly among them (Bonferroni), so the
-    chance of a wrong stop over the whole run stays within `1 - level`.
-
-    Raises:
-        ValueError: on unpaired or non-binary outcomes, or `looks` below 1.
-    """
-    if looks < 1:
-        raise ValueError(f"sequential_verdict: {looks} looks")
-    interval = paired_difference(candidate, reference, 1 - (1 - level) / looks)
-    if interval.high < -margin:
-        return "fail"
-    return "pass" if interval.low > -margin else "continue"
 
 
 def _tango_score(gained: int, lost: int, n: int, delta: float) -> float:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from evaluators import stats
 from evaluators.errors import accuracy_too_low
 from evaluators.results import Metric, StageResult
-from evaluators.sequential import sequential_test
+from evaluators.sequential import sequential_test, wagered_difference
 from evaluators.stages.base import Context, Deadline, Needs, failed
 from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:
-    from evaluators.bench import Answers, Bench, Place
+    from evaluators.answers import Answers, Place
+    from evaluators.bench import Bench
     from evaluators.plan import AccuracyPlan
     from evaluators.reference import DenseReference
 
@@ -62,8 +63,12 @@ def accuracy_result(
         if stop_early and (found.outcome == "reject" or (found.outcome == "accept" and plan.accept_early)):
             stopped = len(asked) < total
             break
-    delta = stats.paired_difference(ours, dense, plan.level)
-    test = stats.mcnemar_exact(ours, dense)
+    delta = difference(ours, dense, plan.level)
+    # Of scores that are shares the sign test, which for right and wrong is McNemar's.
+    test = stats.mcnemar_exact(
+        [float(a > b) for a, b in zip(ours, dense, strict=True)],
+        [float(a < b) for a, b in zip(ours, dense, strict=True)],
+    )
     metrics = {
         "accuracy": proportion(ours, plan.level),
         "accuracy_delta": Metric(delta.value, delta.low, delta.high, n=delta.n),
@@ -72,8 +77,12 @@ def accuracy_result(
         ),
     }
     for task in sorted({key.split("@")[0] for key, _ in asked}):
-        scores = [answers.scores[p] for p in asked if p[0].split("@")[0] == task]
-        metrics[task] = proportion(scores, plan.level)
+        places = [p for p in asked if p[0].split("@")[0] == task]
+        metrics[task] = proportion([answers.scores[p] for p in places], plan.level)
+        samples = max(items.needles[key][i].samples for key, i in places)
+        if samples > 1:
+            metrics[f"{task}_pass_at_{samples}"] = proportion([answers.passed[p] for p in places], plan.level)
+    metrics["answer_tokens"] = answer_tokens(answers, reference, asked)
     info = by_task(bench, answers, reference, asked) | {
         "stopped_early": stopped,
         "gained": test.gained,
@@ -94,6 +103,20 @@ def accuracy_result(
     share, base = sum(ours) / len(ours), sum(dense) / len(dense)
     detail = f"{test.lost} lost and {test.gained} gained of {len(ours)} items"
     return failed(stage, accuracy_too_low(share, base, plan.margin, detail), result)
+
+
+def difference(ours: Sequence[float], dense: Sequence[float], level: float) -> stats.Interval:
+    """The paired difference: Tango's interval of right and wrong answers, the wagers' where scores are shares."""
+    if set(ours) | set(dense) <= {0.0, 1.0}:
+        return stats.paired_difference(ours, dense, level)
+    return wagered_difference(ours, dense, level)
+
+
+def answer_tokens(answers: Answers, reference: DenseReference, places: Sequence[Place]) -> Metric:
+    """Tokens of an answer over dense's, items together: a candidate that answers at greater length pays in steps."""
+    ours = sum(answers.tokens[p] for p in places)
+    dense = sum(reference.tokens[key][i] for key, i in places)
+    return Metric(ours / dense, unit="x dense", higher_is_better=False, n=len(places))
 
 
 def pairs(
@@ -117,6 +140,13 @@ def by_task(
         ours, dense = pairs(answers, reference, chosen)
         n = len(chosen)
         table[key] = {"accuracy": sum(ours) / n, "dense": sum(dense) / n, "n": n}
+        table[key]["tokens"] = round(sum(answers.tokens[p] for p in chosen) / n, 1)
+        table[key]["dense_tokens"] = round(sum(reference.tokens[k][i] for k, i in chosen) / n, 1)
+        samples = max(bench.prompts(answers.seed).items.needles[key][i].samples for _, i in chosen)
+        if samples > 1:
+            table[key]["samples"] = samples
+            table[key]["pass"] = sum(answers.passed[p] for p in chosen) / n
+            table[key]["dense_pass"] = sum(reference.passed[k][i] for k, i in chosen) / n
     worst = min(table, key=lambda k: table[k]["accuracy"] - table[k]["dense"])
     return {"tasks": table, "worst_task": worst, "swap_seconds": round(bench.swap_seconds, 3)}
 

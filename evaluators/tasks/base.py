@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from evaluators.tasks.metrics import METRICS, Metric
 from evaluators.tasks.tokens import Tokenizer, encode
@@ -49,6 +49,11 @@ class Question:
         max_new_tokens: enough for the answer in this tokenizer, with a little slack.
         stops: strings that end an answer, besides the end of text.
         about: what an agent may want to know of a lost item: where the answer lies, how deep.
+        script: where given, one entry for each of the `max_new_tokens` decode steps: the token that is fed whatever the
+            model would say, or None where it answers. The answer is what it says there.
+        samples: answers drawn to one prompt; 1 is the likeliest one.
+        temperature: of the draws.
+        top_p: likewise.
     """
 
     index: int
@@ -58,6 +63,14 @@ class Question:
     max_new_tokens: int
     stops: tuple[str, ...] = (".", "\n")
     about: Mapping[str, Any] = field(default_factory=dict)
+    script: tuple[int | None, ...] = ()
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert len(self.script) in (0, self.max_new_tokens), "an entry for every decode step"
+        assert self.samples == 1 or self.temperature > 0, "samples without a temperature would all be one"
 
     @property
     def context(self) -> int:
@@ -131,6 +144,33 @@ class AnswerTask(Task[P]):
         Raises:
             VortexError: `VV002` if the parameters leave no room for it.
         """
+
+    def decoded(self, given: P) -> tuple[int, int]:
+        """How many answers are drawn to a prompt, and the most tokens each takes; where neither is many, 1 and 0.
+
+        The engine keeps room for two blocks of tokens beyond each prompt without being told.
+        """
+        return 1, 0
+
+
+class SampledParameters(TaskParameters):
+    """Of tasks whose answers may be drawn instead of taken greedily: the score of an item is then the share right.
+
+    Results then also say how often any of an item's answers was right (pass@k). Draws are seeded by the item: dense
+    and every candidate draw with the same numbers.
+    """
+
+    samples: PositiveInt = Field(1, le=64, description="answers to each prompt, of one prefill")
+    temperature: float = Field(
+        0.0, ge=0, description="of the draws; 0: the likeliest token, for one answer only"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="of the draws")
+
+    @model_validator(mode="after")
+    def _drawn(self) -> SampledParameters:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples: several answers need a temperature, else they are all the same")
+        return self
 
 
 class LikelihoodTask(Task[P]):

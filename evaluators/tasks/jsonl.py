@@ -1,7 +1,7 @@
 """Questions of one's own: a file of JSON lines, with a prompt made of each row and an answer found in it.
 
-- {task: jsonl, name: gsm8k, path: gsm8k.jsonl, prompt: "{question}\n", answer: "{final}",
-   metric: last_number, context: 512, max_new_tokens: 300, items: 40}
+- {task: jsonl, name: gsm8k, path: gsm8k.jsonl, prompt: "{question}\n", answer: "{answer}", metric: last_number,
+   stops: [], context: 512, max_new_tokens: 300, items: 40, samples: 8, temperature: 0.7, top_p: 0.95}
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from evaluators.errors import bad_rows, row_too_long, too_few_rows
-from evaluators.tasks.base import AnswerTask, Question, TaskParameters, draw_row
+from evaluators.tasks.base import AnswerTask, Question, SampledParameters, draw_row
 from evaluators.tasks.metrics import Metric
 from evaluators.tasks.tokens import Tokenizer, frame
 from vortex_core.files import parse_json, read_bytes
@@ -26,7 +26,7 @@ _LARGEST = 256 << 20  # bytes of a file of items
 _NAME = re.compile(r"[^\[\].!:{}]+")
 
 
-class JsonlParameters(TaskParameters):
+class JsonlParameters(SampledParameters):
     """See the module. `{name}` in `prompt` and `answer` stands for the row's value of that key."""
 
     path: str = Field(description="of the file, absolute or from where the command runs")
@@ -89,6 +89,10 @@ class Jsonl(AnswerTask[JsonlParameters]):
     parameters = JsonlParameters
     exact = False
 
+    def decoded(self, given: JsonlParameters) -> tuple[int, int]:
+        """See `AnswerTask`."""
+        return given.samples, given.max_new_tokens
+
     def item(self, tokenizer: Tokenizer, given: JsonlParameters, seed: int, index: int) -> Question:
         """See `AnswerTask`.
 
@@ -135,6 +139,9 @@ class Jsonl(AnswerTask[JsonlParameters]):
             max_new_tokens=given.max_new_tokens,
             stops=given.stops,
             about={"line": at + 1},
+            samples=given.samples,
+            temperature=given.temperature,
+            top_p=given.top_p,
         )
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from evaluators.errors import lm_eval_refused, row_too_long, too_few_rows
-from evaluators.tasks.base import AnswerTask, Question, TaskParameters, draw_row
+from evaluators.tasks.base import AnswerTask, Question, SampledParameters, draw_row
 from evaluators.tasks.tokens import Tokenizer, encode, frame
 
 _TOKENS = 256  # generated where neither the plan nor the task says
 
 
-class LmEvalParameters(TaskParameters):
+class LmEvalParameters(SampledParameters):
     """See the module."""
 
     lm_task: str = Field(description="lm-eval's name of the task")
@@ -38,6 +38,10 @@ class LmEval(AnswerTask[LmEvalParameters]):
     name = "lm_eval"
     parameters = LmEvalParameters
     exact = False
+
+    def decoded(self, given: LmEvalParameters) -> tuple[int, int]:
+        """See `AnswerTask`."""
+        return given.samples, given.max_new_tokens or _TOKENS
 
     def item(self, tokenizer: Tokenizer, given: LmEvalParameters, seed: int, index: int) -> Question:
         """See `AnswerTask`.
@@ -71,6 +75,9 @@ class LmEval(AnswerTask[LmEvalParameters]):
             max_new_tokens=given.max_new_tokens or int(arguments.get("max_gen_toks", _TOKENS)),
             stops=(until,) if isinstance(until, str) else tuple(until),
             about={"document": at},
+            samples=given.samples,
+            temperature=given.temperature,
+            top_p=given.top_p,
         )
 
 

@@ -25,16 +25,15 @@ def contains(text: str, answers: tuple[str, ...]) -> bool:
 
 
 def last_number(text: str, answers: tuple[str, ...]) -> bool:
-    """The last number of the text is one of the answers: for worked solutions that end in a result."""
+    """The last number of the text is the last of one of the answers: for worked solutions that end in a result, as
+    gsm8k's own rows do."""
+    said = _last(text)
+    return said is not None and said in {_last(answer) for answer in answers}
+
+
+def _last(text: str) -> float | None:
     found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return bool(found) and _value(found[-1]) in {_value(answer) for answer in answers}
-
-
-def _value(text: str) -> float | None:
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        return None
+    return float(found[-1].replace(",", "")) if found else None
 
 
 METRICS: Mapping[Metric, Callable[[str, tuple[str, ...]], bool]] = {

@@ -62,14 +62,22 @@ def stop_tokens(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted({i for i in (tokenizer.eos_token_id, *single) if i is not None}))
 
 
+def answer_tokens(tokenizer: Tokenizer, tokens: Sequence[int], question: Question) -> list[int]:
+    """The tokens of an answer, its end among them; of a scripted question only those that the model chose."""
+    if question.script:
+        said = zip(tokens, question.script, strict=True)
+        return [token for token, given in said if given is None]
+    ends = set(stop_tokens(tokenizer, question.stops))
+    kept = list(tokens[: question.max_new_tokens])
+    return kept[: next((i for i, token in enumerate(kept) if token in ends), len(kept)) + 1]
+
+
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], question: Question) -> str:
     """What was answered: up to the question's first stop, and no more tokens than it gives.
 
     The decoding need not have stopped there: the text is the same as if it had.
     """
-    ends = set(stop_tokens(tokenizer, question.stops))
-    kept = list(tokens[: question.max_new_tokens])
-    kept = kept[: next((i for i, token in enumerate(kept) if token in ends), len(kept)) + 1]
+    kept = answer_tokens(tokenizer, tokens, question)
     text = tokenizer.decode(kept, skip_special_tokens=True)
     longer = [stop for stop in question.stops if len(encode(tokenizer, stop)) > 1]
     places = [at for stop in longer if (at := text.find(stop)) >= 0]

@@ -281,7 +281,7 @@ class Engine:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
-        forced: Sequence[Sequence[int]] | None = None,
+        forced: Sequence[Sequence[int | None]] | None = None,
         stop_ids: Sequence[int] = (),
         sampling: Sampling | None = None,
         recorder: Recorder | None = None,
@@ -290,7 +290,8 @@ class Engine:
 
         Args:
             max_new_tokens: at most this many tokens a prompt.
-            forced: score these continuations instead of choosing tokens (teacher forcing).
+            forced: score these continuations instead of choosing tokens (teacher forcing); where one says None, the
+                model chooses.
             stop_ids: a sequence ends with the first of these it produces.
             sampling: greedy by default. Prompt `i` draws with seed `sampling.seed + i`.
             recorder: called for every layer and step, before attention and with the new K and V in place:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,30 @@ def test_a_local_task_runs_offline(model: EngineLM, tmp_path: Path) -> None:
         likeliest = max(range(2), key=lambda i: scores[i][0])
         right += likeliest == row["answer"]
     assert math.isclose(results["results"]["sums"]["acc,none"], right / len(rows))
+
+
+def test_lm_evals_command_knows_vortex_by_name(tmp_path: Path) -> None:
+    """`lm_eval --model vortex`, as its module runs it, over a local task with a flow of the library."""
+    pairs = [(f"k{n} v{n} n1 n2 k{n + 1} v{n + 1} n3 n4 k{n}", f"v{n}") for n in range(6)]
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": text, "value": value}) for text, value in pairs))
+    task = {
+        "task": "told", "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
+        "dataset_kwargs": {"data_files": {"test": str(rows)}, "cache_dir": str(tmp_path / "cache")},
+        "doc_to_text": "{{text}}", "doc_to_target": "{{value}}",
+        "generation_kwargs": {"until": [" "], "max_gen_toks": 1},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "told.yaml").write_text(json.dumps(task))
+    command = [
+        sys.executable, "-m", "evaluators.lm_eval_plugin", "--model", "vortex",
+        "--model_args", "model=retrieval-mla,flow=quest,budget=64,max_tokens=4096,threads=1",
+        "--tasks", "told", "--include_path", str(tmp_path), "--device", "cpu", "--batch_size", "2",
+        "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(found.read_text())
+    assert results["results"]["told"]["exact_match,none"] >= 5 / 6
+    assert results["config"]["flow"] == "quest" and results["config"]["ir_hash"] != "dense"

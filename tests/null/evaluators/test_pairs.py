@@ -12,7 +12,15 @@ from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.tasks.items import build_items
 from evaluators.tasks.needle import NeedleSingle
 from evaluators.tasks.pairs import PairAnswers, PairParameters, PairRecall, pair_item
-from vortex_core.engine.retrieval.alphabet import BOS, FIRST_KEY, FIRST_NOISE, FIRST_VALUE, VOCAB, words
+from vortex_core.engine.retrieval.alphabet import (
+    BOS,
+    FIRST_KEY,
+    FIRST_NOISE,
+    FIRST_VALUE,
+    SKILLS_VOCAB,
+    VOCAB,
+    words,
+)
 from vortex_core.errors import VortexError
 
 
@@ -48,7 +56,8 @@ def retrieval(**changes: Any) -> EvaluationPlan:
 
 
 def test_the_alphabet_covers_the_vocabulary_once() -> None:
-    assert len(words()) == len(set(words())) == VOCAB
+    assert len(words()) == len(set(words())) == SKILLS_VOCAB
+    assert len(words(VOCAB)) == VOCAB
     assert (words()[FIRST_KEY], words()[FIRST_VALUE], words()[FIRST_NOISE]) == ("k0", "v0", "n0")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from evaluators import stats
 from evaluators.plan import load_plan
-from evaluators.sequential import items_to_prove, sequential_test
+from evaluators.sequential import items_to_prove, sequential_test, wagered_difference
 from evaluators.tasks.items import ItemSet
 
 
@@ -120,3 +120,25 @@ def test_the_order_of_items_is_drawn_and_keeps_each_tasks_own() -> None:
     assert first[:4] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     for key in items:
         assert [i for k, i in first if k == key] == list(range(20))
+
+
+def test_the_wagers_interval_covers_and_does_not_collapse() -> None:
+    rng = np.random.default_rng(11)
+    missed = 0
+    for _ in range(200):
+        dense = rng.integers(0, 5, 40) / 4
+        ours = np.where(rng.random(40) < 0.3, rng.integers(0, 5, 40) / 4, dense)  # the mean differs by 0
+        found = wagered_difference(list(ours), list(dense))
+        missed += not found.low <= 0 <= found.high
+        assert found.low <= found.value <= found.high
+    assert missed <= 10
+    equal = wagered_difference([0.5] * 20, [0.5] * 20)
+    assert -0.3 < equal.low < -0.05 and 0.05 < equal.high < 0.3
+    many = wagered_difference([0.5] * 400, [0.5] * 400)
+    assert -0.02 < many.low < 0 < many.high < 0.02
+    worse = wagered_difference([0.25] * 40, [0.75] * 40)
+    assert worse.high < -0.2
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        wagered_difference([1.5], [0.5])
+    with pytest.raises(ValueError, match="as many"):
+        wagered_difference([1.0], [])

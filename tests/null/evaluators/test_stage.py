@@ -104,7 +104,17 @@ def test_stages_without_an_engine_say_so() -> None:
 
 
 def test_dense_references_round_trip_and_refuse_strangers() -> None:
-    reference = DenseReference("identity", "items", "m", 0, {"a": [1.0, 0.0]}, {"a": ["x", "y"]}, [[-1.0]])
+    reference = DenseReference(
+        "identity",
+        "items",
+        "m",
+        0,
+        {"a": [1.0, 0.0]},
+        {"a": ["x", "y"]},
+        {"a": [1.0, 0.0]},
+        {"a": [3.0, 2.0]},
+        [[-1.0]],
+    )
     assert DenseReference.from_json(reference.to_json()) == reference
     assert reference.accuracy == 0.5
     for broken in ({"plan": "p"}, reference.to_json() | {"more": 1}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from evaluators.tasks.metrics import METRICS
 from evaluators.tasks.registry import TASKS
 from evaluators.tasks.tokens import Tokenizer, answer_text, stop_tokens
 from evaluators.testing import ByteTokenizer, TaskConformance, WordTokenizer
-from vortex_core.engine.retrieval.alphabet import words
+from vortex_core.engine.retrieval.alphabet import FIRST_KEY, FIRST_NOISE, FIRST_VALUE, words
 from vortex_core.errors import VortexError
 
 
@@ -128,6 +129,97 @@ class TestPairAnswers(TestPairRecall):
     task = "pair_answers"
 
 
+class TestKeyHop(TestPairRecall):
+    task = "key_hop"
+
+    def test_the_answer_is_two_look_ups_away(self) -> None:
+        for item in self.build(self.tokenizer(), 0):
+            assert isinstance(item, Question)
+            told = read_pairs(item)
+            middle = told[item.prompt[-1]]
+            assert words()[middle] == item.about["through"]
+            assert words()[told[middle - FIRST_VALUE + FIRST_KEY]] == item.answer
+            for place in ("needle_tokens", "second_tokens"):
+                start, end = item.about[place]
+                assert told[item.prompt[start]] == item.prompt[end - 1]
+
+
+class TestKeyCount(TestPairRecall):
+    task = "key_count"
+    given: ClassVar[dict[str, Any]] = {"context": 300, "distractors": 7}
+    items = 8
+
+    def test_the_answer_is_how_often_the_pair_is_written(self) -> None:
+        counts = []
+        for item in self.build(self.tokenizer(), 0):
+            assert isinstance(item, Question)
+            times = item.prompt[:-1].count(item.prompt[-1])
+            assert item.answer == f"c{times}"
+            assert [item.prompt[at] for at in item.about["at"]] == [item.prompt[-1]] * times
+            read_pairs(item)
+            counts.append(times)
+        assert sorted(counts) == list(range(1, 9))
+
+
+class TestKeyWalk(TestPairRecall):
+    task = "key_walk"
+    given: ClassVar[dict[str, Any]] = {"context": 200, "distractors": 4, "steps": 12}
+
+    def test_every_step_is_a_pair_of_the_text(self) -> None:
+        for item in self.build(self.tokenizer(), 0):
+            assert isinstance(item, Question)
+            told, said = read_pairs(item), self.tokenizer().encode(item.answer)
+            assert len(said) == item.max_new_tokens == 23
+            for key, value in zip([item.prompt[-1], *said[1::2]], said[::2], strict=True):
+                assert told[key] == value
+
+
+class TestKeyDialogue(TestPairRecall):
+    task = "key_dialogue"
+    given: ClassVar[dict[str, Any]] = {"context": 200, "told": 6, "questions": 3, "tokens": 96}
+
+    def right_answer(self, question: Question) -> str:
+        return question.answer
+
+    def test_only_the_script_tells_the_answers(self) -> None:
+        for item in self.build(self.tokenizer(), 0):
+            assert isinstance(item, Question)
+            assert len(item.script) == item.max_new_tokens == 96
+            questions = [i for i, token in enumerate(item.script) if token is None]
+            assert questions == [91, 93, 95]
+            said = self.tokenizer().encode(item.answer)
+            for place, value in zip(questions, said, strict=True):
+                key = item.script[place - 1]
+                assert key not in item.prompt and value not in item.prompt
+                at = item.script.index(key)
+                assert at < 90 and item.script[at + 1] == value
+
+    def test_the_answer_is_what_the_model_chose(self) -> None:
+        item = self.build(self.tokenizer(), 0)[0]
+        assert isinstance(item, Question)
+        said = iter(self.tokenizer().encode(item.answer))
+        fed = [next(said) if token is None else token for token in item.script]
+        assert item.score(answer_text(self.tokenizer(), fed, item)) == 1
+        fed[-1] = FIRST_KEY
+        assert item.score(answer_text(self.tokenizer(), fed, item)) == 0
+
+    def test_more_questions_than_pairs_are_refused(self) -> None:
+        given = self.generator().parameters.model_validate(self.given | {"questions": 7})
+        with pytest.raises(VortexError) as caught:
+            self.generator().item(self.tokenizer(), given, 0, 0)
+        assert caught.value.code == "VV002"
+
+
+def read_pairs(item: Question) -> dict[int, int]:
+    """What a text says of each key; a value names another key of the text."""
+    told: dict[int, int] = {}
+    for key, value in pairwise(item.prompt):
+        if FIRST_KEY <= key < FIRST_VALUE and FIRST_VALUE <= value < FIRST_NOISE:
+            assert told.setdefault(key, value) == value
+    assert {value - FIRST_VALUE for value in told.values()} == {key - FIRST_KEY for key in told}
+    return told
+
+
 class TestHeldText(TaskConformance):
     task = "held_text"
     given: ClassVar[dict[str, Any]] = {"context": 300, "continuation": 20}
@@ -167,7 +259,7 @@ class TestJsonl(TaskConformance):
     def test_what_no_item_can_be_made_of_is_named(self, sums: Path) -> None:
         generator = self.generator()
         for change, said in (
-            ({"prompt": "{question}"}, "line .*: KeyError: 'question'"),
+            ({"prompt": "{question}"}, "line .*: it has no 'question'"),
             ({"context": 3}, "the prompt has .* tokens, the task's context is 3"),
         ):
             given = generator.parameters.model_validate(self.given | change)
@@ -223,6 +315,8 @@ def test_unknown_tasks_get_near_names() -> None:
         ("contains", "ambers", ("amber",), False),
         ("last_number", "3 + 4 = 7, so $1,007.00.", ("1007",), True),
         ("last_number", "7 it is, not 8", ("7",), False),
+        ("last_number", "so 1800", ("1,200 / 2 = 600.\n#### 1,800",), True),
+        ("last_number", "so 600", ("1,200 / 2 = 600.\n#### 1,800",), False),
         ("last_number", "nothing", ("7",), False),
     ],
 )

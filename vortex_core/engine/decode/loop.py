@@ -21,7 +21,7 @@ def decode_to_end(
     batch: AnyBatch,
     sampler: Sampler,
     steps: Sequence[int],
-    forced: Sequence[Sequence[int]] | None,
+    forced: Sequence[Sequence[int | None]] | None,
     stop_ids: Collection[int],
     recorder: Recorder | None,
 ) -> list[float]:

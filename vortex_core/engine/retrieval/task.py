@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from vortex_core.engine.retrieval.alphabet import BOS, FIRST_KEY, FIRST_NOISE, FIRST_VALUE, KEYS, VOCAB
+from vortex_core.engine.retrieval.lesson import Lesson, Target
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,55 @@ class Texts:
     def answers(self) -> torch.Tensor:
         """The right tokens, `[batch, question]`."""
         return self.ids[:, self.asked + 1]
+
+    def lesson(self, *, layer: int | None = None) -> Lesson:
+        """What these texts teach: the answers, and the first layer the token before each position.
+
+        Args:
+            layer: an inner one that is asked for the answers too.
+        """
+        batch, length = self.ids.shape
+        rows, questions = self.known.nonzero(as_tuple=True)
+        every = torch.arange(batch, device=self.ids.device).repeat_interleave(length - 1)
+        places = torch.arange(1, length, device=self.ids.device).repeat(batch)
+        asked, answers = self.asked[questions], self.answers[self.known]
+        targets = [
+            Target(rows, asked, answers, skill="lookup"),
+            Target(every, places, self.ids[:, :-1].flatten(), layer=0),
+        ]
+        if layer is not None:
+            targets.append(Target(rows, asked, answers, layer=layer))
+        return Lesson(self.ids, tuple(targets))
+
+
+@dataclass(frozen=True)
+class PairStage:
+    """A part of the curriculum of looking up; `length`, `steps` and `enough` as in `lesson.Stage`.
+
+    Attributes:
+        pairs: in a text.
+        batch: texts a step.
+        questions: at the end of a text of noise; 0: a stream of pairs without noise.
+        alphabet: keys and values that occur in a stream; the circuit forms sooner on few, and holds for the others.
+        layer: an inner one that is asked for the answers too.
+    """
+
+    length: int
+    pairs: int
+    batch: int
+    steps: int
+    questions: int = 0
+    enough: float | None = None
+    alphabet: int = KEYS
+    layer: int | None = None
+
+    def lesson(self, generator: torch.Generator) -> Lesson:
+        """See `lesson.Stage`."""
+        if self.questions == 0:
+            texts = stream_texts(self.batch, self.length, self.pairs, generator, alphabet=self.alphabet)
+        else:
+            texts = noise_texts(self.batch, self.length, self.pairs, self.questions, generator)
+        return texts.lesson(layer=self.layer)
 
 
 def stream_texts(
