@@ -164,5 +164,6 @@ def test_lm_evals_command_knows_vortex_by_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     (found,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(found.read_text())
-    assert results["results"]["told"]["exact_match,none"] >= 5 / 6
+    # Texts of ten tokens, far shorter than it was trained on; guessing is right once in 160 times.
+    assert results["results"]["told"]["exact_match,none"] >= 0.5
     assert results["config"]["flow"] == "quest" and results["config"]["ir_hash"] != "dense"
