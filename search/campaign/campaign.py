@@ -39,6 +39,9 @@ from search.machine import device_words
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
+_REFERENCES = 0.6
+"""Share of a screened search's time after which no library flow begins to answer."""
+
 
 class Campaign:
     """Runs or resumes a campaign.
@@ -286,12 +289,21 @@ class Campaign:
         unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
         if unfinished or self._limit(0) is None:
             await self.pipeline.dense_reference("search")
-        await together(self.pipeline.evaluate(c, "search", late=self._too_late_to_search) for c in waiting)
+        await together(
+            self.pipeline.evaluate(c, "search", late=self._too_late_for_references) for c in waiting
+        )
 
     def _too_late_to_search(self) -> bool:
         """Whether the time for the search is used up: references would be compared with nothing."""
         seconds = self.config.limits.search_seconds
         return seconds is not None and self.active_seconds >= seconds
+
+    def _too_late_for_references(self) -> bool:
+        """Whether the time left for the search is the found programs': a slow machine would otherwise spend it all on
+        the library alone. What is compared at equal cost in the end is answered then."""
+        seconds = self.config.limits.search_seconds
+        share = 1.0 if self.config.screen is None else _REFERENCES
+        return seconds is not None and self.active_seconds >= share * seconds
 
     def _time_is_up(self) -> bool:
         """Whether the time budget, that of the finals included, is used up."""

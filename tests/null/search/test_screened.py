@@ -233,3 +233,23 @@ def test_the_grammar_makes_what_an_author_is_not_needed_for():
 
 def _score(accuracy: float, speed: float) -> Score:
     return Score(Metric(accuracy), Metric(speed), Verdict.PROVEN, (), "screen")
+
+
+def test_references_leave_found_programs_time_to_answer(tmp_path: Path):
+    harness = Harness(tmp_path, screened(limits={"candidates": 3, "seconds": 5000, "finals_seconds": 1000}))
+    campaign = harness.campaign()
+    campaign._too_late_for_references = lambda: True  # type: ignore[method-assign]
+    state = asyncio.run(campaign.run_to_end(STARTED, SESSION))
+    library = [c for c in state.candidates.values() if c.reference and c.key not in state.twins]
+    assert {c.status("search") for c in library} == {"waiting"}, "none of them began"
+    assert sum(c.status("search") == "passed" for c in state.found) >= 1
+
+
+def test_when_references_are_late(tmp_path: Path):
+    limits = {"candidates": 3, "seconds": 1000, "finals_seconds": 100}
+    for settings, at in ((screened(limits=limits), 540), (config(limits=limits), 900)):
+        campaign = Harness(tmp_path, settings).campaign()
+        campaign._active_before += at - 1
+        assert not campaign._too_late_for_references()
+        campaign._active_before += 2
+        assert campaign._too_late_for_references()
