@@ -101,7 +101,7 @@ def _answers(config: CampaignConfig, plan: Mapping[str, Any], dense: Candidate |
     found = {} if dense is None else dense.metrics("search")
     right, delta = found.get("accuracy"), found.get(name)
     if right is not None:
-        yield f"Dense attention answers {right.value:.3g} of the items right."
+        yield f"Dense attention answers {right.value:.0%} of the items right."
     if delta is not None and delta.low is not None and delta.high is not None:
         yield (
             f"{name} of dense attention against itself is {delta.value:.3g} [{delta.low:.3g}, {delta.high:.3g}] "

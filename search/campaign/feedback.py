@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest
 from evaluators.results import Metric
+from search.campaign.archive import Verdict, score
 from search.campaign.conditions import setting
 from search.campaign.costs import costs
 from search.campaign.landscape import standing, standings
@@ -160,20 +162,34 @@ def unanswered(proposal: Proposal, state: CampaignState) -> tuple[str, ...]:
 
 
 def ledger(state: CampaignState, config: CampaignConfig, arm: str | None = None) -> tuple[Attempt, ...]:
-    """The latest dead ends, the newest last: candidates that a stage stopped, each with its knobs and numbers.
+    """The latest dead ends, the newest last: what a stage stopped and what broke a gate of the screen, each with its
+    knobs and numbers.
 
     A candidate is a program under its knobs: what failed with 64 tokens may be good with 512.
 
     Args:
         arm: whose; None is everybody's.
     """
-    failed = state.failed if arm is None else [c for c in state.failed if c.reference or c.arm == arm]
+    failed = [c for c in state.failed if arm is None or c.reference or c.arm == arm][-_LEDGER_LENGTH:]
+    if config.screen is not None:
+        told = [c for c in state.found if arm is None or c.arm == arm]
+        short = (c for c in reversed(told) if c not in failed and _screened_out(c, config))
+        failed = sorted([*failed, *islice(short, _LEDGER_LENGTH // 2)], key=lambda c: c.number)
     return tuple(_attempt(candidate, config) for candidate in failed[-_LEDGER_LENGTH:])
+
+
+def _screened_out(candidate: Candidate, config: CampaignConfig) -> tuple[str, ...]:
+    """The gates of the screen that a candidate broke, in words; none where it kept them."""
+    if config.screen is None or candidate.status("screen") != "passed":
+        return ()
+    found = score(candidate, config.screen.objective(config.objective), "screen")
+    return found.broken if found is not None and found.verdict is Verdict.FAILED else ()
 
 
 def _attempt(candidate: Candidate, config: CampaignConfig) -> Attempt:
     stopped = candidate.failure
     error = stopped.failure.error if stopped is not None and stopped.failure is not None else {}
+    short = _screened_out(candidate, config)
     metrics = searched(candidate)
     objective, screen = config.objective, config.screen
     screened = () if screen is None else (screen.accuracy,)
@@ -182,9 +198,9 @@ def _attempt(candidate: Candidate, config: CampaignConfig) -> Attempt:
         key=candidate.key,
         ir_hash=candidate.ir_hash,
         name=f"{candidate.label} {candidate.name}",
-        stage="" if stopped is None else stopped.stage,
+        stage=stopped.stage if stopped is not None else "the screen's gates" if short else "",
         code=str(error.get("code", "")),
-        reason=str(error.get("message", ""))[:200],
+        reason=str(error.get("message", "") or "; ".join(short))[:200],
         idea=candidate.idea,
         knobs=candidate.knobs,
         metrics={name: round(metrics[name].value, 4) for name in wanted if name in metrics},

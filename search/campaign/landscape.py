@@ -116,6 +116,9 @@ def _standing(
     whole = config.objective
     searched = (whole,) if config.screen is None else (config.screen.objective(whole), whole)
     wanted = [name for o in searched for name in (o.accuracy, o.speed)]
+    fuller = _fuller(candidate, config)
+    if fuller is not None:  # figures of a row are compared with those of others: all of the same layers
+        metrics |= {fuller: candidate.metrics("screen")[fuller]}
     return Standing(
         name=f"{candidate.label} {candidate.name}",
         relation=relation,
@@ -127,7 +130,25 @@ def _standing(
             for name in dict.fromkeys((*wanted, "recall", "state_share"))
             if name in metrics
         },
-        note=_moved(candidate, before),
+        note=" ".join(filter(None, (_in_full(candidate, config), _moved(candidate, before)))),
+    )
+
+
+def _fuller(candidate: Candidate, config: CampaignConfig) -> str | None:
+    """The screen's figure of a candidate that was also measured in more layers, None where it was not."""
+    name = config.screen.accuracy if config.screen is not None else ""
+    both = name in candidate.metrics("screen") and name in candidate.metrics("full_screen")
+    return name if both else None
+
+
+def _in_full(candidate: Candidate, config: CampaignConfig) -> str:
+    """What the fuller screen said, in words."""
+    name = _fuller(candidate, config)
+    if name is None or config.screen is None:
+        return ""
+    models = ", and on a second model" if config.screen.models else ""
+    return (
+        f"({candidate.metrics('full_screen')[name].value:.3f} in {config.screen.full_layers} layers{models})"
     )
 
 

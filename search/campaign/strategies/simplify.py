@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Ask, Axis, Member, Tell, proposal_seed
 from vortex_core.configs import Strict
 
@@ -70,7 +71,10 @@ class SimplifyStrategy:
         elif mine:
             self._without += 1
         if self._current is None or self._without >= self.patience:
-            left = [m for m in self._best.values() if m.key not in self._done]
+            # What breaks the gates is not worth having smaller.
+            left = [
+                m for m in self._best.values() if m.key not in self._done and m.verdict is not Verdict.FAILED
+            ]
             self._first = self._current = max(left, key=self._rank) if left else None
             self._without = 0
             if self._first is not None:

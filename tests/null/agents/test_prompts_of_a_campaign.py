@@ -53,7 +53,7 @@ def test_later_prompts_say_what_dense_answers_and_what_chance_does(
     played: tuple[Reader, CampaignState, Path],
 ) -> None:
     text = played[0].asked[-1].text
-    assert "Dense attention answers 0.875 of the items right" in text
+    assert "Dense attention answers 88% of the items right" in text
     assert "differences inside that interval are chance" in text
     assert "1024 tokens x 64 sequences" in text
 
@@ -62,7 +62,7 @@ def test_every_figure_and_verdict_in_a_prompt_is_defined(played: tuple[Reader, C
     named: set[str] = set()
     for asked in played[0].asked:
         named |= set(re.findall(r"^(\w+) = ", asked.text, re.M))
-        rows = re.findall(r"^  c\d{3} .*?: ([^(]*)", asked.text, re.M)
+        rows = re.findall(r"^  c\d{3} .*?(?:gates \w+|VV\d+\)): ([^(]*)", asked.text, re.M)
         named |= {
             name for row in rows for name in re.findall(r"(?:^|, )([a-z_0-9]+) -?[0-9.]+(?:e[-+]\d+)?\b", row)
         }

@@ -236,3 +236,28 @@ def test_a_replacement_unfit_to_show_is_left_out() -> None:
     with pytest.raises(VortexError, match="VF010") as caught:
         Heard("x = 1\ny = 2", "f.py").read(json.dumps({"error": told}).encode(), b"", None)
     assert caught.value.replacement is None
+
+
+def test_a_mended_declaration_keeps_the_order_that_decides_the_scale() -> None:
+    """The last dimension declared shares a scale: a replacement that reorders them would be another program."""
+    source = """from vortex_core import vFlow, ops
+
+
+class Flow(vFlow):
+    def create_cache(self, page):
+        return {"c": page.state(dim=16, row=32, dtype="int4")}
+
+    def forward_cache(self, page):
+        k = page.k.slice("dim", 0, 16).rename(token="row")
+        return {"c": ops.concat([k, k * 0.5], "row")}
+
+    def forward_indexer(self, q, cache):
+        return ops.topk((q.slice("dim", 0, 16) * cache["c"]).sum("dim").max("row").max("head"))
+"""
+    with pytest.raises(VortexError, match="VF032") as caught:
+        run(source, "flow.py")
+    assert caught.value.replacement is not None
+    mended = caught.value.replacement.apply(source)
+    assert 'page.state(dim=16, row="2*S", dtype="int4")' in mended
+    (state,) = run(mended, "flow.py").program.states
+    assert state.scale_dim == "row"

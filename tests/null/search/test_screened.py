@@ -13,6 +13,7 @@ from evaluators.results import Metric
 from search.campaign.archive import Score, Verdict
 from search.campaign.cells import cell_of, family
 from search.campaign.comparison import at_equal_cost
+from search.campaign.feedback import ledger
 from search.campaign.finals import Finals
 from search.campaign.ladder import Rung
 from search.campaign.landscape import standing, standings
@@ -253,3 +254,29 @@ def test_when_references_are_late(tmp_path: Path):
         assert not campaign._too_late_for_references()
         campaign._active_before += 2
         assert campaign._too_late_for_references()
+
+
+def test_what_the_screen_left_out_is_told_with_its_numbers(tmp_path: Path):
+    settings = screened(screen={"programs": 30, "gates": [{"metric": "screen_beyond", "at_least": 0.9}]})
+    state = Harness(tmp_path, settings).go()
+    told = {a.key: a for a in ledger(state, settings)}
+    short = [
+        c
+        for c in state.found
+        if c.status("screen") == "passed" and c.metrics("screen")["screen_beyond"].value < 0.9
+    ]
+    assert short and {c.key for c in short[-5:]} <= told.keys()
+    attempt = told[short[-1].key]
+    assert attempt.stage == "the screen's gates" and "wanted >= 0.9" in attempt.reason
+    assert attempt.metrics["screen_beyond"] < 0.9 and "state_share" in attempt.metrics
+
+
+def test_figures_of_more_layers_stand_beside_those_that_are_compared(tmp_path: Path):
+    settings = screened(screen={"programs": 30, "full": 2, "answers": 2})
+    state = Harness(tmp_path, settings).go()
+    rows = {row.name.split()[0]: row for row in standings(state, settings, ())}
+    both = [c for c in state.found if c.status("full_screen") == "passed" and c.label in rows]
+    assert both
+    for c in both:
+        assert rows[c.label].metrics["screen_beyond"] == c.metrics("screen")["screen_beyond"].to_json()
+        assert f"{c.metrics('full_screen')['screen_beyond'].value:.3f} in 8 layers" in rows[c.label].note

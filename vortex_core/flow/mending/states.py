@@ -104,6 +104,9 @@ def state_type(place: Place) -> Edit | None:
     kept = [k for k in declaration.keywords if k.arg in ("dtype", "carried", "init")]
     if not found:
         kept = [k for k in kept if not (k.arg == "dtype" and getattr(k.value, "value", "") in SCALED)]
+    # The last dimension declared is the one that shares a scale: the author's order stays.
+    place_of = {k.arg: n for n, k in enumerate(declaration.keywords)}
+    found = sorted(found, key=lambda dim: place_of.get(dim[0], len(place_of)))
     inside = [f"{n}={e if e.isdigit() else repr(e)}".replace("'", '"') for n, e in found]
     return Edit(
         declaration,
