@@ -29,6 +29,21 @@ _ON = {
 }
 
 
+_TEXTS = (
+    "name",
+    "doc",
+    "idea",
+    "ir_hash",
+    "key",
+    "exported_at",
+    "run",
+    "id",
+    "found_by",
+    "objective",
+    "verdict",
+)
+
+
 def make_card(run: Run, state: CampaignState, config: CampaignConfig, entry: Entry) -> dict[str, Any]:
     """Everything known about a candidate, as JSON values."""
     assert state.started is not None
@@ -82,7 +97,14 @@ def hub_name(model: str) -> str:
 
 
 def card_text(card: Mapping[str, Any], certificate: Mapping[str, Any] | None = None) -> str:
-    """The card for people."""
+    """The card for people.
+
+    Raises:
+        TypeError: a field that holds text holds something else; a card may be anybody's.
+    """
+    for field in _TEXTS:
+        if not isinstance(card[field], str):
+            raise TypeError(f"{field} is no text")
     lines = [
         f"# {markdown(card['name'])}",
         "",

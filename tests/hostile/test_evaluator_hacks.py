@@ -187,7 +187,7 @@ def test_stopping_early_or_guessing_is_not_an_answer(text: str) -> None:
 
 
 def test_dense_answers_of_other_items_or_engines_are_not_taken() -> None:
-    reference = DenseReference("engine", "items", "m", 0, {"a@1": [1.0]}, {"a@1": ["x"]}, [])
+    reference = DenseReference("engine", "items", "m", 0, {"a@1": [1.0]}, {"a@1": ["x"]}, {}, {}, [])
     items = ItemSet(0, {"a@1": (None,)}, ())  # type: ignore[arg-type]
     reference.check("engine", "items", items)
     for identity, digest in (("engine", "others"), ("another", "items")):
