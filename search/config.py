@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -277,10 +279,23 @@ class Finals(Strict):
 
 
 class Reference(Strict):
-    """A library flow, or the path of one's own, measured beside the candidates; `knobs` changes some of its own."""
+    """Library flows, or paths of one's own, measured beside the candidates.
 
-    flow: str
+    Attributes:
+        flow: one, or several that are measured alike.
+        knobs: settings that differ from the flow's own.
+        grid: knobs with several values each; every combination is measured.
+    """
+
+    flow: str | Annotated[tuple[str, ...], Field(min_length=1)]
     knobs: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+
+    def each(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every flow with its settings."""
+        for flow in (self.flow,) if isinstance(self.flow, str) else self.flow:
+            for values in product(*self.grid.values()):
+                yield flow, self.knobs | dict(zip(self.grid, values, strict=True))
 
     @model_validator(mode="before")
     @classmethod

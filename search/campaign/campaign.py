@@ -267,8 +267,8 @@ class Campaign:
             Those whose answers are left: a screen does not wait for them.
         """
         keys = []
-        for reference in self.config.references:
-            flow, source = self.library(reference.flow, self.config.knobs | reference.knobs)
+        for name, knobs in (each for reference in self.config.references for each in reference.each()):
+            flow, source = self.library(name, self.config.knobs | knobs)
             if flow.key not in self.state.candidates:
                 self.pipeline.admit(flow, source, None)
             keys.append(flow.key)

@@ -119,6 +119,13 @@ def test_references_run_on_all_engines_at_once(tmp_path: Path):
     assert harness.executor.most_at_once == 3
 
 
+def test_every_reference_of_a_grid_is_measured_once(tmp_path: Path):
+    grid = {"flow": ["quest", "block_topk"], "grid": {"budget": ["256", "512"]}}
+    harness = Harness(tmp_path, config(references=["dense", grid, grid], limits={"candidates": 0}))
+    names = [(c.name, c.knobs["budget"]) for c in harness.go().candidates.values()][1:]
+    assert names == [(n, b) for n in ("quest", "block_topk") for b in ("256", "512")]
+
+
 def test_as_many_candidates_are_measured_at_once_as_there_are_engines(tmp_path: Path):
     harness = Harness(tmp_path, config(limits={"candidates": 20}))
     harness.executor = SimulatedExecutor(lanes=4, delay=0.002)

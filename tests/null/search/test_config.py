@@ -34,6 +34,7 @@ ARM = "arms: [{name: a, strategy: {kind: evolve}}]\n"
         ("arms: [{name: a, strategy: {kind: random}}, {name: a, strategy: {kind: random}}]\n", "repeat"),
         (ARM + "objective: {gates: [{metric: m}]}\n", "at_least or at_most"),
         (ARM + "references: [{flow: quest, knbs: {}}]\n", "knbs"),
+        (ARM + "references: [{flow: quest, grid: {budget: []}}]\n", "budget"),
         ("arms: [", "not YAML"),
     ],
 )
@@ -49,6 +50,15 @@ def test_references_may_be_names_or_carry_knobs(tmp_path: Path):
         write(tmp_path, ARM + "references: [dense, {flow: quest, knobs: {budget: '512'}}]\n")
     )
     assert [(r.flow, r.knobs) for r in found.references] == [("dense", {}), ("quest", {"budget": "512"})]
+
+
+def test_a_grid_is_every_combination_of_its_knobs(tmp_path: Path):
+    text = "references: [{flow: [quest, nsa], knobs: {keep_last: 2}, grid: {budget: ['64', '128'], page_size: [16]}}]\n"
+    (reference,) = load_campaign(write(tmp_path, ARM + text)).references
+    assert [(flow, knobs["budget"]) for flow, knobs in reference.each()] == [
+        ("quest", "64"), ("quest", "128"), ("nsa", "64"), ("nsa", "128"),
+    ]  # fmt: skip
+    assert all(k["page_size"] == 16 and k["keep_last"] == 2 for _, k in reference.each())
 
 
 @pytest.mark.parametrize("kind", ["campaign", "proposer"])
