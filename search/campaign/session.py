@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from agents.base import Lesson, Proposer
 from agents.ensemble import EnsembleProposer
@@ -285,6 +288,11 @@ _FREE = (
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with what nobody gave at its default: a run begun before a setting was there goes on after."""
+    with suppress(ValidationError):
+        settings = settings | {
+            "campaign": CampaignConfig.model_validate(settings["campaign"]).model_dump(mode="json")
+        }
     campaign = {name: value for name, value in settings["campaign"].items() if name not in _FREE}
     arms = [{k: v for k, v in arm.items() if k != "proposer"} for arm in campaign.get("arms", ())]
     return {"campaign": {**campaign, "arms": arms}, "model": settings["model"], "seed": settings["seed"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.campaign.session import load_library
+from search.campaign.session import _comparable, load_library
 from search.cli.console import duration
 from search.config import CAMPAIGNS, PROPOSERS, Screen, load_campaign, load_proposer
 from vortex_core import library
@@ -118,3 +118,17 @@ def test_further_models_of_a_screen_may_have_prompts_of_their_own():
         ("qwen3-8b", None),
         ("retrieval-mla", "retrieval"),
     ]
+
+
+def test_a_run_begun_before_a_setting_was_there_goes_on_after(tmp_path: Path):
+    campaign = load_campaign(write(tmp_path, ARM + "references: [quest]\n")).model_dump(mode="json")
+    now = {"campaign": campaign, "model": "m", "seed": 0}
+    references = [
+        {name: value for name, value in r.items() if name != "grid"} for r in campaign["references"]
+    ]
+    old = now | {"campaign": campaign | {"references": references}}
+    assert _comparable(old) == _comparable(now)
+    other = now | {"campaign": campaign | {"references": [{"flow": "nsa"}]}}
+    assert _comparable(other) != _comparable(now)
+    unknown = now | {"campaign": campaign | {"gone": 1}}
+    assert _comparable(unknown) != _comparable(now)
