@@ -28,6 +28,8 @@ NAMESPACE = "vortex-search"
 ROOT = Path(__file__).resolve().parents[2]
 # A house that ends itself keeps its name for a moment: how often one is asked to be let in, and seconds in between.
 _JOINS, _BETWEEN = 5, 1.0
+# Seconds after which a house that lives but is not reached, on a busy host or network, is asked again.
+_UNREACHED = (0.5, 1.0, 2.0, 4.0, 8.0)
 PACKAGES = ("vortex_core", "evaluators", "agents", "search", "configs")
 
 
@@ -120,17 +122,24 @@ class SharedHouse:
             await asyncio.wait_for(self._ask("leave", campaign), 30)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
-        reference = getattr(self._find(), method).remote(*arguments)
-        try:
-            return await reference
-        except asyncio.CancelledError:
-            ray.cancel(reference)
-            raise
-        except ray.exceptions.RayTaskError:
-            raise  # a defect of ours: with its traceback
-        except ray.exceptions.RayError as error:
-            self._handle = None
-            raise WorkerLostError(engine_lost(f"the cluster's house: {last_line(str(error))}")) from error
+        for wait in (*_UNREACHED, None):
+            reference = getattr(self._find(), method).remote(*arguments)
+            try:
+                return await reference
+            except asyncio.CancelledError:
+                ray.cancel(reference)
+                raise
+            except ray.exceptions.RayTaskError:
+                raise  # a defect of ours: with its traceback
+            except ray.exceptions.RayError as error:
+                # All that a campaign has under way fails in the same moment: without a pause it would use up every
+                # retry of every candidate. What was asked may have run; a stage that runs twice says the same.
+                if isinstance(error, ray.exceptions.ActorUnavailableError) and wait is not None:
+                    await asyncio.sleep(wait)
+                    continue
+                self._handle = None
+                raise WorkerLostError(engine_lost(f"the cluster's house: {last_line(str(error))}")) from error
+        raise AssertionError("unreachable")
 
 
 class _House:

@@ -260,3 +260,33 @@ def test_a_house_that_ended_itself_before_it_was_joined_is_made_anew(
         with pytest.raises(WorkerLostError, match="house"):
             asyncio.run(SharedHouse().join(member))
     assert len(found) == (deaths + 1 if comes_in else 5)
+
+
+@pytest.mark.parametrize("times", [2, 50])
+def test_a_house_that_is_not_reached_for_a_moment_costs_no_candidate_a_retry(
+    monkeypatch: pytest.MonkeyPatch, times: int
+):
+    asked: list[str] = []
+
+    class House:
+        """An actor's handle on a host that is too busy to answer at first."""
+
+        def __init__(self) -> None:
+            self.run = self
+
+        async def remote(self, campaign: str, kind: str, call: Any) -> Any:
+            asked.append(campaign)
+            if len(asked) <= times:
+                raise ray.exceptions.ActorUnavailableError("busy", None)
+            return {"value": 1}
+
+    monkeypatch.setattr(SharedHouse, "_find", lambda self: House())
+    monkeypatch.setattr(shared, "_UNREACHED", (0.0,) * 5)
+    call: Any = "a stage"
+    if times < 5:
+        assert asyncio.run(SharedHouse().run("c", "cpu", call)) == {"value": 1}
+        assert len(asked) == times + 1
+    else:
+        with pytest.raises(WorkerLostError, match="house"):
+            asyncio.run(SharedHouse().run("c", "cpu", call))
+        assert len(asked) == 6
