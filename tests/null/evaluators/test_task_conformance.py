@@ -210,6 +210,37 @@ class TestQaHop(TestQaSingle):
             assert item.answer not in told[title[0]]
 
 
+class TestWordChain(TaskConformance):
+    task = "word_chain"
+    given: ClassVar[dict[str, Any]] = {"context": 700, "steps": 6}
+
+    def right_answer(self, question: Question) -> str:
+        said = question.answer.split()
+        return f" {said[0]}." + "".join(f" After the {a} comes the {b}." for a, b in pairwise(said))
+
+    def test_following_the_sentences_finds_the_answer(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            text = tokenizer.decode(list(item.prompt)).split("What comes after")[0]
+            told = dict(re.findall(r"After the ([a-z]+) comes the ([a-z]+)\.", text))
+            assert len(told) == 6 + 8
+            word, said = str(item.about["first"]), []
+            for _ in range(6):
+                word = told[word]
+                said.append(word)
+            assert item.answers == (" ".join(said),)
+
+    def test_a_step_that_is_missed_or_left_out_is_wrong(self) -> None:
+        item = self.build(self.tokenizer(), 0)[0]
+        assert isinstance(item, Question)
+        right, last = self.right_answer(item), item.answer.split()[-1]
+        assert item.score(right + " After that nothing comes.") == 1
+        assert item.score(right.replace(f" {last}.", " moon.")) == 0
+        assert item.score(right.rpartition(" After")[0]) == 0
+        assert item.score(" moon." + right.partition(".")[2]) == 0
+
+
 class TestPairRecall(TaskConformance):
     task = "pair_recall"
     given: ClassVar[dict[str, Any]] = {"context": 200, "distractors": 7}
