@@ -266,7 +266,7 @@ class Bench:
 
     def attention_file(self, seed: int) -> Path | None:
         """Where a seed's recording is kept; None where nothing is kept between processes."""
-        if self.store is None or not self.store.keeps_prompts:
+        if self.store is None:
             return None
         return self.store.folder / f"attention-{self._attention_key(seed)}.safetensors"
 
