@@ -86,7 +86,7 @@ def test_every_value_is_shown_with_its_origin():
     shown = {key for key in values if not key.startswith("plan.")}
     assert shown == {key for key, _ in flatten(config.model_dump(mode="json"))}
     assert (values["limits.candidates"].value, values["limits.candidates"].source) == (7, COMMAND_LINE)
-    assert values["objective.speed"].source == "campaigns/gpu.yaml"
+    assert values["objective.speed"].source == "campaigns/gpu-answers.yaml"
     assert values["objective.margin"].source == "campaigns/answers.yaml"
     assert values["cluster.retries"].source == "default"
     assert values["plan.reads"].source == "evaluation/gpu.yaml"
