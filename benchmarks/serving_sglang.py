@@ -229,7 +229,8 @@ def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
     for label, flow, budget in flows:
         traced = library.resolve(flow).with_knobs(page_size=args.page, budget=budget)
         bundle = traced.flow
-        settings = Settings(str(write_flow(bundle, folder / f"{bundle.key}.json")), args.prefill)
+        path = str(write_flow(bundle, folder / f"{bundle.key}.json"))
+        settings = Settings(path, args.prefill, crossover=args.crossover)
         found.append(Arm(f"vortex:{label}", options | {"attention_backend": "vortex"}, settings, sets))
     return found
 
@@ -260,6 +261,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--repeats", type=int, default=2)
     found.add_argument(
         "--lengths", type=int, nargs=2, default=(33, 161), help="new tokens of the two generations"
+    )
+    found.add_argument(
+        "--crossover",
+        help="BATCHxTOKENS,... below which flows attend to everything, or off; as measured on the machine by default",
     )
     found.add_argument("--parity", action="store_true", help="also arms that attend to everything")
     found.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

@@ -33,6 +33,13 @@ def serve(
     backend: Annotated[
         str | None, typer.Option(help="triton or torch; triton on a GPU, torch elsewhere by default.")
     ] = None,
+    crossover: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BATCHxTOKENS,...",
+            help="Below how many tokens sequences attend to everything, or off; what tune measured by default.",
+        ),
+    ] = None,
     python: Annotated[
         str | None,
         typer.Option(help="Interpreter of SGLang's environment; $VORTEX_SGLANG_PYTHON by default."),
@@ -60,7 +67,7 @@ def serve(
         winner=winner,
         changes=changes or (),
         model=model,
-        settings=Settings("", prefill, backend),
+        settings=Settings("", prefill, backend, crossover=crossover),
         options=context.args,
         python=python,
     )

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from search.cli.choices import MOST
 from search.cli.console import Json, emit, out
+from vortex_core.ir.crossover import BATCHES
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,6 +35,13 @@ def tune(
     budget: Annotated[
         str | None, typer.Option(help="Tokens a step may attend; the flow's own by default.")
     ] = None,
+    crossover: Annotated[
+        bool,
+        typer.Option("--crossover", help="Measure below which length sequences should attend to everything."),
+    ] = False,
+    batches: Annotated[
+        str, typer.Option(help="With --crossover: batches to measure, separated by commas.")
+    ] = ",".join(map(str, BATCHES)),
     as_json: Json = False,
 ) -> None:
     """Measure how a flow's launches are best cut on this GPU, and keep it for every later compile.
@@ -44,11 +52,17 @@ def tune(
     the same powers of two; `vortex-search explain` says whether there is one. Results are files in
     $VORTEX_CACHE/tuning; delete one to go back to the defaults.
 
+    With --crossover it times layers of the flow beside layers of dense attention instead, at contexts up to --context,
+    and keeps for each batch the length from which the flow is faster by more than 2%. Engines attend to everything in
+    sequences below it. Where nothing was measured they run the flow at every length.
+
     Examples:
 
         vortex-search tune quest --model qwen3-8b
 
         vortex-search tune ./my_flow.py --model qwen3-8b --batch 1 --context 131072 --seconds 60 --json
+
+        vortex-search tune quest --model qwen3-8b --page-size 64 --budget 2048 --crossover
     """
     from search.commands.explain import dimensions
     from vortex_core import library
@@ -57,6 +71,9 @@ def tune(
     traced = library.resolve(flow)
     changes: dict[str, Any] = {"page_size": page_size, "budget": budget}
     knobs = traced.knobs.with_(**{name: value for name, value in changes.items() if value is not None})
+    if crossover:
+        _crossover(traced.name, traced.program, knobs, model, batches, context, as_json)
+        return
 
     def say(trial: Any) -> None:
         if not as_json:
@@ -83,6 +100,41 @@ def tune(
     out.print(
         f"{escape(traced.name)}: {gain}, {found.tuned.step_us:.1f} us a layer; kept in {path}", soft_wrap=True
     )
+
+
+def _crossover(
+    name: str, program: Any, knobs: Any, model: str, batches: str, context: int, as_json: bool
+) -> None:
+    """`tune --crossover`."""
+    from search.commands.explain import dimensions
+    from search.errors import bad_value
+    from vortex_core.compiler.triton.tuning.crossover import (
+        crossover_path,
+        measure_crossover,
+        store_crossover,
+    )
+
+    if not all(part.isdigit() and 0 < int(part) <= MOST for part in batches.split(",")):
+        raise bad_value("--batches", batches, "whole numbers from 1, separated by commas")
+
+    def say(probe: Any) -> None:
+        if not as_json:
+            shape = f"{probe.batch:4} x {probe.context:7,}"
+            times = f"{probe.sparse_us:8.1f} us the flow, {probe.dense_us:8.1f} us dense"
+            out.print(
+                f"{shape}  {times}: {'faster' if probe.wins else 'not faster'}", markup=False, soft_wrap=True
+            )
+
+    geometry = dimensions(model).geometry()
+    wanted = sorted({int(part) for part in batches.split(",")})
+    found = measure_crossover(program, knobs, geometry, batches=wanted, most=context, report=say)
+    path = crossover_path(program, knobs, geometry)
+    assert path is not None, "measured without a GPU"
+    store_crossover(found, path)
+    if as_json:
+        emit({"flow": name, "model": model, **found.to_json(), "file": str(path)})
+        return
+    out.print(f"{name}: crossover {found.crossover.text}; kept in {path}", markup=False, soft_wrap=True)
 
 
 def _words(config: Any) -> str:

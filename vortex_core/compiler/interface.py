@@ -49,8 +49,10 @@ class BatchView:
     Attributes:
         block_table: `[batch, max_pages]`, physical page of each logical page (padding: any valid page).
         lengths: `[batch]`, tokens in each sequence including the one being decoded; 0: a row that takes no part.
-        budgets: `[batch]`, pages each row may attend (`Knobs.pages`).
+        budgets: `[batch]`, pages each row may attend (`Knobs.pages`). From `ir.crossover.EVERYTHING` on the row attends
+            to every page, whatever ends its selection, and need not be scored.
         max_length: no sequence is longer; known on the host.
+        longest_whole: no row that is given `EVERYTHING` is longer; known on the host.
 
     Tensors are int64 for backends that run eagerly, int32 for those whose steps are captured.
     """
@@ -59,6 +61,7 @@ class BatchView:
     lengths: torch.Tensor
     budgets: torch.Tensor
     max_length: int
+    longest_whole: int = 0
 
 
 class StateStore(Protocol):
@@ -109,8 +112,12 @@ class CapturedFlow(CompiledFlow, Protocol):
     Lengths, budgets and page tables are read on the device, and buffers are the same at every call for a shape.
     """
 
-    def prepare(self, batch: int, width: int, device: torch.device) -> None:
-        """Allocate what steps of `batch` sequences of up to `width` pages need, before the first is captured."""
+    def prepare(self, batch: int, width: int, device: torch.device, longest_whole: int = 0) -> None:
+        """Allocate what steps of `batch` sequences of up to `width` pages need, before the first is captured.
+
+        Args:
+            longest_whole: as in the steps' `BatchView`.
+        """
         ...
 
     def list_capacity(self, width: int) -> int:

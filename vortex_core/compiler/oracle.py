@@ -13,6 +13,7 @@ from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.torch_backend import value_rows
 from vortex_core.geometry import Geometry
+from vortex_core.ir.crossover import EVERYTHING
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.page_list import PageList
@@ -172,6 +173,8 @@ class OracleFlow:
 
         assert graph.result is not None
         chosen = visit(graph.result)
+        if int(view.budgets[b]) >= EVERYTHING:
+            chosen = [set(range(total)) for _ in chosen]
         if complete:
             self._carry(states, per_head, view, b, complete)
         return [sorted(pages) for pages in chosen]

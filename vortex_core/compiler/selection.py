@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from vortex_core.compiler.interface import BatchView
+from vortex_core.ir.crossover import EVERYTHING
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Graph, Node
 from vortex_core.page_list import PageList
@@ -62,7 +63,9 @@ def evaluate_selection(
         return mask | forced.unsqueeze(1)
 
     assert graph.result is not None
-    return visit(graph.result)
+    chosen = visit(graph.result)
+    whole = (view.budgets >= EVERYTHING).unsqueeze(1) & (index < total.unsqueeze(1))
+    return chosen | whole.unsqueeze(1)
 
 
 def _choose(node: Node, score: torch.Tensor, candidate: torch.Tensor, room: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ from vortex_core.engine.requests import Request, RequestOutput, Token
 from vortex_core.engine.results import DecodeResult, SwapReport
 from vortex_core.engine.scheduler import Scheduler
 from vortex_core.engine.synthetic import random_prompt
+from vortex_core.ir.crossover import NEVER, Crossover
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.program import Program
@@ -182,8 +183,14 @@ class Engine:
         """The IR hash of the program that decodes run; `dense` where none is loaded."""
         return "dense" if self.flow is None else self.flow.compiled.program.ir_hash
 
-    def load_flow(self, program: Program | None, knobs: Knobs | None = None) -> SwapReport:
+    def load_flow(
+        self, program: Program | None, knobs: Knobs | None = None, *, crossover: Crossover | None = None
+    ) -> SwapReport:
         """Swap the flow that decodes use; None is dense. Prefilled prompts stay.
+
+        Args:
+            crossover: below how many tokens sequences attend to everything; by default what `vortex-search tune
+                --crossover` has measured for the flow, model and machine, and where it has not, never.
 
         Raises:
             VortexError: `VE013` for a KV dtype the pool does not hold; whatever the backend cannot compile; `VE019`
@@ -193,10 +200,12 @@ class Engine:
         compiled = None
         if program is not None:
             compiled = backends.get(self.backend).compile(program, knobs or Knobs(), self.geometry)
-        report = self.load_compiled(compiled)
+        report = self.load_compiled(compiled, crossover=crossover)
         return replace(report, seconds=time.perf_counter() - started)
 
-    def load_compiled(self, compiled: CompiledFlow | None) -> SwapReport:
+    def load_compiled(
+        self, compiled: CompiledFlow | None, *, crossover: Crossover | None = None
+    ) -> SwapReport:
         """The same for a flow that is compiled already."""
         assert not self.cache.sequences and self._suspended is None, "flows are swapped between decodes"
         started = time.perf_counter()
@@ -212,7 +221,7 @@ class Engine:
         sparse = compiled is not None and not compiled.program.selects_everything
         with device_errors("loading the flow" if sparse else "loading dense attention", flow=sparse):
             if compiled is not None:
-                self.flow = self._load(compiled)
+                self.flow = self._load(compiled, crossover)
                 if not self.private_pages:
                     self.flow.cover((p.blocks, p.cached) for p in self.cache.prompts.values())
             capture = self._runners.warm_up(shape)
@@ -220,12 +229,16 @@ class Engine:
         after = memory.allocated(self.device)
         return SwapReport(time.perf_counter() - started, state_bytes, self.ir_hash, capture, before, after)
 
-    def _load(self, compiled: CompiledFlow) -> LoadedFlow:
+    def _load(self, compiled: CompiledFlow, crossover: Crossover | None) -> LoadedFlow:
         """A flow with room for the states of every page."""
         pages = self.cache.pool.slots // compiled.knobs.page_size
         plan = LayerPlan(compiled.program, compiled.knobs, self.geometry.layers)
         memory.check_states_fit(compiled, pages, len(plan.leaders), self.device)
-        return LoadedFlow(compiled, self.cache.pool)
+        if crossover is None and self.device.type == "cuda":
+            from vortex_core.compiler.triton.tuning.crossover import stored_crossover
+
+            crossover = stored_crossover(compiled.program, compiled.knobs, self.geometry)
+        return LoadedFlow(compiled, self.cache.pool, crossover or NEVER)
 
     @contextmanager
     def dense(self) -> Iterator[None]:

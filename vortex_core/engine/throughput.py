@@ -19,6 +19,7 @@ from vortex_core.engine.errors import parity_lost
 from vortex_core.engine.kv.cache import Prompt
 from vortex_core.engine.results import SwapReport
 from vortex_core.engine.scheduler import Request, Scheduler
+from vortex_core.ir.crossover import Crossover
 from vortex_core.ir.flow import Flow
 
 # Launches that are attention: states, scores, selection, attention itself, and the writing of K and V where that is a
@@ -108,8 +109,10 @@ class ServeRow:
     preemptions: int
 
 
-def _load(engine: Engine, flow: Flow | None) -> SwapReport:
-    return engine.load_flow(None) if flow is None else engine.load_flow(flow.program, flow.knobs)
+def _load(engine: Engine, flow: Flow | None, crossover: Crossover | None = None) -> SwapReport:
+    if flow is None:
+        return engine.load_flow(None)
+    return engine.load_flow(flow.program, flow.knobs, crossover=crossover)
 
 
 def _name(flow: Flow | None) -> str:
@@ -232,10 +235,16 @@ def fill(engine: Engine, batch: int, context: int, *, random_kv: bool) -> list[P
 
 
 def measure_decode(
-    engine: Engine, flow: Flow | None, prompts: Sequence[Prompt], *, new_tokens: int, rounds: int
+    engine: Engine,
+    flow: Flow | None,
+    prompts: Sequence[Prompt],
+    *,
+    new_tokens: int,
+    rounds: int,
+    crossover: Crossover | None = None,
 ) -> DecodeRow:
-    """Decode `new_tokens` from the same prompts, dense and the flow in turns."""
-    swap = _load(engine, flow)
+    """Decode `new_tokens` from the same prompts, dense and the flow in turns. `crossover`: as of `Engine.load_flow`."""
+    swap = _load(engine, flow, crossover)
     warm = min(2, new_tokens)
     engine.decode(prompts, max_new_tokens=warm)  # captures, or touches memory
     sparse: list[float] = []

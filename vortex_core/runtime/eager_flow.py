@@ -34,7 +34,7 @@ class EagerFlow:
         """See `CompiledFlow`."""
         self.compiled.observe(states, selected, mass, layer)
 
-    def prepare(self, batch: int, width: int, device: torch.device) -> None:
+    def prepare(self, batch: int, width: int, device: torch.device, longest_whole: int = 0) -> None:
         """Nothing is allocated ahead."""
 
     def list_capacity(self, width: int) -> int:

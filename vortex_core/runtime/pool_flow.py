@@ -7,12 +7,13 @@ of its content: whoever fills pages outside of decode calls `complete`, and a de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import torch
 
 from vortex_core.compiler.interface import CapturedFlow, CompiledFlow, LayerKV, StateStore
+from vortex_core.ir.crossover import NEVER, Crossover, crossover_unfit
 from vortex_core.ir.layers import LayerPlan
 from vortex_core.page_list import PageList
 
@@ -28,6 +29,11 @@ class PoolFlow:
         pages: of the pool, of the flow's size.
         device: of the pool.
         layers: those this process holds; by default all.
+        crossover: below how many tokens sequences attend to everything. Of no effect on a flow that can have none
+            (`crossover_unfit`).
+
+    Attributes:
+        crossover: the one in force.
     """
 
     def __init__(
@@ -37,13 +43,16 @@ class PoolFlow:
         pages: int,
         device: torch.device,
         layers: range | None = None,
+        crossover: Crossover = NEVER,
     ) -> None:
         self.compiled, self.kv, self.pages, self.device = compiled, kv, pages, device
         self.knobs, self.page_size = compiled.knobs, compiled.knobs.page_size
         self.plan = LayerPlan(compiled.program, compiled.knobs, compiled.geometry.layers)
+        self.crossover = crossover if crossover_unfit(compiled.program, compiled.knobs) is None else NEVER
         held = range(self.plan.layers) if layers is None else layers
         # One page more where attention mass is stored: what the padding of a captured batch writes goes there.
         stored = pages + compiled.program.needs_mass
+        self._pending: list[int] = []
         self.states: dict[int, StateStore] = {
             i: compiled.new_states(stored, device) for i in self.plan.leaders if i in held
         }
@@ -64,6 +73,17 @@ class PoolFlow:
         for part in pages.split(UPDATE_PAGES):
             for layer in self.states:
                 self.complete_in(layer, part)
+
+    def note_complete(self, pages: Iterable[int]) -> None:
+        """Physical pages that a step completes which attends to everything: their states are not needed yet."""
+        if self.states:
+            self._pending += pages
+
+    def settle(self) -> None:
+        """Compute the states of the noted pages. Call before a step that selects."""
+        if self._pending:
+            pages, self._pending = self._pending, []
+            self.complete(torch.tensor(pages, device=self.device))
 
     def complete_in(self, layer: int, pages: torch.Tensor) -> None:
         """Compute the states of complete physical pages in one layer."""

@@ -6,7 +6,7 @@ computed in the step itself (see `runtime.pool_flow`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, StateStore
 from vortex_core.geometry import Geometry
+from vortex_core.ir.crossover import NEVER, Crossover
 from vortex_core.ir.flow import Flow
 from vortex_core.kernels import write_latent
 from vortex_core.kernels.decode.plan import AttentionPlan
@@ -71,6 +72,7 @@ class FlowDecoder:
         pool: shape of the KV pool.
         layer: keys and values of a layer, `[slot, kv_head, dim]`; asked for once per layer.
         backend: `triton` or `torch`.
+        crossover: below how many tokens sequences attend to everything.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class FlowDecoder:
         layer: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
         device: torch.device,
         backend: str,
+        crossover: Crossover = NEVER,
     ) -> None:
         check_servable(bundle.program, bundle.knobs)
         self.bundle, self.geometry, self.pool, self.device = bundle, geometry, pool, device
@@ -95,9 +98,11 @@ class FlowDecoder:
             pool.pages,
             device,
             layers,
+            crossover,
         )
         self.view = StepView(pool.batch, pool.longest, self.page_size, self._allowance(), device)
         self.count = 0
+        self._whole_tokens: int | None = None  # tokens of a step that attended to everything elsewhere
         # Steps by rows; the lists of a captured one are rewritten at its replays.
         self._steps: dict[int, _Step] = {}
         self._pending: list[torch.Tensor] = []
@@ -125,7 +130,7 @@ class FlowDecoder:
         dense = AttentionPlan.allocate(*shape)
         each = self.bundle.program.per_query_head
         sparse = AttentionPlan.allocate(*shape, per_query_head=True) if each else dense
-        return dense, sparse.sharing(self.page_size, even=True)
+        return dense, sparse.sharing(self.page_size, even=True).holding(self.flow.crossover.longest)
 
     def _paged(self, k: torch.Tensor, v: torch.Tensor) -> LayerKV:
         """`[slot, kv_head, dim]` as pages of the flow's size; a last slot run shorter than a page is left out."""
@@ -165,16 +170,37 @@ class FlowDecoder:
             padded: rows of the step where it is padded; the rows past the batch are sequences of one token.
         """
         self.settle()
-        self.view.fill(slots, requests, lengths)
+        self._whole_tokens = None
         self.count = len(requests)
+        rows = max(self.count, padded or 0)
+        self.view.fill(slots, requests, lengths, self.flow.crossover.tokens(rows))
         if padded is not None and padded > self.count:
             self.view.pad(self.count, padded)
             self.count = padded
 
+    def all_below(self, rows: int, lengths: Sequence[int]) -> bool:
+        """Whether all sequences of a step padded to `rows` are shorter than the flow's crossover."""
+        below = self.flow.crossover.tokens(rows)
+        return all(length < below for length in lengths)
+
+    def pass_by(self, lengths: Sequence[int], slots: torch.Tensor) -> None:
+        """A decode step that attends to everything elsewhere, with another backend: note what it completes.
+
+        Args:
+            lengths: as of `begin`, on the host.
+            slots: where the new tokens' keys and values go, `[n]` or more.
+        """
+        self._whole_tokens = sum(lengths)
+        done = [row for row, length in enumerate(lengths) if length % self.page_size == 0]
+        if done:
+            at = torch.tensor(done, device=slots.device)
+            self.note_complete(torch.div(slots[at], self.page_size, rounding_mode="floor"))
+
     def prepare(self, batch: int) -> None:
         """Allocate what a step of `batch` sequences needs, before it is captured."""
         if self.states:
-            self.flow.captured.prepare(batch, self.view.width, self.device)
+            longest = self.flow.crossover.longest
+            self.flow.captured.prepare(batch, self.view.width, self.device, longest)
 
     @property
     def writes_latent(self) -> bool:
@@ -222,6 +248,8 @@ class FlowDecoder:
     def attended(self) -> torch.Tensor | None:
         """Float64 `[2]` on the device: tokens that kv heads read by the newest selection, and tokens there are, summed
         over them and the sequences longer than one token. None where nothing has selected."""
+        if self._whole_tokens is not None:
+            return torch.full((2,), float(self._whole_tokens * self.geometry.kv_heads), dtype=torch.float64)
         found = self.lists(self.count)
         if not found:
             return None
@@ -242,6 +270,7 @@ class _Step(FlowStep):
         self._pool, self._budgets = decoder.kv, decoder.view.budgets[:, :rows]
         self._table, self._lengths = decoder.view.table[:rows], decoder.view.lengths[:rows]
         self._longest = decoder.view.width * decoder.page_size
+        self._longest_whole = decoder.flow.crossover.longest
         self._all = one_list_a_sequence(self._table, self._lengths, decoder.page_size)
 
     def batch(self) -> BatchView:
@@ -250,7 +279,8 @@ class _Step(FlowStep):
 
     def scored(self, budget_row: int) -> BatchView:
         """See `FlowStep`; every sequence selects at every step."""
-        return BatchView(self._table, self._lengths, self._budgets[budget_row], self._longest)
+        budgets = self._budgets[budget_row]
+        return BatchView(self._table, self._lengths, budgets, self._longest, self._longest_whole)
 
     def all_pages(self) -> PageList:
         """See `FlowStep`."""

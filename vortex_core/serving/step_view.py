@@ -11,16 +11,17 @@ import torch
 import triton
 import triton.language as tl
 
+from vortex_core.ir.crossover import EVERYTHING
 from vortex_core.kernels.runtime import INTERPRETED
 
 BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["whole_below"])
 def step_view_kernel(
     slots_ptr, requests_ptr, lengths_in_ptr, allowance_ptr, table_ptr, lengths_ptr, budgets_ptr,
-    stride_slots, stride_table, stride_budgets, longest, width,
-    PAGE: tl.constexpr, BUDGETS: tl.constexpr, BLOCK: tl.constexpr,
+    stride_slots, stride_table, stride_budgets, longest, width, whole_below,
+    PAGE: tl.constexpr, BUDGETS: tl.constexpr, EVERYTHING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (sequence, block of pages). What lies beyond a sequence keeps its old, valid page."""
     b = tl.program_id(0)
@@ -34,6 +35,7 @@ def step_view_kernel(
         tl.store(lengths_ptr + b, length)
         for n in tl.static_range(BUDGETS):
             pages = tl.load(allowance_ptr + n * (longest + 1) + tl.minimum(length, longest))
+            pages = tl.where(length < whole_below, EVERYTHING, pages)
             tl.store(budgets_ptr + n * stride_budgets + b, pages)
 
 
@@ -65,13 +67,16 @@ class StepView:
         """Bytes held."""
         return sum(t.nbytes for t in (self.table, self.lengths, self.budgets, self._allowance))
 
-    def fill(self, slots: torch.Tensor, requests: torch.Tensor, lengths: torch.Tensor) -> None:
+    def fill(
+        self, slots: torch.Tensor, requests: torch.Tensor, lengths: torch.Tensor, whole_below: int = 0
+    ) -> None:
         """Read a batch.
 
         Args:
             slots: integer `[request slot, token]`, KV slot of every token; pages are contiguous in it.
             requests: integer `[n]`, rows of `slots`.
             lengths: integer `[n]`.
+            whole_below: sequences of fewer tokens may attend everything (`ir.crossover.EVERYTHING`).
         """
         count = len(requests)
         if not count:
@@ -79,8 +84,8 @@ class StepView:
         if self._by_kernel:
             step_view_kernel[(count, triton.cdiv(self.width, BLOCK))](
                 slots, requests, lengths, self._allowance, self.table, self.lengths, self.budgets,
-                slots.stride(0), self.table.stride(0), self.budgets.stride(0), self.longest, self.width,
-                PAGE=self.page_size, BUDGETS=len(self.budgets), BLOCK=BLOCK, num_warps=4,
+                slots.stride(0), self.table.stride(0), self.budgets.stride(0), self.longest, self.width, whole_below,
+                PAGE=self.page_size, BUDGETS=len(self.budgets), EVERYTHING=EVERYTHING, BLOCK=BLOCK, num_warps=4,
             )  # fmt: skip
             return
         width = min(self.width, -(-slots.shape[1] // self.page_size))
@@ -90,7 +95,8 @@ class StepView:
         kept = self.table[:count, :width]
         self.table[:count, :width] = torch.where(inside, found.to(torch.int32), kept)
         self.lengths[:count] = lengths.to(torch.int32)
-        self.budgets[:, :count] = self._allowance[:, lengths.long().clamp(max=self.longest)]
+        budgets = self._allowance[:, lengths.long().clamp(max=self.longest)]
+        self.budgets[:, :count] = budgets.masked_fill(lengths < whole_below, EVERYTHING)
 
     def pad(self, start: int, end: int) -> None:
         """Make rows `start` to `end` sequences of one token."""

@@ -8,6 +8,7 @@ import torch
 
 from vortex_core import library
 from vortex_core.geometry import Geometry
+from vortex_core.ir.crossover import NEVER, Crossover
 from vortex_core.ir.flow import Flow
 from vortex_core.serving.decoder import FlowDecoder, PoolShape
 
@@ -49,7 +50,9 @@ class Pool:
         self.free = (torch.randperm(self.pages, generator=self.random) + 1).tolist()
         self.lengths = [0] * self.requests
 
-    def decoder(self, flow: Flow, backend: str, device: str = "cpu") -> FlowDecoder:
+    def decoder(
+        self, flow: Flow, backend: str, device: str = "cpu", crossover: Crossover = NEVER
+    ) -> FlowDecoder:
         """A decoder on this pool."""
         shape = PoolShape(
             len(self.k[0]) // flow.knobs.page_size,
@@ -59,8 +62,9 @@ class Pool:
             self.longest,
         )
         return FlowDecoder(
-            flow, self.geometry, shape, lambda i: (self.k[i], self.v[i]), torch.device(device), backend
-        )
+            flow, self.geometry, shape, lambda i: (self.k[i], self.v[i]), torch.device(device), backend,
+            crossover,
+        )  # fmt: skip
 
     def grow(self, request: int, count: int) -> torch.Tensor:
         """Slots of `count` more tokens of a request."""

@@ -16,6 +16,7 @@ from vortex_core.engine.engine import Engine
 from vortex_core.engine.models.random_weights import random_model
 from vortex_core.engine.requests import Request
 from vortex_core.engine.throughput import against_reference, everything_selected, reference
+from vortex_core.ir.crossover import Crossover
 from vortex_core.ir.knobs import Knobs
 from vortex_core.specs import load_model
 
@@ -76,6 +77,27 @@ def test_replayed_steps_are_launched_steps(flow: str, knobs: dict[str, Any]) -> 
     assert replayed.tokens == launched.tokens
     assert replayed.density == pytest.approx(launched.density)
     assert replayed.logprobs[0] == pytest.approx(launched.logprobs[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("flow", ["block_topk", "twilight"])
+def test_short_sequences_attend_to_everything(flow: str) -> None:
+    """All: the step of dense attention. Some: on the device, beside rows that select; 129 tokens grow past 150."""
+    found: dict[str, Any] = {}
+    for name, tokens in (("dense", None), ("all", 1000), ("some", 150), ("none", 0)):
+        engine = Engine(_tiny(), max_tokens=4096)
+        rule = Crossover(((1, tokens or 0),))
+        engine.load_flow(
+            None if tokens is None else library.load(flow).program,
+            Knobs(page_size=16, budget="48", keep_last=1), crossover=rule,
+        )  # fmt: skip
+        prompts = [engine.prefill(ids) for ids in PROMPTS]
+        found[name] = engine.decode(prompts, max_new_tokens=40, forced=[random_ids(40, n) for n in (1, 2, 3)])
+    assert found["all"].logprobs == found["dense"].logprobs
+    assert found["all"].density == 1.0 > found["some"].density > found["none"].density
+    assert found["some"].logprobs[2] == pytest.approx(found["dense"].logprobs[2], abs=1e-4)
+    assert found["some"].logprobs[1][:19] == pytest.approx(found["dense"].logprobs[1][:19], abs=1e-4)
+    assert found["some"].logprobs[1][22:] != pytest.approx(found["dense"].logprobs[1][22:], abs=1e-4)
+    assert found["some"].logprobs[0] == pytest.approx(found["none"].logprobs[0], abs=1e-4)
 
 
 def test_stop_tokens_end_a_sequence_where_they_first_appear(engine: Engine) -> None:

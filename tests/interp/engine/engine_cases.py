@@ -24,6 +24,7 @@ from vortex_core.engine.fused.modules import fuse
 from vortex_core.engine.models import adapt
 from vortex_core.engine.requests import Request
 from vortex_core.engine.scheduler import Scheduler
+from vortex_core.ir.crossover import Crossover
 from vortex_core.ir.knobs import Knobs
 from vortex_core.sandbox.load import trace_source
 
@@ -47,7 +48,7 @@ def decode(engine: Engine, flow: str, **options: Any) -> Any:
     program = None
     if flow != "none":
         program = (trace_source(CARRIED) if flow == "remember" else library.load(flow)).program
-    engine.load_flow(program, knobs)
+    engine.load_flow(program, knobs, crossover=options.pop("crossover", None))
     prompts = [engine.prefill(ids) for ids in PROMPTS]
     result = engine.decode(prompts, max_new_tokens=STEPS, **options)
     for prompt in prompts:
@@ -85,6 +86,40 @@ def test_what_query_heads_both_list_counts_once(engines: dict[str, Engine]) -> N
     shared = decode(engines["torch"], "block_topk", knobs=knobs).density
     assert shared < want < 2 * shared
     assert got == pytest.approx(want, rel=0.1)
+
+
+@pytest.mark.parametrize("flow", ["quest", "twilight"])
+@pytest.mark.parametrize("tokens", [1000, 60, 35])
+def test_short_sequences_attend_to_everything(engines: dict[str, Engine], flow: str, tokens: int) -> None:
+    """All, some (of 75, 33 and 9 tokens), and two that grow past it, on pages that dense steps completed."""
+    knobs = {"page_size": 8, "budget": "16", "keep_last": 1}
+    rule = Crossover(((1, tokens),))
+    want, got = (decode(engines[b], flow, knobs=knobs, crossover=rule) for b in ("torch", "triton"))
+    assert got.tokens == want.tokens
+    assert got.density == pytest.approx(want.density, abs=1e-12)
+    for a, b in zip(got.logprobs, want.logprobs, strict=True):
+        assert a == pytest.approx(b, abs=2e-4)
+    dense = decode(engines["triton"], "none")
+    alike = [0, 1, 2] if tokens == 1000 else [1, 2] if tokens == 60 else [2]
+    for row in alike:
+        assert got.logprobs[row] == pytest.approx(dense.logprobs[row], abs=2e-4)
+    assert got.density == 1.0 if tokens == 1000 else got.density < 1.0
+
+
+def test_pages_that_dense_steps_complete_are_scored_later(engines: dict[str, Engine]) -> None:
+    ids, knobs = random_ids(30, 5), Knobs(page_size=8, budget="16", keep_last=1)
+    forced = [int(x) for x in random_ids(16, 6)]
+    found = []
+    for backend, rule in (("torch", 41), ("triton", 41), ("triton", 0)):
+        engine = engines[backend]
+        engine.load_flow(library.load("quest").program, knobs, crossover=Crossover(((1, rule),)))
+        prompt = engine.prefill(ids)
+        found.append(engine.decode([prompt], max_new_tokens=16, forced=[forced]))
+        engine.release(prompt)
+        assert not engine.flow._pending
+    assert found[0].density == pytest.approx(found[1].density, abs=1e-12)
+    assert found[0].logprobs[0] == pytest.approx(found[1].logprobs[0], abs=2e-4)
+    assert found[1].logprobs[0][:8] != pytest.approx(found[2].logprobs[0][:8], abs=2e-4)
 
 
 def test_lists_are_attended_as_was_tuned(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.interp.kernels import inputs
+from vortex_core.ir.crossover import EVERYTHING
 from vortex_core.kernels import Limit, Marks, select_pages
 from vortex_core.kernels.reference import select_reference
 from vortex_core.kernels.select.api import SelectPlan, SelectWorkspace, select_plan
@@ -293,3 +294,53 @@ def test_long_rows_need_their_workspace() -> None:
             case.scores, case.n_tokens, torch.tensor([4], dtype=torch.int32), case.table, heads=1,
             page_size=PAGE, page_ids=ids, kv_lens=lens, plan=select_plan(50, 4, 16, 16),
         )  # fmt: skip
+
+
+@settings(max_examples=15)
+@given(
+    tokens=LENGTHS,
+    limit=st.sampled_from([None, Limit("threshold", 0.5), Limit("top-p", 0.4)]),
+    fraction=st.sampled_from([1.0, 0.1]),
+    segment=st.sampled_from([None, 16]),
+    seed=st.integers(0, 99),
+)
+def test_a_row_given_everything_lists_all_its_pages_without_a_score(
+    tokens: list[int], limit: Limit | None, fraction: float, segment: int | None, seed: int
+) -> None:
+    """Rows beside it choose as ever, however long its list is."""
+    tokens = [*tokens, 203]
+    case = inputs.scores(tokens, heads=2, page_size=PAGE, seed=seed)
+    width, most = case.scores.shape[1], 4
+    plan = plan_of(width, most, segment, None)
+    whole = [b % 2 == 0 for b in range(len(tokens))]
+    k = torch.tensor([EVERYTHING if w else 3 for w in whole], dtype=torch.int32)
+    untouched = case.scores.clone()
+    for row in range(len(case.scores)):
+        if whole[row // 2]:
+            untouched[row] = float("nan")  # as its scores were never written
+    found, lens = run(
+        dataclasses.replace(case, scores=untouched),
+        k,
+        2,
+        plan,
+        width,
+        most=most,
+        limit=limit,
+        fraction=fraction,
+    )
+    alone, alone_lens = run(
+        case,
+        torch.full_like(k, 3),
+        2,
+        plan_of(width, most, segment, None),
+        most,
+        limit=limit,
+        fraction=fraction,
+    )
+    for row in range(len(case.scores)):
+        b = row // 2
+        if whole[b]:
+            count = -(-tokens[b] // PAGE)
+            assert found[row] == case.table[b, :count].tolist() and lens[row] == tokens[b]
+        else:
+            assert (found[row], lens[row]) == (alone[row], alone_lens[row])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cpu.serving.pools import GQA, MLA, Pool, bundle
+from tests.cpu.serving.pools import GQA, MLA, Pool, bundle, dense
 from tests.interp.tuned import attention_tiles
 from vortex_core.geometry import Geometry
+from vortex_core.ir.crossover import EVERYTHING, Crossover
 from vortex_core.serving.step_view import StepView
 
 MLA_SMALL = Geometry(layers=1, kv_heads=1, group=4, head_dim=48, rope_dim=16, value_dim=32)
@@ -44,6 +45,33 @@ def test_steps_equal_those_of_torch(
             assert attended < there
     for want, found in zip(*outs, strict=True):
         torch.testing.assert_close(found, want, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("geometry", [GQA_SMALL, MLA_SMALL])
+@pytest.mark.parametrize("flow", ["block_topk", "twilight"])
+def test_short_sequences_attend_to_everything(geometry: Geometry, flow: str) -> None:
+    """One of two is below the crossover; a captured batch is padded to four."""
+    knobs = {"page_size": 8, "budget": "16", "keep_last": 1}
+    outs = []
+    for backend in ("torch", "triton"):
+        pool = Pool(geometry, page=8, pages=24, requests=4, longest=96)
+        decoder = pool.decoder(bundle(flow, **knobs), backend, crossover=Crossover(((1, 96), (4, 48))))
+        pool.prefill(decoder, 0, 60)
+        pool.prefill(decoder, 1, 38)
+        for _ in range(3):  # request 1 completes a page in the second
+            steps = pool.step(decoder, [1, 0], padded=4)
+            outs.append([out[:2] for _, out in steps])
+            for layer, (q, out) in enumerate(steps):
+                want = dense(q[0], *pool.tokens(layer, 1), geometry.head_dim**-0.5)
+                torch.testing.assert_close(out[0].double(), want, rtol=2e-3, atol=2e-4)
+        attended, there = decoder.attended().tolist()
+        assert attended < there
+        pool.step(decoder, [0])  # alone it is below, too
+        attended, there = decoder.attended().tolist()
+        assert attended == there
+    for want, found in zip(outs[:3], outs[3:], strict=True):
+        for a, b in zip(want, found, strict=True):
+            torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-4)
 
 
 def test_latent_rows_go_to_the_slots_of_the_pool() -> None:
@@ -98,6 +126,8 @@ def test_the_view_of_a_step_by_kernel_and_by_torch() -> None:
     for by_kernel in (True, False):
         view = StepView(4, 64, 8, allowance, torch.device("cpu"))
         view._by_kernel = by_kernel
+        view.fill(slots, torch.tensor([2, 0]), torch.tensor([33, 64]), 34)
+        assert view.budgets[:, :2].tolist() == [[EVERYTHING, 1], [EVERYTHING, 7]]
         view.fill(slots, torch.tensor([2, 0]), torch.tensor([33, 64]))
         view.fill(slots, torch.tensor([1]), torch.tensor([9]))  # what the first left beyond it stays valid
         view.pad(1, 3)

@@ -114,7 +114,7 @@ class TritonFlow:
         self._graph = self.code.graph
         self._streams = self._graph.streams
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
-        self._workspaces: dict[tuple[int, int, str], Workspace] = {}
+        self._workspaces: dict[tuple[int, int, str, int], Workspace] = {}
         self._capacities: dict[int, int] = {}
         self._params: dict[torch.device, list[torch.Tensor]] = {}
 
@@ -197,18 +197,23 @@ class TritonFlow:
         """The most pages a list can hold: a union's streams each have the budget."""
         return min(width, self.capacity(width) * max(1, len(self._streams)))
 
-    def prepare(self, batch: int, width: int, device: torch.device) -> None:
+    def prepare(self, batch: int, width: int, device: torch.device, longest_whole: int = 0) -> None:
         """See `CapturedFlow`."""
-        self.workspace(batch, width, device)
+        self.workspace(batch, width, device, longest_whole)
 
-    def workspace(self, batch: int, width: int, device: torch.device) -> Workspace:
-        """The buffers for a batch and a number of pages; the same ones at every call, as a graph needs."""
-        key = (batch, width, str(device))
+    def workspace(self, batch: int, width: int, device: torch.device, longest_whole: int = 0) -> Workspace:
+        """The buffers for a batch and a number of pages; the same ones at every call, as a graph needs.
+
+        Args:
+            longest_whole: lists hold all pages of rows of so many tokens.
+        """
+        whole = min(width, -(-longest_whole // self.knobs.page_size))
+        key = (batch, width, str(device), whole)
         if key not in self._workspaces:
             g = self.geometry
             rows = batch * g.kv_heads
             lists = batch * self._heads
-            capacity = self.list_capacity(width)
+            capacity = max(whole, self.list_capacity(width))
             search = select_workspace(lists, width, min(width, self.capacity(width)), device)
             made = Workspace(batch, width, capacity, search)
             for i, elements in self.code.scratch.items():
@@ -247,7 +252,7 @@ class TritonFlow:
         table = view.block_table.to(torch.int32)
         tokens = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
-        work = self.workspace(len(q), width, q.device)
+        work = self.workspace(len(q), width, q.device, view.longest_whole)
         self.launch_scores(q, states, table, tokens, budgets, work, layer)
         return self.launch_selection(table, tokens, budgets, work, lengths)
 
@@ -343,6 +348,7 @@ class TritonFlow:
                 heads=self._heads, page_size=knobs.page_size, page_ids=work.page_ids, kv_lens=lens,
                 keep_first=knobs.keep_first, keep_last=knobs.keep_last, workspace=work.search,
                 fraction=node.attr.get("fraction", 1.0), limit=limit, marks=marks,
+                most=None if marks is not None else min(work.width, self.capacity(work.width)),
                 tolerance=round(1.0 - node.attr.get("recall", 1.0), 6),
             )  # fmt: skip
         return one_list_a_head(work.page_ids, lens, self._heads, knobs.page_size)

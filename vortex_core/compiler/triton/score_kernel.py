@@ -13,6 +13,8 @@ from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full, literal
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
 from vortex_core.geometry import Geometry
+from vortex_core.ir.crossover import EVERYTHING, crossover_unfit
+from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Node, Program
 from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import schedule
@@ -109,6 +111,8 @@ class IndexKernel(KernelWriter):
                 "if tl.load(budgets_ptr + batch) * " + str(self.page_size) + " >= length:",
                 "    return",
             ]
+        elif crossover_unfit(self.program, Knobs()) is None:
+            lines += [f"if tl.load(budgets_ptr + batch) >= {EVERYTHING}:", "    return"]
         return [*lines, "length_f = length.to(tl.float32)", "complete_f = complete.to(tl.float32)"]
 
     def page_lines(self, axis: Axis) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 
@@ -139,6 +140,12 @@ class DecodeStep:
         out = self._dense(layer, q, scale) if leader is None else self._sparse(layer, leader, q, scale)
         return out[:, None]
 
+    @cached_property
+    def _whole(self) -> bool:
+        """Whether all sequences are shorter than the flow's crossover: the step is that of dense attention."""
+        below = 0 if self.flow is None else self.flow.crossover.tokens(len(self.lengths))
+        return all(length < below for length in self.lengths)
+
     def _dense(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
         k, v = self.pool.layer(layer)
         rows = q.unflatten(1, (k.shape[0], -1)).unbind(0)
@@ -148,15 +155,21 @@ class DecodeStep:
     def _sparse(self, layer: int, leader: int, q: torch.Tensor, scale: float) -> torch.Tensor:
         flow, selections = self.flow, self.batch.selections
         assert flow is not None and selections is not None
+        heads = self.pool.geometry.kv_heads
+        there = sum(-(-n // flow.page_size) for n in self.lengths)
+        if layer == leader and self.completed is not None:
+            flow.complete_in(layer, self.completed)
+        if self._whole:
+            self.batch.attended += heads * there
+            self.batch.attendable += heads * there
+            return self._dense(layer, q, scale)
         if layer == leader:
-            if self.completed is not None:
-                flow.complete_in(layer, self.completed)
             pages = selections.at(layer, q, self.view(layer), self.decode_steps, self.lengths)
         else:
             pages = selections.lists[leader]
-        read = pages.read_by(self.pool.geometry.kv_heads)
+        read = pages.read_by(heads)
         self.batch.attended += read.sum()
-        self.batch.attendable += read.shape[1] * sum(-(-n // flow.page_size) for n in self.lengths)
+        self.batch.attendable += read.shape[1] * there
         want_mass = layer == leader and flow.compiled.program.needs_mass
         out, mass = sparse_decode(
             q, self.pool.paged(layer, flow.page_size), pages, scale, want_mass=want_mass

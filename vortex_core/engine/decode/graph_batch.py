@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from vortex_core.engine.decode.batch import Recorder
-from vortex_core.engine.decode.graph_runner import DecodeRunner
+from vortex_core.engine.decode.graph_runner import DecodeRunner, Whole
 from vortex_core.engine.decode.sampling import Sampler, choose, token_logprobs
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.kv.cache import SequenceState
@@ -37,6 +37,7 @@ class GraphBatch:
         self.attendable = 0  # pages, sparse layers
         self._tokens = 0  # listed so far, as last read from the device
         self._padding = 0  # empty slots of the lists' last pages
+        self._attended = 0  # pages, in steps that attended to everything without lists
         self._read = 1.0  # lists of a kv head that have nothing in common with another
         self._blocks: list[int] = []  # blocks of each row that the device knows
         self._load(range(len(self.sequences)))
@@ -180,15 +181,37 @@ class GraphBatch:
             s.length += 1
             longest = max(longest, s.length)
             assert len(s.blocks) * BLOCK_TOKENS >= s.length, "a sequence outgrew its blocks"
-            if flow is not None:
-                lists = self.runner.heads * flow.plan.sparse_layers
-                self.attendable += lists * -(-s.length // flow.page_size)
-                self._padding += lists * (-s.length % flow.page_size)
+        whole = self._whole(recorder)
+        if flow is not None:
+            lists = self.runner.heads * flow.plan.sparse_layers
+            there = lists * sum(-(-s.length // flow.page_size) for s in self.sequences)
+            self.attendable += there
+            if whole == "all":
+                self._attended += there
+            else:
+                self._padding += lists * sum(-s.length % flow.page_size for s in self.sequences)
         period = 1 if flow is None else flow.knobs.reuse_steps
         selects = any(s.decode_steps % period == 0 for s in self.sequences)
-        self.runner.run(len(self.sequences), blocks_for(longest), selects=selects, recorder=recorder)
+        self.runner.run(
+            len(self.sequences), blocks_for(longest), selects=selects, whole=whole, recorder=recorder
+        )
         for s in self.sequences:
             s.decode_steps += 1
+
+    def _whole(self, recorder: Recorder | None) -> Whole:
+        """Which sequences attend to everything in the step being launched; page states follow."""
+        flow, sequences = self.runner.flow, self.sequences
+        below = 0 if flow is None else flow.crossover.tokens(self.runner.padded(len(sequences)))
+        short = sum(s.length < below for s in sequences)
+        if flow is None or not short:
+            if flow is not None:
+                flow.settle()
+            return "none"
+        if short < len(sequences) or recorder is not None:  # a recorder is shown the flow's pages
+            flow.settle()
+            return "some"
+        flow.note_complete(flow.pages_ending((s.blocks, s.length) for s in sequences))
+        return "all"
 
     def _record(self, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> None:
         for chosen, values in zip(tokens, logprobs, strict=True):
@@ -219,7 +242,8 @@ class GraphBatch:
         if self.runner.owner is self:
             self._collect()
         assert self.runner.flow is not None
-        return self._read * (self._tokens + self._padding) / (self.attendable * self.runner.flow.page_size)
+        listed = self._read * (self._tokens + self._padding) / self.runner.flow.page_size
+        return (listed + self._attended) / self.attendable
 
 
 class _Clock:

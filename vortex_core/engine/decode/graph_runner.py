@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,6 +27,7 @@ from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import PageList
 from vortex_core.runtime.budgets import BudgetTable
 
+Whole = Literal["none", "some", "all"]
 _MET: set[Any] = set()  # programs and shapes whose kernels were compiled
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 
@@ -44,11 +45,16 @@ def width_of(blocks: int) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a captured step is specific to: rows, table width in blocks, and whether rows that are due select."""
+    """What a captured step is specific to: rows, table width in blocks, and whether rows that are due select.
+
+    whole: which sequences attend to everything, as their length lies below the flow's crossover. Where all do, the step
+        is that of dense attention.
+    """
 
     rows: int
     blocks: int
     selects: bool
+    whole: Whole = "none"
 
 
 class DecodeRunner:
@@ -133,11 +139,25 @@ class DecodeRunner:
         """How many captured graphs are held."""
         return len(self._captured)
 
-    def run(self, rows: int, blocks: int, *, selects: bool, recorder: Recorder | None = None) -> None:
-        """One step of the first `rows` rows; the next greedy tokens, logits and their logprobs are in the buffers."""
-        shape = Shape(
-            min(bucket_of(rows), self.buffers.rows), min(width_of(blocks), self.max_blocks), selects
-        )
+    def padded(self, rows: int) -> int:
+        """Rows of a step of `rows` sequences."""
+        return min(bucket_of(rows), self.buffers.rows)
+
+    def run(
+        self,
+        rows: int,
+        blocks: int,
+        *,
+        selects: bool,
+        whole: Whole = "none",
+        recorder: Recorder | None = None,
+    ) -> None:
+        """One step of the first `rows` rows; the next greedy tokens, logits and their logprobs are in the buffers.
+
+        Args:
+            whole: see `Shape`.
+        """
+        shape = Shape(self.padded(rows), min(width_of(blocks), self.max_blocks), selects, whole)
         self._ran = shape
         if recorder is not None:
             self._step(shape, rows, recorder)
@@ -151,10 +171,15 @@ class DecodeRunner:
     def _step(self, shape: Shape, rows: int, recorder: Recorder | None = None) -> None:
         """The launches of one step. Only what is on the device decides what they do."""
         with torch.inference_mode():
-            buffers = self.buffers
+            buffers, (dense, sparse) = self.buffers, self.attention
+            below = 0
+            if shape.whole == "some":
+                assert self.flow is not None
+                below = self.flow.crossover.tokens(shape.rows)
+                sparse = sparse.holding(below)
             step = StaticStep(
-                buffers, self.pool, self.flow, self.budgets, self.attention, rows, shape.blocks,
-                selects=shape.selects, kept=self.kept,
+                buffers, self.pool, None if shape.whole == "all" else self.flow, self.budgets, (dense, sparse),
+                rows, shape.blocks, selects=shape.selects, kept=self.kept, whole_below=below,
             )  # fmt: skip
             if recorder is not None:
                 step.observer = self._observer(step, recorder)
@@ -190,9 +215,7 @@ class DecodeRunner:
             if self.budgets is None or self.flow is None or self.flow.plan.leader[layer] is None:
                 budgets = (lengths + step.page_size - 1) // step.page_size
             else:
-                budgets = (
-                    self.budgets.table[self.flow.plan.budget_row(layer)].index_select(0, step.lengths).long()
-                )
+                budgets = step.scored(self.flow.plan.budget_row(layer)).budgets.long()
             table = step.pages[:, : -(-longest // step.page_size)].long()
             view = BatchView(table, lengths, budgets, longest)
             recorder(layer, q, self.pool.paged(layer, step.page_size), view)

@@ -62,7 +62,7 @@ class Runners:
         """
         if shape is None:
             return 0.0
-        shape = replace(shape, selects=True)
+        shape = replace(shape, selects=True, whole="none")
         runner = self.runner(self._engine.flow)
         runner.reserve(shape.rows)
         return runner.ensure(shape)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from vortex_core.compiler.interface import BatchView, CompiledFlow
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.ir.crossover import EVERYTHING, NEVER, Crossover
 from vortex_core.page_list import PageList
 from vortex_core.runtime.pool_flow import PoolFlow
 
@@ -18,9 +19,16 @@ from vortex_core.runtime.pool_flow import PoolFlow
 class LoadedFlow(PoolFlow):
     """A compiled flow on the engine's pool, which knows of which blocks the states are there."""
 
-    def __init__(self, compiled: CompiledFlow, pool: KVPool) -> None:
+    def __init__(self, compiled: CompiledFlow, pool: KVPool, crossover: Crossover = NEVER) -> None:
         size = compiled.knobs.page_size
-        super().__init__(compiled, lambda layer: pool.paged(layer, size), pool.slots // size, pool.k.device)
+        super().__init__(
+            compiled,
+            lambda layer: pool.paged(layer, size),
+            pool.slots // size,
+            pool.k.device,
+            None,
+            crossover,
+        )
         self.pages_per_block = BLOCK_TOKENS // size
         # Tokens of each block whose complete pages have states.
         self._covered = [0] * (pool.slots // BLOCK_TOKENS)
@@ -30,6 +38,9 @@ class LoadedFlow(PoolFlow):
         """The content of `blocks` is about to change: their states no longer hold."""
         for block in blocks:
             self._covered[block] = 0
+        if self._pending:
+            gone = set(blocks)
+            self._pending = [page for page in self._pending if page // self.pages_per_block not in gone]
 
     def cover(self, sequences: Iterable[tuple[Sequence[int], int]]) -> None:
         """Compute the states that are missing for `(blocks, tokens)` of some sequences, all layers."""
@@ -46,8 +57,18 @@ class LoadedFlow(PoolFlow):
             self.complete(torch.tensor(pages, device=self.device))
 
     def budgets(self, lengths: Sequence[int], row: int) -> list[int]:
-        """Pages each sequence may attend in the layers of a row of budgets."""
-        return [self._budget(row, length) for length in lengths]
+        """Pages each sequence of a step may attend in the layers of a row of budgets."""
+        below = self.crossover.tokens(len(lengths))
+        return [EVERYTHING if length < below else self._budget(row, length) for length in lengths]
+
+    def pages_ending(self, sequences: Iterable[tuple[Sequence[int], int]]) -> list[int]:
+        """Physical pages that the newest tokens of `(blocks, length)` complete."""
+        return [
+            blocks[(length - 1) // BLOCK_TOKENS] * self.pages_per_block
+            + (length - 1) % BLOCK_TOKENS // self.page_size
+            for blocks, length in sequences
+            if length % self.page_size == 0
+        ]
 
     def select(self, layer: int, q: torch.Tensor, view: BatchView) -> PageList:
         """Run the flow's indexer for one leader."""

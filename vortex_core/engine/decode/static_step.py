@@ -16,6 +16,7 @@ from vortex_core.engine.decode.step_kernels import begin_step
 from vortex_core.engine.fused.kernels import keep_lists
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.engine.kv.pool import KVPool
+from vortex_core.ir.crossover import EVERYTHING
 from vortex_core.kernels.write.paged import write_kv
 from vortex_core.page_list import PageList, one_list_a_sequence
 from vortex_core.runtime.budgets import BudgetTable
@@ -71,6 +72,7 @@ class StaticStep(FlowStep):
             lists.
         kept: lists carried from step to step, by leader; empty where every step selects.
         observer: called with layer and queries before attention, with the new K and V in place.
+        whole_below: sequences of fewer tokens attend to everything.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class StaticStep(FlowStep):
         selects: bool = True,
         kept: Mapping[int, PageList] | None = None,
         observer: Observer | None = None,
+        whole_below: int = 0,
     ) -> None:
         super().__init__(flow, *attention)
+        self.whole_below = whole_below
         self.pool, self.budgets, self.buffers = pool, budgets, buffers
         self.rows, self.selects, self.kept, self.observer = rows, selects, kept or {}, observer
         self.page_size = BLOCK_TOKENS if flow is None else flow.page_size
@@ -144,8 +148,13 @@ class StaticStep(FlowStep):
         """See `FlowStep`."""
         assert self.budgets is not None
         if budget_row not in self._budgets:
-            self._budgets[budget_row] = self.budgets.table[budget_row].index_select(0, self.lengths)
-        return BatchView(self.pages, self.selecting, self._budgets[budget_row], self.max_length)
+            found = self.budgets.table[budget_row].index_select(0, self.lengths)
+            if self.whole_below:
+                found = found.masked_fill(self.lengths < self.whole_below, EVERYTHING)
+            self._budgets[budget_row] = found
+        return BatchView(
+            self.pages, self.selecting, self._budgets[budget_row], self.max_length, self.whole_below
+        )
 
     def all_pages(self) -> PageList:
         """See `FlowStep`."""

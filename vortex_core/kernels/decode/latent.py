@@ -85,13 +85,14 @@ def launch_latent(
     workers: int,
     score_scale: float,
     v_scale: float,
+    even_tokens: int,
 ) -> None:
     """Attention and merge, as `paged_decode` describes them."""
     ids, lens = pages.page_ids, pages.lengths
     heads, group = pages.heads, q.shape[1] // pages.heads
     rows, page_size = pages.batch * heads, cache.shape[1]
     max_tokens = pages.columns * page_size
-    splits = even_splits(pages, max_tokens, workers, TILE)
+    splits = even_splits(pages, max_tokens, workers, TILE, even_tokens)
     constants = latent_constants(
         heads=heads,
         group=group,

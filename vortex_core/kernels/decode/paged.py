@@ -15,7 +15,7 @@ from vortex_core.kernels.decode.config import FP8_DTYPES, DecodeConfig, decode_w
 from vortex_core.kernels.decode.latent import latent_kernel_fits, launch_latent
 from vortex_core.kernels.decode.list_kernel import list_decode_kernel
 from vortex_core.kernels.decode.paged_kernel import page_mass_kernel, paged_decode_kernel
-from vortex_core.kernels.decode.split import SplitWorkspace, plan_block, split_workspace
+from vortex_core.kernels.decode.split import EVEN_TOKENS, SplitWorkspace, plan_block, split_workspace
 from vortex_core.kernels.decode.split_launch import (
     Rows,
     even_splits,
@@ -233,6 +233,7 @@ def paged_decode(
     page_mass: Tensor | None = None,
     page_lse: Tensor | None = None,
     value_in_key: bool = False,
+    even_tokens: int = EVEN_TOKENS,
 ) -> Tensor:
     """Attention of one query token a request over its listed pages.
 
@@ -245,6 +246,7 @@ def paged_decode(
     page_mass fp32 [rows, max_pages]: attention mass of each listed page, summed over the row's query heads
         (needs `lse`, and `page_lse` fp32 [rows, group, max_pages] as scratch). Costs one more launch.
     value_in_key: the values are the first channels of the keys (latent attention); v_cache is then not read.
+    even_tokens: the longest lists of several requests that are cut into equal pieces, where `config` says so.
 
     Pass `out` (and `lse`) inside a captured graph. Raises KernelInputError.
     """
@@ -300,7 +302,7 @@ def paged_decode(
         and latent_kernel_fits(q, k_cache, v_cache, pages, value_in_key)
     ):
         score_scale = scale * k_scale * LOG2_E
-        launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale)
+        launch_latent(q, k_cache, pages, out, lse, workspace, workers, score_scale, v_scale, even_tokens)
         return out
     lens = pages.lengths
     call = _Call(
@@ -308,7 +310,7 @@ def paged_decode(
         page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale,
     )  # fmt: skip
     tokens = pages.columns * page_size
-    splits = even_splits(pages, tokens, workers, constants["BLOCK_N"]) if config.even else 0
+    splits = even_splits(pages, tokens, workers, constants["BLOCK_N"], even_tokens) if config.even else 0
     if splits:
         _launch_even(call, splits)
     else:

@@ -11,7 +11,7 @@ from vortex_core.geometry import Geometry
 from vortex_core.kernels.decode.config import DecodeConfig, decode_config
 from vortex_core.kernels.decode.mla import mla_config, mla_rows
 from vortex_core.kernels.decode.paged import LOG2_E, paged_decode, paged_decode_workspace
-from vortex_core.kernels.decode.split import SplitWorkspace
+from vortex_core.kernels.decode.split import EVEN_TOKENS, SplitWorkspace
 from vortex_core.page_list import PageList
 
 
@@ -47,6 +47,7 @@ class AttentionPlan:
             query heads into several rows where their accumulator would not fit in registers.
         even: whether lists are a selection's, of about one length each; otherwise they are all pages of a sequence.
         workspace: scratch of the largest batch.
+        even_tokens: the longest lists of several sequences that are cut into equal pieces.
     """
 
     geometry: Geometry
@@ -55,6 +56,7 @@ class AttentionPlan:
     rows: int
     even: bool
     workspace: SplitWorkspace
+    even_tokens: int = EVEN_TOKENS
 
     @classmethod
     def allocate(
@@ -85,6 +87,13 @@ class AttentionPlan:
     def sharing(self, page_size: int, *, even: bool) -> AttentionPlan:
         """A plan for other lists of as many rows, in the same scratch: launches of both never overlap."""
         return replace(self, page_size=page_size, even=even)
+
+    def holding(self, longest_whole: int) -> AttentionPlan:
+        """A plan for the same lists, some of which are all pages of sequences of up to so many tokens.
+
+        They are cut as evenly as the others: a plan of tiles would cost the steps in which no sequence is so short.
+        """
+        return replace(self, even_tokens=max(EVEN_TOKENS, longest_whole))
 
     def config(self, batch: int) -> DecodeConfig:
         """How a launch of `batch` sequences is cut where nothing better was measured for its lists."""
@@ -124,7 +133,7 @@ class AttentionPlan:
         return paged_decode(
             q, k, v, pages.shared_by(self.rows),
             workspace=self.workspace, config=config or self.config(len(q)), sm_scale=scale,
-            kv_repeat=self.rows // g.kv_heads, value_in_key=g.is_mla,
+            kv_repeat=self.rows // g.kv_heads, value_in_key=g.is_mla, even_tokens=self.even_tokens,
             out=out, lse=lse, page_lse=page_lse, page_mass=page_mass,
         )  # fmt: skip
 

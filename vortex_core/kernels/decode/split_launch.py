@@ -19,15 +19,20 @@ from vortex_core.kernels.runtime import dependent_launch, next_power_of_2
 from vortex_core.page_list import PageList
 
 
-def even_splits(pages: PageList, max_tokens: int, workers: int, block_n: int) -> int:
+def even_splits(
+    pages: PageList, max_tokens: int, workers: int, block_n: int, even_tokens: int = EVEN_TOKENS
+) -> int:
     """Pieces to cut each row into where all rows are cut alike; 0 where tiles are shared out by a plan.
 
     A function of maxima alone. Rows are cut alike where that costs nothing, and so saves a step of dependent
     reads: one request's, which are of about one length, and short ones, as a selection leaves them: however
     uneven those are, it costs no more than the time of a few tiles.
+
+    Args:
+        even_tokens: the longest lists of several requests that count as short.
     """
     rows = pages.batch * pages.heads
-    if rows > workers or (max_tokens > EVEN_TOKENS and pages.batch > 1):
+    if rows > workers or (max_tokens > even_tokens and pages.batch > 1):
         return 0
     return max(1, min(workers // rows, -(-max_tokens // block_n)))
 

@@ -188,6 +188,7 @@ def select_pages(
     seed: int = 0,
     workspace: SelectWorkspace | None = None,
     plan: SelectPlan | None = None,
+    most: int | None = None,
 ) -> PageList:
     """Select the best pages of every row.
 
@@ -204,6 +205,8 @@ def select_pages(
         the rest is taken from the open bin by `seed`: at least a share 1 - tolerance of the chosen pages is
         in the exact selection. The draw depends on seed, row and length only.
     workspace: from `select_workspace`, needed for rows of more than MAX_BLOCK pages.
+    most: pages that a choice may have; by default as many as `page_ids` holds. A row that is given
+        `ir.crossover.EVERYTHING` or more as its budget lists all its pages, limit or not, where they fit `page_ids`.
     Raises KernelInputError.
     """
     require(
@@ -228,7 +231,7 @@ def select_pages(
     require(0.0 <= tolerance <= 1.0, f"tolerance {tolerance} is outside [0, 1]")
     require(0.0 <= fraction <= 1.0, f"fraction {fraction} is outside [0, 1]")
     require(limit is None or tolerance == 0.0, "an approximate choice has no limit but its budget")
-    capacity = page_ids.shape[1]
+    capacity = page_ids.shape[1] if most is None else min(most, page_ids.shape[1])
     if marks is not None:
         require(
             marks.pages.dtype == torch.uint8

@@ -25,6 +25,8 @@ from vortex_core.kernels.select.search import (
     weigh,
 )
 
+EVERYTHING = tl.constexpr(1 << 23)  # `ir.crossover.EVERYTHING`
+
 BY_COUNT = tl.constexpr(0)
 BY_THRESHOLD = tl.constexpr(1)
 BY_MASS = tl.constexpr(2)
@@ -229,7 +231,7 @@ def select_kernel(
     A row longer than BLOCK is cut into segments. Each keeps its own best k, and the one that finishes last
     chooses among those: the best k of a row are among the best k of its segments, and in the same order.
     parts: ten-thousandths of the budget, beyond the kept pages, that may be used. at_key: key of the threshold.
-    share: of the row's softmax weight. capacity: most pages chosen here; list_capacity: of a list of marked pages.
+    share: of the row's softmax weight. capacity: most pages chosen here; list_capacity: of a list.
     """
     await_previous(PDL)
     row = tl.program_id(0)
@@ -242,6 +244,7 @@ def select_kernel(
     n_tokens = tl.load(n_tokens_ptr + b)
     n_pages = (n_tokens + PAGE - 1) // PAGE
     k = tl.load(budget_ptr + b * stride_budget_b + (row % HEADS) * stride_budget_h)
+    whole = (k >= EVERYTHING) & (n_pages <= list_capacity)
     kept = tl.minimum(keep_first + keep_last, n_pages)
     room = tl.minimum(tl.maximum(k, kept), n_pages) - kept
     k = tl.minimum(kept + (room * parts + 9999) // 10000, capacity)
@@ -261,8 +264,8 @@ def select_kernel(
     if (n_pages <= 0) | ((k <= 0) & (MARKS == NO_MARKS)):
         if LISTED and segment == 0:
             tl.store(lens_ptr + row, 0)
-    elif (k >= n_pages) & (LIMIT == BY_COUNT):
-        # Inside its budget: everything, without looking at a score.
+    elif ((k >= n_pages) & (LIMIT == BY_COUNT)) | whole:
+        # Inside its budget, or to be attended whatever its scores: everything, without looking at one.
         item = first + tl.arange(0, BLOCK)
         if LISTED:
             tl.store(out_row + item, tl.load(table_row + item, mask=item < end, other=0), mask=item < end)

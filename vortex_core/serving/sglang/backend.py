@@ -16,6 +16,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from vortex_core.serving.decoder import FlowDecoder, batch_bucket
 from vortex_core.serving.errors import unsupported
 from vortex_core.serving.sglang.contract import INNER
+from vortex_core.serving.sglang.dense_graphs import activate, applied
 from vortex_core.serving.sglang.status import Status
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,13 @@ class VortexAttnBackend(AttentionBackend):
         self.device = decoder.device
         self.is_mla = decoder.geometry.is_mla
         self.largest = decoder.pool.batch
-        self.needs_cpu_seq_lens = inner.needs_cpu_seq_lens
+        below = decoder.flow.crossover.longest > 0 and not self.is_mla
+        self.needs_cpu_seq_lens = inner.needs_cpu_seq_lens or below
+        # See `dense_graphs`. Under MLA models choose how they attend by the backend's name, before a step is known.
+        self.two_graphs = below and applied()
+        self.capturing = self.whole = False
+        if self.two_graphs:
+            activate(self)
 
     def __getattr__(self, name: str) -> Any:
         # Models and runners ask a backend for more than its base class names; for what it names see `INNER`.
@@ -76,8 +83,13 @@ class VortexAttnBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Prepare a step that runs outside a graph."""
         mode = forward_batch.forward_mode
+        self.whole = False
         if mode.is_decode():
-            self._begin(forward_batch, padded=batch_bucket(forward_batch.batch_size, self.largest))
+            rows = batch_bucket(forward_batch.batch_size, self.largest)
+            if self._passes_by(forward_batch, rows):
+                self.inner.init_forward_metadata(forward_batch)
+            else:
+                self._begin(forward_batch, padded=rows)
         elif not mode.is_idle():
             self._begin_extend(forward_batch)
             self.inner.init_forward_metadata(forward_batch)
@@ -85,9 +97,16 @@ class VortexAttnBackend(AttentionBackend):
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Prepare a captured step: every launch here precedes the graph."""
         mode = forward_batch.forward_mode
+        self.whole = False
         if mode.is_decode() or mode.is_idle():
             if in_capture:
                 self.decoder.prepare(forward_batch.batch_size)
+                self.capturing = self.two_graphs
+                if self.capturing:
+                    self.inner.init_forward_metadata_out_graph(forward_batch, in_capture=True)
+            elif self.two_graphs and self._passes_by(forward_batch, forward_batch.batch_size):
+                self.inner.init_forward_metadata_out_graph(forward_batch)
+                return
             self._begin(forward_batch)
         else:
             if not in_capture:
@@ -95,9 +114,9 @@ class VortexAttnBackend(AttentionBackend):
             self.inner.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
-        """Nothing of a decode step's preparation is captured."""
+        """Nothing of a decode step's preparation is captured, but where the prefill backend attends."""
         mode = forward_batch.forward_mode
-        if not (mode.is_decode() or mode.is_idle()):
+        if self.whole or not (mode.is_decode() or mode.is_idle()):
             self.inner.init_forward_metadata_in_graph(forward_batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
@@ -106,10 +125,26 @@ class VortexAttnBackend(AttentionBackend):
             raise unsupported(
                 f"graphs of {max_bs} sequences with room for {self.largest}", "raise --max-running-requests"
             )
+        if self.two_graphs:
+            self.inner.init_cuda_graph_state(max_bs, max_num_tokens)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """Rows that pad a captured batch are sequences of one token."""
         return 1
+
+    def _passes_by(self, forward_batch: Any, rows: int) -> bool:
+        """Whether the prefill backend attends in this decode step: all its sequences are below the crossover."""
+        lengths = forward_batch.seq_lens_cpu
+        if self.decoder.flow.crossover.longest == 0 or self.is_mla or lengths is None:
+            return False
+        # Rows that pad a batch are of one token, and stand last.
+        real = lengths[: len(forward_batch.out_cache_loc)].tolist()
+        if not self.decoder.all_below(rows, real):
+            return False
+        self.status.sample(self.decoder)
+        self.decoder.pass_by(real, forward_batch.out_cache_loc)
+        self.whole = True
+        return True
 
     def _begin(self, forward_batch: Any, padded: int | None = None) -> None:
         self.status.sample(self.decoder)
@@ -166,10 +201,15 @@ class VortexAttnBackend(AttentionBackend):
         k_rope: torch.Tensor | None = None,
         **extra: Any,
     ) -> torch.Tensor:
-        """Store K and V of the new tokens, then attend to what the flow selects.
+        """Store K and V of the new tokens, then attend to what the flow selects; below its crossover, to everything.
 
         q: `[batch, q_head * dim]`; under MLA the absorbed query `[batch, q_head, 512]` and `q_rope`.
         """
+        if self.whole:
+            dense: torch.Tensor = self.inner.forward_decode(
+                q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **extra
+            )
+            return dense
         unknown = [name for name, value in extra.items() if value is not None]
         if unknown or layer.is_cross_attention or layer.logit_cap > 0 or layer.sliding_window_size > -1:
             what = ", ".join(unknown) or "cross attention, soft-capped logits or sliding windows"

@@ -11,7 +11,9 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.runtime_context import get_parallel
 
+from vortex_core.compiler.triton.tuning.crossover import stored_crossover
 from vortex_core.geometry import Geometry
+from vortex_core.ir.crossover import NEVER, Crossover
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.layers import LayerPlan
 from vortex_core.kernels.runtime import INTERPRETED
@@ -78,7 +80,10 @@ def build(runner: Any, settings: Settings, bundle: Flow) -> VortexAttnBackend:
     )
     pool = _pool_shape(runner, bundle.knobs.page_size)
     _check_memory(bundle, geometry, pool, backend, device)
-    decoder = FlowDecoder(bundle, geometry, pool, runner.token_to_kv_pool.get_kv_buffer, device, backend)
+    decoder = FlowDecoder(
+        bundle, geometry, pool, runner.token_to_kv_pool.get_kv_buffer, device, backend,
+        _crossover(settings, bundle, geometry, device),
+    )  # fmt: skip
     inner_name = settings.prefill or default_prefill(runner)
     if inner_name not in ATTENTION_BACKENDS or inner_name == NAME:
         known = ", ".join(sorted(set(ATTENTION_BACKENDS) - {NAME}))
@@ -100,12 +105,20 @@ def build(runner: Any, settings: Settings, bundle: Flow) -> VortexAttnBackend:
             "kv_dtype": str(kv_dtype).removeprefix("torch."),
             "tokens": pool.pages * bundle.knobs.page_size,
             "state_bytes": decoder.state_bytes,
+            "crossover": decoder.flow.crossover.text,
             "tp_size": setting(args, "tp_size"),
         },
         speaks=get_parallel().tp_rank == 0,
     )
     status.announce()
     return VortexAttnBackend(ATTENTION_BACKENDS[inner_name](runner), inner_name, decoder, runner, status)
+
+
+def _crossover(settings: Settings, bundle: Flow, geometry: Geometry, device: torch.device) -> Crossover:
+    """As set, else what was measured on this machine."""
+    if settings.crossover is not None:
+        return Crossover.parse(settings.crossover)
+    return stored_crossover(bundle.program, bundle.knobs, geometry) if device.type == "cuda" else NEVER
 
 
 def default_prefill(runner: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from vortex_core.errors import VortexError
 from vortex_core.serving.errors import bad_bundle
 from vortex_core.serving.settings import FLOW, Settings
-from vortex_core.serving.sglang import NAME
+from vortex_core.serving.sglang import NAME, dense_graphs
 
 logger = logging.getLogger(__name__)
 _CELL_SIZE = "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size"
@@ -47,6 +47,8 @@ def _creator() -> Callable[[Any], Any]:
 
         bundle = load_flow(settings.flow)
         _account_for_states(settings, bundle)
+        if settings.crossover != "off":
+            dense_graphs.register()
     except Exception as error:  # noqa: BLE001  # whatever it is: SGLang would swallow it
         failure = error
 

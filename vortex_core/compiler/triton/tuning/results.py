@@ -64,7 +64,7 @@ def _driver() -> str:
 def kernels_digest() -> str:
     """12 hex digits of the attention and selection kernels' sources: what fitted one version need not fit the next."""
     found = hashlib.sha256()
-    for path in sorted(Path(kernels.__path__[0]).glob("*.py")):
+    for path in sorted(Path(kernels.__path__[0]).rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
 
