@@ -31,6 +31,7 @@ COMMANDS = (
     "selections",
     "flows --flows block_topk,quest,gqa_block_topk --shapes 16x32768x32x8,32x32768x20x1,1x32768x32x8",
     "tuning",
+    "crossover --as-written",
     "parity --device cuda --case glm-4.7-flash:3 --case glm-4.7-flash:8 --case minimax-m2.7:2",
     (
         f"{_ENGINE} dense,block_topk@64,block_topk@16,quest@64 --model qwen3-1.7b --batch 1,8,16,64 "
@@ -40,6 +41,7 @@ COMMANDS = (
     f"{_ENGINE} dense,block_topk@64 --model qwen3-8b --batch 16 --context 32000 --no-share --tp 2",
     f"{_ENGINE} dense,block_topk@64 --model glm-4.7-flash --batch 1,8,16 --context 8000,32000,128000 --no-share",
     f"{_SGLANG} --model qwen3-1.7b --page 64 --sets 16x8192 64x8192 16x16384 16x32000",
+    f"{_SGLANG} --model qwen3-1.7b --page 64 --sets 1x8192 4x12288 24x20000 --crossover 1x20480,4x8192,16x4096",
     f"{_SGLANG} --model qwen3-1.7b --page 16 --sets 16x8192 64x8192 16x16384 16x32000",
     (
         f"{_SGLANG} --model glm-4.7-flash --page 64 --memory 0.9 --prefill fa3 --sets 16x16384 32x16384 16x65536 "

@@ -22,6 +22,7 @@ from scipy import stats as scipy_stats
 
 from evaluators.tasks.base import Question
 from evaluators.tasks.tokens import answer_text, stop_tokens
+from vortex_core.ir.crossover import NEVER
 
 if TYPE_CHECKING:
     from vortex_core.engine import Engine
@@ -139,7 +140,7 @@ def certify(
         prompts = [engine.prefill(question.prompt) for question in part]
         try:
             for which, (program, knobs) in enumerate(((None, None), (flow.program, flow.knobs))):
-                engine.load_flow(program, knobs)
+                engine.load_flow(program, knobs, crossover=NEVER)
                 scores, spent = _ask(engine, prompts, part)
                 right[which] += scores
                 tokens[which] += spent

@@ -16,6 +16,7 @@ from lm_eval.api.registry import register_model
 from evaluators.device import choose_device
 from evaluators.tasks.lm_eval_adapter import EngineLM
 from vortex_core.engine import Engine
+from vortex_core.ir.crossover import NEVER
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
 from vortex_core.serving.bundle import load_flow
@@ -77,7 +78,7 @@ class VortexLM(EngineLM):
             Knobs().with_(**others)  # names what is unknown
         engine = Engine.from_model(model, device=choose_device(device or "auto"), **options)
         if chosen is not None:
-            engine.load_flow(chosen.program, chosen.knobs)
+            engine.load_flow(chosen.program, chosen.knobs, crossover=NEVER)
         batch = 8 if isinstance(batch_size, str) and not batch_size.isdigit() else int(batch_size)
         super().__init__(engine, batch=batch, max_gen_toks=max_gen_toks, seed=seed)
         self.flow = chosen

@@ -18,6 +18,7 @@ from vortex_core.engine.decode.selection import LoadedFlow, Selections
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.kv.pool import KVPool
 from vortex_core.geometry import Geometry
+from vortex_core.ir.crossover import NEVER
 from vortex_core.page_list import PageList
 
 
@@ -142,7 +143,7 @@ class RecallScore:
 
 def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
     """Run a flow's selection on recorded queries and add up the dense mass of what it selects."""
-    flow = LoadedFlow(compiled, recording.pool)
+    flow = LoadedFlow(compiled, recording.pool, NEVER)
     selections = Selections(flow)
     g, size = recording.geometry, flow.page_size
     device = recording.pool.k.device

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from evaluators.device import device_kind
 from evaluators.errors import not_what_ran
+from vortex_core.ir.crossover import NEVER
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
     from evaluators.recall import Recorder
@@ -43,7 +44,8 @@ class Resident:
         if flow is None:
             report = self.engine.load_flow(None)
         else:
-            report = self.engine.load_flow(flow.program, flow.knobs)
+            # As written at every length: below a crossover it would be dense attention that is judged.
+            report = self.engine.load_flow(flow.program, flow.knobs, crossover=NEVER)
         self._loaded = key
         self.swap_seconds = report.seconds
 

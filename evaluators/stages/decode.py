@@ -195,6 +195,14 @@ def _row(resident: Resident, flow: Flow, timed: Timed, inputs: str, new: int) ->
         return row
     import torch
 
+    from vortex_core.compiler.triton.tuning.crossover import stored_crossover
+
+    served = stored_crossover(flow.program, flow.knobs, engine.geometry).tokens(point.batch)
+    if (
+        served > point.context
+    ):  # served here, it attends to everything; timed and judged is the flow as written
+        row["served_dense_below"] = served
+
     ranks = 1 if engine.sharding is None else engine.sharding.ranks.size
     shape = {
         "batch": point.batch, "length": point.context + new // 2, "kv_bytes": engine.kv_dtype.itemsize,

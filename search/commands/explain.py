@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from search.commands.crossovers import crossover_map
 from vortex_core.compiler.triton.launch_plan import launch_plan
 from vortex_core.compiler.triton.tuning.results import describe
 from vortex_core.flow.trace import Traced
@@ -45,6 +46,8 @@ def explanation(
     whole = modelled_decode(program, knobs, spec, gpu, batch, length)
     command = f"vortex-search tune {flow or traced.name} --model {model} --batch {batch} --context {length}"
     tuning = describe(program, knobs, geometry, batch=batch, length=length, command=command)
+    measure = f"vortex-search tune {flow or traced.name} --model {model} --crossover"
+    crossover = crossover_map(program, knobs, spec, gpu, command=measure)
     layer = {
         "launches": cost.launches,
         "bytes: queries and outputs": cost.query_bytes,
@@ -84,6 +87,7 @@ def explanation(
             for launch in plan.launches
         ],
         "tuning": tuning,
+        "crossover": crossover,
         "scratch": [asdict(buffer) for buffer in plan.buffers],
         "scratch_bytes": plan.scratch_bytes,
         "step": {
@@ -132,6 +136,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
         f"scratch: {found['scratch_bytes'] / 2**20:,.2f} MiB, shared by all layers ({_lives(found['scratch'])})",
         f"page states add {found['layer']['state bytes per token, share of KV']:.1%} to the KV cache",
         f"launches: {found['tuning']['words']}",
+        f"faster than dense from: {found['crossover']['words']}",
         "modelled from bytes, FLOPs and launches on the usable bandwidth; nothing was run",
     ]
 

@@ -281,6 +281,7 @@
       table(["launch", "does", "MiB", "MFLOP", "us"], p.launches.map((l) => [l.name, l.does, (l.bytes / 2 ** 20).toFixed(2), (l.flops / 1e6).toFixed(1), l.us.toFixed(2)]))));
     if (p?.pays?.speedups) right.push(section(`Where it pays (modelled: ${p.pays.gpu.toUpperCase()}, whole step)`, make("p", { class: "quiet" }, "Times dense, by batch and context; below 1 dense is faster; - where the batch does not fit."),
       table(["batch", ...p.pays.contexts.map((n) => n.toLocaleString("en"))], p.pays.batches.map((b, i) => [b, ...p.pays.speedups[i].map((v) => v == null ? "-" : make("span", { class: v < 1 ? "failed" : "proven" }, v.toFixed(2)))]))));
+    if (p?.crossover?.words) right.push(section(`Faster than dense from (${p.crossover.how})`, make("p", { class: "quiet" }, p.crossover.words)));
     if (p?.stages) right.push(make("details", {}, make("summary", {}, "All measurements"), ...Object.entries(p.stages).flatMap(([purpose, found]) =>
       [table(["items", "stage", "seconds", "metric", "value and interval", "how"], found.flatMap(([stage, seconds, passed, metrics]) =>
         (Object.entries(metrics).length ? Object.entries(metrics) : [[passed ? "passed" : "stopped", []]]).map(([name, m]) =>

@@ -53,6 +53,8 @@ def program_page(
         page["kernels"] = kernels_of(flow, config.model)
     if pays:
         page["pays"] = where_it_pays(flow, config.model)
+        if kernels:
+            page["crossover"] = crossover_of(flow, config.model)
     return page
 
 
@@ -109,6 +111,18 @@ def where_it_pays(flow: Flow, model: str) -> dict[str, Any]:
     except VortexError:
         return {}
     return {"gpu": GPU, "batches": BATCHES, "contexts": lengths, "speedups": rows}
+
+
+def crossover_of(flow: Flow, model: str) -> dict[str, Any]:
+    """From which length on it is faster than dense attention: measured on this machine, else modelled."""
+    from search.commands.crossovers import crossover_map
+
+    if model not in list_models():
+        return {}
+    try:
+        return crossover_map(flow.program, flow.knobs, load_model(model), load_gpu(GPU))
+    except VortexError:
+        return {}
 
 
 def launches(flow: Flow, model: str) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from vortex_core.engine.requests import Request, RequestOutput, Token
 from vortex_core.engine.results import DecodeResult, SwapReport
 from vortex_core.engine.scheduler import Scheduler
 from vortex_core.engine.synthetic import random_prompt
-from vortex_core.ir.crossover import NEVER, Crossover
+from vortex_core.ir.crossover import Crossover
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.program import Program
@@ -234,11 +234,7 @@ class Engine:
         pages = self.cache.pool.slots // compiled.knobs.page_size
         plan = LayerPlan(compiled.program, compiled.knobs, self.geometry.layers)
         memory.check_states_fit(compiled, pages, len(plan.leaders), self.device)
-        if crossover is None and self.device.type == "cuda":
-            from vortex_core.compiler.triton.tuning.crossover import stored_crossover
-
-            crossover = stored_crossover(compiled.program, compiled.knobs, self.geometry)
-        return LoadedFlow(compiled, self.cache.pool, crossover or NEVER)
+        return LoadedFlow(compiled, self.cache.pool, crossover)
 
     @contextmanager
     def dense(self) -> Iterator[None]:

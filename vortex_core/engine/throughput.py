@@ -19,7 +19,7 @@ from vortex_core.engine.errors import parity_lost
 from vortex_core.engine.kv.cache import Prompt
 from vortex_core.engine.results import SwapReport
 from vortex_core.engine.scheduler import Request, Scheduler
-from vortex_core.ir.crossover import Crossover
+from vortex_core.ir.crossover import NEVER, Crossover
 from vortex_core.ir.flow import Flow
 
 # Launches that are attention: states, scores, selection, attention itself, and the writing of K and V where that is a
@@ -109,7 +109,7 @@ class ServeRow:
     preemptions: int
 
 
-def _load(engine: Engine, flow: Flow | None, crossover: Crossover | None = None) -> SwapReport:
+def _load(engine: Engine, flow: Flow | None, crossover: Crossover = NEVER) -> SwapReport:
     if flow is None:
         return engine.load_flow(None)
     return engine.load_flow(flow.program, flow.knobs, crossover=crossover)
@@ -241,9 +241,13 @@ def measure_decode(
     *,
     new_tokens: int,
     rounds: int,
-    crossover: Crossover | None = None,
+    crossover: Crossover = NEVER,
 ) -> DecodeRow:
-    """Decode `new_tokens` from the same prompts, dense and the flow in turns. `crossover`: as of `Engine.load_flow`."""
+    """Decode `new_tokens` from the same prompts, dense and the flow in turns.
+
+    Args:
+        crossover: below it the flow attends to everything; by default it runs as written.
+    """
     swap = _load(engine, flow, crossover)
     warm = min(2, new_tokens)
     engine.decode(prompts, max_new_tokens=warm)  # captures, or touches memory

@@ -8,6 +8,7 @@ there is no crossover, and a flow runs as it was written.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,11 @@ from vortex_core.ir.program import Program
 # A budget of so many pages or more: the row attends to every page, whatever else its selection would end with, and is
 # not scored. More than any sequence has; times the largest page it is an int32.
 EVERYTHING = 1 << 23
-BATCHES = (1, 2, 4, 8, 16, 32, 64)  # for which it is measured
+BATCHES = (1, 2, 4, 8, 16, 32, 64)  # for which it is looked for, and where:
+CONTEXTS = (
+    1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 10240, 12288, 16384, 20480, 24576, 32768, 49152, 65536, 98304,
+    131072,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,3 +101,18 @@ def crossover_unfit(program: Program, knobs: Knobs) -> str | None:
     if knobs.reuse_steps > 1:
         return "it keeps selections from step to step"
     return None
+
+
+def first_win(contexts: Sequence[int], wins: Callable[[int], bool]) -> int | None:
+    """The shortest of rising contexts at which the flow wins, if it does at the longest; as few are asked as can be.
+
+    From there on it is taken to win: what it saves grows with the context, what it costs grows less.
+    """
+    low, high = 0, len(contexts)
+    while low < high:
+        middle = (low + high) // 2
+        if wins(contexts[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return contexts[low] if low < len(contexts) else None

@@ -18,11 +18,9 @@ from vortex_core import library
 from vortex_core.compiler.triton.tuning import crossover as module
 from vortex_core.compiler.triton.tuning import results
 from vortex_core.compiler.triton.tuning.crossover import (
-    CONTEXTS,
     Measured,
     Probe,
     crossover_path,
-    first_win,
     measure_crossover,
     read_crossover,
     store_crossover,
@@ -31,7 +29,7 @@ from vortex_core.compiler.triton.tuning.crossover import (
 from vortex_core.compiler.triton.tuning.results import Machine
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
-from vortex_core.ir.crossover import NEVER, Crossover
+from vortex_core.ir.crossover import CONTEXTS, NEVER, Crossover, first_win
 from vortex_core.ir.knobs import Knobs
 from vortex_core.specs import load_model
 

@@ -17,10 +17,16 @@ from vortex_core.runtime.pool_flow import PoolFlow
 
 
 class LoadedFlow(PoolFlow):
-    """A compiled flow on the engine's pool, which knows of which blocks the states are there."""
+    """A compiled flow on the engine's pool, which knows of which blocks the states are there.
 
-    def __init__(self, compiled: CompiledFlow, pool: KVPool, crossover: Crossover = NEVER) -> None:
+    Args:
+        crossover: below how many tokens sequences attend to everything; by default as measured for this machine.
+    """
+
+    def __init__(self, compiled: CompiledFlow, pool: KVPool, crossover: Crossover | None = None) -> None:
         size = compiled.knobs.page_size
+        if crossover is None:
+            crossover = _measured(compiled) if pool.k.device.type == "cuda" else NEVER
         super().__init__(
             compiled,
             lambda layer: pool.paged(layer, size),
@@ -73,6 +79,12 @@ class LoadedFlow(PoolFlow):
     def select(self, layer: int, q: torch.Tensor, view: BatchView) -> PageList:
         """Run the flow's indexer for one leader."""
         return self.compiled.select(q, self.states[layer], view, layer)
+
+
+def _measured(compiled: CompiledFlow) -> Crossover:
+    from vortex_core.compiler.triton.tuning.crossover import stored_crossover
+
+    return stored_crossover(compiled.program, compiled.knobs, compiled.geometry)
 
 
 class Selections:

@@ -25,16 +25,12 @@ from vortex_core.compiler.triton.tuning.timing import Launch, graph_time
 from vortex_core.compiler.triton.tuning.tune import NO_GPU, Timer
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
-from vortex_core.ir.crossover import BATCHES, NEVER, Crossover, crossover_unfit
+from vortex_core.ir.crossover import BATCHES, CONTEXTS, NEVER, Crossover, crossover_unfit, first_win
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import one_list_a_sequence
 
-CONTEXTS = (
-    1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 10240, 12288, 16384, 20480, 24576, 32768, 49152, 65536, 98304,
-    131072,
-)  # fmt: skip
 MARGIN = 0.02  # what a layer must win by: two medians of one launch differ by about 1%
 BLOCK = 128  # tokens of a page of dense attention, in both engines at least as many as a flow's
 
@@ -80,21 +76,6 @@ class Measured:
         """Raises `ValueError`, `KeyError` or `TypeError` for what `to_json` never wrote."""
         probes = tuple(Probe(**probe) for probe in data["probes"])
         return cls(Crossover.from_json(data["crossover"]), int(data["most"]), str(data["when"]), probes)
-
-
-def first_win(contexts: Sequence[int], wins: Callable[[int], bool]) -> int | None:
-    """The shortest of rising contexts at which the flow wins, if it does at the longest; as few are asked as can be.
-
-    From there on it is taken to win: what it saves grows with the context, what it costs grows less.
-    """
-    low, high = 0, len(contexts)
-    while low < high:
-        middle = (low + high) // 2
-        if wins(contexts[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return contexts[low] if low < len(contexts) else None
 
 
 def measure_crossover(
