@@ -248,6 +248,7 @@ def select_kernel(
     kept = tl.minimum(keep_first + keep_last, n_pages)
     room = tl.minimum(tl.maximum(k, kept), n_pages) - kept
     k = tl.minimum(kept + (room * parts + 9999) // 10000, capacity)
+    k = tl.where(whole, EVERYTHING, k)
     table_row = table_ptr + b.to(tl.int64) * stride_table_b
     out_row = out_ptr + row.to(tl.int64) * stride_out
     marks_row = marks_ptr
@@ -264,7 +265,7 @@ def select_kernel(
     if (n_pages <= 0) | ((k <= 0) & (MARKS == NO_MARKS)):
         if LISTED and segment == 0:
             tl.store(lens_ptr + row, 0)
-    elif ((k >= n_pages) & (LIMIT == BY_COUNT)) | whole:
+    elif k >= (n_pages if LIMIT == BY_COUNT else EVERYTHING):
         # Inside its budget, or to be attended whatever its scores: everything, without looking at one.
         item = first + tl.arange(0, BLOCK)
         if LISTED:
