@@ -28,6 +28,9 @@ def cannot_tune(why: str, remedy: str) -> VortexError:
 class TuneCase:
     """One flow on one shape: `batch` sequences of `context` tokens.
 
+    Args:
+        max_layers: no more than these, although smaller states would then be read from the L2.
+
     Raises:
         VortexError: `VE040` where no pages are left out, or the KV of two layers does not fit.
     """
@@ -40,9 +43,10 @@ class TuneCase:
         batch: int,
         context: int,
         device: torch.device,
+        max_layers: int = MAX_LAYERS,
     ) -> None:
         self.program, self.knobs, self.geometry, self.device = program.canonical(), knobs, geometry, device
-        self.batch, self.context = batch, context
+        self.batch, self.context, self._max_layers = batch, context, max_layers
         size, g = knobs.page_size, geometry
         self.width = -(-context // size)
         if self.program.selects_everything or knobs.pages(context, 0, g.layers) >= self.width:
@@ -101,7 +105,7 @@ class TuneCase:
         share = self.knobs.pages(self.context, 0, self.geometry.layers) / self.width
         least = max(1, min(states, int(kv * share)))
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        wanted = max(2, min(MAX_LAYERS, -(-2 * cache // least)))
+        wanted = max(2, min(self._max_layers, -(-2 * cache // least)))
         free, _ = torch.cuda.mem_get_info(self.device)
         room = 1 + int(0.8 * free) // (kv + states)
         if room < 2:

@@ -32,6 +32,7 @@ from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import one_list_a_sequence
 
 MARGIN = 0.02  # what a layer must win by: two medians of one launch differ by about 1%
+LAYERS = 16  # read in turn: lists and states together leave the L2 between two reads of one layer
 BLOCK = 128  # tokens of a page of dense attention, in both engines at least as many as a flow's
 
 
@@ -115,7 +116,9 @@ def measure_crossover(
 
         def wins(context: int, batch: int = batch) -> bool:
             assert device is not None
-            probes.append(_probe(TuneCase(program, knobs, geometry, batch, context, device), timer))
+            probes.append(_probe(TuneCase(program, knobs, geometry, batch, context, device, LAYERS), timer))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # the next case asks the device what is free
             report(probes[-1])
             return probes[-1].wins
 
