@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -126,6 +126,21 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What page states may take where every candidate has one page size.
+
+    Attributes:
+        tokens: of a page.
+        channels: of a key.
+        bytes: of the states of a page, per kv head.
+    """
+
+    tokens: int
+    channels: int
+    bytes: float
+
+
+@dataclass(frozen=True)
 class ProposalRequest:
     """One ask.
 
@@ -148,7 +163,9 @@ class ProposalRequest:
         point: of the unit cube, where `kind` is `tune`.
         knobs: settings that every candidate of the campaign has, whatever a proposal says.
         fits: whether the campaign would look at a program: its states are small enough, its target serves it.
+        room: the same as `fits` says of states, in bytes; None where page sizes differ or states have no bound.
         best: descriptions of the best so far, the best first.
+        measured: descriptions of programs that keep the gates and the accuracy they had, in the order they came.
         under_way: what others were asked for and is not measured yet, in words.
         unanswered: asks shortly before this one that brought no program, and why.
     """
@@ -169,7 +186,9 @@ class ProposalRequest:
     point: tuple[float, ...] = ()
     knobs: dict[str, Any] = field(default_factory=dict)
     fits: Callable[[Program, Knobs], bool] | None = None
+    room: Room | None = None
     best: tuple[str, ...] = ()
+    measured: Sequence[tuple[str, float]] = ()
     under_way: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()
 

@@ -28,7 +28,7 @@ from agents.errors import ProposerError
 from agents.grammar.proposer import GrammarProposer
 from search.campaign.archive import Verdict
 from search.campaign.cells import cell_of
-from search.campaign.fitting import fits
+from search.campaign.fitting import fits, room
 from search.campaign.strategies.base import Strategy, Tell
 from search.campaign.strategies.registry import STRATEGIES
 from search.config import CampaignConfig
@@ -51,8 +51,10 @@ TASK = CampaignConfig.model_validate(
         "arms": [{"name": "study", "strategy": {"kind": "random"}}],
         "objective": {"target": "sglang"},
         "screen": {"most_state": MOST_STATE},
+        "knobs": KNOBS,
     }
 )
+CONTROLS = ("random", "best_of_n")
 PREFER: dict[str, dict[str, Any]] = {
     "evolve": {"start": 40},
     "best_of_n": {"prefer": "accuracy"},
@@ -96,6 +98,8 @@ def search(job: dict[str, Any]) -> Run:
     sources: dict[str, str] = {}
     told: dict[str, Tell] = {}
     top: list[tuple[float, str]] = []
+    measured: list[tuple[str, float]] = []
+    learns = run.strategy not in CONTROLS  # a control's drafts know nothing of those before
 
     def measure(flow: Flow) -> tuple[float, float, Verdict]:
         point = screener.score(flow, own=False).points[0]
@@ -122,7 +126,8 @@ def search(job: dict[str, Any]) -> Run:
         request = ProposalRequest(
             ask.kind, ask.seed, parents=tuple(Parent(flows[k], sources[k]) for k in ask.parents), model=model,
             tried=told.keys(), point=ask.point, knobs=KNOBS, fits=fits(TASK, geometry),
-            best=tuple(flows[k].doc for _, k in top) if run.strategy != "random" else (),
+            best=tuple(flows[k].doc for _, k in top) if learns else (),
+            measured=measured if learns else (), room=room(TASK, geometry),
         )  # fmt: skip
         more = {"parents": ask.parents, "point": ask.point, "by": ask.by}
         try:
@@ -146,6 +151,7 @@ def search(job: dict[str, Any]) -> Run:
         number += 1
         assert found.accuracy is not None
         if found.verdict is Verdict.PROVEN:
+            measured.append((flow.doc, found.accuracy))
             top = sorted([*top, (found.accuracy, flow.key)], reverse=True)[:24]
         run.best.append(top[0][0] if top else 0.0)
     if top:

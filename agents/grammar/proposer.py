@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from agents.grammar.crossover import cross
 from agents.grammar.local import tune_recipe, tune_terms, without_something
 from agents.grammar.marks import retuned
 from agents.grammar.mutation import Subject, mutate
+from agents.grammar.promising import Promising
 from agents.grammar.recipe import Recipe
 from agents.grammar.recipe_draw import Taste
 from agents.grammar.recipes import RecipeBook, taste_of, varied, written
@@ -31,6 +33,7 @@ from vortex_core.ir.verify import verify
 _DEFAULT_LAYERS = 32
 _IDEA_LENGTH = 240
 _KNOBS_ALONE = 0.05  # share of changes that leave the program as it is
+_UNLEARNED = 0.15  # share of drafts that what was measured has no say in
 _GROW = 6  # steps by which what is drawn may grow into the campaign's bound; a change stays a change
 _SHARES = (
     0.5,
@@ -104,6 +107,7 @@ class GrammarProposer(Proposer):
         self.tries = tries
         self.recipes = recipes
         self._book = RecipeBook()
+        self._promising = Promising()
 
     async def propose(self, request: ProposalRequest) -> Proposal:
         """One program for one request.
@@ -144,11 +148,14 @@ class GrammarProposer(Proposer):
         largest = max((size(s.program) for s in sources), default=0)
         most = max([self.max_states, *(len(s.program.states) for s in sources)])
         taste = taste_of(request.best)
+        promised = self._promised(rng, request, taste)
         for attempt in range(self.tries):
             # What cannot be varied any further is left alone in the end: a fresh program is always new.
             limit = max(rng.choice(_SHARES) * self.max_nodes, largest)
             grow = not sources or (attempt >= self.tries // 2 and request.kind not in ("tune", "simplify"))
-            draft = self._grown(rng, request, taste) if grow else self._changed(rng, request, taste)
+            draft = next(promised, None)
+            if draft is None:
+                draft = self._grown(rng, request, taste) if grow else self._changed(rng, request, taste)
             if draft is None:
                 continue
             draft = _at(draft, request)
@@ -164,6 +171,21 @@ class GrammarProposer(Proposer):
                 self._book.note(draft.written.ir_hash, draft.recipe)
                 return draft
         raise ProposerError("VA024", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
+
+    def _promised(self, rng: random.Random, request: ProposalRequest, taste: Taste) -> Iterator[Draft]:
+        """Children that promise most, where enough was measured to tell; see `Promising`."""
+        if request.kind not in ("seed", "mutate", "crossover") or rng.random() < _UNLEARNED:
+            return
+        recipes = [self._book.of(p.flow) for p in request.parents]
+        parents = [r for r in recipes if r is not None]
+        if recipes and not parents:
+            return
+        names = " x ".join(p.name or p.ir_hash for p in request.parents)
+        for recipe, what in self._promising.drafts(rng, request, parents, taste):
+            knobs = request.parents[0].flow.knobs if request.parents else Knobs()
+            draft = _by_recipe(recipe, knobs, f"{names}: {what}" if names else what)
+            if draft is not None:
+                yield draft
 
     def _grown(self, rng: random.Random, request: ProposalRequest, taste: Taste) -> Draft:
         model = request.model

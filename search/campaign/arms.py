@@ -16,6 +16,8 @@ from search.log.state import USER, CampaignState, Candidate, Proposal
 
 _BEST = 24
 """Of an arm, whose descriptions a proposer is shown."""
+_MEASURED = 1024
+"""Of an arm, whose numbers it is told."""
 
 
 class Arms:
@@ -41,6 +43,7 @@ class Arms:
         searched = config.objective if config.screen is None else config.screen.objective(config.objective)
         self.fronts = {arm.name: Front(reference_point(searched)) for arm in config.arms}
         self._best: dict[str, list[tuple[float, str]]] = {arm.name: [] for arm in config.arms}
+        self._measured: dict[str, dict[str, float]] = {arm.name: {} for arm in config.arms}
         self._controls = {arm.name for arm in config.arms if arm.control}
 
     def next(self) -> Arm:
@@ -48,8 +51,14 @@ class Arms:
         return min(self.config.arms, key=lambda arm: (self.state.asks(arm.name) + 1) / arm.share)
 
     def best(self, arm: str) -> list[str]:
-        """Keys of an arm's most accurate programs that keep the gates: what a grammar learns its choices from."""
-        return [key for _, key in self._best[arm]]
+        """Keys of an arm's most accurate programs that keep the gates: what a grammar learns its choices from. Controls
+        learn nothing."""
+        return [] if self.alone(arm) else [key for _, key in self._best[arm]]
+
+    def measured(self, arm: str) -> dict[str, float]:
+        """Keys of an arm's programs that keep the gates, and their accuracy when they were first measured: what is told
+        apart by dearer measurements later would not be on one scale."""
+        return {} if self.alone(arm) else self._measured[arm]
 
     def alone(self, arm: str) -> bool:
         """Whether an arm is a control, which learns from nothing but its own."""
@@ -74,11 +83,20 @@ class Arms:
             assert told.speed is not None
             gain = self.fronts[proposal.arm].add((told.accuracy, told.speed))
             self._note_best(proposal.arm, told.accuracy, told.key)
+            self._note_measured(proposal.arm, told.accuracy, told.key)
         first = candidate is None or self.config.screen is None or candidate.status("search") == "waiting"
         if proposal.answered_by and first:
             self.proposers[proposal.arm].tell(
                 proposal.answered_by, gain, proposal.dollars, proposal.change or proposal.request
             )
+
+    def _note_measured(self, arm: str, accuracy: float, key: str) -> None:
+        measured = self._measured[arm]
+        measured.setdefault(key, accuracy)
+        if len(measured) >= 2 * _MEASURED:  # the best of them and the latest stay
+            best = sorted(measured, key=lambda k: -measured[k])[: _MEASURED // 2]
+            kept = {*best, *list(measured)[-_MEASURED // 2 :]}
+            self._measured[arm] = {k: v for k, v in measured.items() if k in kept}
 
     def _note_best(self, arm: str, accuracy: float, key: str) -> None:
         best = self._best[arm]

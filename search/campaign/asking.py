@@ -64,6 +64,7 @@ class Asking:
         self.queue = Queue(pipeline.run.folder, state)
         self._files = pipeline.run.files
         self._fits = fitting.fits(config, pipeline.geometry)
+        self._room = fitting.room(config, pipeline.geometry)
         self._stepper = GrammarProposer()
         self._broken: dict[int, Proposal] = {}
 
@@ -192,7 +193,12 @@ class Asking:
             self.model,
             flow=self.pipeline.flow,
             fits=self._fits,
+            room=self._room,
             best=self.arms.best(proposal.arm),
+            measured=[
+                (self.state.candidates[key].doc, value)
+                for key, value in self.arms.measured(proposal.arm).items()
+            ],
             in_words=in_words,
             alone=self.arms.alone(proposal.arm),
             lessons=self.lessons.now(self.state) if in_words else (),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest
+from agents.base import Attempt, Booking, FailedAttempt, Lesson, Parent, ProposalRequest, Room
 from evaluators.results import Metric
 from search.campaign.archive import Verdict, score
 from search.campaign.conditions import setting
@@ -37,7 +37,9 @@ def make_request(
     *,
     flow: Callable[[Candidate], Flow],
     best: Sequence[str] = (),
+    measured: Sequence[tuple[str, float]] = (),
     fits: Callable[[Program, Knobs], bool] | None = None,
+    room: Room | None = None,
     in_words: bool,
     alone: bool = False,
     lessons: tuple[Lesson, ...] = (),
@@ -48,7 +50,9 @@ def make_request(
     Args:
         flow: of a candidate.
         best: keys of the best so far, the best first.
+        measured: descriptions of what kept the gates, and its accuracy, in the order they came.
         fits: whether the campaign would look at a program.
+        room: what a page's states may take.
         in_words: whether the proposer reads words: only then it is worth saying where the search stands.
         alone: whether it hears of its own arm's candidates and the library only: a control does not learn from the
             search that it is compared with.
@@ -81,6 +85,8 @@ def make_request(
         point=proposal.point,
         knobs=config.knobs,
         fits=fits,
+        room=room,
+        measured=measured,
         best=tuple(state.candidates[key].doc for key in best),
         under_way=under_way(proposal, state, arm) if in_words else (),
         unanswered=unanswered(proposal, state) if in_words else (),

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agents.base import Room
 from search.config import CampaignConfig
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
@@ -25,6 +26,16 @@ def geometry_of(model: dict[str, Any]) -> Geometry | None:
         return ModelSpec.model_validate(model).geometry()
     except ValidationError:
         return None
+
+
+def room(config: CampaignConfig, geometry: Geometry | None) -> Room | None:
+    """What a page's states may take, where every candidate has one page size."""
+    most = None if config.screen is None else config.screen.most_state
+    if most is None or geometry is None or "page_size" not in config.knobs:
+        return None
+    knobs = Knobs().with_(**config.knobs)
+    per_token = most * kv_row_bytes(geometry, knobs.kv_bytes) / geometry.kv_heads
+    return Room(knobs.page_size, geometry.head_dim, per_token * knobs.page_size)
 
 
 def fits(config: CampaignConfig, geometry: Geometry | None) -> Fits:
