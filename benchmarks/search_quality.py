@@ -8,6 +8,11 @@ no calibrated values. The proposer is the grammar; strategies see what a campaig
 screened in `--layers` layers; the best of each run is scored again in eight, on the same recording and on `--other`
 recordings (other prompts, other models) that no strategy saw.
 
+A fuller run, as in `benchmarks/results/search_quality.md`, on 16 cores with a GPU:
+
+    python -m benchmarks.search_quality --strategies evolve,portfolio,random,best_of_n --layers 8 --programs 1000 \\
+        --processes 14 --seconds 420 --device cuda --other-prompts 1 --other-models retrieval-gqa retrieval-mla
+
 Each (strategy, seed) is a process of its own, one thread, with an equal share of `--seconds`. What is left out is said.
 """
 
@@ -16,6 +21,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
+import random
+import shutil
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -54,6 +62,9 @@ TASK = CampaignConfig.model_validate(
         "knobs": KNOBS,
     }
 )
+PLANS = {"retrieval-gqa": "skills", "retrieval-mla": "retrieval"}
+LOOK_UPS: dict[str, Any] = {"retrieval_items": 4, "passages": 0, "steps": 1, "at": 1}
+"""What is recorded of models that know nothing but look-ups: the step that answers."""
 CONTROLS = ("random", "best_of_n")
 PREFER: dict[str, dict[str, Any]] = {
     "evolve": {"start": 40},
@@ -89,7 +100,7 @@ def search(job: dict[str, Any]) -> Run:
 
     torch.set_num_threads(1)
     ends, run = time.time() + job["seconds"], Run(job["strategy"], job["seed"])
-    recording = AttentionRecording.load(Path(job["recording"]))
+    recording = AttentionRecording.load(Path(job["recording"])).to(job["device"])
     screener = Screener(recording, budgets=(BUDGET,), layers=job["layers"])
     geometry = recording.geometry
     strategy: Strategy = STRATEGIES.get(run.strategy)(run.seed, **PREFER.get(run.strategy, {}))
@@ -158,7 +169,7 @@ def search(job: dict[str, Any]) -> Run:
         best = flows[top[0][1]]
         run.source = sources[best.key]
         for path in [job["recording"], *job["other"]]:
-            run.again[Path(path).stem] = _again(best, path)
+            run.again[Path(path).stem] = _again(best, path, job["device"])
     run.parts = dict(getattr(strategy, "shares", {}))
     return run
 
@@ -169,11 +180,11 @@ def _library(name: str) -> Flow:
     return library.load(name).flow.with_knobs(**KNOBS)
 
 
-def _again(flow: Flow, path: str) -> float:
+def _again(flow: Flow, path: str, device: str = "cpu") -> float:
     """A program in eight layers of a recording."""
     from evaluators.screen import AttentionRecording, Screener
 
-    screener = Screener(AttentionRecording.load(Path(path)), budgets=(BUDGET,))
+    screener = Screener(AttentionRecording.load(Path(path)).to(device), budgets=(BUDGET,))
     return screener.score(flow, own=False).points[0].beyond
 
 
@@ -185,11 +196,22 @@ def quartiles(values: list[float]) -> str:
     return f"{middle:.3f} ({low:.3f}-{high:.3f})"
 
 
+def _ahead(runs: list[Run], name: str, mark: int) -> str:
+    """By how much a strategy's best so far is ahead of the control's with the same seed."""
+    at = {(r.strategy, r.seed): r.best[mark - 1] for r in runs if len(r.best) >= mark}
+    found = [at[name, s] - at[CONTROLS[0], s] for n, s in at if n == name and (CONTROLS[0], s) in at]
+    if len(found) < 3:
+        return "-"
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(found, k=len(found))) for _ in range(4000))
+    return f"{statistics.median(found):+.4f} [{medians[100]:+.4f}, {medians[-101]:+.4f}] ({len(found)})"
+
+
 def table(runs: list[Run], library: dict[str, dict[str, float]]) -> str:
     """The results as Markdown."""
     names = list(dict.fromkeys(r.strategy for r in runs))
     lines = [
-        "| strategy | seeds | " + " | ".join(f"{m:,}" for m in MARKS) + " | s a program |",
+        "| strategy | runs | " + " | ".join(f"{m:,}" for m in MARKS) + " | s a program |",
         "|---" * (len(MARKS) + 3) + "|",
     ]
     for name in names:
@@ -202,6 +224,19 @@ def table(runs: list[Run], library: dict[str, dict[str, float]]) -> str:
             )
         seconds = sum(r.drafted + r.screened for r in mine) / max(1, sum(len(r.best) for r in mine))
         lines.append(f"| {name} | {len(mine)} | " + " | ".join(cells) + f" | {seconds:.2f} |")
+    if CONTROLS[0] in names:
+        lines += [
+            "",
+            f"What a strategy is ahead of `{CONTROLS[0]}`, median over seeds, 95% interval by resampling them:",
+            "",
+        ]
+        lines += [
+            "| strategy | " + " | ".join(f"{m:,}" for m in MARKS) + " |",
+            "|---" * (len(MARKS) + 1) + "|",
+        ]
+        for name in names:
+            if name != CONTROLS[0]:
+                lines.append(f"| {name} | " + " | ".join(_ahead(runs, name, mark) for mark in MARKS) + " |")
     stems = list(dict.fromkeys(stem for r in runs for stem in r.again))
     lines += ["", "Each run's best again, in eight layers; the library beside it:", ""]
     lines += ["| | " + " | ".join(stems) + " |", "|---" * (len(stems) + 1) + "|"]
@@ -227,7 +262,10 @@ def main() -> None:
     parser.add_argument(
         "--other-prompts", type=int, default=0, help="further recordings of the model, made here"
     )
+    parser.add_argument("--other-models", nargs="*", default=[], help="recorded here, seen by no strategy")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--weights", help="the model's file or folder, where it is not in the cache")
+    parser.add_argument("--device", default="cpu", help="where programs are screened")
     parser.add_argument("--strategies", default="portfolio,evolve,refine,tune,best_of_n,random")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -237,22 +275,28 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--out", default="runs/search_quality")
     args = parser.parse_args()
-    recording = args.recording or record(args.model, 0)
-    others = [*args.other, *(record(args.model, seed) for seed in range(1, 1 + args.other_prompts))]
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    model = args.weights or args.model
+    recording = args.recording or record(model, 0, out / "recording")
+    others = [
+        *args.other,
+        *(record(model, seed, out / f"prompts-{seed}") for seed in range(1, 1 + args.other_prompts)),
+        *(record(other, 0, out / other) for other in args.other_models),
+    ]
     jobs = [
         {
             "strategy": s, "seed": seed, "recording": recording, "other": others, "model": args.model,
-            "programs": args.programs, "layers": args.layers, "seconds": 0.0,
+            "programs": args.programs, "layers": args.layers, "seconds": 0.0, "device": args.device,
         }
         for seed in range(args.first_seed, args.first_seed + args.seeds)
         for s in args.strategies.split(",")
     ]  # fmt: skip
     for job in jobs:
         job["seconds"] = args.seconds * args.processes / len(jobs)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     runs: list[Run] = []
-    with ProcessPoolExecutor(args.processes) as pool, (out / "runs.jsonl").open("a") as log:
+    fresh = multiprocessing.get_context("spawn")  # a fork of a process that computed may hang
+    with ProcessPoolExecutor(args.processes, mp_context=fresh) as pool, (out / "runs.jsonl").open("a") as log:
         for run in pool.map(search, jobs):
             runs.append(run)
             log.write(json.dumps(run.__dict__) + "\n")
@@ -268,12 +312,21 @@ def main() -> None:
     print(text)
 
 
-def record(model: str, seed: int) -> str:
-    """The model's recording of a seed's prompts, made now where it is not on this machine."""
-    from evaluators.plan import load_plan
+def record(model: str, seed: int, path: Path) -> str:
+    """A recording of a seed's prompts, at `path` with its suffix: a model's own, where it has a plan of its own."""
+    from evaluators.plan import EvaluationPlan, load_plan
     from evaluators.worker import EvaluationWorker
 
-    return str(EvaluationWorker(model, load_plan("screened"), device="cpu").screen_file(seed))
+    path = path.with_suffix(".safetensors")
+    if path.exists():
+        return str(path)
+    plan = load_plan(PLANS.get(model, "screened"))
+    if model in PLANS:
+        plan = EvaluationPlan.model_validate(plan.model_dump(mode="json") | {"screen": LOOK_UPS})
+    made = EvaluationWorker(model, plan, device="cpu").screen_file(seed)
+    assert made is not None, "the prompt store keeps nothing"
+    shutil.copyfile(made, path)
+    return str(path)
 
 
 if __name__ == "__main__":
