@@ -10,10 +10,10 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from agents.base import ProposalRequest, Room
+from agents.base import ProposalRequest
 from agents.grammar import recipe_draw, recipe_moves, recipe_sizes
 from agents.grammar.recipe import Recipe, parse
-from agents.grammar.recipe_bytes import page_bytes
+from agents.grammar.recipe_bytes import fits_room
 from agents.grammar.recipe_draw import Taste
 from agents.grammar.surrogate import Surrogate
 
@@ -62,7 +62,7 @@ class Promising:
             child = _child(rng, parents, top, taste) if parents else (recipe_draw.draw(rng, taste), "drawn")
             if child is None:
                 continue
-            sized = recipe_sizes.sized(rng, child[0], lambda r: _fits(r, room), rng.choice((0, 1, 3, 6)))
+            sized = recipe_sizes.sized(rng, child[0], lambda r: fits_room(r, room), rng.choice((0, 1, 3, 6)))
             if sized is not None and (sized := sized.normal()) not in known:
                 found.setdefault(sized, child[1])
         if not found:
@@ -93,11 +93,6 @@ def _child(
         more = recipe_moves.mutate(rng, child, taste)
         return (child, what) if more is None else (more[0], f"{what}, {more[1]}")
     return recipe_moves.mutate(rng, first, taste)
-
-
-def _fits(recipe: Recipe, room: Room) -> bool:
-    taken = page_bytes(recipe.normal(), room)
-    return taken is not None and taken <= room.bytes
 
 
 def _recipes(measured: Sequence[tuple[str, float]]) -> list[tuple[Recipe, float]]:

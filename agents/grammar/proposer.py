@@ -16,6 +16,7 @@ from agents.grammar.marks import retuned
 from agents.grammar.mutation import Subject, mutate
 from agents.grammar.promising import Promising
 from agents.grammar.recipe import Recipe
+from agents.grammar.recipe_bytes import fits_room
 from agents.grammar.recipe_draw import Taste
 from agents.grammar.recipes import RecipeBook, taste_of, varied, written
 from agents.grammar.settings import covers, random_knobs
@@ -238,6 +239,10 @@ def _sized(
     """The recipe's draft, trimmed to what the campaign allows; None where it cannot be."""
 
     def fits(recipe: Recipe) -> bool:
+        if (
+            request.room is not None
+        ):  # nothing need be written to know its bytes; the rest is asked of what is drafted
+            return fits_room(recipe, request.room)
         draft = _by_recipe(recipe, knobs, what)
         return draft is not None and not _refused(_at(draft, request), request)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from agents.base import Room
 from agents.grammar.recipe import INTEGERS, STEPS, Band, Recipe
 from vortex_core.ir.program import SCALED
@@ -16,15 +14,19 @@ def page_bytes(recipe: Recipe, room: Room) -> int | None:
     """Bytes that a page has per kv head; None where a band is no whole number of the model's channels."""
     total = 0
     for band in recipe.bands:
-        channels = Fraction((band.high - band.low) * room.channels, STEPS)
-        if (channels / 2).denominator != 1 or (
-            Fraction(band.low * room.channels, 2 * STEPS)
-        ).denominator != 1:
+        start, wide = (n * room.channels for n in (band.low, band.high - band.low))
+        if start % (2 * STEPS) or wide % (2 * STEPS):
             return None
-        total += _band_bytes(band, int(channels), room.tokens)
+        total += _band_bytes(band, wide // STEPS, room.tokens)
     if any(b.scaled for b in recipe.bands):
         total += _row(recipe.norm, room.tokens)
     return total
+
+
+def fits_room(recipe: Recipe, room: Room) -> bool:
+    """Whether its page states are within a campaign's bound."""
+    taken = page_bytes(recipe.normal(), room)
+    return taken is not None and taken <= room.bytes
 
 
 def _band_bytes(band: Band, channels: int, tokens: int) -> int:

@@ -72,8 +72,12 @@ def heavier(rng: Rng, recipe: Recipe) -> Recipe | None:
 
 
 def _one_of(rng: Rng, recipe: Recipe, found: list[Recipe]) -> Recipe | None:
-    found = [s for s in (settled(rng, r) for r in found if legal(r)) if s != recipe and legal(s)]
-    return rng.choice(found) if found else None
+    """Any of them that is legal and another one."""
+    rng.shuffle(found)
+    for one in found:
+        if legal(one) and (done := settled(rng, one)) != recipe and legal(done):
+            return done
+    return None
 
 
 def sized(rng: Rng, recipe: Recipe, fits: Callable[[Recipe], bool], grow: int) -> Recipe | None:

@@ -83,9 +83,7 @@ def test_children_that_promise_most_are_better_than_children_drawn():
     recipes = drawn(2, 80)
     best = max(recipes, key=worth)
     asked = request("mutate", recipes)
-    first = [
-        worth(next(Promising().drafts(random.Random(n), asked, [best], Taste()))[0]) for n in range(12)
-    ]
+    first = [worth(next(Promising().drafts(random.Random(n), asked, [best], Taste()))[0]) for n in range(12)]
     blind = []
     for n in range(60):
         child = recipe_moves.mutate(random.Random(n), best, Taste())
