@@ -65,6 +65,8 @@ TASK = CampaignConfig.model_validate(
 PLANS = {"retrieval-gqa": "skills", "retrieval-mla": "retrieval"}
 LOOK_UPS: dict[str, Any] = {"retrieval_items": 4, "passages": 0, "steps": 1, "at": 1}
 """What is recorded of models that know nothing but look-ups: the step that answers."""
+BLIND = "-blind"
+"""Suffix of a strategy whose proposer is not told what was measured: selection alone, without the surrogate."""
 CONTROLS = ("random", "best_of_n")
 PREFER: dict[str, dict[str, Any]] = {
     "evolve": {"start": 40},
@@ -103,13 +105,15 @@ def search(job: dict[str, Any]) -> Run:
     recording = AttentionRecording.load(Path(job["recording"])).to(job["device"])
     screener = Screener(recording, budgets=(BUDGET,), layers=job["layers"])
     geometry = recording.geometry
-    strategy: Strategy = STRATEGIES.get(run.strategy)(run.seed, **PREFER.get(run.strategy, {}))
+    name = run.strategy.removesuffix(BLIND)
+    strategy: Strategy = STRATEGIES.get(name)(run.seed, **PREFER.get(name, {}))
     proposer, model = GrammarProposer(), load_model(job["model"]).model_dump(mode="json")
     flows: dict[str, Flow] = {}
     sources: dict[str, str] = {}
     told: dict[str, Tell] = {}
     top: list[tuple[float, str]] = []
     measured: list[tuple[str, float]] = []
+    blind = job["strategy"].endswith(BLIND)
     learns = run.strategy not in CONTROLS  # a control's drafts know nothing of those before
 
     def measure(flow: Flow) -> tuple[float, float, Verdict]:
@@ -138,7 +142,7 @@ def search(job: dict[str, Any]) -> Run:
             ask.kind, ask.seed, parents=tuple(Parent(flows[k], sources[k]) for k in ask.parents), model=model,
             tried=told.keys(), point=ask.point, knobs=KNOBS, fits=fits(TASK, geometry),
             best=tuple(flows[k].doc for _, k in top) if learns else (),
-            measured=measured if learns else (), room=room(TASK, geometry),
+            measured=measured if learns and not blind else (), room=room(TASK, geometry),
         )  # fmt: skip
         more = {"parents": ask.parents, "point": ask.point, "by": ask.by}
         try:

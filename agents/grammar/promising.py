@@ -21,13 +21,10 @@ ENOUGH = 24
 """Measured recipes from which on a surrogate is asked."""
 _POOL = 160
 _TOP = 16  # of the measured, which children start from beside the parents
-_EAGER = (
-    0.0,
-    0.3,
-    0.6,
-    1.0,
-    2.0,
-)  # deviations by which a draft may be better than expected, drawn for each ask
+_EAGER = (0.3, 1.0, 2.0, 3.0)
+"""Deviations by which a draft may be better than expected, drawn for each ask."""
+_OWN = 0.5
+"""Share of asks whose drafts are all of the parents: the best of one sort must not end all others."""
 
 
 class Promising:
@@ -58,8 +55,9 @@ class Promising:
         top = [r for r, _ in sorted(measured, key=lambda m: -m[1])[:_TOP]]
         known = {r for r, _ in measured}
         found: dict[Recipe, str] = {}
+        own = rng.random() < _OWN
         for _ in range(self.pool):
-            child = _child(rng, parents, top, taste) if parents else (recipe_draw.draw(rng, taste), "drawn")
+            child = self._child(rng, parents, parents if own else top, measured, taste)
             if child is None:
                 continue
             sized = recipe_sizes.sized(rng, child[0], lambda r: fits_room(r, room), rng.choice((0, 1, 3, 6)))
@@ -72,6 +70,28 @@ class Promising:
         order = sorted(zip(promise.tolist(), found.items(), strict=True), key=lambda p: -p[0])
         yield from (item for _, item in order)
 
+    @staticmethod
+    def _child(
+        rng: random.Random,
+        parents: Sequence[Recipe],
+        others: Sequence[Recipe],
+        measured: Sequence[tuple[Recipe, float]],
+        taste: Taste,
+    ) -> tuple[Recipe, str] | None:
+        """A change of a parent or of another good one, or what two have together; without parents one from nothing."""
+        if not parents or (others is not parents and rng.random() < 0.15):
+            return recipe_draw.draw(rng, taste), "drawn"
+        first = rng.choice(parents) if rng.random() < 0.3 else rng.choice(others)
+        child, what = first, ""
+        if rng.random() < 0.25:
+            second = rng.choice(others) if rng.random() < 0.5 else rng.choice(measured)[0]
+            child, what = recipe_moves.cross(rng, first, second)
+        for _ in range(rng.choice((0, 1) if what else (1, 1, 2, 3))):
+            more = recipe_moves.mutate(rng, child, taste)
+            if more is not None:
+                child, what = more[0], f"{what}, {more[1]}" if what else more[1]
+        return (child, what) if what else None
+
     def _learned(self, measured: Sequence[tuple[Recipe, float]]) -> Surrogate:
         """What the recipes say, but for the last few: equal requests are to give equal drafts, whatever came before."""
         step = max(1, min(16, len(measured) // 12))
@@ -79,20 +99,6 @@ class Promising:
         if self._surrogate is None or seen != self._of:
             self._of, self._surrogate = seen, Surrogate(seen)
         return self._surrogate
-
-
-def _child(
-    rng: random.Random, parents: Sequence[Recipe], top: Sequence[Recipe], taste: Taste
-) -> tuple[Recipe, str] | None:
-    """A change of a parent or of one of the best, or what two of them have together."""
-    first = rng.choice(parents) if rng.random() < 0.4 else top[min(int(rng.expovariate(0.3)), len(top) - 1)]
-    if rng.random() < 0.25:
-        child, what = recipe_moves.cross(rng, first, rng.choice(top))
-        if rng.random() < 0.5:
-            return child, what
-        more = recipe_moves.mutate(rng, child, taste)
-        return (child, what) if more is None else (more[0], f"{what}, {more[1]}")
-    return recipe_moves.mutate(rng, first, taste)
 
 
 def _recipes(measured: Sequence[tuple[str, float]]) -> list[tuple[Recipe, float]]:
