@@ -175,7 +175,8 @@ class GrammarProposer(Proposer):
 
     def _promised(self, rng: random.Random, request: ProposalRequest, taste: Taste) -> Iterator[Draft]:
         """Children that promise most, where enough was measured to tell; see `Promising`."""
-        if request.kind not in ("seed", "mutate", "crossover") or rng.random() < _UNLEARNED:
+        told = request.measured and request.kind in ("seed", "mutate", "crossover")
+        if not told or rng.random() < _UNLEARNED:
             return
         recipes = [self._book.of(p.flow) for p in request.parents]
         parents = [r for r in recipes if r is not None]
