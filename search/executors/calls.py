@@ -17,6 +17,7 @@ from vortex_core.errors import VortexError
 
 _FEW = 8  # runs of a stage before its usual time is known
 _SHORT = 2.0  # seconds: nothing shorter is worth a second worker
+_LOOK = 0.5  # seconds between two looks at a call that is under way
 
 
 _FORGOTTEN: dict[str, Any] = {
@@ -65,13 +66,15 @@ class Calls:
             return {"error": error.to_json()}
         first = self._spawn(self._on(room, worker, campaign, call))
         try:
-            slow = self._slow(room, guest.member.config, call)
-            done, _ = await asyncio.wait({first}, timeout=slow)
-            if done:
-                return first.result()
-            other = room.pool.take_idle(campaign, other_than=worker)
-            if other is None:
-                return await first
+            began, other = time.monotonic(), None
+            # What is usual may be learned meanwhile, and where all are busy one may be idle later: who hangs stays so.
+            while other is None:
+                done, _ = await asyncio.wait({first}, timeout=_LOOK)
+                if done:
+                    return first.result()
+                slow = self._slow(room, guest.member.config, call)
+                if slow is not None and time.monotonic() - began >= slow:
+                    other = room.pool.take_idle(campaign, other_than=worker)
             second = self._spawn(self._on(room, other, campaign, call))
             return await _first_answer(first, second)
         except asyncio.CancelledError:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -172,7 +173,7 @@ def test_nodes(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_pa
         until(finished(tmp_path, 5))
         if how == "drained":
             subprocess.run(
-                ["ray", "drain-node", "--address", nodes.address, "--node-id", extra.node_id, "--reason",
+                [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address, "--node-id", extra.node_id, "--reason",
                  "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "600"],
                 check=True, capture_output=True,
             )  # fmt: skip
