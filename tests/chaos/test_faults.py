@@ -33,6 +33,7 @@ from tests.chaos.driver import results
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 CANDIDATES = 24
+RAY = str(Path(sys.executable).with_name("ray"))
 ROWS: list[tuple[str, str, str, float]] = []
 
 
@@ -173,7 +174,7 @@ def test_nodes(nodes: Cluster, undisturbed: tuple[dict[str, Any], float], tmp_pa
         until(finished(tmp_path, 5))
         if how == "drained":
             subprocess.run(
-                [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address, "--node-id", extra.node_id, "--reason",
+                [RAY, "drain-node", "--address", nodes.address, "--node-id", extra.node_id, "--reason",
                  "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "600"],
                 check=True, capture_output=True,
             )  # fmt: skip
