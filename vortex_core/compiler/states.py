@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vortex_core.compiler.columns import column_bytes
 from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import SCALED, Program, StateDecl
 from vortex_core.ir.types import PLANES, packed_bytes
@@ -36,7 +37,8 @@ class Field:
         decl: its declaration.
         shape: concrete extents of its dims.
         data: `[kv_head, page, *stored]`; the dimension that shares a scale comes last; fp8 as uint8; int4
-            packed along the last dimension, int3, int2 and bits as planes of bits along it, the lowest first.
+            packed along the last dimension, int3, int2 and bits as planes of bits along it, the lowest first. Packed rows
+            lie by columns where there are many: `[kv_head, page, *stored[:-2], column, row, byte]` (`columns.py`).
         scale: integers only, `[kv_head, page, *stored[:-1]]`.
     """
 
@@ -52,6 +54,9 @@ class Field:
         """Allocate zeroed storage for a number of pages."""
         stored = _moved(shape, decl)
         kind, width = storage(decl.dtype, stored)
+        column = column_bytes(decl.dtype, stored)
+        if column:
+            width = (*width[:-2], width[-1] // column, width[-2], column)
         data = torch.zeros((heads, pages, *width), dtype=kind, device=device)
         scaled = decl.dtype in SCALED
         scale = (
@@ -65,6 +70,9 @@ class Field:
         if order is not None:
             value = value.permute(*range(value.dim() - len(order)), *(n - len(order) for n in order))
         data, scale = encode(value, self.decl.dtype)
+        column = column_bytes(self.decl.dtype, _moved(self.shape, self.decl))
+        if column:
+            data = data.unflatten(-1, (-1, column)).transpose(-3, -2)
         self.data[heads, pages] = data
         if self.scale is not None and scale is not None:
             self.scale[heads, pages] = scale
@@ -73,7 +81,10 @@ class Field:
         """Values of some pages, in a computation dtype."""
         scale = None if self.scale is None else self.scale[heads, pages]
         stored = _moved(self.shape, self.decl)
-        value = decode(self.data[heads, pages], scale, self.decl.dtype, stored, dtype)
+        data = self.data[heads, pages]
+        if column_bytes(self.decl.dtype, stored):
+            data = data.transpose(-3, -2).flatten(-2)
+        value = decode(data, scale, self.decl.dtype, stored, dtype)
         order = _order(self.decl)
         if order is None:
             return value

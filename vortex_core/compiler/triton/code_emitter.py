@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from vortex_core.compiler.triton.code_product import CodeProduct, view
 from vortex_core.compiler.triton.emitter import Emitter
-from vortex_core.compiler.triton.fields import code_text, scale_text, stored_shape, unit_text
+from vortex_core.compiler.triton.fields import code_text, scale_text, state_column, stored_shape, unit_text
 from vortex_core.compiler.triton.packing import BITS, Packing, packings
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, powers_of_two
+from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, MOST_COLUMNS, THREAD_ROWS, Columns, columns_of
 from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import PLANES, Extent
 
@@ -18,6 +20,7 @@ from vortex_core.ir.types import PLANES, Extent
 MAX_LANES = 128
 COLUMNS = 8  # of the smallest product
 LEAST = 16  # channels and rows that a product takes
+RAISED = 136.0  # by which `unpack` gives numbers of four bits without subtracting
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class CodeEmitter:
         if rows < LEAST or real < LEAST:
             return None
         first = max(c.codes, key=lambda i: len(graph.nodes[i].type.dims))
+        found = columns_of(graph, c, self.states, e.sizes, first)
+        double = not c.exact or head is None or head.size == 1
+        heads_in = (1 if head is None else head.size) * (2 if double else 1)
+        if found is not None and rows >= LEAST_ROWS and heads_in <= MOST_COLUMNS:
+            total = self._by_columns(e, c, first, env, head, axes, found, heads_in)
+            return self._result(e, c, env, head, axes, total, double=double)
         total = ""
         for piece in self._pieces(e, c.dim, first, real):
             left = self._codes(e, c, first, env, axes, piece)
@@ -75,7 +84,80 @@ class CodeEmitter:
                 extra = f", {total}" if total else ""
                 text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
                 total = e.bind(text, (), True).text
-        return self._result(e, c, env, head, axes, total)
+        return self._result(e, c, env, head, axes, total, double=self._side_by_side(c, head))
+
+    # ---- columns -------------------------------------------------------------------------------------------
+
+    def _by_columns(
+        self,
+        e: Emitter,
+        c: CodeProduct,
+        first: int,
+        env: Env,
+        head: Axis | None,
+        axes: tuple[Axis, ...],
+        found: Columns,
+        heads: int,
+    ) -> str:
+        """The sums `[rows, heads]` of a state that lies by columns: see `whole_rows`."""
+        rows = math.prod(a.size for a in axes)
+        raised = found.bits == 4 and len(c.codes) == 1
+        lanes = e.axis("dim", found.lanes)
+        real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
+        rights = []
+        for n in range(found.count):
+            piece = self._piece(
+                e, found.lanes, partial(found.channel, n), (n + 1) * found.per, real, None
+            )
+            (right,) = self._query(e, c, head, piece, double=heads > (1 if head is None else head.size))
+            rights.append(e.shared(f"long_query({right}, {heads}, {found.lanes})", (lanes,)).text)
+        shape = [rows // THREAD_ROWS, THREAD_ROWS * heads]
+        total = ""
+        if raised:  # what the numbers are raised by, once a program
+            sums = " + ".join(f"tl.sum({r}.to(tl.float32), axis=1)" for r in rights)
+            least = e.shared(f"{-RAISED} * ({sums})", ()).text
+            total = e.shared(f"tl.zeros({shape}, tl.float32) + {least}[None, :]", ()).text
+        for n, right in enumerate(rights):
+            left = self._column(e, c, first, env, axes, found, n, raised)
+            extra = f", {total}" if total else ""
+            text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
+            total = e.bind(text, (), True).text
+        return f"short_rows({total}, {rows}, {heads})"
+
+    def _column(
+        self,
+        e: Emitter,
+        c: CodeProduct,
+        first: int,
+        env: Env,
+        axes: tuple[Axis, ...],
+        found: Columns,
+        n: int,
+        raised: bool,
+    ) -> str:
+        """A column of codes as the left operand."""
+        rows = math.prod(a.size for a in axes)
+        state, row, indices = self._place(e, first, {**env, c.dim: Tile(str(found.first + n))}, c.dim)
+        own = order([*row.axes, *(a for t in indices for a in t.axes)])
+        left = ""
+        for plane in range(found.planes):
+            text, own = unit_text(
+                state.name, state, e.sizes, row, indices, self.mask(own, True), found.unit, plane
+            )
+            words = _spread(e.bind(text, own, True), axes)
+            flat = f"unpack(tl.reshape({words}, [{rows}, 1]), {found.bits}, {found.unit}, OPERAND, {raised})"
+            flat = e.bind(f"tl.reshape({flat}, [{rows}, {found.per}])", (), True).text
+            left = f"{left} + {flat} * {2**plane}.0" if left else flat
+        for i in c.codes:
+            if i != first:
+                lanes = e.axis("dim", found.per)
+                real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
+                place = f"{n * found.per} + {found.place(lanes.index)}"
+                bound = e.shared(f"tl.minimum({place}, {real - 1})", (lanes,))
+                piece = _Piece(lanes, bound, None, None)
+                more = self._plain(e, i, c.dim, env, axes, piece)
+                left = f"({left}) * tl.reshape({more}, [{rows}, {found.per}])"
+        return e.bind(f"long_rows({left}, {rows}, {found.per})", (), True).text
 
     # ---- channels ------------------------------------------------------------------------------------------
 
@@ -133,6 +215,9 @@ class CodeEmitter:
         if state.stored[-1][0] != dim:
             return []
         width = stored_shape(state, e.sizes)[-1] // PLANES.get(state.dtype, 1)
+        column = state_column(state, e.sizes)
+        if column:
+            return packings(BITS[state.dtype], real, width, start, MAX_LANES, (8 * column,))
         return packings(BITS[state.dtype], real, width, start, MAX_LANES)
 
     # ---- operands ------------------------------------------------------------------------------------------
@@ -222,8 +307,11 @@ class CodeEmitter:
         more Triton takes instructions that want the left operand in shared memory."""
         return not c.exact and 2 * (1 if head is None else head.size) <= COLUMNS
 
-    def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> list[str]:
+    def _query(
+        self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece, *, double: bool | None = None
+    ) -> list[str]:
         """The right operands, `[heads, lanes]` each, or one with twice as many rows: two numbers hold a query's."""
+        double = self._side_by_side(c, head) if double is None else double
         env = {c.dim: piece.channel, **({} if head is None else {"head": Tile(head.index, (head,))})}
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
@@ -232,7 +320,7 @@ class CodeEmitter:
         text = found.text if head is not None else f"{found.text}[None, :]"
         if piece.inside is not None:
             text = f"tl.where({piece.inside}[None, :], {text}, 0.0)"
-        if self._side_by_side(c, head):
+        if double:
             return [e.shared(f"two_parts({text}, OPERAND)", ()).text]
         high = e.shared(f"({text}).to(OPERAND)", ()).text
         return (
@@ -242,11 +330,18 @@ class CodeEmitter:
     # ---- result --------------------------------------------------------------------------------------------
 
     def _result(
-        self, e: Emitter, c: CodeProduct, env: Env, head: Axis | None, axes: tuple[Axis, ...], total: str
+        self,
+        e: Emitter,
+        c: CodeProduct,
+        env: Env,
+        head: Axis | None,
+        axes: tuple[Axis, ...],
+        total: str,
+        *,
+        double: bool,
     ) -> Tile:
         """The sums with their axes in order, times scales and what does not depend on the channel."""
         heads = 1 if head is None else head.size
-        double = self._side_by_side(c, head)
         shape = [*(a.size for a in axes), heads, *([2] if double else [])]
         found = e.bind(f"tl.reshape({total}, {shape})", (), True).text
         if double:

@@ -1,7 +1,8 @@
 """How kernels read and write page states: one text template a storage dtype.
 
 The layout is that of `compiler.states`: `[kv_head, page, *stored]`, fp8 as bytes, int4 two a byte along the last dimension;
-int3, int2 and bits as planes of bits along it, eight numbers a byte. Integers have one fp16 scale a row.
+int3, int2 and bits as planes of bits along it, eight numbers a byte. Packed rows of which there are many in a page lie by
+columns (`compiler.columns`). Integers have one fp16 scale a row.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from vortex_core.compiler.columns import column_bytes
 from vortex_core.compiler.triton.emitter import rounded
 from vortex_core.compiler.triton.tile import Axis, Tile, order
 from vortex_core.ir.program import SCALED, StateDecl
@@ -35,6 +37,23 @@ def _offset(indices: Sequence[Tile], shape: Sequence[int], axes: Sequence[Axis])
         for t, s in zip(indices, strides, strict=True)
     ]
     return " + ".join(parts) or "0"
+
+
+def state_column(state: StateDecl, sizes: Mapping[str, int]) -> int:
+    """Bytes of a column of a state, 0 where its rows lie whole."""
+    return column_bytes(state.dtype, [e.resolve(sizes) for _, e in state.stored])
+
+
+def _packed_offset(
+    state: StateDecl, sizes: Mapping[str, int], indices: Sequence[Tile], byte: Tile, axes: Sequence[Axis]
+) -> str:
+    """Offset of a byte of a packed row; `indices` of the dimensions before the packed one."""
+    stored = stored_shape(state, sizes)
+    column = state_column(state, sizes)
+    if not column:
+        return _offset([*indices, byte], stored, axes)
+    at = [Tile(f"({byte.text}) // {column}", byte.axes), indices[-1], Tile(f"({byte.text}) % {column}", byte.axes)]
+    return _offset([*indices[:-1], *at], (*stored[:-2], stored[-1] // column, stored[-2], column), axes)
 
 
 def load_text(
@@ -81,8 +100,10 @@ def code_text(
         codes = []
         for plane in range(planes):
             start = f" + {plane * (stored[-1] // planes)}" if plane else ""
-            packed = [*indices[:-1], Tile(f"({last.text}) // {per}{start}", last.axes)]
-            byte = f"tl.load({base} + {_offset(packed, stored, axes)}{guard}).to(tl.int32)"
+            place = _packed_offset(
+                state, sizes, indices[:-1], Tile(f"({last.text}) // {per}{start}", last.axes), axes
+            )
+            byte = f"tl.load({base} + {place}{guard}).to(tl.int32)"
             code = f"(({byte} >> ((({last.to(axes)}) % {per}) * {bits})) & {2**bits - 1})"
             codes.append(f"{code} * {2**plane}" if plane else code)
         value = f"({' + '.join(codes)}).to(tl.float32)" if planes > 1 else f"{codes[0]}.to(tl.float32)"
@@ -105,13 +126,21 @@ def unit_text(
     bits: int,
     plane: int = 0,
 ) -> tuple[str, tuple[Axis, ...]]:
-    """Expression that reads packed numbers `bits` bits at a time; the last index counts such units of a plane."""
+    """Expression that reads packed numbers `bits` bits at a time; the last index counts such units of a plane. Where
+    rows lie by columns, `bits` are a column's."""
     stored = stored_shape(state, sizes)
     units = (*stored[:-1], stored[-1] * 8 // bits)
+    columns = bool(state_column(state, sizes))
+    if columns:
+        assert bits == 8 * state_column(state, sizes), (state, bits)
+        first = plane * (units[-1] // PLANES.get(state.dtype, 1))
+        last = indices[-1] if not first else Tile(f"{first} + {indices[-1].text}", indices[-1].axes)
+        indices = [*indices[:-2], last, indices[-2]]
+        units = (*units[:-2], units[-1], units[-2])
     axes = order([*row.axes, *(a for t in indices for a in t.axes)])
     pointer = f"{name}_ptr" if bits == 8 else f"{name}_ptr.to(tl.pointer_type(tl.int{bits}))"
     guard = "" if mask is None else f", mask={mask}, other=0"
-    start = f" + {plane * (units[-1] // PLANES[state.dtype])}" if plane else ""
+    start = f" + {plane * (units[-1] // PLANES[state.dtype])}" if plane and not columns else ""
     place = f"({row.to(axes)}) * {math.prod(units)} + {_offset(indices, units, axes)}{start}"
     return f"tl.load({pointer} + {place}{guard})", axes
 
@@ -190,7 +219,8 @@ def store_row_lines(
     outer = tuple(a for a in axes if a != lane)
     lines: list[str] = []
     guard = "" if mask is None else f", mask={mask}"
-    pointer = f"{name}_ptr + ({row}) * {math.prod(stored)} + {_offset([*others, Tile(lane.index, (lane,))], stored, axes)}"
+    place = _packed_offset(state, sizes, others, Tile(lane.index, (lane,)), axes)
+    pointer = f"{name}_ptr + ({row}) * {math.prod(stored)} + {place}"
     if state.dtype == "bits":
         packed = " + ".join(f"(({g.text}) >= 0).to(tl.int32) * {1 << n}" for n, g in enumerate(groups))
         return [f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})"]
@@ -221,7 +251,7 @@ def store_row_lines(
     if state.dtype == "int8":
         lines.append(f"tl.store({pointer}, {steps[0]}.to(tl.int8){guard})")
     elif state.dtype in PLANES:
-        width = stored[-1] // PLANES[state.dtype]
+        width = stored[-1] // PLANES[state.dtype] * (stored[-2] if state_column(state, sizes) else 1)
         for plane in range(PLANES[state.dtype]):
             packed = " + ".join(f"(({s} >> {plane}) & 1) * {1 << n}" for n, s in enumerate(steps))
             lines.append(f"tl.store({pointer} + {plane * width}, ({packed}).to(tl.uint8){guard})")

@@ -36,7 +36,10 @@ def to_bf16(x):
     return (bits & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
 '''
 _IMPORT = "from vortex_core.kernels.dependent import await_previous"
-_HELPERS = {"unpack": "unpack", "two_parts": "unpack", "largest_mask": "largest"}
+_HELPERS = {
+    **dict.fromkeys(("unpack", "two_parts", "long_rows", "long_query", "short_rows"), "unpack"),
+    "largest_mask": "largest",
+}
 
 
 @dataclass(frozen=True)

@@ -80,20 +80,23 @@ class Packing:
         return f"tl.reshape(tl.permute(tl.reshape({text}, {shape}), {tuple(order)}), [{rows}, {self.lanes}])"
 
 
-def packings(bits: int, width: int, stride: int, start: int, most: int) -> list[Packing]:
+def packings(
+    bits: int, width: int, stride: int, start: int, most: int, sizes: tuple[int, ...] = _UNITS
+) -> list[Packing]:
     """The pieces in which `width` packed numbers are taken, at most `most` lanes each; none where they do not lie
     on whole bytes.
 
     Args:
         stride: bytes from one row, or plane of one, to the next.
         start: first number wanted; multiples of both must be whole units.
+        sizes: of units that can be read, the best first.
     """
-    for unit in _UNITS:
+    for unit in sizes:
         per = unit // bits
         if stride * 8 % unit or start % per:
             continue
         units = -(-width // per)
-        if units < _LEAST - 1 and unit != _UNITS[-1]:
+        if units < _LEAST - 1 and unit != sizes[-1]:
             continue
         if units * per > stride * 8 // bits:
             continue
