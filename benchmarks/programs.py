@@ -36,6 +36,7 @@ from vortex_core import library
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.launch_config import Configs, FlowConfig, ScoreConfig, default_configs
 from vortex_core.compiler.triton.tuning.timing import graph_time
 from vortex_core.errors import VortexError
@@ -227,13 +228,13 @@ def compile_share(
     small = replace(shape, pool=64)
     kv = tensors(small, 1)
     if sweeping:
-        for _, _, flow in found:
-            for config in list(configurations(shape.page))[share::shares]:
-                try:
-                    Step(flow, small, kv, lambda batch, pages, config=config: FlowConfig(config)).score(0)
-                    torch.cuda.synchronize()
-                except Exception:  # noqa: BLE001 - the measuring process says what is wrong with it
-                    continue
+        tries = [(flow, config) for _, _, flow in found for config in configurations(flow, shape)]
+        for flow, config in tries[share::shares]:
+            try:
+                Step(flow, small, kv, partial(fixed, config)).score(0)
+                torch.cuda.synchronize()
+            except Exception:  # noqa: BLE001 - the measuring process says what is wrong with it
+                continue
         return
     Step(library.load("block_topk").flow, small, kv).run(0)  # what every flow shares
     for _, name, flow in found[share::shares]:
@@ -275,24 +276,43 @@ def measure(report: Report, kind: str, flow: Flow, shape: Shape, kv: Any, second
     )
 
 
-def configurations(page: int) -> Iterator[ScoreConfig]:
+def fixed(config: ScoreConfig, batch: int, pages: int) -> FlowConfig:
+    """A configuration whatever the shape."""
+    return FlowConfig(config)
+
+
+def configurations(flow: Flow, shape: Shape) -> Iterator[ScoreConfig]:
     """Ways to cut a scoring launch: rows of a tile, warps, and blocks a program with loads that run ahead."""
-    for rows in (64, 128, 256):
-        for warps in (4, 8):
-            for blocks, stages in ((1, 1), (2, 1), (4, 3), (8, 3)):
-                yield ScoreConfig(max(1, rows // page), blocks, warps, stages)
+    code = generate(flow.program.canonical(), shape.geometry, shape.page)
+    if not code.tokens:
+        for block in (max(1, code.block // 2), code.block):
+            for warps in (4, 8):
+                for blocks, stages in ((1, 1), (2, 2), (4, 3)):
+                    yield ScoreConfig(block, blocks, warps, stages)
+        return
+    for rows, warps in ((128, 1), (256, 2), (512, 4), (1024, 8)):
+        for blocks in (1, 4, 16):
+            yield ScoreConfig(max(1, rows // shape.page), blocks, warps, 1)
+    for rows, warps, stages in ((512, 4, 3), (256, 4, 1), (512, 8, 1)):
+        yield ScoreConfig(max(1, rows // shape.page), 4, warps, stages)
 
 
 def sweep(report: Report, flow: Flow, shape: Shape, kv: Any) -> None:
-    """Scoring time of one program under each configuration."""
-    for config in configurations(shape.page):
-        step = Step(flow, shape, kv, lambda batch, pages, config=config: FlowConfig(config))
+    """Scoring time of one program under each configuration, and under what it is launched with."""
+    found = [("default", ScoreConfig())]
+    found += [("tried", config) for config in configurations(flow, shape)]
+    current = [found[0][1]]
+    step = Step(flow, shape, kv, lambda batch, pages: FlowConfig(current[0]))
+    for kind, config in found:
+        current[0] = config
         try:
             us = graph_time([partial(step.score, n) for n in range(len(kv))], replays=5)
         except Exception as error:  # noqa: BLE001 - too much shared memory, say
-            report.add("sweep", flow=flow.name, **asdict(config), error=str(error)[:80])
+            report.add("sweep", flow=flow.name, kind=kind, **asdict(config), error=str(error)[:80])
             continue
-        report.add("sweep", flow=flow.name, **asdict(config), score_us=us)
+        report.add("sweep", flow=flow.name, kind=kind, **asdict(config), score_us=us)
+        cut = (config.block, config.blocks, config.warps, config.stages)
+        print("SWEEP", flow.name, kind, *cut, round(us, 1), flush=True)
 
 
 def summary(report: Report) -> None:

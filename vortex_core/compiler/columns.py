@@ -1,9 +1,9 @@
 """How packed numbers of many rows a page lie in memory: by columns.
 
-A state of a few bits a channel and a row for every token has rows of odd lengths: 44 bytes, 6, 8. Loads of whole rows are
-then narrow, and of lanes that share a row none has its numbers where a matrix product wants them. So the first few bytes
-of every row lie together, then the next few: `[..., column, row, bytes of a column]`. Neighbouring lanes read neighbouring
-rows, sixteen bytes at a time, whatever the length of a row.
+A state of a few bits a channel and a row for every token has rows of odd lengths: 44 bytes, 6, 8. Loads of whole rows
+are then narrow, and of lanes that share a row none has its numbers where a matrix product wants them. So the first few
+bytes of every row lie together, then the next few: `[..., column, row, bytes of a column]`. Neighbouring lanes read
+neighbouring rows, sixteen bytes at a time, whatever the length of a row.
 """
 
 from __future__ import annotations

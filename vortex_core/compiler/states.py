@@ -37,8 +37,9 @@ class Field:
         decl: its declaration.
         shape: concrete extents of its dims.
         data: `[kv_head, page, *stored]`; the dimension that shares a scale comes last; fp8 as uint8; int4
-            packed along the last dimension, int3, int2 and bits as planes of bits along it, the lowest first. Packed rows
-            lie by columns where there are many: `[kv_head, page, *stored[:-2], column, row, byte]` (`columns.py`).
+            packed along the last dimension, int3, int2 and bits as planes of bits along it, the lowest first.
+            Packed rows lie by columns where there are many (`columns.py`): `[kv_head, page, *stored[:-2], column,
+            row, byte]`.
         scale: integers only, `[kv_head, page, *stored[:-1]]`.
     """
 

@@ -1,7 +1,9 @@
 """Contractions in the form that matrix products take: one state at a time, heads apart.
 
 `sum_d q_d (a x_d + b y_d)` needs the sum in full precision for every token. `a sum_d q_d x_d + b sum_d q_d y_d`
-reads the codes of x and of y as they are stored, which is what matrix products take. Equal in real numbers.
+reads the codes of x and of y as they are stored, which is what matrix products take. Numbers that scale a whole query
+come out of the sum, too: `sum_d (c q_d) x_d = c sum_d q_d x_d`, for bf16 holds `q` exactly and seldom `c q`. Equal in
+real numbers.
 """
 
 from __future__ import annotations
@@ -86,6 +88,8 @@ class _Rewriter:
         factors = self._flat("mul", self.graph.nodes[i].inputs[0])
         sums = [f for f in factors if nodes[f].op == "add" and {"page", dim} <= set(nodes[f].type.names)]
         others = [f for f in factors if f not in sums]
+        if not sums and any(self._is_state(f) and dim in nodes[f].type.names for f in others):
+            return self._unscaled(i, [self.new[f] for f in others if self.paged[f]], others, dim)
         if len(sums) != 1 or not others or not any(dim in nodes[f].type.names for f in others):
             return None
         terms = []
@@ -95,10 +99,56 @@ class _Rewriter:
             scalars = [f for f in parts if f not in states]
             if len(states) != 1 or not self._is_state(states[0]) or any(nodes[f].type.names for f in scalars):
                 return None
-            product = self._joined(i, "mul", [self.new[f] for f in (*others, states[0])])
-            total = self._add(i, "sum", product, dims=(dim,))
+            paged = [self.new[f] for f in (*others, states[0]) if self.paged[f]]
+            total = self._unscaled(i, paged, others, dim)
+            if total is None:
+                product = self._joined(i, "mul", [self.new[f] for f in (*others, states[0])])
+                total = self._add(i, "sum", product, dims=(dim,))
             terms.append(self._joined(i, "mul", [*(self.new[f] for f in scalars), total]))
         return self._joined(i, "add", terms)
+
+    def _unscaled(self, i: int, paged: list[int], others: Sequence[int], dim: str) -> int | None:
+        """A sum of products with what scales the query outside, None where nothing does.
+
+        Args:
+            paged: factors of pages, of the new graph.
+            others: factors, those of pages left out.
+        """
+        inside, outside = [], []
+        for f in others:
+            if self.paged[f]:
+                continue
+            if not self.graph.nodes[f].type.names:
+                outside.append(self.new[f])
+                continue
+            rest, scale = self._split(f)
+            inside.append(rest)
+            outside += [] if scale is None else [scale]
+        if not outside or not inside:
+            return None
+        total = self._add(i, "sum", self._joined(i, "mul", [*inside, *paged]), dims=(dim,))
+        return self._joined(i, "mul", [*outside, total])
+
+    def _split(self, i: int) -> tuple[int, int | None]:
+        """A value of the query without the number that scales it, and that number, None if there is none."""
+        node = self.graph.nodes[i]
+        if node.op == "mul":
+            parts = self._flat("mul", i)
+            scales = [self.new[f] for f in parts if not self.graph.nodes[f].type.names]
+            others = [self._split(f) for f in parts if self.graph.nodes[f].type.names]
+            scales += [s for _, s in others if s is not None]
+            if not scales or not others:
+                return self.new[i], None
+            return self._joined(i, "mul", [r for r, _ in others]), self._joined(i, "mul", scales)
+        if node.op in _VIEWS:
+            rest, scale = self._split(node.inputs[0])
+            return (self.new[i], None) if scale is None else (self._add(i, node.op, rest, **node.attr), scale)
+        if node.op == "where":
+            mask, *sides = node.inputs
+            (a, s), (b, t) = (self._split(j) for j in sides)
+            if s is not None and s == t:
+                return self._add(i, "where", self.new[mask], a, b), s
+        return self.new[i], None
 
     def _is_state(self, i: int) -> bool:
         while self.graph.nodes[i].op in _VIEWS:

@@ -34,13 +34,21 @@ def nibbles(x):
 
 
 @triton.jit
+def signed(x, word):
+    """The bf16 numbers in both halves of `word`, the sign turned where the top bit of that half of `x` is set."""
+    return tl.inline_asm_elementwise(
+        "lop3.b32 $0, $1, 0x80008000, $2, 0x6A;", "=r,r,r", [x, word], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def pair(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr, RAISED: tl.constexpr = False):
     """The numbers at bit `AT` of both halves, `[..., 2]`; 4 bits are -8 to 7, or `RAISED` by 136; 1 bit is -1 or 1."""
     if OPERAND == tl.bfloat16:  # noqa: SIM300 - a constexpr compares, a dtype does not
         if BITS == 4:
             m = nibbles(x >> AT)
         else:
-            m = ((x << (15 - AT)) & -2147450880) ^ -1082081408  # 0x80008000, 0xBF80BF80
+            m = signed(x << (15 - AT), tl.full([], -1082081408, tl.int32))  # 0xBF80BF80
         low = m.to(tl.int16).to(tl.bfloat16, bitcast=True)
         high = (m >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
         both = tl.join(low, high)
@@ -52,6 +60,23 @@ def pair(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr, RAISED:
             both = both + 128.0 if RAISED else both - 8.0
         else:
             both = both * 2.0 - 1.0
+    return both
+
+
+@triton.jit
+def pair_times(x, factors, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
+    """`pair`, its two numbers multiplied by two factors `[..., 2]`. Signs turn those instead."""
+    if OPERAND == tl.bfloat16 and BITS == 1:  # noqa: SIM300
+        low, high = tl.split(factors)
+        word = (low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF) | (
+            high.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        )
+        m = signed(x << (15 - AT), word ^ -2147450880)
+        first = m.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        second = (m >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        both = tl.join(first, second)
+    else:
+        both = pair(x, AT, BITS, OPERAND) * factors
     return both
 
 
@@ -99,26 +124,31 @@ def two_parts(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def long_rows(c, ROWS: tl.constexpr, PER: tl.constexpr):
+def long_rows(c, ROWS: tl.constexpr, PER: tl.constexpr, LOW: tl.constexpr):
     """What `unpack` gives for a column of `ROWS` rows, as the left operand `[ROWS / 4, 4 PER]`: four rows that
-    neighbouring threads read are one. See `compiler.triton.whole_rows`."""
+    neighbouring threads read are one. `LOW` bits of a number's place come before the row's. See
+    `compiler.triton.whole_rows`."""
     OWN: tl.constexpr = 4 if ROWS >= 128 else ROWS // 32
-    found = tl.reshape(c, [ROWS // (32 * OWN), 8, 4, OWN // 2, 2, 2, 2, PER // 4])
-    return tl.reshape(tl.permute(found, (3, 0, 4, 1, 7, 2, 6, 5)), [ROWS // 4, 4 * PER])
+    if LOW == 2:
+        found = tl.reshape(c, [ROWS // (32 * OWN), 8, 4, OWN // 2, 2, 2, 2, PER // 4])
+        found = tl.permute(found, (3, 0, 4, 1, 7, 2, 6, 5))
+    else:
+        found = tl.reshape(c, [ROWS // (32 * OWN), 8, 4, OWN // 2, 2, 2, 2, 2, PER // 8])
+        found = tl.permute(found, (3, 0, 4, 1, 8, 2, 7, 6, 5))
+    return tl.reshape(found, [ROWS // 4, 4 * PER])
 
 
 @triton.jit
-def long_query(f, HEADS: tl.constexpr, LANES: tl.constexpr):
-    """The query `[HEADS, LANES]` beside long rows, `[4 HEADS, LANES]`: zero where a row meets another's channels."""
-    row = tl.reshape(tl.arange(0, 4), [1, 4, 1, 1])
-    of = tl.reshape((tl.arange(0, LANES) >> 2) & 3, [1, 1, 1, LANES])
-    apart = tl.where(row == of, tl.reshape(f, [HEADS // 2, 1, 2, LANES]), 0.0)
-    return tl.reshape(apart, [4 * HEADS, LANES])
+def long_query(f, LANES: tl.constexpr, LOW: tl.constexpr):
+    """Two heads of a query `[2, LANES]` beside long rows, `[8, LANES]`: zero where a row meets another's channels."""
+    row = tl.reshape(tl.arange(0, 4), [4, 1, 1])
+    of = tl.reshape((tl.arange(0, LANES) >> LOW) & 3, [1, 1, LANES])
+    return tl.reshape(tl.where(row == of, tl.reshape(f, [1, 2, LANES]), 0.0), [8, LANES])
 
 
 @triton.jit
-def short_rows(sums, ROWS: tl.constexpr, HEADS: tl.constexpr):
-    """Sums of long rows, each row by itself: `[ROWS, HEADS]`."""
+def short_rows(sums, ROWS: tl.constexpr):
+    """Sums of long rows for two heads, each row by itself: `[ROWS, 2]`."""
     OWN: tl.constexpr = 4 if ROWS >= 128 else ROWS // 32
-    found = tl.reshape(sums, [OWN // 2, ROWS // (32 * OWN), 2, 8, HEADS // 2, 4, 2])
-    return tl.reshape(tl.permute(found, (1, 3, 5, 0, 2, 4, 6)), [ROWS, HEADS])
+    found = tl.reshape(sums, [OWN // 2, ROWS // (32 * OWN), 2, 8, 4, 2])
+    return tl.reshape(tl.permute(found, (1, 3, 4, 0, 2, 5)), [ROWS, 2])

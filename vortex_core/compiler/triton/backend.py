@@ -49,6 +49,8 @@ LONG_PROGRAMS = 7
 TOKEN_BLOCKS = 8
 TOKEN_PROGRAMS = 8
 TOKEN_STAGES = 3
+# What lies by columns goes from memory to registers, and enough programs are resident to hide the way.
+COLUMN_STAGES = 1
 # Up to so many programs a multiprocessor, matrix products take many channels.
 SHORT_PROGRAMS = 4
 
@@ -295,10 +297,12 @@ class TritonFlow:
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
         if self.code.tokens and not self.geometry.is_mla:
             default = token_blocks(programs, device)
+        stages = config.stages
+        if self.code.tokens and stages == ScoreConfig.stages:
+            stages = COLUMN_STAGES if self.code.columns else TOKEN_STAGES
         short = programs <= SHORT_PROGRAMS * multiprocessors(device)
         return replace(
-            config, block=block, blocks=config.blocks or default,
-            stages=TOKEN_STAGES if self.code.tokens and config.stages == ScoreConfig.stages else config.stages,
+            config, block=block, blocks=config.blocks or default, stages=stages,
             channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
         )  # fmt: skip
 

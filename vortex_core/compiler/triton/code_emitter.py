@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from vortex_core.compiler.triton.code_product import CodeProduct, view
+from vortex_core.compiler.triton.code_product import CodeProduct, view, widest
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import code_text, scale_text, state_column, stored_shape, unit_text
-from vortex_core.compiler.triton.packing import BITS, Packing, packings
+from vortex_core.compiler.triton.packing import BITS, UNITS, Packing, packings
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, powers_of_two
-from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, MOST_COLUMNS, THREAD_ROWS, Columns, columns_of
+from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, MOST_HEADS, THREAD_ROWS, Columns, columns_of
 from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import PLANES, Extent
 
@@ -20,6 +20,7 @@ from vortex_core.ir.types import PLANES, Extent
 MAX_LANES = 128
 COLUMNS = 8  # of the smallest product
 LEAST = 16  # channels and rows that a product takes
+LEAST_PAIRS = 4  # whose other factors are read together
 RAISED = 136.0  # by which `unpack` gives numbers of four bits without subtracting
 
 
@@ -70,13 +71,18 @@ class CodeEmitter:
         rows = math.prod(a.size for a in axes)
         if rows < LEAST or real < LEAST:
             return None
-        first = max(c.codes, key=lambda i: len(graph.nodes[i].type.dims))
+        first = widest(graph, c)
         found = columns_of(graph, c, self.states, e.sizes, first)
-        double = not c.exact or head is None or head.size == 1
-        heads_in = (1 if head is None else head.size) * (2 if double else 1)
-        if found is not None and rows >= LEAST_ROWS and heads_in <= MOST_COLUMNS:
-            total = self._by_columns(e, c, first, env, head, axes, found, heads_in)
-            return self._result(e, c, env, head, axes, total, double=double)
+        asked = 1 if heads is None else heads.resolve(e.sizes)
+        others = [i for i in c.codes if i != first]
+        by_page = all(set(graph.nodes[i].type.names) <= {"page", c.dim} for i in others)
+        if found is not None and others:
+            whole = all(self._nibbles(e, i, c.dim, found) for i in others)
+            low = 2 if whole or found.per < 2 * LEAST_PAIRS else 3
+            found = replace(found, low=low) if by_page and found.planes == 1 else None
+        if found is not None and rows >= LEAST_ROWS and asked <= MOST_HEADS:
+            total = self._by_columns(e, c, first, env, head, axes, found)
+            return self._result(e, c, env, head, axes, total, double=False)
         total = ""
         for piece in self._pieces(e, c.dim, first, real):
             left = self._codes(e, c, first, env, axes, piece)
@@ -97,32 +103,69 @@ class CodeEmitter:
         head: Axis | None,
         axes: tuple[Axis, ...],
         found: Columns,
-        heads: int,
     ) -> str:
-        """The sums `[rows, heads]` of a state that lies by columns: see `whole_rows`."""
+        """The sums `[rows, heads]` of a state that lies by columns: see `whole_rows`. Two heads a product."""
         rows = math.prod(a.size for a in axes)
         raised = found.bits == 4 and len(c.codes) == 1
-        lanes = e.axis("dim", found.lanes)
+        columns = [self._column(e, c, first, env, axes, found, n, raised) for n in range(found.count)]
         real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
-        rights = []
-        for n in range(found.count):
-            piece = self._piece(
-                e, found.lanes, partial(found.channel, n), (n + 1) * found.per, real, None
-            )
-            (right,) = self._query(e, c, head, piece, double=heads > (1 if head is None else head.size))
-            rights.append(e.shared(f"long_query({right}, {heads}, {found.lanes})", (lanes,)).text)
-        shape = [rows // THREAD_ROWS, THREAD_ROWS * heads]
-        total = ""
-        if raised:  # what the numbers are raised by, once a program
-            sums = " + ".join(f"tl.sum({r}.to(tl.float32), axis=1)" for r in rights)
-            least = e.shared(f"{-RAISED} * ({sums})", ()).text
-            total = e.shared(f"tl.zeros({shape}, tl.float32) + {least}[None, :]", ()).text
-        for n, right in enumerate(rights):
-            left = self._column(e, c, first, env, axes, found, n, raised)
-            extra = f", {total}" if total else ""
-            text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
-            total = e.bind(text, (), True).text
-        return f"short_rows({total}, {rows}, {heads})"
+        pieces = [
+            self._piece(e, found.lanes, partial(found.channel, n), (n + 1) * found.per, real, None)
+            for n in range(found.count)
+        ]
+        shape = [rows // THREAD_ROWS, 2 * THREAD_ROWS]
+        sums = []
+        for start in range(0, 1 if head is None else head.real, 2):
+            rights = [self._two_heads(e, c, head, start, piece, found.low) for piece in pieces]
+            total = ""
+            if raised:  # what the numbers are raised by, once a program
+                every = " + ".join(f"{r}.to(tl.float32)" for parts in rights for r in parts)
+                least = e.shared(f"{-RAISED} * tl.sum({every}, axis=1)", ()).text
+                total = e.shared(f"tl.zeros({shape}, tl.float32) + {least}[None, :]", ()).text
+            for left, parts in zip(columns, rights, strict=True):
+                for right in parts:
+                    extra = f", {total}" if total else ""
+                    text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
+                    total = e.bind(text, (), True).text
+            sums.append(e.bind(f"short_rows({total}, {rows})", (), True).text)
+        width = 1 if head is None else head.size
+        if width == 1:
+            return f"tl.sum({sums[0]}, axis=1)"
+        while len(sums) * 2 < width:  # heads that are none
+            sums.append(sums[-1])
+        while len(sums) > 1:
+            half = len(sums) // 2
+            text = f"tl.permute(tl.join({{}}, {{}}), (0, 2, 1)), [{rows}, {width // half}])"
+            sums = [
+                e.bind(f"tl.reshape({text.format(a, b)}", (), True).text
+                for a, b in zip(sums[::2], sums[1::2], strict=True)
+            ]
+        return sums[0]
+
+    def _two_heads(
+        self, e: Emitter, c: CodeProduct, head: Axis | None, start: int, piece: _Piece, low: int
+    ) -> list[str]:
+        """The right operands for two heads, `[8, lanes]`: one, or two numbers that hold a query's."""
+        two = e.axis("two", 2)
+        last = 0 if head is None else head.real - 1
+        at = Tile(
+            f"tl.minimum({start} + {two.index}, {last})" if start + 1 > last else f"{start} + {two.index}",
+            (two,),
+        )
+        env = {c.dim: piece.channel, "head": at}
+        factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
+        axes = order([a for t in factors for a in t.axes])
+        target = [two, piece.lanes]
+        text = e.shared(_spread(Tile(" * ".join(t.to(axes) for t in factors), axes), target), target).text
+        inside = [f"{piece.inside}[None, :]"] if piece.inside is not None else []
+        inside += [f"({two.index} == 0)[:, None]"] if last == 0 else []
+        if inside:
+            text = f"tl.where({' & '.join(inside)}, {text}, 0.0)"
+        text = e.shared(f"long_query({text}, {piece.lanes.size}, {low})", ()).text
+        high = e.shared(f"{text}.to(OPERAND)", ()).text
+        if c.exact:
+            return [high]
+        return [high, e.shared(f"({text} - {high}.to(tl.float32)).to(OPERAND)", ()).text]
 
     def _column(
         self,
@@ -144,20 +187,83 @@ class CodeEmitter:
             text, own = unit_text(
                 state.name, state, e.sizes, row, indices, self.mask(own, True), found.unit, plane
             )
-            words = _spread(e.bind(text, own, True), axes)
+            loaded = e.bind(text, own, True)
+            if len(c.codes) > 1:
+                assert found.planes == 1 and own == tuple(axes)
+                return self._times_pages(e, c, first, env, axes, found, n, loaded)
+            words = _spread(loaded, axes)
             flat = f"unpack(tl.reshape({words}, [{rows}, 1]), {found.bits}, {found.unit}, OPERAND, {raised})"
             flat = e.bind(f"tl.reshape({flat}, [{rows}, {found.per}])", (), True).text
             left = f"{left} + {flat} * {2**plane}.0" if left else flat
-        for i in c.codes:
-            if i != first:
-                lanes = e.axis("dim", found.per)
-                real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
-                place = f"{n * found.per} + {found.place(lanes.index)}"
-                bound = e.shared(f"tl.minimum({place}, {real - 1})", (lanes,))
-                piece = _Piece(lanes, bound, None, None)
-                more = self._plain(e, i, c.dim, env, axes, piece)
-                left = f"({left}) * tl.reshape({more}, [{rows}, {found.per}])"
-        return e.bind(f"long_rows({left}, {rows}, {found.per})", (), True).text
+        return e.bind(f"long_rows({left}, {rows}, {found.per}, {found.low})", (), True).text
+
+    def _times_pages(
+        self,
+        e: Emitter,
+        c: CodeProduct,
+        first: int,
+        env: Env,
+        axes: tuple[Axis, ...],
+        found: Columns,
+        n: int,
+        words: Tile,
+    ) -> str:
+        """A column of codes times codes that all rows of a page share, pair by pair."""
+        rows = math.prod(a.size for a in axes)
+        real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
+        x = e.bind(f"halves({words.text}, {found.unit})", words.axes, True)
+        pairs = []
+        others = [i for i in c.codes if i != first]
+        for at in range(found.per // 2):
+            factors = [self._page_pair(e, i, c.dim, env, found, n * found.per + at, real) for i in others]
+            shown = " * ".join(t.to((*words.axes, t.axes[-1])) for t in factors)
+            text = f"pair_times({x.text}, {shown}, {at * found.bits}, {found.bits}, OPERAND)"
+            pairs.append(e.bind(text, (), True).text)
+        while len(pairs) > 1:
+            pairs = [
+                e.bind(f"tl.join({a}, {b})", (), True).text
+                for a, b in zip(pairs[::2], pairs[1::2], strict=True)
+            ]
+        left = e.bind(f"tl.reshape({pairs[0]}, [{rows}, {found.per}])", (), True).text
+        return e.bind(f"long_rows({left}, {rows}, {found.per}, {found.low})", (), True).text
+
+    def _nibbles(self, e: Emitter, i: int, dim: str, found: Columns) -> bool:
+        """Whether four channels of a page's codes can be read as 16 bits wherever a column has four in a row."""
+        read = self._packings(e, dim, i, 4, (16,))
+        return bool(read) and read[0].bits == 4 and found.per >= 2 * LEAST_PAIRS
+
+    def _page_pair(
+        self, e: Emitter, i: int, dim: str, env: Env, found: Columns, channel: int, real: int
+    ) -> Tile:
+        """A page's codes of a channel and of the one half a column further, `[page, 2]`."""
+        channels = [min(channel + half * found.per // 2, real - 1) for half in (0, 1)]
+        two = Axis("dim", 2)
+        if not self._nibbles(e, i, dim, found):
+            low, high = (self._one(e, i, dim, env, at) for at in channels)
+            return Tile(e.bind(f"tl.join({low.text}, {high.text})", (), True).text, (*low.axes, two))
+        (read,) = self._packings(e, dim, i, 4, (16,))
+        sides = []
+        for at in channels:
+            state, row, indices = self._place(e, i, {**env, dim: Tile(str(read.offset + at // 4))}, dim)
+            text, axes = unit_text(state.name, state, e.sizes, row, indices, self.mask(row.axes, True), 16)
+            sides.append(self._once(e, f"{text}.to(tl.int32)", axes))
+        word = self._once(e, f"({sides[0].text} & 65535) | ({sides[1].text} << 16)", axes)
+        return self._once(e, f"pair({word.text}, {channel % 4 * 4}, 4, OPERAND)", (*axes, two))
+
+    @staticmethod
+    def _once(e: Emitter, text: str, axes: Sequence[Axis]) -> Tile:
+        """A statement of the loop, or the variable that holds the same already."""
+        found = next(
+            (line.split(" = ", 1)[0] for line in e.inner or e.outer if line.endswith(f" = {text}")), None
+        )
+        return e.bind(text, axes, True) if found is None else Tile(found, tuple(axes))
+
+    def _one(self, e: Emitter, i: int, dim: str, env: Env, channel: int) -> Tile:
+        """One channel of a page's codes."""
+        state, row, indices = self._place(e, i, {**env, dim: Tile(str(channel))})
+        own = order([*row.axes, *(a for t in indices for a in t.axes)])
+        text, own = code_text(state.name, state, e.sizes, row, indices, self.mask(own, True))
+        return self._once(e, f"({text}).to(OPERAND)", own)
 
     # ---- channels ------------------------------------------------------------------------------------------
 
@@ -193,7 +299,9 @@ class CodeEmitter:
         found = Tile(text, (lanes,)) if text == lanes.index else e.shared(text, (lanes,))
         return _Piece(lanes, found, None, packing)
 
-    def _packings(self, e: Emitter, dim: str, first: int, real: int) -> list[Packing]:
+    def _packings(
+        self, e: Emitter, dim: str, first: int, real: int, units: tuple[int, ...] = UNITS
+    ) -> list[Packing]:
         """How the packed numbers of a view are taken; none where it is not packed along `dim` in whole units."""
         graph = e.graph
         chain = view(graph, first)
@@ -218,7 +326,7 @@ class CodeEmitter:
         column = state_column(state, e.sizes)
         if column:
             return packings(BITS[state.dtype], real, width, start, MAX_LANES, (8 * column,))
-        return packings(BITS[state.dtype], real, width, start, MAX_LANES)
+        return packings(BITS[state.dtype], real, width, start, MAX_LANES, units)
 
     # ---- operands ------------------------------------------------------------------------------------------
 
@@ -307,11 +415,8 @@ class CodeEmitter:
         more Triton takes instructions that want the left operand in shared memory."""
         return not c.exact and 2 * (1 if head is None else head.size) <= COLUMNS
 
-    def _query(
-        self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece, *, double: bool | None = None
-    ) -> list[str]:
+    def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> list[str]:
         """The right operands, `[heads, lanes]` each, or one with twice as many rows: two numbers hold a query's."""
-        double = self._side_by_side(c, head) if double is None else double
         env = {c.dim: piece.channel, **({} if head is None else {"head": Tile(head.index, (head,))})}
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
@@ -320,7 +425,7 @@ class CodeEmitter:
         text = found.text if head is not None else f"{found.text}[None, :]"
         if piece.inside is not None:
             text = f"tl.where({piece.inside}[None, :], {text}, 0.0)"
-        if double:
+        if self._side_by_side(c, head):
             return [e.shared(f"two_parts({text}, OPERAND)", ()).text]
         high = e.shared(f"({text}).to(OPERAND)", ()).text
         return (

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vortex_core.compiler.columns import column_bytes
 from vortex_core.compiler.triton.contraction import exact
 from vortex_core.compiler.triton.tile import MAX_PAGES_PER_PROGRAM, pow2
 from vortex_core.ir.program import SCALED, Graph, Node, StateDecl
@@ -34,6 +35,7 @@ _HELD = 8  # by bf16
 MAX_ROWS = 256
 MAX_ROW_BYTES = 32768
 MANY_LANES = 256
+COLUMN_ROWS = 512  # of codes that lie by columns: four of each thread
 _VIEWS = ("slice", "split", "rename", "channels")
 
 
@@ -142,6 +144,19 @@ def rows_of(node: Node, sizes: Mapping[str, int]) -> int:
     return math.prod(pow2(e.resolve(sizes)) for n, e in node.type.dims if n not in ("page", "head"))
 
 
+def by_columns(
+    graph: Graph, states: Mapping[str, StateDecl], sizes: Mapping[str, int], product: CodeProduct
+) -> bool:
+    """Whether the codes of a product lie by columns: threads load them as they multiply them."""
+    state = states[graph.nodes[view(graph, widest(graph, product))[-1]].attr["name"]]
+    return column_bytes(state.dtype, [e.resolve(sizes) for _, e in state.stored]) > 0
+
+
+def widest(graph: Graph, product: CodeProduct) -> int:
+    """The code of a product with the most dimensions: its rows are those of the product."""
+    return max(product.codes, key=lambda i: len(graph.nodes[i].type.dims))
+
+
 def token_pages(
     graph: Graph,
     states: Mapping[str, StateDecl],
@@ -151,6 +166,9 @@ def token_pages(
     """The most pages a program takes at once where products have rows inside pages."""
     rows = {i: rows_of(graph.nodes[i], sizes) for i in products}
     inside = [i for i in products if rows[i] > 1]
+    if inside and all(by_columns(graph, states, sizes, products[i]) for i in inside):
+        pages = [max(1, COLUMN_ROWS // rows[i]) for i in inside]
+        return 1 << (min(pages).bit_length() - 1)
     lanes = sum(graph.nodes[products[i].codes[0]].type.extent(products[i].dim).resolve(sizes) for i in inside)
     most = MAX_ROWS // (2 if lanes > MANY_LANES else 1)
     pages = [

@@ -52,7 +52,11 @@ def _packed_offset(
     column = state_column(state, sizes)
     if not column:
         return _offset([*indices, byte], stored, axes)
-    at = [Tile(f"({byte.text}) // {column}", byte.axes), indices[-1], Tile(f"({byte.text}) % {column}", byte.axes)]
+    at = [
+        Tile(f"({byte.text}) // {column}", byte.axes),
+        indices[-1],
+        Tile(f"({byte.text}) % {column}", byte.axes),
+    ]
     return _offset([*indices[:-1], *at], (*stored[:-2], stored[-1] // column, stored[-2], column), axes)
 
 

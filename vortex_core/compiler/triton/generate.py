@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vortex_core.compiler.rotary import with_rotary
-from vortex_core.compiler.triton.code_product import rows_of, token_pages
+from vortex_core.compiler.triton.code_product import by_columns, rows_of, token_pages
 from vortex_core.compiler.triton.contraction import Product, absorbed_nodes
 from vortex_core.compiler.triton.row_kernel import row_text
 from vortex_core.compiler.triton.score_kernel import IndexKernel
@@ -37,7 +37,10 @@ def to_bf16(x):
 '''
 _IMPORT = "from vortex_core.kernels.dependent import await_previous"
 _HELPERS = {
-    **dict.fromkeys(("unpack", "two_parts", "long_rows", "long_query", "short_rows"), "unpack"),
+    **dict.fromkeys(
+        ("unpack", "halves", "pair", "pair_times", "two_parts", "long_rows", "long_query", "short_rows"),
+        "unpack",
+    ),
     "largest_mask": "largest",
 }
 
@@ -56,6 +59,7 @@ class Module:
         scratch: fp32 elements per page of each scratch value, by node.
         before: fp32 elements of each value that a `query_kernel` computes once a row, by node.
         tokens: whether a product of codes has rows inside pages, so that its bytes are many.
+        columns: whether all such codes lie by columns.
         block: pages a program of the score kernel handles.
     """
 
@@ -68,6 +72,7 @@ class Module:
     scratch: dict[int, int]
     before: dict[int, int]
     tokens: bool
+    columns: bool
     block: int
 
 
@@ -104,11 +109,13 @@ def generate(
     if plan.barriers:
         parts.append(row_text(index))
     before = {i: per_page(program.index.nodes[i], index.sizes) for i in index.before}
-    tokens = any(rows_of(program.index.nodes[i], index.sizes) > 1 for i in index.code_products)
+    inside = [c for i, c in index.code_products.items() if rows_of(program.index.nodes[i], index.sizes) > 1]
+    columns = bool(inside) and all(by_columns(program.index, index.states, index.sizes, c) for c in inside)
     body = "\n\n".join(parts)
     for call, line in _HELPERS.items():
         if f"{call}(" in body:
             body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.{line} import {call}", 1)
+    rows = bool(plan.barriers)
     return Module(
-        body, update, program.index, plan, plan.parallel, bool(plan.barriers), scratch, before, tokens, block
+        body, update, program.index, plan, plan.parallel, rows, scratch, before, bool(inside), columns, block
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vortex_core.ir.types import PLANES
 
 BITS = {"int4": 4, **dict.fromkeys(PLANES, 1)}
-_UNITS = (32, 16, 8)
+UNITS = (32, 16, 8)
 _LEAST = 4  # units of a row: one for each thread that shares it
 
 
@@ -81,7 +81,7 @@ class Packing:
 
 
 def packings(
-    bits: int, width: int, stride: int, start: int, most: int, sizes: tuple[int, ...] = _UNITS
+    bits: int, width: int, stride: int, start: int, most: int, sizes: tuple[int, ...] = UNITS
 ) -> list[Packing]:
     """The pieces in which `width` packed numbers are taken, at most `most` lanes each; none where they do not lie
     on whole bytes.

@@ -20,8 +20,7 @@ from vortex_core.ir.types import PLANES, Extent
 
 LEAST_ROWS = 64
 THREAD_ROWS = 4
-WARP_ROWS = 32 * THREAD_ROWS
-MOST_COLUMNS = 16  # of a query's heads and parts: four times as many in the product
+MOST_HEADS = 16  # two a product
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Columns:
         first: the column where the view starts.
         count: columns that it takes.
         planes: of bits; each has such columns.
+        low: bits of a number's place in a long row below those that say whose it is: what Triton takes for the left operand
+            of a product, three where bytes are loaded for it.
     """
 
     bits: int
@@ -41,6 +42,7 @@ class Columns:
     first: int
     count: int
     planes: int
+    low: int = 2
 
     @property
     def per(self) -> int:
@@ -54,17 +56,11 @@ class Columns:
 
     def channel(self, column: int, lane: str) -> str:
         """The channel of a lane of a long row, counted from the start of the view."""
-        pairs = (self.per // 2).bit_length() - 1
-        places = {0: 1, **{i: 4 + pairs - 1 - i for i in range(1, pairs)}}
+        pairs, before = (self.per // 2).bit_length() - 1, self.low - 1
+        places = {i: 1 + i if i < before else 2 + self.low + pairs - 1 - i for i in range(pairs)}
         terms = [f"(({lane}) & 1) * {self.per // 2}"]
         terms += [f"((({lane}) >> {at}) & 1) * {1 << i}" for i, at in places.items()]
         return " + ".join([*([str(column * self.per)] if column else []), *terms])
-
-    def place(self, lane: str) -> str:
-        """The channel of a number within a column as `unpack` gives it: half first, then bits of the pair."""
-        pairs = (self.per // 2).bit_length() - 1
-        terms = [f"(({lane}) >> {pairs - 1 - i} & 1) * {1 << i}" for i in range(pairs)]
-        return " + ".join([f"(({lane}) >> {pairs}) * {self.per // 2}", *terms])
 
 
 def columns_of(
