@@ -17,7 +17,7 @@ PACKED = ("int4", *PLANES)
 
 
 def column_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a column: 4 or 2, whatever divides a row or a plane of it; 0 where rows lie whole.
+    """Bytes of a column: 4, 2 or 1, whatever divides a row or a plane of it; 0 where rows lie whole.
 
     Args:
         shape: of a page's value as stored, rows before the packed dimension.
@@ -28,4 +28,5 @@ def column_bytes(dtype: str, shape: Sequence[int]) -> int:
     if rows < LEAST_ROWS or rows & (rows - 1):
         return 0
     width = packed_bytes(dtype, shape[-1]) // PLANES.get(dtype, 1)
-    return next((size for size in (4, 2) if width % size == 0), 0)
+    sizes = (4, 2, 1) if dtype in PLANES else (4, 2)  # two numbers a row are too few for a matrix product
+    return next((size for size in sizes if width % size == 0), 0)

@@ -69,8 +69,6 @@ class CodeEmitter:
         names = {n for i in c.codes for n in graph.nodes[i].type.names} - {c.dim}
         axes = order([a for n in names for a in env[n].axes])
         rows = math.prod(a.size for a in axes)
-        if rows < LEAST or real < LEAST:
-            return None
         first = widest(graph, c)
         found = columns_of(graph, c, self.states, e.sizes, first)
         asked = 1 if heads is None else heads.resolve(e.sizes)
@@ -78,11 +76,14 @@ class CodeEmitter:
         by_page = all(set(graph.nodes[i].type.names) <= {"page", c.dim} for i in others)
         if found is not None and others:
             whole = all(self._nibbles(e, i, c.dim, found) for i in others)
-            low = 2 if whole or found.per < 2 * LEAST_PAIRS else 3
+            bytewise = found.unit == 8 or (not whole and found.per >= 2 * LEAST_PAIRS)
+            low = 3 if bytewise else 2
             found = replace(found, low=low) if by_page and found.planes == 1 else None
         if found is not None and rows >= LEAST_ROWS and asked <= MOST_HEADS:
             total = self._by_columns(e, c, first, env, head, axes, found)
             return self._result(e, c, env, head, axes, total, double=False)
+        if rows < LEAST or real < LEAST:
+            return None
         total = ""
         for piece in self._pieces(e, c.dim, first, real):
             left = self._codes(e, c, first, env, axes, piece)

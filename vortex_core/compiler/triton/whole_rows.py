@@ -89,4 +89,4 @@ def columns_of(
         return None
     width = stored_shape(state, sizes)[-1] // planes * 8 // unit
     count = min(-(-real // per), width - start // per)
-    return Columns(bits, unit, start // per, count, planes)
+    return Columns(bits, unit, start // per, count, planes, 3 if unit == 8 else 2)
