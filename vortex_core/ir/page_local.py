@@ -80,7 +80,23 @@ class _Rewriter:
             if found is not None:
                 self.changed = True
                 return found
+        elif op != "sum" and self.out.nodes[x].op == "mul":
+            factors = self._flat("mul", x)
+            scales = [f for f in factors if self._positive(f)]
+            if scales and len(scales) < len(factors):  # the largest number may be known before it is scaled
+                rest = self._joined("mul", [f for f in factors if f not in scales])
+                self.changed = True
+                return self._joined("mul", [self.reduced(op, rest, dims), *scales])
         return self.add(op, x, dims=tuple(dims))
+
+    def _positive(self, i: int) -> bool:
+        """Whether a node is one number above zero, the same for all."""
+        node = self.out.nodes[i]
+        if node.op == "const":
+            return bool(node.attr["value"] > 0)
+        return node.op == "extent" or (
+            node.op in ("sqrt", "mul", "div") and all(self._positive(j) for j in node.inputs)
+        )
 
     def _flat(self, op: str, i: int) -> list[int]:
         node = self.out.nodes[i]
@@ -115,7 +131,7 @@ class _Rewriter:
         if not over or "page" not in self.names(own):
             return None
         low = self.add("const", value=_LOWEST)
-        top = self.add("maximum", self.add("amax", own, dims=over), low)
+        top = self.add("maximum", self.reduced("amax", own, over), low)
         small = self.add("exp", self.add("sub", own, top))
         part = self._joined("mul", [small, *here])
         total = self.add("sum", part, dims=inner)
