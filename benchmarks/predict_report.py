@@ -28,6 +28,17 @@ Row = dict[str, Any]
 
 def correlation(rows: Sequence[Row], predicts: str, wanted: str) -> tuple[float, float, float]:
     """Spearman's correlation and its 95% interval over resampled programs."""
+    return _with_interval(_resampled(rows, predicts, wanted))
+
+
+def advantage(rows: Sequence[Row], predicts: str, over: str, wanted: str) -> tuple[float, float, float]:
+    """How much more strongly one number is correlated than another (signs apart), and the 95% interval of that over
+    programs resampled for both alike."""
+    return _with_interval(abs(_resampled(rows, predicts, wanted)) - abs(_resampled(rows, over, wanted)))
+
+
+def _resampled(rows: Sequence[Row], predicts: str, wanted: str) -> np.ndarray:
+    """Correlations: of all programs first, then of resampled ones, the same for any two numbers."""
     x = np.array([row[predicts] for row in rows], dtype=float)
     y = np.array([row[wanted] for row in rows], dtype=float)
     n, generator = len(rows), np.random.default_rng(0)
@@ -35,7 +46,11 @@ def correlation(rows: Sequence[Row], predicts: str, wanted: str) -> tuple[float,
     ranks = [rankdata(values[at], axis=1) for values in (x, y)]
     a, b = (r - r.mean(1, keepdims=True) for r in ranks)
     with np.errstate(invalid="ignore"):  # a resample of equal numbers has no correlation
-        found = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+        found: np.ndarray = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return found
+
+
+def _with_interval(found: np.ndarray) -> tuple[float, float, float]:
     low, high = np.nanquantile(found[1:], [0.025, 0.975])
     return float(found[0]), float(low), float(high)
 
@@ -116,6 +131,14 @@ def _correlations(rows: Sequence[Row], budgets: Sequence[int]) -> list[str]:
             found = [repeats(part, scores) if part else None for part in parts]
             cells = ["-" if value is None else f"{value:+.2f}" for value in found]
             lines.append(f"| itself (halves) | {wanted} | {' | '.join(cells)} |")
+    if _has(rows, "beyond", "accuracy") and all(
+        len({r[n] for r in rows}) > 1 for n in ("beyond", "accuracy")
+    ):
+        lines += ["", "Correlation with accuracy beside that of beyond, signs apart:", ""]
+        for name in ("recall", "output_error", "logit_error"):
+            if _has(rows, name) and len({r[name] for r in rows}) > 1:
+                value, low, high = advantage(rows, name, "beyond", "accuracy")
+                lines.append(f"- {name}: {value:+.2f} [{low:+.2f}, {high:+.2f}]")
     return lines
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.predict_report import correlation, ordered, proven, repeats, report
+from benchmarks.predict_report import advantage, correlation, ordered, proven, repeats, report
 
 
 def row(name: str, right: int, of: int = 20, budget: str = "64", **numbers: float) -> dict[str, Any]:
@@ -22,6 +22,14 @@ def test_a_number_that_ranks_as_answers_do_has_a_correlation_of_one() -> None:
     rows = [row(str(n), n, beyond=n**3, output_error=-n) for n in range(12)]
     assert correlation(rows, "beyond", "accuracy") == pytest.approx((1, 1, 1))
     assert correlation(rows, "output_error", "accuracy") == pytest.approx((-1, -1, -1))
+
+
+def test_the_better_of_two_numbers_is_told_whatever_its_sign() -> None:
+    rng = random.Random(1)
+    rows = [row(str(n), n, 30, beyond=n + rng.gauss(0, 9), output_error=-n) for n in range(30)]
+    value, low, high = advantage(rows, "output_error", "beyond", "accuracy")
+    assert 0 < low < value < high
+    assert advantage(rows, "beyond", "output_error", "accuracy") == pytest.approx((-value, -high, -low))
 
 
 def test_a_number_drawn_by_chance_has_an_interval_around_nothing() -> None:
