@@ -14,6 +14,7 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint
 from vortex_core.ir.opset import OPS, ROUND_DTYPES, OpSpec
 from vortex_core.ir.program import SCALED, STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
+from vortex_core.ir.rules import MAX_ROWS
 from vortex_core.ir.types import LARGEST, Dims, Extent, Type
 from vortex_core.ir.verify import verify
 
@@ -27,6 +28,11 @@ _UNSUPPLIED = frozenset(
 )  # need values beside the program, so the program alone cannot run
 
 Rng = random.Random
+
+
+def _few(extent: Extent) -> bool:
+    """Whether there are few enough of them to be the rows of a decomposition."""
+    return extent.factor * LARGEST.get(extent.symbol, 1) <= MAX_ROWS
 
 
 def random_program(rng: Rng, *, operations: int = 14, smooth: bool = False, nope: bool = False) -> Program:
@@ -165,6 +171,8 @@ class _Grower:
                 self._scan(spec.name)
             case "shape":
                 self._shape(spec.name)
+            case "decompose":
+                self._decompose(spec.name)
 
     def _unary(self, op: str) -> None:
         x = self._pick()
@@ -221,6 +229,16 @@ class _Grower:
             self.emit(op, x, dim=dim, k=self.rng.choice((1, 2, 4)))
         else:
             self.emit(op, x, dim=dim)
+
+    def _decompose(self, op: str) -> None:
+        x = self._pick(lambda t: len(t.dims) == 2 and any(_few(e) for _, e in t.dims))
+        if x is None:
+            return
+        dims = self.type(x).dims
+        over = self.rng.choice([n for n, e in dims if _few(e)])
+        (dim,) = (n for n, _ in dims if n != over)
+        into = self.rng.choice([n for n in _FREE_NAMES if n != dim])
+        self.emit(op, x, over=over, dim=dim, into=into, rank=self.rng.choice((1, 2, 3)))
 
     def _shape(self, op: str) -> None:
         if op == "channels":

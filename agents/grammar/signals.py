@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agents.grammar.settings import pick
 from agents.grammar.summaries import (
@@ -33,6 +33,7 @@ SIGNALS = {
     "slow_channels": 0.8,
     "distance": 0.6,
     "value_gated": 1.5,
+    "principal": 1.0,
 }
 _CENTRES = {"mean": 5.0, "mid": 1.0, "value_weighted_mean": 1.5, "direction": 1.0, "tail_mean": 0.5}
 _SMOOTHING = ((0.25, 0.5, 0.25), (0.1, 0.8, 0.1), (-0.25, 1.5, -0.25), (0.1, 0.2, 0.4, 0.2, 0.1))
@@ -124,6 +125,10 @@ class Growth:
                 self.say("negative L1 distance")
                 gap = q * alpha - self.centre(frame)
                 return const(0.0) - reduce("sum", make("abs", gap), "dim")
+            case "principal":
+                rank = self.rng.choice((2, 4, 8))
+                self.say(f"keys by their coordinates in {rank} principal directions of their page")
+                return principal(replace(frame, rows=1), q, rank)
             case "value_gated":
                 weight = self.state(random_scalar(self.rng, frame))
                 self.say("gated by a page weight")
@@ -264,6 +269,18 @@ class Growth:
 
 def _dot(q: Term, c: Term) -> Term:
     return reduce("sum", q * c, "dim")
+
+
+def principal(frame: Frame, q: Term, rank: int) -> Term:
+    """The logits of a page's keys, `row`: from the mean key, the principal directions, and each key's coordinates."""
+    keys = frame.tokens("k")
+    mean = reduce("mean", keys, "token")
+    rest = make("rename", keys - mean, dim="token", to="row")
+    basis = make("principal", rest, over="row", dim="dim", into="rank", rank=rank)
+    at = _dot(rest, basis)
+    codes = load(State(at.type.dims, "int8", at, scale_dim="rank"))
+    turned = _dot(q, stored(basis, "int4"))
+    return reduce("sum", turned * codes, "rank") + _dot(q, stored(mean, "int8"))
 
 
 def standardised(score: Term) -> Term:

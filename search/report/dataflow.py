@@ -71,6 +71,8 @@ def _label(term: Term) -> str:
             return f"size {term.attr['extent']}"
         case "sum" | "mean" | "amax" | "amin":
             return f"{_NAMES.get(term.op, term.op)} over {', '.join(term.attr['dims'])}"
+        case "principal":
+            return f"principal over {term.attr['over']}"
         case "softmax" | "cumsum" | "conv" | "maxpool" | "largest" | "slice" | "split" | "concat" | "rename":
             return f"{term.op} {term.attr['dim']}"
     return _NAMES.get(term.op, term.op)

@@ -206,6 +206,10 @@ class Evaluator:
         types = [self.graph.nodes[j].type for j in node.inputs]
         args = [values[j] for j in node.inputs]
         names = types[0].names
+        if node.op == "principal":
+            at = {n: p - len(names) for p, n in enumerate(names)}
+            found = OPS[node.op].math(torch, args, at, node.attr)  # type: ignore[misc]
+            return reorder(found, (node.attr["into"], node.attr["dim"]), node.type.names)
         if node.op == "split":
             return self._split(node, args[0], names)
         if node.op == "concat":

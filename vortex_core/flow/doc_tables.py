@@ -30,6 +30,7 @@ _GROUPS: dict[Group, tuple[str, str]] = {
             "cost one barrier between launches."
         ),
     ),
+    "decompose": ("Decompositions", "Of a matrix of two dimensions: a page's rows and channels."),
     "shape": ("Shape", "Views: they cost nothing. Only names change, or a range is taken."),
     "select": (
         "Selection",

@@ -277,6 +277,8 @@ class _Writer:
                 call = f'maxpool({a["size"]}, "{a["dim"]}")'
             case "largest":
                 call = f'largest({a["k"]}, "{a["dim"]}")'
+            case "principal":
+                call = f'principal("{a["over"]}", "{a["dim"]}", {a["into"]}={a["rank"]})'
             case "slice":
                 call = f'slice("{a["dim"]}", {_quoted(a["start"])}, {_quoted(a["stop"])})'
             case "channels":

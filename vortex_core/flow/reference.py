@@ -84,6 +84,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling('x.conv([0.25, 0.5, 0.25], "page")', "conv"),
     Spelling('x.maxpool(3, "page")', "maxpool"),
     Spelling('x.largest(8, "dim")', "largest"),
+    Spelling('page.k.principal("token", "dim", rank=8)', "principal"),
     Spelling('x.slice("dim", 0, "D/2")', "slice"),
     Spelling('x.channels("rope")', "channels"),
     Spelling('x.split("dim", part=4)', "split"),

@@ -313,6 +313,16 @@ class vTensor:
         """Mask of the `k` largest along `dim`."""
         return emit("largest", self, dim=dim, k=k)
 
+    def principal(self, over: str, dim: str = "dim", /, **into: int) -> vTensor:
+        """The directions along `dim` in which the rows `over` spread most: `x.principal("row", "dim", rank=8)` is
+        `(rank, dim)`, orthonormal, about the largest first. Take the mean away first for principal components."""
+        if len(into) != 1:
+            raise mistakes.BAD_ATTRIBUTE.error(
+                caller(), op="principal", name="into", found=repr(into), want="one new dimension, e.g. rank=8"
+            )
+        ((name, rank),) = into.items()
+        return emit("principal", self, over=over, dim=dim, into=name, rank=rank)
+
     # ---- shape --------------------------------------------------------------------------------------------
 
     def slice(self, dim: str, start: int | str | Extent, stop: int | str | Extent) -> vTensor:
@@ -402,7 +412,7 @@ def _extent_text(value: int | str | Extent) -> str:
     return str(Extent.parse(value))
 
 
-_WANTS_FLOATS = frozenset({"unary", "binary", "compare", "reduce", "scan", "shape", "select"})
+_WANTS_FLOATS = frozenset({"unary", "binary", "compare", "reduce", "scan", "decompose", "shape", "select"})
 
 
 def emit(op: str, *operands: object, builder: GraphBuilder | None = None, **attrs: Any) -> vTensor:

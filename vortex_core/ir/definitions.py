@@ -82,6 +82,61 @@ def largest(t: Any, args: Sequence[Any], axes: Axes, attrs: Attrs) -> Any:
     return mask.movedim(-1, axes[attrs["dim"]])
 
 
+STEPS = 4  # of orthogonal iteration: the energy of the best directions within a hundredth on keys
+NEGLIGIBLE = (
+    1e-6  # share of the rows' energy below which a direction is none: what fp32 sees of a Gram matrix
+)
+
+
+def start(rows: int, rank: int) -> list[list[float]]:
+    """Where orthogonal iteration starts, `[rows, rank]`: numbers from -1 to 1, of full rank, unrelated to any input."""
+
+    def cube(x: int) -> int:
+        return x * x % 1019 * x % 1019
+
+    def number(i: int, j: int) -> float:
+        mixed = cube(((i + 1) * 421 + 248) % 1019)
+        mixed = cube((mixed + (j + 1) * 617 + 37) % 1019)
+        return (cube((mixed + 101) % 1019) - 509) / 509
+
+    return [[number(i, j) for j in range(rank)] for i in range(rows)]
+
+
+def principal(t: Any, args: Sequence[Any], axes: Axes, attrs: Attrs) -> Any:
+    """Leading directions of the rows `over` along `dim`, `[..., rank, dim]`.
+
+    With G the rows' Gram matrix by their energy, Q starts at fixed numbers and becomes Gram-Schmidt(G Q) a fixed
+    number of times: a smooth function of the rows where eigenvalues meet, unlike eigenvectors. Then Q is made
+    orthonormal under G, so that the directions Q'x are. A column whose share of the energy is negligible becomes 0.
+    """
+    x = args[0].movedim((axes[attrs["over"]], axes[attrs["dim"]]), (-2, -1))
+    energy = (x * x).sum((-2, -1))[..., None, None]
+    x = x / t.where(energy > 0, energy, 1.0).sqrt()
+    gram = x @ x.transpose(-1, -2)
+    q = t.tensor(start(x.shape[-2], attrs["rank"]), dtype=x.dtype, device=x.device).expand(
+        *x.shape[:-1], attrs["rank"]
+    )
+    for _ in range(STEPS):
+        q = gram @ q
+        q = _orthonormal(t, q, q, NEGLIGIBLE**2)
+    return _orthonormal(t, q, gram @ q, NEGLIGIBLE).transpose(-1, -2) @ x
+
+
+def _orthonormal(t: Any, q: Any, image: Any, least: float) -> Any:
+    """Modified Gram-Schmidt of the columns of `q` under the inner product whose image of `q` is given; columns of a
+    squared norm of at most `least` become 0."""
+    done = []
+    for _ in range(q.shape[-1]):
+        square = (q[..., :1] * image[..., :1]).sum(-2, keepdim=True)
+        kept = square > least
+        scale = t.where(kept, 1 / t.where(kept, square, 1.0).sqrt(), 0.0)
+        column, its_image = q[..., :1] * scale, image[..., :1] * scale
+        done.append(column)
+        along = (column * image[..., 1:]).sum(-2, keepdim=True)
+        q, image = q[..., 1:] - column * along, image[..., 1:] - its_image * along
+    return t.cat(done, -1)
+
+
 def torch_dtype(t: Any, name: str) -> Any:
     """Torch dtype of a storage dtype name."""
     return {

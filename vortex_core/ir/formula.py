@@ -219,6 +219,8 @@ class _Writer:
                 note = {"rope": "rotary", "nope": "unrotated"}.get(a["group"], a["group"])
             case "rename":
                 note = f"{_letter(a['dim'])} → {_letter(a['to'])}"
+            case "principal":
+                note = f"the {a['rank']} leading directions over {_letter(a['over'])}, {_letter(a['into'])}"
             case "largest":
                 note = f"the {a['k']} largest along {_letter(a['dim'])}"
             case _:
@@ -257,7 +259,9 @@ _MAKERS: dict[str, Callable[[_Writer, Term], _Part]] = {
     **dict.fromkeys(("add", "sub", "mul", "lt", "le", "eq", "and", "or"), _Writer._infix),
     **dict.fromkeys(("sum", "mean", "amax", "amin", "softmax", "cumsum", "maxpool"), _Writer._reduced),
     **dict.fromkeys(("neg", "not", "exp", "sqrt", "floor", "abs"), _Writer._unary),
-    **dict.fromkeys(("split", "slice", "channels", "rename", "cast", "largest"), _Writer._shaped),
+    **dict.fromkeys(
+        ("split", "slice", "channels", "rename", "cast", "largest", "principal"), _Writer._shaped
+    ),
     **dict.fromkeys(("topk", "topp", "threshold", "union", "everything"), _Writer._selected),
     "div": _Writer._fraction,
     "where": _Writer._where,

@@ -32,7 +32,9 @@ __all__ = [
     "typed_dims",
 ]
 
-Group = Literal["source", "unary", "binary", "compare", "logic", "reduce", "scan", "shape", "select"]
+Group = Literal[
+    "source", "unary", "binary", "compare", "logic", "reduce", "scan", "decompose", "shape", "select"
+]
 BOTH: frozenset[Stage] = frozenset({"cache", "index"})
 CACHE: frozenset[Stage] = frozenset({"cache"})
 INDEX: frozenset[Stage] = frozenset({"index"})
@@ -368,6 +370,16 @@ _op(
     "largest", "scan", 1, rules.along(rules.check_largest, "bool"), define.largest, "mask of the k largest",
     "Mask of the k largest along a dimension (ties: the lower index).", attrs=("dim", "k"), flops=10,
     traits=Traits(scale="invariant", continuous=False),
+)  # fmt: skip
+
+# ---- decompositions ---------------------------------------------------------------------------------------
+
+_op(
+    "principal", "decompose", 1, rules.principal, define.principal, "B[into, dim]: leading directions of x[over, dim]",
+    "The orthonormal directions along `dim` in which the rows `over` spread most, about the largest first; 0 beyond "
+    "their rank. Not centred. Steps of orthogonal iteration on the rows' Gram matrix, as many for every input.",
+    attrs=("over", "dim", "into", "rank"), stages=CACHE, flops=100,
+    traits=Traits(scale="invariant", keeps_zero=True, bounded=True, continuous=False),
 )  # fmt: skip
 
 # ---- shape ------------------------------------------------------------------------------------------------

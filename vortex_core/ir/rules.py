@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vortex_core.ir import mistakes
 from vortex_core.ir.types import (
+    LARGEST,
     PARAM_AXES,
     Dims,
     Domain,
@@ -129,6 +130,36 @@ def check_largest(spec: OpSpec, t: Type, attrs: Attrs) -> None:
             found="page",
             want="a dimension other than page (pages are chosen with ops.topk)",
         )
+
+
+MAX_RANK, MAX_ROWS = 16, 128  # of a decomposition: its Gram matrix is held whole
+
+
+def principal(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
+    """The rows go, a few directions come: of a matrix of two dimensions."""
+    want(spec, types, "float")
+    (t,) = types
+    over, dim = known_dim(spec.name, t, attrs["over"]), known_dim(spec.name, t, attrs["dim"])
+    if len(t.dims) != 2 or over == dim:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name,
+            name="x",
+            found=str(t),
+            want="a tensor of two dimensions, rows and channels, each named once",
+        )
+    rows = t.extent(over)
+    if rows.factor * LARGEST.get(rows.symbol, 1) > MAX_ROWS:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name,
+            name="over",
+            found=f"{over}={rows}",
+            want=f"rows that are at most {MAX_ROWS} in any model",
+        )
+    into = check_dim_name(attrs["into"])
+    if into in ("page", "token", "head", dim):
+        raise mistakes.DIM_EXISTS.error(op=spec.name, dim=into, found=str(t))
+    rank = int(number(spec.name, into, attrs["rank"], 1, MAX_RANK, whole=True))
+    return Type(make_dims([(into, Extent.parse(rank)), (dim, t.extent(dim))]), "float", t.domain)
 
 
 def slice_(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:

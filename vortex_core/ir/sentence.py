@@ -117,6 +117,9 @@ class _Speaker:
                 return f"the largest of {a['size']} neighbouring {_along((a['dim'],))} of {self.phrase(term.args[0])}"
             case "largest":
                 return f"being among the {a['k']} largest along {_along((a['dim'],))} of {self.phrase(term.args[0])}"
+            case "principal":
+                rows, inner = _along((a["over"],)), self.phrase(term.args[0])
+                return f"the {a['rank']} {_along((a['dim'],))} directions in which the {rows} of {inner} spread most"
             case "slice":
                 return f"{_along((a['dim'],))} {a['start']} to {a['stop']} of {self.phrase(term.args[0])}"
             case "channels":

@@ -41,7 +41,8 @@ def test_every_spelling_traces_to_its_operator(spelling: reference.Spelling) -> 
     text = spelling.text
     if spelling.op == "const":
         text = f"ops.constant({text})"
-    written = f'{text}.mean("token")' if in_cache else 'page.k.mean("token")'
+    rows = "rank" if spec is not None and spec.group == "decompose" else "token"
+    written = f'{text}.mean("{rows}")' if in_cache else 'page.k.mean("token")'
     source = INDEX.format(cache=written, index="0" if in_cache else text, result="z" if selects else "a")
     traced = run(source, "x.py")
     found = {n.op for g in (traced.original.cache, traced.original.index) for n in g.nodes}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vortex_core.compiler.triton.contraction import Contraction
+from vortex_core.compiler.triton.decomposition import coordinates, principal
 from vortex_core.compiler.triton.tile import (
     FEW_CHANNELS,
     MANY_CHANNELS,
@@ -24,24 +25,14 @@ from vortex_core.compiler.triton.tile import (
     order,
     pow2,
     powers_of_two,
+    unsupported,
 )
-from vortex_core.errors import VortexError
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import Graph, Node
 from vortex_core.ir.types import Extent
 
 # A reduction whose input is a larger tile runs over chunks: more would not fit the registers.
 MAX_LANES = 16384
-
-
-def unsupported(node: Node, why: str) -> VortexError:
-    """`VE050`: legal, but not lowered by this backend. There is no silent fallback."""
-    return VortexError(
-        "VE050",
-        f"the triton backend cannot lower {node.op}: {why}",
-        "rewrite that step, or use the torch backend",
-        node.location,
-    )
 
 
 POINTWISE = {
@@ -127,6 +118,7 @@ class Emitter:
     axes: dict[str, Axis] = field(default_factory=dict)
     known: dict[int, Tile] = field(default_factory=dict)
     page_value: Callable[[int, Env], Tile | None] | None = None
+    decomposed: dict[Node, Tile] = field(default_factory=dict)
     _memo: dict[tuple[int, str], Tile] = field(default_factory=dict)
     _page_memo: dict[tuple[int, str], Tile] = field(default_factory=dict)
     _shared: dict[str, Tile] = field(default_factory=dict)
@@ -199,7 +191,8 @@ class Emitter:
         """The value of node `i` everywhere."""
         return self.emit(i, self.identity(self.graph.nodes[i].type.dims))
 
-    def _sub(self, i: int, env: Env) -> Tile:
+    def at(self, i: int, env: Env) -> Tile:
+        """The value of node `i` at those of the indices of `env` that are its dimensions'."""
         names = self.graph.nodes[i].type.names
         return self.emit(i, {n: t for n, t in env.items() if n in names})
 
@@ -216,33 +209,36 @@ class Emitter:
             return self.source(self, node, env)
         match node.op:
             case "sum" | "amax" | "amin":
-                return self._reduce(node, env, inside)
+                found = coordinates(self, node, env) if node.op == "sum" and not inside else None
+                return self._reduce(node, env, inside) if found is None else found
             case "slice":
                 start = 0 if a["start"] == 0 else Extent.parse(a["start"]).resolve(self.sizes)
-                return self._sub(node.inputs[0], {**env, a["dim"]: self._shift(env[a["dim"]], start)})
+                return self.at(node.inputs[0], {**env, a["dim"]: self._shift(env[a["dim"]], start)})
             case "channels":
-                return self._sub(
+                return self.at(
                     node.inputs[0], {**env, "dim": self._shift(env["dim"], self.channel_start(node))}
                 )
             case "split":
                 inner = node.type.extent(a["dim"]).resolve(self.sizes)
                 axes = order([*env[a["into"]].axes, *env[a["dim"]].axes])
                 text = f"{env[a['into']].to(axes)} * {inner} + {env[a['dim']].to(axes)}"
-                return self._sub(node.inputs[0], {**env, a["dim"]: Tile(text, axes)})
+                return self.at(node.inputs[0], {**env, a["dim"]: Tile(text, axes)})
             case "concat":
                 return self._concat(node, env, inside)
             case "rename":
-                return self._sub(node.inputs[0], {**env, a["dim"]: env[a["to"]]})
+                return self.at(node.inputs[0], {**env, a["dim"]: env[a["to"]]})
             case "softmax" | "cumsum" | "conv" | "maxpool" | "largest":
                 return self._along(node, env, inside)
+            case "principal":
+                return principal(self, node, env)
             case "cast":
-                x = self._sub(node.inputs[0], env)
+                x = self.at(node.inputs[0], env)
                 return (
                     self.bind(f"{rounded(x.text, a['dtype'])}.to(tl.float32)", x.axes, inside)
                     if a["dtype"] != "fp32"
                     else x
                 )
-        args = [self._sub(j, env) for j in node.inputs]
+        args = [self.at(j, env) for j in node.inputs]
         axes = order([x for t in args for x in t.axes])
         text = POINTWISE[node.op].format(
             *(atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
@@ -257,8 +253,8 @@ class Emitter:
         first = self.graph.nodes[node.inputs[0]].type.extent(dim).resolve(self.sizes)
         low = Tile(f"tl.minimum({at.text}, {first - 1})", at.axes)
         high = Tile(f"tl.maximum({at.text} - {first}, 0)", at.axes)
-        a = self._sub(node.inputs[0], {**env, dim: low})
-        b = self._sub(node.inputs[1], {**env, dim: high})
+        a = self.at(node.inputs[0], {**env, dim: low})
+        b = self.at(node.inputs[1], {**env, dim: high})
         axes = order([*at.axes, *a.axes, *b.axes])
         text = f"tl.where({Tile(f'({at.text})', at.axes).to(axes)} < {first}, {a.to(axes)}, {b.to(axes)})"
         return self.bind(text, axes, inside)
@@ -309,8 +305,8 @@ class Emitter:
         for start, size in pieces:
             lanes = self.axis("dim", size)
             at = {"dim": self._shift(Tile(lanes.index, (lanes,)), start)}
-            q = self._sub(c.query, {"head": Tile(head.index, (head,)), **at})
-            pages = [self._sub(i, {**env, **at}) for i in c.page]
+            q = self.at(c.query, {"head": Tile(head.index, (head,)), **at})
+            pages = [self.at(i, {**env, **at}) for i in c.page]
             for left, right in self._operands(c, q, pages):
                 assert left.axes[-1] == lanes and right.axes == (head, lanes), (left, right)
                 axes = left.axes[:-1]
@@ -360,12 +356,12 @@ class Emitter:
         if chunked is None:
             chunked = self._too_large(i, inner, names)
         if chunked is None:
-            return self.fold(node.op, self._sub(i, inner), names, inside)
+            return self.fold(node.op, self.at(i, inner), names, inside)
         name, real, chunk = chunked
         axis = self.axis(name, chunk)
         total: Tile | None = None
         for start in range(0, real, chunk):
-            piece = self._sub(i, {**inner, name: self._shift(Tile(axis.index, (axis,)), start)})
+            piece = self.at(i, {**inner, name: self._shift(Tile(axis.index, (axis,)), start)})
             part = self.fold(node.op, piece, names, inside)
             total = (
                 part
@@ -398,7 +394,7 @@ class Emitter:
             raise unsupported(
                 node, f"a part of its result along {dim!r} is taken; slice or split its input instead"
             )
-        return self._sub(node.inputs[0], env), axis
+        return self.at(node.inputs[0], env), axis
 
     def _along(self, node: Node, env: Env, inside: bool) -> Tile:
         dim = node.attr["dim"]
@@ -425,7 +421,7 @@ class Emitter:
             return self.bind(f"largest_mask({candidates}, {node.attr['k']}, {at})", x.axes, inside)
         # The rest compares every lane with every other: small dimensions, a square tile.
         other = self.axis(f"{dim}_other", axis.real)
-        y = self._sub(node.inputs[0], {**env, dim: Tile(other.index, (other,))})
+        y = self.at(node.inputs[0], {**env, dim: Tile(other.index, (other,))})
         axes = order([*x.axes, *y.axes])
         i, j = Tile(axis.index, (axis,)).to(axes), Tile(other.index, (other,)).to(axes)
         real = "" if other.mask is None else f" & ({Tile(f'({other.mask})', (other,)).to(axes)})"

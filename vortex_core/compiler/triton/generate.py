@@ -42,6 +42,7 @@ _HELPERS = {
         "unpack",
     ),
     "largest_mask": "largest",
+    "principal_weights": "principal",
 }
 
 

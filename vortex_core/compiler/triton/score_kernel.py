@@ -8,10 +8,10 @@ from typing import Any
 from vortex_core.compiler.triton.code_emitter import CodeEmitter
 from vortex_core.compiler.triton.code_product import find_code_products
 from vortex_core.compiler.triton.contraction import find_contractions
-from vortex_core.compiler.triton.emitter import Emitter, unsupported
+from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full, literal
-from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, unsupported
 from vortex_core.geometry import Geometry
 from vortex_core.ir.crossover import EVERYTHING, crossover_unfit
 from vortex_core.ir.knobs import Knobs

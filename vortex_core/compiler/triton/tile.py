@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from vortex_core.errors import VortexError
 from vortex_core.ir.program import Graph, Node
 from vortex_core.ir.types import dim_order
 
@@ -15,6 +16,16 @@ FEW_CHANNELS, MANY_CHANNELS = 64, 256
 MAX_TILE = 8192
 MAX_PAGES_PER_PROGRAM = 64
 MAX_PADDING = 1.34  # more padding than this, and a reduction runs over power-of-two chunks instead
+
+
+def unsupported(node: Node, why: str) -> VortexError:
+    """`VE050`: legal, but not lowered by this backend. There is no silent fallback."""
+    return VortexError(
+        "VE050",
+        f"the triton backend cannot lower {node.op}: {why}",
+        "rewrite that step, or use the torch backend",
+        node.location,
+    )
 
 
 def pow2(n: int) -> int:
