@@ -266,7 +266,7 @@ class Finals(Strict):
         holdout: whether the winner and the best library flow meet the sealed set, once.
         matched: whether the best library flow is also run with the winner's knobs.
         peers: library flows of at most the winner's state bytes that are run with the winner's knobs and compared with
-            it on the sealed items: the best by the screen, this many.
+            it on the sealed items, this many: half of them the best by what they answered, the rest by the screen.
         second: whether the winner and the best peer also answer on a model that the search never saw.
     """
 

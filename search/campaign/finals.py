@@ -12,7 +12,7 @@ from typing import Any
 from search.campaign.archive import Archive, Verdict, score
 from search.campaign.comparison import Comparison, against_control, at_equal_cost, compare
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
-from search.config import CampaignConfig
+from search.config import CampaignConfig, Objective
 from search.log import events as ev
 from search.log.state import USER, CampaignState, Candidate
 
@@ -169,8 +169,11 @@ class Finals:
         )
 
     async def _peers(self, winner: Candidate) -> list[Candidate]:
-        """The library's best at equal cost: programs of at most the winner's state bytes, under its knobs, that the
-        screen puts first."""
+        """The library's best at equal cost: programs of at most the winner's state bytes, under its knobs.
+
+        Half of them are those that answered the search's items best, as far as references did, the others those that
+        the screen puts first: of programs of many sorts answers need not bear out what it says.
+        """
         if self.config.finals.peers == 0 or self.config.screen is None:
             return []
         if self.state.peers is None:
@@ -192,9 +195,18 @@ class Finals:
         waiting = [c for c in considered if c.status("screen") == "waiting"]
         await together(self.pipeline.evaluate(c, "screen", late=self.time_is_up) for c in waiting)
         wanted = self.config.screen.objective(self.config.objective)
-        scored = [(s, c) for c in considered if (s := score(c, wanted, "screen")) is not None]
+        answered = self._best(considered, self.config.objective, "search")
+        most = self.config.finals.peers
+        chosen = answered[: -(-most // 2)]
+        chosen += [c for c in self._best(considered, wanted, "screen") if c not in chosen]
+        return chosen[:most]
+
+    @staticmethod
+    def _best(candidates: list[Candidate], objective: Objective, purpose: ev.Purpose) -> list[Candidate]:
+        """Those that were measured, the most accurate first."""
+        scored = [(s, c) for c in candidates if (s := score(c, objective, purpose)) is not None]
         scored.sort(key=lambda pair: (-pair[0].accuracy.value, pair[1].number))
-        return [c for _, c in scored[: self.config.finals.peers]]
+        return [c for _, c in scored]
 
     async def _matched(self, winner: Candidate, library: Candidate) -> None:
         """The library's program under the winner's knobs: was it the program or the constants?"""
