@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from vortex_core import library
+
 FLOWS = {
     # A gate per layer and kv head on both sides, one without either, and a bias.
     "gate": """
@@ -93,3 +95,34 @@ def test_learned_parameters_select_what_the_oracle_selects(name: str) -> None:
         [sys.executable, "-c", CHECK, name], capture_output=True, text=True, env=env, timeout=170
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+LIBRARY = """
+import sys, torch
+from tests.cpu.compiler import test_backends as shared
+from tests.null.library import weights as w
+from vortex_core.compiler import backends
+from vortex_core.geometry import Geometry
+shared.LENGTHS[:] = [1, 7, 8, 9, 40, 65]
+for name in sys.argv[1:]:
+    traced = shared.small(w.load(name))
+    geometry = Geometry(w.LAYERS, w.KV_HEADS, w.GROUP, w.DIM, w.DIM, w.DIM)
+    data = shared.inputs(3, w.GROUP, w.KV_HEADS, w.DIM)
+    want = shared.steps(backends.get("oracle").compile(traced.original, traced.knobs, geometry), *data)
+    got = shared.steps(backends.get("triton").compile(traced.program, traced.knobs, geometry), *data)
+    for a, b in zip(want, got):
+        assert shared.rows(a) == shared.rows(b), name
+    print("same", name, flush=True)
+"""
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_library_flows_with_learned_values_select_what_the_oracle_selects(part: int) -> None:
+    """Their products are as wide as tensor cores take, which the small ones above are not."""
+    names = library.untrained_names()[part::2]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARY, *names], capture_output=True, text=True, env=env, timeout=170
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [w for n in names for w in ("same", n)]

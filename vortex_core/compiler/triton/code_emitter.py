@@ -11,7 +11,7 @@ from vortex_core.compiler.triton.code_product import CodeProduct, view, widest
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import code_text, scale_text, state_column, stored_shape, unit_text
 from vortex_core.compiler.triton.packing import BITS, UNITS, Packing, packings
-from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, powers_of_two
+from vortex_core.compiler.triton.tile import LANE, Axis, Env, Tile, order, powers_of_two
 from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, MOST_HEADS, THREAD_ROWS, Columns, columns_of
 from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import PLANES, Extent
@@ -111,7 +111,7 @@ class CodeEmitter:
         columns = [self._column(e, c, first, env, axes, found, n, raised) for n in range(found.count)]
         real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
         pieces = [
-            self._piece(e, found.lanes, partial(found.channel, n), (n + 1) * found.per, real, None)
+            self._piece(e, c.dim, found.lanes, partial(found.channel, n), (n + 1) * found.per, real, None)
             for n in range(found.count)
         ]
         shape = [rows // THREAD_ROWS, 2 * THREAD_ROWS]
@@ -238,7 +238,7 @@ class CodeEmitter:
     ) -> Tile:
         """A page's codes of a channel and of the one half a column further, `[page, 2]`."""
         channels = [min(channel + half * found.per // 2, real - 1) for half in (0, 1)]
-        two = Axis("dim", 2)
+        two = Axis(_lane(dim), 2)
         if not self._nibbles(e, i, dim, found):
             low, high = (self._one(e, i, dim, env, at) for at in channels)
             return Tile(e.bind(f"tl.join({low.text}, {high.text})", (), True).text, (*low.axes, two))
@@ -272,7 +272,9 @@ class CodeEmitter:
         """The channels in pieces that fit the factor with the most rows."""
         packed = self._packings(e, dim, first, real)
         if packed:
-            return [self._piece(e, p.lanes, p.channel, (p.start + p.units) * p.per, real, p) for p in packed]
+            return [
+                self._piece(e, dim, p.lanes, p.channel, (p.start + p.units) * p.per, real, p) for p in packed
+            ]
         found = []
         for start, size in powers_of_two(real, MAX_LANES):
             size = max(size, LEAST)
@@ -280,19 +282,20 @@ class CodeEmitter:
             def channel(lane: str, start: int = start) -> str:
                 return f"{start} + {lane}" if start else lane
 
-            found.append(self._piece(e, size, channel, start + size, real, None))
+            found.append(self._piece(e, dim, size, channel, start + size, real, None))
         return found
 
     def _piece(
         self,
         e: Emitter,
+        dim: str,
         size: int,
         channel: Callable[[str], str],
         end: int,
         real: int,
         packing: Packing | None,
     ) -> _Piece:
-        lanes = e.axis("dim", size)
+        lanes = e.axis(_lane(dim), size)
         text = channel(lanes.index)
         if end > real:
             bound = e.shared(f"tl.minimum({text}, {real - 1})", (lanes,))
@@ -367,7 +370,7 @@ class CodeEmitter:
         self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], p: Packing, plane: int = 0
     ) -> str:
         """The numbers in the units of a piece, of one plane."""
-        units = e.axis("dim", p.units)
+        units = e.axis(_lane(dim), p.units)
         first = p.offset + p.start
         lane = Tile(units.index if not first else f"{first} + {units.index}", (units,))
         state, row, indices = self._place(e, i, {**env, dim: lane}, dim)
@@ -474,6 +477,11 @@ class CodeEmitter:
     def _times(e: Emitter, a: Tile, b: Tile) -> Tile:
         axes = order([*a.axes, *b.axes])
         return e.bind(f"{a.to(axes)} * {b.to(axes)}", axes, True)
+
+
+def _lane(dim: str) -> str:
+    """Name of the axis along which a dimension is summed."""
+    return "dim" if dim == "dim" else LANE
 
 
 def _spread(x: Tile, axes: Sequence[Axis]) -> str:

@@ -44,6 +44,11 @@ def powers_of_two(real: int, most: int) -> list[tuple[int, int]]:
     return pieces
 
 
+LANE = "LANE"
+"""Name of the axis along which a matrix product sums another dimension than `dim`: no dimension has it, so that sums over
+`dim` inside its operands are not taken for sums over it."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """A tile axis: `size` lanes of dimension `name`, `real` of them meaningful, at least `least` in all."""
@@ -70,7 +75,7 @@ class Axis:
 
 def order(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     """The axes without repetition, in canonical order."""
-    return tuple(sorted(set(axes), key=lambda a: (dim_order(a.name), a.real)))
+    return tuple(sorted(set(axes), key=lambda a: (a.name == LANE, dim_order(a.name), a.real)))
 
 
 @dataclass(frozen=True)
