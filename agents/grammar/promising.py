@@ -19,7 +19,7 @@ from agents.grammar.surrogate import Surrogate
 
 ENOUGH = 24
 """Measured recipes from which on a surrogate is asked."""
-_POOL = 160
+_POOL = 128
 _TOP = 16  # of the measured, which children start from beside the parents
 _EAGER = (0.3, 1.0, 2.0, 3.0)
 """Deviations by which a draft may be better than expected, drawn for each ask."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 STEPS = 16
@@ -68,6 +69,7 @@ class Band:
         """Whether something is kept for every token."""
         return self.coder in ("signs", "range", *INTEGERS)
 
+    @lru_cache(maxsize=20_000)  # noqa: B019  bands are values, and few of them differ
     def normal(self) -> Band:
         """The same with everything that its coder does not read at its default, so that equal programs are equal."""
         d = Band(self.low, self.high)

@@ -122,5 +122,7 @@ def settled(rng: Rng, recipe: Recipe) -> Recipe:
     """The recipe with bands that fit one another: parts of a page have one number, and none beside tokens."""
     tokens = any(b.by_token for b in recipe.bands)
     rows = 1 if tokens else next((b.rows for b in recipe.bands if not b.by_token), 1)
+    if all(b.rows == (1 if b.by_token else rows) for b in recipe.bands):
+        return recipe.normal()
     bands = tuple(replace(b, rows=1 if b.by_token else rows) for b in recipe.bands)
     return replace(recipe, bands=bands).normal()
