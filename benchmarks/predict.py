@@ -134,7 +134,8 @@ def study_plan(arguments: argparse.Namespace) -> EvaluationPlan:
         "gate_items": 1,
         "batch": arguments.batch or data["accuracy"]["batch"],
     }
-    data["perplexity"]["items"] = max(1, arguments.passages)
+    fewest = data.get("recall", {}).get("perplexity_items", 1)
+    data["perplexity"]["items"] = max(fewest, arguments.passages)
     data["perplexity"]["context"] = arguments.passage_context or data["perplexity"]["context"]
     data["screen"] = {
         "retrieval_items": arguments.recorded, "passages": 1, "most_tokens": arguments.context,
