@@ -262,7 +262,9 @@ class Finals:
         peers = self._measured_peers(winner)
         summary["peers"] = [p.to_json() for p in peers]
         summary["serving"] = [_served(c) for c in self.state.candidates.values() if c.results.get("serving")]
-        against = summary["against_library"]
+        # The winner was chosen among several on the fresh items, which flatters it there: the sealed ones, where it met
+        # them, say what is so.
+        against = summary["sealed"] or summary["against_library"]
         summary["statement"] = self._origin(winner) + (
             against["words"]
             if against

@@ -72,9 +72,10 @@ def _conclude(name: str, *, as_json: bool) -> None:
             emit({**overview(it), "summary": summary, "report": str(page), "exported": exported})
             return
         print_overview(it, limit=15)
-        out.print(f"[bold]{markup(summary.get('statement', ''), MAX_MESSAGE)}[/]", soft_wrap=True)
-        for key in ("against_matched", "against_control", "sealed"):
-            if summary.get(key):
+        statement = summary.get("statement", "")
+        out.print(f"[bold]{markup(statement, MAX_MESSAGE)}[/]", soft_wrap=True)
+        for key in ("against_library", "against_matched", "against_control", "sealed"):
+            if summary.get(key) and summary[key]["words"] not in statement:
                 out.print(
                     f"{key.replace('_', ' ')}: {markup(summary[key]['words'], MAX_MESSAGE)}", soft_wrap=True
                 )

@@ -155,6 +155,23 @@ def test_the_luckiest_of_forty_is_not_accepted_on_fresh_items() -> None:
     assert accepted / 100 <= 0.08
 
 
+def test_the_best_of_ten_finalists_is_flattered_by_fresh_items_and_not_by_sealed_ones() -> None:
+    """Ten programs, each of which loses more than the margin, meet fresh items, and the best of them the sealed ones,
+    once. What a run states is of those, and calls a loss "proven" to be kept as seldom as it may."""
+    rng, kept, fresh_better, proven = np.random.default_rng(2), 0, 0, 0
+    for _ in range(200):
+        fresh = rng.random((10, 78)) >= 0.15
+        best = int(fresh.sum(1).argmax())
+        sealed = rng.random(78) >= 0.15
+        kept += fresh[best].mean() >= 0.9
+        fresh_better += fresh[best].mean() > sealed.mean()
+        difference = stats.paired_difference(list(map(float, sealed)), [1.0] * 78)
+        proven += stats.standing(difference, 0.1) == "proven"
+    assert kept > 100, "by value the luckiest of ten keeps a gate that none of them keeps"
+    assert fresh_better > 150, "its fresh items flatter it"
+    assert proven <= 0.05 * 200
+
+
 @pytest.mark.parametrize("items", [8, 17, 25, 34])
 def test_few_items_prove_nothing(items: int) -> None:
     equal = [1.0] * items

@@ -101,6 +101,33 @@ def test_a_campaign_ends_with_a_winner_and_a_statement(tmp_path: Path):
     assert harness.executor.closed
 
 
+def test_what_a_run_states_is_what_the_sealed_items_said(tmp_path: Path):
+    """The winner was chosen among several on fresh items: luck there must not reach the statement."""
+
+    class Lucky(SimulatedExecutor):
+        async def measure(self, stage: str, flow: Flow, seed: int) -> StageResult:
+            found = await super().measure(stage, flow, seed)
+            if stage != "holdout" or flow.key in library:
+                return found
+            lost = {"accuracy": Metric(0.2, n=40), "accuracy_delta": Metric(-0.8, -0.9, -0.7, n=40)}
+            return replace(found, metrics=lost, items={"needle": [1.0] * 8 + [0.0] * 32})
+
+    library = {simulated_library(name, {})[0].key for name in ("quest", "block_topk")}
+    harness = Harness(tmp_path)
+    harness.executor = Lucky()
+    state = harness.go()
+    assert state.finished is not None
+    summary = state.finished.summary
+    assert summary["against_library"]["accuracy"]["value"] > -0.3, "on fresh items it looked well"
+    assert summary["sealed"]["words"] in summary["statement"]
+    assert summary["against_library"]["words"] not in summary["statement"]
+    assert "surely answers worse than" in summary["statement"]
+    asked = [key for key, stage, _ in harness.executor.ran.elements() if stage == "holdout"]
+    assert len(asked) == len(set(asked)), "sealed items are looked at once"
+    found = [c for c in state.candidates.values() if not c.reference and "holdout" in c.results]
+    assert [c.key for c in found] == [state.finished.winner]
+
+
 def test_references_come_first_and_are_told_to_every_arm(tmp_path: Path):
     harness = Harness(tmp_path)
     harness.go()
