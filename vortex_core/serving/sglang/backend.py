@@ -137,11 +137,14 @@ class VortexAttnBackend(AttentionBackend):
         lengths = forward_batch.seq_lens_cpu
         if self.decoder.flow.crossover.longest == 0 or self.is_mla or lengths is None:
             return False
+        if not forward_batch.forward_mode.is_decode():
+            return False
         # Rows that pad a batch are of one token, and stand last.
         real = lengths[: len(forward_batch.out_cache_loc)].tolist()
-        if not self.decoder.all_below(rows, real):
+        if not real or not self.decoder.all_below(rows, real):
             return False
         self.status.sample(self.decoder)
+        self.status.passed_by += 1
         self.decoder.pass_by(real, forward_batch.out_cache_loc)
         self.whole = True
         return True

@@ -25,6 +25,7 @@ class Status:
         path: file that always holds the newest report, or None.
         facts: what does not change: program, settings, layers, bytes.
         steps, samples: decode steps so far, and how many of them were looked at.
+        passed_by: of the steps, those in which the prefill backend attended (below the flow's crossover).
         attended, there: tokens that those attended, and tokens there were; density is their ratio.
     """
 
@@ -35,6 +36,7 @@ class Status:
     attended: float = 0.0
     there: float = 0.0
     samples: int = 0
+    passed_by: int = 0
     _pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = field(default=None, repr=False)
 
     def announce(self) -> None:
@@ -80,7 +82,8 @@ class Status:
             return
         density = self.attended / self.there if self.there else None
         report = {
-            **self.facts, "decode_steps": self.steps, "density": density, "samples": self.samples,
+            **self.facts, "decode_steps": self.steps, "passed_by": self.passed_by, "density": density,
+            "samples": self.samples,
             "attended_tokens": self.attended, "tokens_there": self.there,
         }  # fmt: skip
         target = Path(self.path)
