@@ -244,6 +244,7 @@ def select_variant(
         "STOCHASTIC": stochastic,
         "LIMIT": SELECT_LIMITS[limit] if limit else 0,
         "MARKS": SELECT_STAGES[marks] if marks else 0,
+        "SIFT": plan.sift,
     }
     special = [*(["stochastic"] if stochastic else []), *filter(None, (limit, marks))]
     name = "-".join([f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}", *special])

@@ -26,6 +26,7 @@ def scratch(rows: int, plan: SelectPlan) -> SelectWorkspace:
         torch.full((rows, plan.candidates), UNTOUCHED, dtype=torch.int32),
         torch.full((rows, 2 * plan.segments), float("nan")),
         torch.zeros(rows, dtype=torch.int32),
+        *(torch.full((rows, plan.segments * plan.sift), UNTOUCHED, dtype=torch.int32) for _ in range(2)),
     )
 
 
@@ -93,6 +94,67 @@ def test_equals_the_definition(
     )
     assert found == want
     assert lens == want_lens
+
+
+@settings(max_examples=8)
+@given(
+    pages=st.sampled_from([2048, 2049, 4096, 5000, 8192, 8193, 13000]),
+    kind=st.sampled_from(["normal", "ties", "special", "equal"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    budget=st.sampled_from([3, 64, 128, 256, 257]),
+    seed=st.integers(0, 99),
+)
+def test_long_rows_are_sifted_to_the_same_pages(
+    pages: int, kind: str, dtype: torch.dtype, budget: int, seed: int
+) -> None:
+    """One row as long as the table, and one half as long, which is searched in a shorter block."""
+    tokens = [pages * PAGE - 3, pages * PAGE // 2]
+    case = inputs.scores(tokens, heads=1, page_size=PAGE, kind=kind, dtype=dtype, seed=seed)
+    k = torch.tensor([budget], dtype=torch.int32)
+    rules = {"keep_first": 1, "keep_last": 2}
+    found, lens = run(case, k, 1, select_plan(pages, budget), budget, **rules)
+    _, want, want_lens = select_reference(
+        case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, **rules
+    )
+    assert found == want
+    assert lens == want_lens
+
+
+def test_rows_are_sifted_where_few_pages_reach_the_bound_and_else_searched_whole() -> None:
+    for kind, budget, sifted in (("normal", 128, True), ("normal", 257, False), ("equal", 128, False)):
+        case = inputs.scores([3000 * PAGE], heads=1, page_size=PAGE, kind=kind)
+        plan = select_plan(3000, budget)
+        space = scratch(1, plan)
+        ids, lens = torch.zeros(1, budget, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        select_pages(
+            case.scores, case.n_tokens, torch.tensor([budget], dtype=torch.int32), case.table, heads=1,
+            page_size=PAGE, page_ids=ids, kv_lens=lens, workspace=space, plan=plan,
+        )  # fmt: skip
+        assert space.sifted_pages is not None
+        left = int((space.sifted_pages != UNTOUCHED).sum())
+        assert (left > 0) == sifted
+        assert not sifted or budget <= left < 200, "of 3,000 random scores about 128 / (1 - 128 / 1024)"
+
+
+@pytest.mark.parametrize(
+    ("pages", "kind"), [(2050, "normal"), (8192, "ties"), (9000, "normal"), (2050, "equal")]
+)
+def test_unions_of_long_rows_are_sifted_to_the_same_pages(pages: int, kind: str) -> None:
+    cases = [inputs.scores([pages * PAGE - 3], heads=1, page_size=PAGE, kind=kind, seed=n) for n in range(3)]
+    table, k, plan = cases[0].table, torch.tensor([64], dtype=torch.int32), select_plan(pages, 64)
+    marks = torch.full((1, pages), 255, dtype=torch.uint8)
+    union: set[int] = set()
+    for case, stage in zip(cases, ("begin", "add", "list"), strict=True):
+        case, rules = dataclasses.replace(case, table=table), {"keep_first": 1, "keep_last": 2}
+        if stage == "list":
+            found, lens = run(case, k, 1, plan, 192, marks=Marks(marks, stage, 64), **rules)
+        else:
+            silent(case, k, plan, Marks(marks, stage, 64), 192, None, rules)
+        union |= set(
+            select_reference(case.scores, case.n_tokens, k, table, heads=1, page_size=PAGE, **rules)[0][0]
+        )
+    assert found == [[int(table[0, p]) for p in sorted(union)]]
+    assert lens == [len(union) * PAGE - 3]
 
 
 def test_budget_per_row_and_per_request_and_capacity() -> None:

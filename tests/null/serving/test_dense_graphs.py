@@ -26,6 +26,7 @@ class Attention:
 
     capturing: bool = False
     whole: bool = False
+    dense_sizes: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -60,6 +61,7 @@ def test_a_decode_step_is_captured_twice_and_replayed_as_prepared(attention: Att
         attention.capturing = True
         dense_graphs.capture_both(Graphs.capture_one, graphs, Key(size), forward, dummies=None)
         assert not attention.capturing and not attention.whole
+    assert attention.dense_sizes == {1, 4}
     assert graphs.held == {
         Key(1): "flow", Key(4): "flow",
         dense_graphs.dense_key(Key(1)): "dense", dense_graphs.dense_key(Key(4)): "dense",
@@ -90,4 +92,5 @@ def test_a_capture_that_fails_leaves_no_step_dense(attention: Attention) -> None
     attention.capturing = True
     with pytest.raises(RuntimeError):
         dense_graphs.capture_both(Graphs.capture_one, Graphs(), Key(1), forward)
+    assert not attention.dense_sizes
     assert not attention.whole and not attention.capturing

@@ -200,6 +200,9 @@ class _Planner:
         if search.segments > 1:  # rows too long for one program
             words = 2 * search.candidates + 2 * search.segments + 1
             found.append(Buffer("search", self.lists * words * INDEX_BYTES, "select", "select"))
+        if search.sift:
+            words = 2 * search.segments * search.sift
+            found.append(Buffer("sifted pages", self.lists * words * INDEX_BYTES, "select", "select"))
         if len(self.streams) > 1:
             found.append(Buffer("marks", self.lists * self.total * MARK_BYTES, "select", "select"))
         width = min(self.total, self.chosen * len(self.streams))

@@ -6,11 +6,12 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 
 from vortex_core.engine.decode.batch import Recorder
-from vortex_core.engine.decode.graph_runner import DecodeRunner, Whole
+from vortex_core.engine.decode.graph_runner import DecodeRunner
 from vortex_core.engine.decode.sampling import Sampler, choose, token_logprobs
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, blocks_for
 from vortex_core.engine.kv.cache import SequenceState
@@ -29,11 +30,24 @@ class GraphBatch:
     """A live batch on a `DecodeRunner`; the same interface as `batch.DecodeBatch`.
 
     The device tables follow the sequences' blocks: rows are written when sequences join or move and when one grows.
+
+    Args:
+        runner: of the flow, or of dense attention.
+        dense: dense attention's, for steps in which all sequences are shorter than the flow's crossover.
+
+    Attributes:
+        runner: the one in whose buffers the sequences are.
     """
 
-    def __init__(self, sequences: Sequence[SequenceState], runner: DecodeRunner) -> None:
+    def __init__(
+        self,
+        sequences: Sequence[SequenceState],
+        runner: DecodeRunner,
+        dense: DecodeRunner | None = None,
+    ) -> None:
         self.sequences = list(sequences)
-        self.runner = runner
+        self.runner = self._own = runner
+        self._dense = dense
         self.attendable = 0  # pages, sparse layers
         self._tokens = 0  # listed so far, as last read from the device
         self._padding = 0  # empty slots of the lists' last pages
@@ -146,7 +160,7 @@ class GraphBatch:
         Sequences get their tokens at the end. Tokens are looked at a step late for `stop_ids`, and the first of these
         ends the call: what a stopped sequence produced in the step that ran meanwhile is dropped.
         """
-        count, b, device = len(self.sequences), self.runner.buffers, self.runner.device
+        count, device = len(self.sequences), self.runner.device
         pinned = device.type == "cuda"  # else a copy to the host waits for it
         tokens = torch.empty(steps, count, dtype=torch.int64, pin_memory=pinned)
         logprobs = torch.empty(steps, count, pin_memory=pinned)
@@ -155,6 +169,7 @@ class GraphBatch:
         stopped: list[int] = []
         while done < steps and not stopped:
             self._launch(None)
+            b = self.runner.buffers
             tokens[done].copy_(b.tokens[:count], non_blocking=True)
             logprobs[done].copy_(b.logprobs[:count], non_blocking=True)
             clock.tick()
@@ -175,43 +190,63 @@ class GraphBatch:
         """One step on the device; the host's view of lengths follows."""
         if self.runner.owner is not self:
             self._load([])
+        whole = self._whole(recorder)
+        self._move(self._dense if whole == "all" and self._dense else self._own)
         self._grow()
-        flow, longest = self.runner.flow, 0
+        flow, longest = self._own.flow, 0
         for s in self.sequences:
             s.length += 1
             longest = max(longest, s.length)
             assert len(s.blocks) * BLOCK_TOKENS >= s.length, "a sequence outgrew its blocks"
-        whole = self._whole(recorder)
         if flow is not None:
-            lists = self.runner.heads * flow.plan.sparse_layers
+            lists = self._own.heads * flow.plan.sparse_layers
             there = lists * sum(-(-s.length // flow.page_size) for s in self.sequences)
             self.attendable += there
             if whole == "all":
                 self._attended += there
+                flow.note_complete(flow.pages_ending((s.blocks, s.length) for s in self.sequences))
             else:
+                flow.settle()
                 self._padding += lists * sum(-s.length % flow.page_size for s in self.sequences)
         period = 1 if flow is None else flow.knobs.reuse_steps
         selects = any(s.decode_steps % period == 0 for s in self.sequences)
         self.runner.run(
-            len(self.sequences), blocks_for(longest), selects=selects, whole=whole, recorder=recorder
+            len(self.sequences),
+            blocks_for(longest),
+            selects=selects,
+            whole=whole == "some",
+            recorder=recorder,
         )
         for s in self.sequences:
             s.decode_steps += 1
 
-    def _whole(self, recorder: Recorder | None) -> Whole:
-        """Which sequences attend to everything in the step being launched; page states follow."""
-        flow, sequences = self.runner.flow, self.sequences
-        below = 0 if flow is None else flow.crossover.tokens(self.runner.padded(len(sequences)))
-        short = sum(s.length < below for s in sequences)
-        if flow is None or not short:
-            if flow is not None:
-                flow.settle()
+    def _whole(self, recorder: Recorder | None) -> Literal["none", "some", "all"]:
+        """Which sequences attend to everything in the step to come."""
+        flow = self._own.flow
+        if flow is None:
             return "none"
-        if short < len(sequences) or recorder is not None:  # a recorder is shown the flow's pages
-            flow.settle()
+        below = flow.crossover.tokens(self._own.padded(len(self.sequences)))
+        short = sum(s.length + 1 < below for s in self.sequences)
+        if not short:
+            return "none"
+        # A recorder is shown the flow's own step.
+        if short < len(self.sequences) or recorder is not None or self._dense is None:
             return "some"
-        flow.note_complete(flow.pages_ending((s.blocks, s.length) for s in sequences))
         return "all"
+
+    def _move(self, runner: DecodeRunner) -> None:
+        """Go on in another runner's buffers, from where the sequences are."""
+        if runner is self.runner:
+            return
+        with torch.inference_mode(False):  # buffers are changed outside of steps, too
+            self._collect()
+            tokens = self.runner.buffers.tokens[
+                : len(self.sequences)
+            ].clone()  # the host may not know them yet
+            self.runner.owner = None
+            self.runner = runner
+            self._load([])
+            runner.buffers.tokens[: len(tokens)] = tokens
 
     def _record(self, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> None:
         for chosen, values in zip(tokens, logprobs, strict=True):
@@ -225,7 +260,7 @@ class GraphBatch:
     def _collect(self) -> None:
         """Read the device's count of listed tokens."""
         attended = self.runner.buffers.attended
-        if self.runner.flow is not None and self.attendable:
+        if self.runner is self._own and self.runner.flow is not None and self.attendable:
             self._tokens += int(attended.sum())
             self._read = self.runner.lists_read() or self._read
         attended.zero_()
@@ -241,8 +276,8 @@ class GraphBatch:
             return 1.0
         if self.runner.owner is self:
             self._collect()
-        assert self.runner.flow is not None
-        listed = self._read * (self._tokens + self._padding) / self.runner.flow.page_size
+        assert self._own.flow is not None
+        listed = self._read * (self._tokens + self._padding) / self._own.flow.page_size
         return (listed + self._attended) / self.attendable
 
 

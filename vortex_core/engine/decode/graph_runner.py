@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -27,7 +27,6 @@ from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import PageList
 from vortex_core.runtime.budgets import BudgetTable
 
-Whole = Literal["none", "some", "all"]
 _MET: set[Any] = set()  # programs and shapes whose kernels were compiled
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 
@@ -47,14 +46,14 @@ def width_of(blocks: int) -> int:
 class Shape:
     """What a captured step is specific to: rows, table width in blocks, and whether rows that are due select.
 
-    whole: which sequences attend to everything, as their length lies below the flow's crossover. Where all do, the step
-        is that of dense attention.
+    whole: whether some sequences attend to everything, as their length lies below the flow's crossover. (Where all do,
+        the step is that of dense attention's runner.)
     """
 
     rows: int
     blocks: int
     selects: bool
-    whole: Whole = "none"
+    whole: bool = False
 
 
 class DecodeRunner:
@@ -149,7 +148,7 @@ class DecodeRunner:
         blocks: int,
         *,
         selects: bool,
-        whole: Whole = "none",
+        whole: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
         """One step of the first `rows` rows; the next greedy tokens, logits and their logprobs are in the buffers.
@@ -173,13 +172,13 @@ class DecodeRunner:
         with torch.inference_mode():
             buffers, (dense, sparse) = self.buffers, self.attention
             below = 0
-            if shape.whole == "some":
+            if shape.whole:
                 assert self.flow is not None
                 below = self.flow.crossover.tokens(shape.rows)
                 sparse = sparse.holding(below)
             step = StaticStep(
-                buffers, self.pool, None if shape.whole == "all" else self.flow, self.budgets, (dense, sparse),
-                rows, shape.blocks, selects=shape.selects, kept=self.kept, whole_below=below,
+                buffers, self.pool, self.flow, self.budgets, (dense, sparse), rows, shape.blocks,
+                selects=shape.selects, kept=self.kept, whole_below=below,
             )  # fmt: skip
             if recorder is not None:
                 step.observer = self._observer(step, recorder)

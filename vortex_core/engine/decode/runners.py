@@ -43,7 +43,8 @@ class Runners:
         """A live batch on the runner of a flow."""
         from vortex_core.engine.decode.graph_batch import GraphBatch
 
-        return GraphBatch(sequences, self.runner(flow))
+        short = flow is not None and flow.crossover.longest > 0
+        return GraphBatch(sequences, self.runner(flow), self.runner(None) if short else None)
 
     def drop(self, flow: LoadedFlow | None) -> Shape | None:
         """Free the runner of a flow that goes; returns the shape it last ran. The dense one stays."""
@@ -62,7 +63,7 @@ class Runners:
         """
         if shape is None:
             return 0.0
-        shape = replace(shape, selects=True, whole="none")
+        shape = replace(shape, selects=True, whole=False)
         runner = self.runner(self._engine.flow)
         runner.reserve(shape.rows)
         return runner.ensure(shape)

@@ -93,6 +93,34 @@ def narrow_in_registers(key, count, k, enough, LAST_SHIFT: tl.constexpr):
 
 
 @triton.jit
+def sift(key, k, BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr):
+    """A key that at least k of the keys [BLOCK / 128, 128] reach, and few more do. k: of 512 groups, at most.
+
+    The keys are cut into 512 groups that a thread holds each, and the bound is the k-th largest of the groups' largest,
+    or a little less: at least k groups have a key that reaches it. Of random keys about k / (1 - k / 1024) do.
+    """
+    FOLD: tl.constexpr = BLOCK // 2048
+    tops = tl.max(tl.max(tl.reshape(key, [FOLD, 16, 32, 4]), 3), 0)
+    shift = 30
+    low = -0x80000000
+    upto = 512
+    most = k + k // 8
+    while (shift >= LAST_SHIFT) & (upto > most):
+        step = 1 << shift
+        t1 = low + step
+        t2 = t1 + step
+        t3 = t2 + step
+        c1, c2, c3 = count_from(tops, t1, t2, t3)
+        in3 = c3 >= k
+        in2 = c2 >= k
+        in1 = c1 >= k
+        low = tl.where(in3, t3, tl.where(in2, t2, tl.where(in1, t1, low)))
+        upto = tl.where(in3, c3, tl.where(in2, c2, tl.where(in1, c1, upto)))
+        shift -= 2
+    return low
+
+
+@triton.jit
 def narrow_in_memory(keys_ptr, count, k, enough, BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr):
     """The same bin by eight-bit radix histograms over keys in memory, for lists longer than a block."""
     shift = 24

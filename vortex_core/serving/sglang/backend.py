@@ -60,6 +60,7 @@ class VortexAttnBackend(AttentionBackend):
         # See `dense_graphs`. Under MLA models choose how they attend by the backend's name, before a step is known.
         self.two_graphs = below and applied()
         self.capturing = self.whole = False
+        self.dense_sizes: set[int] = set()
         if self.two_graphs:
             activate(self)
 
@@ -104,7 +105,9 @@ class VortexAttnBackend(AttentionBackend):
                 self.capturing = self.two_graphs
                 if self.capturing:
                     self.inner.init_forward_metadata_out_graph(forward_batch, in_capture=True)
-            elif self.two_graphs and self._passes_by(forward_batch, forward_batch.batch_size):
+            elif forward_batch.batch_size in self.dense_sizes and self._passes_by(
+                forward_batch, forward_batch.batch_size
+            ):
                 self.inner.init_forward_metadata_out_graph(forward_batch)
                 return
             self._begin(forward_batch)
@@ -134,7 +137,7 @@ class VortexAttnBackend(AttentionBackend):
 
     def _passes_by(self, forward_batch: Any, rows: int) -> bool:
         """Whether the prefill backend attends in this decode step: all its sequences are below the crossover."""
-        lengths = forward_batch.seq_lens_cpu
+        lengths = getattr(forward_batch, "seq_lens_cpu", None)
         if self.decoder.flow.crossover.longest == 0 or self.is_mla or lengths is None:
             return False
         if not forward_batch.forward_mode.is_decode():

@@ -23,10 +23,12 @@ class TwoGraphs(Protocol):
     Attributes:
         capturing: whether the next capture is of a decode step that may attend to everything.
         whole: whether the step being captured or replayed attends to everything.
+        dense_sizes: batches that have the second graph.
     """
 
     capturing: bool
     whole: bool
+    dense_sizes: set[int]
 
 
 _active: list[TwoGraphs] = []
@@ -60,6 +62,7 @@ def capture_both(original: Any, graphs: Any, shape_key: Any, *args: Any, **named
             backend.capturing, backend.whole = False, True
             try:
                 original(graphs, dense_key(shape_key), *args, **named)
+                backend.dense_sizes.add(shape_key.size)
             finally:
                 backend.whole = False
     return found
