@@ -118,7 +118,10 @@ class Step:
         self.table = order[torch.randperm(len(order), device=device)].view(shape.batch, -1).to(torch.int32)
         lengths = torch.full((shape.batch,), shape.length, dtype=torch.int32, device=device)
         budgets = torch.full_like(lengths, self.knobs.pages(shape.length))
-        self.view = BatchView(self.table, lengths, budgets, shape.length)
+        mass = None
+        if self.program.reads_dense_mass:
+            mass = torch.rand(shape.batch, g.q_heads, shape.pages, device=device)
+        self.view = BatchView(self.table, lengths, budgets, shape.length, dense_mass=mass)
         self.states = [self.flow.new_states(shape.pool, device) for _ in kv]
         every = torch.arange(shape.pool, device=device, dtype=torch.int32)
         for (k, v), states in zip(kv, self.states, strict=True):
@@ -163,8 +166,10 @@ class Step:
             states.fields[name].scale = None if field.scale is None else field.scale[:1, ids].cpu()
         table = torch.arange(shape.pages)[None]
         lengths, budgets = self.view.lengths[b:].cpu().long(), self.view.budgets[b:].cpu().long()
-        view = BatchView(table, lengths, budgets, shape.length)
         group = shape.geometry.group
+        mass = self.view.dense_mass
+        mass = None if mass is None else mass[b:, :group].cpu()
+        view = BatchView(table, lengths, budgets, shape.length, dense_mass=mass)
         wanted = list(oracle.scores(self.q[b:, :group].cpu(), states, view, 0).values())
         self.score(0)
         lists = self.select(0)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from evaluators.bench import attention_scale
-from evaluators.recall import Recorder, Recording, measure_recall
+from evaluators.recall import RecallScore, Recorder, Recording, measure_recall
 from evaluators.tasks.needle import needle_item
 from evaluators.tasks.perplexity import HeldText, HeldTextParameters
 from vortex_core import library
@@ -45,7 +45,7 @@ class Row:
         flow: library name.
         page: tokens per page.
         ratio: budget as a share of the context.
-        recall: dense attention mass on the selected pages, mean over layers, query heads, prompts and steps.
+        recall: dense attention mass on the selected pages, mean over sparse layers, query heads, prompts and steps.
         relative: recall over that of the best pages of the same number, chosen with hindsight per kv head.
         beyond: the same for the mass outside the always-kept pages: 0 is as good as keeping those alone.
         worst_layer: smallest mean recall of a layer.
@@ -102,13 +102,13 @@ def record(model: str, threads: int, steps: int) -> tuple[Recording, dict[str, A
 
 
 def settings(traced: Traced, ratio: float, page: int) -> Traced:
-    """The flow at one budget, with common pages; its own reuse of selections stays."""
+    """The flow at one budget, with common pages; its own reuse of selections stays, and the dense layers it reads."""
     return traced.with_knobs(
         page_size=page,
         budget=f"{ratio:g} * length",
         keep_first=KEEP_FIRST,
         keep_last=KEEP_LAST,
-        dense_layers=(),
+        dense_layers=traced.knobs.dense_layers if traced.program.reads_dense_mass else (),
     )
 
 
@@ -121,7 +121,9 @@ def measure(
     started = time.perf_counter()
     score = measure_recall(compiled, recording)
     seconds = time.perf_counter() - started
-    floor = kept[page]
+    sparse = torch.tensor([i for i in range(recording.geometry.layers) if i not in traced.knobs.dense_layers])
+    score = RecallScore(score.recall[sparse], score.oracle[sparse], score.density[sparse])
+    floor = kept[page][sparse]
     room = (score.oracle - floor).mean()
     g = recording.geometry
     states = compiled.new_states(1, torch.device("cpu")).bytes_per_page()
@@ -184,6 +186,9 @@ mass at page {page}.
 - **density**: selected pages of all. A variable count (twilight) or overlapping streams (shadowkv, whose two shares
   are rounded up) make it differ from the budget.
 - **state/KV**: bytes of page states per byte of bf16 KV.
+
+tidaldecode, delta and omnikv select by what a dense layer before attends to: those layers stay dense, and figures
+are of the others.
 
 {calibrated}One model and {prompts} prompts: differences of a few thousandths are noise, and recall is not accuracy.
 """

@@ -11,7 +11,7 @@ budget, for which a backend may have room and for no more.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -114,6 +114,8 @@ def compare(
             wrong_states |= _states_differ(mine, theirs)
             _copy_states(theirs, mine)
             view, q = batch.view(step), batch.query(step)
+            if program.reads_dense_mass:
+                view = replace(view, dense_mass=batch.dense_mass())
             # A sequence shorter than a page has nothing that could be scored.
             scores = [
                 oracle.scores(q, theirs, view, b) if n + step >= knobs.page_size else {}
@@ -193,6 +195,12 @@ class _RaggedBatch:
         """`[batch, q_head, dim]`."""
         return self.queries[step]
 
+    def dense_mass(self) -> torch.Tensor:
+        """Random attention mass of a dense layer, `[batch, q_head, page]`."""
+        g = self.geometry
+        random = torch.rand(len(self.lengths), g.q_heads, self.table.shape[1], generator=self.random)
+        return random / random.sum(-1, keepdim=True)
+
     def mass(self, selected: PageList, step: int) -> torch.Tensor:
         """Random attention mass on the selected pages, `[batch, q_head, max_selected]`."""
         batch, heads, width = selected.page_ids.shape
@@ -213,8 +221,9 @@ def _pages_on(pages: PageList, device: torch.device) -> PageList:
 
 def _view_on(view: BatchView, device: torch.device) -> BatchView:
     return BatchView(
-        view.block_table.to(device), view.lengths.to(device), view.budgets.to(device), view.max_length
-    )
+        view.block_table.to(device), view.lengths.to(device), view.budgets.to(device), view.max_length,
+        dense_mass=None if view.dense_mass is None else view.dense_mass.to(device),
+    )  # fmt: skip
 
 
 def _logical(pages: PageList, view: BatchView, b: int, row: int) -> set[int]:

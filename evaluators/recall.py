@@ -9,7 +9,7 @@ dense attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -168,6 +168,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
                 if n % size == 0
             ]
             pages: PageList | None = None
+            dense: torch.Tensor | None = None  # mass in the newest dense layer
             for layer in range(g.layers):
                 leader = flow.plan.leader[layer]
                 mass = recording.probabilities[layer][step].unflatten(-1, (-1, size)).sum(-1)
@@ -175,12 +176,13 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
                     recall[layer] += 1
                     oracle[layer] += 1
                     density[layer] += 1
+                    dense = mass
                     continue
                 q = recording.queries[layer][step]
                 if layer == leader:
                     if completed:
                         flow.complete_in(layer, torch.tensor(completed, device=device))
-                    view = _view(flow, first_page, lengths, layer)
+                    view = replace(_view(flow, first_page, lengths, layer), dense_mass=dense)
                     pages = selections.at(layer, q, view, ages, lengths)
                     if compiled.program.needs_mass:
                         flow.observe(layer, pages, _observed(pages, mass, first_page, g))

@@ -134,6 +134,21 @@ SOURCES = {
         cache["a"] = cache["a"] + ops.mass().sum("head")
         return ops.topk(cache["a"] + 0.001 * ops.position())
 """,
+    "dense_mass": """
+    knobs = Knobs(page_size=8, budget="40", dense_layers=(0,))
+    def create_cache(self, page):
+        return {"c": page.state(dim=page.head_dim)}
+    def forward_cache(self, page):
+        return {"c": page.k.mean("token")}
+    def forward_indexer(self, q, cache):
+        near = ops.dense_mass().maxpool(3).sum("head")
+        return ops.topk((q * cache["c"]).sum("dim").softmax("page").max("head") + near)
+""",
+    "dense_mass_alone": """
+    knobs = Knobs(page_size=8, budget="40", dense_layers=(0,))
+    def forward_indexer(self, q, cache):
+        return ops.topk(ops.dense_mass())
+""",
     "shared": """
     knobs = Knobs(page_size=8, budget="40")
     def create_cache(self, page):

@@ -19,7 +19,7 @@ from agents.grammar.recipe import Recipe
 from agents.grammar.recipe_bytes import fits_room
 from agents.grammar.recipe_draw import Taste
 from agents.grammar.recipes import RecipeBook, taste_of, varied, written
-from agents.grammar.settings import covers, random_knobs
+from agents.grammar.settings import anchored, covers, random_knobs
 from agents.grammar.signals import Growth
 from agents.grammar.term import from_program, to_program
 from agents.prompting import check
@@ -27,6 +27,7 @@ from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit, state_labels
 from vortex_core.ir.flow import Flow, flow_key
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.layers import check_dense_layers
 from vortex_core.ir.lint import lint
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
@@ -159,6 +160,8 @@ class GrammarProposer(Proposer):
                 draft = self._grown(rng, request, taste) if grow else self._changed(rng, request, taste)
             if draft is None:
                 continue
+            if draft.written.reads_dense_mass and 0 not in draft.knobs.dense_layers:
+                draft = replace(draft, knobs=anchored(rng, draft.knobs, _layers(request.model)))
             draft = _at(draft, request)
             free = draft.recipe is None
             if free and size(draft.written) > limit:  # told before canonicalising, which costs
@@ -282,10 +285,11 @@ def _at(draft: Draft, request: ProposalRequest) -> Draft:
 def _refused(draft: Draft, request: ProposalRequest) -> bool:
     """Whether the campaign would not look at it."""
     try:
+        check_dense_layers(draft.written, draft.knobs)
         return not covers(draft.knobs) or not (
             request.fits is None or request.fits(draft.written, draft.knobs)
         )
-    except VortexError:  # a budget that is undefined somewhere, a size that is not whole in the model
+    except VortexError:  # no dense layer to read, an undefined budget, a size that is not whole in the model
         return True
 
 
@@ -331,8 +335,9 @@ def size(program: Program) -> int:
 
 
 def sensible(draft: Draft) -> bool:
-    """Whether it is worth measuring: it reads the query and chooses some pages, by a score that differs."""
-    if draft.program.selects_everything or not any(n.op == "q" for n in draft.program.index.nodes):
+    """Whether it is worth measuring: it depends on the step and chooses some pages, by a score that differs."""
+    asks = any(n.op in ("q", "dense_mass") for n in draft.program.index.nodes)
+    if draft.program.selects_everything or not asks:
         return False
     try:
         verify(draft.program)

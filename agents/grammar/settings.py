@@ -45,6 +45,12 @@ def random_dense_layers(rng: Rng, layers: int) -> tuple[int, ...]:
     return tuple(sorted({layer for layer in [*first, *last] if layer < layers}))
 
 
+def anchored(rng: Rng, knobs: Knobs, layers: int) -> Knobs:
+    """The settings with dense layers whose mass the others can read: the first one, and up to two more anywhere."""
+    more = rng.sample(range(1, layers), min(layers - 1, rng.choice((0, 1, 1, 2))))
+    return knobs.with_(dense_layers=tuple(sorted({0, *knobs.dense_layers, *more})))
+
+
 def random_knobs(rng: Rng, layers: int) -> Knobs:
     """Settings of a new flow; mostly near the defaults, because most combinations of extremes are bad."""
     return _legal(

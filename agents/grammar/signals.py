@@ -221,13 +221,23 @@ class Growth:
         return new if self.rng.random() < 0.7 else score - 0.5 * old
 
     def feedback(self, score: Term) -> Term:
-        """Attention mass received in earlier steps, added up in a carried state."""
+        """Attention mass: of earlier steps, added up in a carried state, or of this step in the dense layer before."""
+        if self.rng.random() < 0.5:
+            return self._by_dense_mass(score)
         tag = fresh_tag(set(self.updates))
         self.say("plus attention mass received so far")
         mass = reduce("sum", make("mass"), "head")
         new = self.rng.choice((0.5, 0.9, 0.98)) * load(State((), "fp32", None, tag)) + mass
         self.updates[tag] = new
         return standardised(score) + self.rng.choice(_WEIGHTS) * new
+
+    def _by_dense_mass(self, score: Term) -> Term:
+        mass = reduce(pick(self.rng, {"sum": 3, "amax": 1}), make("dense_mass"), "head")
+        if self.rng.random() < 0.1:
+            self.say("replaced by the attention mass in the dense layer before")
+            return mass
+        self.say("plus the attention mass in the dense layer before")
+        return standardised(score) + self.rng.choice(_WEIGHTS) * standardised(mass)
 
     # ---- selections --------------------------------------------------------------------------------------
 

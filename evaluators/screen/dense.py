@@ -77,6 +77,16 @@ class DenseRows:
             self._single[step] = one
         return self._single[step]
 
+    def of_layers(self, layers: tuple[int, ...]) -> DenseRows:
+        """Other layers at the same steps."""
+        if layers not in self._others:
+            self._others[layers] = DenseRows(self.recording, self.size, layers, self.steps)
+        return self._others[layers]
+
+    @cached_property
+    def _others(self) -> dict[tuple[int, ...], DenseRows]:
+        return {}
+
     @cached_property
     def _single(self) -> dict[int, DenseRows]:
         return {}

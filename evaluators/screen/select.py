@@ -62,6 +62,7 @@ class Selector:
         self._place = {layer: i for i, layer in enumerate(rows.layers)}
         # By scored layer, the place of the layer whose selection it follows.
         self._leader = [self._place[plan.leader[layer]] for layer in rows.layers]  # type: ignore[index]
+        self._sources = [plan.mass_layer.get(plan.leader[layer], 0) for layer in rows.layers]  # type: ignore[arg-type]
 
     def run(self) -> Selected:
         """Select for all rows."""
@@ -107,7 +108,10 @@ class Selector:
         q, lengths = rows.q, rows.lengths
         if steps > 1:
             q, lengths = q.unflatten(0, (steps, -1)), lengths.unflatten(0, (steps, -1))
-        view = BatchView(rows.table[-sequences:], lengths, rows.totals, longest)
+        mass = self._dense_mass(rows)
+        if mass is not None and steps > 1:
+            mass = mass.unflatten(0, (steps, -1))
+        view = BatchView(rows.table[-sequences:], lengths, rows.totals, longest, dense_mass=mass)
         values = self.compiled.score(q, states, view, rows.layer[:sequences])  # type: ignore[arg-type]
         scores = {i: values[i].flatten(0, q.dim() - 3) for i in self.compiled.scores}
         heads = rows.recording.geometry.q_heads
@@ -117,6 +121,15 @@ class Selector:
             mask = self.compiled.choose(scores, view)
             found[i, :, :, : mask.shape[-1]] = mask.repeat_interleave(heads // mask.shape[1], 1)
         return found
+
+    def _dense_mass(self, rows: DenseRows) -> torch.Tensor | None:
+        """What the dense layer before each row's attends to, `[row, q_head, page]`, for programs that read it."""
+        if not self.compiled.program.reads_dense_mass:
+            return None
+        dense = rows.of_layers(tuple(sorted(set(self._sources))))
+        shape = (len(rows.steps), rows.recording.prompts)
+        at = torch.tensor([dense.layers.index(layer) for layer in self._sources], device=rows.device)
+        return dense.mass.unflatten(0, (*shape, -1))[:, :, at].flatten(0, 2)
 
     def _allowed(self, budget: str | None, rows: DenseRows) -> torch.Tensor:
         count = rows.recording.geometry.layers

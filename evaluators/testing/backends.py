@@ -77,6 +77,9 @@ class BackendConformance:
             torch.tensor(lengths, dtype=whole, device=there),
             torch.tensor([flow.knobs.pages(n) for n in lengths], dtype=whole, device=there),
             max(lengths),
+            dense_mass=draw(len(lengths), g.q_heads, width).float().softmax(-1)
+            if flow.program.reads_dense_mass
+            else None,
         )
         if isinstance(flow, CapturedFlow):
             flow.prepare(len(lengths), width, there)

@@ -18,7 +18,7 @@ def family(program: Program) -> str:
 
     `token` keeps numbers of every token, `bits` their signs, `parts` something of parts of the page, `page` vectors of
     the page, `number` single numbers. `steps` carries something across decode steps, `mass` reads attention received,
-    `across` looks across pages.
+    `layers` that of a dense layer in the same step, `across` looks across pages.
     """
     if program.selects_everything:
         return "dense"
@@ -36,12 +36,14 @@ def family(program: Program) -> str:
             shapes.add("page" if extents else "number")
     if program.needs_mass:
         shapes.add("mass")
+    if program.reads_dense_mass:
+        shapes.add("layers")
     # A token's single numbers only scale what is kept beside them.
     first = next((s for s in ("bits", "token", "parts", "page", "number") if s in shapes), "position")
     across = any(
         n.op in ("softmax", "cumsum", "conv", "maxpool") or _over_pages(n.attr) for n in program.index.nodes
     )
-    words = [first, *(s for s in ("steps", "mass") if s in shapes), *(["across"] if across else [])]
+    words = [first, *(s for s in ("steps", "mass", "layers") if s in shapes), *(["across"] if across else [])]
     return "+".join([*words, *([] if program.result.op == "topk" else [program.result.op])])
 
 

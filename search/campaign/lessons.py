@@ -30,8 +30,9 @@ _COUNT = frozenset(f"{n} states" for n in range(MAX_STATES + 1))
 _WORDS = {
     "amax": "per-channel maxima", "amin": "per-channel minima", "softmax": "a softmax",
     "conv": "a convolution", "maxpool": "a maximum over neighbours", "cumsum": "a running sum",
-    "mass": "attention mass of earlier steps", "largest": "a mask of the largest",
-    "principal": "principal directions of a page's keys", "split": "groups of a dimension",
+    "mass": "attention mass of earlier steps", "dense_mass": "attention mass of a dense layer in the same step",
+    "largest": "a mask of the largest", "principal": "principal directions of a page's keys",
+    "split": "groups of a dimension",
     "topp": "top-p", "threshold": "a threshold", "union": "a union of two selections", "v": "the values",
     "position": "the page's position", "exp": "an exponential", "log": "a logarithm", "cast": "rounding inside",
     "slice": "a part of the channels", "channels": "rotary and unrotated channels apart", "where": "a mask",

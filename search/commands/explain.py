@@ -14,10 +14,12 @@ from vortex_core.ir.cost import (
     kv_row_bytes,
     modelled_decode,
     page_cost,
+    recording_cost,
     roofline_seconds,
     state_bytes_per_token,
     step_cost,
 )
+from vortex_core.ir.layers import LayerPlan
 from vortex_core.specs import GpuSpec, ModelSpec, list_models, load_model
 
 
@@ -86,6 +88,8 @@ def explanation(
             }
             for launch in plan.launches
         ],
+        "mass_layers": sorted(LayerPlan(program, knobs, geometry.layers).mass_layers),
+        "mass_bytes": recording_cost(geometry, batch=batch, length=length, page_size=knobs.page_size).bytes,
         "tuning": tuning,
         "crossover": crossover,
         "scratch": [asdict(buffer) for buffer in plan.buffers],
@@ -130,9 +134,14 @@ def sentences(found: dict[str, Any]) -> list[str]:
         f"{step['tokens_per_second']:,.0f} tokens/s against {step['dense_tokens_per_second']:,.0f} dense: "
         f"x{step['speedup']:.2f}, bound by {step['bound_by']}"
     )
+    dense = ", ".join(map(str, found["mass_layers"]))
+    recorded = (
+        f"dense layers {dense} leave the mass of their pages: {found['mass_bytes'] / 2**20:,.2f} MiB each"
+    )
     return [
         f"whole model: {step['seconds'] * 1e3:.3f} ms a step ({parts})",
         speed,
+        *([recorded] if dense else []),
         f"scratch: {found['scratch_bytes'] / 2**20:,.2f} MiB, shared by all layers ({_lives(found['scratch'])})",
         f"page states add {found['layer']['state bytes per token, share of KV']:.1%} to the KV cache",
         f"launches: {found['tuning']['words']}",

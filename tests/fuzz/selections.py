@@ -19,7 +19,7 @@ from vortex_core.page_list import PageList
 
 PAGE = 8
 GEOMETRY = Geometry(layers=1, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16, rotary=turned(16))
-KNOBS = Knobs(page_size=PAGE, budget="34", keep_first=1, keep_last=1)
+KNOBS = Knobs(page_size=PAGE, budget="34", keep_first=1, keep_last=1, dense_layers=(0,))
 LENGTHS = (1, 8, 9, 43, 72)
 
 
@@ -37,6 +37,7 @@ class Data:
     table: torch.Tensor
     queries: list[torch.Tensor]
     mass: torch.Tensor
+    dense_mass: torch.Tensor
     pages: int
 
 
@@ -61,7 +62,8 @@ def data(seed: int, *, coarse: bool = False, geometry: Geometry = GEOMETRY, step
     heads = geometry.kv_heads * geometry.group
     queries = [draw(len(LENGTHS), heads, geometry.head_dim) for _ in range(steps)]
     mass = torch.rand(heads, pages, generator=g)
-    return Data(LayerKV(k, v), table, queries, mass, pages)
+    dense = torch.rand(len(LENGTHS), heads, width, generator=g)
+    return Data(LayerKV(k, v), table, queries, mass, dense, pages)
 
 
 Scores = list[dict[int, torch.Tensor]]
@@ -112,7 +114,7 @@ def _steps(flow: CompiledFlow, d: Data, scored: bool = False) -> list[tuple[Page
     complete = torch.cat([d.table[b, : n // PAGE] for b, n in enumerate(LENGTHS)])
     flow.update(states, d.kv, complete, 0)
     budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])
-    view = BatchView(d.table, torch.tensor(LENGTHS), budgets, max(LENGTHS))
+    view = BatchView(d.table, torch.tensor(LENGTHS), budgets, max(LENGTHS), dense_mass=d.dense_mass)
     steps = []
     for q in d.queries:
         scores: Scores = []

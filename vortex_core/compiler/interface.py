@@ -53,6 +53,9 @@ class BatchView:
             to every page, whatever ends its selection, and need not be scored.
         max_length: no sequence is longer; known on the host.
         longest_whole: no row that is given `EVERYTHING` is longer; known on the host.
+        dense_mass: float32 `[batch, q_head, page]` over logical pages, the softmax probability that each complete page
+            receives in the dense layer before, for programs that read it (`program.reads_dense_mass`); what stands
+            past a row's complete pages has no meaning.
 
     Tensors are int64 for backends that run eagerly, int32 for those whose steps are captured.
     """
@@ -62,6 +65,7 @@ class BatchView:
     budgets: torch.Tensor
     max_length: int
     longest_whole: int = 0
+    dense_mass: torch.Tensor | None = None
 
 
 class StateStore(Protocol):

@@ -127,6 +127,10 @@ class OracleFlow:
             sources[f"load:{name}"] = field.read(h, pages, self.dtype)
         if states.mass is not None:
             sources["mass"] = states.mass[h, pages].to(self.dtype)
+        if self.program.reads_dense_mass:
+            assert view.dense_mass is not None, "the step hands over what a dense layer attended to"
+            heads = view.dense_mass[b, h * group : (h + 1) * group, :complete]
+            sources["dense_mass"] = heads.T.to(self.dtype)
         return self._index.run(sources)
 
     def _sequence(

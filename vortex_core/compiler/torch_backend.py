@@ -142,6 +142,10 @@ class TorchFlow:
             sources[f"load:{name}"] = field.read(slice(None), table, self.dtype).transpose(0, 1)
         if states.mass is not None:
             sources["mass"] = states.mass[:, table].transpose(0, 1).to(self.dtype)
+        if self.program.reads_dense_mass:
+            assert view.dense_mass is not None, "the step hands over what a dense layer attended to"
+            heads = view.dense_mass[..., :width].unflatten(-2, (g.kv_heads, g.group))
+            sources["dense_mass"] = heads.transpose(-1, -2).to(self.dtype)
         return sources
 
     def _write(

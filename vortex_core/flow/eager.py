@@ -144,6 +144,7 @@ class _Session:
                 "pages": torch.tensor(float(self.complete), dtype=f64),
                 "length": torch.tensor(float(len(d.k)), dtype=f64),
                 "mass": d.mass.to(f64),
+                "dense_mass": d.dense_mass.to(f64),
             }
         self.builders[stage] = _Builder(stage, d.geometry, size, _Sources(given, self))
         return self.builders[stage]
@@ -181,6 +182,7 @@ class _Data:
     v: torch.Tensor
     q: torch.Tensor
     mass: torch.Tensor
+    dense_mass: torch.Tensor
     geometry: Geometry
 
 
@@ -192,6 +194,7 @@ def run(
     *,
     knobs: Knobs | None = None,
     mass: torch.Tensor | None = None,
+    dense_mass: torch.Tensor | None = None,
     rope_dim: int | None = None,
     rotary: Sequence[float] = (),
     params: Mapping[str, Values] | None = None,
@@ -205,6 +208,7 @@ def run(
         q: queries `(head, dim)` of the query heads that share this kv head, after rotation.
         knobs: instead of the flow's own.
         mass: attention mass of the last step, `(page, head)` over complete pages; zero by default.
+        dense_mass: that of this step in the dense layer before, alike.
         rope_dim: rotary channels, all by default.
         rotary: radians that each rotary pair turns a token, for flows that read `ops.rotary()`.
         params: learned values from beside the flow; only layer 0 and kv head 0 are used.
@@ -221,10 +225,12 @@ def run(
     dim = k.shape[1]
     geometry = Geometry(1, 1, len(q), dim, dim if rope_dim is None else rope_dim, v.shape[1], tuple(rotary))
     complete = len(k) // size
-    mass = torch.zeros(complete, len(q)) if mass is None else mass
-    if mass.shape != (complete, len(q)):
-        raise mistakes.BAD_EAGER.error(what=f"mass {tuple(mass.shape)} for {complete} pages, {len(q)} heads")
-    session = _Session(flow, _Data(k, v, q, mass, geometry), chosen, params or {})
+    received = []
+    for x in (mass, dense_mass):
+        received.append(torch.zeros(complete, len(q)) if x is None else x)
+        if (found := tuple(received[-1].shape)) != (complete, len(q)):
+            raise mistakes.BAD_EAGER.error(what=f"mass {found} for {complete} pages, {len(q)} heads")
+    session = _Session(flow, _Data(k, v, q, received[0], received[1], geometry), chosen, params or {})
     program, _ = session.tracer.program()
     check_shapes(program, geometry, size)
     return Run(
@@ -256,6 +262,8 @@ def _select(program: Program, session: _Session) -> list[list[int]]:
         states.mass[0, : session.complete] = d.mass.to(states.mass.dtype)
     lengths = torch.tensor([len(d.k)])
     budgets = torch.tensor([session.knobs.pages(len(d.k))])
-    view = BatchView(torch.arange(total).unsqueeze(0), lengths, budgets, len(d.k))
+    view = BatchView(
+        torch.arange(total).unsqueeze(0), lengths, budgets, len(d.k), dense_mass=d.dense_mass.T.unsqueeze(0)
+    )
     found = oracle.select(d.q.unsqueeze(0), states, view, 0)
     return [found.page_ids[0, r, : int(found.counts[0, r])].tolist() for r in range(found.heads)]

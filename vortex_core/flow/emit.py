@@ -222,7 +222,7 @@ class _Writer:
                 return _Text(f"page.{node.op}", _ATOM)
             case "load":
                 return _Text(f'cache["{self.labels[a["name"]]}"]', _ATOM)
-            case "position" | "pages" | "length" | "mass" | "rotary" | "everything":
+            case "position" | "pages" | "length" | "mass" | "dense_mass" | "rotary" | "everything":
                 return _Text(f"ops.{node.op}()", _ATOM)
             case "param":
                 axes = [f"{n}={_quoted(str(e))}" for n, e in self.params[a["name"]].axes]

@@ -147,6 +147,12 @@ def mass() -> vTensor:
     return emit("mass", builder=_builder())
 
 
+def dense_mass() -> vTensor:
+    """`(page, head)`: attention probability each page receives in this step in the nearest layer before of
+    `dense_layers`. forward_indexer only."""
+    return emit("dense_mass", builder=_builder())
+
+
 def rotary() -> vTensor:
     """`(dim)`: radians that each channel's rotary pair turns a token, 0 for channels that are not rotated."""
     return emit("rotary", builder=_builder())

@@ -55,6 +55,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("ops.length()", "length"),
     Spelling("ops.rotary()", "rotary"),
     Spelling("ops.mass()", "mass"),
+    Spelling("ops.dense_mass()", "dense_mass"),
     Spelling("2.5", "const"),
     Spelling('ops.size("D")', "extent"),
     Spelling('ops.arange(dim="D")', "iota"),
@@ -169,9 +170,11 @@ _RULES = f"""\
 - A score has dims (page), or (page, head) to let each query head select for itself. Reduce everything else.
 - topk keeps only the order of scores: exp, sigmoid, scaling or shifting the whole score changes nothing.
 - Plain Python (loops over ranges, helper methods) runs while tracing; control flow cannot depend on tensors.
-- page.k, page.v: forward_cache only. q, cache, ops.position/pages/length/mass: forward_indexer only.
+- page.k, page.v: forward_cache only. q, cache, ops.position/pages/length/mass/dense_mass: forward_indexer only.
 - A carried state, page.state(carried=True, init=0.0), is read as cache["r"] and assigned once a step:
   cache["r"] = ... It, and ops.mass(), make the flow request-local: prefix pages are not shared.
+- ops.dense_mass() is (page, head): attention of this very step in the nearest layer before of knobs.dense_layers, which
+  must hold layer 0. Groups of reuse_layers begin anew after each of them.
 - Only complete pages have states and are scored. The partial last page is always attended, as are the
   keep_first and keep_last pages; they count inside the budget and are never candidates.
 - Equal scores go to the lower page; NaN ranks last.

@@ -34,7 +34,8 @@ ACTIVATION_BYTES = 2
 MARK_BYTES = 1
 _SCALE_BYTES = 2
 
-Kind = Literal["update", "query", "score", "rows", "pool", "select", "attend", "merge"]
+# "mass" is of a dense layer: what its pages receive, for layers after it that select by it.
+Kind = Literal["update", "query", "score", "rows", "pool", "select", "attend", "merge", "mass"]
 # What a sparse layer does in a step: a leader's step that selects, a leader's step that keeps its last selection, a
 # layer that follows its leader. Followers have no page states.
 Role = Literal["selects", "keeps", "follows"]
@@ -275,6 +276,12 @@ def launch_costs(
     return (*found, LaunchCost("attend", attention), LaunchCost("merge", Cost(launches=1)))
 
 
+def recording_cost(geometry: Geometry, *, batch: int, length: int, page_size: int) -> Cost:
+    """A dense layer that leaves the mass of its pages: log-sums by head and page, and two passes over them."""
+    numbers = batch * geometry.q_heads * math.ceil(length / page_size)
+    return Cost(index_bytes=5 * SCORE_BYTES * numbers, vector_flops=2 * numbers, launches=3)
+
+
 def _scoring(
     program: Program,
     g: Geometry,
@@ -290,7 +297,7 @@ def _scoring(
     plan = schedule(graph)
     written = {name for name, _ in graph.writes}
     stored = sum(state_bytes(s, sizes) * (2 if s.name in written else 1) for s in program.states)
-    mass = 2 * SCORE_BYTES * g.group if program.needs_mass else 0
+    mass = SCORE_BYTES * g.group * (2 * program.needs_mass + program.reads_dense_mass)
     sources = Cost(
         query_bytes=heads * g.head_dim * ACTIVATION_BYTES,
         state_bytes=rows * complete * (stored + mass),
@@ -441,9 +448,13 @@ def layer_launches(
     )
 
     @cache
-    def of(row: int | None, leads: bool) -> tuple[Cost, ...]:
+    def of(row: int | None, leads: bool, records: bool) -> tuple[Cost, ...]:
         if row is None:
-            return tuple(x.cost for x in launches(_dense()))
+            attention = tuple(x.cost for x in launches(_dense()))
+            if not records:
+                return attention
+            mass = recording_cost(geometry, batch=batch, length=length, page_size=knobs.page_size)
+            return (*attention, mass * (1.0 / knobs.reuse_steps))
         found = launches(program, layer=plan.budget_layers[row])
         if not leads:
             return tuple(x.cost for x in found if x.kind in _LAUNCHES_OF["follows"])
@@ -451,7 +462,7 @@ def layer_launches(
         return tuple(x.cost * (1.0 if x.kind in _LAUNCHES_OF["keeps"] else share) for x in found)
 
     rows = [None if leader is None else plan.budget_row(i) for i, leader in enumerate(plan.leader)]
-    return [of(row, plan.leader[i] == i) for i, row in enumerate(rows)]
+    return [of(row, plan.leader[i] == i, i in plan.mass_layers) for i, row in enumerate(rows)]
 
 
 def layer_costs(

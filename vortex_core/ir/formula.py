@@ -18,7 +18,8 @@ _LOGIC, _COMPARE, _SUM, _REDUCED, _TERM, _ATOM = range(6)
 _LONG = 110  # characters of an expression that gets a name
 _SHORT = 12  # of one that is written again instead
 _SOURCES = (
-    "q", "k", "v", "position", "pages", "length", "mass", "rotary", "const", "extent", "iota", "load", "param",
+    "q", "k", "v", "position", "pages", "length", "mass", "dense_mass", "rotary", "const", "extent", "iota", "load",
+    "param",
 )  # fmt: skip
 _SIGNS = {"lt": "<", "le": "≤", "eq": "=", "and": "∧", "or": "∨"}
 _WORDS = {"amax": "max", "amin": "min", "maximum": "max", "minimum": "min", "log": "ln", "sigmoid": "σ"}

@@ -4,6 +4,9 @@ One account for everything that has to know: the cost model, both engines, and `
 `Knobs.dense_layers` attend to everything. The others, the *sparse* layers, form groups of `Knobs.reuse_layers` in the
 order of the model; the first of a group, its *leader*, has page states and selects, and its followers attend to the
 same pages. So a group's budget is its leader's.
+
+A program that reads dense mass (`ops.dense_mass`) selects by what the nearest dense layer before a leader attends to;
+its groups begin anew after each dense layer, so that no layer follows a selection by an older one's mass.
 """
 
 from __future__ import annotations
@@ -11,9 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from vortex_core.ir import mistakes
 from vortex_core.ir.budget import Budget
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
+
+
+def check_dense_layers(program: Program, knobs: Knobs) -> None:
+    """Raises `VF067` for a program that reads dense mass where the first layer of a model is not dense."""
+    if not program.reads_dense_mass or 0 in knobs.dense_layers:
+        return
+    at = next(n.location for n in program.index.nodes if n.op == "dense_mass")
+    raise mistakes.NO_DENSE_LAYER.error(at, found=knobs.dense_layers, layer=0)
 
 
 @dataclass(frozen=True)
@@ -35,9 +47,16 @@ class LayerPlan:
         """By layer, the layer whose selection it attends to; None where it attends to everything."""
         found: list[int | None] = [None] * self.layers
         if not self.program.selects_everything:
-            sparse = [i for i in range(self.layers) if i not in self.knobs.dense_layers]
-            for position, layer in enumerate(sparse):
-                found[layer] = sparse[position - position % self.knobs.reuse_layers]
+            leader, followers = 0, self.knobs.reuse_layers
+            for layer in range(self.layers):
+                if layer in self.knobs.dense_layers:
+                    if self.program.reads_dense_mass:
+                        followers = self.knobs.reuse_layers
+                    continue
+                if followers == self.knobs.reuse_layers:
+                    leader, followers = layer, 0
+                found[layer] = leader
+                followers += 1
         return tuple(found)
 
     @cached_property
@@ -49,6 +68,24 @@ class LayerPlan:
     def groups(self) -> dict[int, tuple[int, ...]]:
         """By leader, the layers that attend to its selection, itself first."""
         return {at: tuple(i for i, leader in enumerate(self.leader) if leader == at) for at in self.leaders}
+
+    @cached_property
+    def mass_layer(self) -> dict[int, int]:
+        """By leader, the dense layer whose attention mass its program reads; empty where it reads none.
+
+        Raises:
+            VortexError: `VF067` where a leader has no dense layer before it.
+        """
+        if not self.program.reads_dense_mass or not self.leaders:
+            return {}
+        check_dense_layers(self.program, self.knobs)
+        dense = [i for i, leader in enumerate(self.leader) if leader is None]
+        return {at: max(i for i in dense if i < at) for at in self.leaders}
+
+    @cached_property
+    def mass_layers(self) -> frozenset[int]:
+        """Dense layers whose attention mass a later layer reads."""
+        return frozenset(self.mass_layer.values())
 
     @property
     def sparse_layers(self) -> int:

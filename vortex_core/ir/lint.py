@@ -8,6 +8,7 @@ from vortex_core.errors import Location, VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.budget import Budget
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.layers import check_dense_layers
 from vortex_core.ir.program import Graph, Node, Program
 
 PROBE_LENGTH = 32_768
@@ -27,7 +28,8 @@ def lint(
 
     Raises:
         VortexError: `VF042` for a score that is the same for every page, `VF060` for a budget that is undefined
-            at some length, `VF063` for one that does not cover the pages kept by rule.
+            at some length, `VF063` for one that does not cover the pages kept by rule, `VF067` for dense mass where
+            no layer before is dense.
     """
     found: list[VortexError] = []
     location = original.result.location
@@ -38,7 +40,7 @@ def lint(
     if not all(_varies(canonical, n.inputs[0], varying) for n in selections):
         raise mistakes.SCORE_CONSTANT.error(location)
     read = reachable(canonical.index, canonical.index.result)
-    if selections and not any(canonical.index.nodes[i].op == "q" for i in read):
+    if selections and not any(canonical.index.nodes[i].op in ("q", "dense_mass") for i in read):
         found.append(mistakes.STATIC_SCORE.error(location))
     found += [
         mistakes.NO_EFFECT.error(n.location or location, what=n.op)
@@ -53,6 +55,8 @@ def lint(
     ]
     if not canonical.selects_everything:
         _check_budget(knobs, location)
+        if canonical.reads_dense_mass:
+            check_dense_layers(original, knobs)
     return found
 
 
@@ -103,7 +107,9 @@ def _varies(program: Program, root: int, varying: set[str]) -> bool:
         return False
     for i in reachable(graph, root):
         node = graph.nodes[i]
-        if node.op in ("position", "mass") or (node.op == "load" and node.attr["name"] in varying):
+        if node.op in ("position", "mass", "dense_mass") or (
+            node.op == "load" and node.attr["name"] in varying
+        ):
             return True
         if node.op in _ALONG_PAGES and node.attr["dim"] == "page":
             return True

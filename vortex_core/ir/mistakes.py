@@ -405,6 +405,13 @@ NO_ROTARY = _mistake(
     "frequencies are those of the model's configuration, where they are the same at every length",
     "choose channels by q.slice(...) or x.channels(...) instead, or another model",
 )
+NO_DENSE_LAYER = _mistake(
+    "VF067",
+    "no dense layer before",
+    "ops.dense_mass() with dense_layers={found}: layer {layer} selects, and no layer before it is dense",
+    "every layer that selects has a layer of dense_layers before it, whose attention mass it reads",
+    "put 0 among them, e.g. dense_layers=(0, 1, 13)",
+)
 BAD_PARAM = _mistake(
     "VF065",
     "bad learned parameters",

@@ -169,6 +169,11 @@ _source(
     traits=Traits(sign="nonneg", bounded=True),
 )  # fmt: skip
 _source(
+    "dense_mass", "page=P head=G", "page", INDEX, "dense mass[page, head]",
+    "Attention probability each page receives in this very step in the nearest layer before it of `dense_layers`.",
+    traits=Traits(sign="nonneg", bounded=True),
+)  # fmt: skip
+_source(
     "rotary", "dim=D", "query", BOTH, "turn[dim]",
     "Radians that each channel's rotary pair turns a token, of the model at work; 0 where it is not rotated. "
     "`2 * math.pi / ops.rotary()` is the wavelength in tokens.",

@@ -225,6 +225,11 @@ class Program:
         return any(n.op == "mass" for n in self.index.nodes)
 
     @property
+    def reads_dense_mass(self) -> bool:
+        """Whether it reads the mass that pages receive in this step in a dense layer before it."""
+        return any(n.op == "dense_mass" for n in self.index.nodes)
+
+    @property
     def reads_rotary(self) -> bool:
         """Whether it reads the rotary frequencies of the model."""
         return any(n.op == "rotary" for g in (self.cache, self.index) for n in g.nodes)

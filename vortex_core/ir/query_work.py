@@ -13,7 +13,7 @@ from vortex_core.ir.program import Graph, Node
 
 _LONG = 32  # a mask, softmax or convolution along so many numbers
 _MANY = 4096  # numbers of a value
-OF_PAGES = ("load", "position", "mass")
+OF_PAGES = ("load", "position", "mass", "dense_mass")
 
 
 def query_work(graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ _SOURCES = {
     "q": "the query", "k": "the keys", "v": "the values", "position": "the page's number",
     "rotary": "the rotary frequency", "pages": "the number of pages", "length": "the number of tokens",
     "mass": "the attention mass that the page received in the last step",
+    "dense_mass": "the attention mass that the page receives in the dense layer before",
 }  # fmt: skip
 _SIZES = {"G": "query heads of the group", "D": "channels", "N": "unrotated channels", "R": "rotary channels",
           "S": "tokens of a page", "P": "pages"}  # fmt: skip

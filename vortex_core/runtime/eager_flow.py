@@ -27,7 +27,9 @@ class EagerFlow:
     def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
         """See `CompiledFlow`."""
         lengths = view.lengths.long()
-        exact = BatchView(view.block_table.long(), lengths, view.budgets.long(), int(lengths.max()))
+        exact = BatchView(
+            view.block_table.long(), lengths, view.budgets.long(), int(lengths.max()), dense_mass=view.dense_mass
+        )
         return self.compiled.select(q, states, exact, layer)
 
     def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:

@@ -6,6 +6,7 @@ embedded engine, or the request table of a serving engine.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.kernels.decode.config import DecodeConfig
 from vortex_core.kernels.decode.plan import PageMass
-from vortex_core.page_list import PageList
+from vortex_core.page_list import PageList, one_list_a_sequence
 from vortex_core.runtime.pool_flow import PoolFlow
 
 
@@ -35,8 +36,12 @@ class Attention(Protocol):
         """See `AttentionPlan.run`."""
         ...
 
-    def page_mass(self, batch: int, columns: int, device: torch.device) -> PageMass:
+    def page_mass(self, batch: int, columns: int, device: torch.device, *, summed: bool = True) -> PageMass:
         """See `AttentionPlan.page_mass`."""
+        ...
+
+    def sharing(self, page_size: int, *, even: bool) -> Attention:
+        """See `AttentionPlan.sharing`."""
         ...
 
 
@@ -50,11 +55,13 @@ class FlowStep:
 
     Attributes:
         lists: newest selections, by the layer that selected.
+        dense_mass: what the newest dense layer attended to, see `BatchView`, where a later layer reads it.
     """
 
     def __init__(self, flow: PoolFlow | None, dense: Attention, sparse: Attention) -> None:
         self.flow, self.dense, self.sparse = flow, dense, sparse
         self.lists: dict[int, PageList] = {}
+        self.dense_mass: torch.Tensor | None = None
 
     # ---- where the batch comes from
 
@@ -88,6 +95,8 @@ class FlowStep:
         flow = self.flow
         leader = None if flow is None else flow.plan.leader[layer]
         if flow is None or leader is None:
+            if self.records_mass(layer):
+                return self._attend_recording(layer, q, scale)
             pages = self.all_pages()
             return self.dense.run(q, *self.kv(layer, pages.page_size).by_page, pages, scale)
         pages = self.pages_of(layer, leader, q)
@@ -100,6 +109,21 @@ class FlowStep:
         # Padding writes to the page behind the pool's.
         ids = torch.where(pages.lengths.unsqueeze(-1) > 0, pages.page_ids, flow.pages)
         flow.observe(layer, PageList(ids, pages.lengths, pages.page_size), mass.by_head())
+        return out
+
+    def records_mass(self, layer: int) -> bool:
+        """Whether a layer that attends to everything keeps what each page receives, for layers after it."""
+        return self.flow is not None and layer in self.flow.plan.mass_layers
+
+    def _attend_recording(self, layer: int, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """Dense attention over pages of the flow's size, with the mass that each receives."""
+        assert self.flow is not None
+        view, size = self.batch(), self.flow.page_size
+        pages = one_list_a_sequence(view.block_table, view.lengths, size)
+        plan = self.dense.sharing(size, even=False)
+        mass = plan.page_mass(len(q), pages.columns, q.device, summed=False)
+        out = plan.run(q, *self.kv(layer, size).by_page, pages, scale, mass=mass)
+        self.dense_mass = mass.by_head_in_place()
         return out
 
     def pages_of(self, layer: int, leader: int, q: torch.Tensor) -> PageList:
@@ -124,4 +148,6 @@ class FlowStep:
         flow = self.flow
         assert flow is not None
         view = self.scored(flow.plan.budget_row(layer))
+        if flow.compiled.program.reads_dense_mass:
+            view = replace(view, dense_mass=self.dense_mass)
         return flow.captured.select_in_place(q, flow.states[layer], view, layer, lengths)

@@ -56,6 +56,8 @@ class PoolFlow:
         self.states: dict[int, StateStore] = {
             i: compiled.new_states(stored, device) for i in self.plan.leaders if i in held
         }
+        missing = [at for at in self.states if self.plan.mass_layer.get(at, at) not in held]
+        assert not missing, f"layers {missing} read the mass of a layer that another process holds"
 
     @cached_property
     def captured(self) -> CapturedFlow:

@@ -80,6 +80,24 @@ def dense_decode(
     return merge_parts(parts)[0]
 
 
+def dense_page_mass(
+    q: torch.Tensor, k: torch.Tensor, runs: Sequence[tuple[int, int]], scale: float, page_size: int
+) -> torch.Tensor:
+    """The softmax probability that each page of one sequence receives from all its tokens' attention.
+
+    Args:
+        q, k, runs: as of `dense_decode`; the stretches are in the sequence's order.
+
+    Returns:
+        float32 `[kv_head, group, page]`, the partial last page included.
+    """
+    rows = q.float()
+    scores = [rows @ k[:, start : start + n].float().transpose(-1, -2) for start, n in runs]
+    probability = torch.softmax(torch.cat(scores, -1) * scale, -1)
+    missing = -probability.shape[-1] % page_size
+    return F.pad(probability, (0, missing)).unflatten(-1, (-1, page_size)).sum(-1)
+
+
 def causal_prefill(
     q: torch.Tensor,
     k_new: torch.Tensor,
@@ -175,19 +193,32 @@ class TorchAttention:
         out: torch.Tensor | None = None,
         mass: PageMass | None = None,
     ) -> torch.Tensor:
-        """See `AttentionPlan.run`. `config` is of no use here; page masses are not computed."""
-        assert mass is None, "page masses are had from `sparse_decode`"
+        """See `AttentionPlan.run`. `config` is of no use here."""
         longest = max(1, int(pages.counts.max()))
         lists = PageList(pages.page_ids[..., :longest], pages.lengths, pages.page_size)
         lists = lists.shared_by(max(pages.heads, self.geometry.kv_heads))
         kv = LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3))
-        found, _ = sparse_decode(q.float(), kv, lists, scale)
+        found, by_page = sparse_decode(q.float(), kv, lists, scale, want_mass=mass is not None)
+        if mass is not None:
+            assert by_page is not None
+            mass.lse.zero_()
+            mass.page_lse.view(len(q), q.shape[1], -1)[..., :longest] = by_page.log2()
         found = found.to(q.dtype)
         return found if out is None else out.copy_(found)
 
-    def page_mass(self, batch: int, columns: int, device: torch.device) -> PageMass:
-        """Not implemented: programs that read attention mass call `sparse_decode`, which returns it."""
-        raise NotImplementedError
+    def page_mass(self, batch: int, columns: int, device: torch.device, *, summed: bool = True) -> PageMass:
+        """See `AttentionPlan.page_mass`; sums over query heads are not computed."""
+        assert not summed, "the sums over query heads are not computed here"
+        heads = self.geometry.q_heads
+        return PageMass(
+            torch.empty(batch, heads, device=device),
+            torch.empty(batch * heads, 1, columns, device=device),
+            None,
+        )
+
+    def sharing(self, page_size: int, *, even: bool) -> TorchAttention:
+        """See `AttentionPlan.sharing`: lists of any page size do."""
+        return self
 
 
 @lru_cache(maxsize=256)

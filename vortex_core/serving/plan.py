@@ -15,7 +15,9 @@ def check_servable(program: Program, knobs: Knobs) -> None:
             "set reuse_steps=1; selections are the same at the steps that select",
         )
     if program.needs_mass:
-        raise unsupported_flow("it reads attention mass", "serve it with the embedded engine")
+        raise unsupported_flow(
+            "it reads attention mass of earlier steps", "serve it with the embedded engine"
+        )
     if program.reads_rotary:
         raise unsupported_flow(
             "it reads rotary frequencies, which are not read from a server's model",

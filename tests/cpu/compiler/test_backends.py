@@ -41,7 +41,9 @@ def steps(
     complete = torch.cat([table[b, : n // SIZE] for b, n in enumerate(LENGTHS)])
     flow.update(states, kv, complete, 0)
     budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])
-    view = BatchView(table, torch.tensor(LENGTHS), budgets, max(LENGTHS))
+    dense = torch.rand(*q.shape[:2], table.shape[1] + 5, generator=torch.Generator().manual_seed(9))
+    dense[:, :, -3:] = float("nan")  # nobody reads past a row's complete pages
+    view = BatchView(table, torch.tensor(LENGTHS), budgets, max(LENGTHS), dense_mass=dense)
     found = []
     for step in range(3):
         g = torch.Generator().manual_seed(step)

@@ -297,6 +297,7 @@ def test_no_operator_is_left_out() -> None:
         "pages",
         "length",
         "mass",
+        "dense_mass",
         "load",
         "param",
         "rotary",  # test_rotary

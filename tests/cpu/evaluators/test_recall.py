@@ -103,6 +103,26 @@ def test_dense_layers_count_as_complete(engine: Engine, recording: Recording) ->
     assert float(score.density[0]) < 0.3
 
 
+def test_a_layer_recalls_what_lies_where_the_layer_before_attends(
+    engine: Engine, recording: Recording
+) -> None:
+    flow = compiled(engine, "tidaldecode", budget="64", dense_layers=(0, 1), keep_last=1, page_size=16)
+    score = measure_recall(flow, recording)
+    assert torch.all(score.recall[:2] == 1)
+    expected = torch.zeros_like(score.recall[2])
+    for step in range(STEPS):
+        for b, length in enumerate(recording.lengths_at(step)):
+            before, here = (
+                recording.probabilities[layer][step][b].unflatten(-1, (-1, 16)).sum(-1) for layer in (1, 2)
+            )
+            last = -(-length // 16) - 1
+            for head in range(2):
+                pair = slice(2 * head, 2 * head + 2)
+                best = before[pair, 1:last].sum(0).topk(2).indices + 1
+                expected[pair, b] += here[pair][:, [0, *best.tolist(), last]].sum(-1) / STEPS
+    assert torch.allclose(score.recall[2], expected, atol=1e-5)
+
+
 def test_layers_that_share_a_selection_recall_what_it_holds(engine: Engine, recording: Recording) -> None:
     alone = measure_recall(compiled(engine, "quest", budget="64"), recording)
     shared = measure_recall(compiled(engine, "quest", budget="64", reuse_layers=3), recording)

@@ -8,7 +8,7 @@ import torch
 
 from evaluators.bench import Bench
 from evaluators.plan import EvaluationPlan
-from evaluators.recall import Recorder, measure_recall
+from evaluators.recall import RecallScore, Recorder, measure_recall
 from evaluators.screen import AttentionRecording, Screener
 from evaluators.screen.dense import DenseRows
 from evaluators.screen.record import _DifferentiatedStep, record_attention
@@ -18,6 +18,7 @@ from tests.cpu.evaluators.conftest import PLAN, candidate
 from vortex_core.compiler import backends
 from vortex_core.engine import Engine
 from vortex_core.errors import VortexError
+from vortex_core.ir.flow import Flow
 
 STEPS = 4
 
@@ -46,6 +47,32 @@ def screener(recording: AttentionRecording) -> Screener:
     return Screener(recording, budgets=("64", "length"))
 
 
+def decoded(engine: Engine, ids: list[list[int]], flow: Flow) -> RecallScore:
+    """What a flow captures by the engine's own selections."""
+    prompts = [engine.prefill(tokens) for tokens in ids]
+    engine.load_flow(None)
+    recorder = Recorder(engine.geometry, STEPS, engine.geometry.head_dim**-0.5)
+    engine.decode(prompts, max_new_tokens=STEPS, recorder=recorder)
+    for prompt in prompts:
+        engine.release(prompt)
+    compiled = backends.get("torch").compile(flow.program, flow.knobs, engine.geometry)
+    return measure_recall(compiled, recorder.finish())
+
+
+@pytest.mark.parametrize("knobs", [{}, {"page_size": 32}, {"dense_layers": (0, 1)}, {"reuse_steps": 2}])
+@pytest.mark.parametrize("reuse_layers", [1, 64])
+def test_it_captures_what_a_decode_by_the_mass_of_a_dense_layer_captures(
+    engine: Engine, ids: list[list[int]], screener: Screener, knobs: dict[str, Any], reuse_layers: int
+) -> None:
+    settings = {"dense_layers": (0,), "keep_last": 1, "budget": "64", "reuse_layers": reuse_layers} | knobs
+    flow = candidate("tidaldecode", **settings)
+    sparse = tuple(layer for layer in range(3) if layer not in flow.knobs.dense_layers)
+    wanted = decoded(engine, ids, flow)
+    score = screener.score(flow)
+    assert score.own is not None and score.layers == sparse
+    assert score.own.recall == pytest.approx(float(wanted.recall[list(sparse)].mean()), abs=1e-5)
+
+
 @pytest.mark.parametrize("flow", ["quest", "running_average", "h2o", "snapkv", "sparq", "lserve"])
 @pytest.mark.parametrize(
     "knobs", [{}, {"page_size": 32, "keep_first": 0}, {"reuse_layers": 3}, {"reuse_steps": 2}]
@@ -55,14 +82,7 @@ def test_it_captures_what_a_decode_on_the_same_queries_captures(
 ) -> None:
     """Against the engine's own selections, states and reuse, which run step by step and layer by layer."""
     program = candidate(flow, budget="64", **({"reuse_steps": 1} | knobs))
-    prompts = [engine.prefill(tokens) for tokens in ids]
-    engine.load_flow(None)
-    recorder = Recorder(engine.geometry, STEPS, engine.geometry.head_dim**-0.5)
-    engine.decode(prompts, max_new_tokens=STEPS, recorder=recorder)
-    for prompt in prompts:
-        engine.release(prompt)
-    compiled = backends.get("torch").compile(program.program, program.knobs, engine.geometry)
-    wanted = measure_recall(compiled, recorder.finish())
+    wanted = decoded(engine, ids, program)
     score = screener.score(program)
     assert score.own is not None and score.layers == (0, 1, 2)
     assert score.own.recall == pytest.approx(float(wanted.recall.mean()), abs=1e-5)

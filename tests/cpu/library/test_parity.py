@@ -31,7 +31,10 @@ def steps(flow: CompiledFlow, geometry: Geometry, seed: int, layer: int) -> list
     states = flow.new_states(pages, torch.device("cpu"))
     flow.update(states, LayerKV(k, v), torch.cat([table[b, : n // SIZE] for b, n in enumerate(LENGTHS)]), 0)
     budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])
-    view = BatchView(table, torch.tensor(LENGTHS), budgets, max(LENGTHS))
+    dense = (
+        torch.rand(len(LENGTHS), q.shape[2], width, generator=g) if flow.program.reads_dense_mass else None
+    )
+    view = BatchView(table, torch.tensor(LENGTHS), budgets, max(LENGTHS), dense_mass=dense)
     found = []
     for step in range(3):
         chosen = flow.select(q[step], states, view, layer)

@@ -37,7 +37,7 @@ class Watched(EagerFlow):
         )
 
     def update_decode(self, *given: Any) -> None:
-        self.launches += 1
+        self.launches += bool(self.program.states)
         super().update_decode(*given)
 
     def select_in_place(self, *given: Any) -> PageList:
@@ -51,7 +51,7 @@ class Attention(TorchAttention):
     launches = 0
 
     def run(self, *given: Any, **named: Any) -> torch.Tensor:
-        self.launches += 2
+        self.launches += 2 + 3 * (named.get("mass") is not None)  # from log-sums to masses
         return super().run(*given, **named)
 
 
@@ -90,9 +90,17 @@ def make(name: str, **knobs: Any) -> tuple[Step, Watched, Attention]:
     return Step(flow, attention), watched, attention
 
 
-@pytest.mark.parametrize("name", ["quest", "twilight"])
+LAYERS = list(product([(), (0, 1), (1, 4), (0, 1, 3), tuple(range(6))], [1, 2, 3, 4]))
+
+
 @pytest.mark.parametrize(
-    ("dense_layers", "reuse_layers"), list(product([(), (0, 1), (1, 4), tuple(range(6))], [1, 2, 3, 4]))
+    ("name", "dense_layers", "reuse_layers"),
+    [
+        (name, *layers)
+        for name in ("quest", "twilight", "delta")
+        for layers in LAYERS
+        if name != "delta" or 0 in layers[0]  # it reads what a dense layer before attends to
+    ],
 )
 def test_a_step_makes_the_launches_that_the_model_counts(
     name: str, dense_layers: tuple[int, ...], reuse_layers: int

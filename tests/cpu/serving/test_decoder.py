@@ -99,6 +99,26 @@ def test_a_sparse_step_attends_exactly_the_selection() -> None:
     assert there == 2 * sum(pool.lengths)
 
 
+def test_a_layer_attends_where_the_dense_layer_before_it_does() -> None:
+    pool = Pool(GQA, page=8, pages=40, requests=2, longest=160)
+    flow = bundle("tidaldecode", page_size=8, budget="32", dense_layers=(0, 1), keep_last=1)
+    decoder = pool.decoder(flow, "torch")
+    pool.prefill(decoder, 0, 100)
+    pool.prefill(decoder, 1, 70)
+    for _ in range(4):
+        steps = pool.step(decoder, [0, 1])
+        found = decoder.lists(2)[2]
+        for row, length in enumerate(pool.lengths):
+            q, k = steps[1][0][row].double(), pool.tokens(1, row)[0].double()
+            for head in range(2):
+                weights = torch.softmax(q[2 * head : 2 * head + 2] @ k[:, head].T * 0.25, -1).sum(0)
+                mass = torch.nn.functional.pad(weights, (0, -length % 8)).unflatten(0, (-1, 8)).sum(-1)
+                last = len(mass) - 1
+                best = sorted(range(1, last), key=lambda p: -mass[p])[:2]
+                want = {int(pool.slots[row, p * 8]) // 8 for p in (0, *best, last)}
+                assert set(found.page_ids[row, head, :4].tolist()) == want
+
+
 def test_layers_that_reuse_a_selection_attend_the_leaders_pages() -> None:
     pool = Pool(GQA, page=16, pages=20, requests=1, longest=128)
     decoder = pool.decoder(bundle("quest", page_size=8, budget="24", reuse_layers=3), "torch")

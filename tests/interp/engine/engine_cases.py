@@ -67,6 +67,7 @@ def decode(engine: Engine, flow: str, **options: Any) -> Any:
     [
         ("quest", {"page_size": 8, "budget": "64 if layer < 1 else 48", "reuse_steps": 3}),
         ("remember", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
+        ("delta", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
     ],
 )
 def test_both_backends_decode_the_same_tokens(engines: dict[str, Engine], flow: str, knobs: Any) -> None:
@@ -144,6 +145,17 @@ def test_latent_attention_decodes_the_same_tokens() -> None:
     assert results[0].tokens == results[1].tokens
     assert results[0].density == pytest.approx(results[1].density)
     assert results[0].density < 1.0
+
+
+def test_latent_attention_hands_on_what_a_dense_layer_attended_to() -> None:
+    knobs = {"page_size": 16, "budget": "48", "dense_layers": (0,)}
+    want, got = (
+        decode(Engine(tiny("glm4_moe_lite", num_hidden_layers=2), max_tokens=1024, backend=backend),
+               "tidaldecode", knobs=knobs)
+        for backend in ("torch", "triton")
+    )  # fmt: skip
+    assert got.tokens == want.tokens
+    assert got.density == pytest.approx(want.density) and want.density < 1.0
 
 
 def test_tokens_are_those_of_transformers(engines: dict[str, Engine]) -> None:

@@ -118,7 +118,8 @@ def check_lineage(count: int) -> None:
         other += not same
     assert other <= 0.03 * count
     assert len({m.key for m in made}) >= 0.97 * count
-    assert len({m.ir_hash for m in made}) >= 0.85 * count
+    # A sixth of the children change knobs alone, and programs of a few operations have few children.
+    assert len({m.ir_hash for m in made}) >= 0.8 * count
 
 
 def test_proposals_trace_to_the_programs_that_were_meant() -> None:
@@ -146,13 +147,17 @@ def test_proposals_are_worth_measuring() -> None:
         limit = max([64, *(size(p.flow.program) for p in made.request.parents)])
         assert size(program) <= limit or made.draft.recipe is not None  # which has bounds of its own
         assert not program.selects_everything
-        assert made.ir_hash in made.parents or any(n.op == "q" for n in program.index.nodes)
+        assert made.ir_hash in made.parents or {"q", "dense_mass"} & {n.op for n in program.index.nodes}
+        assert not program.reads_dense_mass or 0 in made.traced.knobs.dense_layers
         assert " ".join(made.traced.doc.split()).startswith(" ".join(made.proposal.idea.split()))
         assert made.proposal.idea.isprintable()
 
 
+@pytest.mark.slow
 def test_proposals_reach_the_motifs_of_the_field() -> None:
-    ops = {n.op for m in lineage() for g in (m.traced.program.cache, m.traced.program.index) for n in g.nodes}
+    ops = {
+        n.op for m in lineage(FULL) for g in (m.traced.program.cache, m.traced.program.index) for n in g.nodes
+    }
     motifs = {
         "conv",
         "maxpool",
@@ -161,16 +166,17 @@ def test_proposals_reach_the_motifs_of_the_field() -> None:
         "slice",
         "split",
         "mass",
+        "dense_mass",
         "position",
         "topp",
         "threshold",
         "union",
     }
     assert motifs <= ops
-    states = [s for m in lineage() for s in m.traced.program.states]
+    states = [s for m in lineage(FULL) for s in m.traced.program.states]
     assert {"bf16", "fp8_e4m3", "int8", "int4", "bits"} <= {s.dtype for s in states}
     assert any(s.carried for s in states)
-    knobs = [m.traced.knobs for m in lineage()]
+    knobs = [m.traced.knobs for m in lineage(FULL)]
     assert any("layer" in k.budget for k in knobs) and any("length" in k.budget for k in knobs)
     for name in ("page_size", "keep_first", "keep_last", "dense_layers", "reuse_steps", "reuse_layers"):
         assert len({getattr(k, name) for k in knobs}) > 1, name

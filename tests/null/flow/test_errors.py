@@ -89,6 +89,7 @@ WRONG: dict[str, tuple[str, int]] = {
     "VF061": (knobs('Knobs(page_size=17)'), 4),
     "VF062": (knobs('3'), 0),
     "VF063": (knobs('Knobs(budget=16)'), 6),
+    "VF067": (INDEX + 'return ops.topk(ops.dense_mass().sum("head"))', 5),
     "VF065": (INDEX + 'return ops.topk(ops.position() * ops.param("w"))', 5),
 }  # fmt: skip
 WARNED: dict[str, tuple[str, int]] = {

@@ -28,6 +28,11 @@ def scored(line: str) -> str:
     return states(ROW, KEYS, body)
 
 
+def by_mass(settings: str) -> str:
+    """A flow that selects by what a dense layer before it attends to."""
+    return knobs(settings).replace("ops.position()", "ops.dense_mass().sum('head')")
+
+
 # code, wrong source, what must stand in the mended lines
 MENDED: list[tuple[str, str, str]] = [
     ("VF002", "import torch\n" + states(), "pass"),
@@ -102,6 +107,8 @@ MENDED: list[tuple[str, str, str]] = [
     ("VF061", knobs("Knobs(keep_last=0)"), "keep_last=1"),
     ("VF065", scored('y = x * ops.param("w", row="S", dim="D").mean("row")'), "ops.signs("),
     ("VF063", knobs("Knobs(budget=16)"), "budget=96"),
+    ("VF067", by_mass("Knobs(budget='256', dense_layers=(2, 9))"), "dense_layers=(0, 2, 9)"),
+    ("VF067", by_mass("Knobs(budget='256')"), "dense_layers=(0,)"),
 ]  # fmt: skip
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from vortex_core import library
+from vortex_core.errors import VortexError
 from vortex_core.ir.budget import Budget
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import LayerPlan
 
 QUEST, DENSE = library.load("quest").program, library.load("dense").program
+TIDAL = library.load("tidaldecode").program
 
 
 def test_groups_count_sparse_layers_in_order_and_not_layer_numbers() -> None:
@@ -24,6 +26,23 @@ def test_groups_count_sparse_layers_in_order_and_not_layer_numbers() -> None:
 def test_a_dense_layer_may_stand_between_the_layers_of_a_group(reuse_layers: int) -> None:
     plan = LayerPlan(QUEST, Knobs(dense_layers=(1, 4), reuse_layers=reuse_layers), 6)
     assert plan.leader == ((0, None, 0, 0, None, 0) if reuse_layers == 4 else (0, None, 2, 3, None, 5))
+
+
+def test_dense_mass_is_of_the_nearest_dense_layer_and_no_group_outlives_it() -> None:
+    plan = LayerPlan(TIDAL, Knobs(dense_layers=(0, 1, 2, 5), reuse_layers=64), 9)
+    assert plan.leader == (None, None, None, 3, 3, None, 6, 6, 6)
+    assert plan.mass_layer == {3: 2, 6: 5} and plan.mass_layers == {2, 5}
+    plan = LayerPlan(TIDAL, Knobs(dense_layers=(0, 3), reuse_layers=2), 8)
+    assert plan.leader == (None, 1, 1, None, 4, 4, 6, 6)
+    assert plan.mass_layer == {1: 0, 4: 3, 6: 3}
+    assert LayerPlan(QUEST, Knobs(dense_layers=(0, 3), reuse_layers=64), 8).mass_layer == {}
+
+
+def test_a_layer_without_a_dense_one_before_it_is_refused() -> None:
+    with pytest.raises(VortexError) as refused:
+        _ = LayerPlan(TIDAL, Knobs(dense_layers=(1, 3)), 8).mass_layer
+    assert refused.value.code == "VF067"
+    assert LayerPlan(TIDAL, Knobs(dense_layers=tuple(range(8))), 8).mass_layer == {}
 
 
 @pytest.mark.parametrize(("program", "dense_layers"), [(DENSE, ()), (QUEST, (0, 1, 2))])

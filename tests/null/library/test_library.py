@@ -42,7 +42,7 @@ def test_flow_traces_verifies_and_carries_its_name(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_docstring_gives_the_formula_and_the_paper(name: str) -> None:
     doc = weights.load(name).doc
-    assert re.search(r"arXiv\s+\d{4}\.\d{4,5}|\(.*(NeurIPS 2024|locks-kv 0\.1\.4).*; not on arXiv\)", doc)
+    assert re.search(r"arXiv\s+\d{4}\.\d{4,5}|\(.*(NeurIPS 2024|ICLR 2025|locks-kv 0\.1\.4).*; not on arXiv\)", doc)
     if name != "dense":
         assert re.search(r"^(score|votes|a|r)\(page.*=|<-", doc, re.MULTILINE)
 
@@ -146,7 +146,7 @@ def test_the_documentation_lists_every_flow_with_its_paper(name: str, root: Path
     (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
     papers = set(re.findall(r"\d{4}\.\d{5}", row))
     assert papers <= set(re.findall(r"\d{4}\.\d{5}", weights.load(name).doc))
-    assert papers or "NeurIPS 2024" in row or "locks-kv 0.1.4" in row
+    assert papers or "NeurIPS 2024" in row or "locks-kv 0.1.4" in row or "ICLR 2025" in row
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -7,7 +7,7 @@ ask for, and a process on the same machine finds it in Triton's cache on disk in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from vortex_core.kernels.compile_ahead import compiling_for
 from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.kernels.offline import TARGETS, OfflineCompileError, read_usage
 from vortex_core.kernels.runtime import AbsentGPU
+from vortex_core.page_list import one_list_a_sequence
 
 GPUS = {"sm_90a": AbsentGPU((9, 0), 132), "sm_100a": AbsentGPU((10, 0), 148)}
 assert GPUS.keys() == TARGETS.keys()
@@ -117,9 +118,18 @@ def _launch(flow: TritonFlow, shape: StepShape) -> None:
     flow.update(states, kv, torch.empty(64, dtype=torch.int64, device=_META), 0)
     flow.update_decode(states, kv, view, 0)
     q = torch.empty(shape.rows, g.q_heads, g.head_dim, dtype=torch.bfloat16, device=_META)
-    pages = flow.select_in_place(q, states, view, 0)
     each = flow.program.per_query_head
-    plan = AttentionPlan.allocate(g, _BLOCK, stored, shape.rows, _META, per_query_head=each)
+    dense = AttentionPlan.allocate(g, _BLOCK, stored, shape.rows, _META)
+    if flow.program.reads_dense_mass:
+        every = one_list_a_sequence(table, lengths, size)
+        recording = dense.sharing(size, even=False)
+        received = recording.page_mass(shape.rows, width, _META, summed=False)
+        recording.run(q, *kv.by_page, every, 1.0, mass=received)
+        view = replace(view, dense_mass=received.by_head_in_place())
+    pages = flow.select_in_place(q, states, view, 0)
+    plan = (
+        AttentionPlan.allocate(g, _BLOCK, stored, shape.rows, _META, per_query_head=True) if each else dense
+    )
     plan = plan.sharing(size, even=True)
     config = flow.attention_config(shape.rows, width, stored)
     mass = plan.page_mass(shape.rows, pages.columns, _META) if flow.program.needs_mass else None

@@ -255,7 +255,7 @@ class TritonFlow:
         tokens = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
         work = self.workspace(len(q), width, q.device, view.longest_whole)
-        self.launch_scores(q, states, table, tokens, budgets, work, layer)
+        self.launch_scores(q, states, table, tokens, budgets, work, layer, view.dense_mass)
         return self.launch_selection(table, tokens, budgets, work, lengths)
 
     def launch_scores(
@@ -267,12 +267,19 @@ class TritonFlow:
         budgets: torch.Tensor,
         work: Workspace,
         layer: int,
+        dense_mass: torch.Tensor | None = None,
     ) -> None:
         """The scoring launches: page-parallel, then one program a row where the program looks across pages."""
         assert q.stride(2) == 1, "channels must be contiguous"
+        masses: list[Any] = []
+        if self.program.reads_dense_mass:
+            assert dense_mass is not None and dense_mass.is_contiguous(), (
+                "[batch, q_head, page] of a dense layer"
+            )
+            masses = [dense_mass, dense_mass.shape[-1]]
         args = [
             q, q.stride(0), q.stride(1), table, table.stride(0), lengths, budgets, states.pages, work.width,
-            *self._state_args(states), *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
+            *self._state_args(states), *masses, *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
             *(work.before[i] for i in sorted(work.before)), *(work.scores[i] for i in self.code.schedule.scores),
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads

@@ -36,6 +36,10 @@ class KernelWriter:
                 found.append(f"{s.name}_scale_ptr")
         return [*found, *(["mass_ptr"] if self.program.needs_mass else [])]
 
+    def dense_mass_args(self) -> list[str]:
+        """Arguments for the mass of a dense layer, `[row, head, page]` with the pages that a row has room for."""
+        return ["dense_mass_ptr", "dense_mass_pages"] if self.program.reads_dense_mass else []
+
     def param_args(self) -> list[str]:
         """Arguments for the learned parameters of one layer, in order."""
         return [f"param_{p.name}_ptr" for p in self.program.params]

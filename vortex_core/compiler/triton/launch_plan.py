@@ -163,6 +163,11 @@ class _Planner:
                     "partial results by log-sum-exp, where a row is split and its last part does not do it",
                     "needs all parts of a row",
                 )
+            case "mass":
+                return (
+                    "mass of each page from log-sums of the dense layer before (torch operators)",
+                    "needs every score of a row",
+                )
 
     def _selection(self, launch: LaunchCost, i: int) -> tuple[str, str]:
         node = self.code.graph.nodes[i]

@@ -53,6 +53,7 @@ class IndexKernel(KernelWriter):
             "pool_pages",
             "max_pages",
             *self.state_args(),
+            *self.dense_mass_args(),
             *self.param_args(),
             *scratch,
             *(f"h{i}_ptr" for i in self.before),
@@ -78,6 +79,11 @@ class IndexKernel(KernelWriter):
             case "mass":
                 axes = order([*env["page"].axes, *env["head"].axes])
                 text = f"mass_ptr + {Tile('page_row', env['page'].axes).to(axes)} * {g.group} + ({env['head'].to(axes)})"
+                return e.bind(f"tl.load({text}, mask={self.mask_text(axes, True)}, other=0.0)", axes, True)
+            case "dense_mass":
+                axes = order([*env["page"].axes, *env["head"].axes])
+                head = f"(batch_row.to(tl.int64) * {g.group} + ({env['head'].to(axes)}))"
+                text = f"dense_mass_ptr + {head} * dense_mass_pages + ({env['page'].to(axes)})"
                 return e.bind(f"tl.load({text}, mask={self.mask_text(axes, True)}, other=0.0)", axes, True)
             case "param":
                 return self.param(e, node, env, "kv_head")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -13,7 +14,12 @@ from vortex_core.engine.decode.selection import LoadedFlow, Selections
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS, runs_of
 from vortex_core.engine.kv.cache import SequenceState
 from vortex_core.engine.kv.pool import KVPool
-from vortex_core.runtime.torch_attention import causal_prefill, dense_decode, sparse_decode
+from vortex_core.runtime.torch_attention import (
+    causal_prefill,
+    dense_decode,
+    dense_page_mass,
+    sparse_decode,
+)
 
 Recorder = Callable[[int, torch.Tensor, LayerKV, BatchView], None]
 
@@ -102,6 +108,7 @@ class DecodeStep:
         ]
         self.completed = torch.tensor(completed, device=device) if completed else None
         self._views: dict[int | None, BatchView] = {}
+        self._dense_mass: torch.Tensor | None = None  # of the newest dense layer, where a later one reads it
 
     def view(self, layer: int) -> BatchView:
         """The batch as a layer's selection sees it."""
@@ -150,6 +157,12 @@ class DecodeStep:
         k, v = self.pool.layer(layer)
         rows = q.unflatten(1, (k.shape[0], -1)).unbind(0)
         outs = [dense_decode(row, k, v, runs, scale) for row, runs in zip(rows, self.runs, strict=True)]
+        if self.flow is not None and layer in self.flow.plan.mass_layers:
+            mass = q.new_zeros((*q.shape[:2], self.page_table.shape[1]), dtype=torch.float32)
+            for b, (row, runs) in enumerate(zip(rows, self.runs, strict=True)):
+                found = dense_page_mass(row, k, runs, scale, self.batch.page_size).flatten(0, 1)
+                mass[b, :, : found.shape[-1]] = found
+            self._dense_mass = mass
         return torch.stack(outs).flatten(1, 2)
 
     def _sparse(self, layer: int, leader: int, q: torch.Tensor, scale: float) -> torch.Tensor:
@@ -164,7 +177,8 @@ class DecodeStep:
             self.batch.attendable += heads * there
             return self._dense(layer, q, scale)
         if layer == leader:
-            pages = selections.at(layer, q, self.view(layer), self.decode_steps, self.lengths)
+            view = replace(self.view(layer), dense_mass=self._dense_mass)
+            pages = selections.at(layer, q, view, self.decode_steps, self.lengths)
         else:
             pages = selections.lists[leader]
         read = pages.read_by(heads)

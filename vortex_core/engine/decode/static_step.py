@@ -130,12 +130,14 @@ class StaticStep(FlowStep):
         if self.counts is None:
             return
         assert self.flow is not None
-        size, last = (len(self.flow.plan.groups[self.flow.plan.leaders[i]]) for i in (0, -1))
+        sizes = [len(self.flow.plan.groups[at]) for at in self.flow.plan.leaders]
+        size = max(sizes)
         total = self.counts.sum(0, dtype=torch.int64)
         if size > 1:
             total *= size
-        if last < size:  # of all groups, only the last may be smaller
-            total -= self.counts[-1] * (size - last)
+        for counts, smaller in zip(self.counts, sizes, strict=True):  # the last, or before a dense layer
+            if smaller < size:
+                total -= counts * (size - smaller)
         self.attended.add_(total.view_as(self.attended))
 
     # ---- the batch, in the buffers
@@ -188,6 +190,10 @@ class StaticStep(FlowStep):
         if self.observer is not None:
             self.observer(layer, q)
         return self.attend_pages(layer, q, scale)[:, None]
+
+    def records_mass(self, layer: int) -> bool:
+        """See `FlowStep`; where no row selects, nobody reads it."""
+        return self.selects and super().records_mass(layer)
 
     def pages_of(self, layer: int, leader: int, q: torch.Tensor) -> PageList:
         """See `FlowStep`; counts what is attended."""

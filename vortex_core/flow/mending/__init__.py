@@ -43,6 +43,7 @@ MENDS: dict[str, Callable[[Place], Edit | None]] = {
     mistakes.BAD_BUDGET.code: states.bad_budget,
     mistakes.BAD_KNOB.code: states.bad_knob,
     mistakes.BUDGET_BELOW_KEPT.code: states.small_budget,
+    mistakes.NO_DENSE_LAYER.code: states.no_dense_layer,
     mistakes.BAD_PARAM.code: values.no_values,
 }
 T = TypeVar("T")

@@ -233,6 +233,16 @@ def bad_knob(place: Place) -> Edit | None:
     return Edit(value, str(min(numbers, key=lambda n: (abs(n - wrong), n))))
 
 
+def no_dense_layer(place: Place) -> Edit | None:
+    """VF067: layer 0 among the dense ones."""
+    layers = repr((0, *ast.literal_eval(str(place.facts["found"]))))
+    value, calls = _knob(place, "dense_layers"), place.calls("Knobs")
+    if value is not None:
+        return Edit(value, layers)
+    keyword = ast.keyword("dense_layers", ast.parse(layers, mode="eval").body)
+    return changed(calls[0], lambda call: call.keywords.append(keyword)) if calls else None
+
+
 def small_budget(place: Place) -> Edit | None:
     """VF063: a budget that leaves as many pages to choose as are kept."""
     size = _knob(place, "page_size")

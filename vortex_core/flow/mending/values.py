@@ -243,6 +243,7 @@ _OPERATORS = {
     "concatenate": "concat", "cat": "concat", "hstack": "concat", "top_k": "topk", "top_p": "topp", "select": "topk",
     "full": "constant", "tensor": "constant", "scalar": "constant", "num_pages": "pages", "seq_len": "length",
     "positions": "position", "page_index": "position", "attention_mass": "mass", "dim": "size",
+    "layer_mass": "dense_mass",
 }  # fmt: skip
 
 

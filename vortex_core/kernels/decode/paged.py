@@ -244,7 +244,8 @@ def paged_decode(
     kv_repeat: lists a kv head, for selections finer than a kv head (query head h reads list
         h // (q_heads / lists), which reads kv head list // kv_repeat).
     page_mass fp32 [rows, max_pages]: attention mass of each listed page, summed over the row's query heads
-        (needs `lse`, and `page_lse` fp32 [rows, group, max_pages] as scratch). Costs one more launch.
+        (needs `lse` and `page_lse`). Costs one more launch.
+    page_lse fp32 [rows, group, max_pages]: log-sum-exp of each listed page by query head, in base 2.
     value_in_key: the values are the first channels of the keys (latent attention); v_cache is then not read.
     even_tokens: the longest lists of several requests that are cut into equal pieces, where `config` says so.
 
@@ -271,7 +272,7 @@ def paged_decode(
         rows=rows,
         value_in_key=value_in_key,
         has_lse=lse is not None,
-        has_page_lse=page_mass is not None,
+        has_page_lse=page_lse is not None,
     )
     require(
         not value_in_key or (constants["DV0"] == constants["DK0"] and constants["DV1"] == 0),
@@ -285,9 +286,10 @@ def paged_decode(
     if out is None:
         out = torch.empty(batch, q_heads, dim_v, dtype=q.dtype, device=q.device)
     require(out.stride(2) == 1, "out must be contiguous along dim")
-    if page_mass is not None:
-        require(lse is not None and page_lse is not None, "page_mass needs lse and page_lse")
-        assert page_lse is not None
+    require(
+        page_mass is None or (lse is not None and page_lse is not None), "page_mass needs lse and page_lse"
+    )
+    if page_lse is not None:
         require(
             page_lse.shape == (rows, group, pages.columns),
             f"page_lse must be {(rows, group, pages.columns)}",
@@ -298,7 +300,7 @@ def paged_decode(
     scale = dim**-0.5 if sm_scale is None else sm_scale
     if (
         config.latent_kernel
-        and page_mass is None
+        and page_lse is None
         and latent_kernel_fits(q, k_cache, v_cache, pages, value_in_key)
     ):
         score_scale = scale * k_scale * LOG2_E
@@ -307,7 +309,7 @@ def paged_decode(
     lens = pages.lengths
     call = _Call(
         q, k_cache, v_cache, pages, Rows(rows, heads, group, dim_v), workspace, config, constants, out, lse,
-        page_lse if page_mass is not None else None, scale * k_scale * LOG2_E, v_scale,
+        page_lse, scale * k_scale * LOG2_E, v_scale,
     )  # fmt: skip
     tokens = pages.columns * page_size
     splits = even_splits(pages, tokens, workers, constants["BLOCK_N"], even_tokens) if config.even else 0

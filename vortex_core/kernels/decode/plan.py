@@ -22,17 +22,22 @@ class PageMass:
     Attributes:
         lse: fp32 `[batch, q_head]`, natural log-sum-exp of a head's scores.
         page_lse: fp32 `[row, query head of it, column]`, that of each page, in base 2.
-        page_mass: fp32 `[row, column]`, summed over the query heads of a row.
+        page_mass: fp32 `[row, column]`, summed over the query heads of a row; None: not wanted.
     """
 
     lse: Tensor
     page_lse: Tensor
-    page_mass: Tensor
+    page_mass: Tensor | None
 
     def by_head(self) -> Tensor:
         """The softmax probability of each listed page, `[batch, q_head, column]`."""
         by_page = self.page_lse.view(*self.lse.shape, -1)
         return torch.exp2(by_page - self.lse[..., None] * LOG2_E)
+
+    def by_head_in_place(self) -> Tensor:
+        """The same in the memory of `page_lse`, for lists as wide as a page table; past a list's end it is anything."""
+        by_page = self.page_lse.view(*self.lse.shape, -1)
+        return by_page.sub_(self.lse[..., None] * LOG2_E).exp2_()
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class AttentionPlan:
             scale: what scores are multiplied by.
             config: how the launch is cut.
             out: where the result goes; by default it is allocated, in a captured graph from the graph's own pool.
-            mass: filled where page masses are asked for; costs one more launch.
+            mass: filled where page masses are asked for; sums over query heads cost one more launch.
 
         Returns:
             `[batch, q_head, value_dim]`.
@@ -137,13 +142,13 @@ class AttentionPlan:
             out=out, lse=lse, page_lse=page_lse, page_mass=page_mass,
         )  # fmt: skip
 
-    def page_mass(self, batch: int, columns: int, device: torch.device) -> PageMass:
-        """Outputs for lists of up to `columns` pages."""
+    def page_mass(self, batch: int, columns: int, device: torch.device, *, summed: bool = True) -> PageMass:
+        """Outputs for lists of up to `columns` pages; `summed`: with the sums over query heads."""
         rows, q_heads = batch * self.rows, self.geometry.q_heads
         return PageMass(
             torch.empty(batch, q_heads, device=device),
             torch.empty(rows, q_heads // self.rows, columns, device=device),
-            torch.empty(rows, columns, device=device),
+            torch.empty(rows, columns, device=device) if summed else None,
         )
 
 

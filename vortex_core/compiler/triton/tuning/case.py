@@ -64,6 +64,10 @@ class TuneCase:
         for _ in range(self._layers() - 1):
             self._add_layer(every)
         self._first = [data.clone() for data in self._written()]
+        self.dense_mass: torch.Tensor | None = None
+        if self.program.reads_dense_mass:
+            shape = batch, g.q_heads, self.width
+            self.dense_mass = torch.rand(shape, generator=self._random, device=device)
         self.q = self._normal((batch, g.kv_heads * g.group, g.head_dim), torch.bfloat16)
         order = torch.randperm(self.pages, generator=self._random, device=device)
         self.table = order.view(batch, self.width).to(torch.int32)
@@ -122,13 +126,20 @@ class TuneCase:
             lengths = torch.linspace(self.context, 1, self.batch, device=self.device).long()
         budgets = [self.knobs.pages(int(n), 0, self.geometry.layers) for n in lengths]
         ints = torch.tensor(budgets, device=self.device, dtype=torch.int32)
-        return BatchView(self.table, lengths.to(torch.int32), ints, self.context)
+        return BatchView(self.table, lengths.to(torch.int32), ints, self.context, dense_mass=self.dense_mass)
 
     def score(self, flow: TritonFlow, layer: int, view: BatchView) -> None:
         """Run the scoring launches into the default's workspace."""
         work = self.default.workspace(self.batch, self.width, self.device)
         flow.launch_scores(
-            self.q, self.states[layer], view.block_table, view.lengths, view.budgets, work, layer
+            self.q,
+            self.states[layer],
+            view.block_table,
+            view.lengths,
+            view.budgets,
+            work,
+            layer,
+            view.dense_mass,
         )
 
     def attend(self, config: DecodeConfig, layer: int, pages: PageList) -> torch.Tensor:
