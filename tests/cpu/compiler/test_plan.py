@@ -11,7 +11,13 @@ from vortex_core.compiler import backends
 from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.compiler.triton.launch_plan import launch_plan
 from vortex_core.geometry import Geometry
-from vortex_core.ir.cost import kernel_seconds, modelled_decode, step_cost
+from vortex_core.ir.cost import (
+    kernel_seconds,
+    modelled_decode,
+    recording_cost,
+    roofline_seconds,
+    step_cost,
+)
 from vortex_core.specs import load_gpu, load_model
 
 QWEN = Geometry(28, 8, 2, 128, 128, 128)
@@ -21,13 +27,22 @@ BATCH, LENGTH = 4, 8192
 @pytest.mark.parametrize("name", library.names())
 def test_the_modelled_step_is_the_sum_of_the_launches(name: str) -> None:
     """The speed-up of a whole model and the table of a layer's launches are one account."""
-    traced = library.load(name).with_knobs(dense_layers=(), reuse_layers=1, reuse_steps=1)
     model, gpu = load_model("qwen3-8b"), load_gpu("h200")
+    traced = library.load(name).with_knobs(reuse_layers=1, reuse_steps=1)
+    dense = (0,) if traced.program.reads_dense_mass else ()  # it selects by what that layer attends to
+    traced = traced.with_knobs(dense_layers=dense)
     plan = launch_plan(traced.program, traced.knobs, model.geometry(), batch=BATCH, length=LENGTH)
     layer = sum(kernel_seconds(launch.cost, gpu) for launch in plan.launches)
     layer += sum(launch.cost.launches for launch in plan.launches) * gpu.launch_overhead_assumed
     found = modelled_decode(traced.program, traced.knobs, model, gpu, BATCH, LENGTH)
-    assert found.seconds_per_step - found.parts["weights"] == pytest.approx(model.layers * layer)
+    others = 0.0
+    if dense:
+        plain = library.load("dense")
+        attends = launch_plan(plain.program, plain.knobs, model.geometry(), batch=BATCH, length=LENGTH).launches
+        received = recording_cost(model.geometry(), batch=BATCH, length=LENGTH, page_size=traced.knobs.page_size)
+        others = roofline_seconds([*(launch.cost for launch in attends), received], gpu)
+    sparse = (model.layers - len(dense)) * layer
+    assert found.seconds_per_step - found.parts["weights"] == pytest.approx(sparse + others)
     cost = step_cost(traced.program, traced.knobs, model.geometry(), batch=BATCH, length=LENGTH)
     assert sum(launch.bytes for launch in plan.launches) == pytest.approx(cost.bytes)
     assert sum(launch.flops for launch in plan.launches) == pytest.approx(cost.flops)
