@@ -38,8 +38,12 @@ def test_the_modelled_step_is_the_sum_of_the_launches(name: str) -> None:
     others = 0.0
     if dense:
         plain = library.load("dense")
-        attends = launch_plan(plain.program, plain.knobs, model.geometry(), batch=BATCH, length=LENGTH).launches
-        received = recording_cost(model.geometry(), batch=BATCH, length=LENGTH, page_size=traced.knobs.page_size)
+        attends = launch_plan(
+            plain.program, plain.knobs, model.geometry(), batch=BATCH, length=LENGTH
+        ).launches
+        received = recording_cost(
+            model.geometry(), batch=BATCH, length=LENGTH, page_size=traced.knobs.page_size
+        )
         others = roofline_seconds([*(launch.cost for launch in attends), received], gpu)
     sparse = (model.layers - len(dense)) * layer
     assert found.seconds_per_step - found.parts["weights"] == pytest.approx(sparse + others)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,9 @@ from vortex_core.kernels.runtime import (
 from vortex_core.page_list import PageList
 
 LOG2_E = math.log2(math.e)
+TILE_BYTES = (
+    192 * 1024
+)  # of K and V in flight: what shared memory of a Hopper or Blackwell GPU holds beside the rest
 KV_DTYPES = (torch.bfloat16, torch.float16, torch.float32, *FP8_DTYPES)
 
 
@@ -115,6 +118,14 @@ def even_constants(constants: dict[str, Any], *, split: bool) -> dict[str, Any]:
     """Those of `list_decode_kernel`, from `decode_constants`."""
     planning = ("PLAN", "ONE_BLOCK", "MIN_TILES")
     return {name: value for name, value in constants.items() if name not in planning} | {"SPLIT": split}
+
+
+def for_whole_pages(config: DecodeConfig, keys: Tensor, value_dim: int) -> DecodeConfig:
+    """The configuration where a tile holds whole pages: fewer of the larger tiles are in flight."""
+    block_n = max(config.block_n, keys.shape[1])
+    tile = block_n * (keys.shape[3] + value_dim) * keys.element_size()
+    stages = min(config.num_stages, 1 + max(1, TILE_BYTES // tile))
+    return replace(config, block_n=block_n, num_stages=stages)
 
 
 def check_decode_inputs(q: Tensor, k_cache: Tensor, v_cache: Tensor, pages: PageList, kv_repeat: int) -> None:
@@ -253,6 +264,8 @@ def paged_decode(
     """
     check_decode_inputs(q, k_cache, v_cache, pages, kv_repeat)
     batch, q_heads, dim = q.shape
+    if page_lse is not None:
+        config = for_whole_pages(config, k_cache, 0 if value_in_key else v_cache.shape[3])
     heads = pages.heads
     group = q_heads // heads
     page_size, dim_v = k_cache.shape[1], v_cache.shape[3]
