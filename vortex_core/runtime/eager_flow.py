@@ -28,7 +28,11 @@ class EagerFlow:
         """See `CompiledFlow`."""
         lengths = view.lengths.long()
         exact = BatchView(
-            view.block_table.long(), lengths, view.budgets.long(), int(lengths.max()), dense_mass=view.dense_mass
+            view.block_table.long(),
+            lengths,
+            view.budgets.long(),
+            int(lengths.max()),
+            dense_mass=view.dense_mass,
         )
         return self.compiled.select(q, states, exact, layer)
 

@@ -42,7 +42,9 @@ def test_flow_traces_verifies_and_carries_its_name(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_docstring_gives_the_formula_and_the_paper(name: str) -> None:
     doc = weights.load(name).doc
-    assert re.search(r"arXiv\s+\d{4}\.\d{4,5}|\(.*(NeurIPS 2024|ICLR 2025|locks-kv 0\.1\.4).*; not on arXiv\)", doc)
+    assert re.search(
+        r"arXiv\s+\d{4}\.\d{4,5}|\(.*(NeurIPS 2024|ICLR 2025|locks-kv 0\.1\.4).*; not on arXiv\)", doc
+    )
     if name != "dense":
         assert re.search(r"^(score|votes|a|r)\(page.*=|<-", doc, re.MULTILINE)
 

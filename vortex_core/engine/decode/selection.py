@@ -131,7 +131,10 @@ class Selections:
                 rows = torch.tensor(due, device=q.device)
                 mass = None if view.dense_mass is None else view.dense_mass[rows]
                 part = BatchView(
-                    view.block_table[rows], view.lengths[rows], view.budgets[rows], view.max_length,
+                    view.block_table[rows],
+                    view.lengths[rows],
+                    view.budgets[rows],
+                    view.max_length,
                     dense_mass=mass,
                 )
                 pages = _replace(pages, rows, self.flow.select(layer, q[rows], part))
