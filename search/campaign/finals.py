@@ -24,6 +24,12 @@ def library_names() -> list[str]:
     return list(library.names())
 
 
+def rivals(answered: Sequence[Candidate], screened: Sequence[Candidate], most: int) -> list[Candidate]:
+    """Half of `most` by their answers, rounded up, the others by the screen; both come best first."""
+    chosen = list(answered[: -(-most // 2)])
+    return [*chosen, *(c for c in screened if c not in chosen)][:most]
+
+
 class Finals:
     """Runs what is left of the finals; every choice is an event, so a resumed run keeps to it."""
 
@@ -196,10 +202,7 @@ class Finals:
         await together(self.pipeline.evaluate(c, "screen", late=self.time_is_up) for c in waiting)
         wanted = self.config.screen.objective(self.config.objective)
         answered = self._best(considered, self.config.objective, "search")
-        most = self.config.finals.peers
-        chosen = answered[: -(-most // 2)]
-        chosen += [c for c in self._best(considered, wanted, "screen") if c not in chosen]
-        return chosen[:most]
+        return rivals(answered, self._best(considered, wanted, "screen"), self.config.finals.peers)
 
     @staticmethod
     def _best(candidates: list[Candidate], objective: Objective, purpose: ev.Purpose) -> list[Candidate]:

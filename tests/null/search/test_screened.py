@@ -14,7 +14,7 @@ from search.campaign.archive import Score, Verdict
 from search.campaign.cells import cell_of, family
 from search.campaign.comparison import at_equal_cost
 from search.campaign.feedback import ledger
-from search.campaign.finals import Finals
+from search.campaign.finals import Finals, rivals
 from search.campaign.ladder import Rung
 from search.campaign.landscape import standing, standings
 from search.campaign.lessons import Lessons
@@ -280,3 +280,26 @@ def test_figures_of_more_layers_stand_beside_those_that_are_compared(tmp_path: P
     for c in both:
         assert rows[c.label].metrics["screen_beyond"] == c.metrics("screen")["screen_beyond"].to_json()
         assert f"{c.metrics('full_screen')['screen_beyond'].value:.3f} in 8 layers" in rows[c.label].note
+
+
+def test_only_the_search_is_told_what_was_measured_and_on_one_scale(tmp_path: Path):
+    harness = Harness(tmp_path, screened())
+    campaign = harness.campaign()
+    asyncio.run(campaign.run_to_end(STARTED, SESSION))
+    told = campaign.arms.measured("search")
+    assert len(told) > 8
+    for key, value in told.items():
+        assert value == campaign.state.candidates[key].metrics("screen")["screen_beyond"].value
+    assert campaign.arms.best("search")
+    assert campaign.arms.measured("random") == {}
+    assert campaign.arms.best("random") == []
+
+
+def test_library_rivals_are_the_best_by_answers_and_the_best_by_the_screen(tmp_path: Path):
+    found = Harness(tmp_path, screened()).go().found
+    a, b, c, d = found[:4]
+    assert rivals([a, b], [c, b, a, d], 2) == [a, c]
+    assert rivals([a, b], [a, c, d], 3) == [a, b, c]
+    assert rivals([], [c, d], 2) == [c, d]
+    assert rivals([a], [a, b], 1) == [a]
+    assert rivals([a], [c], 0) == []
