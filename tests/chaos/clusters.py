@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from evaluators.results import StageResult
-from search.executors.workers import EngineSetup, EngineWorker
+from search.executors.workers import EngineSetup, EngineWorker, _answer
 from search.testing import SimulatedExecutor, simulated_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,8 @@ class SleepingEngine(EngineWorker):
             raise ZeroDivisionError("nobody expects it")
         mean = float((folder / "pace").read_text()) if (folder / "pace").exists() else 0.05
         time.sleep(mean * random.Random(f"{flow['key']}{stage}{seed}").expovariate(1.0))
-        return {"value": simulated_stage(stage, flow, seed).to_json()}
+        about = {"campaign": flow.get("campaign", ""), "stage": stage}
+        return _answer(lambda: simulated_stage(stage, flow, seed).to_json(), self._log, self.role, about)
 
     def reference(self, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """See `EngineWorker`."""

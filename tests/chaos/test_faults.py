@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -329,28 +327,21 @@ def test_two_campaigns_share_engines_by_weight(nodes: Cluster, tmp_path: Path):
 
 
 def test_metrics_are_served_by_ray(tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    head = {"include_dashboard": True, "metrics_export_port": port}
-    with cluster(1, 3, **head) as made:
+    with cluster(1, 3, include_dashboard=True) as made:
         running = driver(tmp_path, "r", made.address, **slowly(tmp_path, candidates=80))
+        # What a Prometheus server is pointed at.
+        listed = Path(made.head_node.get_temp_dir_path()) / "prom_metrics_service_discovery.json"
 
         def served() -> bool:
             found = ""
-            for candidate in _ports(port):
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{candidate}/metrics", timeout=2) as answer:
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+                for target in {t for group in json.loads(listed.read_text()) for t in group["targets"]}:
+                    with (
+                        contextlib.suppress(OSError, http.client.HTTPException),
+                        urllib.request.urlopen(f"http://{target}/metrics", timeout=20) as answer,
+                    ):
                         found += answer.read().decode()
-                except (OSError, http.client.HTTPException):  # something else that listens
-                    continue
             return "vortex_stage_seconds" in found and "vortex_programs" in found
 
         until(served, 200)  # while it runs: Ray forgets the figures of processes that ended
         assert running.wait(300) == 0, (tmp_path / "r.log").read_text()
-
-
-def _ports(first: int) -> set[int]:
-    """Where Ray's agents of this machine listen."""
-    listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    return {first, *listening}
