@@ -73,10 +73,11 @@ class Placement:
 
 
 def resources_here() -> Resources:
-    """This machine: the GPUs that CUDA shows this process, without starting CUDA on one, and its cores."""
+    """This machine: the GPUs that CUDA shows this process, without starting CUDA on one, and the cores it may use."""
     import torch
 
-    return Resources(torch.cuda.device_count() if torch.cuda.is_available() else 0, os.cpu_count() or 1)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Resources(torch.cuda.device_count() if torch.cuda.is_available() else 0, usable or 1)
 
 
 def place(config: Cluster, found: Resources, *, growing: bool = False) -> Placement:
