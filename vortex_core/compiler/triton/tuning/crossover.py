@@ -155,7 +155,7 @@ class Sides:
         self.lengths = torch.full((case.batch,), length, dtype=torch.int32, device=case.device)
         budget = case.knobs.pages(length, 0, g.layers)
         budgets = torch.full_like(self.lengths, budget)
-        self.view = BatchView(case.table, self.lengths, budgets, case.context)
+        self.view = BatchView(case.table, self.lengths, budgets, case.context, dense_mass=case.dense_mass)
         count = case.pages * case.knobs.page_size // BLOCK
         blocks = torch.randperm(count, device=case.device)[: case.batch * (case.context // BLOCK)]
         table = blocks.view(case.batch, -1).to(torch.int32)
