@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,24 @@ class Row:
     seconds: float
 
 
-def record(model: str, threads: int, steps: int) -> tuple[Recording, dict[str, Any]]:
-    """Dense attention of all prompts, the needles first; and what was recorded."""
-    contexts = (*NEEDLES, *SPEECHES)
+def record(
+    model: str,
+    threads: int,
+    steps: int,
+    needles: tuple[int, ...] = NEEDLES,
+    speeches: tuple[int, ...] = SPEECHES,
+) -> tuple[Recording, dict[str, Any]]:
+    """Dense attention of prompts of these lengths, the needles first; and what was recorded."""
+    contexts = (*needles, *speeches)
     engine = Engine.from_model(model, max_tokens=sum(contexts) + 512 * len(contexts), threads=threads)
     tokenizer = engine.tokenizer
     ids = [
         needle_item(tokenizer, task="needle_multikey", context=n, seed=0, index=i, distractors=3).prompt
-        for i, n in enumerate(NEEDLES)
+        for i, n in enumerate(needles)
     ]
     ids += [
         HeldText().item(tokenizer, HeldTextParameters(context=n, continuation=steps), 0, i).prompt
-        for i, n in enumerate(SPEECHES)
+        for i, n in enumerate(speeches)
     ]
     started = time.perf_counter()
     prompts = [engine.prefill(tokens) for tokens in ids]
@@ -92,13 +99,28 @@ def record(model: str, threads: int, steps: int) -> tuple[Recording, dict[str, A
     about = {
         "model": model,
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "needles": list(NEEDLES),
-        "speeches": list(SPEECHES),
+        "needles": list(needles),
+        "speeches": list(speeches),
         "steps": steps,
         "prefill_seconds": round(prefilled, 1),
-        "answers": [tokenizer.decode(t) for t in result.tokens[: len(NEEDLES)]],
+        "answers": [tokenizer.decode(t) for t in result.tokens[: len(needles)]],
     }
     return recorder.finish(), about
+
+
+def kept(
+    path: Path | None, make: Callable[[], tuple[Recording, dict[str, Any]]]
+) -> tuple[Recording, dict[str, Any]]:
+    """A recording from its file, or a new one, kept in that file."""
+    if path is not None and path.exists():
+        with torch.serialization.safe_globals([Recording, KVPool, Geometry]):  # and nothing else is unpickled
+            found: tuple[Recording, dict[str, Any]] = torch.load(path, weights_only=True)
+    else:
+        found = make()
+        if path is not None:
+            torch.save(found, path)
+    print(f"recorded: {found[1]}", flush=True)
+    return found
 
 
 def settings(traced: Traced, ratio: float, page: int) -> Traced:
@@ -231,26 +253,19 @@ def main() -> None:
     """Record, measure, write."""
     args = parser().parse_args()
     torch.set_num_threads(args.threads)
-    if args.recording is not None and args.recording.exists():
-        with torch.serialization.safe_globals([Recording, KVPool, Geometry]):  # and nothing else is unpickled
-            recording, about = torch.load(args.recording, weights_only=True)
-    else:
-        recording, about = record(args.model, args.threads, args.steps)
-        if args.recording is not None:
-            torch.save((recording, about), args.recording)
-    print(f"recorded: {about}", flush=True)
+    recording, about = kept(args.recording, lambda: record(args.model, args.threads, args.steps))
     flows = [library.resolve(name) for name in (args.flows or library.names())]
     flows += [library.resolve(str(path)) for path in args.files]
     cases = [(flow, PAGE) for flow in flows]
     cases += [(flow, flow.knobs.page_size) for flow in flows if flow.knobs.page_size != PAGE]
-    kept = {page: kept_mass(recording, page) for page in {p for _, p in cases} | {PAGE}}
+    always = {page: kept_mass(recording, page) for page in {p for _, p in cases} | {PAGE}}
     rows: list[Row] = []
     done: dict[tuple[str, float, int], Row] = {}  # equal candidates are measured once
     for flow, page in cases:
         for ratio in RATIOS:
             key = (settings(flow, ratio, page).key, ratio, page)
             if key not in done:
-                done[key] = measure(flow, ratio, page, recording, kept)
+                done[key] = measure(flow, ratio, page, recording, always)
             r = replace(done[key], flow=flow.name)
             rows.append(r)
             print(
@@ -261,7 +276,7 @@ def main() -> None:
     about |= {
         "layers": recording.geometry.layers,
         "calibrated": [path.stem for path in args.files],
-        "kept": {str(page): float(mass.mean()) for page, mass in kept.items()},
+        "kept": {str(page): float(mass.mean()) for page, mass in always.items()},
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }

@@ -204,6 +204,25 @@ def signs(*, seed: int = 0, **dims: int | str | Extent) -> vTensor:
     return spellings.signs(arange(**{one: many}), arange(**{other: more}), seed)
 
 
+def hadamard(**dims: int | str | Extent) -> vTensor:
+    """`ops.hadamard(code=32, dim=32)`: signs of a Hadamard matrix, its sizes a power of 2.
+
+    Divided by the square root of its size it is a rotation that spreads a few large channels over all of them. Of more
+    channels, turn groups: `x.split("dim", block=page.head_dim // 32)` has 32 channels a block.
+    """
+    shown = ", ".join(f"{n}={e}" for n, e in dims.items())
+    extents = {str(Extent.parse(e)) for e in dims.values()}
+    only = extents.pop() if len(extents) == 1 else ""
+    number = int(only) if only.isdigit() else 0
+    if len(dims) != 2 or number & (number - 1) or not 2 <= number <= 256:
+        want = "two dimensions of one size, 2, 4, 8, ... or 256, e.g. code=32, dim=32"
+        raise mistakes.BAD_ATTRIBUTE.error(
+            caller(), op="hadamard", name="dims", found=f"({shown})", want=want
+        )
+    first, second = (arange(**{name: extent}) for name, extent in dims.items())
+    return spellings.hadamard(first, second, number)
+
+
 def size(extent: str | Extent) -> vTensor:
     """A model extent as a number: `ops.size("D")` channels, `"S"` tokens per page, `"G"` query heads."""
     return emit("extent", builder=_builder(), extent=str(Extent.parse(extent)))

@@ -101,6 +101,7 @@ SPELLINGS: tuple[Spelling, ...] = (
 SHORTHANDS: tuple[Spelling, ...] = (
     Spelling('x.dot(y, "dim")', "dot"),
     Spelling('ops.signs(bit=64, dim="D")', "signs"),
+    Spelling("ops.hadamard(code=32, dim=32)", "hadamard"),
     Spelling('x.norm("dim")', "norm"),
     Spelling('x.var("dim")', "var"),
     Spelling('x.std("dim")', "std"),

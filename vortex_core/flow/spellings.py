@@ -92,6 +92,20 @@ def signs(first: vTensor, second: vTensor, seed: int) -> vTensor:
     return ops.where(2 * cube(modulo(mixed + 101)) < _PRIME, 1.0, -1.0)
 
 
+def hadamard(first: vTensor, second: vTensor, size: int) -> vTensor:
+    """-1 for every pair of two counters that have an odd number of binary digits in common, else 1."""
+
+    def digit(x: vTensor, n: int) -> vTensor:
+        return (x / 2**n).floor() - 2 * (x / 2 ** (n + 1)).floor()
+
+    result = None
+    for n in range(size.bit_length() - 1):
+        sign = 1 - 2 * digit(first, n) * digit(second, n)
+        result = sign if result is None else result * sign
+    assert result is not None
+    return result
+
+
 def argmax(x: vTensor, dims: tuple[Any, ...]) -> vTensor:
     """The index of the largest value along one dimension."""
     from vortex_core.flow.vtensor import arange_of

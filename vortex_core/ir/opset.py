@@ -381,8 +381,8 @@ _op(
 
 _op(
     "principal", "decompose", 1, rules.principal, define.principal, "B[into, dim]: leading directions of x[over, dim]",
-    "The orthonormal directions along `dim` in which the rows `over` spread most, about the largest first; 0 beyond "
-    "their rank. Not centred. Steps of orthogonal iteration on the rows' Gram matrix, as many for every input.",
+    "Orthonormal directions along `dim` in which rows `over` spread most. About the largest first, 0 beyond the rank; "
+    "not centred. Steps of orthogonal iteration on the rows' Gram matrix, as many for every input.",
     attrs=("over", "dim", "into", "rank"), stages=CACHE, flops=100,
     traits=Traits(scale="invariant", keeps_zero=True, bounded=True, continuous=False),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from vortex_core.ir.program import SCALED
 from vortex_core.sandbox.load import trace_source
 
 GQA = Geometry(layers=2, kv_heads=2, group=3, head_dim=16, rope_dim=16, value_dim=16)
-MLA = Geometry(layers=2, kv_heads=1, group=4, head_dim=24, rope_dim=8, value_dim=16)
+MLA = Geometry(layers=2, kv_heads=1, group=4, head_dim=48, rope_dim=16, value_dim=32)
 SETTINGS: dict[str, Any] = {
     "backend": "torch",
     "pages": (0.1, 1, 2.4, 9.5, 17),

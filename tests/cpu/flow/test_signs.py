@@ -1,11 +1,13 @@
-"""`ops.signs`: exact in fp32, the same everywhere, and as spread out as coin tosses."""
+"""`ops.signs`: exact in fp32, the same everywhere, and as spread out as coin tosses. `ops.hadamard`: Sylvester's."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from scipy.linalg import hadamard
 
 from vortex_core.compiler.evaluate import Evaluator
+from vortex_core.errors import VortexError
 from vortex_core.flow import ops
 from vortex_core.flow.vtensor import current
 from vortex_core.geometry import Geometry
@@ -42,3 +44,28 @@ def test_rows_and_columns_look_like_coin_tosses(rows: int, seed: int) -> None:
 def test_a_seed_gives_other_signs() -> None:
     same = (matrix(64, 0, torch.float64) == matrix(64, 1, torch.float64)).double().mean()
     assert 0.45 < same < 0.55
+
+
+@pytest.mark.parametrize("size", [2, 8, 16, 256])
+def test_hadamard_matrices_are_sylvesters(size: int) -> None:
+    builder = GraphBuilder("index")
+    token = current.set(builder)
+    try:
+        found = ops.hadamard(code=size, dim=size)
+    finally:
+        current.reset(token)
+    graph = builder.graph({"h": found._id})
+    geometry = Geometry(1, 1, 1, size, size, size)
+    values = Evaluator(graph, geometry, 16, torch.float32, contract=False).run({})[found._id]
+    assert values.tolist() == hadamard(size).tolist()
+    assert torch.equal(values @ values.T, size * torch.eye(size))
+
+
+@pytest.mark.parametrize("dims", [{"a": 16}, {"a": 16, "b": 8}, {"a": 12, "b": 12}, {"a": "D", "b": "D"}])
+def test_other_sizes_of_hadamard_matrices_are_refused(dims: dict[str, int | str]) -> None:
+    token = current.set(GraphBuilder("index"))
+    try:
+        with pytest.raises(VortexError, match="VF016"):
+            ops.hadamard(**dims)
+    finally:
+        current.reset(token)

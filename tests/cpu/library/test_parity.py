@@ -15,8 +15,8 @@ from vortex_core.page_list import PageList
 
 SIZE = 8
 LENGTHS = [3, 8, 41, 88]
-GQA = [Geometry(1, 2, 1, 16, 16, 16), Geometry(1, 1, 7, 24, 24, 24), Geometry(1, 2, 4, 32, 32, 32)]
-MLA = Geometry(1, 1, 5, 36, 4, 32)  # GLM's 512 + 64, shrunk
+GQA = [Geometry(1, 2, 1, 16, 16, 16), Geometry(1, 1, 7, 48, 48, 48), Geometry(1, 2, 4, 32, 32, 32)]
+MLA = Geometry(1, 1, 5, 48, 16, 32)  # GLM's 512 + 64, shrunk
 
 
 def steps(flow: CompiledFlow, geometry: Geometry, seed: int, layer: int) -> list[PageList]:

@@ -18,6 +18,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {  # behind layer and kv head
     "double_sparsity": {"channels": (16, DIM)},
     "pqcache": {"centroids": (2, 64, DIM // 2)},
     "seerattention": {"wq": (GROUP, 32, DIM), "wmax": (32, DIM), "wmin": (32, DIM), "wmean": (32, DIM)},
+    "hata": {"hash": (128, DIM)},
     "hashattention": {"q1": (64, DIM), "q2": (32, 64), "k1": (64, DIM), "k2": (32, 64)},
     "learned_block_topk": {"wq": (GROUP, 8, DIM), "wk": (GROUP, 8, DIM)},
 }
