@@ -43,7 +43,7 @@ class Arms:
         searched = config.objective if config.screen is None else config.screen.objective(config.objective)
         self.fronts = {arm.name: Front(reference_point(searched)) for arm in config.arms}
         self._best: dict[str, list[tuple[float, str]]] = {arm.name: [] for arm in config.arms}
-        self._measured: dict[str, dict[str, float]] = {arm.name: {} for arm in config.arms}
+        self._measured: dict[str, dict[str, tuple[str, float]]] = {arm.name: {} for arm in config.arms}
         self._controls = {arm.name for arm in config.arms if arm.control}
 
     def next(self) -> Arm:
@@ -55,10 +55,10 @@ class Arms:
         learn nothing."""
         return [] if self.alone(arm) else [key for _, key in self._best[arm]]
 
-    def measured(self, arm: str) -> dict[str, float]:
-        """Keys of an arm's programs that keep the gates, and their accuracy when they were first measured: what is told
-        apart by dearer measurements later would not be on one scale."""
-        return {} if self.alone(arm) else self._measured[arm]
+    def measured(self, arm: str) -> list[tuple[str, float]]:
+        """Descriptions of an arm's programs that keep the gates, and their accuracy when they were first measured: what
+        dearer measurements tell apart later would not be on one scale."""
+        return [] if self.alone(arm) else list(self._measured[arm].values())
 
     def alone(self, arm: str) -> bool:
         """Whether an arm is a control, which learns from nothing but its own."""
@@ -83,18 +83,18 @@ class Arms:
             assert told.speed is not None
             gain = self.fronts[proposal.arm].add((told.accuracy, told.speed))
             self._note_best(proposal.arm, told.accuracy, told.key)
-            self._note_measured(proposal.arm, told.accuracy, told.key)
+            self._note_measured(proposal.arm, told.accuracy, told.key, candidate.doc if candidate else "")
         first = candidate is None or self.config.screen is None or candidate.status("search") == "waiting"
         if proposal.answered_by and first:
             self.proposers[proposal.arm].tell(
                 proposal.answered_by, gain, proposal.dollars, proposal.change or proposal.request
             )
 
-    def _note_measured(self, arm: str, accuracy: float, key: str) -> None:
+    def _note_measured(self, arm: str, accuracy: float, key: str, doc: str) -> None:
         measured = self._measured[arm]
-        measured.setdefault(key, accuracy)
+        measured.setdefault(key, (doc, accuracy))
         if len(measured) >= 2 * _MEASURED:  # the best of them and the latest stay
-            best = sorted(measured, key=lambda k: -measured[k])[: _MEASURED // 2]
+            best = sorted(measured, key=lambda k: -measured[k][1])[: _MEASURED // 2]
             kept = {*best, *list(measured)[-_MEASURED // 2 :]}
             self._measured[arm] = {k: v for k, v in measured.items() if k in kept}
 

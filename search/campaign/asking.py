@@ -195,10 +195,7 @@ class Asking:
             fits=self._fits,
             room=self._room,
             best=self.arms.best(proposal.arm),
-            measured=[
-                (self.state.candidates[key].doc, value)
-                for key, value in self.arms.measured(proposal.arm).items()
-            ],
+            measured=self.arms.measured(proposal.arm),
             in_words=in_words,
             alone=self.arms.alone(proposal.arm),
             lessons=self.lessons.now(self.state) if in_words else (),
