@@ -290,16 +290,12 @@ def configurations(flow: Flow, shape: Shape) -> Iterator[ScoreConfig]:
     """Ways to cut a scoring launch: rows of a tile, warps, and blocks a program with loads that run ahead."""
     code = generate(flow.program.canonical(), shape.geometry, shape.page)
     if not code.tokens:
-        for block in (max(1, code.block // 2), code.block):
-            for warps in (4, 8):
-                for blocks, stages in ((1, 1), (2, 2), (4, 3)):
-                    yield ScoreConfig(block, blocks, warps, stages)
+        for blocks, stages in ((1, 1), (2, 2)):
+            yield ScoreConfig(code.block, blocks, 4, stages)
         return
-    for rows, warps in ((128, 1), (256, 2), (512, 4), (1024, 8)):
-        for blocks in (1, 4, 16):
+    for rows, warps, every in ((128, 1, (4, 8, 16)), (256, 2, (4, 8)), (512, 4, (2, 4, 8))):
+        for blocks in every:
             yield ScoreConfig(max(1, rows // shape.page), blocks, warps, 1)
-    for rows, warps, stages in ((512, 4, 3), (256, 4, 1), (512, 8, 1)):
-        yield ScoreConfig(max(1, rows // shape.page), 4, warps, stages)
 
 
 def sweep(report: Report, flow: Flow, shape: Shape, kv: Any) -> None:

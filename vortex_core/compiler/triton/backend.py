@@ -48,9 +48,9 @@ LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
 TOKEN_BLOCKS = 8
 TOKEN_PROGRAMS = 8
-TOKEN_STAGES = 3
-# What lies by columns goes from memory to registers, and enough programs are resident to hide the way.
-COLUMN_STAGES = 1
+# Where codes lie by columns: programs of one warp, each long enough that turning the query into bytes counts little.
+COLUMN_BLOCKS = 8
+COLUMN_PROGRAMS = 30
 # Up to so many programs a multiprocessor, matrix products take many channels.
 SHORT_PROGRAMS = 4
 
@@ -303,13 +303,21 @@ class TritonFlow:
         programs = -(-width // block) * batch * self.geometry.kv_heads
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
         if self.code.tokens and not self.geometry.is_mla:
-            default = token_blocks(programs, device)
-        stages = config.stages
-        if self.code.tokens and stages == ScoreConfig.stages:
-            stages = COLUMN_STAGES if self.code.columns else TOKEN_STAGES
+            default = column_blocks(programs, device) if self.code.columns else token_blocks(programs, device)
+        stages = self.code.stages(config.stages)
+        if (
+            self.code.sub_pages
+            and not self.code.tokens
+            and not config.blocks
+            and stages == ScoreConfig.stages
+        ):
+            default, stages = (
+                1,
+                1,
+            )  # tiles are large, and two of them in shared memory leave room for few programs
         short = programs <= SHORT_PROGRAMS * multiprocessors(device)
         return replace(
-            config, block=block, blocks=config.blocks or default, stages=stages,
+            config, block=block, blocks=config.blocks or default, stages=stages, warps=self.code.warps(block, config.warps),
             channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
         )  # fmt: skip
 
@@ -413,6 +421,11 @@ def token_blocks(programs: int, device: torch.device) -> int:
     evenly."""
     share = programs // (TOKEN_PROGRAMS * multiprocessors(device))
     return max(1, min(TOKEN_BLOCKS, 1 << max(0, share.bit_length() - 1)))
+
+
+def column_blocks(programs: int, device: torch.device) -> int:
+    """The same where codes lie by columns: all programs are resident at once."""
+    return max(1, min(COLUMN_BLOCKS, programs // (COLUMN_PROGRAMS * multiprocessors(device))))
 
 
 class TritonBackend:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vortex_core.compiler.columns import column_bytes
 from vortex_core.compiler.triton.contraction import exact
@@ -35,7 +35,9 @@ _HELD = 8  # by bf16
 MAX_ROWS = 256
 MAX_ROW_BYTES = 32768
 MANY_LANES = 256
-COLUMN_ROWS = 512  # of codes that lie by columns: four of each thread
+COLUMN_ROWS = (
+    128  # of codes that lie by columns: four of each thread of one warp, which then waits for no other
+)
 _VIEWS = ("slice", "split", "rename", "channels")
 
 
@@ -50,6 +52,7 @@ class CodeProduct:
         rest: page-side factors without `dim`.
         exact: whether bf16 holds the query side.
         absorbed: nodes that need no value of their own.
+        parts: of a weighted sum of products, its codes with their weights.
     """
 
     dim: str
@@ -58,6 +61,7 @@ class CodeProduct:
     rest: tuple[int, ...]
     exact: bool
     absorbed: tuple[int, ...]
+    parts: tuple[tuple[int, float], ...] = ()
 
     def row_bytes(self, graph: Graph, states: Mapping[str, StateDecl], sizes: Mapping[str, int]) -> int:
         """Bytes of a row's codes, at least one."""
@@ -76,7 +80,58 @@ def find_code_products(graph: Graph, states: Mapping[str, StateDecl]) -> dict[in
             made = _match(graph, states, node.inputs[0], node.attr["dims"][0])
             if made is not None:
                 found[i] = made
+    for i, node in enumerate(graph.nodes):
+        if node.op == "add":
+            joined = _together(graph, states, found, i)
+            if joined is not None:
+                found[i] = joined
     return found
+
+
+def _together(
+    graph: Graph, states: Mapping[str, StateDecl], products: Mapping[int, CodeProduct], i: int
+) -> CodeProduct | None:
+    """A weighted sum of products of one query with signs as one product: `a sum_d q_d x_d + b sum_d q_d y_d`."""
+    absorbed, parts = [i], []
+    first: tuple[CodeProduct, tuple[int, ...]] | None = None
+    for term in _flat(graph, "add", i, absorbed):
+        weight, scalars, one = 1.0, [], None
+        for f in _flat(graph, "mul", term, absorbed):
+            if f in products and one is None and graph.nodes[f].op == "sum":
+                one = products[f]
+                absorbed += [f, *one.absorbed]
+            elif graph.nodes[f].op == "const":
+                weight *= graph.nodes[f].attr["value"]
+            elif not graph.nodes[f].type.names:
+                scalars.append(f)
+            else:
+                return None
+        if one is None or one.rest or len(one.codes) > 1:
+            return None
+        state = states[graph.nodes[view(graph, one.codes[0])[-1]].attr["name"]]
+        found = (one, tuple(sorted(scalars)))
+        first = found if first is None else first
+        if (
+            state.dtype != "bits"
+            or found[1] != first[1]
+            or (one.dim, one.query) != (first[0].dim, first[0].query)
+        ):
+            return None
+        parts.append((one.codes[0], weight))
+    types = {graph.nodes[code].type for code, _ in parts}
+    if first is None or len(parts) < 2 or len(types) > 1:
+        return None
+    return replace(
+        first[0], codes=(parts[0][0],), rest=first[1], absorbed=tuple(absorbed), parts=tuple(parts)
+    )
+
+
+def _flat(graph: Graph, op: str, i: int, inside: list[int]) -> list[int]:
+    """The operands of nested operators of one kind; `inside` gets those."""
+    if graph.nodes[i].op != op:
+        return [i]
+    inside.append(i)
+    return [k for j in graph.nodes[i].inputs for k in _flat(graph, op, j, inside)]
 
 
 def _match(graph: Graph, states: Mapping[str, StateDecl], i: int, dim: str) -> CodeProduct | None:

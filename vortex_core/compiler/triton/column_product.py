@@ -1,0 +1,293 @@
+"""The text of products of a query with codes that lie by columns: see `whole_rows`.
+
+Codes of one state are multiplied as bytes, with a query of three bytes a number: integer products are exact, and
+unpacking takes an instruction for four numbers. Codes times codes that all rows of a page share, signs times a page's
+amplitudes, are pairs of bf16 numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from vortex_core.compiler.triton.code_product import CodeProduct, widest
+from vortex_core.compiler.triton.code_view import lane_name, place, spread, unit_packings
+from vortex_core.compiler.triton.emitter import Emitter
+from vortex_core.compiler.triton.fields import bytes_text, code_text, unit_text
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
+from vortex_core.compiler.triton.whole_rows import Columns, Words, columns_of, words_of
+from vortex_core.ir.program import StateDecl
+
+LEAST_ROWS = 64
+MOST_HEADS = 16  # two a product
+DIGITS = 3  # bytes of a query's number
+LARGEST = 8.0e6  # that they hold, and a little less
+MOST_LANES = 64  # of a product of bytes, or one word's: more hold more registers
+LEAST_PAIRS = 4  # whose other factors are read together
+_TINY = 1.0e-30
+
+
+class ColumnProduct:
+    """Writes one product.
+
+    Args:
+        states: by name.
+        mask: condition text on real lanes of axes.
+        axes: of the rows.
+        found: how the factor with the most rows is read.
+    """
+
+    def __init__(
+        self,
+        e: Emitter,
+        states: Mapping[str, StateDecl],
+        mask: Callable[[Sequence[Axis], bool], str | None],
+        c: CodeProduct,
+        env: Env,
+        head: Axis | None,
+        axes: tuple[Axis, ...],
+        found: Columns,
+    ) -> None:
+        self.e, self.states, self.mask, self.c, self.env = e, states, mask, c, env
+        self.head, self.axes, self.found = head, axes, found
+        self.first = widest(e.graph, c)
+        self.others = [i for i in c.codes if i != self.first]
+        self.lane = lane_name(c.dim)
+        self.starts: dict[int, int] = {}  # the column where each code's view starts
+        self.rows = math.prod(a.size for a in axes)
+        self.real = e.graph.nodes[self.first].type.extent(c.dim).resolve(e.sizes)
+
+    def emit(self) -> str | None:
+        """The sums `[rows, heads]`, or None where these factors do not suit it."""
+        if self.others:
+            names = {n for i in self.others for n in self.e.graph.nodes[i].type.names}
+            if not names <= {"page", self.c.dim} or self.found.planes > 1:
+                return None
+            whole = all(self._read_together(i) for i in self.others)
+            bytewise = self.found.unit == 8 or (not whole and self.found.per >= 2 * LEAST_PAIRS)
+            self.found = replace(self.found, low=3 if bytewise else 2)
+            lefts = [self._times_page(n) for n in range(self.found.count)]
+            sums = [self._pairs(start, lefts) for start in self._heads()]
+        else:
+            planes = range(self.found.planes)
+            parts = self.c.parts or ((self.first, 1.0),)
+            self.starts = {}
+            for code, _ in parts:
+                own = columns_of(self.e.graph, self.c, self.states, self.e.sizes, code)
+                if own is None or replace(own, first=0) != replace(self.found, first=0):
+                    return None
+                self.starts[code] = own.first
+            every = [(code, plane, weight * 2**plane) for code, weight in parts for plane in planes]
+            words = words_of(self.found, len(every), MOST_LANES)
+            lefts = [self._words(w, [(code, plane) for code, plane, _ in every]) for w in words]
+            weights = [weight for *_, weight in every]
+            sums = [self._bytes(start, words, weights, lefts) for start in self._heads()]
+        return self._joined(sums)
+
+    def _heads(self) -> range:
+        return range(0, 1 if self.head is None else self.head.real, 2)
+
+    def _joined(self, sums: list[str]) -> str:
+        """Sums of two heads each, side by side."""
+        width = 1 if self.head is None else self.head.size
+        if width == 1:
+            return f"tl.sum({sums[0]}, axis=1)"
+        while len(sums) * 2 < width:  # heads that are none
+            sums = [*sums, sums[-1]]
+        while len(sums) > 1:
+            shape = [self.rows, width // (len(sums) // 2)]
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            sums = [
+                self._bind(f"tl.reshape(tl.permute(tl.join({a}, {b}), (0, 2, 1)), {shape})") for a, b in pairs
+            ]
+        return sums[0]
+
+    def _bind(self, text: str) -> str:
+        return self.e.bind(text, (), True).text
+
+    def _shared(self, text: str) -> str:
+        return self.e.shared(text, ()).text
+
+    # ---- the query -----------------------------------------------------------------------------------------
+
+    def _two_heads(self, start: int, lanes: Axis, channel: str, end: int) -> str:
+        """The query's factors for two heads at the channels of some lanes, `[2, lanes]`; 0 where there are none."""
+        e, real = self.e, self.real
+        two = e.axis("two", 2)
+        last = 0 if self.head is None else self.head.real - 1
+        at = f"{start} + {two.index}" if start else two.index
+        head = Tile(f"tl.minimum({at}, {last})" if start + 1 > last else at, (two,))
+        bound = channel if end <= real else f"tl.minimum({channel}, {real - 1})"
+        env = {self.c.dim: e.shared(bound, (lanes,)), "head": head}
+        factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in self.c.query]
+        axes = order([a for t in factors for a in t.axes])
+        target = [two, lanes]
+        text = e.shared(spread(Tile(" * ".join(t.to(axes) for t in factors), axes), target), target).text
+        inside = [f"(({channel}) < {real})[None, :]"] if end > real else []
+        inside += [f"({two.index} == 0)[:, None]"] if last == 0 else []
+        return self._shared(f"tl.where({' & '.join(inside)}, {text}, 0.0)") if inside else text
+
+    # ---- bytes ---------------------------------------------------------------------------------------------
+
+    def _words(self, words: Words, parts: Sequence[tuple[int, int]]) -> str:
+        """Words of every row as the left operand."""
+        per = len(words.columns) // words.words
+        columns = [self._column_bytes(*parts[part], column) for part, column in words.columns]
+        made = []
+        for n in range(0, len(columns), per):
+            x = f"tl.reshape({self._side_by_side(columns[n : n + per])}, [{self.rows}, 4])"
+            made.append(self._bind(f"numbers({x}, {words.bits})"))
+        every = self._side_by_side(made)
+        return self._bind(f"long_bytes({every}, {self.rows}, {words.places}, {words.words})")
+
+    def _side_by_side(self, tiles: list[str]) -> str:
+        """Tiles with a dimension more that counts them."""
+        if len(tiles) == 1:
+            return tiles[0]
+        return self._bind(f"tl.join({self._side_by_side(tiles[::2])}, {self._side_by_side(tiles[1::2])})")
+
+    def _column_bytes(self, code: int, plane: int, column: int) -> str:
+        """The bytes of a column, row by row."""
+        e, size = self.e, self.found.unit // 8
+        env = {**self.env, self.c.dim: Tile(str(self.starts[code] + column))}
+        state, row, indices = place(e, self.states, code, env, self.c.dim)
+        inner = indices[-2]
+        axis = inner.axes[0] if len(inner.axes) == 1 else None
+        rows = state.stored[-2][1].resolve(e.sizes)
+        if axis is not None and inner.text == axis.index and axis.real == rows and axis == self.axes[-1]:
+            lane = e.axis("row_bytes", rows * size)
+            lanes: tuple[Axis, ...] = (lane,)
+            at = Tile(lane.index, lanes)
+        else:
+            lane = e.axis(self.lane, size)
+            lanes = (*inner.axes, lane)
+            at = Tile(f"({inner.to(lanes)}) * {size} + {Tile(lane.index, (lane,)).to(lanes)}", lanes)
+        own = (*order([*row.axes, *(a for t in indices[:-2] for a in t.axes)]), *lanes)
+        text = bytes_text(
+            state, e.sizes, row, indices[:-2], indices[-1].text, at, own, plane, self.mask(own, True)
+        )
+        assert math.prod(a.size for a in own) == self.rows * size, (own, self.axes)
+        return f"tl.reshape({e.bind(text, own, True).text}, {[self.rows, size]})"
+
+    def _bytes(self, start: int, words: list[Words], weights: list[float], lefts: list[str]) -> str:
+        """The sums for two heads of codes as bytes."""
+        queries, tops, lowers = [], [], []
+        for w in words:
+            query, weighed, least = self._weighed(start, w, weights)
+            queries.append(weighed)
+            tops.append(f"tl.max(tl.abs({weighed}), axis=1)")
+            lowers.append(f"tl.sum({query} * {least}[None, :], axis=1)")
+        top = tops[0]
+        for other in tops[1:]:
+            top = f"tl.maximum({top}, {other})"
+        top = self._shared(f"tl.maximum({top}, {_TINY})")
+        scale = self._shared(f"{LARGEST} / {top}")
+        # Four rows count as one: a channel is there four times.
+        lower = self._shared(f"four_times(0.25 * ({' + '.join(lowers)}))")
+        unit = self._shared(f"four_times({top} * {1.0 / LARGEST!r})")
+        sums = ["" for _ in range(DIGITS)]
+        for w, query, left in zip(words, queries, lefts, strict=True):
+            for d in range(DIGITS):
+                digit = self._shared(f"digit({query}, {scale}[:, None], {d})")
+                right = self._shared(f"long_query({digit}, {w.lanes}, 3)")
+                extra = f", {sums[d]}" if sums[d] else ""
+                sums[d] = self._bind(f"tl.dot({left}, tl.trans({right}){extra}, out_dtype=tl.int32)")
+        high, middle, low = (f"{total}.to(tl.float32)" for total in sums)
+        total = self._bind(f"{high} * 65536.0 + ({middle} * 256.0 + {low})")
+        return self._bind(f"short_rows({total} * {unit}[None, :] + {lower}[None, :], {self.rows})")
+
+    def _weighed(self, start: int, words: Words, weights: list[float]) -> tuple[str, str, str]:
+        """The query at the channels of some words, the same as it meets their bytes, and what a number is too large
+        by where its byte is 0, of the query."""
+        e = self.e
+        lanes = e.axis(self.lane, words.lanes)
+        columns = e.shared(words.column(lanes.index), (lanes,)).text
+        channel = e.shared(words.channel(lanes.index, columns), (lanes,)).text
+        real_columns = sum(words.sizes)
+        query = self._two_heads(start, lanes, channel, self.real + 1)
+        if words.start + len(words.columns) > real_columns:
+            query = self._shared(f"tl.where(({columns} < {real_columns})[None, :], {query}, 0.0)")
+        places = e.shared(words.place(lanes.index), (lanes,)).text
+        by_part = words.by_part(columns, [repr(w) for w in weights])
+        if words.bits == 4:  # the upper number of a byte is 16 times as much, the lower too large by 8
+            weight = f"tl.where({places} == 0, 1.0, 0.0625)"
+            least = f"tl.where({places} == 0, -8.0, 0.0)"
+        else:  # 0 and 2 ** n for -1 and 1
+            weight = f"(2.0 / (1 << ({places} & 3)).to(tl.float32)) * {by_part}"
+            least = f"tl.zeros([{lanes.size}], tl.float32) - {by_part}"
+        weight, least = (e.shared(text, (lanes,)).text for text in (weight, least))
+        return query, self._shared(f"{query} * {weight}[None, :]"), least
+
+    # ---- pairs ---------------------------------------------------------------------------------------------
+
+    def _pairs(self, start: int, lefts: Sequence[str]) -> str:
+        """The sums for two heads of pairs of bf16 numbers; two such numbers hold a query's."""
+        found, total = self.found, ""
+        lanes = self.e.axis(self.lane, found.lanes)
+        for n, left in enumerate(lefts):
+            query = self._two_heads(start, lanes, found.channel(n, lanes.index), (n + 1) * found.per)
+            query = self._shared(f"long_query({query}, {lanes.size}, {found.low})")
+            high = self._shared(f"{query}.to(OPERAND)")
+            rights = [high]
+            if not self.c.exact:
+                rights.append(self._shared(f"({query} - {high}.to(tl.float32)).to(OPERAND)"))
+            for right in rights:
+                extra = f", {total}" if total else ""
+                total = self._bind(f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")')
+        return self._bind(f"short_rows({total}, {self.rows})")
+
+    def _times_page(self, n: int) -> str:
+        """A column of codes times codes that all rows of a page share, as the left operand."""
+        e, found = self.e, self.found
+        env = {**self.env, self.c.dim: Tile(str(found.first + n))}
+        state, row, indices = place(e, self.states, self.first, env, self.c.dim)
+        own = order([*row.axes, *(a for t in indices for a in t.axes)])
+        assert own == self.axes, (own, self.axes)
+        text, own = unit_text(state.name, state, e.sizes, row, indices, self.mask(own, True), found.unit)
+        x = self._bind(f"halves({e.bind(text, own, True).text}, {found.unit})")
+        pairs = []
+        for at in range(found.per // 2):
+            factors = [self._page_pair(i, n * found.per + at) for i in self.others]
+            shown = " * ".join(t.to((*own, t.axes[-1])) for t in factors)
+            pairs.append(self._bind(f"pair_times({x}, {shown}, {at * found.bits}, {found.bits}, OPERAND)"))
+        while len(pairs) > 1:
+            pairs = [self._bind(f"tl.join({a}, {b})") for a, b in zip(pairs[::2], pairs[1::2], strict=True)]
+        left = f"tl.reshape({pairs[0]}, [{self.rows}, {found.per}])"
+        return self._bind(f"long_rows({left}, {self.rows}, {found.per}, {found.low})")
+
+    def _read_together(self, i: int) -> bool:
+        """Whether four channels of a page's codes can be read as 16 bits wherever a column has four in a row."""
+        read = unit_packings(self.e, self.states, self.c.dim, i, 4, (16,))
+        return bool(read) and read[0].bits == 4 and self.found.per >= 2 * LEAST_PAIRS
+
+    def _page_pair(self, i: int, channel: int) -> Tile:
+        """A page's codes of a channel and of the one half a column further, `[page, 2]`."""
+        e, half = self.e, self.found.per // 2
+        channels = [min(channel, self.real - 1), min(channel + half, self.real - 1)]
+        two = Axis(self.lane, 2)
+        if not self._read_together(i):
+            low, high = (self._page_code(i, at) for at in channels)
+            return self._once(f"tl.join({low.text}, {high.text})", (*low.axes, two))
+        (read,) = unit_packings(e, self.states, self.c.dim, i, 4, (16,))
+        sides = []
+        for at in channels:
+            env = {**self.env, self.c.dim: Tile(str(read.offset + at // 4))}
+            state, row, indices = place(e, self.states, i, env, self.c.dim)
+            text, axes = unit_text(state.name, state, e.sizes, row, indices, self.mask(row.axes, True), 16)
+            sides.append(self._once(f"{text}.to(tl.int32)", axes))
+        word = self._once(f"({sides[0].text} & 65535) | ({sides[1].text} << 16)", axes)
+        return self._once(f"pair({word.text}, {channel % 4 * 4}, 4, OPERAND)", (*axes, two))
+
+    def _page_code(self, i: int, channel: int) -> Tile:
+        """One channel of a page's codes."""
+        state, row, indices = place(self.e, self.states, i, {**self.env, self.c.dim: Tile(str(channel))})
+        own = order([*row.axes, *(a for t in indices for a in t.axes)])
+        text, own = code_text(state.name, state, self.e.sizes, row, indices, self.mask(own, True))
+        return self._once(f"({text}).to(OPERAND)", own)
+
+    def _once(self, text: str, axes: Sequence[Axis]) -> Tile:
+        """A statement of the loop, or the variable that holds the same already."""
+        lines = self.e.inner if self.e.inner is not None else self.e.outer
+        found = next((line.split(" = ", 1)[0] for line in lines if line.endswith(f" = {text}")), None)
+        return self.e.bind(text, axes, True) if found is None else Tile(found, tuple(axes))
