@@ -34,6 +34,7 @@ TASKS: Registry[type[AnyTask]] = Registry(
         "key_walk": f"{_HERE}.long_answers:KeyWalk",
         "key_dialogue": f"{_HERE}.long_answers:KeyDialogue",
         "word_chain": f"{_HERE}.word_chain:WordChain",
+        "recital": f"{_HERE}.recital:Recital",
         "jsonl": f"{_HERE}.jsonl:Jsonl",
         "lm_eval": f"{_HERE}.lm_eval_task:LmEval",
         "held_text": f"{_HERE}.perplexity:HeldText",

@@ -241,6 +241,32 @@ class TestWordChain(TaskConformance):
         assert item.score(" moon." + right.partition(".")[2]) == 0
 
 
+class TestRecital(TaskConformance):
+    task = "recital"
+    given: ClassVar[dict[str, Any]] = {"context": 700, "tokens": 60}
+
+    def test_the_answer_stands_in_the_text_behind_the_sentence_that_is_begun(self) -> None:
+        tokenizer = self.tokenizer()
+        for item in self.build(tokenizer, 0):
+            assert isinstance(item, Question)
+            text = " ".join(tokenizer.decode(list(item.prompt)).split())
+            sentence = str(item.about["sentence"])
+            assert f"{sentence} {item.answer}" in text
+            assert text.endswith(sentence), "the answer has begun"
+            start, end = item.about["needle_tokens"]
+            there = " ".join(tokenizer.decode(list(item.prompt[start:end])).split())
+            assert there == f"{sentence} {item.answer}"
+            assert 60 <= item.about["tokens"] < item.max_new_tokens
+
+    def test_a_word_of_its_own_is_wrong(self) -> None:
+        item = self.build(self.tokenizer(), 0)[0]
+        assert isinstance(item, Question)
+        said = item.answer.split()
+        assert item.score(" " + item.answer + " And more.") == 1
+        assert item.score(" ".join([*said[:-1], "moon"])) == 0
+        assert item.score(" ".join(said[1:])) == item.score(" ".join(said[:-1])) == 0
+
+
 class TestPairRecall(TaskConformance):
     task = "pair_recall"
     given: ClassVar[dict[str, Any]] = {"context": 200, "distractors": 7}

@@ -1,0 +1,83 @@
+"""Text said again word for word: hundreds of decode steps in English that a small model can do.
+
+The prompt is a long text; asked for is a part of it from a given sentence on. Each word is found behind the one just
+written, in pages that change as the answer goes on, and a step that misses its page ends the recital: the model then
+goes on with words of its own.
+"""
+
+from __future__ import annotations
+
+import random
+
+from pydantic import Field, PositiveInt
+
+from evaluators.errors import no_room
+from evaluators.tasks.base import AnswerTask, Question, TaskParameters
+from evaluators.tasks.haystack import draw_passage, golden_depth
+from evaluators.tasks.tokens import Tokenizer, encode, frame
+
+_BEFORE = "Read the following text. You will be asked to repeat a part of it word for word.\n\n"
+_AFTER = "\n\nRepeat the text above word for word, beginning with its sentence:{sentence}"
+
+
+class RecitalParameters(TaskParameters):
+    """See the module."""
+
+    tokens: PositiveInt = Field(128, le=2048, description="at least so many are to be said again")
+
+
+class Recital(AnswerTask[RecitalParameters]):
+    """A part of a text, as it stands there."""
+
+    name = "recital"
+    parameters = RecitalParameters
+
+    def item(self, tokenizer: Tokenizer, given: RecitalParameters, seed: int, index: int) -> Question:
+        """See `AnswerTask`."""
+        rng = random.Random(f"{self.name}:{given.context}:{given.tokens}:{seed}:{index}")
+        head, bare = frame(tokenizer, _BEFORE, _AFTER.format(sentence=""), "")
+        room = given.context - len(head) - len(bare)
+        passage = draw_passage(tokenizer, rng, max(room, 1))
+        depth = golden_depth(self.name, given.context, seed, index)
+        starts = [sum(map(len, passage[:i])) for i in range(len(passage) + 1)]
+        # Sentences that the question leaves in place, with what is to be said behind them; the last may be cut.
+        possible = []
+        for i, sentence in enumerate(passage[:-1]):
+            said = next(
+                (k for k in range(i + 2, len(passage)) if starts[k] - starts[i + 1] >= given.tokens), None
+            )
+            if said is not None and starts[said] + 2 * len(sentence) + 8 <= room:
+                possible.append((i, said))
+        if not possible:
+            raise no_room(given.context, room, self.name)
+        first, end = possible[min(len(possible) - 1, int(depth * len(possible)))]
+        sentence = tokenizer.decode(list(passage[first]))
+        head, tail = frame(tokenizer, _BEFORE, _AFTER.format(sentence=sentence), sentence.strip())
+        ids = [token for part in passage for token in part][: given.context - len(head) - len(tail)]
+        prompt = (*head, *ids, *tail)
+        wanted = tokenizer.decode([token for part in passage[first + 1 : end] for token in part])
+        if len(prompt) != given.context or len(ids) < starts[end]:
+            raise no_room(given.context, room, self.name)
+        return Question(
+            index=index,
+            prompt=prompt,
+            answers=(" ".join(wanted.split()),),
+            metric=begins_with,
+            max_new_tokens=len(encode(tokenizer, wanted)) + 8,
+            stops=("\n",),
+            about={
+                "sentence": sentence.strip(),
+                "tokens": starts[end] - starts[first + 1],
+                "needle_tokens": [len(head) + starts[first], len(head) + starts[end]],
+            },
+        )
+
+    def decoded(self, given: RecitalParameters) -> tuple[int, int]:
+        """See `AnswerTask`: what is to be said, to the end of its last sentence."""
+        return 1, given.tokens + 256
+
+
+def begins_with(text: str, answers: tuple[str, ...]) -> bool:
+    """Whether a text begins with the answer's words, white space aside."""
+    wanted = answers[0].split()
+    return text.split()[: len(wanted)] == wanted
