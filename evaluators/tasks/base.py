@@ -45,7 +45,8 @@ class Question:
         index: number of the item; with the task, its parameters and the seed it determines everything else.
         prompt: token ids; the model continues them.
         answers: what is wanted.
-        metric: how answers are judged: a name in `metrics.METRICS`, or a function of the text and `answers`.
+        metric: how answers are judged: a name in `metrics.METRICS`, or a function of the text and `answers` that says
+            whether it is right, or what share of it is.
         max_new_tokens: enough for the answer in this tokenizer, with a little slack.
         stops: strings that end an answer, besides the end of text.
         about: what an agent may want to know of a lost item: where the answer lies, how deep.
@@ -59,7 +60,7 @@ class Question:
     index: int
     prompt: tuple[int, ...]
     answers: tuple[str, ...]
-    metric: Metric | Callable[[str, tuple[str, ...]], bool]
+    metric: Metric | Callable[[str, tuple[str, ...]], float]
     max_new_tokens: int
     stops: tuple[str, ...] = (".", "\n")
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -88,8 +89,10 @@ class Question:
         return self.metric if isinstance(self.metric, str) else self.metric.__qualname__
 
     def score(self, text: str) -> float:
-        """1 if `text` is right, else 0: the paired tests are of right and wrong answers."""
-        judge = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        """1 if `text` is right, 0 if nothing of it is, and between them only where a task judges by shares."""
+        judge: Callable[[str, tuple[str, ...]], float] = (
+            METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        )
         return float(judge(text, self.answers))
 
 

@@ -1,8 +1,8 @@
 """Text said again word for word: hundreds of decode steps in English that a small model can do.
 
-The prompt is a long text; asked for is a part of it from a given sentence on. Each word is found behind the one just
-written, in pages that change as the answer goes on, and a step that misses its page ends the recital: the model then
-goes on with words of its own.
+The prompt is a long text; asked for is a part of it from a given sentence on, which the answer has begun. Each word is
+found behind the one just written, in pages that change as the answer goes on, and a step that misses its page ends the
+recital: the model then goes on with words of its own. The score is how far it came.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from evaluators.tasks.tokens import Tokenizer, encode, frame
 
 _BEFORE = "Read the following text. You will be asked to repeat a part of it word for word.\n\n"
 _AFTER = "\n\nRepeat the text above word for word, beginning with its sentence:{sentence}"
+_BEGUN = 3  # tokens of the next sentence that the answer's beginning gives: models stop where a sentence ends
 
 
 class RecitalParameters(TaskParameters):
@@ -52,21 +53,22 @@ class Recital(AnswerTask[RecitalParameters]):
             raise no_room(given.context, room, self.name)
         first, end = possible[min(len(possible) - 1, int(depth * len(possible)))]
         sentence = tokenizer.decode(list(passage[first]))
-        head, tail = frame(tokenizer, _BEFORE, _AFTER.format(sentence=sentence), sentence.strip())
+        begun = tokenizer.decode([*passage[first], *passage[first + 1][:_BEGUN]]).strip()
+        head, tail = frame(tokenizer, _BEFORE, _AFTER.format(sentence=sentence), begun)
         ids = [token for part in passage for token in part][: given.context - len(head) - len(tail)]
         prompt = (*head, *ids, *tail)
-        wanted = tokenizer.decode([token for part in passage[first + 1 : end] for token in part])
+        wanted = tokenizer.decode([token for part in passage[first + 1 : end] for token in part][_BEGUN:])
         if len(prompt) != given.context or len(ids) < starts[end]:
             raise no_room(given.context, room, self.name)
         return Question(
             index=index,
             prompt=prompt,
             answers=(" ".join(wanted.split()),),
-            metric=begins_with,
+            metric=how_far,
             max_new_tokens=len(encode(tokenizer, wanted)) + 8,
             stops=("\n",),
             about={
-                "sentence": sentence.strip(),
+                "begun": begun,
                 "tokens": starts[end] - starts[first + 1],
                 "needle_tokens": [len(head) + starts[first], len(head) + starts[end]],
             },
@@ -77,7 +79,10 @@ class Recital(AnswerTask[RecitalParameters]):
         return 1, given.tokens + 256
 
 
-def begins_with(text: str, answers: tuple[str, ...]) -> bool:
-    """Whether a text begins with the answer's words, white space aside."""
-    wanted = answers[0].split()
-    return text.split()[: len(wanted)] == wanted
+def how_far(text: str, answers: tuple[str, ...]) -> float:
+    """The share of the wanted words that a text says before it departs from them, white space aside."""
+    wanted, said = answers[0].split(), text.split()
+    right = next(
+        (i for i, (a, b) in enumerate(zip(wanted, said, strict=False)) if a != b), min(len(wanted), len(said))
+    )
+    return right / len(wanted)
