@@ -43,11 +43,11 @@ class Recital(AnswerTask[RecitalParameters]):
         starts = [sum(map(len, passage[:i])) for i in range(len(passage) + 1)]
         # Sentences that the question leaves in place, with what is to be said behind them; the last may be cut.
         possible = []
-        for i, sentence in enumerate(passage[:-1]):
+        for i, part in enumerate(passage[:-1]):
             said = next(
                 (k for k in range(i + 2, len(passage)) if starts[k] - starts[i + 1] >= given.tokens), None
             )
-            if said is not None and starts[said] + 2 * len(sentence) + 8 <= room:
+            if said is not None and starts[said] + 2 * len(part) + 8 <= room:
                 possible.append((i, said))
         if not possible:
             raise no_room(given.context, room, self.name)
