@@ -102,22 +102,44 @@ def test_equals_the_definition(
     kind=st.sampled_from(["normal", "ties", "special", "equal"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     budget=st.sampled_from([3, 64, 128, 256, 257]),
+    at=st.sampled_from([None, 1.0, 2.5, -math.inf]),
     seed=st.integers(0, 99),
 )
 def test_long_rows_are_sifted_to_the_same_pages(
-    pages: int, kind: str, dtype: torch.dtype, budget: int, seed: int
+    pages: int, kind: str, dtype: torch.dtype, budget: int, at: float | None, seed: int
 ) -> None:
     """One row as long as the table, and one half as long, which is searched in a shorter block."""
     tokens = [pages * PAGE - 3, pages * PAGE // 2]
     case = inputs.scores(tokens, heads=1, page_size=PAGE, kind=kind, dtype=dtype, seed=seed)
     k = torch.tensor([budget], dtype=torch.int32)
     rules = {"keep_first": 1, "keep_last": 2}
-    found, lens = run(case, k, 1, select_plan(pages, budget), budget, **rules)
+    limit = None if at is None else Limit("threshold", at)
+    found, lens = run(case, k, 1, select_plan(pages, budget), budget, limit=limit, **rules)
     _, want, want_lens = select_reference(
-        case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, **rules
+        case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, threshold=at, **rules
     )
     assert found == want
     assert lens == want_lens
+
+
+@settings(max_examples=6)
+@given(
+    pages=st.sampled_from([2049, 8192, 9000]),
+    kind=st.sampled_from(["normal", "ties"]),
+    p=st.sampled_from([0.0, 0.05, 0.3, 0.95]),
+    seed=st.integers(0, 99),
+)
+def test_the_mass_of_long_rows_is_that_of_all_their_pages(pages: int, kind: str, p: float, seed: int) -> None:
+    case = inputs.scores([pages * PAGE - 3], heads=1, page_size=PAGE, kind=kind, seed=seed)
+    k, rules = torch.tensor([128], dtype=torch.int32), {"keep_first": 1, "keep_last": 2}
+    (found,), _ = run(case, k, 1, select_plan(pages, 128), 128, limit=Limit("top-p", p), **rules)
+    least, most = (
+        select_reference(
+            case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, top_p=p * (1 + e), **rules
+        )[1][0]
+        for e in (-2e-6, 2e-6)  # as `Limit` says
+    )
+    assert set(least) <= set(found) <= set(most)
 
 
 def test_rows_are_sifted_where_few_pages_reach_the_bound_and_else_searched_whole() -> None:

@@ -142,16 +142,17 @@ def choose(
 
 @triton.jit
 def choose_sifted(
-    keys, source, pages_ptr, first, end, kept, k, n_pages, keep_first, keep_last, row, table_row,
+    keys, source, pages_ptr, first, end, kept, k, at_key, top, wanted, n_pages, keep_first, keep_last, row, table_row,
     out_row, out_keys_row, marks_row, sifted_keys, sifted_pages, capacity,
     ARE_KEYS: tl.constexpr, TO_CANDIDATES: tl.constexpr, BLOCK: tl.constexpr, LAST_SHIFT: tl.constexpr,
-    MARKS: tl.constexpr, SIFT: tl.constexpr,
+    LIMIT: tl.constexpr, MARKS: tl.constexpr, SIFT: tl.constexpr,
 ):  # fmt: skip
-    """`choose` without a limit, of the few items that a bound leaves, if it leaves few enough.
+    """`choose` of the few items that a bound leaves, if it leaves few enough.
 
-    A search of few keys takes a fraction of the time of one that holds all. Items that reach the bound keep their order
-    in scratch [SIFT]; k of them are chosen, or marked, and marks that begin with pages are cleared. Returns whether
-    that was done, and what `choose` does (of items only marked: neither).
+    A limit ends a choice among the best k, and those are left. A search of few keys takes a fraction of the time of one
+    that holds all. Items that reach the bound keep their order in scratch [SIFT]; k of them at most are chosen, or
+    marked, and marks that begin with pages are cleared. Returns whether that was done, and what `choose` does (of items
+    only marked: neither).
     """
     done = False
     count = k
@@ -181,9 +182,9 @@ def choose_sifted(
             best = tl.load(sifted_keys + found, mask=found < left, other=KEY_NONE)
             count, last = choose(
                 best, sifted_keys, sifted_pages,
-                0, left, kept, k, k, 0, 0.0, 0.0, n_pages, keep_first, keep_last, 0, row,
+                0, left, kept, k, k, at_key, top, wanted, n_pages, keep_first, keep_last, 0, row,
                 table_row, out_row, out_keys_row, marks_row, capacity,
-                True, TO_CANDIDATES, SIFT, LAST_SHIFT, False, BY_COUNT, MARKS,
+                True, TO_CANDIDATES, SIFT, LAST_SHIFT, False, LIMIT, MARKS,
             )  # fmt: skip
             done = True
     return done, count, last
@@ -209,9 +210,9 @@ def choose_whole(
         wanted = share * tl.sum(tl.sum(weigh(keys, top), 1), 0)
     if SIFT > 0 and BLOCK >= 2048:
         done, count, last = choose_sifted(
-            keys, scores_row, table_row, 0, n_pages, kept, k, n_pages, keep_first, keep_last, row, table_row,
-            out_row, out_row, marks_row, sifted_keys, sifted_pages, capacity,
-            False, False, BLOCK, LAST_SHIFT, MARKS, SIFT,
+            keys, scores_row, table_row, 0, n_pages, kept, k, at_key, top, wanted, n_pages, keep_first, keep_last, row,
+            table_row, out_row, out_row, marks_row, sifted_keys, sifted_pages, capacity,
+            False, False, BLOCK, LAST_SHIFT, LIMIT, MARKS, SIFT,
         )  # fmt: skip
         listed = done and MARKS == LIST_MARKS
         if listed:

@@ -86,8 +86,7 @@ def select_kernel(
     if SIFT > 0:
         sifted_keys += (row.to(tl.int64) * SEGMENTS + segment) * SIFT
         sifted_pages += (row.to(tl.int64) * SEGMENTS + segment) * SIFT
-    # A limit looks at more pages than a budget's.
-    WHOLE_SIFT: tl.constexpr = SIFT if LIMIT == BY_COUNT and not STOCHASTIC else 0
+    WHOLE_SIFT: tl.constexpr = 0 if STOCHASTIC else SIFT
     LISTED: tl.constexpr = MARKS < BEGIN_MARKS
     if (n_pages <= 0) | ((k <= 0) & (MARKS == NO_MARKS)):
         if LISTED and segment == 0:
@@ -133,9 +132,9 @@ def select_kernel(
         done = False
         if SIFT > 0 and BLOCK >= 2048:
             done, _, _ = choose_sifted(
-                keys, scores_row, table_row, first, end, 0, here, n_pages, keep_first, keep_last, row, table_row,
-                pages_row + at, keys_row + at, marks_row, sifted_keys, sifted_pages, list_capacity,
-                False, True, BLOCK, LAST_SHIFT, NO_MARKS, SIFT,
+                keys, scores_row, table_row, first, end, 0, here, at_key, top, wanted, n_pages, keep_first, keep_last,
+                row, table_row, pages_row + at, keys_row + at, marks_row, sifted_keys, sifted_pages, list_capacity,
+                False, True, BLOCK, LAST_SHIFT, BY_COUNT, NO_MARKS, SIFT,
             )  # fmt: skip
         if not done:
             again = load_keys(scores_row, page, end, n_pages, keep_first, keep_last, False)
@@ -167,9 +166,9 @@ def select_kernel(
                 done = False
                 if WHOLE_SIFT > 0 and FINAL_BLOCK >= 2048:
                     done, taken, last = choose_sifted(
-                        best, keys_row, pages_row, 0, count, kept, k, n_pages, keep_first, keep_last, row, table_row,
-                        out_row, out_row, marks_row, sifted_keys, sifted_pages, list_capacity,
-                        True, False, FINAL_BLOCK, LAST_SHIFT, MARKS, WHOLE_SIFT,
+                        best, keys_row, pages_row, 0, count, kept, k, at_key, top, wanted, n_pages, keep_first,
+                        keep_last, row, table_row, out_row, out_row, marks_row, sifted_keys, sifted_pages,
+                        list_capacity, True, False, FINAL_BLOCK, LAST_SHIFT, LIMIT, MARKS, WHOLE_SIFT,
                     )  # fmt: skip
                 if not done:
                     best = tl.load(keys_row + found, mask=found < count, other=KEY_NONE)
