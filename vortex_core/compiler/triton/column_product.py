@@ -257,27 +257,39 @@ class ColumnProduct:
         return self._bind(f"long_rows({left}, {self.rows}, {found.per}, {found.low})")
 
     def _read_together(self, i: int) -> bool:
-        """Whether four channels of a page's codes can be read as 16 bits wherever a column has four in a row."""
-        read = unit_packings(self.e, self.states, self.c.dim, i, 4, (16,))
-        return bool(read) and read[0].bits == 4 and self.found.per >= 2 * LEAST_PAIRS
+        """Whether four channels of a page's codes can be read at once wherever a column has four in a row."""
+        return self._units(i) > 0 and self.found.per >= 2 * LEAST_PAIRS
+
+    def _units(self, i: int) -> int:
+        """Bits in which a page's 4-bit codes can be read, whole units from their start; 0 if in none."""
+        for unit in (32, 16):
+            read = unit_packings(self.e, self.states, self.c.dim, i, 4, (unit,))
+            if read and read[0].bits == 4:
+                return unit
+        return 0
 
     def _page_pair(self, i: int, channel: int) -> Tile:
         """A page's codes of a channel and of the one half a column further, `[page, 2]`."""
-        e, half = self.e, self.found.per // 2
+        half = self.found.per // 2
         channels = [min(channel, self.real - 1), min(channel + half, self.real - 1)]
         two = Axis(self.lane, 2)
         if not self._read_together(i):
             low, high = (self._page_code(i, at) for at in channels)
             return self._once(f"tl.join({low.text}, {high.text})", (*low.axes, two))
-        (read,) = unit_packings(e, self.states, self.c.dim, i, 4, (16,))
-        sides = []
-        for at in channels:
-            env = {**self.env, self.c.dim: Tile(str(read.offset + at // 4))}
-            state, row, indices = place(e, self.states, i, env, self.c.dim)
-            text, axes = unit_text(state.name, state, e.sizes, row, indices, self.mask(row.axes, True), 16)
-            sides.append(self._once(f"{text}.to(tl.int32)", axes))
-        word = self._once(f"({sides[0].text} & 65535) | ({sides[1].text} << 16)", axes)
-        return self._once(f"pair({word.text}, {channel % 4 * 4}, 4, OPERAND)", (*axes, two))
+        low, high = (self._four_codes(i, at) for at in channels)
+        word = self._once(f"({low.text} & 65535) | ({high.text} << 16)", low.axes)
+        return self._once(f"pair({word.text}, {channel % 4 * 4}, 4, OPERAND)", (*low.axes, two))
+
+    def _four_codes(self, i: int, channel: int) -> Tile:
+        """A page's codes of four channels, in the lower 16 bits."""
+        e, unit = self.e, self._units(i)
+        (read,) = unit_packings(e, self.states, self.c.dim, i, 4, (unit,))
+        env = {**self.env, self.c.dim: Tile(str(read.offset + channel * 4 // unit))}
+        state, row, indices = place(e, self.states, i, env, self.c.dim)
+        text, axes = unit_text(state.name, state, e.sizes, row, indices, self.mask(row.axes, True), unit)
+        found = self._once(f"{text}.to(tl.int32)", axes)
+        shift = channel // 4 * 16 % unit
+        return self._once(f"{found.text} >> {shift}", axes) if shift else found
 
     def _page_code(self, i: int, channel: int) -> Tile:
         """One channel of a page's codes."""
