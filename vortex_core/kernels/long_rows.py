@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from vortex_core.kernels.runtime import INTERPRETED
+from vortex_core.kernels.unpack import halves, nibbles, signed
 
 ASSEMBLY = tl.constexpr(not INTERPRETED)
 
@@ -99,6 +100,47 @@ def long_rows(c, ROWS: tl.constexpr, PER: tl.constexpr, LOW: tl.constexpr):
         found = tl.reshape(c, [ROWS // (32 * OWN), 8, 4, OWN // 2, 2, 2, 2, 2, PER // 8])
         found = tl.permute(found, (3, 0, 4, 1, 8, 2, 7, 6, 5))
     return tl.reshape(found, [ROWS // 4, 4 * PER])
+
+
+@triton.jit
+def page_pairs(low, high, OPERAND: tl.constexpr):
+    """Codes of four bits that all rows of a page share: numbers of units of 16 bits `[pages, units]`, each pair one of
+    `low` and one of `high`, `[pages, 4 units, 2]`."""
+    word = (low.to(tl.int32) & 65535) | (high.to(tl.int32) << 16)
+    at = (4 * tl.arange(0, 4))[None, None, :]
+    word = tl.reshape(word[:, :, None] >> at, [low.shape[0], 4 * low.shape[1]])
+    if OPERAND == tl.bfloat16:  # noqa: SIM300 - a constexpr compares, a dtype does not
+        m = nibbles(word)
+        first = m.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        second = (m >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        found = tl.join(first, second) - 136.0
+    else:
+        found = tl.join(word & 15, (word >> 16) & 15).to(OPERAND) - 8.0
+    return found
+
+
+@triton.jit
+def signed_rows(x, factors, UNIT: tl.constexpr, ROWS: tl.constexpr, OPERAND: tl.constexpr):
+    """Signs of rows `[pages, rows]`, units of `UNIT` bits, times factors of their page `[pages, UNIT / 2, 2]`, as the
+    left operand. A lane's first two bits are the half of its unit and the lowest of its place there, then come the row
+    and the rest of the place."""
+    OWN: tl.constexpr = 4 if ROWS >= 128 else ROWS // 32
+    PAIRS: tl.constexpr = UNIT // 2
+    words = halves(x, UNIT)[:, :, None]
+    low, high = tl.split(factors)
+    at = tl.arange(0, PAIRS)[None, None, :]
+    if OPERAND == tl.bfloat16:  # noqa: SIM300
+        word = (low.to(tl.int16, bitcast=True).to(tl.int32) & 65535) | (
+            high.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        )
+        m = signed(words << (15 - at), (word ^ -2147450880)[:, None, :])
+        first = m.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        second = (m >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        first = (((words >> at) & 1) * 2 - 1).to(OPERAND) * low[:, None, :]
+        second = (((words >> (at + 16)) & 1) * 2 - 1).to(OPERAND) * high[:, None, :]
+    found = tl.reshape(tl.join(first, second), [ROWS // (32 * OWN), 8, 4, OWN // 2, 2, PAIRS // 2, 2, 2])
+    return tl.reshape(tl.permute(found, (3, 0, 4, 1, 5, 2, 6, 7)), [ROWS // 4, 4 * UNIT])
 
 
 @triton.jit

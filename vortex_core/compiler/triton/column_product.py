@@ -24,7 +24,7 @@ MOST_HEADS = 16  # two a product
 DIGITS = 3  # bytes of a query's number
 LARGEST = 8.0e6  # that they hold, and a little less
 MOST_LANES = 64  # of a product of bytes, or one word's: more hold more registers
-LEAST_PAIRS = 4  # whose other factors are read together
+LEAST_PAIRS = 4  # of which Triton takes four numbers, and not two, from each thread in turn
 _TINY = 1.0e-30
 
 
@@ -54,6 +54,7 @@ class ColumnProduct:
         self.first = widest(e.graph, c)
         self.others = [i for i in c.codes if i != self.first]
         self.lane = lane_name(c.dim)
+        self.signs = False  # whether codes are signs, and others 4-bit codes of a page
         self.starts: dict[int, int] = {}  # the column where each code's view starts
         self.rows = math.prod(a.size for a in axes)
         self.real = e.graph.nodes[self.first].type.extent(c.dim).resolve(e.sizes)
@@ -64,8 +65,11 @@ class ColumnProduct:
             names = {n for i in self.others for n in self.e.graph.nodes[i].type.names}
             if not names <= {"page", self.c.dim} or self.found.planes > 1:
                 return None
-            whole = all(self._read_together(i) for i in self.others)
-            bytewise = self.found.unit == 8 or (not whole and self.found.per >= 2 * LEAST_PAIRS)
+            units = [unit_packings(self.e, self.states, self.c.dim, i, 4, (16,)) for i in self.others]
+            self.signs = (
+                self.found.bits == 1 and self.found.unit > 8 and all(u and u[0].bits == 4 for u in units)
+            )
+            bytewise = self.found.unit == 8 or (not self.signs and self.found.per >= 2 * LEAST_PAIRS)
             self.found = replace(self.found, low=3 if bytewise else 2)
             lefts = [self._times_page(n) for n in range(self.found.count)]
             sums = [self._pairs(start, lefts) for start in self._heads()]
@@ -226,7 +230,8 @@ class ColumnProduct:
         found, total = self.found, ""
         lanes = self.e.axis(self.lane, found.lanes)
         for n, left in enumerate(lefts):
-            query = self._two_heads(start, lanes, found.channel(n, lanes.index), (n + 1) * found.per)
+            channel = (found.sign_channel if self.signs else found.channel)(n, lanes.index)
+            query = self._two_heads(start, lanes, channel, (n + 1) * found.per)
             query = self._shared(f"long_query({query}, {lanes.size}, {found.low})")
             high = self._shared(f"{query}.to(OPERAND)")
             rights = [high]
@@ -245,7 +250,10 @@ class ColumnProduct:
         own = order([*row.axes, *(a for t in indices for a in t.axes)])
         assert own == self.axes, (own, self.axes)
         text, own = unit_text(state.name, state, e.sizes, row, indices, self.mask(own, True), found.unit)
-        x = self._bind(f"halves({e.bind(text, own, True).text}, {found.unit})")
+        words = e.bind(text, own, True).text
+        if self.signs:
+            return self._signed(n, words)
+        x = self._bind(f"halves({words}, {found.unit})")
         pairs = []
         for at in range(found.per // 2):
             factors = [self._page_pair(i, n * found.per + at) for i in self.others]
@@ -256,40 +264,34 @@ class ColumnProduct:
         left = f"tl.reshape({pairs[0]}, [{self.rows}, {found.per}])"
         return self._bind(f"long_rows({left}, {self.rows}, {found.per}, {found.low})")
 
-    def _read_together(self, i: int) -> bool:
-        """Whether four channels of a page's codes can be read at once wherever a column has four in a row."""
-        return self._units(i) > 0 and self.found.per >= 2 * LEAST_PAIRS
+    def _page_units(self, i: int, first: int, axis: Axis) -> Tile:
+        """Units of four channels of a page's 4-bit codes, from a channel; beyond the last channel the last unit."""
+        e = self.e
+        (read,) = unit_packings(e, self.states, self.c.dim, i, 4, (16,))
+        last = read.offset + (self.real - 1) // 4
+        at = Tile(f"tl.minimum({read.offset + first // 4} + {axis.index}, {last})", (axis,))
+        state, row, indices = place(e, self.states, i, {**self.env, self.c.dim: at}, self.c.dim)
+        own = order([*row.axes, axis])
+        text, own = unit_text(state.name, state, e.sizes, row, indices, self.mask(own, True), 16)
+        return self._once(text, own)
 
-    def _units(self, i: int) -> int:
-        """Bits in which a page's 4-bit codes can be read, whole units from their start; 0 if in none."""
-        for unit in (32, 16):
-            read = unit_packings(self.e, self.states, self.c.dim, i, 4, (unit,))
-            if read and read[0].bits == 4:
-                return unit
-        return 0
+    def _signed(self, n: int, words: str) -> str:
+        """A column of signs times 4-bit codes of their page, as the left operand."""
+        unit = self.found.unit
+        axis = self.e.axis(self.lane, unit // 8)
+        factors = []
+        for i in self.others:
+            low, high = (self._page_units(i, n * unit + half * unit // 2, axis) for half in (0, 1))
+            factors.append(
+                self._once(f"page_pairs({low.text}, {high.text}, OPERAND)", (*low.axes, axis)).text
+            )
+        return self._bind(f"signed_rows({words}, {' * '.join(factors)}, {unit}, {self.rows}, OPERAND)")
 
     def _page_pair(self, i: int, channel: int) -> Tile:
         """A page's codes of a channel and of the one half a column further, `[page, 2]`."""
         half = self.found.per // 2
-        channels = [min(channel, self.real - 1), min(channel + half, self.real - 1)]
-        two = Axis(self.lane, 2)
-        if not self._read_together(i):
-            low, high = (self._page_code(i, at) for at in channels)
-            return self._once(f"tl.join({low.text}, {high.text})", (*low.axes, two))
-        low, high = (self._four_codes(i, at) for at in channels)
-        word = self._once(f"({low.text} & 65535) | ({high.text} << 16)", low.axes)
-        return self._once(f"pair({word.text}, {channel % 4 * 4}, 4, OPERAND)", (*low.axes, two))
-
-    def _four_codes(self, i: int, channel: int) -> Tile:
-        """A page's codes of four channels, in the lower 16 bits."""
-        e, unit = self.e, self._units(i)
-        (read,) = unit_packings(e, self.states, self.c.dim, i, 4, (unit,))
-        env = {**self.env, self.c.dim: Tile(str(read.offset + channel * 4 // unit))}
-        state, row, indices = place(e, self.states, i, env, self.c.dim)
-        text, axes = unit_text(state.name, state, e.sizes, row, indices, self.mask(row.axes, True), unit)
-        found = self._once(f"{text}.to(tl.int32)", axes)
-        shift = channel // 4 * 16 % unit
-        return self._once(f"{found.text} >> {shift}", axes) if shift else found
+        low, high = (self._page_code(i, min(at, self.real - 1)) for at in (channel, channel + half))
+        return self._once(f"tl.join({low.text}, {high.text})", (*low.axes, Axis(self.lane, 2)))
 
     def _page_code(self, i: int, channel: int) -> Tile:
         """One channel of a page's codes."""

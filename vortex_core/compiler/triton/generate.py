@@ -41,7 +41,18 @@ _IMPORT = "from vortex_core.kernels.dependent import await_previous"
 _HELPERS = {
     **dict.fromkeys(("unpack", "halves", "pair", "pair_times", "two_parts"), "unpack"),
     **dict.fromkeys(
-        ("numbers", "long_bytes", "digit", "long_rows", "long_query", "four_times", "short_rows"), "long_rows"
+        (
+            "numbers",
+            "long_bytes",
+            "digit",
+            "long_rows",
+            "long_query",
+            "four_times",
+            "short_rows",
+            "page_pairs",
+            "signed_rows",
+        ),
+        "long_rows",
     ),
     "largest_mask": "largest",
     "principal_weights": "principal",

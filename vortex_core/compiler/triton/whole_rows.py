@@ -60,6 +60,11 @@ class Columns:
         terms += [f"((({lane}) >> {at}) & 1) * {1 << i}" for i, at in places.items()]
         return " + ".join([*([str(column * self.per)] if column else []), *terms])
 
+    def sign_channel(self, column: int, lane: str) -> str:
+        """The same for `signed_rows`."""
+        pair = f"((({lane}) >> 1) & 1) + (({lane}) >> 4) * 2"
+        return f"{column * self.per} + (({lane}) & 1) * {self.per // 2} + {pair}"
+
 
 @dataclass(frozen=True)
 class Words:
