@@ -10,6 +10,9 @@ NOTHING_NEW = 60
 """Proposals that came to an end in a row without a new candidate, after which the space counts as exhausted. They are
 counted as they end, whatever is still under way, so it means the same at 1 and at 200 engines."""
 
+_UNANSWERED = 0.9
+"""Share of the time after which a screened campaign in which nothing has answered gives up."""
+
 
 def reached(
     limits: Limits,
@@ -36,7 +39,8 @@ def reached(
         return f"{limits.candidates} distinct programs"
     if limits.evaluations is not None and state.finished_found + under_way >= limits.evaluations:
         return f"{limits.evaluations} evaluations"
-    if limits.search_seconds is not None and active_seconds >= limits.search_seconds:
+    ends = search_ends(limits, state, screen)
+    if ends is not None and active_seconds >= ends:
         return f"time budget of {limits.seconds:g} s"
     if limits.gpu_seconds is not None and gpu_seconds >= limits.gpu_seconds:
         return f"budget of {limits.gpu_seconds:g} GPU-seconds"
@@ -49,6 +53,17 @@ def reached(
     if state.without_new >= NOTHING_NEW:
         return f"nothing new in {NOTHING_NEW} proposals"
     return None
+
+
+def search_ends(limits: Limits, state: CampaignState, screen: Screen | None) -> float | None:
+    """Working seconds after which nothing more is begun.
+
+    What is kept for the finals is no use to them where nothing has answered: then the search goes on, so that a slow
+    machine has something to compare.
+    """
+    if limits.seconds is None or screen is None or state.distinct_programs:
+        return limits.search_seconds
+    return _UNANSWERED * limits.seconds
 
 
 def nothing_left(limits: Limits, state: CampaignState) -> str | None:

@@ -19,7 +19,7 @@ from search.campaign import fitting
 from search.campaign.archive import Archive
 from search.campaign.arms import Arms
 from search.campaign.asking import Asking
-from search.campaign.budget import reached
+from search.campaign.budget import reached, search_ends
 from search.campaign.drain import Drain
 from search.campaign.finals import Finals
 from search.campaign.ladder import Ladder
@@ -295,7 +295,7 @@ class Campaign:
 
     def _too_late_to_search(self) -> bool:
         """Whether the time for the search is used up: references would be compared with nothing."""
-        seconds = self.config.limits.search_seconds
+        seconds = search_ends(self.config.limits, self.state, self.config.screen)
         return seconds is not None and self.active_seconds >= seconds
 
     def _too_late_for_references(self) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from search.campaign.budget import NOTHING_NEW, nothing_left, reached
 from search.campaign.drain import Drain
 from search.campaign.turns import Turns
-from search.config import Cluster, Limits
+from search.config import Cluster, Limits, Screen
 from search.errors import engine_lost
 from search.executors.base import Joined, Left
 from search.executors.division import Claim, divide
@@ -230,6 +230,22 @@ def test_every_budget_ends_a_search(limits: Any, state: Any, seconds: float, rea
     config = Limits(**limits)
     found = reached(config, state_with(**state), active_seconds=seconds, gpu_seconds=seconds, under_way=1)
     assert found == reason
+
+
+def test_where_nothing_has_answered_the_search_takes_the_time_of_finals_that_would_be_empty():
+    limits, screen = Limits(seconds=600, finals_seconds=165), Screen()
+    slow, answered = state_with(), state_with(_programs={"a"})
+    for seconds, state, ends in (
+        (430, slow, False),
+        (500, slow, False),
+        (541, slow, True),
+        (436, answered, True),
+    ):
+        found = reached(limits, state, active_seconds=seconds, gpu_seconds=0, screen=screen)
+        assert (found == "time budget of 600 s") is ends, (seconds, found)
+    assert reached(limits, slow, active_seconds=436, gpu_seconds=0) == "time budget of 600 s", (
+        "nothing is screened"
+    )
 
 
 @pytest.mark.parametrize("lanes", [1, 200])
