@@ -71,8 +71,7 @@ class ColumnProduct:
             )
             bytewise = self.found.unit == 8 or (not self.signs and self.found.per >= 2 * LEAST_PAIRS)
             self.found = replace(self.found, low=3 if bytewise else 2)
-            lefts = [self._times_page(n) for n in range(self.found.count)]
-            sums = [self._pairs(start, lefts) for start in self._heads()]
+            sums = self._pairs()
         else:
             planes = range(self.found.planes)
             parts = self.c.parts or ((self.first, 1.0),)
@@ -84,9 +83,7 @@ class ColumnProduct:
                 self.starts[code] = own.first
             every = [(code, plane, weight * 2**plane) for code, weight in parts for plane in planes]
             words = words_of(self.found, len(every), MOST_LANES)
-            lefts = [self._words(w, [(code, plane) for code, plane, _ in every]) for w in words]
-            weights = [weight for *_, weight in every]
-            sums = [self._bytes(start, words, weights, lefts) for start in self._heads()]
+            sums = self._bytes(words, every)
         return self._joined(sums)
 
     def _heads(self) -> range:
@@ -174,34 +171,28 @@ class ColumnProduct:
         assert math.prod(a.size for a in own) == self.rows * size, (own, self.axes)
         return f"tl.reshape({e.bind(text, own, True).text}, {[self.rows, size]})"
 
-    def _bytes(self, start: int, words: list[Words], weights: list[float], lefts: list[str]) -> str:
-        """The sums for two heads of codes as bytes."""
-        queries, tops, lowers = [], [], []
-        for w in words:
-            query, weighed, least = self._weighed(start, w, weights)
-            queries.append(weighed)
-            tops.append(f"tl.max(tl.abs({weighed}), axis=1)")
-            lowers.append(f"tl.sum({query} * {least}[None, :], axis=1)")
-        top = tops[0]
-        for other in tops[1:]:
-            top = f"tl.maximum({top}, {other})"
-        top = self._shared(f"tl.maximum({top}, {_TINY})")
-        scale = self._shared(f"{LARGEST} / {top}")
-        # Four rows count as one: a channel is there four times.
-        lower = self._shared(f"four_times(0.25 * ({' + '.join(lowers)}))")
-        unit = self._shared(f"four_times({top} * {1.0 / LARGEST!r})")
-        sums = ["" for _ in range(DIGITS)]
-        for w, query, left in zip(words, queries, lefts, strict=True):
-            for d in range(DIGITS):
-                digit = self._shared(f"digit({query}, {scale}[:, None], {d})")
-                right = self._shared(f"long_query({digit}, {w.lanes}, 3)")
-                extra = f", {sums[d]}" if sums[d] else ""
-                sums[d] = self._bind(f"tl.dot({left}, tl.trans({right}){extra}, out_dtype=tl.int32)")
-        high, middle, low = (f"{total}.to(tl.float32)" for total in sums)
-        total = self._bind(f"{high} * 65536.0 + ({middle} * 256.0 + {low})")
-        return self._bind(f"short_rows({total} * {unit}[None, :] + {lower}[None, :], {self.rows})")
+    def _bytes(self, words: list[Words], parts: list[tuple[int, int, float]]) -> list[str]:
+        """The sums for two heads at a time of codes as bytes.
 
-    def _weighed(self, start: int, words: Words, weights: list[float]) -> tuple[str, str, str]:
+        Args:
+            parts: code, plane and weight of each.
+        """
+        weights = [weight for *_, weight in parts]
+        codes = [(code, plane) for code, plane, _ in parts]
+        # Of several queries each word's numbers serve all before the next word's are unpacked, so that registers hold them.
+        lefts = [self._words(w, codes) for w in words] if len(self._heads()) == 1 else []
+        queries = [_Query(self, start, words, weights) for start in self._heads()]
+        sums = [["" for _ in range(DIGITS)] for _ in queries]
+        for n, w in enumerate(words):
+            left = lefts[n] if lefts else self._words(w, codes)
+            for query, totals in zip(queries, sums, strict=True):
+                for d in range(DIGITS):
+                    right = query.digit(n, d)
+                    extra = f", {totals[d]}" if totals[d] else ""
+                    totals[d] = self._bind(f"tl.dot({left}, tl.trans({right}){extra}, out_dtype=tl.int32)")
+        return [query.result(totals) for query, totals in zip(queries, sums, strict=True)]
+
+    def weighed(self, start: int, words: Words, weights: list[float]) -> tuple[str, str, str]:
         """The query at the channels of some words, the same as it meets their bytes, and what a number is too large
         by where its byte is 0, of the query."""
         e = self.e
@@ -225,22 +216,27 @@ class ColumnProduct:
 
     # ---- pairs ---------------------------------------------------------------------------------------------
 
-    def _pairs(self, start: int, lefts: Sequence[str]) -> str:
-        """The sums for two heads of pairs of bf16 numbers; two such numbers hold a query's."""
-        found, total = self.found, ""
+    def _pairs(self) -> list[str]:
+        """The sums for two heads at a time of pairs of bf16 numbers; two such numbers hold a query's."""
+        found = self.found
         lanes = self.e.axis(self.lane, found.lanes)
-        for n, left in enumerate(lefts):
-            channel = (found.sign_channel if self.signs else found.channel)(n, lanes.index)
-            query = self._two_heads(start, lanes, channel, (n + 1) * found.per)
-            query = self._shared(f"long_query({query}, {lanes.size}, {found.low})")
-            high = self._shared(f"{query}.to(OPERAND)")
-            rights = [high]
-            if not self.c.exact:
-                rights.append(self._shared(f"({query} - {high}.to(tl.float32)).to(OPERAND)"))
-            for right in rights:
-                extra = f", {total}" if total else ""
-                total = self._bind(f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")')
-        return self._bind(f"short_rows({total}, {self.rows})")
+        totals = ["" for _ in self._heads()]
+        lefts = [self._times_page(n) for n in range(found.count)] if len(totals) == 1 else []
+        for n in range(found.count):
+            left = lefts[n] if lefts else self._times_page(n)
+            for at, start in enumerate(self._heads()):
+                channel = (found.sign_channel if self.signs else found.channel)(n, lanes.index)
+                query = self._two_heads(start, lanes, channel, (n + 1) * found.per)
+                query = self._shared(f"long_query({query}, {lanes.size}, {found.low})")
+                high = self._shared(f"{query}.to(OPERAND)")
+                rights = [high]
+                if not self.c.exact:
+                    rights.append(self._shared(f"({query} - {high}.to(tl.float32)).to(OPERAND)"))
+                for right in rights:
+                    extra = f", {totals[at]}" if totals[at] else ""
+                    text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
+                    totals[at] = self._bind(text)
+        return [self._bind(f"short_rows({total}, {self.rows})") for total in totals]
 
     def _times_page(self, n: int) -> str:
         """A column of codes times codes that all rows of a page share, as the left operand."""
@@ -305,3 +301,41 @@ class ColumnProduct:
         lines = self.e.inner if self.e.inner is not None else self.e.outer
         found = next((line.split(" = ", 1)[0] for line in lines if line.endswith(f" = {text}")), None)
         return self.e.bind(text, axes, True) if found is None else Tile(found, tuple(axes))
+
+
+class _Query:
+    """Two heads of a query as bytes, beside some words of codes."""
+
+    def __init__(self, product: ColumnProduct, start: int, words: list[Words], weights: list[float]) -> None:
+        self.product, self.words = product, words
+        tops, lowers = [], []
+        self.queries = []
+        for w in words:
+            query, weighed, least = product.weighed(start, w, weights)
+            self.queries.append(weighed)
+            tops.append(f"tl.max(tl.abs({weighed}), axis=1)")
+            lowers.append(f"tl.sum({query} * {least}[None, :], axis=1)")
+        top = tops[0]
+        for other in tops[1:]:
+            top = f"tl.maximum({top}, {other})"
+        top = self._shared(f"tl.maximum({top}, {_TINY})")
+        self.scale = self._shared(f"{LARGEST} / {top}")
+        # Four rows count as one: a channel is there four times.
+        self.lower = self._shared(f"four_times(0.25 * ({' + '.join(lowers)}))")
+        self.unit = self._shared(f"four_times({top} * {1.0 / LARGEST!r})")
+
+    def _shared(self, text: str) -> str:
+        return self.product.e.shared(text, ()).text
+
+    def digit(self, n: int, d: int) -> str:
+        """The right operand: a byte of the numbers that meet some words."""
+        digit = self._shared(f"digit({self.queries[n]}, {self.scale}[:, None], {d})")
+        return self._shared(f"long_query({digit}, {self.words[n].lanes}, 3)")
+
+    def result(self, sums: list[str]) -> str:
+        """The sums, from those of each byte."""
+        bind, rows = self.product.e.bind, self.product.rows
+        high, middle, low = (f"{total}.to(tl.float32)" for total in sums)
+        total = bind(f"{high} * 65536.0 + ({middle} * 256.0 + {low})", (), True).text
+        text = f"short_rows({total} * {self.unit}[None, :] + {self.lower}[None, :], {rows})"
+        return bind(text, (), True).text
