@@ -277,7 +277,7 @@ def _is_tie(
     page more or less is a tie as well.
     """
     selecting = [
-        n for n in program.index.nodes if n.type.kind == "selection" and n.inputs and n.op != "union"
+        n for n in program.index.nodes if n.type.kind == "selection" and len(n.inputs) == 1
     ]
     if any(n.op == "topp" for n in selecting) and len(ours ^ oracle) == 1:
         return True

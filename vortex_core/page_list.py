@@ -21,11 +21,14 @@ class PageList:
             head stride is 0 where heads share one list.
         lengths: int32 `[batch, heads]`, tokens along the list (all pages full but the last); 0 for an idle row.
         page_size: tokens per page.
+        left_out: of a flow with a residual, fp32 `[batch, q_head, page]`: natural log weights of the complete logical
+            pages; those of listed pages have no meaning.
     """
 
     page_ids: Tensor
     lengths: Tensor
     page_size: int
+    left_out: Tensor | None = None
 
     @property
     def batch(self) -> int:

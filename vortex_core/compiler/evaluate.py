@@ -28,6 +28,8 @@ def check_shapes(program: Program, geometry: Geometry, page_size: int) -> None:
         VortexError: `VF013` or `VF064` at the first that does not fit, with the author's line where known.
     """
     sizes = geometry.symbols(page_size)
+    if program.residual is not None and geometry.is_mla:
+        raise mistakes.NO_RESIDUAL.error(why="one latent row is both key and value")
     for param in program.params:
         param.check_model(sizes, geometry.layers, geometry.kv_heads)
     for state in program.states:

@@ -109,6 +109,17 @@ class CompiledFlow(Protocol):
         ...
 
 
+    def merge_residual(
+        self, out: torch.Tensor, lse: torch.Tensor, selected: PageList, states: StateStore, view: BatchView
+    ) -> torch.Tensor:
+        """Attention over a selection merged with what stands for the pages left out, for programs with a residual.
+
+        Called after attention where `program.residual`. `out`: `[batch, q_head, dim]`, may be overwritten; `lse`: fp32
+        `[batch, q_head]`, natural log-sum-exp of its scores; `selected`: what `select` returned.
+        """
+        ...
+
+
 @runtime_checkable
 class CapturedFlow(CompiledFlow, Protocol):
     """A flow whose decode step is launches on device data alone, so that a CUDA graph can hold it.

@@ -11,7 +11,7 @@ from vortex_core.compiler.evaluate import Evaluator, check_shapes, param_values
 from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
 from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.states import TorchStates
-from vortex_core.compiler.torch_backend import value_rows
+from vortex_core.compiler.torch_backend import LARGEST, value_rows
 from vortex_core.geometry import Geometry
 from vortex_core.ir.crossover import EVERYTHING
 from vortex_core.ir.knobs import Knobs
@@ -34,6 +34,7 @@ class OracleFlow:
         self._index = Evaluator(bound.index, geometry, knobs.page_size, self.dtype, contract=False)
 
         self._params = param_values(bound, torch.device("cpu"), self.dtype)
+        self._masses: dict[int, list[torch.Tensor]] = {}  # of the newest selection, by sequence and kv head
 
     def _learned(self, layer: int, h: int) -> dict[str, torch.Tensor]:
         """Learned values of one layer and kv head, `[*dims]`."""
@@ -81,7 +82,47 @@ class OracleFlow:
                 ids[b, r] = view.block_table[b, 0]
                 ids[b, r, : len(pages)] = view.block_table[b, pages]
                 lengths[b, r] = sum(min(size, length - p * size) for p in pages)
-        return PageList(ids, lengths, size)
+        return PageList(ids, lengths, size, self._left_out(q, states, view, layer, rows))
+
+    def _left_out(
+        self, q: torch.Tensor, states: TorchStates, view: BatchView, layer: int, rows: list[list[list[int]]]
+    ) -> torch.Tensor | None:
+        """Log weights of the complete pages, `[batch, q_head, page]`; -inf for those of a row's list."""
+        if self.program.residual is None:
+            return None
+        group, heads = self.geometry.group, self.geometry.q_heads
+        found = torch.full((len(q), heads, view.block_table.shape[1]), -torch.inf, dtype=self.dtype)
+        for b in range(len(q)):
+            complete = int(view.lengths[b]) // self.knobs.page_size
+            if not complete:
+                continue
+            for h in range(self.geometry.kv_heads):
+                mass = self._masses[b][h]
+                for j in range(group):
+                    listed = rows[b][h if len(rows[b]) == self.geometry.kv_heads else h * group + j]
+                    for page in set(range(complete)) - set(listed):
+                        found[b, h * group + j, page] = mass[page, j]
+        return found
+
+    def merge_residual(
+        self, out: torch.Tensor, lse: torch.Tensor, selected: PageList, states: StateStore, view: BatchView
+    ) -> torch.Tensor:
+        """See `CompiledFlow`: entry by entry."""
+        assert isinstance(states, TorchStates) and self.program.residual is not None
+        assert selected.left_out is not None
+        field, merged = states.fields[self.program.residual.state], out.clone()
+        for b in range(len(out)):
+            pages = view.block_table[b, : int(view.lengths[b]) // self.knobs.page_size]
+            for h in range(out.shape[1]):
+                values = field.read(h // self.geometry.group, pages, self.dtype)
+                mass = selected.left_out[b, h, : len(pages)].to(self.dtype)
+                mass = torch.where(torch.isnan(mass), -torch.inf, mass.clamp(max=LARGEST))
+                entries = torch.cat([lse[b, h].to(self.dtype).view(1), mass])
+                weights = torch.softmax(entries, 0)
+                rows = torch.cat([out[b, h].to(self.dtype).unsqueeze(0), values])
+                if len(pages):
+                    merged[b, h] = (weights @ rows).to(out.dtype)
+        return merged
 
     def observe(self, states: StateStore, selected: PageList, mass: torch.Tensor, layer: int) -> None:
         """Store attention mass as the torch backend does; see `CompiledFlow.observe`."""
@@ -102,7 +143,10 @@ class OracleFlow:
         for h in range(self.geometry.kv_heads):
             for i, value in self._head(q[b], states, view, b, h, layer).items():
                 found.setdefault(i, []).append(value)
-        wanted = {n.inputs[0] for n in self.program.index.nodes if n.type.kind == "selection" and n.inputs}
+        nodes = self.program.index.nodes
+        wanted = {n.inputs[0] for n in nodes if n.type.kind == "selection" and n.inputs}
+        if self.program.residual is not None:
+            wanted.add(self.program.residual.mass)
         return {
             i: torch.stack(v)
             for i, v in found.items()
@@ -161,6 +205,8 @@ class OracleFlow:
             node = graph.nodes[i]
             if node.op == "everything":
                 return [set(range(total)) for _ in range(self.geometry.kv_heads)]
+            if node.op == "residual":
+                return visit(node.inputs[0])
             if node.op == "union":
                 left, right = visit(node.inputs[0]), visit(node.inputs[1])
                 if len(left) != len(right):  # a per-kv-head operand stands for all its query heads
@@ -179,6 +225,8 @@ class OracleFlow:
         chosen = visit(graph.result)
         if int(view.budgets[b]) >= EVERYTHING:
             chosen = [set(range(total)) for _ in chosen]
+        if self.program.residual is not None:  # before states are carried on
+            self._masses[b] = [values[self.program.residual.mass] for values in per_head]
         if complete:
             self._carry(states, per_head, view, b, complete)
         return [sorted(pages) for pages in chosen]

@@ -57,6 +57,8 @@ def evaluate_selection(
         node = graph.nodes[i]
         if node.op == "everything":
             return (index < total.unsqueeze(1)).unsqueeze(1).expand(-1, heads, -1)
+        if node.op == "residual":
+            return visit(node.inputs[0])
         if node.op == "union":
             return visit(node.inputs[0]) | visit(node.inputs[1])
         mask = _choose(node, scores[node.inputs[0]], candidate, room)

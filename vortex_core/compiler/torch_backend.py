@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from vortex_core.compiler.evaluate import Evaluator, align, check_shapes, param_values
 from vortex_core.compiler.interface import BatchView, LayerKV, StateStore
 from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.selection import evaluate_selection, page_list
-from vortex_core.compiler.states import TorchStates
+from vortex_core.compiler.states import Field, TorchStates
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.page_list import PageList
+
+
+LARGEST = 1.0e30  # of a log weight; infinities count as it, NaN as no weight
 
 
 class TorchFlow:
@@ -30,10 +35,9 @@ class TorchFlow:
         self.shapes = {s.name: tuple(e.resolve(sizes) for _, e in s.dims) for s in program.states}
         self._cache = Evaluator(bound.cache, geometry, knobs.page_size, self.dtype, contract=True)
         self._index = Evaluator(bound.index, geometry, knobs.page_size, self.dtype, contract=True)
-        # Nodes of the index graph whose values the selection ranks.
-        self.scores = sorted(
-            {n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1}
-        )
+        # Nodes of the index graph whose values the selection ranks, and what weighs the pages it leaves out.
+        ranked = {n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1}
+        self.scores = sorted(ranked | ({program.residual.mass} if program.residual else set()))
         self._params: dict[torch.device, dict[str, torch.Tensor]] = {}
         self._needs_pages = bool(self.scores or program.index.writes)
 
@@ -67,8 +71,19 @@ class TorchFlow:
 
     def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
         """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`."""
-        mask = self.choose(self.score(q, states, view, layer), view)
-        return page_list(mask, view, self.knobs.page_size)
+        scores = self.score(q, states, view, layer)
+        found = page_list(self.choose(scores, view), view, self.knobs.page_size)
+        if self.program.residual is None:
+            return found
+        mass = scores[self.program.residual.mass].transpose(-1, -2).flatten(1, 2)
+        return replace(found, left_out=mass.float())
+
+    def merge_residual(
+        self, out: torch.Tensor, lse: torch.Tensor, selected: PageList, states: StateStore, view: BatchView
+    ) -> torch.Tensor:
+        """See `CompiledFlow`."""
+        assert isinstance(states, TorchStates) and self.program.residual is not None
+        return merge_left_out(out, lse, selected, states.fields[self.program.residual.state], view, self.dtype)
 
     def score(
         self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int | torch.Tensor
@@ -183,6 +198,36 @@ class TorchFlow:
 
     def _per_head(self, score: int) -> bool:
         return "head" in self.program.index.nodes[score].type.names
+
+
+def merge_left_out(
+    out: torch.Tensor, lse: torch.Tensor, selected: PageList, value: Field, view: BatchView, dtype: torch.dtype
+) -> torch.Tensor:
+    """See `CompiledFlow.merge_residual`; `value`: the state of the pages' values."""
+    assert selected.left_out is not None
+    batch, q_heads, pages = selected.left_out.shape
+    table = view.block_table[:, :pages].long()
+    heads = value.data.shape[0]
+    # Which logical pages are listed: marked by their physical pages, which a row has once.
+    marked = torch.zeros(batch, selected.heads, value.data.shape[1] + 1, dtype=torch.bool, device=out.device)
+    column = torch.arange(selected.columns, device=out.device)
+    ids = torch.where(column < selected.counts.unsqueeze(-1), selected.page_ids.long(), value.data.shape[1])
+    marked.scatter_(-1, ids, True)
+    listed = marked.gather(-1, table.unsqueeze(1).expand(-1, selected.heads, -1))
+    complete = (view.lengths // selected.page_size).view(-1, 1, 1)
+    left = ~listed & (torch.arange(pages, device=out.device) < complete)
+    mass = selected.left_out.to(dtype)
+    mass = torch.where(torch.isnan(mass), -torch.inf, mass.clamp(max=LARGEST))
+    mass = mass.masked_fill(~left.repeat_interleave(q_heads // selected.heads, 1), -torch.inf)
+    values = value.read(slice(None), table, dtype).transpose(0, 1)  # [batch, kv_head, page, dim]
+    idle = (view.lengths == 0).view(-1, 1)
+    own = torch.where(idle, 0.0, lse.to(dtype))
+    top = torch.maximum(own, mass.amax(-1)) if pages else own
+    weight, mine = torch.exp(mass - top.unsqueeze(-1)), torch.exp(own - top)
+    added = (weight.unflatten(1, (heads, -1)) @ values).flatten(1, 2)
+    total = mine + weight.sum(-1)
+    merged = (mine.unsqueeze(-1) * out.to(dtype) + added) / total.unsqueeze(-1)
+    return merged.to(out.dtype)
 
 
 def value_rows(kv: LayerKV, pages: torch.Tensor, geometry: Geometry, dtype: torch.dtype) -> torch.Tensor:

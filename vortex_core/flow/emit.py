@@ -256,6 +256,9 @@ class _Writer:
             case "union":
                 left, right = self._args(node)
                 return _Text(f"{left.at(_OR)} | {right.at(_OR + 1)}", _OR)
+            case "residual":
+                chosen, mass, value = self._args(node)
+                return _Text(f"{chosen.receiver()}.residual({mass.tensor(0)}, {value.text})", _ATOM)
             case "topk" | "topp" | "threshold":
                 extra = [f"{k}={_literal(v)}" for k, v in node.attrs if v is not None]
                 (score,) = self._args(node)

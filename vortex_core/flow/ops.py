@@ -54,6 +54,18 @@ class Selection:
     def __or__(self, other: Selection) -> Selection:
         return union(self, other)
 
+    def residual(self, mass: vTensor, value: vTensor) -> Selection:
+        """The selection, and each other complete page as one entry of attention.
+
+        Args:
+            mass: `(page, head)`, an estimate of log sum_t exp(q_h . k_t / sqrt(D)) over the page's tokens.
+            value: `(page, dim)`, the value that stands for the page's: a state, as read from `cache`.
+        """
+        for given in (mass, value):
+            if not isinstance(given, vTensor):
+                raise mistakes.NOT_A_TENSOR.error(caller(), op="residual", found=type(given).__name__)
+        return Selection(emit("residual", self.tensor, mass, value))
+
 
 def _builder() -> GraphBuilder:
     builder = current.get()

@@ -154,6 +154,8 @@ def _expressions(graph: Graph, algebra: Algebra, updates_only: bool = False) -> 
             args = [done[j] for j in node.inputs]
             if node.op in ("topk", "topp", "threshold"):
                 done[i] = _selection(algebra, node.op, args[0], node.attr)
+            elif node.op == "residual" and args[0].op == "everything":
+                done[i] = args[0]  # nothing is left out
             else:
                 done[i] = algebra.make(node.op, args, node.attr)
     return done

@@ -116,7 +116,7 @@ class _Writer:
             return self.names[id(term)]
         made = self._make(term)
         shared = self.counts[id(term)] > 1 and len(made.text) > _SHORT
-        if (shared or len(made.text) > _LONG) and term.op not in (*_SOURCES, "topk", "topp", "threshold"):
+        if (shared or len(made.text) > _LONG) and term.op not in (*_SOURCES, "topk", "topp", "threshold", "residual"):
             name = _indexed(f"x{len(self.names) + 1}", term.dims)
             self.names[id(term)] = name
             math = f'<math display="block"><mrow>{name.math}<mo>=</mo>{made.math}</mrow></math>'
@@ -241,6 +241,11 @@ class _Writer:
     def _selected(self, term: Term) -> _Part:
         if term.op == "everything":
             return _Part("all pages", "<mtext>all pages</mtext>")
+        if term.op == "residual":
+            chosen, mass, value = self._make(term.args[0]), *map(self.part, term.args[1:])
+            text = f"{chosen.text}, else exp({mass.text}) {value.at(_ATOM).text}"
+            math = f"{chosen.math}<mtext>, else </mtext><msup><mi>e</mi>{mass.math}</msup>{value.at(_ATOM).math}"
+            return _Part(text, f"<mrow>{math}</mrow>")
         if term.op == "union":
             left, right = (self._make(a) for a in term.args)
             return _Part(f"{left.text} ∪ {right.text}", f"<mrow>{left.math}<mo>∪</mo>{right.math}</mrow>")
@@ -263,7 +268,7 @@ _MAKERS: dict[str, Callable[[_Writer, Term], _Part]] = {
     **dict.fromkeys(
         ("split", "slice", "channels", "rename", "cast", "largest", "principal"), _Writer._shaped
     ),
-    **dict.fromkeys(("topk", "topp", "threshold", "union", "everything"), _Writer._selected),
+    **dict.fromkeys(("topk", "topp", "threshold", "union", "residual", "everything"), _Writer._selected),
     "div": _Writer._fraction,
     "where": _Writer._where,
     "conv": _Writer._conv,

@@ -28,6 +28,15 @@ def check_dense_layers(program: Program, knobs: Knobs) -> None:
     raise mistakes.NO_DENSE_LAYER.error(at, found=knobs.dense_layers, layer=0)
 
 
+def check_reuse(program: Program, knobs: Knobs) -> None:
+    """Raises `VF068` for a residual under knobs by which a layer attends to a selection that it did not make."""
+    for name in ("reuse_steps", "reuse_layers"):
+        value = getattr(knobs, name)
+        if program.residual is not None and value > 1:
+            at = next(n.location for n in program.index.nodes if n.op == "residual")
+            raise mistakes.RESIDUAL_REUSED.error(at, name=name, value=value)
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What each layer of a model does at decode, for one flow.

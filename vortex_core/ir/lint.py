@@ -8,7 +8,7 @@ from vortex_core.errors import Location, VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.budget import Budget
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.layers import check_dense_layers
+from vortex_core.ir.layers import check_dense_layers, check_reuse
 from vortex_core.ir.program import Graph, Node, Program
 
 PROBE_LENGTH = 32_768
@@ -34,7 +34,7 @@ def lint(
     found: list[VortexError] = []
     location = original.result.location
     selections = [
-        n for n in canonical.index.nodes if n.spec.group == "select" and n.inputs and n.op != "union"
+        n for n in canonical.index.nodes if n.spec.group == "select" and len(n.inputs) == 1
     ]
     varying = _varying_states(canonical)
     if not all(_varies(canonical, n.inputs[0], varying) for n in selections):
@@ -57,6 +57,7 @@ def lint(
         _check_budget(knobs, location)
         if canonical.reads_dense_mass:
             check_dense_layers(original, knobs)
+        check_reuse(original, knobs)
     return found
 
 

@@ -374,6 +374,13 @@ REQUEST_LOCAL = _mistake(
     "nothing to mend; without it, prefix pages are computed once for all requests",
     level="info",
 )
+BAD_RESIDUAL = _mistake(
+    "VF047",
+    "bad residual",
+    "residual of {why}",
+    "a residual is the last word of a flow: mass is (page, head), value a state of D channels in bf16, fp16 or fp32",
+    'end with return ops.topk(score).residual(mass, cache["v"])',
+)
 # --- knobs -------------------------------------------------------------------------------------------------
 BAD_BUDGET = _mistake(
     "VF060",
@@ -411,6 +418,20 @@ NO_DENSE_LAYER = _mistake(
     "ops.dense_mass() with dense_layers={found}: layer {layer} selects, and no layer before it is dense",
     "every layer that selects has a layer of dense_layers before it, whose attention mass it reads",
     "put 0 among them, e.g. dense_layers=(0, 1, 13)",
+)
+RESIDUAL_REUSED = _mistake(
+    "VF068",
+    "residual of a reused selection",
+    "a residual with {name}={value}",
+    "what is left out is weighed by each layer's query at each step, so every layer selects at every step",
+    "set {name}=1",
+)
+NO_RESIDUAL = _mistake(
+    "VF069",
+    "residual on latent attention",
+    "a residual in a model whose attention scores are not q . k / sqrt(D) ({why})",
+    "masses are log sums of e^(q . k / sqrt(D)), with D the channels of a key",
+    "choose a model of grouped heads, or a flow without a residual",
 )
 BAD_PARAM = _mistake(
     "VF065",

@@ -434,4 +434,10 @@ _op(
     "union", "select", 2, rules.union, None, "A or B", "Pages in either selection.",
     stages=INDEX, commutes=True,
 )  # fmt: skip
+_op(
+    "residual", "select", 3, rules.residual, None, "A, and every other page as one entry e^w v",
+    "What a selection leaves out, merged into the output: each other complete page counts as one entry of weight "
+    "e^mass and of one value, a state of D channels in bf16, fp16 or fp32. The last word of a flow.",
+    stages=INDEX,
+)  # fmt: skip
 _op("everything", "select", 0, rules.everything, None, "all pages", "Dense attention.", stages=INDEX, flops=0)

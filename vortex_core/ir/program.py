@@ -93,12 +93,33 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """What stands for a page that is left out.
+
+    Attributes:
+        mass: the node of its log-sum of e^(q . k / sqrt(D)), `(page, head)`.
+        state: the name of the state that holds its value.
+    """
+
+    mass: int
+    state: str
+
+
+@dataclass(frozen=True)
 class Graph:
     """Nodes in topological order, what is written to states, and (index stage) the selection."""
 
     nodes: tuple[Node, ...] = ()
     writes: tuple[tuple[str, int], ...] = ()
     result: int | None = None
+
+    @property
+    def residual(self) -> Residual | None:
+        """What stands for the pages that the selection leaves out, where the program says."""
+        node = None if self.result is None else self.nodes[self.result]
+        if node is None or node.op != "residual":
+            return None
+        return Residual(node.inputs[1], self.nodes[node.inputs[2]].attr["name"])
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -110,6 +131,8 @@ class Graph:
             node = self.nodes[i]
             if node.op == "union":
                 todo += reversed(node.inputs)
+            elif node.op == "residual":
+                todo.append(node.inputs[0])
             elif node.op != "everything" and i not in found:
                 found.append(i)
         return tuple(found)
@@ -213,7 +236,13 @@ class Program:
     def result(self) -> Node:
         """The selection."""
         assert self.index.result is not None
-        return self.index.nodes[self.index.result]
+        node = self.index.nodes[self.index.result]
+        return self.index.nodes[node.inputs[0]] if node.op == "residual" else node
+
+    @property
+    def residual(self) -> Residual | None:
+        """What stands for the pages left out, where the program says."""
+        return self.index.residual
 
     def state(self, name: str) -> StateDecl:
         """A declaration by name."""

@@ -388,6 +388,18 @@ def union(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     return a
 
 
+def residual(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
+    """A selection with the weight and the value of every page it leaves out."""
+    chosen, mass, value = types
+    if chosen.kind != "selection" or {mass.kind, value.kind} != {"float"}:
+        raise mistakes.BAD_RESIDUAL.error(why=f"{chosen}, {mass} and {value}")
+    if set(mass.names) != {"page", "head"}:
+        raise mistakes.BAD_RESIDUAL.error(why=f"a mass of dimensions {mass}")
+    if value.dims != make_dims([("page", Extent.parse("P")), ("dim", Extent.parse("D"))]):
+        raise mistakes.BAD_RESIDUAL.error(why=f"a value of dimensions {value}")
+    return chosen
+
+
 def everything(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     """All pages."""
     return Type((), "selection", "page")

@@ -29,7 +29,7 @@ class Schedule:
         barriers: the deepest level; 0 means one scoring launch.
         frontier: nodes the page-parallel launch stores to scratch for the row launch.
         kept: further nodes the row launch stores, by loop: inputs of neighbourhood operators, running sums.
-        scores: score nodes, in order of their selections.
+        scores: score nodes and the masses of a residual, in order.
         parallel: whether there is a page-parallel launch.
     """
 
@@ -57,9 +57,8 @@ def schedule(graph: Graph) -> Schedule:
     for node in graph.nodes:
         before = max((level[i] for i in node.inputs), default=0)
         level.append(before + (1 if crosses_pages(node) else 0))
-    scores = tuple(
-        sorted({n.inputs[0] for n in graph.nodes if n.spec.group == "select" and len(n.inputs) == 1})
-    )
+    ranked = {n.inputs[0] for n in graph.nodes if n.spec.group == "select" and len(n.inputs) == 1}
+    scores = tuple(sorted(ranked | ({graph.residual.mass} if graph.residual else set())))
     alive = _alive(graph, [*scores, *(i for _, i in graph.writes)])
     barriers = max((level[i] for i in alive), default=0)
     frontier: set[int] = set()

@@ -144,6 +144,10 @@ class _Speaker:
         """The sentence on what a step reads."""
         if term.op == "everything":
             return "Every decode step reads all pages: this is dense attention."
+        if term.op == "residual":
+            chosen, mass, value = term.args
+            words = f"one entry of value {self.phrase(value)} and of log weight {self.phrase(mass)}"
+            return f"{self.selection(chosen)} Every other complete page counts as {words}."
         words = " and ".join(self._chosen(t) for t in _streams(term))
         return f"Every decode step reads, for each sequence and kv head, {words}."
 

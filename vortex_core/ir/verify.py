@@ -41,6 +41,7 @@ def verify(program: Program) -> None:
     if program.cache.result is not None:
         raise mistakes.BAD_IR.error(why="forward_cache selects nothing")
     result = program.index.result
+    _verify_residual(program)
     if result is None or program.index.nodes[result].type.kind != "selection":
         raise mistakes.NO_SELECTION.error(
             found="nothing" if result is None else str(program.index.nodes[result].type)
@@ -119,6 +120,21 @@ def _verify_graph(program: Program, graph: Graph, stage: Stage) -> None:
                 raise mistakes.UNKNOWN_STATE.error(node.location, name=node.attr["name"], known=known)
             if typed_dims(node.attr) != state.dims:
                 raise mistakes.BAD_IR.error(why=f"load of {state.name!r} with other dimensions than declared")
+
+
+def _verify_residual(program: Program) -> None:
+    """A residual is the result, and its value a state as kernels read it."""
+    for position, node in enumerate(program.index.nodes):
+        if node.op != "residual":
+            continue
+        if position != program.index.result:
+            raise mistakes.BAD_RESIDUAL.error(node.location, why="a selection that is selected from again")
+        value = program.index.nodes[node.inputs[2]]
+        if value.op != "load":
+            raise mistakes.BAD_RESIDUAL.error(node.location, why=f"a value that is a {value.op}, not a state")
+        dtype = program.state(value.attr["name"]).dtype
+        if dtype not in ("bf16", "fp16", "fp32"):
+            raise mistakes.BAD_RESIDUAL.error(node.location, why=f"a value stored in {dtype}")
 
 
 def _verify_writes(program: Program) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV, StateStore
@@ -67,7 +69,13 @@ class EagerFlow:
         if lengths is None:
             return found
         lengths.copy_(found.lengths.flatten())
-        return PageList(found.page_ids, lengths.view_as(found.lengths), found.page_size)
+        return replace(found, lengths=lengths.view_as(found.lengths))
+
+    def merge_residual(
+        self, out: torch.Tensor, lse: torch.Tensor, selected: PageList, states: StateStore, view: BatchView
+    ) -> torch.Tensor:
+        """See `CompiledFlow`."""
+        return self.compiled.merge_residual(out, lse, selected, states, view)
 
     def attention_config(self, batch: int, width: int, kv_dtype: torch.dtype) -> DecodeConfig | None:
         """There is no launch to cut."""

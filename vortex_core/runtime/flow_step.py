@@ -32,6 +32,7 @@ class Attention(Protocol):
         config: DecodeConfig | None = None,
         out: torch.Tensor | None = None,
         mass: PageMass | None = None,
+        lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `AttentionPlan.run`."""
         ...
@@ -102,10 +103,17 @@ class FlowStep:
         pages = self.pages_of(layer, leader, q)
         k, v = self.kv(layer, flow.page_size).by_page
         config = flow.captured.attention_config(len(q), self.batch().block_table.shape[1], k.dtype)
-        if layer != leader or not flow.compiled.program.needs_mass:
+        merges, observes = flow.compiled.program.residual is not None, flow.compiled.program.needs_mass
+        if layer != leader or not (merges or observes):
             return self.sparse.run(q, k, v, pages, scale, config=config)
-        mass = self.sparse.page_mass(len(q), pages.columns, q.device)
-        out = self.sparse.run(q, k, v, pages, scale, config=config, mass=mass)
+        mass = self.sparse.page_mass(len(q), pages.columns, q.device) if observes else None
+        lse = torch.empty(q.shape[:2], device=q.device) if mass is None else mass.lse
+        out = self.sparse.run(q, k, v, pages, scale, config=config, mass=mass, lse=lse)
+        if merges:
+            flow.check_scale(scale)
+            out = flow.captured.merge_residual(out, lse, pages, flow.states[layer], self.batch())
+        if mass is None:
+            return out
         # Padding writes to the page behind the pool's.
         ids = torch.where(pages.lengths.unsqueeze(-1) > 0, pages.page_ids, flow.pages)
         flow.observe(layer, PageList(ids, pages.lengths, pages.page_size), mass.by_head())

@@ -7,14 +7,16 @@ of its content: whoever fills pages outside of decode calls `complete`, and a de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import torch
 
 from vortex_core.compiler.interface import CapturedFlow, CompiledFlow, LayerKV, StateStore
+from vortex_core.ir import mistakes
 from vortex_core.ir.crossover import NEVER, Crossover, crossover_unfit
-from vortex_core.ir.layers import LayerPlan
+from vortex_core.ir.layers import LayerPlan, check_reuse
 from vortex_core.page_list import PageList
 
 UPDATE_PAGES = 4096  # pages per state update: bounds the memory of the torch backend
@@ -47,6 +49,7 @@ class PoolFlow:
     ) -> None:
         self.compiled, self.kv, self.pages, self.device = compiled, kv, pages, device
         self.knobs, self.page_size = compiled.knobs, compiled.knobs.page_size
+        check_reuse(compiled.program, compiled.knobs)
         self.plan = LayerPlan(compiled.program, compiled.knobs, compiled.geometry.layers)
         self.crossover = crossover if crossover_unfit(compiled.program, compiled.knobs) is None else NEVER
         held = range(self.plan.layers) if layers is None else layers
@@ -90,6 +93,11 @@ class PoolFlow:
     def complete_in(self, layer: int, pages: torch.Tensor) -> None:
         """Compute the states of complete physical pages in one layer."""
         self.compiled.update(self.states[layer], self.kv(layer), pages, layer)
+
+    def check_scale(self, scale: float) -> None:
+        """Raises `VF069` where attention multiplies its scores by something else than a residual's masses assume."""
+        if not math.isclose(scale, self.compiled.geometry.head_dim**-0.5, rel_tol=1e-6):
+            raise mistakes.NO_RESIDUAL.error(why=f"they are multiplied by {scale:.4g}")
 
     def observe(self, layer: int, selected: PageList, mass: torch.Tensor) -> None:
         """Hand back the attention mass of a leader's selection."""

@@ -138,7 +138,13 @@ def causal_prefill(
 
 
 def sparse_decode(
-    q: torch.Tensor, kv: LayerKV, pages: PageList, scale: float, *, want_mass: bool = False
+    q: torch.Tensor,
+    kv: LayerKV,
+    pages: PageList,
+    scale: float,
+    *,
+    want_mass: bool = False,
+    lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One step of a batch over selected pages.
 
@@ -147,6 +153,7 @@ def sparse_decode(
         kv: `[kv_head, page, token, dim]`, pages contiguous.
         pages: selected physical pages, per kv head or per query head.
         want_mass: also return the softmax probability that each selected page received.
+        lse: filled with the natural log-sum-exp of each head's scores, float32 `[batch, q_head]`.
 
     Returns:
         Output `[batch, q_head, value_dim]` and float32 mass `[batch, q_head, max_selected]` or None.
@@ -165,12 +172,17 @@ def sparse_decode(
         v = _gather(kv.v, rows, head, ids).to(q.dtype).view(batch, heads, tokens, -1)
     grouped = q.view(batch, heads, q_heads // heads, -1)
     valid = position < pages.lengths[..., None]  # [batch, head, token]
-    if not want_mass:
+    if not want_mass and lse is None:
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=valid[:, :, None], scale=scale)
         return out.reshape(batch, q_heads, -1), None
     scores = (grouped @ k.transpose(-1, -2)).float() * scale
-    probability = torch.softmax(scores.masked_fill(~valid[:, :, None], float("-inf")), -1)
+    scores = scores.masked_fill(~valid[:, :, None], float("-inf"))
+    probability = torch.softmax(scores, -1)
     out = probability.to(v.dtype) @ v
+    if lse is not None:
+        lse.copy_(scores.logsumexp(-1).flatten(1))
+    if not want_mass:
+        return out.reshape(batch, q_heads, -1), None
     mass = probability.unflatten(-1, (selected, page_size)).sum(-1)
     return out.reshape(batch, q_heads, -1), mass.reshape(batch, q_heads, selected)
 
@@ -192,13 +204,14 @@ class TorchAttention:
         config: DecodeConfig | None = None,
         out: torch.Tensor | None = None,
         mass: PageMass | None = None,
+        lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `AttentionPlan.run`. `config` is of no use here."""
         longest = max(1, int(pages.counts.max()))
         lists = PageList(pages.page_ids[..., :longest], pages.lengths, pages.page_size)
         lists = lists.shared_by(max(pages.heads, self.geometry.kv_heads))
         kv = LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3))
-        found, by_page = sparse_decode(q.float(), kv, lists, scale, want_mass=mass is not None)
+        found, by_page = sparse_decode(q.float(), kv, lists, scale, want_mass=mass is not None, lse=lse)
         if mass is not None:
             assert by_page is not None
             mass.lse.zero_()

@@ -133,5 +133,8 @@ def _launch(flow: TritonFlow, shape: StepShape) -> None:
     plan = plan.sharing(size, even=True)
     config = flow.attention_config(shape.rows, width, stored)
     mass = plan.page_mass(shape.rows, pages.columns, _META) if flow.program.needs_mass else None
-    plan.run(q, *kv.by_page, pages, 1.0, config=config, mass=mass)
+    lse = torch.empty(shape.rows, g.q_heads, device=_META) if flow.program.residual else None
+    out = plan.run(q, *kv.by_page, pages, 1.0, config=config, mass=mass, lse=lse)
+    if lse is not None:
+        flow.merge_residual(out, lse, pages, states, view)
     flow._workspaces.clear()

@@ -27,6 +27,7 @@ from vortex_core.ir.layers import LayerPlan
 from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.config import DecodeConfig
+from vortex_core.kernels.decode.residual import merge_residual
 from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, multiprocessors
 from vortex_core.kernels.select.api import (
     Limit,
@@ -223,7 +224,8 @@ class TritonFlow:
             for i, elements in self.code.before.items():
                 made.before[i] = torch.empty(rows * elements, device=device)
             for i in self.code.schedule.scores:
-                made.scores[i] = torch.empty(lists, width, device=device)
+                each = "head" in self._graph.nodes[i].type.names
+                made.scores[i] = torch.empty(rows * (g.group if each else 1), width, device=device)
             if self._streams:
                 made.page_ids = torch.zeros(lists, capacity, dtype=torch.int32, device=device)
                 made.kv_lens = torch.zeros(lists, dtype=torch.int32, device=device)
@@ -235,7 +237,8 @@ class TritonFlow:
     def select(self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int) -> PageList:
         """forward_indexer for one decode step. `q`: `[batch, q_head, dim]`. The list is the caller's to keep."""
         found = self.select_in_place(q, states, view, layer)
-        return PageList(found.page_ids.clone(), found.lengths.clone(), found.page_size)
+        left = None if found.left_out is None else found.left_out.clone()
+        return PageList(found.page_ids.clone(), found.lengths.clone(), found.page_size, left)
 
     def select_in_place(
         self,
@@ -256,7 +259,20 @@ class TritonFlow:
         budgets = view.budgets.to(torch.int32)
         work = self.workspace(len(q), width, q.device, view.longest_whole)
         self.launch_scores(q, states, table, tokens, budgets, work, layer, view.dense_mass)
-        return self.launch_selection(table, tokens, budgets, work, lengths)
+        found = self.launch_selection(table, tokens, budgets, work, lengths)
+        if self._graph.residual is None:
+            return found
+        return replace(found, left_out=work.scores[self._graph.residual.mass].view(len(q), -1, width))
+
+    def merge_residual(
+        self, out: torch.Tensor, lse: torch.Tensor, selected: PageList, states: StateStore, view: BatchView
+    ) -> torch.Tensor:
+        """See `CompiledFlow`; one launch, in place."""
+        assert isinstance(states, TorchStates) and self._graph.residual is not None
+        assert selected.left_out is not None
+        value = states.fields[self._graph.residual.state].data
+        table, lengths = view.block_table.to(torch.int32), view.lengths.to(torch.int32)
+        return merge_residual(out, lse, selected.left_out, value, selected, table, lengths)
 
     def launch_scores(
         self,

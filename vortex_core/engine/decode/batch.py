@@ -185,9 +185,14 @@ class DecodeStep:
         self.batch.attended += read.sum()
         self.batch.attendable += read.shape[1] * there
         want_mass = layer == leader and flow.compiled.program.needs_mass
+        merges = flow.compiled.program.residual is not None
+        lse = torch.empty(q.shape[:2], device=q.device) if merges else None
         out, mass = sparse_decode(
-            q, self.pool.paged(layer, flow.page_size), pages, scale, want_mass=want_mass
+            q, self.pool.paged(layer, flow.page_size), pages, scale, want_mass=want_mass, lse=lse
         )
+        if lse is not None:
+            flow.check_scale(scale)
+            out = flow.compiled.merge_residual(out, lse, pages, flow.states[layer], self.view(layer))
         if mass is not None:
             flow.observe(layer, pages, mass)
         return out

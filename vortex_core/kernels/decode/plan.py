@@ -115,6 +115,7 @@ class AttentionPlan:
         config: DecodeConfig | None = None,
         out: Tensor | None = None,
         mass: PageMass | None = None,
+        lse: Tensor | None = None,
     ) -> Tensor:
         """Attention of one query token a sequence over its listed pages.
 
@@ -126,15 +127,17 @@ class AttentionPlan:
             scale: what scores are multiplied by.
             config: how the launch is cut.
             out: where the result goes; by default it is allocated, in a captured graph from the graph's own pool.
+            lse: filled with the natural log-sum-exp of each head's scores, fp32 `[batch, q_head]`; with `mass` it is
+                there.
             mass: filled where page masses are asked for; sums over query heads cost one more launch.
 
         Returns:
             `[batch, q_head, value_dim]`.
         """
         g = self.geometry
-        lse, page_lse, page_mass = (
-            (None, None, None) if mass is None else (mass.lse, mass.page_lse, mass.page_mass)
-        )
+        page_lse = page_mass = None
+        if mass is not None:
+            lse, page_lse, page_mass = mass.lse, mass.page_lse, mass.page_mass
         return paged_decode(
             q, k, v, pages.shared_by(self.rows),
             workspace=self.workspace, config=config or self.config(len(q)), sm_scale=scale,
