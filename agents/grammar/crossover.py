@@ -70,7 +70,7 @@ def unite(s: Subject, other: Flow) -> bool:
 def take_selection(s: Subject, other: Flow) -> bool:
     """The kind of selection of the second for the score of the first."""
     one, two = s.flow.result, other.result
-    if "union" in (one.op, two.op) or not one.args or not two.args:
+    if len(one.args) != 1 or len(two.args) != 1:
         return False
     attrs = {k: v for k, v in two.attr.items() if k != "share" or not one.args[0].has("head")}
     return s.put(one, Grown(make(two.op, *one.args, **attrs), {}, ""), "the other's selection")
@@ -85,7 +85,7 @@ MOVES: dict[Callable[[Subject, Flow], bool], float] = {
 
 
 def _score(s: Subject, flow: Flow) -> Term | None:
-    scores = [t.args[0] for t in flow.terms() if OPS[t.op].group == "select" and t.op != "union" and t.args]
+    scores = [t.args[0] for t in flow.terms() if OPS[t.op].group == "select" and len(t.args) == 1]
     return s.rng.choice(scores) if scores else None
 
 

@@ -23,8 +23,8 @@ MAX_NUMBERS = 1 << 21  # of one value per page; half of what the language allows
 _CUT = {"D": 8, "S": 4, "R": 8}  # by what a symbol may be divided: such extents are whole in every real model
 _FREE_NAMES = ("row", "x", "y")
 _JUMPY = frozenset(name for name, spec in OPS.items() if not spec.traits.continuous)
-# These need values beside the program or dense layers in its knobs, so the program alone cannot run.
-_UNSUPPLIED = frozenset({"param", "rotary", "dense_mass"})
+# These need values beside the program, dense layers in its knobs, or attention: the program alone cannot run.
+_UNSUPPLIED = frozenset({"param", "rotary", "dense_mass", "residual"})
 
 Rng = random.Random
 

@@ -208,7 +208,7 @@ def change_channels(s: Subject) -> bool:
 
 def change_selection(s: Subject) -> bool:
     """Another kind of selection by the same score."""
-    selects = [t for t in s.flow.terms() if OPS[t.op].group == "select" and t.args and t.op != "union"]
+    selects = [t for t in s.flow.terms() if OPS[t.op].group == "select" and len(t.args) == 1]
     if not selects:
         return False
     site = s.rng.choice(selects)
@@ -236,6 +236,16 @@ def add_state_across_steps(s: Subject) -> bool:
     if site is None or site.has("head"):
         return False
     return s.put(site, s.grow(lambda g: g.carry(site) if g.rng.random() < 0.7 else g.feedback(site)))
+
+
+def change_residual(s: Subject) -> bool:
+    """What is left out counts as one entry a page, or no longer."""
+    top = s.flow.result
+    if top.op == "residual":
+        return s.change(Flow(top.args[0], s.flow.updates).pruned(), "nothing for the pages left out")
+    if s.mla or top.op == "everything":  # a latent row is key and value at once
+        return False
+    return s.put(top, s.grow(lambda g: g.residual(top)), "{}")
 
 
 def unite(s: Subject) -> bool:
@@ -285,6 +295,7 @@ MOVES: dict[Callable[[Subject], bool], float] = {
     add_signal: 1.5,
     add_state_across_steps: 0.4,
     unite: 0.4,
+    change_residual: 0.4,
     drop_stream: 1.0,
     change_a_knob: 3.0,
 }
@@ -301,7 +312,7 @@ def _site(s: Subject, fits: Callable[[Term], bool]) -> Term | None:
 
 def _score(s: Subject) -> Term | None:
     """What a selection chooses by."""
-    scores = [t.args[0] for t in s.flow.terms() if OPS[t.op].group == "select" and t.op != "union" and t.args]
+    scores = [t.args[0] for t in s.flow.terms() if OPS[t.op].group == "select" and len(t.args) == 1]
     return s.rng.choice(scores) if scores else None
 
 

@@ -27,7 +27,7 @@ from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit, state_labels
 from vortex_core.ir.flow import Flow, flow_key
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.layers import check_dense_layers
+from vortex_core.ir.layers import check_dense_layers, check_reuse
 from vortex_core.ir.lint import lint
 from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
@@ -162,6 +162,8 @@ class GrammarProposer(Proposer):
                 continue
             if draft.written.reads_dense_mass and 0 not in draft.knobs.dense_layers:
                 draft = replace(draft, knobs=anchored(rng, draft.knobs, _layers(request.model)))
+            if draft.written.residual is not None:
+                draft = replace(draft, knobs=draft.knobs.with_(reuse_steps=1, reuse_layers=1))
             draft = _at(draft, request)
             free = draft.recipe is None
             if free and size(draft.written) > limit:  # told before canonicalising, which costs
@@ -286,10 +288,11 @@ def _refused(draft: Draft, request: ProposalRequest) -> bool:
     """Whether the campaign would not look at it."""
     try:
         check_dense_layers(draft.written, draft.knobs)
+        check_reuse(draft.written, draft.knobs)
         return not covers(draft.knobs) or not (
             request.fits is None or request.fits(draft.written, draft.knobs)
         )
-    except VortexError:  # no dense layer to read, an undefined budget, a size that is not whole in the model
+    except VortexError:  # no dense layer to read, a budget that is undefined, a size that is not whole in the model
         return True
 
 

@@ -261,6 +261,17 @@ class Growth:
                 return make("threshold", standardised(score), at=at, **attrs)
         return make("topk", score, **attrs)
 
+    def residual(self, chosen: Term) -> Term:
+        """The selection with an entry for every page that it leaves out: its tokens at their mean, or that and their
+        spread."""
+        whole = Frame()
+        q = whole.query()
+        mass = make("log", make("extent", extent="S")) + SCALE * _dot(q, self.state(vector("mean", whole)))
+        if self.rng.random() < 0.5:
+            mass = mass + 0.5 * SCALE * SCALE * _dot(q * q, self.state(vector("var", whole)))
+        self.say("pages left out count by their mean value")
+        return make("residual", chosen, mass, stored(reduce("mean", make("v"), "token"), "bf16"))
+
     def flow(self) -> Flow:
         """A whole program."""
         per_head = self.rng.random() < 0.06
@@ -274,6 +285,8 @@ class Growth:
             result = make("union", first, second)
         else:
             result = self.select(self.score(per_head))
+        if not self.mla and self.rng.random() < 0.06:
+            result = self.residual(result)
         return Flow(result, tuple(sorted(self.updates.items()))).pruned()
 
 

@@ -254,7 +254,7 @@ def _follow(t: Term, args: tuple[Term, ...]) -> Term:
         return args[0]
     if group == "shape" and "dim" in attrs and not args[0].has(attrs["dim"]):
         return args[0]
-    if group == "select" and t.op != "union":
+    if group == "select" and len(args) == 1:
         keep = ("page", "head") if t.args[0].has("head") else ("page",)
         args = (reduce("amax", args[0], *(n for n in args[0].names if n not in keep)),)
     return make(t.op, *args, **attrs)

@@ -144,8 +144,21 @@ class DenseRows:
             found[i, :, : weights.shape[2]] = torch.einsum("hgpt,hptd->hgpd", weights, paged).flatten(0, 1)
         return found
 
+    @cached_property
+    def lse(self) -> torch.Tensor:
+        """Natural log-sum-exp of the scaled scores over all tokens, `[row, q_head]`."""
+        found = torch.zeros(self.count, self.recording.geometry.q_heads, device=self.device)
+        for i, scores, _ in self._scores():
+            found[i] = scores.logsumexp(-1).flatten()
+        return found
+
     def _weights(self) -> Iterator[tuple[int, torch.Tensor, slice]]:
         """Of each row its number, its dense probabilities `[kv_head, group, page, token]`, and its slots in `kv`."""
+        for i, scores, span in self._scores():
+            yield i, torch.softmax(scores, -1).unflatten(-1, (-1, self.size)), span
+
+    def _scores(self) -> Iterator[tuple[int, torch.Tensor, slice]]:
+        """Of each row its number, its scaled scores `[kv_head, group, token]`, and its slots in `kv`."""
         r, g = self.recording, self.recording.geometry
         place = {layer: i for i, layer in enumerate(self.layers)}
         keys, slots = self.kv.k.flatten(1, 2), r.k.shape[2]
@@ -157,7 +170,7 @@ class DenseRows:
             q = self.q[i].float().unflatten(0, (g.kv_heads, g.group))
             scores = q @ keys[:, span].transpose(-1, -2) * r.scale
             scores[..., n:] = -torch.inf
-            yield i, torch.softmax(scores, -1).unflatten(-1, (pages, self.size)), span
+            yield i, scores, span
 
     @cached_property
     def out(self) -> torch.Tensor:

@@ -166,7 +166,11 @@ class Screener:
         captured = (masks * rows.mass).sum(-1)
         best = rows.best.expand(len(budgets), -1, -1, -1).gather(-1, most[..., None] - 1)[..., 0]
         outs = masks.permute(1, 2, 0, 3).float() @ rows.parts  # [row, q_head, budget, value_dim]
-        outs = outs / captured.permute(1, 2, 0)[..., None].clamp_min(1e-30)
+        weights = captured.permute(1, 2, 0)
+        if selected.left_out is not None:
+            added, more = _entries(selected, rows)
+            outs, weights = outs + added, weights + more
+        outs = outs / weights[..., None].clamp_min(1e-30)
         errors = outs - rows.out[:, :, None]
         squared = errors.square().sum(-1).permute(2, 0, 1)
         size = rows.out.square().sum(-1)
@@ -217,6 +221,19 @@ class Screener:
 
 def _dense_point(budget: str) -> ScreenPoint:
     return ScreenPoint(budget, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, [], [])
+
+
+def _entries(selected: Selected, rows: DenseRows) -> tuple[torch.Tensor, torch.Tensor]:
+    """What entries for pages left out add to `[row, q_head, budget, value_dim]` and to its weights, where dense
+    attention weighs 1 in all."""
+    assert selected.left_out is not None
+    mass, values = selected.left_out
+    complete = torch.arange(rows.width, device=rows.device) < (rows.lengths // rows.size)[:, None]
+    left = ~selected.masks & complete[:, None]
+    relative = torch.where(torch.isnan(mass), -torch.inf, mass) - rows.lse[..., None]
+    weights = torch.where(left, relative.clamp(max=60.0).exp(), 0.0).permute(1, 2, 0, 3)
+    values = values.repeat_interleave(weights.shape[1] // values.shape[1], 1)
+    return weights @ values, weights.sum(-1)
 
 
 def _ratio(gain: torch.Tensor, room: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,11 @@ def tells_layers_apart(flow: Flow, layers: int) -> bool:
     return own or flow.knobs.reuse_layers > 1 or LayerPlan(flow.program, flow.knobs, layers).budget_varies
 
 
+def _parts(items: list[torch.Tensor], count: int) -> list[list[torch.Tensor]]:
+    size = len(items) // count
+    return [items[i * size : (i + 1) * size] for i in range(count)]
+
+
 @dataclass(frozen=True)
 class Selected:
     """Pages selected for every row.
@@ -40,10 +45,13 @@ class Selected:
     Attributes:
         masks: bool `[budget, row, q_head, page]`.
         allowed: int64 `[budget, row]`, pages that the budget lets a row attend.
+        left_out: of a flow with a residual, `[budget or 1, row, q_head, page]`: log weights of pages that are not
+            selected, and `[row, kv_head, page, value_dim]`, their values.
     """
 
     masks: torch.Tensor
     allowed: torch.Tensor
+    left_out: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class Selector:
@@ -58,6 +66,7 @@ class Selector:
         self, flow: Flow, compiled: TorchFlow, rows: DenseRows, budgets: Sequence[str | None]
     ) -> None:
         self.flow, self.compiled, self.rows, self.budgets = flow, compiled, rows, tuple(budgets)
+        self._masses: list[torch.Tensor] = []  # log weights of a residual, as they come: all steps, or one by one
         plan = LayerPlan(flow.program, flow.knobs, rows.recording.geometry.layers)
         self._place = {layer: i for i, layer in enumerate(rows.layers)}
         # By scored layer, the place of the layer whose selection it follows.
@@ -72,13 +81,23 @@ class Selector:
         masks = masks.unflatten(1, shape)[:, :, :, follow].flatten(1, 3)
         allowed = torch.stack([self._allowed(b, self.rows) for b in self.budgets])
         allowed = allowed.unflatten(1, shape)[..., follow].flatten(1)
-        return Selected(masks, allowed)
+        return Selected(masks, allowed, self._left_out())
+
+    def _left_out(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What stands for the pages that are not selected; such flows let every layer select at every step."""
+        residual = self.compiled.program.residual
+        if residual is None:
+            return None
+        count = len(self._masses) // (1 if len(self._masses) == 1 else len(self.rows.steps))
+        masses = torch.stack([torch.cat(part) for part in _parts(self._masses, count)])
+        value = self._states.fields[residual.state]
+        return masses, value.read(slice(None), self.rows.table, torch.float32).transpose(0, 1)
 
     # ---- without memory: all steps at once
 
     def _at_once(self) -> torch.Tensor:
         rows = self.rows
-        states = self.compiled.new_states(rows.kv.k.shape[1], rows.device)
+        states = self._states = self.compiled.new_states(rows.kv.k.shape[1], rows.device)
         self._update(states, [0] * rows.recording.prompts, rows.recording.lengths)
         return self._choose(states, rows, self.budgets)
 
@@ -114,6 +133,11 @@ class Selector:
         view = BatchView(rows.table[-sequences:], lengths, rows.totals, longest, dense_mass=mass)
         values = self.compiled.score(q, states, view, rows.layer[:sequences])  # type: ignore[arg-type]
         scores = {i: values[i].flatten(0, q.dim() - 3) for i in self.compiled.scores}
+        residual = self.compiled.program.residual
+        if residual is not None and (steps > 1 or rows.steps[0] in self.rows.steps):
+            mass = scores[residual.mass].transpose(-1, -2).flatten(1, 2)
+            missing = rows.width - mass.shape[-1]  # no complete page
+            self._masses.append(torch.nn.functional.pad(mass, (0, missing), value=-torch.inf))
         heads = rows.recording.geometry.q_heads
         found = torch.zeros(len(budgets), rows.count, heads, rows.width, dtype=torch.bool, device=rows.device)
         for i, budget in enumerate(budgets):
@@ -153,7 +177,7 @@ class Selector:
 
     def _walk(self, budgets: Sequence[str | None]) -> torch.Tensor:
         rows, recording = self.rows, self.rows.recording
-        states = self.compiled.new_states(rows.kv.k.shape[1], rows.device)
+        states = self._states = self.compiled.new_states(rows.kv.k.shape[1], rows.device)
         done = [n - 1 for n in recording.lengths_at(0)]
         self._update(states, [0] * recording.prompts, done)
         period, kept, found = self.flow.knobs.reuse_steps, None, []

@@ -18,7 +18,7 @@ def family(program: Program) -> str:
 
     `token` keeps numbers of every token, `bits` their signs, `parts` something of parts of the page, `page` vectors of
     the page, `number` single numbers. `steps` carries something across decode steps, `mass` reads attention received,
-    `layers` that of a dense layer in the same step, `across` looks across pages.
+    `layers` that of a dense layer in the same step, `rest` counts what it leaves out, `across` looks across pages.
     """
     if program.selects_everything:
         return "dense"
@@ -43,7 +43,9 @@ def family(program: Program) -> str:
     across = any(
         n.op in ("softmax", "cumsum", "conv", "maxpool") or _over_pages(n.attr) for n in program.index.nodes
     )
-    words = [first, *(s for s in ("steps", "mass", "layers") if s in shapes), *(["across"] if across else [])]
+    if program.residual is not None:
+        shapes.add("rest")
+    words = [first, *(s for s in ("steps", "mass", "layers", "rest") if s in shapes), *(["across"] if across else [])]
     return "+".join([*words, *([] if program.result.op == "topk" else [program.result.op])])
 
 

@@ -27,7 +27,7 @@ DOES = {
     "query": "what depends on the query alone, once a row",
     "score": "scores of pages, all pages in parallel",
     "rows": "operators across pages, one row at a time",
-    "pool": "scores of kv heads that share a selection",
+    "residual": "pages left out, one entry each", "pool": "scores of kv heads that share a selection",
     "select": "the pages to read, within the budget",
     "attend": "attention over the pages selected",
     "merge": "parts of long rows put together",

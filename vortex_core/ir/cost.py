@@ -35,12 +35,12 @@ MARK_BYTES = 1
 _SCALE_BYTES = 2
 
 # "mass" is of a dense layer: what its pages receive, for layers after it that select by it.
-Kind = Literal["update", "query", "score", "rows", "pool", "select", "attend", "merge", "mass"]
+Kind = Literal["update", "query", "score", "rows", "pool", "select", "attend", "merge", "residual", "mass"]
 # What a sparse layer does in a step: a leader's step that selects, a leader's step that keeps its last selection, a
 # layer that follows its leader. Followers have no page states.
 Role = Literal["selects", "keeps", "follows"]
 _LAUNCHES_OF: Mapping[Role, frozenset[Kind]] = {
-    "selects": frozenset(("update", "query", "score", "rows", "pool", "select", "attend", "merge")),
+    "selects": frozenset(("update", "query", "score", "rows", "pool", "select", "attend", "merge", "residual")),
     "keeps": frozenset(("update", "attend", "merge")),
     "follows": frozenset(("attend", "merge")),
 }
@@ -273,8 +273,26 @@ def launch_costs(
         found += _selections(
             program, lists=lists, complete=complete, total=math.ceil(length / knobs.page_size), chosen=pages
         )
-    return (*found, LaunchCost("attend", attention), LaunchCost("merge", Cost(launches=1)))
+    found += [LaunchCost("attend", attention), LaunchCost("merge", Cost(launches=1))]
+    if program.residual is not None:
+        found.append(LaunchCost("residual", _residual(program, g, sizes, batch, length, pages, knobs.page_size)))
+    return tuple(found)
 
+
+def _residual(
+    program: Program, g: Geometry, sizes: Mapping[str, int], batch: int, length: int, pages: int, page_size: int
+) -> Cost:
+    """The entries of pages left out: masses and values read, outputs read and written again."""
+    assert program.residual is not None
+    complete = length // page_size
+    left, heads = max(0, complete - pages), batch * g.q_heads
+    return Cost(
+        query_bytes=2 * heads * g.value_dim * ACTIVATION_BYTES,
+        state_bytes=batch * g.kv_heads * left * state_bytes(program.state(program.residual.state), sizes),
+        index_bytes=heads * left * SCORE_BYTES + batch * g.kv_heads * complete * INDEX_BYTES,
+        tensor_flops=2.0 * heads * left * g.value_dim,
+        launches=1,
+    )
 
 def recording_cost(geometry: Geometry, *, batch: int, length: int, page_size: int) -> Cost:
     """A dense layer that leaves the mass of its pages: log-sums by head and page, and two passes over them."""
@@ -296,7 +314,12 @@ def _scoring(
     graph = program.lowered.index
     plan = schedule(graph)
     written = {name for name, _ in graph.writes}
-    stored = sum(state_bytes(s, sizes) * (2 if s.name in written else 1) for s in program.states)
+    loaded = {n.attr["name"] for i, n in enumerate(graph.nodes) if n.op == "load" and i in _scored(graph)}
+    stored = sum(
+        state_bytes(s, sizes) * (2 if s.name in written else 1)
+        for s in program.states
+        if s.name in loaded or s.name in written
+    )
     mass = SCORE_BYTES * g.group * (2 * program.needs_mass + program.reads_dense_mass)
     sources = Cost(
         query_bytes=heads * g.head_dim * ACTIVATION_BYTES,
@@ -331,6 +354,18 @@ def _scoring(
         read = passed if plan.parallel else sources
         found.append(LaunchCost("rows", read + scores + done))
     return found
+
+
+def _scored(graph: Graph) -> frozenset[int]:
+    """Nodes that scoring launches compute or read: what a residual's launch reads is not among them."""
+    plan, seen = schedule(graph), set()
+    todo = [*plan.scores, *(i for _, i in graph.writes)]
+    while todo:
+        i = todo.pop()
+        if i not in seen:
+            seen.add(i)
+            todo += graph.nodes[i].inputs
+    return frozenset(seen)
 
 
 def _selections(program: Program, *, lists: int, complete: int, total: int, chosen: int) -> list[LaunchCost]:

@@ -53,7 +53,7 @@ def _spy(engine: Engine, flow: str, **knobs: Any) -> Spy:
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 64, 128])
-@pytest.mark.parametrize("flow", ["block_topk", "quest", "streaming"])
+@pytest.mark.parametrize("flow", ["block_topk", "quest", "streaming", "retroinfer"])
 def test_with_everything_selected_tokens_are_dense(
     make_engine: Make, ids: Make, flow: str, page_size: int
 ) -> None:
@@ -81,7 +81,7 @@ def test_the_dense_program_is_dense(make_engine: Make, ids: Make) -> None:
     assert (report.state_bytes, again.ir_hash) == (0, library.load("dense").ir_hash)
 
 
-@pytest.mark.parametrize("flow", ["block_topk", "quest", "streaming", "carried"])
+@pytest.mark.parametrize("flow", ["block_topk", "quest", "streaming", "carried", "retroinfer"])
 def test_backends_decode_the_same(make_engine: Make, ids: Make, flow: str) -> None:
     engine = make_engine()
     prompts = [engine.prefill(ids(n, n)) for n in (7, 200, 333)]
@@ -95,6 +95,18 @@ def test_backends_decode_the_same(make_engine: Make, ids: Make, flow: str) -> No
         torch.tensor(results[0].logprobs), torch.tensor(results[1].logprobs), atol=1e-3, rtol=1e-3
     )
     engine.check_integrity()
+
+
+def test_an_entry_for_every_page_left_out_brings_answers_nearer_to_dense(make_engine: Make, ids: Make) -> None:
+    engine = make_engine()
+    prompts = [engine.prefill(ids(n, n)) for n in (500, 700)]
+    engine.load_flow(None)
+    dense = torch.tensor(engine.decode(prompts, max_new_tokens=1).logprobs)
+    gaps = []
+    for flow in ("block_topk", "retroinfer"):
+        engine.load_compiled(_compile(engine, flow, page_size=8, budget="32", keep_last=1))
+        gaps.append((torch.tensor(engine.decode(prompts, max_new_tokens=1).logprobs) - dense).abs().mean())
+    assert gaps[1] < gaps[0]
 
 
 @pytest.mark.parametrize("flow", ["quest", "carried"])

@@ -16,9 +16,11 @@ from evaluators.screen.select import Selector, evenly_among
 from evaluators.worker import EvaluationWorker
 from tests.cpu.evaluators.conftest import PLAN, candidate
 from vortex_core.compiler import backends
+from vortex_core.compiler.interface import BatchView
 from vortex_core.engine import Engine
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
+from vortex_core.runtime.torch_attention import sparse_decode
 
 STEPS = 4
 
@@ -89,6 +91,32 @@ def test_it_captures_what_a_decode_on_the_same_queries_captures(
     # Ours weighs steps by their pages.
     assert score.own.density == pytest.approx(float(wanted.density.mean()), rel=0.01)
     assert score.at("64").recall == pytest.approx(score.own.recall, abs=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_entry_for_each_page_left_out_is_counted_in_the_output(
+    recording: AttentionRecording, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the merge that backends do, row by row."""
+    if not at_once:
+        monkeypatch.setattr("evaluators.screen.select.remembers", lambda flow: True)
+    flow = candidate("retroinfer", budget="64", keep_last=1, page_size=16)
+    score = Screener(recording, budgets=("64",)).score(flow).at("64")
+    rows = DenseRows(recording, 16, (0, 1, 2), recording.at)
+    compiled = backends.get("torch").compile(flow.program, flow.knobs, recording.geometry)
+    states = compiled.new_states(rows.kv.k.shape[1], torch.device("cpu"))
+    every = torch.arange(rows.kv.k.shape[1])
+    compiled.update(states, rows.kv, every, 0)
+    budgets = torch.tensor([flow.knobs.pages(int(n)) for n in rows.lengths])
+    view = BatchView(rows.table, rows.lengths, budgets, int(rows.lengths.max()))
+    selected = compiled.select(rows.q, states, view, 0)
+    lse = torch.empty(rows.q.shape[:2])
+    out, _ = sparse_decode(rows.q.float(), rows.kv, selected, recording.scale, lse=lse)
+    out = compiled.merge_residual(out, lse, selected, states, view)
+    wanted = (out - rows.out).square().sum() / rows.out.square().sum()
+    assert score.output_error == pytest.approx(float(wanted), rel=1e-3)
+    without = Screener(recording, budgets=("64",)).score(candidate("block_topk", budget="64", keep_last=1, page_size=16))
+    assert score.output_error != pytest.approx(without.at("64").output_error, rel=0.01)
 
 
 @pytest.mark.parametrize("flow", ["quest", "h2o", "dense"])

@@ -33,8 +33,14 @@ class Watched(EagerFlow):
         self.launches = 0
         parts = launch_costs(self.program, self.knobs, GEOMETRY, batch=1, length=LENGTH)
         self.of_a_selection = sum(
-            part.cost.launches for part in parts if part.kind not in ("update", "attend", "merge")
+            part.cost.launches
+            for part in parts
+            if part.kind not in ("update", "attend", "merge", "residual")
         )
+
+    def merge_residual(self, *given: Any) -> torch.Tensor:
+        self.launches += 1
+        return super().merge_residual(*given)
 
     def update_decode(self, *given: Any) -> None:
         self.launches += bool(self.program.states)
@@ -97,9 +103,10 @@ LAYERS = list(product([(), (0, 1), (1, 4), (0, 1, 3), tuple(range(6))], [1, 2, 3
     ("name", "dense_layers", "reuse_layers"),
     [
         (name, *layers)
-        for name in ("quest", "twilight", "delta")
+        for name in ("quest", "twilight", "delta", "retroinfer")
         for layers in LAYERS
         if name != "delta" or 0 in layers[0]  # it reads what a dense layer before attends to
+        if name != "retroinfer" or layers[1] == 1  # every layer weighs what it leaves out
     ],
 )
 def test_a_step_makes_the_launches_that_the_model_counts(

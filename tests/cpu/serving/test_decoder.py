@@ -119,6 +119,35 @@ def test_a_layer_attends_where_the_dense_layer_before_it_does() -> None:
                 assert set(found.page_ids[row, head, :4].tolist()) == want
 
 
+def test_a_step_adds_an_entry_for_every_page_left_out() -> None:
+    pool = Pool(GQA, page=8, pages=40, requests=2, longest=160)
+    flow = bundle("retroinfer", page_size=8, budget="32", keep_last=1)
+    decoder = pool.decoder(flow, "torch")
+    pool.prefill(decoder, 0, 100)
+    pool.prefill(decoder, 1, 70)
+    steps = pool.step(decoder, [0, 1])
+    q, out = steps[0]
+    for row, length in enumerate(pool.lengths):
+        k, v = (x.double() for x in pool.tokens(0, row))
+        found = decoder.lists(2)[0]
+        for head in range(2):
+            listed = set(found.page_ids[row, head, : int(found.counts[row, head])].tolist())
+            entries = []
+            for page in range(-(-length // 8)):
+                part = slice(page * 8, min(length, page * 8 + 8))
+                keys, values = k[part, head], v[part, head]
+                if int(pool.slots[row, page * 8]) // 8 not in listed:
+                    keys, values = (x.mean(0, keepdim=True).bfloat16().double() for x in (keys, values))
+                    entries += [(keys, values, 8)]
+                else:
+                    entries += [(keys, values, 1)]
+            keys, values = (torch.cat([e[i] for e in entries]) for i in (0, 1))
+            counts = torch.cat([torch.full((len(e[0]),), float(e[2])) for e in entries]).double()
+            for j in (2 * head, 2 * head + 1):
+                weights = torch.softmax(keys @ q[row, j].double() * 0.25 + counts.log(), 0)
+                torch.testing.assert_close(out[row, j].double(), weights @ values, rtol=1e-3, atol=1e-4)
+
+
 def test_layers_that_reuse_a_selection_attend_the_leaders_pages() -> None:
     pool = Pool(GQA, page=16, pages=20, requests=1, longest=128)
     decoder = pool.decoder(bundle("quest", page_size=8, budget="24", reuse_layers=3), "torch")

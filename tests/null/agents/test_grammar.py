@@ -168,6 +168,7 @@ def test_proposals_reach_the_motifs_of_the_field() -> None:
         "split",
         "mass",
         "dense_mass",
+        "residual",
         "position",
         "topp",
         "threshold",

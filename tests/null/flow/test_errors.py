@@ -85,6 +85,7 @@ WRONG: dict[str, tuple[str, int]] = {
         states(body='s = (q * cache["c"]).sum("dim")\n        return ops.topk(s) | ops.topk(s.max("head"))'),
         10,
     ),
+    "VF047": (states(body=f'm = (q * cache["c"]).sum("dim")\n        return ops.topk({DOT}).residual(m, 2 * cache["c"])'), 10),
     "VF060": (knobs('Knobs(budget="tokens / 2")'), 4),
     "VF061": (knobs('Knobs(page_size=17)'), 4),
     "VF062": (knobs('3'), 0),
@@ -104,7 +105,9 @@ NOTED: dict[str, tuple[str, int]] = {
 ELSEWHERE = {
     "VF000": "below", "VF006": "below", "VF007": "tests/null/flow/test_jail.py", "VF009": "below",
     "VF013": "tests/cpu/compiler/test_shapes.py", "VF027": "tests/cpu/flow/test_eager.py",
-    "VF064": "tests/cpu/compiler/test_shapes.py", "VF066": "tests/cpu/compiler/test_rotary.py", "VF090": "below",
+    "VF064": "tests/cpu/compiler/test_shapes.py", "VF066": "tests/cpu/compiler/test_rotary.py",
+    "VF068": "tests/cpu/compiler/test_residual.py",
+    "VF069": "tests/cpu/compiler/test_residual.py", "VF090": "below",
     "VF095": "below", "VF096": "tests/hostile/test_machine.py", "VF097": "tests/hostile/test_machine.py",
     **{f"VF08{i}": "tests/null/dialects" for i in range(10)},
 }  # fmt: skip

@@ -96,7 +96,7 @@ class _Planner:
         self.program, self.knobs = program, knobs
         self.code: Module = generate(program, geometry, knobs.page_size)
         self.costs = launch_costs(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
-        self.rows = batch * geometry.kv_heads
+        self.rows, self.group = batch * geometry.kv_heads, geometry.group
         self.complete = length // knobs.page_size
         self.total = math.ceil(length / knobs.page_size)
         self.lists = self.rows * (geometry.group if program.per_query_head else 1)
@@ -163,6 +163,11 @@ class _Planner:
                     "partial results by log-sum-exp, where a row is split and its last part does not do it",
                     "needs all parts of a row",
                 )
+            case "residual":
+                return (
+                    "every complete page that was left out, as one entry of its mass and its value",
+                    "needs the log-sum-exp of the whole list",
+                )
             case "mass":
                 return (
                     "mass of each page from log-sums of the dense layer before (torch operators)",
@@ -198,7 +203,11 @@ class _Planner:
         ]
         writer = "rows" if self.code.rows else "score"
         size = self.lists * self.complete * SCORE_BYTES
-        found += [Buffer(f"score {i}", size, writer, "select") for i in plan.scores]
+        ranked = [i for i in plan.scores if self.code.graph.residual is None or i != self.code.graph.residual.mass]
+        found += [Buffer(f"score {i}", size, writer, "select") for i in ranked]
+        if self.code.graph.residual is not None:
+            heads = self.rows * self.group
+            found.append(Buffer("left out", heads * self.complete * SCORE_BYTES, writer, "residual"))
         if not self.streams:
             return found
         search = select_plan(self.complete, self.chosen)
