@@ -40,6 +40,7 @@ _ROUNDING = {
     "int2": 0.75,
 }
 _FLIPPED_BITS = 0.02
+_MASS_ROUNDING = 2e-2  # of a log weight: products of bf16 operands
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,11 @@ def compare(
                         differing += 1
                         where = f"length {int(view.lengths[b])}, row {row}"
                         example = example or f"{where}: {sorted(a - e)} instead of {sorted(e - a)}"
+            if program.residual is not None and (
+                gap := _masses_differ(chosen, expected, view, knobs.page_size)
+            ):
+                differing += 1
+                example = example or f"masses of pages left out differ by {gap:.3g}"
             if program.needs_mass:
                 mass = batch.mass(expected, step)
                 ours.observe(mine, _pages_on(expected, there), mass.to(there), 0)
@@ -216,7 +222,8 @@ def _on_cpu(pages: PageList) -> PageList:
 
 
 def _pages_on(pages: PageList, device: torch.device) -> PageList:
-    return PageList(pages.page_ids.to(device), pages.lengths.to(device), pages.page_size)
+    left = None if pages.left_out is None else pages.left_out.to(device)
+    return PageList(pages.page_ids.to(device), pages.lengths.to(device), pages.page_size, left)
 
 
 def _view_on(view: BatchView, device: torch.device) -> BatchView:
@@ -251,6 +258,26 @@ def _states_differ(mine: TorchStates, theirs: TorchStates) -> set[str]:
     return wrong
 
 
+def _masses_differ(ours: PageList, theirs: PageList, view: BatchView, page_size: int) -> float:
+    """The largest difference of two log weights of a page that neither lists, in units of 1 and of the weight; 0 where
+    all are within rounding."""
+    assert ours.left_out is not None and theirs.left_out is not None
+    worst = 0.0
+    for b, length in enumerate(view.lengths.tolist()):
+        pages = view.block_table[b, : length // page_size]
+        for h in range(theirs.left_out.shape[1]):
+            listed = set()
+            for found in (ours, theirs):
+                row = h * found.heads // theirs.left_out.shape[1]
+                listed |= set(found.page_ids[b, row, : int(found.counts[b, row])].tolist())
+            left = [i for i, page in enumerate(pages.tolist()) if page not in listed]
+            a, e = (x.left_out[b, h, left].double() for x in (ours, theirs) if x.left_out is not None)
+            real = torch.isfinite(e)
+            gap = ((a - e).abs() / e.abs().clamp_min(1.0))[real]
+            worst = max(worst, float(gap.max()) if len(gap) else 0.0)
+    return worst if worst > _MASS_ROUNDING else 0.0
+
+
 def _copy_states(source: TorchStates, target: TorchStates) -> None:
     for name, field in source.fields.items():
         target.fields[name].data.copy_(field.data)
@@ -276,9 +303,7 @@ def _is_tie(
     A top-p cut follows a cumulative sum, which may round either way for the page it passes through: there one
     page more or less is a tie as well.
     """
-    selecting = [
-        n for n in program.index.nodes if n.type.kind == "selection" and len(n.inputs) == 1
-    ]
+    selecting = [n for n in program.index.nodes if n.type.kind == "selection" and len(n.inputs) == 1]
     if any(n.op == "topp" for n in selecting) and len(ours ^ oracle) == 1:
         return True
     columns = [

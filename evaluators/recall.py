@@ -150,7 +150,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
     shape = (g.layers, g.kv_heads * g.group, recording.prompts)
     recall, oracle = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
     density = torch.zeros(g.layers, device=device)
-    first_page = torch.tensor([start // size for start in recording.starts], device=device)
+    first_page = first_pages(recording, size)
     blocks = [
         list(range(start // BLOCK_TOKENS, start // BLOCK_TOKENS + blocks_for(length)))
         for start, length in zip(recording.starts, recording.lengths, strict=True)
@@ -182,7 +182,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
                 if layer == leader:
                     if completed:
                         flow.complete_in(layer, torch.tensor(completed, device=device))
-                    view = replace(_view(flow, first_page, lengths, layer), dense_mass=dense)
+                    view = replace(view_of(flow, first_page, lengths, layer), dense_mass=dense)
                     pages = selections.at(layer, q, view, ages, lengths)
                     if compiled.program.needs_mass:
                         flow.observe(layer, pages, _observed(pages, mass, first_page, g))
@@ -195,7 +195,13 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
     return RecallScore(*((x / recording.steps).cpu() for x in (recall, oracle, density)))
 
 
-def _view(flow: LoadedFlow, first_page: torch.Tensor, lengths: list[int], layer: int) -> BatchView:
+def first_pages(recording: Recording, page_size: int) -> torch.Tensor:
+    """int64 `[prompt]`: the physical page where each prompt begins."""
+    return torch.tensor([n // page_size for n in recording.starts], device=recording.pool.k.device)
+
+
+def view_of(flow: LoadedFlow, first_page: torch.Tensor, lengths: list[int], layer: int) -> BatchView:
+    """The prompts at some lengths as a leader's selection sees them; `first_page`: of each, see `first_pages`."""
     longest = max(lengths)
     width = -(-longest // flow.page_size // 16) * 16  # as wide as an engine's, which Triton compiles for
     device = first_page.device

@@ -292,7 +292,9 @@ def _refused(draft: Draft, request: ProposalRequest) -> bool:
         return not covers(draft.knobs) or not (
             request.fits is None or request.fits(draft.written, draft.knobs)
         )
-    except VortexError:  # no dense layer to read, a budget that is undefined, a size that is not whole in the model
+    except (
+        VortexError
+    ):  # no dense layer to read, a budget that is undefined, a size that is not whole in the model
         return True
 
 

@@ -66,7 +66,9 @@ class Selector:
         self, flow: Flow, compiled: TorchFlow, rows: DenseRows, budgets: Sequence[str | None]
     ) -> None:
         self.flow, self.compiled, self.rows, self.budgets = flow, compiled, rows, tuple(budgets)
-        self._masses: list[torch.Tensor] = []  # log weights of a residual, as they come: all steps, or one by one
+        self._masses: list[
+            torch.Tensor
+        ] = []  # log weights of a residual, as they come: all steps, or one by one
         plan = LayerPlan(flow.program, flow.knobs, rows.recording.geometry.layers)
         self._place = {layer: i for i, layer in enumerate(rows.layers)}
         # By scored layer, the place of the layer whose selection it follows.

@@ -45,7 +45,11 @@ def family(program: Program) -> str:
     )
     if program.residual is not None:
         shapes.add("rest")
-    words = [first, *(s for s in ("steps", "mass", "layers", "rest") if s in shapes), *(["across"] if across else [])]
+    words = [
+        first,
+        *(s for s in ("steps", "mass", "layers", "rest") if s in shapes),
+        *(["across"] if across else []),
+    ]
     return "+".join([*words, *([] if program.result.op == "topk" else [program.result.op])])
 
 

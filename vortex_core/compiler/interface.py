@@ -108,7 +108,6 @@ class CompiledFlow(Protocol):
         """
         ...
 
-
     def merge_residual(
         self, out: torch.Tensor, lse: torch.Tensor, selected: PageList, states: StateStore, view: BatchView
     ) -> torch.Tensor:

@@ -16,7 +16,6 @@ from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
 from vortex_core.page_list import PageList
 
-
 LARGEST = 1.0e30  # of a log weight; infinities count as it, NaN as no weight
 
 
@@ -83,7 +82,9 @@ class TorchFlow:
     ) -> torch.Tensor:
         """See `CompiledFlow`."""
         assert isinstance(states, TorchStates) and self.program.residual is not None
-        return merge_left_out(out, lse, selected, states.fields[self.program.residual.state], view, self.dtype)
+        return merge_left_out(
+            out, lse, selected, states.fields[self.program.residual.state], view, self.dtype
+        )
 
     def score(
         self, q: torch.Tensor, states: StateStore, view: BatchView, layer: int | torch.Tensor
@@ -201,7 +202,12 @@ class TorchFlow:
 
 
 def merge_left_out(
-    out: torch.Tensor, lse: torch.Tensor, selected: PageList, value: Field, view: BatchView, dtype: torch.dtype
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    selected: PageList,
+    value: Field,
+    view: BatchView,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """See `CompiledFlow.merge_residual`; `value`: the state of the pages' values."""
     assert selected.left_out is not None

@@ -40,7 +40,9 @@ Kind = Literal["update", "query", "score", "rows", "pool", "select", "attend", "
 # layer that follows its leader. Followers have no page states.
 Role = Literal["selects", "keeps", "follows"]
 _LAUNCHES_OF: Mapping[Role, frozenset[Kind]] = {
-    "selects": frozenset(("update", "query", "score", "rows", "pool", "select", "attend", "merge", "residual")),
+    "selects": frozenset(
+        ("update", "query", "score", "rows", "pool", "select", "attend", "merge", "residual")
+    ),
     "keeps": frozenset(("update", "attend", "merge")),
     "follows": frozenset(("attend", "merge")),
 }
@@ -275,12 +277,20 @@ def launch_costs(
         )
     found += [LaunchCost("attend", attention), LaunchCost("merge", Cost(launches=1))]
     if program.residual is not None:
-        found.append(LaunchCost("residual", _residual(program, g, sizes, batch, length, pages, knobs.page_size)))
+        found.append(
+            LaunchCost("residual", _residual(program, g, sizes, batch, length, pages, knobs.page_size))
+        )
     return tuple(found)
 
 
 def _residual(
-    program: Program, g: Geometry, sizes: Mapping[str, int], batch: int, length: int, pages: int, page_size: int
+    program: Program,
+    g: Geometry,
+    sizes: Mapping[str, int],
+    batch: int,
+    length: int,
+    pages: int,
+    page_size: int,
 ) -> Cost:
     """The entries of pages left out: masses and values read, outputs read and written again."""
     assert program.residual is not None
@@ -293,6 +303,7 @@ def _residual(
         tensor_flops=2.0 * heads * left * g.value_dim,
         launches=1,
     )
+
 
 def recording_cost(geometry: Geometry, *, batch: int, length: int, page_size: int) -> Cost:
     """A dense layer that leaves the mass of its pages: log-sums by head and page, and two passes over them."""

@@ -116,7 +116,13 @@ class _Writer:
             return self.names[id(term)]
         made = self._make(term)
         shared = self.counts[id(term)] > 1 and len(made.text) > _SHORT
-        if (shared or len(made.text) > _LONG) and term.op not in (*_SOURCES, "topk", "topp", "threshold", "residual"):
+        if (shared or len(made.text) > _LONG) and term.op not in (
+            *_SOURCES,
+            "topk",
+            "topp",
+            "threshold",
+            "residual",
+        ):
             name = _indexed(f"x{len(self.names) + 1}", term.dims)
             self.names[id(term)] = name
             math = f'<math display="block"><mrow>{name.math}<mo>=</mo>{made.math}</mrow></math>'
@@ -244,7 +250,9 @@ class _Writer:
         if term.op == "residual":
             chosen, mass, value = self._make(term.args[0]), *map(self.part, term.args[1:])
             text = f"{chosen.text}, else exp({mass.text}) {value.at(_ATOM).text}"
-            math = f"{chosen.math}<mtext>, else </mtext><msup><mi>e</mi>{mass.math}</msup>{value.at(_ATOM).math}"
+            math = (
+                f"{chosen.math}<mtext>, else </mtext><msup><mi>e</mi>{mass.math}</msup>{value.at(_ATOM).math}"
+            )
             return _Part(text, f"<mrow>{math}</mrow>")
         if term.op == "union":
             left, right = (self._make(a) for a in term.args)

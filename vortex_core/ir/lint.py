@@ -33,9 +33,7 @@ def lint(
     """
     found: list[VortexError] = []
     location = original.result.location
-    selections = [
-        n for n in canonical.index.nodes if n.spec.group == "select" and len(n.inputs) == 1
-    ]
+    selections = [n for n in canonical.index.nodes if n.spec.group == "select" and len(n.inputs) == 1]
     varying = _varying_states(canonical)
     if not all(_varies(canonical, n.inputs[0], varying) for n in selections):
         raise mistakes.SCORE_CONSTANT.error(location)

@@ -97,7 +97,9 @@ def test_backends_decode_the_same(make_engine: Make, ids: Make, flow: str) -> No
     engine.check_integrity()
 
 
-def test_an_entry_for_every_page_left_out_brings_answers_nearer_to_dense(make_engine: Make, ids: Make) -> None:
+def test_an_entry_for_every_page_left_out_brings_answers_nearer_to_dense(
+    make_engine: Make, ids: Make
+) -> None:
     engine = make_engine()
     prompts = [engine.prefill(ids(n, n)) for n in (500, 700)]
     engine.load_flow(None)

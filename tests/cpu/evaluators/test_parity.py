@@ -8,6 +8,7 @@ import torch
 from evaluators.parity import _RaggedBatch, compare
 from vortex_core import library
 from vortex_core.compiler.torch_backend import TorchFlow
+from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir.program import SCALED
 from vortex_core.sandbox.load import trace_source
@@ -39,6 +40,10 @@ def flow(states: str, score: str, cache: str) -> Any:
 @pytest.mark.parametrize("name", library.names())
 def test_library_flows_agree(name: str, geometry: Geometry) -> None:
     traced = library.load(name)
+    if geometry.is_mla and traced.program.residual is not None:
+        with pytest.raises(VortexError, match="VF069"):
+            compare(traced.program, traced.knobs, geometry, **SETTINGS)
+        return
     found = compare(traced.program, traced.knobs, geometry, **SETTINGS)
     assert found.holds, found
     assert found.rows >= 2 * 2 * 5  # seeds x steps x sequences, and heads

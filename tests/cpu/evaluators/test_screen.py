@@ -115,7 +115,9 @@ def test_an_entry_for_each_page_left_out_is_counted_in_the_output(
     out = compiled.merge_residual(out, lse, selected, states, view)
     wanted = (out - rows.out).square().sum() / rows.out.square().sum()
     assert score.output_error == pytest.approx(float(wanted), rel=1e-3)
-    without = Screener(recording, budgets=("64",)).score(candidate("block_topk", budget="64", keep_last=1, page_size=16))
+    without = Screener(recording, budgets=("64",)).score(
+        candidate("block_topk", budget="64", keep_last=1, page_size=16)
+    )
     assert score.output_error != pytest.approx(without.at("64").output_error, rel=0.01)
 
 

@@ -33,9 +33,7 @@ class Watched(EagerFlow):
         self.launches = 0
         parts = launch_costs(self.program, self.knobs, GEOMETRY, batch=1, length=LENGTH)
         self.of_a_selection = sum(
-            part.cost.launches
-            for part in parts
-            if part.kind not in ("update", "attend", "merge", "residual")
+            part.cost.launches for part in parts if part.kind not in ("update", "attend", "merge", "residual")
         )
 
     def merge_residual(self, *given: Any) -> torch.Tensor:

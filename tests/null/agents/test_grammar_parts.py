@@ -222,7 +222,12 @@ def test_arbitrary_programs_cover_every_operator() -> None:
         program = random_program(random.Random(seed), nope=True)
         verify(program)
         ops.update(n.op for g in (program.cache, program.index) for n in g.nodes)
-    assert set(OPS) - set(ops) == {"param", "rotary", "dense_mass", "residual"}  # they need more than the program
+    assert set(OPS) - set(ops) == {
+        "param",
+        "rotary",
+        "dense_mass",
+        "residual",
+    }  # they need more than the program
 
 
 def test_arbitrary_programs_are_reproducible_and_differ() -> None:

@@ -85,7 +85,10 @@ WRONG: dict[str, tuple[str, int]] = {
         states(body='s = (q * cache["c"]).sum("dim")\n        return ops.topk(s) | ops.topk(s.max("head"))'),
         10,
     ),
-    "VF047": (states(body=f'm = (q * cache["c"]).sum("dim")\n        return ops.topk({DOT}).residual(m, 2 * cache["c"])'), 10),
+    "VF047": (
+        states(body=f'm = (q * cache["c"]).sum("dim")\n        return ops.topk({DOT}).residual(m, -cache["c"])'),
+        10,
+    ),
     "VF060": (knobs('Knobs(budget="tokens / 2")'), 4),
     "VF061": (knobs('Knobs(page_size=17)'), 4),
     "VF062": (knobs('3'), 0),

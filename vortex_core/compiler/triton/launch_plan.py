@@ -203,7 +203,9 @@ class _Planner:
         ]
         writer = "rows" if self.code.rows else "score"
         size = self.lists * self.complete * SCORE_BYTES
-        ranked = [i for i in plan.scores if self.code.graph.residual is None or i != self.code.graph.residual.mass]
+        ranked = [
+            i for i in plan.scores if self.code.graph.residual is None or i != self.code.graph.residual.mass
+        ]
         found += [Buffer(f"score {i}", size, writer, "select") for i in ranked]
         if self.code.graph.residual is not None:
             heads = self.rows * self.group

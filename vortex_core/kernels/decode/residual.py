@@ -1,7 +1,7 @@
-"""What a selection leaves out, merged into its attention: each other complete page is one entry, a log weight and a value.
+"""What a selection leaves out, merged into its attention: each other complete page is one entry of weight and value.
 
-One program a list walks the row's pages in blocks. A list is in logical order, so the pages of a block that it holds are
-the next ones of the list, and a block is compared with as many of them as it has pages.
+One program a list walks the row's pages in blocks. A list is in logical order, so the pages of a block that it
+holds are the next ones of the list, and a block is compared with as many of them as it has pages.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vortex_core.kernels.decode.paged import LOG2_E, next_power_of_2
 from vortex_core.kernels.dependent import await_previous
 from vortex_core.kernels.pages import require
-from vortex_core.kernels.runtime import INTERPRETED, dependent_launch
+from vortex_core.kernels.runtime import INTERPRETED, dependent_launch, next_power_of_2
 from vortex_core.page_list import PageList
 
 BLOCK = 64
@@ -46,7 +45,9 @@ def residual_kernel(
     group_ok = group < GROUP
     head = row.to(tl.int64) * GROUP + group
     dim = tl.arange(0, DIM_PAD)
-    at = out_ptr + b.to(tl.int64) * stride_out_b + (one * GROUP + group)[:, None] * stride_out_h + dim[None, :]
+    at = (
+        out_ptr + b.to(tl.int64) * stride_out_b + (one * GROUP + group)[:, None] * stride_out_h + dim[None, :]
+    )
     out_ok = group_ok[:, None] & (dim < DIM)[None, :]
     ids_row = ids_ptr + b.to(tl.int64) * stride_ids_b + one * stride_ids_h
     table_row = table_ptr + b.to(tl.int64) * stride_table
@@ -99,7 +100,10 @@ def merge_residual(
     batch, q_heads, dim = out.shape
     kv_heads, pool = value.shape[:2]
     lists = pages.heads
-    require(q_heads % lists == 0 and lists % kv_heads == 0, f"{lists} lists of {q_heads} heads, {kv_heads} kv heads")
+    require(
+        q_heads % lists == 0 and lists % kv_heads == 0,
+        f"{lists} lists of {q_heads} heads, {kv_heads} kv heads",
+    )
     require(
         mass.is_contiguous() and value.is_contiguous() and lse.is_contiguous() and out.stride(2) == 1,
         "masses, values and lse must be contiguous, out along dim",
@@ -116,6 +120,3 @@ def merge_residual(
         OPERAND=tl.float32 if exact else tl.bfloat16, num_warps=4, **dependent_launch(out.device),
     )  # fmt: skip
     return out
-
-
-assert LOG2_E == 1.4426950408889634  # as the kernel writes it
