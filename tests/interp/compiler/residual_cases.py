@@ -9,10 +9,10 @@ from tests.cpu.compiler import test_residual as shared
 from vortex_core.compiler import backends
 from vortex_core.geometry import Geometry
 
-shared.LENGTHS[:] = [1, 7, 8, 9, 65, 1130, 0]
+shared.LENGTHS[:] = [1, 7, 8, 9, 65, 570, 0]
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 16), (1, 3, 24), (1, 7, 16), (1, 16, 32)])
+@pytest.mark.parametrize("shape", [(2, 1, 16), (1, 3, 24), (1, 16, 32)])
 @pytest.mark.parametrize("name", ["retroinfer", "per_head", "union", "wild"])
 def test_triton_merges_what_the_oracle_merges(name: str, shape: tuple[int, int, int]) -> None:
     heads, group, dim = shape

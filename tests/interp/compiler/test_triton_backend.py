@@ -49,3 +49,13 @@ def test_triton_selects_what_the_oracle_selects(part: int) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == [w for n in names for w in ("same", n)]
+
+
+def test_triton_merges_what_the_oracle_merges() -> None:
+    """The cases of `residual_cases.py`, in a process of their own for the same reason."""
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-W", "ignore", "-p", "no:cacheprovider"]
+    command.append("tests/interp/compiler/residual_cases.py")
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=170)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "12 passed" in done.stdout
