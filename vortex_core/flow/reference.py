@@ -95,7 +95,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("ops.topp(s, 0.9)", "topp"),
     Spelling("ops.threshold(s, 0.0)", "threshold"),
     Spelling("a | b", "union"),
-    Spelling('a.residual(s, cache["name"])', "residual"),
+    Spelling('a.residual(x.sum("dim"), cache["name"])', "residual"),
     Spelling("ops.everything()", "everything"),
 )
 # Written in terms of the operators above.
