@@ -69,7 +69,8 @@ def compiling_ahead(*, threads: int = 16, strict: bool = False) -> Iterator[dict
     with (
         _parsing_in_turn(),
         ThreadPoolExecutor(min(threads, len(os.sched_getaffinity(0)))) as pool,
-        AsyncCompileMode(pool, ignore_errors=not strict),
+        # Errors are raised below: one raised on the way out would leave the mode on, and every later one refused.
+        AsyncCompileMode(pool, ignore_errors=True),
     ):
         JITFunction.run = compile_only
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 import triton
+import triton.language as tl
+from triton.compiler import CompilationError
 
 from evaluators.plan import load_plan
 from evaluators.stages.machine_code import launched
 from vortex_core import library
 from vortex_core.compiler.interface import BatchView
-from vortex_core.compiler.triton.ahead import StepShape, compile_ahead
+from vortex_core.compiler.triton.ahead import GPUS, StepShape, compile_ahead
 from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.geometry import Geometry
+from vortex_core.kernels.compile_ahead import compiling_for
 from vortex_core.kernels.offline import OfflineCompileError
 
 GEOMETRY = Geometry(layers=4, kv_heads=2, group=4, head_dim=64, rope_dim=64, value_dim=64)
@@ -75,3 +79,24 @@ def test_no_kernel_is_told_of_columns_that_the_table_lacks(
     q = torch.zeros(2, GEOMETRY.q_heads, GEOMETRY.head_dim)
     flow.select_in_place(q, flow.new_states(8, torch.device("cpu")), view, 0)
     assert told == [width, width]
+
+
+@triton.jit
+def _wrong(x_ptr):
+    tl.store(x_ptr, tl.load(None))
+
+
+@triton.jit
+def _right(x_ptr):
+    tl.store(x_ptr, 1.0)
+
+
+def test_what_does_not_compile_leaves_the_next_alone() -> None:
+    x = torch.empty(16, device="meta")
+    for kernel, fits in ((_right, True), (_wrong, False), (_right, True)):
+        with (
+            nullcontext() if fits else pytest.raises(CompilationError),
+            compiling_for(GPUS["sm_90a"]) as compiled,
+        ):
+            kernel[(1,)](x)
+        assert not fits or compiled["_right"]

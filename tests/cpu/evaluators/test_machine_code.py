@@ -26,3 +26,11 @@ def test_a_program_that_compiles_for_too_long_answers_for_it() -> None:
     result = run_stage(MachineCodeStage(), library.load("quest").flow, Context(plan, CONTEXT.model), 0)
     assert result.failure is not None
     assert (result.failure.kind, result.failure.error["code"]) == ("candidate", "VV010")
+
+
+def test_selection_from_long_rows_compiles() -> None:
+    """At 32k tokens a row holds two thousand pages, which another search is made for."""
+    context = Context(PLAN, load_model("qwen3-1.7b"))
+    flow = library.load("quest").flow.with_knobs(page_size=16, budget="512")
+    result = run_stage(MachineCodeStage(), flow, context, 0)
+    assert result.passed, result.failure

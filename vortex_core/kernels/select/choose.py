@@ -214,10 +214,10 @@ def choose_whole(
             table_row, out_row, out_row, marks_row, sifted_keys, sifted_pages, capacity,
             False, False, BLOCK, LAST_SHIFT, LIMIT, MARKS, SIFT,
         )  # fmt: skip
-        listed = done and MARKS == LIST_MARKS
-        if listed:
-            tl.debug_barrier()  # all threads' marks come before their being read
-            count, last = list_marked(marks_row, n_pages, capacity, table_row, out_row, 2048)
+        if MARKS == LIST_MARKS:  # noqa: SIM102  a test of its own: without marks there is nothing to compile
+            if done:
+                tl.debug_barrier()  # all threads' marks come before their being read
+                count, last = list_marked(marks_row, n_pages, capacity, table_row, out_row, 2048)
         if not done:  # read again: registers for both searches are not there
             keys = load_keys(scores_row, page, n_pages, n_pages, keep_first, keep_last, False)
             count, last = choose(
