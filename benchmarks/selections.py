@@ -39,7 +39,14 @@ KINDS: tuple[tuple[str, Limit | None, tuple[Stage, ...]], ...] = (
 
 
 def measure(
-    rows: int, pages: int, width: int, name: str, limit: Limit | None, stages: tuple[Stage, ...]
+    rows: int,
+    pages: int,
+    width: int,
+    name: str,
+    limit: Limit | None,
+    stages: tuple[Stage, ...],
+    *,
+    sifts: bool,
 ) -> dict[str, Any]:
     """One kind at one shape: rows of `pages` in tables of `width`. Raises AssertionError where the pages are not the
     definition's."""
@@ -57,7 +64,7 @@ def measure(
     budget = torch.tensor([BUDGET], dtype=torch.int32, device=device)
     ids = torch.zeros(rows, BUDGET * len(cases), dtype=torch.int32, device=device)
     lens = torch.zeros(rows, dtype=torch.int32, device=device)
-    space = select_workspace(rows, width, BUDGET, device)
+    space = select_workspace(rows, width, BUDGET, device, sifts=sifts)
     marks = torch.empty(rows, width, dtype=torch.uint8, device=device)
 
     def run() -> None:
@@ -85,7 +92,7 @@ def measure(
         near = limit is not None and limit.kind == "top-p" and len({*got} ^ {*want}) <= len(cases)
         assert got == want or near, f"{name}, row {row}: {len(got)} pages, {len(want)} wanted"
     return {
-        "rows": rows, "pages": pages, "room": width, "kind": name, "chosen": count, "launches": len(cases),
+        "rows": rows, "pages": pages, "room": width, "kind": name + ", sifted" * sifts, "chosen": count, "launches": len(cases),
         "us": graph_time([run]),
     }  # fmt: skip
 
@@ -105,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = "128x2048,128x1026/2064,128x257/2064,128x8192,16x65536"
     found.add_argument("--shapes", default=shapes, help="ROWSxPAGES[/ROOM],...")
+    found.add_argument("--sift", action="store_true", help="also with blocks sifted before they are searched")
     found.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     return found
 
@@ -142,7 +150,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for rows, pages, room in shapes:
         for kind in KINDS:
-            document["rows"].append(measure(rows, pages, room, *kind))
+            for sifts in (False, True)[: 1 + (args.sift and room > 1024)]:
+                document["rows"].append(measure(rows, pages, room, *kind, sifts=sifts))
             (args.out / "selections.json").write_text(json.dumps(document, indent=1) + "\n")
     (args.out / "selections.md").write_text(page(document))
     print(page(document))

@@ -230,10 +230,11 @@ def select_variant(
     stochastic: bool = False,
     limit: str = "",
     marks: str = "",
+    sifts: bool = False,
 ) -> Variant:
     """Selection as `select_pages` launches it."""
-    plan = select_plan(max_pages, capacity)
-    constants = {
+    plan = select_plan(max_pages, capacity, sifts=sifts)
+    constants: dict[str, Any] = {
         "HEADS": 8,
         "PAGE": 16,
         "BLOCK": plan.block,
@@ -246,7 +247,17 @@ def select_variant(
         "MARKS": SELECT_STAGES[marks] if marks else 0,
         "SIFT": plan.sift,
     }
-    special = [*(["stochastic"] if stochastic else []), *filter(None, (limit, marks))]
+    absent = [
+        *(() if marks else ("marks_ptr",)),
+        *(() if plan.sift else ("sifted_keys_ptr", "sifted_pages_ptr")),
+        *(
+            ()
+            if plan.segments > 1
+            else ("candidate_keys_ptr", "candidate_pages_ptr", "masses_ptr", "finished_ptr")
+        ),
+    ]
+    constants |= dict.fromkeys(absent)  # None, as launches pass them
+    special = ["stochastic"] * stochastic + ["sifted"] * sifts + [*filter(None, (limit, marks))]
     name = "-".join([f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}", *special])
     pointers = {"scores_ptr": dtype, "masses_ptr": torch.float32, "marks_ptr": torch.uint8}
     return _variant(
@@ -294,6 +305,8 @@ def variants() -> Iterator[Variant]:
     yield select_variant(2048, 128, bf16, stochastic=True)
     yield select_variant(4096, 256, fp32)
     yield select_variant(8192, 128, fp32)
+    yield select_variant(8192, 128, fp32, sifts=True)
+    yield select_variant(65536, 128, fp32, sifts=True)
     yield select_variant(65536, 128, fp32)
     for pages in (2048, 8192, 65536):
         yield select_variant(pages, 128, fp32, limit="threshold")

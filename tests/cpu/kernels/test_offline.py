@@ -47,8 +47,8 @@ BLACKWELL = ("decode-d128-g4-bf16-p16-r128", "mla-g20-bf16-p64", "select-2048-k1
 KNOWN_SPILLS = {
     ("mla-g20-fp8e4nv-p64", "sm_90a"): 16,
     ("mla-g20-bf16-p64", "sm_100a"): 16,
-    ("select-8192-k128-fp32", "sm_90a"): 48,
-    ("select-65536-k128-fp32", "sm_90a"): 24,
+    ("select-8192-k128-fp32", "sm_90a"): 24,
+    ("select-8192-k128-fp32-sifted", "sm_90a"): 48,
     ("decode-d128-g4-bf16-p16-r128", "sm_100a"): 16,
 }
 MAX_SHARED_BYTES = 227 * 1024  # a block's limit on both chips

@@ -114,7 +114,7 @@ def test_long_rows_are_sifted_to_the_same_pages(
     k = torch.tensor([budget], dtype=torch.int32)
     rules = {"keep_first": 1, "keep_last": 2}
     limit = None if at is None else Limit("threshold", at)
-    found, lens = run(case, k, 1, select_plan(pages, budget), budget, limit=limit, **rules)
+    found, lens = run(case, k, 1, select_plan(pages, budget, sifts=True), budget, limit=limit, **rules)
     _, want, want_lens = select_reference(
         case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, threshold=at, **rules
     )
@@ -132,7 +132,7 @@ def test_long_rows_are_sifted_to_the_same_pages(
 def test_the_mass_of_long_rows_is_that_of_all_their_pages(pages: int, kind: str, p: float, seed: int) -> None:
     case = inputs.scores([pages * PAGE - 3], heads=1, page_size=PAGE, kind=kind, seed=seed)
     k, rules = torch.tensor([128], dtype=torch.int32), {"keep_first": 1, "keep_last": 2}
-    (found,), _ = run(case, k, 1, select_plan(pages, 128), 128, limit=Limit("top-p", p), **rules)
+    (found,), _ = run(case, k, 1, select_plan(pages, 128, sifts=True), 128, limit=Limit("top-p", p), **rules)
     least, most = (
         select_reference(
             case.scores, case.n_tokens, k, case.table, heads=1, page_size=PAGE, top_p=p * (1 + e), **rules
@@ -145,7 +145,7 @@ def test_the_mass_of_long_rows_is_that_of_all_their_pages(pages: int, kind: str,
 def test_rows_are_sifted_where_few_pages_reach_the_bound_and_else_searched_whole() -> None:
     for kind, budget, sifted in (("normal", 128, True), ("normal", 257, False), ("equal", 128, False)):
         case = inputs.scores([3000 * PAGE], heads=1, page_size=PAGE, kind=kind)
-        plan = select_plan(3000, budget)
+        plan = select_plan(3000, budget, sifts=True)
         space = scratch(1, plan)
         ids, lens = torch.zeros(1, budget, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         select_pages(
@@ -163,7 +163,7 @@ def test_rows_are_sifted_where_few_pages_reach_the_bound_and_else_searched_whole
 )
 def test_unions_of_long_rows_are_sifted_to_the_same_pages(pages: int, kind: str) -> None:
     cases = [inputs.scores([pages * PAGE - 3], heads=1, page_size=PAGE, kind=kind, seed=n) for n in range(3)]
-    table, k, plan = cases[0].table, torch.tensor([64], dtype=torch.int32), select_plan(pages, 64)
+    table, k, plan = cases[0].table, torch.tensor([64], dtype=torch.int32), select_plan(pages, 64, sifts=True)
     marks = torch.full((1, pages), 255, dtype=torch.uint8)
     union: set[int] = set()
     for case, stage in zip(cases, ("begin", "add", "list"), strict=True):

@@ -65,7 +65,7 @@ def launch_registers(plan: SelectPlan, limit: str = "", marks: str = "") -> int 
 
 
 def select_plan(
-    max_pages: int, capacity: int, max_block: int = MAX_BLOCK, segment: int = SEGMENT
+    max_pages: int, capacity: int, max_block: int = MAX_BLOCK, segment: int = SEGMENT, *, sifts: bool = False
 ) -> SelectPlan:
     """Rows within `max_block` take one program; longer ones a program for each `segment` pages."""
     block = max(16, next_power_of_2(max_pages))
@@ -75,7 +75,7 @@ def select_plan(
     candidates = segments * min(capacity, block) if segments > 1 else 0
     final_block = min(MAX_FINAL_BLOCK, max(16, next_power_of_2(candidates)))
     largest = max(block, final_block)
-    sift = SIFT if block >= 2048 else 0
+    sift = SIFT if sifts and block >= 2048 else 0
     tiers = 3 if block >= 2048 else 2 if block >= 1024 else 1
     if largest > 4096:
         return SelectPlan(block, segments, candidates, final_block, 16, 64, tiers, sift)
@@ -155,9 +155,11 @@ class SelectWorkspace:
         return sum(t.numel() * t.element_size() for t in held if t is not None)
 
 
-def select_workspace(rows: int, max_pages: int, capacity: int, device: torch.device) -> SelectWorkspace:
+def select_workspace(
+    rows: int, max_pages: int, capacity: int, device: torch.device, *, sifts: bool = False
+) -> SelectWorkspace:
     """Allocates scratch for at most `rows` rows; empty where `max_pages` fits one program a row."""
-    plan = select_plan(max_pages, capacity)
+    plan = select_plan(max_pages, capacity, sifts=sifts)
     shape = (rows, plan.candidates)
     long = plan.segments > 1
     sifted = [
@@ -220,8 +222,8 @@ def select_pages(
     tolerance: 0 is exact. Otherwise the search stops once ceil((1 - tolerance) * k) pages are certain, and
         the rest is taken from the open bin by `seed`: at least a share 1 - tolerance of the chosen pages is
         in the exact selection. The draw depends on seed, row and length only.
-    workspace: from `select_workspace`, needed for rows of more than MAX_BLOCK pages; with it, rows of 2,048 and more
-        are searched in a fraction of the time.
+    workspace: from `select_workspace`, needed for rows of more than MAX_BLOCK pages. With scratch to sift, blocks of
+        2,048 pages and more are sifted before they are searched.
     most: pages that a choice may have; by default as many as `page_ids` holds. A row that is given
         `ir.crossover.EVERYTHING` or more as its budget lists all its pages, limit or not, where they fit `page_ids`.
     Raises KernelInputError.
@@ -263,7 +265,9 @@ def select_pages(
         f"{keep_first} + {keep_last} kept pages exceed capacity {capacity}",
     )
     stride_b, stride_h = row_strides(budget, batch, heads, "budget")
-    plan = select_plan(max_pages, capacity) if plan is None else plan
+    if plan is None:
+        sifts = workspace is not None and workspace.sifted_keys is not None
+        plan = select_plan(max_pages, capacity, sifts=sifts)
     keys = pages = masses = finished = None
     if plan.segments > 1:
         require(

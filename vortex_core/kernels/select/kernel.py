@@ -71,7 +71,7 @@ def select_kernel(
     k = tl.where(whole, EVERYTHING, k)
     table_row = table_ptr + b.to(tl.int64) * stride_table_b
     out_row = out_ptr + row.to(tl.int64) * stride_out
-    marks_row = marks_ptr
+    marks_row = out_row  # of no use without marks, for which there is no pointer then
     if MARKS != NO_MARKS:
         marks_row = marks_ptr + row.to(tl.int64) * stride_marks
     end = tl.minimum(first + BLOCK, n_pages)
