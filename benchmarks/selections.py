@@ -92,7 +92,8 @@ def measure(
         near = limit is not None and limit.kind == "top-p" and len({*got} ^ {*want}) <= len(cases)
         assert got == want or near, f"{name}, row {row}: {len(got)} pages, {len(want)} wanted"
     return {
-        "rows": rows, "pages": pages, "room": width, "kind": name + ", sifted" * sifts, "chosen": count, "launches": len(cases),
+        "rows": rows, "pages": pages, "room": width, "kind": name + ", sifted" * sifts, "chosen": count,
+        "launches": len(cases),
         "us": graph_time([run]),
     }  # fmt: skip
 
