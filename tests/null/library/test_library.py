@@ -140,7 +140,6 @@ def test_page_relaxed_flows_say_so() -> None:
         "less_is_more",
         "tokenselect",
         "adamas",
-        "fier",
         "keydiff",
         "l2norm",
         "scissorhands",
