@@ -97,7 +97,7 @@ def test_codes_that_lie_by_columns_stay_with_the_threads_that_read_them() -> Non
     traced = run(source, "slow_channels.py")
     knobs = replace(traced.knobs, page_size=64)
     kernel = launchables(traced.program, knobs, geometry, ScoreConfig(blocks=4))["score_kernel"]
-    assert (kernel.warps, kernel.stages) == (1, 1)
+    assert (kernel.warps, kernel.stages) == (4, 1)
     _, opcodes = read_cubin(kernel.build("sm_90a").asm["cubin"])
     # Rows of 44 bytes, sixteen bytes a load: eleven loads a loop. Four numbers of four bits are one instruction.
     assert sum(o.startswith("LDG.E.128") for o in opcodes) >= 11

@@ -49,9 +49,6 @@ LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
 TOKEN_BLOCKS = 8
 TOKEN_PROGRAMS = 8
-# Where codes lie by columns: programs of one warp, each long enough that turning the query into bytes counts little.
-COLUMN_BLOCKS = 8
-COLUMN_PROGRAMS = 30
 # Up to so many programs a multiprocessor, matrix products take many channels.
 SHORT_PROGRAMS = 4
 
@@ -319,7 +316,7 @@ class TritonFlow:
         programs = -(-width // block) * batch * self.geometry.kv_heads
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
         if self.code.tokens and not self.geometry.is_mla:
-            default = column_blocks(programs, device) if self.code.columns else token_blocks(programs, device)
+            default = token_blocks(programs, device)
         stages = self.code.stages(config.stages)
         if (
             self.code.sub_pages
@@ -437,11 +434,6 @@ def token_blocks(programs: int, device: torch.device) -> int:
     evenly."""
     share = programs // (TOKEN_PROGRAMS * multiprocessors(device))
     return max(1, min(TOKEN_BLOCKS, 1 << max(0, share.bit_length() - 1)))
-
-
-def column_blocks(programs: int, device: torch.device) -> int:
-    """The same where codes lie by columns: all programs are resident at once."""
-    return max(1, min(COLUMN_BLOCKS, programs // (COLUMN_PROGRAMS * multiprocessors(device))))
 
 
 class TritonBackend:

@@ -35,9 +35,9 @@ _HELD = 8  # by bf16
 MAX_ROWS = 256
 MAX_ROW_BYTES = 32768
 MANY_LANES = 256
-# Rows of codes that lie by columns: four of each thread of one warp, which then waits for no other.
+# Rows of codes that lie by columns: four of each thread of a warp. Four warps share the bytes of the query.
 COLUMN_ROWS = 128
-MOST_WARPS = 4  # that share the bytes of the query, which take more room the more heads there are
+COLUMN_WARPS = 4
 _VIEWS = ("slice", "split", "rename", "channels")
 
 
@@ -217,14 +217,12 @@ def token_pages(
     states: Mapping[str, StateDecl],
     sizes: Mapping[str, int],
     products: Mapping[int, CodeProduct],
-    group: int,
 ) -> int:
-    """The most pages a program takes at once where products have rows inside pages, for `group` heads."""
+    """The most pages a program takes at once where products have rows inside pages."""
     rows = {i: rows_of(graph.nodes[i], sizes) for i in products}
     inside = [i for i in products if rows[i] > 1]
     if inside and all(by_columns(graph, states, sizes, products[i]) for i in inside):
-        most = COLUMN_ROWS * min(MOST_WARPS, 1 << (-(-group // 2) - 1).bit_length())
-        pages = [max(1, most // rows[i]) for i in inside]
+        pages = [max(1, COLUMN_ROWS * COLUMN_WARPS // rows[i]) for i in inside]
         return 1 << (min(pages).bit_length() - 1)
     lanes = sum(graph.nodes[products[i].codes[0]].type.extent(products[i].dim).resolve(sizes) for i in inside)
     most = MAX_ROWS // (2 if lanes > MANY_LANES else 1)

@@ -139,9 +139,7 @@ def generate(
         products: dict[int, Product] = {**index.contractions, **index.code_products}
         absorbed = absorbed_nodes(program.index, products)
         most = pages_per_program(program.index, index.sizes, absorbed)
-        block = min(
-            most, token_pages(program.index, index.states, index.sizes, index.code_products, geometry.group)
-        )
+        block = min(most, token_pages(program.index, index.states, index.sizes, index.code_products))
     if index.before:
         parts.append(index.query_text())
     if plan.parallel:
