@@ -19,7 +19,7 @@ from triton import AsyncCompileMode, knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime._async_compile import FutureKernel
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITCallable, JITFunction
 
 from vortex_core.kernels.runtime import AbsentGPU, as_if_on
 
@@ -31,17 +31,18 @@ def _parsing_in_turn() -> Iterator[None]:
     CPython counts the depth of all trees under construction in one place: two threads that make theirs side by side
     may get `SystemError: AST constructor recursion depth mismatch`.
     """
-    parse, one = JITFunction.parse, threading.Lock()
+    # Of kernels, and of functions that are constants to them.
+    parse, one = JITCallable.parse, threading.Lock()
 
     def parse_in_turn(self: Any) -> Any:
         with one:
             return parse(self)
 
-    JITFunction.parse = parse_in_turn
+    JITCallable.parse = parse_in_turn
     try:
         yield
     finally:
-        JITFunction.parse = parse
+        JITCallable.parse = parse
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def signed(x, word):
 
 
 @triton.jit
-def pair(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
-    """The numbers at bit `AT` of both halves, `[..., 2]`; 4 bits are -8 to 7, 1 bit is -1 or 1."""
+def pair(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr, RAISED: tl.constexpr = False):
+    """The numbers at bit `AT` of both halves, `[..., 2]`; 4 bits are -8 to 7, or `RAISED` by 136; 1 bit is -1 or 1."""
     if OPERAND == tl.bfloat16:  # noqa: SIM300 - a constexpr compares, a dtype does not
         if BITS == 4:
             m = nibbles(x >> AT)
@@ -52,12 +52,12 @@ def pair(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
         low = m.to(tl.int16).to(tl.bfloat16, bitcast=True)
         high = (m >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
         both = tl.join(low, high)
-        if BITS == 4:
+        if BITS == 4 and not RAISED:
             both = both - 136.0
     else:
         both = tl.join((x >> AT) & (2**BITS - 1), (x >> (AT + 16)) & (2**BITS - 1)).to(OPERAND)
         if BITS == 4:
-            both = both - 8.0
+            both = both + 128.0 if RAISED else both - 8.0
         else:
             both = both * 2.0 - 1.0
     return both
@@ -81,36 +81,36 @@ def pair_times(x, factors, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.con
 
 
 @triton.jit
-def _two(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
-    return tl.join(pair(x, AT, BITS, OPERAND), pair(x, AT + BITS, BITS, OPERAND))
+def _two(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr, RAISED: tl.constexpr):
+    return tl.join(pair(x, AT, BITS, OPERAND, RAISED), pair(x, AT + BITS, BITS, OPERAND, RAISED))
 
 
 @triton.jit
-def _four(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
-    return tl.join(_two(x, AT, BITS, OPERAND), _two(x, AT + 2 * BITS, BITS, OPERAND))
+def _four(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr, RAISED: tl.constexpr):
+    return tl.join(_two(x, AT, BITS, OPERAND, RAISED), _two(x, AT + 2 * BITS, BITS, OPERAND, RAISED))
 
 
 @triton.jit
-def _eight(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr):
-    return tl.join(_four(x, AT, BITS, OPERAND), _four(x, AT + 4 * BITS, BITS, OPERAND))
+def _eight(x, AT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr, RAISED: tl.constexpr):
+    return tl.join(_four(x, AT, BITS, OPERAND, RAISED), _four(x, AT + 4 * BITS, BITS, OPERAND, RAISED))
 
 
 @triton.jit
-def unpack(w, BITS: tl.constexpr, UNIT: tl.constexpr, OPERAND: tl.constexpr):
+def unpack(w, BITS: tl.constexpr, UNIT: tl.constexpr, OPERAND: tl.constexpr, RAISED: tl.constexpr = False):
     """All numbers of units `[rows, units]`: `[rows, units, 2, 2, ...]`, half first, then the bits of the
     pair, lowest first."""
     x = halves(w, UNIT)
     pairs: tl.constexpr = UNIT // BITS // 2
     if pairs == 1:
-        found = pair(x, 0, BITS, OPERAND)
+        found = pair(x, 0, BITS, OPERAND, RAISED)
     elif pairs == 2:
-        found = _two(x, 0, BITS, OPERAND)
+        found = _two(x, 0, BITS, OPERAND, RAISED)
     elif pairs == 4:
-        found = _four(x, 0, BITS, OPERAND)
+        found = _four(x, 0, BITS, OPERAND, RAISED)
     elif pairs == 8:
-        found = _eight(x, 0, BITS, OPERAND)
+        found = _eight(x, 0, BITS, OPERAND, RAISED)
     else:
-        found = tl.join(_eight(x, 0, BITS, OPERAND), _eight(x, 8 * BITS, BITS, OPERAND))
+        found = tl.join(_eight(x, 0, BITS, OPERAND, RAISED), _eight(x, 8 * BITS, BITS, OPERAND, RAISED))
     return found
 
 
@@ -121,3 +121,34 @@ def two_parts(x, OPERAND: tl.constexpr):
     low = (x - high.to(tl.float32)).to(OPERAND)
     both = tl.permute(tl.join(high, low), (0, 2, 1))
     return tl.reshape(both, [2 * x.shape[0], x.shape[1]])
+
+
+@triton.jit
+def long_rows(c, ROWS: tl.constexpr, PER: tl.constexpr, LOW: tl.constexpr):
+    """What `unpack` gives for a column of `ROWS` rows, as the left operand `[ROWS / 4, 4 PER]`: four rows that
+    neighbouring threads read are one. `LOW` bits of a number's place come before the row's. See
+    `compiler.triton.whole_rows`."""
+    OWN: tl.constexpr = 4 if ROWS >= 128 else ROWS // 32
+    if LOW == 2:
+        found = tl.reshape(c, [ROWS // (32 * OWN), 8, 4, OWN // 2, 2, 2, 2, PER // 4])
+        found = tl.permute(found, (3, 0, 4, 1, 7, 2, 6, 5))
+    else:
+        found = tl.reshape(c, [ROWS // (32 * OWN), 8, 4, OWN // 2, 2, 2, 2, 2, PER // 8])
+        found = tl.permute(found, (3, 0, 4, 1, 8, 2, 7, 6, 5))
+    return tl.reshape(found, [ROWS // 4, 4 * PER])
+
+
+@triton.jit
+def long_query(f, LANES: tl.constexpr, LOW: tl.constexpr):
+    """Two heads of a query `[2, LANES]` beside long rows, `[8, LANES]`: zero where a row meets another's channels."""
+    row = tl.reshape(tl.arange(0, 4), [4, 1, 1])
+    of = tl.reshape((tl.arange(0, LANES) >> LOW) & 3, [1, 1, LANES])
+    return tl.reshape(tl.where(row == of, tl.reshape(f, [1, 2, LANES]), 0.0), [8, LANES])
+
+
+@triton.jit
+def short_rows(sums, ROWS: tl.constexpr):
+    """Sums of long rows for two heads, each row by itself: `[ROWS, 2]`."""
+    OWN: tl.constexpr = 4 if ROWS >= 128 else ROWS // 32
+    found = tl.reshape(sums, [OWN // 2, ROWS // (32 * OWN), 2, 8, 4, 2])
+    return tl.reshape(tl.permute(found, (1, 3, 4, 0, 2, 5)), [ROWS, 2])

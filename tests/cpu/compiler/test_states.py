@@ -12,7 +12,7 @@ from vortex_core.ir.cost import state_bytes
 from vortex_core.ir.program import SCALED, STATE_DTYPES, StateDecl
 from vortex_core.ir.types import Extent, make_dims
 
-SHAPES = st.sampled_from([(), (1,), (2,), (3,), (7,), (16,), (2, 5), (3, 8), (2, 3, 9), (8, 24), (16, 17)])
+SHAPES = st.sampled_from([(), (1,), (2,), (3,), (7,), (16,), (2, 5), (3, 8), (2, 3, 9)])
 SMALLEST = {"fp32": 2.0**-126, "bf16": 2.0**-126, "fp16": 2.0**-14, "fp8_e4m3": 2.0**-6, "fp8_e5m2": 2.0**-14}
 LARGEST = {"fp32": 3.4e38, "bf16": 3.38e38, "fp16": 65504.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
 
@@ -62,7 +62,7 @@ def test_integers(dtype: str, shape: tuple[int, ...], scale: float, seed: int) -
     assert (found[0, 0] == 0).all()
 
 
-@given(st.sampled_from([(2, 5), (3, 8), (2, 3, 9), (8, 24), (16, 17)]), st.data(), st.integers(0, 999))
+@given(st.sampled_from([(2, 5), (3, 8), (2, 3, 9)]), st.data(), st.integers(0, 999))
 @pytest.mark.parametrize("dtype", SCALED)
 def test_a_scale_belongs_to_the_dimension_declared_last(
     dtype: str, shape: tuple[int, ...], data: st.DataObject, seed: int
@@ -136,33 +136,3 @@ def test_bytes_are_as_promised(dtype: str, shape: tuple[int, ...]) -> None:
     assert (
         count * width[dtype] + scales <= state_bytes(held.decl, {}) <= count * width[dtype] + scales + padding
     )
-
-
-@pytest.mark.parametrize(
-    ("dtype", "shape", "column"),
-    [
-        ("int4", (16, 88), 4),
-        ("int4", (16, 20), 2),
-        ("int4", (16, 18), 0),  # two numbers a row are too few for a matrix product
-        ("bits", (64, 56), 1),
-        ("bits", (64, 48), 2),
-        ("int3", (8, 64), 4),
-        ("int4", (4, 88), 0),  # few rows lie whole, and so does a number of them that is no power of two
-        ("int4", (12, 88), 0),
-        ("int8", (64, 64), 0),
-    ],
-)
-def test_packed_rows_lie_by_columns(dtype: str, shape: tuple[int, int], column: int) -> None:
-    held = field(dtype, shape, 1, 1)
-    rows = torch.zeros(1, 1, *shape)
-    rows[0, 0, 3] = 1.0
-    held.write(slice(None), torch.arange(1), torch.where(rows > 0, 7.0, -7.0))
-    data = held.data[0, 0]
-    if not column:
-        assert data.shape[0] == shape[0]
-        return
-    assert data.shape[1:] == (shape[0], column)
-    others = data[:, [n for n in range(shape[0]) if n != 3]]
-    assert (data[:, 3] != others[:, 0]).any() and (
-        others == others[:, :1]
-    ).all()  # the fourth row of every column

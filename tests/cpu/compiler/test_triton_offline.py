@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
 from tests import sample_flows
@@ -13,10 +10,9 @@ from vortex_core import library
 from vortex_core.compiler.triton.backend import LONG_BLOCKS
 from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.launch_config import ScoreConfig
-from vortex_core.compiler.triton.offline import compile_flow, launchables
+from vortex_core.compiler.triton.offline import compile_flow
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
-from vortex_core.kernels.offline import read_cubin
 from vortex_core.sandbox.jail import run
 
 TURNED = sample_flows.turned(128)
@@ -89,23 +85,6 @@ def test_what_no_library_flow_has_compiles_without_spills(name: str) -> None:
     traced = sample_flows.load(name)
     for kernel, report in compile_flow(traced.program, traced.knobs, QWEN).items():
         assert report.stack_bytes == 0, (kernel, report)
-
-
-def test_codes_that_lie_by_columns_stay_with_the_threads_that_read_them() -> None:
-    geometry = Geometry(28, kv_heads=8, group=2, head_dim=128, rope_dim=128, value_dim=128)
-    source = (Path(__file__).parents[3] / "benchmarks" / "found" / "slow_channels.py").read_text()
-    traced = run(source, "slow_channels.py")
-    knobs = replace(traced.knobs, page_size=64)
-    kernel = launchables(traced.program, knobs, geometry, ScoreConfig(blocks=4))["score_kernel"]
-    assert (kernel.warps, kernel.stages) == (4, 1)
-    _, opcodes = read_cubin(kernel.build("sm_90a").asm["cubin"])
-    # Rows of 44 bytes, sixteen bytes a load: eleven loads a loop. Four numbers of four bits are one instruction.
-    assert sum(o.startswith("LDG.E.128") for o in opcodes) >= 11
-    assert sum(o.startswith("IMMA") for o in opcodes) == 66
-    assert not any(o.startswith(("LDGSTS", "LDG.E.U8", "HMMA")) for o in opcodes)
-    assert (
-        sum(o.startswith("SHFL.IDX") for o in opcodes) < 32
-    )  # of the query and of results, not of codes: 352 words
 
 
 @pytest.mark.parametrize("name", sample_flows.names())

@@ -43,19 +43,6 @@ STATES = {  # name: declaration, value, contraction with the query q
         "key",
         '(q.split("dim", pair=2).sum("pair") * cache["x"].split("dim", pair=2)).sum("dim").sum("pair")',
     ),
-    "signs together": (
-        'row=page.size, dim="D", dtype="bits"',
-        "key",
-        (
-            '(q.slice("dim", 0, "D/2") * cache["x"].slice("dim", 0, "D/2")).sum("dim")'
-            ' - 0.3 * (q.slice("dim", 0, "D/2") * cache["x"].slice("dim", "D/2", "D")).sum("dim")'
-        ),
-    ),
-    "signs of few channels": (
-        'ch="3*D/8", row=page.size, dtype="bits"',
-        'key.slice("dim", 0, "3*D/8").rename(dim="ch")',
-        '(q.slice("dim", 0, "D/8").rename(dim="ch") * cache["x"].slice("ch", "D/4", "3*D/8")).sum("ch")',
-    ),
     "signs of a page": (
         'row=page.size, dim="D", dtype="bits"',
         "key",

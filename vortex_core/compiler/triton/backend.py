@@ -49,6 +49,9 @@ LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
 TOKEN_BLOCKS = 8
 TOKEN_PROGRAMS = 8
+TOKEN_STAGES = 3
+# What lies by columns goes from memory to registers, and enough programs are resident to hide the way.
+COLUMN_STAGES = 1
 # Up to so many programs a multiprocessor, matrix products take many channels.
 SHORT_PROGRAMS = 4
 
@@ -317,20 +320,15 @@ class TritonFlow:
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
         if self.code.tokens and not self.geometry.is_mla:
             default = token_blocks(programs, device)
-        stages = self.code.stages(config.stages)
-        if (
-            self.code.sub_pages
-            and not self.code.tokens
-            and not config.blocks
-            and stages == ScoreConfig.stages
-        ):
-            default, stages = (
-                1,
-                1,
-            )  # tiles are large, and two of them in shared memory leave room for few programs
+        stages = config.stages
+        if self.code.tokens and stages == ScoreConfig.stages:
+            stages = COLUMN_STAGES if self.code.columns else TOKEN_STAGES
+        elif self.code.sub_pages and not config.blocks and stages == ScoreConfig.stages:
+            # Tiles are large, and two of them in shared memory leave room for few programs.
+            default, stages = 1, 1
         short = programs <= SHORT_PROGRAMS * multiprocessors(device)
         return replace(
-            config, block=block, blocks=config.blocks or default, stages=stages, warps=self.code.warps(block, config.warps),
+            config, block=block, blocks=config.blocks or default, stages=stages,
             channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vortex_core.compiler.columns import column_bytes
 from vortex_core.compiler.triton.contraction import exact
@@ -35,9 +35,7 @@ _HELD = 8  # by bf16
 MAX_ROWS = 256
 MAX_ROW_BYTES = 32768
 MANY_LANES = 256
-# Rows of codes that lie by columns: four of each thread of a warp. Four warps share the bytes of the query.
-COLUMN_ROWS = 128
-COLUMN_WARPS = 4
+COLUMN_ROWS = 512  # of codes that lie by columns: four of each thread
 _VIEWS = ("slice", "split", "rename", "channels")
 
 
@@ -52,7 +50,6 @@ class CodeProduct:
         rest: page-side factors without `dim`.
         exact: whether bf16 holds the query side.
         absorbed: nodes that need no value of their own.
-        parts: of a weighted sum of products, its codes with their weights.
     """
 
     dim: str
@@ -61,7 +58,6 @@ class CodeProduct:
     rest: tuple[int, ...]
     exact: bool
     absorbed: tuple[int, ...]
-    parts: tuple[tuple[int, float], ...] = ()
 
     def row_bytes(self, graph: Graph, states: Mapping[str, StateDecl], sizes: Mapping[str, int]) -> int:
         """Bytes of a row's codes, at least one."""
@@ -80,58 +76,7 @@ def find_code_products(graph: Graph, states: Mapping[str, StateDecl]) -> dict[in
             made = _match(graph, states, node.inputs[0], node.attr["dims"][0])
             if made is not None:
                 found[i] = made
-    for i, node in enumerate(graph.nodes):
-        if node.op == "add":
-            joined = _together(graph, states, found, i)
-            if joined is not None:
-                found[i] = joined
     return found
-
-
-def _together(
-    graph: Graph, states: Mapping[str, StateDecl], products: Mapping[int, CodeProduct], i: int
-) -> CodeProduct | None:
-    """A weighted sum of products of one query with signs as one product: `a sum_d q_d x_d + b sum_d q_d y_d`."""
-    absorbed, parts = [i], []
-    first: tuple[CodeProduct, tuple[int, ...]] | None = None
-    for term in _flat(graph, "add", i, absorbed):
-        weight, scalars, one = 1.0, [], None
-        for f in _flat(graph, "mul", term, absorbed):
-            if f in products and one is None and graph.nodes[f].op == "sum":
-                one = products[f]
-                absorbed += [f, *one.absorbed]
-            elif graph.nodes[f].op == "const":
-                weight *= graph.nodes[f].attr["value"]
-            elif not graph.nodes[f].type.names:
-                scalars.append(f)
-            else:
-                return None
-        if one is None or one.rest or len(one.codes) > 1:
-            return None
-        state = states[graph.nodes[view(graph, one.codes[0])[-1]].attr["name"]]
-        found = (one, tuple(sorted(scalars)))
-        first = found if first is None else first
-        if (
-            state.dtype != "bits"
-            or found[1] != first[1]
-            or (one.dim, one.query) != (first[0].dim, first[0].query)
-        ):
-            return None
-        parts.append((one.codes[0], weight))
-    types = {graph.nodes[code].type for code, _ in parts}
-    if first is None or len(parts) < 2 or len(types) > 1:
-        return None
-    return replace(
-        first[0], codes=(parts[0][0],), rest=first[1], absorbed=tuple(absorbed), parts=tuple(parts)
-    )
-
-
-def _flat(graph: Graph, op: str, i: int, inside: list[int]) -> list[int]:
-    """The operands of nested operators of one kind; `inside` gets those."""
-    if graph.nodes[i].op != op:
-        return [i]
-    inside.append(i)
-    return [k for j in graph.nodes[i].inputs for k in _flat(graph, op, j, inside)]
 
 
 def _match(graph: Graph, states: Mapping[str, StateDecl], i: int, dim: str) -> CodeProduct | None:
@@ -222,7 +167,7 @@ def token_pages(
     rows = {i: rows_of(graph.nodes[i], sizes) for i in products}
     inside = [i for i in products if rows[i] > 1]
     if inside and all(by_columns(graph, states, sizes, products[i]) for i in inside):
-        pages = [max(1, COLUMN_ROWS * COLUMN_WARPS // rows[i]) for i in inside]
+        pages = [max(1, COLUMN_ROWS // rows[i]) for i in inside]
         return 1 << (min(pages).bit_length() - 1)
     lanes = sum(graph.nodes[products[i].codes[0]].type.extent(products[i].dim).resolve(sizes) for i in inside)
     most = MAX_ROWS // (2 if lanes > MANY_LANES else 1)

@@ -97,7 +97,7 @@ class Emitter:
         source: text of a source node under an environment; how the kernel loads.
         channel_start: first channel of a `channels` node.
         page: the page axis, or None (cache stage: one page a program).
-        contractions: sums that run as matrix products; their head axis has at least `least_heads` lanes.
+        contractions: sums that run as matrix products; their head axis has at least 16 lanes.
         before: nodes that a launch before has computed; `load_before` reads them.
         products: writes further sums as matrix products, of codes.
         channels: most of a matrix product where their number is no power of two.
@@ -113,7 +113,6 @@ class Emitter:
     before: Collection[int] = ()
     load_before: Callable[[int, Env], Tile] | None = None
     channels: int = FEW_CHANNELS
-    least_heads: int = 16
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
     axes: dict[str, Axis] = field(default_factory=dict)
@@ -138,7 +137,7 @@ class Emitter:
 
     def axis(self, name: str, real: int) -> Axis:
         """An axis; its index variable is defined at the top of the kernel."""
-        made = Axis(name, real, self.least_heads if name == "head" and self.contractions else 1)
+        made = Axis(name, real, 16 if name == "head" and self.contractions else 1)
         if name != "page":
             self.axes[made.index] = made
         return made

@@ -149,35 +149,6 @@ def unit_text(
     return f"tl.load({pointer} + {place}{guard})", axes
 
 
-def bytes_text(
-    state: StateDecl,
-    sizes: Mapping[str, int],
-    row: Tile,
-    others: Sequence[Tile],
-    column: str,
-    at: Tile,
-    axes: Sequence[Axis],
-    plane: int,
-    mask: str | None,
-) -> str:
-    """Expression that reads bytes of a column of packed numbers.
-
-    Args:
-        others: indices of the dimensions before rows.
-        column: text of its number within a plane.
-        at: byte within the column, row by row.
-        axes: of the result.
-    """
-    stored, size = stored_shape(state, sizes), state_column(state, sizes)
-    columns = stored[-1] // size
-    first = plane * (columns // PLANES.get(state.dtype, 1))
-    number = Tile(f"{first} + {column}" if first else column)
-    shape = (*stored[:-2], columns, stored[-2] * size)
-    guard = "" if mask is None else f", mask={mask}, other=0"
-    place = _offset([*others, number, at], shape, axes)
-    return f"tl.load({state.name}_ptr + ({row.to(axes)}) * {math.prod(stored)} + {place}{guard})"
-
-
 def scale_text(
     name: str,
     state: StateDecl,

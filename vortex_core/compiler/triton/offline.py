@@ -78,8 +78,7 @@ def launchables(
         VortexError: `VE050` for what cannot be lowered.
     """
     program = program.canonical()
-    code = generate(program, geometry, knobs.page_size, config.block, config.channels)
-    module = load_module(code.text)
+    module = load_module(generate(program, geometry, knobs.page_size, config.block, config.channels).text)
     dtypes = {s.name: s.dtype for s in program.states}
     found = {}
     for name in KERNELS:
@@ -90,10 +89,8 @@ def launchables(
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
         signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
         aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
-        stages = code.stages(config.stages) if name == "score_kernel" else 3
-        warps = {"score_kernel": code.warps(config.block, config.warps), "row_kernel": config.row_warps}.get(
-            name, WARPS
-        )
+        stages = config.stages if name == "score_kernel" else 3
+        warps = {"score_kernel": config.warps, "row_kernel": config.row_warps}.get(name, WARPS)
         found[name] = Launchable(kernel, signature, constants, aligned, warps, stages)
     return found
 

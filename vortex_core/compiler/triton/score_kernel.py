@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from vortex_core.compiler.triton.code_emitter import CodeEmitter
-from vortex_core.compiler.triton.code_product import by_columns, find_code_products
+from vortex_core.compiler.triton.code_product import find_code_products
 from vortex_core.compiler.triton.contraction import find_contractions
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import load_text, store_lines
@@ -236,17 +236,7 @@ class IndexKernel(KernelWriter):
         not change, such as the query's parts, stays in shared memory all at once (46 KB instead of 13).
         """
         axis = Axis("page", block)
-        # Sums of rows inside pages have all heads of the axis: no more than there are, then.
-        rows = any(
-            by_columns(self.program.index, self.states, self.sizes, c) for c in self.code_products.values()
-        )
-        e = self.emitter(
-            axis,
-            contractions=self.contractions,
-            products=self.product,
-            channels=channels,
-            least_heads=1 if rows else 16,
-        )
+        e = self.emitter(axis, contractions=self.contractions, products=self.product, channels=channels)
         looped = not self.geometry.is_mla
         if looped:
             e.begin_loop()

@@ -18,7 +18,9 @@ from vortex_core.compiler.triton.packing import BITS
 from vortex_core.ir.program import Graph, StateDecl
 from vortex_core.ir.types import PLANES, Extent
 
-THREAD_ROWS = 4  # that count as one
+LEAST_ROWS = 64
+THREAD_ROWS = 4
+MOST_HEADS = 16  # two a product
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Columns:
         first: the column where the view starts.
         count: columns that it takes.
         planes: of bits; each has such columns.
-        low: bits of a number's place in a long row below those that say whose it is: what Triton takes for the left
-            operand of a product, three where bytes are loaded for it.
+        low: bits of a number's place in a long row below those that say whose it is: what Triton takes for the left operand
+            of a product, three where bytes are loaded for it.
     """
 
     bits: int
@@ -49,100 +51,16 @@ class Columns:
 
     @property
     def lanes(self) -> int:
-        """Channels of the long rows that a column gives as pairs of numbers (`kernels.unpack`, `long_rows`)."""
+        """Channels of the long rows that a column gives."""
         return THREAD_ROWS * self.per
 
     def channel(self, column: int, lane: str) -> str:
-        """The channel of a lane of such a long row, counted from the start of the view."""
+        """The channel of a lane of a long row, counted from the start of the view."""
         pairs, before = (self.per // 2).bit_length() - 1, self.low - 1
         places = {i: 1 + i if i < before else 2 + self.low + pairs - 1 - i for i in range(pairs)}
         terms = [f"(({lane}) & 1) * {self.per // 2}"]
         terms += [f"((({lane}) >> {at}) & 1) * {1 << i}" for i, at in places.items()]
         return " + ".join([*([str(column * self.per)] if column else []), *terms])
-
-    def sign_channel(self, column: int, lane: str) -> str:
-        """The same for `signed_rows`."""
-        pair = f"((({lane}) >> 1) & 1) + (({lane}) >> 4) * 2"
-        return f"{column * self.per} + (({lane}) & 1) * {self.per // 2} + {pair}"
-
-
-@dataclass(frozen=True)
-class Words:
-    """Columns of one or more states that are multiplied as bytes at once (`kernels.long_rows.long_bytes`).
-
-    Attributes:
-        bits: of one number.
-        unit: bytes of a row in a column.
-        columns: `(part, column)` of each, in order; whole words of four bytes, the last column repeated.
-        sizes: columns of each part.
-    """
-
-    bits: int
-    unit: int
-    columns: tuple[tuple[int, int], ...]
-    sizes: tuple[int, ...]
-    start: int
-
-    @property
-    def words(self) -> int:
-        """Words of four bytes, a power of two."""
-        return len(self.columns) * self.unit // 4
-
-    @property
-    def places(self) -> int:
-        """Numbers of a byte."""
-        return 8 // self.bits
-
-    @property
-    def lanes(self) -> int:
-        """Channels of a long row."""
-        return 4 * THREAD_ROWS * self.places * self.words
-
-    def place(self, lane: str) -> str:
-        """Which number of its byte a lane of a long row is."""
-        low = f"((({lane}) >> 2) & 1)"
-        return low if self.bits == 4 else f"{low} + ((({lane}) >> 5) & 3) * 2"
-
-    def column(self, lane: str) -> str:
-        """The column of a lane, all parts counted."""
-        per = 4 // self.unit
-        word = f"(({lane}) >> {(4 * THREAD_ROWS * self.places).bit_length() - 1})"
-        inside = {1: "", 2: f" + (({lane}) & 1)", 4: f" + (({lane}) & 3)"}[per]
-        return f"{self.start} + {word} * {per}{inside}"
-
-    def channel(self, lane: str, column: str) -> str:
-        """The channel of a lane, counted from the start of the view."""
-        byte = {4: f"(({lane}) & 3)", 2: f"((({lane}) >> 1) & 1)", 1: "0"}[self.unit]
-        first = self.by_part(column, [str(sum(self.sizes[:n])) for n in range(len(self.sizes))])
-        return f"((({column}) - ({first})) * {self.unit} + {byte}) * {self.places} + {self.place(lane)}"
-
-    def by_part(self, column: str, texts: list[str]) -> str:
-        """One of some texts, by the part that a column belongs to."""
-        if len(set(texts)) == 1:
-            return texts[0]
-        text = texts[-1]
-        for n in reversed(range(len(texts) - 1)):
-            text = f"tl.where(({column}) < {sum(self.sizes[: n + 1])}, {texts[n]}, {text})"
-        return text
-
-
-def words_of(found: Columns, parts: int, most: int) -> list[Words]:
-    """All columns of some parts in words, as many at once as `most` lanes hold.
-
-    Args:
-        parts: states, and planes of them.
-    """
-    unit = found.unit // 8
-    per = 4 // unit
-    every = [(part, column) for part in range(parts) for column in range(found.count)]
-    left = -(-len(every) // per)
-    made, start = [], 0
-    while left:
-        size = 1 << (min(left, max(1, most * found.bits // (32 * THREAD_ROWS))).bit_length() - 1)
-        columns = tuple(every[min(n, len(every) - 1)] for n in range(start, start + size * per))
-        made.append(Words(found.bits, unit, columns, (found.count,) * parts, start))
-        start, left = start + size * per, left - size
-    return made
 
 
 def columns_of(
