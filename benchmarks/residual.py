@@ -98,7 +98,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.recording is not None and args.recording.exists():
         with torch.serialization.safe_globals([Recording, KVPool, Geometry]):  # and nothing else is unpickled
-            recording, about = torch.load(args.recording)
+            recording, about = torch.load(args.recording, weights_only=True)
     else:
         recording, about = record(args.model, args.threads, args.steps)
         if args.recording is not None:

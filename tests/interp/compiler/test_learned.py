@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from vortex_core import library
-
 FLOWS = {
     # A gate per layer and kv head on both sides, one without either, and a bias.
     "gate": """
@@ -116,10 +114,9 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_library_flows_with_learned_values_select_what_the_oracle_selects(part: int) -> None:
+def test_library_flows_with_learned_values_select_what_the_oracle_selects() -> None:
     """Their products are as wide as tensor cores take, which the small ones above are not."""
-    names = library.untrained_names()[part::2]
+    names = ["double_sparsity", "loki", "seerattention"]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}
     done = subprocess.run(
         [sys.executable, "-c", LIBRARY, *names], capture_output=True, text=True, env=env, timeout=170
