@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evaluators.resident import Resident
     from evaluators.timing import Timed
     from vortex_core.engine import Prompt
+    from vortex_core.geometry import Geometry
 
 # A flow whose states belong to one request works on a copy of every prompt.
 _COPIES = 2
@@ -172,6 +173,17 @@ def _bounds(mean: stats.Interval) -> tuple[float | None, float | None]:
     return (math.exp(mean.low), math.exp(mean.high)) if mean.n > 1 else (None, None)
 
 
+def served_densely(flow: Flow, geometry: Geometry, point: OperatingPoint) -> dict[str, int]:
+    """Below how many tokens engines on this machine would attend to everything, where a point lies below that.
+
+    Timed and judged is the flow as written.
+    """
+    from vortex_core.compiler.triton.tuning.crossover import stored_crossover
+
+    below = stored_crossover(flow.program, flow.knobs, geometry).tokens(point.batch)
+    return {"served_dense_below": below} if below > point.context else {}
+
+
 def _row(resident: Resident, flow: Flow, timed: Timed, inputs: str, new: int) -> dict[str, Any]:
     """Side information of one point: percentiles of a step, bytes, and how near the roofline both arms are."""
     from evaluators.device import device_kind
@@ -190,18 +202,13 @@ def _row(resident: Resident, flow: Flow, timed: Timed, inputs: str, new: int) ->
         "dense_ms_p50": timed.dense_step * 1e3,
         "tokens_per_second": point.batch / timed.step,
     }
-    gpu = described_gpu(device_kind(engine.device)) if engine.device.type == "cuda" else None
+    if engine.device.type != "cuda":
+        return row
+    row |= served_densely(flow, engine.geometry, point)
+    gpu = described_gpu(device_kind(engine.device))
     if gpu is None:
         return row
     import torch
-
-    from vortex_core.compiler.triton.tuning.crossover import stored_crossover
-
-    served = stored_crossover(flow.program, flow.knobs, engine.geometry).tokens(point.batch)
-    if (
-        served > point.context
-    ):  # served here, it attends to everything; timed and judged is the flow as written
-        row["served_dense_below"] = served
 
     ranks = 1 if engine.sharding is None else engine.sharding.ranks.size
     shape = {

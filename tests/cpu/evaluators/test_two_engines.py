@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from evaluators.plan import EvaluationPlan
+from evaluators.stages.decode import served_densely
+from evaluators.stages.operating import OperatingPoint
 from evaluators.worker import EvaluationWorker, evaluate
 from tests.cpu.evaluators.conftest import PLAN, ByteTokenizer, tiny_model
 from vortex_core import library
+from vortex_core.compiler.triton.tuning import crossover
 from vortex_core.engine import Engine
+from vortex_core.ir.crossover import Crossover
 from vortex_core.ir.flow import Flow
 
 PAIRS: dict[str, Any] = PLAN | {
@@ -87,3 +91,19 @@ def test_values_decide_what_is_decoded(engine: Engine, plan: EvaluationPlan) -> 
     by_value = worker.run("decode", flow("twilight", budget="256")).info["points"]
     assert {point["inputs"] for point in by_value.values()} == {"items"}
     assert ByteTokenizer.eos_token_id == 257
+
+
+def test_points_below_a_measured_crossover_say_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Crossover(((1, 800), (4, 300)))
+    monkeypatch.setattr(crossover, "stored_crossover", lambda *about: measured)
+    found = {
+        (batch, context): served_densely(
+            flow(), engine.geometry, OperatingPoint(context=context, batch=batch, weight=1.0)
+        )
+        for batch in (1, 4)
+        for context in (256, 800)
+    }
+    assert found == {
+        (1, 256): {"served_dense_below": 800}, (1, 800): {},
+        (4, 256): {"served_dense_below": 300}, (4, 800): {},
+    }  # fmt: skip
