@@ -1,7 +1,8 @@
 """Scores by task and length: python -m benchmarks.ruler --model smollm2-135m --contexts 1024 2048 4096 --out runs/ruler
 
 Asks RULER's thirteen tasks (the plan `ruler`), or the tasks of another plan, at every context, densely and with the
-flows named, and prints the share right with Wilson's 95% interval. One task at one context is held at a time. Rows are
+flows named, and prints the share right with Wilson's 95% interval, of a flow also what it gains over dense, paired. Of
+drawn answers the share is mean@k, and pass@k stands beside it. One task at one context is held at a time. Rows are
 written one by one: a second run goes on where the first one stopped.
 """
 
@@ -24,6 +25,7 @@ from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
 _EVERYTHING = 1 << 60  # blocks: more than any pool has
+_LONG = 64  # tokens of an answer from which on its length is told
 
 
 def plans(arguments: argparse.Namespace) -> Iterator[EvaluationPlan]:
@@ -67,6 +69,9 @@ def measure(bench: Bench, wanted: list[Flow | None], seed: int) -> Iterator[dict
             "task": key.partition("@")[0],
             "context": questions[0].context,
             "scores": [answers.scores[place] for place in places],
+            "passed": [answers.passed[place] for place in places],
+            "tokens": round(sum(answers.tokens[place] for place in places) / len(places), 1),
+            "samples": questions[0].samples,
             "said": answers.texts[places[0]],
             "wanted": questions[0].answers,
             "seconds": round(time.perf_counter() - began, 2),
@@ -77,21 +82,42 @@ def report(rows: list[dict[str, Any]]) -> str:
     """For every flow a table of shares right, tasks by contexts."""
     lines: list[str] = []
     contexts = sorted({row["context"] for row in rows})
+    found = {(row["flow"], row["task"], row["context"]): row for row in rows}
     for flow in dict.fromkeys(row["flow"] for row in rows):
-        found = {(row["task"], row["context"]): row["scores"] for row in rows if row["flow"] == flow}
         lines += [f"| {flow} | " + " | ".join(map(str, contexts)) + " |", "|" + "---|" * (1 + len(contexts))]
-        for task in dict.fromkeys(task for task, _ in found):
-            cells = [_cell(found.get((task, context))) for context in contexts]
+        for task in dict.fromkeys(task for one, task, _ in found if one == flow):
+            cells = []
+            for context in contexts:
+                dense = None if flow == "dense" else found.get(("dense", task, context))
+                cells.append(_cell(found.get((flow, task, context)), dense))
             lines.append(f"| {task} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _cell(scores: list[float] | None) -> str:
-    if scores is None:
+def _cell(row: dict[str, Any] | None, dense: dict[str, Any] | None = None) -> str:
+    """Share right of a row, what that is over dense, tokens an answer where they are many, and pass@k of drawn ones."""
+    if row is None:
         return "-"
-    share = stats.wilson(sum(scores), len(scores))
-    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+    scores = row["scores"]
+    if set(scores) <= {0, 1}:
+        share = stats.wilson(sum(scores), len(scores))
+    else:
+        share = stats.bootstrap_mean(scores, seed=0)
+    text = f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+    if dense is not None:
+        both = set(scores) | set(dense["scores"])
+        if both <= {0, 1}:
+            gain = stats.paired_difference(scores, dense["scores"])
+        else:
+            gain = stats.bootstrap_paired(scores, dense["scores"], seed=0)
+        text += f"; {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    if row["samples"] > 1:
+        any_right = stats.wilson(sum(row["passed"]), len(row["passed"]))
+        text += f"; pass@{row['samples']} {any_right.value:.2f} [{any_right.low:.2f}, {any_right.high:.2f}]"
+    if row["tokens"] > _LONG:
+        text += f"; {row['tokens']:.0f} tokens"
+    return text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,7 +141,7 @@ def main() -> None:
     """Measure what is missing, then print."""
     arguments = parser().parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"ruler-{Path(arguments.model).stem}.jsonl"
+    path = arguments.out / f"ruler-{Path(arguments.model).name.removesuffix('.gguf')}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     asked = list(plans(arguments))
     known = {row["plan"] for row in rows}
@@ -139,11 +165,13 @@ def main() -> None:
                 rows.append(row | {"plan": plan.digest})
                 with path.open("a") as out:
                     out.write(json.dumps(rows[-1]) + "\n")
-                print({k: v for k, v in rows[-1].items() if k not in ("plan", "scores")}, flush=True)
-                print(f"    {_cell(row['scores'])}", flush=True)
+                print(
+                    {k: v for k, v in rows[-1].items() if k not in ("plan", "scores", "passed")}, flush=True
+                )
+                print(f"    {_cell(row)}", flush=True)
     digests = {plan.digest for plan in asked}
     text = report([row for row in rows if row["plan"] in digests])
-    (arguments.out / f"ruler-{Path(arguments.model).stem}.md").write_text(text)
+    (arguments.out / f"ruler-{Path(arguments.model).name.removesuffix('.gguf')}.md").write_text(text)
     print(text)
 
 
