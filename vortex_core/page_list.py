@@ -51,9 +51,9 @@ class PageList:
         return (self.lengths + (self.page_size - 1)) // self.page_size
 
     def read_by(self, kv_heads: int) -> Tensor:
-        """int64 `[batch, rows]`, pages read: of query heads that share a kv head, the union of their lists."""
+        """Integers `[batch, rows]`, pages read: of query heads that share a kv head, the union of their lists."""
         if self.heads <= kv_heads:
-            return self.counts.long()
+            return self.counts
         place = self.counts.new_ones(self.columns).cumsum(0) - 1  # made on the device: a step does not wait
         ids = self.page_ids.masked_fill(place >= self.counts.unsqueeze(-1), -1)
         ids = ids.unflatten(1, (kv_heads, -1)).flatten(2).sort(-1).values

@@ -17,10 +17,8 @@ def total_pages(lengths: torch.Tensor, page_size: int) -> torch.Tensor:
     return (lengths + page_size - 1) // page_size
 
 
-def forced_mask(total: torch.Tensor, width: int, knobs: Knobs) -> torch.Tensor:
-    """`[batch, width]`: pages kept by rule."""
-    index = torch.arange(width, device=total.device)
-    count = total.unsqueeze(1)
+def forced_mask(index: torch.Tensor, count: torch.Tensor, knobs: Knobs) -> torch.Tensor:
+    """`[batch, page]`: pages kept by rule. `index`: `[page]`, logical pages; `count`: `[batch, 1]`, those there are."""
     return (index < count) & ((index < knobs.keep_first) | (index >= count - knobs.keep_last))
 
 
@@ -46,17 +44,16 @@ def evaluate_selection(
         complete: int64 `[batch]`, scored pages.
         heads: kv heads.
     """
-    total = total_pages(view.lengths, knobs.page_size)
-    width = -(-view.max_length // knobs.page_size)
-    forced = forced_mask(total, width, knobs)
-    index = torch.arange(width, device=total.device)
+    total = total_pages(view.lengths, knobs.page_size).unsqueeze(1)
+    index = torch.arange(-(-view.max_length // knobs.page_size), device=total.device)
+    forced = forced_mask(index, total, knobs)
     candidate = (index < complete.unsqueeze(1)) & ~forced
     room = (view.budgets - forced.sum(1)).clamp(min=0)
 
     def visit(i: int) -> torch.Tensor:
         node = graph.nodes[i]
         if node.op == "everything":
-            return (index < total.unsqueeze(1)).unsqueeze(1).expand(-1, heads, -1)
+            return (index < total).unsqueeze(1).expand(-1, heads, -1)
         if node.op == "residual":
             return visit(node.inputs[0])
         if node.op == "union":
@@ -66,7 +63,9 @@ def evaluate_selection(
 
     assert graph.result is not None
     chosen = visit(graph.result)
-    whole = (view.budgets >= EVERYTHING).unsqueeze(1) & (index < total.unsqueeze(1))
+    if not view.longest_whole:  # on a CPU a step is as long as its operators are many
+        return chosen
+    whole = (view.budgets >= EVERYTHING).unsqueeze(1) & (index < total)
     return chosen | whole.unsqueeze(1)
 
 
@@ -106,6 +105,6 @@ def page_list(mask: torch.Tensor, view: BatchView, page_size: int) -> PageList:
     logical = torch.sort((~mask).to(torch.uint8), dim=-1, stable=True).indices[..., :longest]
     table = view.block_table[:, : mask.shape[-1]].unsqueeze(1).expand(-1, mask.shape[1], -1)
     ids = table.gather(-1, logical)
-    last = view.lengths - (total_pages(view.lengths, page_size) - 1) * page_size
+    last = (view.lengths - 1) % page_size + 1
     lengths = (counts - 1) * page_size + last.unsqueeze(1)
     return PageList(ids.to(torch.int32), lengths.to(torch.int32), page_size)

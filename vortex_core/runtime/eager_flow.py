@@ -34,6 +34,7 @@ class EagerFlow:
             lengths,
             view.budgets.long(),
             int(lengths.max()),
+            view.longest_whole,
             dense_mass=view.dense_mass,
         )
         return self.compiled.select(q, states, exact, layer)

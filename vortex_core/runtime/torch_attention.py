@@ -164,12 +164,12 @@ def sparse_decode(
     tokens = selected * page_size
     head, first_row, position = _constants(heads, kv_heads, total, tokens, q.device)
     ids, rows = pages.page_ids, (pages.page_ids + first_row).flatten()
-    k = _gather(kv.k, rows, head, ids).to(q.dtype).view(batch, heads, tokens, -1)
+    k = _gather(kv.k, rows, head, ids, q.dtype).view(batch, heads, tokens, -1)
     value_dim = kv.v.shape[-1]
     if value_dim < kv.k.shape[-1]:  # MLA: V is the first channels of K
         v = k[..., :value_dim]
     else:
-        v = _gather(kv.v, rows, head, ids).to(q.dtype).view(batch, heads, tokens, -1)
+        v = _gather(kv.v, rows, head, ids, q.dtype).view(batch, heads, tokens, -1)
     grouped = q.view(batch, heads, q_heads // heads, -1)
     valid = position < pages.lengths[..., None]  # [batch, head, token]
     if not want_mass and lse is None:
@@ -247,10 +247,14 @@ def _constants(
     return head, head * pages, torch.arange(tokens, device=device)
 
 
-def _gather(pool: torch.Tensor, rows: torch.Tensor, head: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+def _gather(
+    pool: torch.Tensor, rows: torch.Tensor, head: torch.Tensor, pages: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """Pages `[batch, head, selected]` of a pool, contiguous; also given as `rows` of `[kv_head * page]`."""
     if pool.is_contiguous():
-        return pool.view(pool.shape[0] * pool.shape[1], -1).index_select(0, rows)
-    if pool.element_size() == 1:  # fp8 as bytes: torch does not index it everywhere
-        return pool.view(torch.uint8)[head, pages].view(pool.dtype)
-    return pool[head, pages]
+        found = pool.view(pool.shape[0] * pool.shape[1], -1).index_select(0, rows)
+    elif pool.element_size() == 1:  # fp8 as bytes: torch does not index it everywhere
+        found = pool.view(torch.uint8)[head, pages].view(pool.dtype)
+    else:
+        found = pool[head, pages]
+    return found if found.dtype == dtype else found.to(dtype)

@@ -124,6 +124,7 @@ class DecodeStep:
                 self.batch.lengths,
                 torch.tensor(budgets, device=self.slots.device),
                 self.max_length,
+                0 if self.flow is None else self.flow.crossover.tokens(len(self.lengths)),
             )
         return self._views[row]
 
@@ -177,7 +178,9 @@ class DecodeStep:
             self.batch.attendable += heads * there
             return self._dense(layer, q, scale)
         if layer == leader:
-            view = replace(self.view(layer), dense_mass=self._dense_mass)
+            view = self.view(layer)
+            if self._dense_mass is not None:
+                view = replace(view, dense_mass=self._dense_mass)
             pages = selections.at(layer, q, view, self.decode_steps, self.lengths)
         else:
             pages = selections.lists[leader]

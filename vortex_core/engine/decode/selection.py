@@ -135,6 +135,7 @@ class Selections:
                     view.lengths[rows],
                     view.budgets[rows],
                     view.max_length,
+                    view.longest_whole,
                     dense_mass=mass,
                 )
                 pages = _replace(pages, rows, self.flow.select(layer, q[rows], part))
