@@ -82,12 +82,17 @@ class MlaShape:
 
 @dataclass(frozen=True)
 class GqaShape:
-    """Grouped heads: three layers, one to see the token before, one to look up, one to look up again."""
+    """Grouped heads: three layers, one to see the token before, one to look up, one to look up again.
+
+    Attributes:
+        theta: base of the rotary embedding; the larger, the more channels see content alone over the whole context.
+    """
 
     hidden: int = 128
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 128
+    theta: float = 1.0e6
 
     def config(self) -> Any:
         """See `Shape`.
@@ -106,7 +111,7 @@ class GqaShape:
             head_dim=self.head_dim,
             intermediate_size=2 * self.hidden,
             max_position_embeddings=LONG_CONTEXT,
-            rope_parameters={"rope_type": "default", "rope_theta": 1.0e6},
+            rope_parameters={"rope_type": "default", "rope_theta": self.theta},
             bos_token_id=BOS,
             eos_token_id=EOS,
             tie_word_embeddings=False,

@@ -74,4 +74,29 @@ RECIPES: Mapping[str, Recipe] = {
         learnt=0.5,  # two hops at the longest; at 8,192 tokens and below they are above 0.95
         tried=("count",),
     ),
+    # For a GPU: thousands of steps, which counting takes.
+    "retrieval-count": Recipe(
+        GqaShape(theta=1.0e7),
+        (
+            PairStage(length=33, pairs=4, batch=64, steps=2000, enough=0.95, alphabet=32, layer=1),
+            StoryStage(
+                length=64,
+                pairs=6,
+                counted=3,
+                questions=8,
+                batch=64,
+                steps=4000,
+                longest=64,
+                enough=0.9,
+                alphabet=32,
+            ),
+            StoryStage(
+                length=128, pairs=16, counted=4, questions=12, batch=96, steps=4000, longest=1024, enough=0.95
+            ),
+            StoryStage(length=256, pairs=32, counted=8, questions=12, batch=96, steps=12000, longest=40000),
+        ),
+        measure.skills_by_length,
+        pairs=measure.PAIRS,
+        learnt=0.8,
+    ),
 }

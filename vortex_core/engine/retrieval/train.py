@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -107,14 +108,16 @@ def train(
     curriculum: Sequence[Stage],
     say: Callable[[str], None] = print,
     kept: Path | None = None,
+    seconds: float = math.inf,
 ) -> float:
     """Train through a curriculum; returns the share of right answers in the last window, of the worst skill.
 
-    The rate falls linearly along the last stage. A stage that ends with less than half of the answers right ends the
-    run: later ones are harder.
+    The rate falls linearly along the last stage, by its steps or by the time that is left, whichever ends first. A
+    stage that ends with less than half of the answers right ends the run: later ones are harder.
 
     Args:
         kept: a file that holds the state after the last finished stage; where it is there, training goes on from it.
+        seconds: after which training ends, wherever it is.
     """
     started = time.perf_counter()
     share, first = 0.0, 0
@@ -124,13 +127,17 @@ def train(
         first = found["stages"]
     for number, stage in enumerate(curriculum[first:], first + 1):
         history: list[tuple[list[float], dict[str, float]]] = []
+        began = time.perf_counter()
+        left = max(started + seconds - began, 1e-9)
         for step in range(stage.steps):
-            scale = 1 - step / stage.steps if stage is curriculum[-1] else 1.0
+            through = max(step / stage.steps, (time.perf_counter() - began) / left)
+            scale = max(0.0, 1 - through) if stage is curriculum[-1] else 1.0
             history.append(trainer.step(stage.lesson(trainer.generator), scale))
             window = history[-WINDOW:]
             right = {skill: sum(seen[skill] for _, seen in window) / WINDOW for skill in window[-1][1]}
             share = min(right.values())
             done = len(history) >= WINDOW and stage.enough is not None and share >= stage.enough
+            done = done or time.perf_counter() - started >= seconds
             if done or (step + 1) % 20 == 0 or step + 1 == stage.steps:
                 losses = (
                     sum(parts) / len(window) for parts in zip(*(seen for seen, _ in window), strict=True)
@@ -142,11 +149,25 @@ def train(
                 )
             if done:
                 break
-        if sum(right.values()) < 0.5 * len(right):
+        if sum(right.values()) < 0.5 * len(right) or time.perf_counter() - started >= seconds:
             break
         if kept is not None:
             torch.save({"stages": number, "trainer": trainer.state()}, kept)
     return share
+
+
+def started_from(name: str) -> Any:
+    """A model by name or directory, in fp32 on the CPU, to be trained further."""
+    from transformers import AutoModelForCausalLM
+
+    from vortex_core.engine.models.weights import resolve_model
+
+    return AutoModelForCausalLM.from_pretrained(
+        resolve_model(name).directory,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+    )
 
 
 def save(model: Any, directory: Path) -> None:
@@ -181,12 +202,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights")
+    parser.add_argument("--start", help="model or directory whose weights and shape are begun with")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which training ends")
     chosen = parser.parse_args(arguments)
     device, recipe = torch.device(chosen.device), RECIPES[chosen.model]
-    trainer = Trainer(new_model(recipe.shape, seed=chosen.seed).to(device))
+    model = new_model(recipe.shape, seed=chosen.seed) if chosen.start is None else started_from(chosen.start)
+    trainer = Trainer(model.to(device))
     chosen.out.mkdir(parents=True, exist_ok=True)
     kept = chosen.out / "training.pt"
-    train(trainer, curriculum=recipe.curriculum, say=lambda text: print(text, flush=True), kept=kept)
+    train(
+        trainer,
+        curriculum=recipe.curriculum,
+        say=lambda text: print(text, flush=True),
+        kept=kept,
+        seconds=chosen.seconds,
+    )
     save(trainer.model, chosen.out)
     found = report(recipe, chosen.out, device)
     text = json.dumps({"steps": trainer.steps, "pairs": recipe.pairs, "accuracy": found}, indent=2) + "\n"

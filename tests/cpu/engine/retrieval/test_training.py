@@ -29,7 +29,7 @@ from vortex_core.engine.retrieval.model import (
 )
 from vortex_core.engine.retrieval.stories import SKILLS, StoryStage
 from vortex_core.engine.retrieval.task import PairStage, Texts, noise_texts, stream_texts
-from vortex_core.engine.retrieval.train import WINDOW, Trainer, save, train
+from vortex_core.engine.retrieval.train import WINDOW, Trainer, save, started_from, train
 
 SMALL = MlaShape(hidden=32, heads=2, kv_lora=32, qk_nope=16, qk_rope=16)
 SMALL_GQA = GqaShape(hidden=32, heads=2, kv_heads=1, head_dim=16)
@@ -240,3 +240,17 @@ def test_a_training_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path) -
     assert resumed.steps == whole.steps > second.steps
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value)
+
+
+def test_training_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    """What is learnt by then stands, and the rate has fallen; what was saved is where another training begins."""
+    endless = PairStage(length=9, pairs=1, batch=4, steps=10**9, alphabet=1)
+    trainer = Trainer(new_model(SMALL), rate=1e-2)
+    assert train(trainer, curriculum=(endless,), seconds=3) > 0.9
+    assert 0 < trainer.steps < 10**6
+    assert trainer.optimizer.param_groups[0]["lr"] < 0.5e-2
+    save(trainer.model, tmp_path)
+    for ours, theirs in zip(
+        trainer.model.state_dict().values(), started_from(str(tmp_path)).state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(theirs, ours.to(torch.bfloat16).float())
