@@ -117,7 +117,7 @@ def train(
 
     Args:
         kept: a file that holds the state after the last finished stage; where it is there, training goes on from it.
-        seconds: after which training ends, wherever it is.
+        seconds: after which training ends, wherever it is; a stage ends when its equal part of them is over.
     """
     started = time.perf_counter()
     share, first = 0.0, 0
@@ -128,7 +128,8 @@ def train(
     for number, stage in enumerate(curriculum[first:], first + 1):
         history: list[tuple[list[float], dict[str, float]]] = []
         began = time.perf_counter()
-        left = max(started + seconds - began, 1e-9)
+        ends = started + seconds * number / len(curriculum)
+        left = max(ends - began, 1e-9)
         for step in range(stage.steps):
             through = max(step / stage.steps, (time.perf_counter() - began) / left)
             scale = max(0.0, 1 - through) if stage is curriculum[-1] else 1.0
@@ -137,7 +138,7 @@ def train(
             right = {skill: sum(seen[skill] for _, seen in window) / WINDOW for skill in window[-1][1]}
             share = min(right.values())
             done = len(history) >= WINDOW and stage.enough is not None and share >= stage.enough
-            done = done or time.perf_counter() - started >= seconds
+            done = done or time.perf_counter() >= ends
             if done or (step + 1) % 20 == 0 or step + 1 == stage.steps:
                 losses = (
                     sum(parts) / len(window) for parts in zip(*(seen for seen, _ in window), strict=True)
@@ -149,7 +150,7 @@ def train(
                 )
             if done:
                 break
-        if sum(right.values()) < 0.5 * len(right) or time.perf_counter() - started >= seconds:
+        if sum(right.values()) < 0.5 * len(right):
             break
         if kept is not None:
             torch.save({"stages": number, "trainer": trainer.state()}, kept)
