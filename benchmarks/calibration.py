@@ -1,9 +1,11 @@
 """Do the statistics err as often as they say? python -m benchmarks.calibration [--answers FILE]
 
-Three studies, seconds on one core:
+Four studies, seconds on one core:
 
 - A/A: a candidate that answers as dense does, with noise; how often the sequential test accepts and rejects it.
-- Planted losses of 2, 5 and 10 points: how often each is found, after how many items, beside a test of a fixed size.
+- Planted losses of 2, 5 and 10 points at the margin of the plans: how often each is found, after how many items, beside
+  a test of a fixed size.
+- The same losses, each told from none: the margin is the loss itself, and there are items enough to say.
 - Coverage of the certificate's bounds over re-splits of one set of answers: of a file (`--answers`: one 0 or 1 a
   line, 1 for an item lost), or of made ones.
 
@@ -25,7 +27,9 @@ from evaluators.sequential import sequential_test
 
 RUNS = 200
 ITEMS = 400
+RESPLITS = (200, 5000)
 MARGIN = 0.1
+ENOUGH = 4  # times the items of a fixed-size test, at most
 
 
 def differences(rng: np.random.Generator, n: int, noise: float, loss: float) -> NDArray[np.float64]:
@@ -57,21 +61,45 @@ def sequential_rows(noise: float) -> list[str]:
     return lines
 
 
+def told_apart_rows(noise: float) -> list[str]:
+    """A/A and each planted loss, where the loss itself is the margin."""
+    lines = []
+    for loss in (0.02, 0.05, 0.1):
+        rng = np.random.default_rng(7 + int(1000 * loss) + int(1e5 * noise))
+        fixed = fixed_size(noise, loss)
+        cells = []
+        for planted in (0.0, loss):
+            found = [
+                sequential_test(differences(rng, ENOUGH * fixed, noise, planted), margin=loss)
+                for _ in range(RUNS)
+            ]
+            shares = [sum(r.outcome == o for r in found) / RUNS for o in ("accept", "reject")]
+            cells += [f"{share:.3f}" for share in shares]
+            cells.append(str(sorted(r.items for r in found)[RUNS // 2]))
+        lines.append(f"| {noise:.0%} | {loss:.0%} | {' | '.join(cells)} | {fixed} |")
+    return lines
+
+
 def coverage_rows(lost: NDArray[np.bool_], name: str) -> list[str]:
     """Coverage of both bounds over re-splits of one set of answers, half seen and half not."""
     rng = np.random.default_rng(0)
     n = len(lost) // 2
+    m = len(lost) - n
     plain, drawn, rate = [], [], []
-    for _ in range(RUNS):
+    for _ in range(max(RESPLITS)):
         order = rng.permutation(len(lost))
         seen, rest = int(lost[order[:n]].sum()), float(lost[order[n:]].mean())
-        m = len(lost) - n
         plain.append(rest <= next_bound(seen, n, m) + 1e-12)
         drawn.append(rest <= next_bound(seen, n, m, tie=float(rng.random())) + 1e-12)
         rate.append(float(lost.mean()) <= rate_bound(seen, n))
-    error = 1.96 * np.sqrt(0.09 / RUNS)
-    shares = f"{np.mean(rate):.3f} | {np.mean(plain):.3f} | {np.mean(drawn):.3f} (+-{error:.3f})"
-    return [f"| {name} | {len(lost)} | {lost.mean():.3f} | {shares} |"]
+    lines = []
+    for splits in RESPLITS:
+        error = 1.96 * np.sqrt(0.09 / splits)
+        shares = (
+            f"{np.mean(rate[:splits]):.3f} | {np.mean(plain[:splits]):.3f} | {np.mean(drawn[:splits]):.3f}"
+        )
+        lines.append(f"| {name} | {len(lost)} | {lost.mean():.3f} | {splits} | {shares} (+-{error:.3f}) |")
+    return lines
 
 
 def report(answers: Path | None) -> str:
@@ -92,10 +120,21 @@ def report(answers: Path | None) -> str:
         lines += sequential_rows(noise)
     lines += [
         "",
-        f"## Coverage of the certificate's bounds at 0.9, {RUNS} re-splits in halves",
+        f"## Each loss told from none, error 0.05, {RUNS} comparisons a row and side",
         "",
-        "| answers | items | lost | expected rate | next items | next items, ties drawn |",
-        "|---|---|---|---|---|---|",
+        f"The margin is the loss; {ENOUGH} times the items of the fixed-size test at most. `A/A` loses nothing.",
+        "",
+        "| differ by chance | loss | A/A: accept | reject | items | planted: accept | reject | items, median | fixed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for noise in (0.0, 0.06):
+        lines += told_apart_rows(noise)
+    lines += [
+        "",
+        "## Coverage of the certificate's bounds at 0.9, over re-splits in halves",
+        "",
+        "| answers | items | lost | re-splits | expected rate | next items | next items, ties drawn |",
+        "|---|---|---|---|---|---|---|",
     ]
     rng = np.random.default_rng(3)
     for rate in (0.03, 0.1, 0.25):
