@@ -61,7 +61,7 @@ class Calls:
             await self._make_way(guest)
         room = guest.rooms[kind]
         try:
-            worker = await room.pool.take(lambda w: w.suits(call), campaign)
+            worker = await room.pool.take(lambda w: w.suits(call), campaign, urgent=call.urgent)
         except VortexError as error:
             return {"error": error.to_json()}
         first = self._spawn(self._on(room, worker, campaign, call))

@@ -44,6 +44,7 @@ class _Ticket(Generic[W]):
     number: int
     who: str
     rank: Callable[[W], int]
+    urgent: bool
     given: asyncio.Future[W]
 
 
@@ -195,14 +196,21 @@ class Pool(Generic[W]):
 
     # -- taking and giving back --------------------------------------------------------------------------
 
-    async def take(self, rank: Callable[[W], int] = lambda worker: 0, who: str = "") -> W:
+    async def take(
+        self, rank: Callable[[W], int] = lambda worker: 0, who: str = "", *, urgent: bool = False
+    ) -> W:
         """A free worker, of those the one with the highest rank.
+
+        Args:
+            rank: of a worker for this purpose.
+            who: asks.
+            urgent: goes before what the same asked for earlier without urgency.
 
         Raises:
             VortexError: there is none left and none can be started; the last reason.
         """
         given: asyncio.Future[W] = asyncio.get_running_loop().create_future()
-        ticket = _Ticket(next(self._numbers), who, rank, given)
+        ticket = _Ticket(next(self._numbers), who, rank, urgent, given)
         self._tickets.append(ticket)
         self._grant()
         try:
@@ -223,10 +231,11 @@ class Pool(Generic[W]):
         return free[0]
 
     def _grant(self) -> None:
-        """Give free workers to those who had least of what is their share, then to who asked first."""
+        """Give free workers to those who had least of what is their share, then to what is urgent, then to who
+        asked first."""
         while self._free and self._tickets:
             due = {t.who: self._spent_by(t.who) / self._shares.get(t.who, 1.0) for t in self._tickets}
-            ticket = min(self._tickets, key=lambda t: (due[t.who], t.number))
+            ticket = min(self._tickets, key=lambda t: (due[t.who], not t.urgent, t.number))
             self._tickets.remove(ticket)
             if ticket.given.done():
                 continue

@@ -178,14 +178,19 @@ class RayExecutor:
             recordings = self._recordings if full else self._recordings[:1]
             layers = self.screen.full_layers if full else self.screen.layers
             asked = (stage, given, self._told, seed, recordings, layers)
-            ran = await self._run("cpu", Call("screen", asked, stage, deadline))
+            ran = await self._run("cpu", Call("screen", asked, stage, deadline, urgent=full))
             ran["worker"] = ""
         elif stage == SECOND:
-            ran = await self._run("cpu", Call("second", (given, self.second, seed), stage, deadline))
+            call = Call("second", (given, self.second, seed), stage, deadline, urgent=True)
+            ran = await self._run("cpu", call)
         elif stage == SERVING and stage not in self._stages["search"]:
             ran = await self._run("serving", Call("run", (stage, given, self._told, seed), stage, deadline))
         elif not self._on_engine[stage]:
-            ran = await self._run("cpu", Call("run", (stage, given, self._told, seed), stage, deadline))
+            # Where programs are screened, many screens wait for these workers, and an engine for this candidate.
+            call = Call(
+                "run", (stage, given, self._told, seed), stage, deadline, urgent=self.screen is not None
+            )
+            ran = await self._run("cpu", call)
             ran["worker"] = ""
         else:
             call = Call("run", (stage, given, seed), stage, deadline, flow.key, flow.ir_hash, seed)

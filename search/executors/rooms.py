@@ -46,6 +46,7 @@ class Call:
         deadline: seconds it may run. Waiting for a worker does not count.
         key, ir_hash: candidate and program; an engine that holds or has compiled them is preferred.
         seed: of the items that the engine must have prefilled, None for none.
+        urgent: goes before the campaign's other calls: an engine waits for its candidate, or soon will.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Call:
     key: str = ""
     ir_hash: str = ""
     seed: int | None = None
+    urgent: bool = False
 
 
 @dataclass(eq=False)

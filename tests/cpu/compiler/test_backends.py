@@ -33,6 +33,13 @@ def inputs(seed: int, group: int, kv_heads: int, dim: int) -> tuple[LayerKV, tor
     return LayerKV(k, v), table, q, pages
 
 
+def dense_mass(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """What a dense layer may have attended to."""
+    found = torch.rand(*q.shape[:2], table.shape[1] + 5, generator=torch.Generator().manual_seed(9))
+    found[:, :, -3:] = float("nan")  # nobody reads past a row's complete pages
+    return found
+
+
 def steps(
     flow: CompiledFlow, kv: LayerKV, table: torch.Tensor, q: torch.Tensor, pages: int
 ) -> list[PageList]:
@@ -41,8 +48,7 @@ def steps(
     complete = torch.cat([table[b, : n // SIZE] for b, n in enumerate(LENGTHS)])
     flow.update(states, kv, complete, 0)
     budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])
-    dense = torch.rand(*q.shape[:2], table.shape[1] + 5, generator=torch.Generator().manual_seed(9))
-    dense[:, :, -3:] = float("nan")  # nobody reads past a row's complete pages
+    dense = dense_mass(q, table)
     view = BatchView(table, torch.tensor(LENGTHS), budgets, max(LENGTHS), dense_mass=dense)
     found = []
     for step in range(3):

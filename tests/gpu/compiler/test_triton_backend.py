@@ -43,8 +43,11 @@ def agree(traced: Traced, geometry: Geometry, layer: int) -> None:
     states = flow.new_states(pages, torch.device("cuda"))
     oracle.update(reference, kv, complete, layer)
     flow.update(states, LayerKV(kv.k.cuda(), kv.v.cuda()), complete.cuda(), layer)
-    view = BatchView(table, lengths, budgets, max(shared.LENGTHS))
-    on_gpu = BatchView(table.cuda(), lengths.cuda(), budgets.cuda(), max(shared.LENGTHS))
+    dense = shared.dense_mass(q, table)
+    view = BatchView(table, lengths, budgets, max(shared.LENGTHS), dense_mass=dense)
+    on_gpu = BatchView(
+        table.cuda(), lengths.cuda(), budgets.cuda(), max(shared.LENGTHS), dense_mass=dense.cuda()
+    )
     different = 0
     for step in range(3):
         want = oracle.select(q + 0.3 * step, reference, view, layer)

@@ -233,6 +233,30 @@ def test_an_idle_one_is_taken_only_where_nobody_waits():
     within(scenario())
 
 
+def test_what_is_urgent_goes_before_what_the_same_asked_for_earlier_and_not_before_others():
+    async def scenario() -> None:
+        pool = await filled(Factory(), 1)
+        pool.join("a", 1.0)
+        pool.join("b", 1.0)
+        worker = await pool.take(who="a")
+        given: list[str] = []
+
+        async def ask(name: str, who: str, urgent: bool) -> None:
+            mine = await pool.take(who=who, urgent=urgent)
+            given.append(name)
+            await asyncio.sleep(0.02)
+            await pool.give_back(mine)
+
+        asks = (("first", "a", False), ("second", "a", False), ("urgent", "a", True), ("other", "b", False))
+        waiting = [asyncio.create_task(ask(*each)) for each in asks]
+        await asyncio.sleep(0.02)
+        await pool.give_back(worker)
+        await asyncio.gather(*waiting)
+        assert given == ["other", "urgent", "first", "second"]  # `a` had the worker's time before
+
+    within(scenario())
+
+
 def test_who_gives_up_waiting_takes_no_worker_along():
     async def scenario() -> None:
         pool = await filled(Factory(), 1)
