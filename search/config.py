@@ -82,6 +82,9 @@ class Screen(Strict):
             rotary frequencies of one model do not carry over. The mean over the models counts.
         full: one in this many screened programs goes on to the full screen.
         answers: one in this many of those answers.
+        ahead: how many more are kept under way to each engine than it serves, the best there are, whatever `answers`
+            says: an engine on a GPU costs more than what it is given to do. 0: an engine is given somebody before his
+            turn only where it has nobody, as engines on a CPU share its cores with the screen.
     """
 
     accuracy: str = "screen_beyond"
@@ -94,6 +97,7 @@ class Screen(Strict):
     models: tuple[ScreenModel, ...] = ()
     full: int = Field(5, ge=1)
     answers: int = Field(4, ge=1)
+    ahead: int = Field(0, ge=0)
 
     def objective(self, whole: Objective) -> Objective:
         """What is optimised on the screen."""

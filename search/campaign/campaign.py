@@ -364,8 +364,7 @@ class Campaign:
                 for key in self._handed[: engines + 1 - work.count("search")]:
                     self.record(*(ev.Promoted(key, purpose) for purpose in ("full_screen", "search")))
                     work.add("search", self._measure(self.state.candidates[key]))
-                # An engine without work takes the best there is; a screen without work is none.
-                self._promote(work, "search", engines + 1, anyone=not work.count("search"))
+                self._promote_to_engines(work)
             if not self._too_late_to_search():
                 self._promote(work, "full_screen", self.executor.screeners)
             reason = self._limit(work.count("journey"))
@@ -374,17 +373,28 @@ class Campaign:
             reason = self._limit(len(work.tasks) if self.ladder is None else work.count("journey"))
         return reason
 
-    def _promote(self, work: Work, purpose: ev.Purpose, room: int, *, anyone: bool = False) -> None:
+    def _promote_to_engines(self, work: Work) -> None:
+        """An engine without work takes the best there is; a screen without work is none."""
+        assert self.config.screen is not None
+        engines, ahead = self.executor.engines, self.config.screen.ahead
+        room = engines * (1 + ahead) if ahead else engines + 1
+        wanted = room if ahead else 1
+        self._promote(work, "search", room, anyone=wanted - work.count("search"))
+
+    def _promote(self, work: Work, purpose: ev.Purpose, room: int, *, anyone: int = 0) -> None:
+        """Send on who is due, and `anyone` of them before their time."""
         assert self.ladder is not None
         if (
             purpose == "search"
             and self.state.distinct_programs + work.count(purpose) >= self.config.limits.candidates
         ):
             return
-        while work.count(purpose) < room and (key := self.ladder.next(purpose, anyone=anyone)) is not None:
+        while (
+            work.count(purpose) < room and (key := self.ladder.next(purpose, anyone=anyone > 0)) is not None
+        ):
             self.record(ev.Promoted(key, purpose))
             work.add(purpose, self._measure(self.state.candidates[key]))
-            anyone = False
+            anyone -= 1
 
     def _limit(self, open_journeys: int) -> str | None:
         """Why no further proposal may start now, if none may."""

@@ -19,6 +19,7 @@ from search.campaign.ladder import Rung
 from search.campaign.landscape import standing, standings
 from search.campaign.lessons import Lessons
 from search.config import CampaignConfig, Objective
+from search.log import events as ev
 from search.log.state import CampaignState
 from search.log.store import Record
 from search.testing import Crash
@@ -84,6 +85,22 @@ def test_a_program_that_fails_a_gate_of_the_screen_never_answers(tmp_path: Path)
     }
     assert min(beyond.values()) < 0.97 < max(beyond.values()), "the gate tells some from others"
     assert all(beyond[c.key] >= 0.97 for c in state.found if c.promoted)
+
+
+def test_engines_that_are_to_be_kept_busy_take_more_than_the_rates_say(tmp_path: Path):
+    most = {}
+    for ahead in (0, 3):
+        screen = {"programs": 60, "full": 2, "answers": 1000, "ahead": ahead}
+        harness = Harness(tmp_path / str(ahead), screened(screen=screen, limits={"candidates": 1000}))
+        harness.go()
+        under_way: set[str] = set()
+        for event in (record.event for record in harness.store.read()):
+            if isinstance(event, ev.Promoted) and event.purpose == "search":
+                under_way.add(event.key)
+            elif isinstance(event, ev.CandidateFinished) and event.purpose == "search":
+                under_way.discard(event.key)
+            most[ahead] = max(most.get(ahead, 0), len(under_way))
+    assert most[0] == 1 < most[3] <= 4 * harness.executor.engines
 
 
 def test_prompts_show_the_front_and_lessons_of_what_was_only_screened(tmp_path: Path):
