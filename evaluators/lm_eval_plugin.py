@@ -9,6 +9,7 @@ know ours; importing this module registers `vortex`, and running it is that comm
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lm_eval.api.registry import register_model
@@ -94,9 +95,15 @@ class VortexLM(EngineLM):
 
 
 def main() -> None:
-    """lm-eval's own command, with `vortex` among its models."""
+    """lm-eval's own command, with `vortex` among its models, on a GPU where there is one.
+
+    Where nobody names a device lm-eval says `cuda:0` itself, on machines without a GPU too.
+    """
     from lm_eval.__main__ import cli_evaluate
 
+    words = [word.partition("=")[0] for word in sys.argv[1:]]
+    if "--model" in words and not {"--device", "--config", "-C"} & set(words):
+        sys.argv += ["--device", "auto"]
     cli_evaluate()
 
 
