@@ -5,6 +5,9 @@ GPU, and states the model's error: of speed-ups as it stands, and of step times 
 KV, of states and scores, launches) were fitted to one half of the programs and asked about the other half.
 
     python -m benchmarks.modelled --model glm-4.7-flash --random-weights --contexts 4096,16384 --batch 16
+    python -m benchmarks.modelled --run RUN --out runs/RUN
+
+With `--run` the steps are those that a campaign has measured already: of its library flows and found programs.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,16 @@ from scipy.stats import spearmanr
 from benchmarks import needs
 from evaluators.device import device_kind
 from evaluators.plan import EvaluationPlan, load_plan
+from evaluators.results import StageResult
 from evaluators.roofline import described_gpu
 from evaluators.worker import EvaluationWorker
+from search.log.run import open_run, read_state
 from vortex_core import library
+from vortex_core.engine.models.weights import describe_model
+from vortex_core.errors import VortexError
 from vortex_core.ir.cost import modelled_decode
 from vortex_core.ir.flow import Flow
-from vortex_core.specs import GpuSpec, load_gpu
+from vortex_core.specs import GpuSpec, ModelSpec, load_gpu
 
 FLOWS = (
     "block_topk,quest,streaming,nsa,value_energy,lserve_centroid,twilight,rocketkv,moba,infllm,tova,shadowkv"
@@ -94,9 +101,47 @@ def measure(worker: EvaluationWorker, flow: Flow, gpu: GpuSpec) -> list[Row]:
         assert result.failure is not None
         print(f"  {flow.name}: {result.failure.error['code']} {result.failure.error['message']}", flush=True)
         return []
+    return rows_of(flow, result, worker.speed.engine.spec, gpu)
+
+
+def of_run(
+    name: str, gpu_name: str | None, model_name: str | None = None
+) -> tuple[list[Row], ModelSpec, GpuSpec, dict[str, str]]:
+    """What a campaign measured, its model, the GPU as modelled, and the versions that it ran with.
+
+    Args:
+        model_name: where the model lies that the run names by a folder of another machine.
+
+    Raises:
+        ValueError: the run says of no GPU that is described, or measured nothing.
+    """
+    with open_run(name, readonly=True) as run:
+        state = read_state(run)
+        started = state.started
+        if started is None:
+            raise ValueError(f"run {name} has not begun")
+        model = describe_model(model_name or str(started.settings["model"]))
+        device = next(iter(started.machine.get("gpus", ())), "")
+        gpu = load_gpu(gpu_name) if gpu_name else described_gpu(device)
+        if gpu is None:
+            raise ValueError(
+                f"{device or 'no GPU'} is not in configs/hardware: name what to model with --gpu"
+            )
+        rows = []
+        for candidate in state.candidates.values():
+            flow = candidate.flow(run.files)
+            for result in candidate.stages("search"):
+                if result.stage == "decode" and result.passed and not candidate.is_dense:
+                    rows += rows_of(replace(flow, name=candidate.key), result, model, gpu)
+    if not rows:
+        raise ValueError(f"run {name} measured no step")
+    return rows, model, gpu, dict(started.versions)
+
+
+def rows_of(flow: Flow, result: StageResult, model: ModelSpec, gpu: GpuSpec) -> list[Row]:
+    """What the stage `decode` measured beside the model, at every operating point."""
     found = []
     for context, point in result.info["points"].items():
-        model = worker.speed.engine.spec
         modelled = modelled_decode(flow.program, flow.knobs, model, gpu, point["batch"], int(context))
         speedup = result.metrics[f"decode_speedup@{context}"]
         found.append(
@@ -185,9 +230,10 @@ def _integers(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--model", default="smollm2-135m")
+    found.add_argument("--model", help="smollm2-135m by default; of a run, that of the run")
     found.add_argument("--random-weights", action="store_true")
     found.add_argument("--device", default="auto")
+    found.add_argument("--run", help="a campaign whose measured steps to model, instead of measuring some")
     found.add_argument("--gpu", help="name in configs/hardware; by default the GPU that measures")
     found.add_argument("--flows", default=FLOWS)
     found.add_argument("--pages", type=_integers, default=[16, 64])
@@ -203,26 +249,38 @@ def main() -> None:
     """Measure, model, compare; write `modelled.json` and `.md`."""
     command_line = parser()
     args = command_line.parse_args()
-    if args.gpu is None:
-        needs.gpus(command_line)
-    worker = EvaluationWorker(
-        args.model, plan_of(args), device=args.device, random_weights=args.random_weights
-    )
-    device = device_kind(worker.speed.engine.device)
-    gpu = load_gpu(args.gpu) if args.gpu else described_gpu(device)
-    if gpu is None:
-        command_line.error(f"{device} is not in configs/hardware: name what to model with --gpu")
     rows: list[Row] = []
-    for flow in flows(args):
-        for row in measure(worker, flow, gpu):
-            rows.append(row)
-            print(
-                f"{row.flow} page {row.page_size} budget {row.budget} {row.batch} x {row.context}: measured "
-                f"{row.measured:.2f}x, modelled {row.modelled:.2f}x",
-                flush=True,
-            )
-    if not rows:
-        command_line.error("no flow could be measured")
+    if args.run:
+        try:
+            rows, spec, gpu, versions = of_run(args.run, args.gpu, args.model)
+        except (ValueError, VortexError) as error:
+            command_line.error(str(error))
+        device, with_torch = gpu.product, versions["torch"]
+    else:
+        if args.gpu is None:
+            needs.gpus(command_line)
+        worker = EvaluationWorker(
+            args.model or "smollm2-135m",
+            plan_of(args),
+            device=args.device,
+            random_weights=args.random_weights,
+        )
+        spec, with_torch = worker.speed.engine.spec, torch.__version__
+        device = device_kind(worker.speed.engine.device)
+        described = load_gpu(args.gpu) if args.gpu else described_gpu(device)
+        if described is None:
+            command_line.error(f"{device} is not in configs/hardware: name what to model with --gpu")
+        gpu = described
+        for flow in flows(args):
+            for row in measure(worker, flow, gpu):
+                rows.append(row)
+                print(
+                    f"{row.flow} page {row.page_size} budget {row.budget} {row.batch} x {row.context}: measured "
+                    f"{row.measured:.2f}x, modelled {row.modelled:.2f}x",
+                    flush=True,
+                )
+        if not rows:
+            command_line.error("no flow could be measured")
     held, factors = unseen(rows)
     rank = (
         spearmanr([r.measured for r in rows], [r.modelled for r in rows]).statistic
@@ -230,8 +288,8 @@ def main() -> None:
         else math.nan
     )
     data = {
-        "date": time.strftime("%Y-%m-%d"), "model": worker.speed.engine.spec.name, "device": device,
-        "gpu": gpu.product, "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"), "model": spec.name, "device": device,
+        "gpu": gpu.product, "torch": with_torch,
         "command": shlex.join(["python", "-m", "benchmarks.modelled", *sys.argv[1:]]),
         "speedup_error": errors([r.modelled / r.measured for r in rows]), "rank_correlation": float(rank),
         "unseen_error": held, "factors": factors, "rows": [asdict(row) for row in rows],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks import candidate_seconds, modelled
+from vortex_core.errors import VortexError
 
 
 def test_a_fit_recovers_the_factors_of_programs_it_has_not_seen() -> None:
@@ -35,3 +37,9 @@ def test_flows_are_named_with_page_and_budget() -> None:
         ("block_topk", 16, "max(256, length / 16)"),
     ]
     assert len(candidate_seconds.flows(candidate_seconds.FLOWS)) == 6
+
+
+def test_a_run_that_measured_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VORTEX_RUNS", str(tmp_path))
+    with pytest.raises(VortexError, match="VS001"):
+        modelled.of_run("absent", None)
