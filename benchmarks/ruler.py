@@ -1,9 +1,9 @@
 """Scores by task and length: python -m benchmarks.ruler --model smollm2-135m --contexts 1024 2048 4096 --out runs/ruler
 
 Asks RULER's thirteen tasks (the plan `ruler`), or the tasks of another plan, at every context, densely and with the
-flows named, and prints the share right with Wilson's 95% interval, of a flow also what it gains over dense, paired. Of
-drawn answers the share is mean@k, and pass@k stands beside it. One task at one context is held at a time. Rows are
-written one by one: a second run goes on where the first one stopped.
+flows named, and prints the share right with Wilson's 95% interval (of shares of answers the bootstrap's), of a flow
+also what it gains over dense, paired. Of drawn answers the share is mean@k, and pass@k stands beside it. One task at
+one context is held at a time. Rows are written one by one: a second run goes on where the first one stopped.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import random
 from pydantic import Field, PositiveInt
 
 from evaluators.data import words
-from evaluators.tasks.base import AnswerTask, Question, TaskParameters
+from evaluators.tasks.as_ruler import RulerParameters, as_ruler
+from evaluators.tasks.base import AnswerTask, Question
 from evaluators.tasks.tokens import Tokenizer, encode, frame
 from evaluators.tasks.word_list import fill
 
@@ -20,9 +21,10 @@ _BEFORE = (
 )
 _AFTER = "\n\nWhat are the {count} most common words in the list above?"
 _ANSWER = "The {count} most common words in the list are:"
+_RULER_TOKENS = 120
 
 
-class CommonWordsParameters(TaskParameters):
+class CommonWordsParameters(RulerParameters):
     """See the module."""
 
     common: int = Field(10, ge=1, le=20, description="words asked for")
@@ -51,7 +53,7 @@ class CommonWords(AnswerTask[CommonWordsParameters]):
             tokenizer, _BEFORE, _AFTER.format(count=given.common), _ANSWER.format(count=given.common)
         )
         body = fill(tokenizer, rng, self.name, given.context, given.context - len(head) - len(tail), rounds)
-        return Question(
+        question = Question(
             index=index,
             prompt=(*head, *body, *tail),
             answers=tuple(common),
@@ -59,3 +61,4 @@ class CommonWords(AnswerTask[CommonWordsParameters]):
             max_new_tokens=len(encode(tokenizer, f" {', '.join(common)}.")) + 8,
             about={"common": given.common, "other": len(others)},
         )
+        return as_ruler(question, _RULER_TOKENS) if given.as_ruler else question

@@ -11,7 +11,8 @@ import string
 
 from pydantic import Field
 
-from evaluators.tasks.base import AnswerTask, Question, TaskParameters
+from evaluators.tasks.as_ruler import RulerParameters, as_ruler
+from evaluators.tasks.base import AnswerTask, Question
 from evaluators.tasks.tokens import Tokenizer, encode, frame
 from evaluators.tasks.word_list import fill
 
@@ -19,9 +20,10 @@ _BEFORE = "Read the following coded text and track how often each coded word app
 _AFTER = "\n\nWhat are the three most frequent words in the coded text above?"
 _ANSWER = "The three most frequent words in the coded text are:"
 _ASKED = 3
+_RULER_TOKENS = 50
 
 
-class FrequentWordsParameters(TaskParameters):
+class FrequentWordsParameters(RulerParameters):
     """See the module."""
 
     words: int = Field(20, ge=_ASKED + 1, le=1000, description="different words")
@@ -50,7 +52,7 @@ class FrequentWords(AnswerTask[FrequentWordsParameters]):
         room = given.context - len(head) - len(tail)
         body = fill(tokenizer, rng, self.name, given.context, room, [one] * given.context)
         answers = tuple(ranked[:_ASKED])
-        return Question(
+        question = Question(
             index=index,
             prompt=(*head, *body, *tail),
             answers=answers,
@@ -58,3 +60,4 @@ class FrequentWords(AnswerTask[FrequentWordsParameters]):
             max_new_tokens=len(encode(tokenizer, f" {', '.join(answers)}.")) + 8,
             about={"words": given.words, "counts_in_a_round": counts[: _ASKED + 1]},
         )
+        return as_ruler(question, _RULER_TOKENS) if given.as_ruler else question

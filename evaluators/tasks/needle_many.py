@@ -11,7 +11,8 @@ import random
 from pydantic import Field
 
 from evaluators.errors import no_room
-from evaluators.tasks.base import AnswerTask, Question, TaskParameters
+from evaluators.tasks.as_ruler import RulerParameters, as_ruler
+from evaluators.tasks.base import AnswerTask, Question
 from evaluators.tasks.haystack import draw_keys, draw_passage, hide
 from evaluators.tasks.needle import NEEDLE, draw_number
 from evaluators.tasks.tokens import Tokenizer, encode, frame
@@ -22,9 +23,10 @@ _BEFORE = (
 )
 _AFTER = "\n\nWhat are all the special magic numbers for {keys} mentioned in the text above?"
 _ANSWER = "The special magic numbers for {keys} mentioned in the text are"
+_RULER_TOKENS = 128
 
 
-class ManyParameters(TaskParameters):
+class ManyParameters(RulerParameters):
     """See the module."""
 
     answers: int = Field(4, ge=2, le=16, description="numbers that must be found")
@@ -40,7 +42,8 @@ class NeedleMultivalue(AnswerTask[ManyParameters]):
         """See `AnswerTask`."""
         rng = random.Random(f"{self.name}:{given.context}:{seed}:{index}")
         keys = draw_keys(rng, 1) * given.answers
-        return _question(tokenizer, self.name, given.context, index, rng, keys)
+        question = _question(tokenizer, self.name, given.context, index, rng, keys)
+        return as_ruler(question, _RULER_TOKENS) if given.as_ruler else question
 
 
 class NeedleMultiquery(AnswerTask[ManyParameters]):
@@ -53,7 +56,8 @@ class NeedleMultiquery(AnswerTask[ManyParameters]):
         """See `AnswerTask`."""
         rng = random.Random(f"{self.name}:{given.context}:{seed}:{index}")
         keys = draw_keys(rng, given.answers)
-        return _question(tokenizer, self.name, given.context, index, rng, keys)
+        question = _question(tokenizer, self.name, given.context, index, rng, keys)
+        return as_ruler(question, _RULER_TOKENS) if given.as_ruler else question
 
 
 def _question(

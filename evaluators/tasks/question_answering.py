@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from evaluators.errors import no_room, too_few_documents, too_few_rows
-from evaluators.tasks.base import AnswerTask, Question, TaskParameters, draw_row
+from evaluators.tasks.as_ruler import RulerParameters, any_said, as_ruler
+from evaluators.tasks.base import AnswerTask, Question, draw_row
 from evaluators.tasks.haystack import golden_depth
 from evaluators.tasks.qa_documents import DocumentQuestion, made_up
 from evaluators.tasks.qa_official import PACKAGE, corpus
@@ -24,9 +25,10 @@ _BEFORE = "Answer the question with the help of the documents. Say the answer an
 _AFTER = "Answer the question with the help of the documents. Say the answer and nothing else.\n\nQuestion: {query}"
 _ANSWER = "Answer:"
 _SLACK = 8  # tokens of an answer beside its longest wording
+_RULER_TOKENS = 32
 
 
-class DocumentsParameters(TaskParameters):
+class DocumentsParameters(RulerParameters):
     """See the module."""
 
     source: Literal["made_up", "official"] = Field(
@@ -60,7 +62,7 @@ class _Documents(AnswerTask[DocumentsParameters]):
         room = given.context - len(head) - len(tail)
         depth = golden_depth(self.name, given.context, seed, index)
         body, places = _laid_out(tokenizer, asked, room, depth, rng, self.name, given.context)
-        return Question(
+        question = Question(
             index=index,
             prompt=(*head, *body, *tail),
             answers=asked.answers,
@@ -72,6 +74,7 @@ class _Documents(AnswerTask[DocumentsParameters]):
                 "needle_tokens": [[len(head) + start, len(head) + end] for start, end in places],
             },
         )
+        return as_ruler(question, _RULER_TOKENS, any_said) if given.as_ruler else question
 
 
 class QaSingle(_Documents):

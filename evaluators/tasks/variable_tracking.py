@@ -12,7 +12,8 @@ import string
 from pydantic import Field, PositiveInt
 
 from evaluators.errors import no_room
-from evaluators.tasks.base import AnswerTask, Question, TaskParameters
+from evaluators.tasks.as_ruler import RulerParameters, as_ruler
+from evaluators.tasks.base import AnswerTask, Question
 from evaluators.tasks.haystack import draw_passage, hide
 from evaluators.tasks.tokens import Tokenizer, encode, frame
 
@@ -22,9 +23,10 @@ _ANSWER = (
     "According to the chains of assignment in the text, the {count} variables with the value {value} are:"
 )
 _LETTERS = 5  # of a variable's name
+_RULER_TOKENS = 30
 
 
-class TrackingParameters(TaskParameters):
+class TrackingParameters(RulerParameters):
     """See the module."""
 
     hops: PositiveInt = Field(4, description="assignments of a chain that copy another variable")
@@ -59,7 +61,7 @@ class VariableTracking(AnswerTask[TrackingParameters]):
         passage, starts = hide(draw_passage(tokenizer, rng, room), needles, [depth for _, depth in lines])
         prompt = (*head, *passage, *tail)
         assert len(prompt) == context, f"prompt of {len(prompt)} tokens, wanted {context}"
-        return Question(
+        question = Question(
             index=index,
             prompt=prompt,
             answers=tuple(chains[0]),
@@ -74,6 +76,7 @@ class VariableTracking(AnswerTask[TrackingParameters]):
                 ],
             },
         )
+        return as_ruler(question, _RULER_TOKENS) if given.as_ruler else question
 
 
 def _names(rng: random.Random, count: int) -> list[str]:
