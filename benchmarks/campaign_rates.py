@@ -17,11 +17,11 @@ from search.log import events as ev
 from search.log.run import open_run
 
 
-def rates(name: str, last_stage: str = "decode") -> dict[str, Any]:
+def rates(name: str, last_stage: str | None = None) -> dict[str, Any]:
     """Figures of one run.
 
     Args:
-        last_stage: who has a result of it went through everything.
+        last_stage: who has a result of it went through everything; by default the plan's last.
     """
     took: dict[str, list[float]] = defaultdict(list)
     on_engine: dict[str, float] = defaultdict(float)  # by worker
@@ -33,6 +33,8 @@ def rates(name: str, last_stage: str = "decode") -> dict[str, Any]:
     with open_run(name, readonly=True) as run:
         for record in run.store.read():
             event = record.event
+            if isinstance(event, ev.CampaignStarted):
+                last_stage = last_stage or event.plan["stages"][-1]
             if isinstance(event, ev.Admitted) and event.reference:
                 references.add(event.key)
             if isinstance(event, ev.ReferenceMeasured) and event.purpose == "search":
@@ -85,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+")
-    parser.add_argument("--last-stage", default="decode")
+    parser.add_argument("--last-stage", help="by default the last of the plan")
     given = parser.parse_args()
     for name in given.runs:
         print(json.dumps(rates(name, given.last_stage), indent=1))

@@ -53,6 +53,7 @@ _declare(
     "VV106", "perplexity too high", "perplexity is within the gate's ratio to dense attention", "candidate"
 )
 _declare("VV107", "faster than possible", "a step moves the bytes that it attended", "candidate")
+_declare("VV108", "slower than dense", "a step is to gain at the longest context", "candidate")
 _declare(
     "VV110",
     "something else ran",
@@ -295,6 +296,16 @@ def faster_than_possible(context: int, seconds: float, least: float) -> VortexEr
         f"a step at {context} tokens took {seconds * 1e3:.3f} ms; its weights and the pages it attended need "
         f"{least * 1e3:.3f} ms at the GPU's full bandwidth",
         "this is a fault of the measurement or of the engine, not a win: report it with the program",
+    )
+
+
+def slower_than_dense(context: int, speedup: float, least: float) -> VortexError:
+    """`VV108`: a measured step that gains nothing where there is most to gain."""
+    return VortexError(
+        "VV108",
+        f"a step at {context} tokens has {speedup:.2f} times the speed of dense attention's, and the plan asks for "
+        f"{least:g}",
+        "score with fewer or plainer states, at larger pages, or attend to fewer tokens",
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, PositiveInt
 
 from evaluators import stats
-from evaluators.errors import decode_does_not_fit, faster_than_possible
+from evaluators.errors import decode_does_not_fit, faster_than_possible, slower_than_dense
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs, failed
 from evaluators.stages.operating import OperatingPoint, OperatingSettings
@@ -34,6 +34,12 @@ class DecodeSettings(OperatingSettings):
     steps: PositiveInt = Field(description="timed steps of each arm per round")
     warmup: int = Field(1, ge=0, description="steps of each arm per round that are not timed")
     rounds: PositiveInt = Field(description="times both arms are run, order alternating")
+    least: float = Field(
+        0.0,
+        ge=0,
+        description="speed-up over dense at the longest context below which a flow stops, as the others can only be "
+        "worse; 0: none stops",
+    )
 
     @property
     def new(self) -> int:
@@ -56,7 +62,8 @@ class DecodeStage:
     Student's over rounds, the unit that is independent; steps of one round are not. Both arms decode the same
     random keys and values, drawn anew for each candidate; a flow whose page counts follow from the keys (top-p,
     threshold) decodes the items themselves, for random keys would time another density. Faster than the bytes
-    it attended allow is no win: the stage fails.
+    it attended allow is no win: the stage fails. The longest context is timed first: whoever gains nothing there
+    gains nowhere, and need hold the engine no longer.
     """
 
     name = "decode"
@@ -73,7 +80,7 @@ class DecodeStage:
         resident.load(flow)
         timed: list[Timed] = []
         inputs: list[str] = []
-        for point in operating_points(context, plan):
+        for point in sorted(operating_points(context, plan), key=lambda p: -p.context):
             words, opened = _inputs(context, flow, point, seed)
             with opened as prompts:
                 timed.append(
@@ -83,6 +90,12 @@ class DecodeStage:
                     )
                 )  # fmt: skip
             inputs.append(words)
+            if (speedup := timed[-1].dense_step / timed[-1].step) < plan.least:
+                metrics = {name: m for name, m in _metrics(timed[-1:]).items() if "@" in name}
+                error = slower_than_dense(point.context, speedup, plan.least)
+                return failed(self.name, error, StageResult(self.name, passed=False, metrics=metrics))
+        timed.reverse()
+        inputs.reverse()
         metrics = _metrics(timed)
         rows = [
             _row(resident, flow, found, words, plan.new) for found, words in zip(timed, inputs, strict=True)

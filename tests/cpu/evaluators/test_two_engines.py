@@ -84,6 +84,20 @@ def test_a_step_faster_than_its_bytes_is_no_win(
     assert result.metrics["decode_speedup"].value > 0
 
 
+def test_who_gains_nothing_at_the_longest_context_is_timed_no_further(
+    engine: Engine, plan: EvaluationPlan
+) -> None:
+    whole = EvaluationWorker.of_engine(engine, plan).run("decode", flow())
+    contexts = [int(context) for context in whole.info["points"]]
+    assert whole.passed and len(contexts) > 1 and contexts == sorted(contexts)
+    data = plan.model_dump(mode="json")
+    picky = EvaluationPlan.model_validate(data | {"decode": data["decode"] | {"least": 1000}})
+    result = EvaluationWorker.of_engine(engine, picky).run("decode", flow())
+    assert result.failure is not None and result.failure.error["code"] == "VV108"
+    assert str(max(contexts)) in result.failure.error["message"]
+    assert {name.partition("@")[2] for name in result.metrics} == {str(max(contexts))}
+
+
 def test_values_decide_what_is_decoded(engine: Engine, plan: EvaluationPlan) -> None:
     worker = EvaluationWorker.of_engine(engine, plan)
     fixed = worker.run("decode", flow()).info["points"]
