@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-Metric = Literal["number", "exact", "contains", "any", "last_number"]
+Metric = Literal["number", "exact", "contains", "any", "last_number", "boxed", "letter"]
 
 
 def number(text: str, answers: tuple[str, ...]) -> bool:
@@ -45,10 +45,45 @@ def _last(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
+def boxed(text: str, answers: tuple[str, ...]) -> bool:
+    r"""What the last `\boxed{...}` of the text holds is one of the answers, or what an answer's own last one holds: for
+    MATH and competitions. White space, `$`, sizes of brackets and fractions, and a full stop do not count, but `0.5`
+    is not `1/2`.
+    """
+    said = _boxed(text)
+    return said is not None and _plain(said) in {_plain(_boxed(answer) or answer) for answer in answers}
+
+
+def _boxed(text: str) -> str | None:
+    """What stands between the braces of the last `\\boxed`, braces within it balanced."""
+    _, found, rest = text.rpartition("\\boxed{")
+    depth = 1
+    for at, char in enumerate(rest if found else ""):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return rest[:at]
+    return None
+
+
+def _plain(text: str) -> str:
+    for word in ("\\left", "\\right", "\\!", "\\,", "$", " ", "\n"):
+        text = text.replace(word, "")
+    return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").rstrip(".")
+
+
+def letter(text: str, answers: tuple[str, ...]) -> bool:
+    """The last capital letter from A to J that stands alone in the text is the answer: for multiple choice. The word
+    `A` that begins a sentence counts, so ask for the letter at the end."""
+    found = re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z'])", text)
+    return bool(found) and found[-1] in {answer.strip(" ().") for answer in answers}
+
+
 METRICS: Mapping[Metric, Callable[[str, tuple[str, ...]], bool]] = {
     "number": number,
     "exact": exact,
     "contains": contains,
     "any": any_of,
     "last_number": last_number,
+    "boxed": boxed,
+    "letter": letter,
 }

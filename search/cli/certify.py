@@ -24,7 +24,9 @@ def certify(
         str, typer.Option(help="Prompt made of a row; {name} is the row's value.")
     ] = "{prompt}",
     answer: Annotated[str, typer.Option(help="What is right, likewise.")] = "{answer}",
-    metric: Annotated[str, typer.Option(help="number, exact, contains or last_number.")] = "contains",
+    metric: Annotated[
+        str, typer.Option(help="number, exact, contains, last_number, boxed or letter.")
+    ] = "contains",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated at most.")] = 64,
     confidence: Annotated[float, typer.Option(help="Probability of the promise.")] = 0.9,
     rank: Annotated[int, typer.Option(min=1, help="Of a run: rank among the programs found.")] = 1,

@@ -471,6 +471,14 @@ def test_unknown_tasks_get_near_names() -> None:
         ("last_number", "so 1800", ("1,200 / 2 = 600.\n#### 1,800",), True),
         ("last_number", "so 600", ("1,200 / 2 = 600.\n#### 1,800",), False),
         ("last_number", "nothing", ("7",), False),
+        ("boxed", "So \\boxed{1} or rather $\\boxed{\\dfrac{1}{2}}$.", ("\\frac{1}{2}",), True),
+        ("boxed", "so \\boxed{\\left(3, 4\\right)}", ("We find $\\boxed{(3,4)}$.",), True),
+        ("boxed", "so \\boxed{1} is not \\boxed{2}", ("1",), False),
+        ("boxed", "the answer is 2", ("2",), False),
+        ("boxed", "\\boxed{\\frac{1}{2}", ("\\frac{1}{2}",), False),
+        ("letter", "I first thought B, but the answer is (C).", ("C",), True),
+        ("letter", "C, no: D", ("C",), False),
+        ("letter", "Certainly not.", ("C",), False),
     ],
 )
 def test_metrics(metric: Any, text: str, answers: tuple[str, ...], right: bool) -> None:
