@@ -2,11 +2,12 @@
 
     python -m benchmarks.search_quality --strategies portfolio,best_of_n,random --seeds 10 --programs 1000
 
-The task: the most attention mass beyond the pages kept by rule, of what hindsight would add (`ScreenPoint.beyond`),
-at a tenth of the pages, page size 16, one first and two last pages kept, page states at most a tenth of the KV bytes,
-no calibrated values. The proposer is the grammar; strategies see what a campaign's screen tells them. A program is
-screened in `--layers` layers; the best of each run is scored again in eight, on the same recording and on `--other`
-recordings (other prompts, other models) that no strategy saw.
+The task: the most attention mass beyond the pages kept by rule, of what hindsight would add (`ScreenPoint.beyond`), or
+with `--by output` the least error of the attention output (1 - `ScreenPoint.output_error`), at a tenth of the pages,
+page size 16, one first and two last pages kept, page states at most a tenth of the KV bytes, no calibrated values. The
+proposer is the grammar; strategies see what a campaign's screen tells them. A program is screened in `--layers` layers;
+the best of each run is scored again in eight, on the same recording and on `--other` recordings (other prompts, other
+models) that no strategy saw.
 
 A fuller run, as in `benchmarks/results/search_quality.md`, on 16 cores with a GPU:
 
@@ -29,7 +30,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents.base import Parent, ProposalRequest
 from agents.errors import ProposerError
@@ -45,6 +46,9 @@ from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import kv_row_bytes, state_bytes_per_token
 from vortex_core.ir.flow import Flow
 from vortex_core.specs import load_model
+
+if TYPE_CHECKING:
+    from evaluators.screen import ScreenPoint
 
 BUDGET = "0.1 * length"
 KNOBS: dict[str, Any] = {
@@ -87,6 +91,7 @@ class Run:
     source: str = ""
     again: dict[str, float] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
+    kept: list[Any] = field(default_factory=list)  # the best as JSON, as many as the job keeps
 
 
 def state_share(flow: Flow, geometry: Geometry) -> float:
@@ -119,7 +124,8 @@ def search(job: dict[str, Any]) -> Run:
     def measure(flow: Flow) -> tuple[float, float, Verdict]:
         point = screener.score(flow, own=False).points[0]
         kept = state_share(flow, geometry) <= MOST_STATE
-        return point.beyond, point.beyond_se or 0.0, Verdict.PROVEN if kept else Verdict.FAILED
+        error = (point.beyond_se or 0.0) if job["by"] == "beyond" else 0.0
+        return value_of(point, job["by"]), error, Verdict.PROVEN if kept else Verdict.FAILED
 
     def tell(number: int | None, flow: Flow, **more: Any) -> Tell:
         value, error, verdict = measure(flow)
@@ -141,7 +147,7 @@ def search(job: dict[str, Any]) -> Run:
         request = ProposalRequest(
             ask.kind, ask.seed, parents=tuple(Parent(flows[k], sources[k]) for k in ask.parents), model=model,
             tried=told.keys(), point=ask.point, knobs=KNOBS, fits=fits(TASK, geometry),
-            best=tuple(flows[k].doc for _, k in top) if learns else (),
+            best=tuple(flows[k].doc for _, k in top[:24]) if learns else (),
             measured=measured if learns and not blind else (), room=room(TASK, geometry),
         )  # fmt: skip
         more = {"parents": ask.parents, "point": ask.point, "by": ask.by}
@@ -167,13 +173,14 @@ def search(job: dict[str, Any]) -> Run:
         assert found.accuracy is not None
         if found.verdict is Verdict.PROVEN:
             measured.append((flow.doc, found.accuracy))
-            top = sorted([*top, (found.accuracy, flow.key)], reverse=True)[:24]
+            top = sorted([*top, (found.accuracy, flow.key)], reverse=True)[: max(24, job["keep"])]
         run.best.append(top[0][0] if top else 0.0)
     if top:
         best = flows[top[0][1]]
         run.source = sources[best.key]
         for path in [job["recording"], *job["other"]]:
-            run.again[Path(path).stem] = _again(best, path, job["device"])
+            run.again[Path(path).stem] = _again(best, path, job["device"], job["by"])
+        run.kept = [flows[key].to_json() for _, key in top[: job["keep"]]]
     run.parts = dict(getattr(strategy, "shares", {}))
     return run
 
@@ -184,12 +191,17 @@ def _library(name: str) -> Flow:
     return library.load(name).flow.with_knobs(**KNOBS)
 
 
-def _again(flow: Flow, path: str, device: str = "cpu") -> float:
+def value_of(point: ScreenPoint, by: str) -> float:
+    """What programs are ranked by: mass beyond kept pages, or how much of the attention output stands."""
+    return point.beyond if by == "beyond" else 1.0 - point.output_error
+
+
+def _again(flow: Flow, path: str, device: str = "cpu", by: str = "beyond") -> float:
     """A program in eight layers of a recording."""
     from evaluators.screen import AttentionRecording, Screener
 
     screener = Screener(AttentionRecording.load(Path(path)).to(device), budgets=(BUDGET,))
-    return screener.score(flow, own=False).points[0].beyond
+    return value_of(screener.score(flow, own=False).points[0], by)
 
 
 def quartiles(values: list[float]) -> str:
@@ -271,6 +283,12 @@ def main() -> None:
     parser.add_argument("--weights", help="the model's file or folder, where it is not in the cache")
     parser.add_argument("--device", default="cpu", help="where programs are screened")
     parser.add_argument("--strategies", default="portfolio,evolve,refine,tune,best_of_n,random")
+    parser.add_argument(
+        "--by", choices=("beyond", "output"), default="beyond", help="what programs are ranked by"
+    )
+    parser.add_argument(
+        "--keep", type=int, default=0, help="of each run's best, how many `runs.jsonl` holds whole"
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--programs", type=int, default=1000)
@@ -292,6 +310,7 @@ def main() -> None:
         {
             "strategy": s, "seed": seed, "recording": recording, "other": others, "model": args.model,
             "programs": args.programs, "layers": args.layers, "seconds": 0.0, "device": args.device,
+            "by": args.by, "keep": args.keep,
         }
         for seed in range(args.first_seed, args.first_seed + args.seeds)
         for s in args.strategies.split(",")
@@ -310,7 +329,9 @@ def main() -> None:
                 f"{run.strategy} {run.seed}: {len(run.best)} programs, {best:.3f}, again {run.again}",
                 flush=True,
             )
-    library = {n: {Path(p).stem: _again(_library(n), p) for p in [recording, *others]} for n in LIBRARY}
+    library = {
+        n: {Path(p).stem: _again(_library(n), p, by=args.by) for p in [recording, *others]} for n in LIBRARY
+    }
     text = table(runs, library)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
