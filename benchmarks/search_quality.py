@@ -124,8 +124,8 @@ def search(job: dict[str, Any]) -> Run:
     def measure(flow: Flow) -> tuple[float, float, Verdict]:
         point = screener.score(flow, own=False).points[0]
         kept = state_share(flow, geometry) <= MOST_STATE
-        error = (point.beyond_se or 0.0) if job["by"] == "beyond" else 0.0
-        return value_of(point, job["by"]), error, Verdict.PROVEN if kept else Verdict.FAILED
+        error = point.beyond_se if job["by"] == "beyond" else point.output_se
+        return value_of(point, job["by"]), error or 0.0, Verdict.PROVEN if kept else Verdict.FAILED
 
     def tell(number: int | None, flow: Flow, **more: Any) -> Tell:
         value, error, verdict = measure(flow)

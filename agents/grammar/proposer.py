@@ -36,6 +36,8 @@ _DEFAULT_LAYERS = 32
 _IDEA_LENGTH = 240
 _KNOBS_ALONE = 0.05  # share of changes that leave the program as it is
 _UNLEARNED = 0.15  # share of drafts that what was measured has no say in
+_STEPS = {"tune": 1, "simplify": 16}
+"""Drafts of what has few outcomes: a point is one program, and of a program some ten things can be taken away."""
 _GROW = 6  # steps by which what is drawn may grow into the campaign's bound; a change stays a change
 _SHARES = (
     0.5,
@@ -151,7 +153,8 @@ class GrammarProposer(Proposer):
         most = max([self.max_states, *(len(s.program.states) for s in sources)])
         taste = taste_of(request.best)
         promised = self._promised(rng, request, taste)
-        for attempt in range(self.tries):
+        tries = min(self.tries, _STEPS.get(request.kind, self.tries))
+        for attempt in range(tries):
             # What cannot be varied any further is left alone in the end: a fresh program is always new.
             limit = max(rng.choice(_SHARES) * self.max_nodes, largest)
             grow = not sources or (attempt >= self.tries // 2 and request.kind not in ("tune", "simplify"))
@@ -176,7 +179,7 @@ class GrammarProposer(Proposer):
             if not known and (draft.written.ir_hash in {s.ir_hash for s in sources} or sensible(draft)):
                 self._book.note(draft.written.ir_hash, draft.recipe)
                 return draft
-        raise ProposerError("VA024", f"nothing new in {self.tries} drafts", "raise tries or max_nodes")
+        raise ProposerError("VA024", f"nothing new in {tries} drafts", "raise tries or max_nodes")
 
     def _promised(self, rng: random.Random, request: ProposalRequest, taste: Taste) -> Iterator[Draft]:
         """Children that promise most, where enough was measured to tell; see `Promising`."""

@@ -35,6 +35,7 @@ class ScreenPoint:
             would add that the budget allows, chosen with hindsight per kv head. Below 0 where it leaves those out.
         beyond_se: its standard error over prompts (jackknife); None with one prompt.
         output_error: squared error of the attention output over its squared length.
+        output_se: its standard error over prompts (jackknife); None with one prompt.
         logit_error: predicted divergence (nats) of the next token's distribution, to first order in the outputs' errors
             and as if layers erred independently; None where the recording has no slopes.
         by_head: `beyond`, by scored layer and query head.
@@ -47,6 +48,7 @@ class ScreenPoint:
     beyond: float
     beyond_se: float | None
     output_error: float
+    output_se: float | None
     logit_error: float | None
     by_head: list[list[float]]
     error_by_head: list[list[float]]
@@ -188,6 +190,9 @@ class Screener:
                     beyond=float(_ratio(gain.sum(), room.sum())),
                     beyond_se=_jackknife(gain.sum((0, 2, 3)), room.sum((0, 2, 3))),
                     output_error=float(squared[i].sum() / size.sum()),
+                    output_se=_jackknife(
+                        squared[i].view(shape).sum((0, 2, 3)), size.view(shape).sum((0, 2, 3))
+                    ),
                     logit_error=None if divergence is None else float(divergence[i]),
                     by_head=_rounded(_ratio(gain.sum((0, 1)), room.sum((0, 1)))),
                     error_by_head=_rounded(
@@ -220,7 +225,7 @@ class Screener:
 
 
 def _dense_point(budget: str) -> ScreenPoint:
-    return ScreenPoint(budget, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, [], [])
+    return ScreenPoint(budget, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, [], [])
 
 
 def _entries(selected: Selected, rows: DenseRows) -> tuple[torch.Tensor, torch.Tensor]:

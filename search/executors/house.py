@@ -73,8 +73,9 @@ class House:
                 found = self._resources()
                 placed = place(member.config, found, growing=self._elastic)
                 setup = replace(
-                    member.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks
-                )
+                    member.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks,
+                    screeners=member.setup.screeners if placed.device == "cpu" else 0,
+                )  # fmt: skip
                 member = replace(member, setup=setup)
                 engines = self._room("engine", member, placed)
                 cpu = self._room("cpu", member, placed)

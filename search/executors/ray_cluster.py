@@ -13,6 +13,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -71,7 +72,7 @@ class RayExecutor:
         second: EngineSetup | None = None,
     ) -> None:
         self.config = config
-        self.setup = setup
+        self.setup = setup if screen is None else replace(setup, screeners=config.cpu_tasks or 1)
         self.placement: Placement | None = None
         self.campaign = f"{campaign}-{uuid.uuid4().hex[:8]}"  # two drivers may give their runs one name
         self._name = campaign
@@ -200,8 +201,6 @@ class RayExecutor:
     @property
     def _told(self) -> EngineSetup:
         """The setup with the device that was found."""
-        from dataclasses import replace
-
         placed = self.placement
         assert placed is not None
         return replace(self.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks)

@@ -43,8 +43,9 @@ def screen(
         answers: model that answers, where it is not `model`.
 
     Returns:
-        A result with `screen_beyond` (95% interval by prompts), `screen_own_beyond`, `screen_output_error`,
-        `screen_logit_error` where it was recorded, `state_share` and the modelled speeds. A program that does not fit a
+        A result with `screen_beyond` (95% interval by prompts), `screen_own_beyond`, `screen_own_output` (what is left
+        of the attention output when its squared error is taken off), `screen_output_error`, `screen_logit_error` where
+        it was recorded, `state_share` and the modelled speeds. A program that does not fit a
         model fails.
     """
     seconds = 0.0
@@ -87,14 +88,14 @@ def state_share(flow: Flow, geometry: Geometry) -> float:
 
 
 def _metrics(points: list[ScreenPoint], own: list[ScreenPoint]) -> dict[str, Metric]:
-    """Means over recordings; the interval is of independent ones."""
-    found = {}
-    for name, rows in (("screen_beyond", points), ("screen_own_beyond", own)):
-        value = _mean([p.beyond for p in rows])
-        errors = [p.beyond_se for p in rows if p.beyond_se is not None]
-        half = 1.96 * sum(e * e for e in errors) ** 0.5 / len(rows) if len(errors) == len(rows) else None
-        low, high = (None, None) if half is None else (value - half, value + half)
-        found[name] = Metric(value, low, high, unit="of what hindsight adds", how="recorded", n=len(rows))
+    """Means over recordings; the intervals are of independent ones."""
+    found = {
+        "screen_beyond": _mean_of([(p.beyond, p.beyond_se) for p in points], "of what hindsight adds"),
+        "screen_own_beyond": _mean_of([(p.beyond, p.beyond_se) for p in own], "of what hindsight adds"),
+        "screen_own_output": _mean_of(
+            [(1.0 - p.output_error, p.output_se) for p in own], "of squared length"
+        ),
+    }
     found["screen_output_error"] = Metric(
         _mean([p.output_error for p in own]), unit="of squared length", higher_is_better=False, how="recorded"
     )
@@ -105,6 +106,15 @@ def _metrics(points: list[ScreenPoint], own: list[ScreenPoint]) -> dict[str, Met
         )
     found["density"] = Metric(_mean([p.density for p in own]), higher_is_better=False, how="recorded")
     return found
+
+
+def _mean_of(rows: list[tuple[float, float | None]], unit: str) -> Metric:
+    """The mean of values with standard errors, and its 95% interval where all have one."""
+    value = _mean([v for v, _ in rows])
+    errors = [e for _, e in rows if e is not None]
+    half = 1.96 * sum(e * e for e in errors) ** 0.5 / len(rows) if len(errors) == len(rows) else None
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return Metric(value, low, high, unit=unit, how="recorded", n=len(rows))
 
 
 def _mean(values: list[float]) -> float:

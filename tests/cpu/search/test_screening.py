@@ -1,0 +1,100 @@
+"""One program on recorded attention, as workers do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluators.plan import EvaluationPlan, load_plan
+from evaluators.tasks.base import FRESH_SEEDS
+from evaluators.worker import EvaluationWorker
+from search.executors import workers
+from search.executors.screening import screen
+from search.executors.workers import CpuWorker, EngineSetup, sent
+from vortex_core import library
+
+MODEL = "retrieval-gqa"
+
+
+@pytest.fixture(scope="module")
+def plan() -> EvaluationPlan:
+    raw = load_plan("skills").model_dump(mode="json")
+    raw["accuracy"]["tasks"] = [raw["accuracy"]["tasks"][0] | {"items": 4, "context": 512}]
+    return EvaluationPlan.model_validate(
+        raw | {"screen": {"retrieval_items": 2, "passages": 0, "steps": 1, "at": 1, "most_tokens": 600}}
+    )
+
+
+@pytest.fixture(scope="module")
+def recording(plan: EvaluationPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VORTEX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        made = EvaluationWorker(MODEL, plan, device="cpu", threads=1).screen_file(0)
+    assert made is not None
+    return made
+
+
+def test_what_is_left_of_the_output_is_a_number_that_may_rank_programs(
+    plan: EvaluationPlan, recording: Path
+) -> None:
+    found = {}
+    for name, budget in (("streaming", "64"), ("quest", "64"), ("quest", "96")):
+        flow = library.load(name).flow.with_knobs(page_size=16, budget=budget, dense_layers=())
+        result = screen("screen", flow, MODEL, plan, 0, (str(recording),), 2)
+        assert result.passed
+        output, error = result.metrics["screen_own_output"], result.metrics["screen_output_error"]
+        assert output.value == pytest.approx(1 - error.value)
+        assert output.higher_is_better and output.low is not None and output.high is not None
+        assert output.low <= output.value <= output.high
+        found[name, budget] = output.value
+    assert len(set(found.values())) == 3 and max(found.values()) < 1
+    flow = library.load("quest").flow.with_knobs(page_size=16, budget="64", dense_layers=())
+    once = screen("screen", flow, MODEL, plan, 0, (str(recording),), 2).metrics["screen_own_output"]
+    twice = screen("screen", flow, MODEL, plan, 0, (str(recording),) * 2, 2).metrics["screen_own_output"]
+    assert twice.value == pytest.approx(once.value)
+    assert twice.low is not None and once.low is not None  # a second recording counts as one of its own
+    assert twice.value - twice.low == pytest.approx((once.value - once.low) / 2**0.5)
+
+
+def test_a_worker_reads_its_plan_once(
+    plan: EvaluationPlan, recording: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(workers, "limit_memory", lambda: None)
+    monkeypatch.setattr(workers, "_plans", {})
+    worker = CpuWorker()
+    worker._log = workers.WorkerLog("cpu")
+    flow = sent(library.load("quest").flow.with_knobs(page_size=16, budget="64", dense_layers=()))
+    read: list[object] = []
+    real = EvaluationPlan.model_validate
+
+    def validate(data: object) -> EvaluationPlan:
+        read.append(data)
+        return real(data)
+
+    monkeypatch.setattr(EvaluationPlan, "model_validate", validate)
+    setup = EngineSetup(MODEL, plan.model_dump(mode="json"))
+    other = EngineSetup(MODEL, {**setup.plan, "name": "another"})
+    for told in (setup, setup, other, setup):
+        answer = worker.screen("screen", flow, told, 0, (str(recording),), 2)
+        assert answer["value"]["passed"]
+    assert len(read) == 3  # once for each change of plan
+
+
+@pytest.mark.parametrize(
+    ("seed", "screeners", "wanted"), [(3, 1, 2), (3, 0, 3), (FRESH_SEEDS, 1, 3), (3, 9, 1)]
+)
+def test_an_engine_leaves_screeners_their_cores_while_a_search_goes_on(
+    monkeypatch: pytest.MonkeyPatch, seed: int, screeners: int, wanted: int
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    engine = workers.EngineWorker(EngineSetup(MODEL, {}, threads=3, screeners=screeners))
+    flow = sent(library.load("quest").flow)
+    engine.run("gate", flow, seed)  # nothing is loaded: it fails, after it took its threads
+    engine.reference(seed, None)
+    assert used == [wanted, wanted]
+    used.clear()
+    workers.EngineWorker(EngineSetup(MODEL, {}, device="cuda", threads=3, screeners=1)).run("gate", flow, 3)
+    assert used == []
