@@ -40,7 +40,11 @@ def test_what_is_left_of_the_output_is_a_number_that_may_rank_programs(
     plan: EvaluationPlan, recording: Path
 ) -> None:
     found = {}
-    for name, budget in (("streaming", "64"), ("quest", "64"), ("quest", "96")):
+    for name, budget in (
+        ("streaming", "0.125 * length"),
+        ("quest", "0.125 * length"),
+        ("quest", "0.25 * length"),
+    ):
         flow = library.load(name).flow.with_knobs(page_size=16, budget=budget, dense_layers=())
         result = screen("screen", flow, MODEL, plan, 0, (str(recording),), 2)
         assert result.passed
@@ -50,7 +54,7 @@ def test_what_is_left_of_the_output_is_a_number_that_may_rank_programs(
         assert output.low <= output.value <= output.high
         found[name, budget] = output.value
     assert len(set(found.values())) == 3 and max(found.values()) < 1
-    flow = library.load("quest").flow.with_knobs(page_size=16, budget="64", dense_layers=())
+    flow = library.load("quest").flow.with_knobs(page_size=16, budget="0.125 * length", dense_layers=())
     once = screen("screen", flow, MODEL, plan, 0, (str(recording),), 2).metrics["screen_own_output"]
     twice = screen("screen", flow, MODEL, plan, 0, (str(recording),) * 2, 2).metrics["screen_own_output"]
     assert twice.value == pytest.approx(once.value)
@@ -65,7 +69,7 @@ def test_a_worker_reads_its_plan_once(
     monkeypatch.setattr(workers, "_plans", {})
     worker = CpuWorker()
     worker._log = workers.WorkerLog("cpu")
-    flow = sent(library.load("quest").flow.with_knobs(page_size=16, budget="64", dense_layers=()))
+    flow = sent(library.load("quest").flow.with_knobs(page_size=16, budget="0.125 * length", dense_layers=()))
     read: list[object] = []
     real = EvaluationPlan.model_validate
 
