@@ -11,6 +11,7 @@ from typing import Any
 
 from search.campaign.archive import Archive, Verdict, score
 from search.campaign.comparison import Comparison, against_control, at_equal_cost, compare
+from search.campaign.fitting import runs_as_it_is
 from search.campaign.pipeline import LibraryLoader, Pipeline, together
 from search.config import CampaignConfig, Objective
 from search.log import events as ev
@@ -175,7 +176,7 @@ class Finals:
         )
 
     async def _peers(self, winner: Candidate) -> list[Candidate]:
-        """The library's best at equal cost: programs of at most the winner's state bytes, under its knobs.
+        """The library's best at equal cost: programs of at most the winner's state bytes that run under its knobs.
 
         Half of them are those that answered the search's items best, as far as references did, the others those that
         the screen puts first: of programs of many sorts answers need not bear out what it says.
@@ -190,7 +191,7 @@ class Finals:
                 found, source = self.library(name, winner.knobs)
                 if found.program.selects_everything or self.pipeline.state_bytes(found) > most:
                     continue
-                if found.key == winner.key:
+                if found.key == winner.key or not runs_as_it_is(found):
                     continue
                 if found.key not in self.state.candidates:
                     self.pipeline.admit(found, source, None)

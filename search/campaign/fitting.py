@@ -12,7 +12,9 @@ from search.config import CampaignConfig
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import kv_row_bytes, state_bytes_per_token
+from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.layers import check_dense_layers, check_reuse
 from vortex_core.ir.program import Program
 from vortex_core.serving.plan import check_servable
 from vortex_core.specs import ModelSpec
@@ -36,6 +38,16 @@ def room(config: CampaignConfig, geometry: Geometry | None) -> Room | None:
     knobs = Knobs().with_(**config.knobs)
     per_token = most * kv_row_bytes(geometry, knobs.kv_bytes) / geometry.kv_heads
     return Room(knobs.page_size, geometry.head_dim, per_token * knobs.page_size)
+
+
+def runs_as_it_is(flow: Flow) -> bool:
+    """Whether a program can run under its knobs: one that reads a dense layer's mass cannot where no layer is dense."""
+    try:
+        check_dense_layers(flow.program, flow.knobs)
+        check_reuse(flow.program, flow.knobs)
+    except VortexError:
+        return False
+    return True
 
 
 def fits(config: CampaignConfig, geometry: Geometry | None) -> Fits:

@@ -15,6 +15,7 @@ from search.campaign.cells import cell_of, family
 from search.campaign.comparison import at_equal_cost
 from search.campaign.feedback import ledger
 from search.campaign.finals import Finals, rivals
+from search.campaign.fitting import runs_as_it_is
 from search.campaign.ladder import Rung
 from search.campaign.landscape import standing, standings
 from search.campaign.lessons import Lessons
@@ -165,6 +166,27 @@ def test_a_crash_at_any_event_loses_nothing_of_a_screened_run(
     ran = {key: n for key, n in harness.executor.ran.items() if key[1] == "screen"}
     twice = [key for key, n in ran.items() if n > 1]
     assert len(twice) <= 4, "only what was under way when it crashed is screened again"
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_what_cannot_run_under_the_winners_knobs_is_no_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
+):
+    knobs = {"dense_layers": (), "reuse_steps": 1, "reuse_layers": 1}
+    assert not runs_as_it_is(library.load("tidaldecode").flow.with_knobs(**knobs))
+    assert runs_as_it_is(library.load("tidaldecode").flow.with_knobs(**knobs | {"dense_layers": (0,)}))
+    assert runs_as_it_is(library.load("quest").flow.with_knobs(**knobs))
+    names = partial(Finals, library_names=lambda: ["quest", "block_topk"])
+    monkeypatch.setattr("search.campaign.campaign.Finals", names)
+    monkeypatch.setattr(
+        "search.campaign.finals.runs_as_it_is", lambda flow: runs or not flow.name.startswith("quest")
+    )
+    harness = Harness(tmp_path, screened(finals={"peers": 2}, knobs={"budget": "128"}))
+    harness.model = load_model("smollm2-135m").model_dump(mode="json")
+    state = harness.go()
+    assert state.peers is not None
+    asked = {state.candidates[key].name.split()[0] for key in state.peers.keys}
+    assert ("quest" in asked) == runs
 
 
 def test_strategies_are_told_the_screens_numbers_and_what_answers_say_of_gates(tmp_path: Path):
