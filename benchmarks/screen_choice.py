@@ -103,8 +103,9 @@ def answered(rows: list[dict[str, Any]], args: argparse.Namespace, path: Path) -
         task["items"] = args.items
     raw["perplexity"]["items"] = args.passages
     plan = EvaluationPlan.model_validate(raw)
-    done = {json.loads(line)["key"] for line in path.open(encoding="utf-8")} if path.exists() else set()
-    worker = EvaluationWorker("smollm2-135m", plan, device=args.device, threads=1)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    done = {json.loads(line)["key"] for line in lines}
+    worker = EvaluationWorker(args.model, plan, device=args.device, threads=1)
     worker.prepare(args.items_seed)
     bench, dense = worker.bench, worker.bench.reference(args.items_seed)
     for row in rows:
@@ -112,9 +113,7 @@ def answered(rows: list[dict[str, Any]], args: argparse.Namespace, path: Path) -
             continue
         flow = Flow.from_json(row["flow"])
         began = time.perf_counter()
-        speed = run_cpu_stage("modelled", flow, "smollm2-135m", plan, 0, None).metrics[
-            "modelled_speedup_h200"
-        ]
+        speed = run_cpu_stage("modelled", flow, args.model, plan, 0, None).metrics["modelled_speedup_h200"]
         places = [
             (key, i)
             for key, items in bench.prompts(args.items_seed).items.needles.items()
@@ -129,8 +128,10 @@ def answered(rows: list[dict[str, Any]], args: argparse.Namespace, path: Path) -
             "gaps": [float(np.mean(np.subtract(d, o))) for o, d in zip(text, dense.logprobs, strict=True)],
             "seconds": time.perf_counter() - began,
         }  # fmt: skip
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with path.open(
+            "ab", buffering=0
+        ) as file:  # one write a line: processes with parts of the work share the file
+            file.write(f"{json.dumps(row)}\n".encode())
         print(
             f"{row['pool']} {row['name'][:24]}: beyond {row['beyond_3']:.3f}, error {row['error_3']:.4f}, answers "
             f"{np.mean(row['answers']):.3f} (dense {np.mean(row['dense']):.3f}), "
@@ -217,13 +218,18 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=16)
     parser.add_argument("--items-seed", type=int, default=1, help="the recording is of seed 0")
     parser.add_argument("--device", default="cpu", help="where programs answer")
+    parser.add_argument("--model", default="smollm2-135m", help="or its weights: who answers")
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(0, 1), metavar=("N", "OF"), help="of those who answer"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/screen_choice"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     pools, answers = args.out / "pools.json", args.out / "answers.jsonl"
     if not pools.exists():
         pools.write_text(json.dumps(pooled(args)), encoding="utf-8")
-    answered(chosen(json.loads(pools.read_text(encoding="utf-8")), args.top, args.even), args, answers)
+    asked = chosen(json.loads(pools.read_text(encoding="utf-8")), args.top, args.even)
+    answered(asked[args.part[0] :: args.part[1]], args, answers)
     text = report([json.loads(line) for line in answers.open(encoding="utf-8")], args.top)
     (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)

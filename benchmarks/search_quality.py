@@ -304,7 +304,7 @@ def main() -> None:
     others = [
         *args.other,
         *(record(model, seed, out / f"prompts-{seed}") for seed in range(1, 1 + args.other_prompts)),
-        *(record(other, 0, out / other) for other in args.other_models),
+        *(record(other, 0, out / Path(other).name) for other in args.other_models),
     ]
     jobs = [
         {
@@ -338,11 +338,11 @@ def main() -> None:
 
 
 def record(model: str, seed: int, path: Path) -> str:
-    """A recording of a seed's prompts, at `path` with its suffix: a model's own, where it has a plan of its own."""
+    """A recording of a seed's prompts, at `path` and a suffix: by a model's own plan, where it has one."""
     from evaluators.plan import EvaluationPlan, load_plan
     from evaluators.worker import EvaluationWorker
 
-    path = path.with_suffix(".safetensors")
+    path = path.with_name(f"{path.name}.safetensors")
     if path.exists():
         return str(path)
     plan = load_plan(PLANS.get(model, "screened"))
