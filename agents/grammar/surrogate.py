@@ -29,10 +29,10 @@ _NOISES = (0.003, 0.03, 0.15)
 @lru_cache(maxsize=50_000)
 def features(recipe: Recipe) -> tuple[float, ...]:
     """Numbers that are near where recipes are alike: what each sixteenth of the pairs is kept by, and the rest."""
-    found: list[float] = []
-    for at in range(STEPS):
-        band = next((b for b in recipe.bands if b.low <= at < b.high), None)
-        found += _of_band(band)
+    parts = [_of_band(None)] * STEPS
+    for band in recipe.bands:
+        parts[band.low : band.high] = [_of_band(band)] * (band.high - band.low)
+    found = [x for part in parts for x in part]
     scaled = [b for b in recipe.bands if b.scaled]
     found += [1.5 * (recipe.pool == p) for p in POOLS] + [1.5 * (recipe.heads == h) for h in HEADS]
     found += [0.5 * (recipe.lead == name) for name in LEADS]
