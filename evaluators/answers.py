@@ -15,9 +15,10 @@ from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:  # the engine brings transformers along, which CPU stages do without
     from evaluators.bench import Bench
-    from vortex_core.engine import DecodeResult, Prompt
+    from vortex_core.engine import Prompt
 
 Place = tuple[str, int]
+Draw = tuple[Place, int]  # an item, and the number of one of its answers
 _SHORT = 48  # tokens of an answer that a GPU decodes to the end whatever it says
 
 
@@ -62,47 +63,49 @@ def answer_items(
 ) -> None:
     """Answer items that end at the same strings, and write the answers down."""
     needles = prompts.items.needles
-    greedy = [place for place in places if needles[place[0]][place[1]].temperature == 0]
+    at_once = bench.plan.accuracy.batch
+    greedy = [(place, 0) for place in places if needles[place[0]][place[1]].temperature == 0]
     for batch in _fitting(bench, greedy, prompts):
         deadline.check(f"{len(answers.scores)} items answered")
-        items = [needles[key][i] for key, i in batch]
-        result = _decode(bench, flow, [prompts.needles[place] for place in batch], items)
-        answers.density.append(result.density)
-        for place, item, tokens in zip(batch, items, result.tokens, strict=True):
-            _write_down(bench, answers, place, item, [tokens])
-    for place in places:
-        item = needles[place[0]][place[1]]
-        if item.temperature == 0:
-            continue
-        drawn: list[list[int]] = []
-        for first in range(0, item.samples, bench.plan.accuracy.batch):
+        for (place, _), tokens in zip(batch, _decode(bench, flow, batch, prompts, answers), strict=True):
+            _write_down(bench, answers, place, needles[place[0]][place[1]], [tokens])
+    hot = [place for place in places if needles[place[0]][place[1]].temperature > 0]
+    draws = [(place, n) for place in hot for n in range(needles[place[0]][place[1]].samples)]
+    drawn: dict[Place, list[list[int]]] = {place: [] for place in hot}
+    for first in range(0, len(draws), at_once):
+        for batch in _fitting(bench, draws[first : first + at_once], prompts):
             deadline.check(f"{len(answers.scores)} items answered")
-            copies = min(bench.plan.accuracy.batch, item.samples - first)
-            result = _decode(bench, flow, [prompts.needles[place]] * copies, [item] * copies, first)
-            answers.density.append(result.density)
-            drawn += result.tokens
-        _write_down(bench, answers, place, item, drawn)
+            for (place, _), tokens in zip(batch, _decode(bench, flow, batch, prompts, answers), strict=True):
+                drawn[place].append(tokens)
+                item = needles[place[0]][place[1]]
+                if len(drawn[place]) == item.samples:
+                    _write_down(bench, answers, place, item, drawn[place])
 
 
 def _decode(
-    bench: Bench, flow: Flow | None, prompts: Sequence[Prompt], items: Sequence[Question], first: int = 0
-) -> DecodeResult:
-    """Decode some prompts; `first` numbers the draws of one item from there on."""
+    bench: Bench, flow: Flow | None, batch: Sequence[Draw], prompts: PromptSet, answers: Answers
+) -> list[list[int]]:
+    """The tokens of some draws; all of them end at the same strings."""
     from vortex_core.engine import Sampling
 
+    items = [prompts.items.needles[key][i] for (key, i), _ in batch]
     new = max(item.max_new_tokens for item in items)
     stops = bench.engine.backend == "torch" or new > _SHORT
     scripted = any(item.script for item in items)
-    one = items[0]
-    return bench.decode(
+    result = bench.decode(
         flow,
-        prompts,
+        [prompts.needles[place] for place, _ in batch],
         max_new_tokens=new,
         forced=[item.script or (None,) * item.max_new_tokens for item in items] if scripted else None,
         # Short answers: captured steps cost less than capturing one for every size that a batch shrinks to.
-        stop_ids=stop_tokens(bench.engine.tokenizer, one.stops) if stops and not scripted else (),
-        sampling=Sampling(temperature=one.temperature, top_p=one.top_p, seed=draw_seed(one) + first),
+        stop_ids=stop_tokens(bench.engine.tokenizer, items[0].stops) if stops and not scripted else (),
+        sampling=[
+            Sampling(temperature=item.temperature, top_p=item.top_p, seed=draw_seed(item) + n)
+            for item, (_, n) in zip(items, batch, strict=True)
+        ],
     )
+    answers.density.append(result.density)
+    return result.tokens
 
 
 def draw_seed(item: Question) -> int:
@@ -122,16 +125,16 @@ def _write_down(
     answers.tokens[place] = sum(len(answer_tokens(tokenizer, t, item)) for t in drawn) / len(drawn)
 
 
-def _fitting(bench: Bench, group: Sequence[Place], prompts: PromptSet) -> Iterator[list[Place]]:
+def _fitting(bench: Bench, group: Sequence[Draw], prompts: PromptSet) -> Iterator[list[Draw]]:
     """A group in batches that the pool has room for: a flow with states of its own copies every prompt."""
-    new = max((prompts.items.needles[key][i].max_new_tokens for key, i in group), default=1)
-    cache, batch = bench.engine.cache, list[Place]()
-    for place in group:
-        wanted = [prompts.needles[p] for p in (*batch, place)]
+    new = max((prompts.items.needles[key][i].max_new_tokens for (key, i), _ in group), default=1)
+    cache, batch = bench.engine.cache, list[Draw]()
+    for draw in group:
+        wanted = [prompts.needles[place] for place, _ in (*batch, draw)]
         fits = cache.fits(wanted, [new] * len(wanted), private=bench.engine.private_pages)
         if batch and not fits:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(draw)
     if batch:
         yield batch

@@ -140,7 +140,7 @@ class Bench:
         max_new_tokens: int,
         forced: Sequence[Sequence[int | None]] | None = None,
         stop_ids: Sequence[int] = (),
-        sampling: Sampling | None = None,
+        sampling: Sampling | Sequence[Sampling] | None = None,
         recorder: Recorder | None = None,
     ) -> DecodeResult:
         """See `Resident.decode`.

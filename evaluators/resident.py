@@ -75,7 +75,7 @@ class Resident:
         max_new_tokens: int,
         forced: Sequence[Sequence[int | None]] | None = None,
         stop_ids: Sequence[int] = (),
-        sampling: Sampling | None = None,
+        sampling: Sampling | Sequence[Sampling] | None = None,
         recorder: Recorder | None = None,
     ) -> DecodeResult:
         """Decode with a candidate (None: dense) and check that it was what ran.

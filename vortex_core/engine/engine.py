@@ -292,7 +292,7 @@ class Engine:
         max_new_tokens: int,
         forced: Sequence[Sequence[int | None]] | None = None,
         stop_ids: Sequence[int] = (),
-        sampling: Sampling | None = None,
+        sampling: Sampling | Sequence[Sampling] | None = None,
         recorder: Recorder | None = None,
     ) -> DecodeResult:
         """Decode some prefilled prompts together with the loaded flow. The prompts stay as they were.
@@ -302,7 +302,7 @@ class Engine:
             forced: score these continuations instead of choosing tokens (teacher forcing); where one says None, the
                 model chooses.
             stop_ids: a sequence ends with the first of these it produces.
-            sampling: greedy by default. Prompt `i` draws with seed `sampling.seed + i`.
+            sampling: greedy by default; one a prompt, or one for all, of which prompt `i` draws with `seed + i`.
             recorder: called for every layer and step, before attention and with the new K and V in place:
                 layer, rotated queries `[batch, q_head, dim]`, the layer's paged KV, and the batch as the
                 selection sees it. With no flow, pages are blocks of 128.
@@ -322,8 +322,13 @@ class Engine:
                 "nothing to decode", "give at least one prompt and at least one new token for each"
             )
         self.cache.check_pinned(prompts)
-        sampling = sampling or Sampling()
-        sampler = Sampler([sampling.for_row(i) for i in range(len(prompts))])
+        if sampling is None or isinstance(sampling, Sampling):
+            sampling = [(sampling or Sampling()).for_row(i) for i in range(len(prompts))]
+        if len(sampling) != len(prompts):
+            raise bad_call(
+                f"{len(sampling)} samplings for {len(prompts)} prompts", "give one, or one per prompt"
+            )
+        sampler = Sampler(sampling)
         sequences = self.fork(prompts, steps)
         try:
             batch = self.new_batch(sequences)

@@ -82,6 +82,11 @@ def test_a_prompt_forked_many_times_stays_as_it_was(make_engine: Make, ids: Make
     )
     sampled = engine.decode([prompt] * 3, max_new_tokens=8, sampling=Sampling(temperature=1.0, seed=5))
     assert len({tuple(t) for t in sampled.tokens}) == 3, "each row has its own seed"
+    named = [Sampling(temperature=1.0, seed=7), Sampling(), Sampling(temperature=1.0, seed=5)]
+    each = engine.decode([prompt] * 3, max_new_tokens=8, sampling=named)
+    assert each.tokens == [sampled.tokens[2], first.tokens[0][:8], sampled.tokens[0]]
+    with pytest.raises(VortexError, match="2 samplings for 3 prompts"):
+        engine.decode([prompt] * 3, max_new_tokens=8, sampling=named[:2])
     assert engine.decode([prompt], max_new_tokens=90).tokens == first.tokens
     assert engine.cache.blocks.available == available
     torch.testing.assert_close(engine.cache.pool.k[:, :, : prompt.cached], k, atol=0, rtol=0)

@@ -44,8 +44,16 @@ def test_samples_of_one_prefill_give_shares_and_pass_at_k(
     )
     prompts = bench.prompts(0)
     places = prompts.items.in_order(1)
+    together = []
+    monkeypatch.setattr(
+        engine,
+        "decode",
+        lambda asked, original=engine.decode, **rest: together.append(len(asked)) or original(asked, **rest),
+    )
     answers = bench.answer(None, 0, places, Deadline("test", None))
     assert len(prefilled) == 5 + 2, "each item once, and the passages"
+    # Draws of different items are decoded together: of four items that a batch holds, and of the fifth.
+    assert together == [4] * SAMPLES + [4, 2]
     for place in places:
         item = prompts.items.needles[place[0]][place[1]]
         # What six calls of one sample each would have said.
