@@ -1,8 +1,9 @@
 """What flows lose of each skill: python -m benchmarks.skills --model retrieval-gqa --out runs/skills
 
 Asks dense attention and library flows, at shares of the context, look-ups, two hops, counts, long walks and dialogues
-in the alphabet of the model (`evaluators/tasks/skills.py`, `long_answers.py`), and prints the share right with its
-Wilson interval and the seconds that answering took. Answers are written down flow by flow: a second run goes on.
+in the alphabet of the model, by name or directory (`evaluators/tasks/skills.py`, `long_answers.py`), and prints the
+share right with its Wilson interval and the seconds that answering took. Answers are written down flow by flow: a
+second run goes on.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ TASKS: dict[str, dict[str, Any]] = {
 def plan_of(arguments: argparse.Namespace) -> EvaluationPlan:
     """Every task at every context."""
     data = load_plan("skills").model_dump(mode="json")
+    data["accuracy"]["batch"] = arguments.batch
     data["accuracy"]["tasks"] = [
         TASKS[task] | {"task": task, "context": context, "items": arguments.items}
         for context in arguments.contexts
@@ -99,18 +101,20 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="*", default=[1024])
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--page", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8, help="prompts decoded together")
+    parser.add_argument("--device", default="cpu", help="fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     plan = plan_of(arguments)
-    path = arguments.out / f"skills-{arguments.model}-{plan.digest}.jsonl"
+    path = arguments.out / f"skills-{Path(arguments.model).name}-{plan.digest}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {(row["flow"], row["share"]) for row in rows}
     wanted = flows(arguments.flows, arguments.shares, arguments.page)
     if missing := [one for one in wanted if one[:2] not in known]:
-        worker = EvaluationWorker(arguments.model, plan, device="cpu", threads=arguments.threads)
+        worker = EvaluationWorker(arguments.model, plan, device=arguments.device, threads=arguments.threads)
         began = time.perf_counter()
         worker.bench.prompts(plan.seed)
         print(f"prefilled in {time.perf_counter() - began:.1f} s", flush=True)
