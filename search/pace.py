@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from typing import NamedTuple
 
 QUIET_CORES = 2000.0
 """Rounds a second of two idle cores of an x86 server (torch 2.13): 950 to 1,060 a second of a core's time."""
@@ -12,8 +13,25 @@ FULL, LEAST = 0.75, 0.2
 _SECONDS = 1.0
 
 
-def pace() -> float:
-    """Work that this machine gets done in a second, all cores together, in units of two quiet cores.
+class Pace(NamedTuple):
+    """How fast a machine computes now.
+
+    Attributes:
+        rate: work done in a second, all cores together, in units of two quiet cores.
+        got: of the usable cores' time what this process was given; the rest went to others.
+    """
+
+    rate: float
+    got: float
+
+    def threads(self, cores: int) -> int:
+        """Threads that compute together: as many as cores where they are idle, else no more than are to be had. A
+        thread that was preempted makes all others wait, in every operator."""
+        return cores if self.got >= FULL else max(1, int(self.got * cores))
+
+
+def pace() -> Pace:
+    """Measure it, for a second.
 
     A round is what decoding does most, in small: a projection, its transpose and the attention of a head. It runs on
     every usable core for a second, so other work on the machine, and this process's own priority, count.
@@ -34,13 +52,15 @@ def pace() -> float:
             done[place] += 1
 
     try:
+        spent = time.process_time()
         threads = [threading.Thread(target=work, args=(n,)) for n in range(cores)]
         began = time.perf_counter()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return sum(done) / (time.perf_counter() - began) / QUIET_CORES
+        seconds = time.perf_counter() - began
+        return Pace(sum(done) / seconds / QUIET_CORES, (time.process_time() - spent) / seconds / cores)
     finally:
         torch.set_num_threads(before)
 

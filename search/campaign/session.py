@@ -35,7 +35,7 @@ from search.log import events as ev
 from search.log.run import campaign_of, open_run, read_state, recorded_seed
 from search.log.state import CampaignState
 from search.machine import machine, versions
-from search.pace import pace, share_of_items
+from search.pace import Pace, pace, share_of_items
 from vortex_core.ir.flow import Flow
 from vortex_core.specs import ModelSpec
 
@@ -110,7 +110,9 @@ def run_campaign(
             check_environment(interpreter(config.serving.python))
     with open_run(name, readonly=False) as run:
         state = read_state(run)
-        share = _share_of_items(config, state, recording)
+        found = _pace(config, state, recording)
+        share = _share_of_items(config, state, recording, found)
+        config = _with_threads(config, found)
         if share < 1.0:
             said(_fewer(plan, share, config))
         plan = plan.with_items(share)
@@ -166,17 +168,37 @@ def lessons_of(run: str) -> tuple[Lesson, ...]:
         return carried(Lessons(opened.files, campaign_of(state)).now(state), run)
 
 
-def _share_of_items(config: CampaignConfig, state: CampaignState, recording: Recording | None) -> float:
+def _pace(config: CampaignConfig, state: CampaignState, recording: Recording | None) -> Pace | None:
+    """How fast this machine computes as a run begins; None where nothing depends on it."""
+    began = state.started is not None or recording is not None
+    here = config.cluster.address is None and (config.cluster.device == "cpu" or not resources_here().gpus)
+    if began or config.written_for is None or config.limits.seconds is None or not here:
+        return None
+    # With twenty times the time even a twentieth of the pace is enough: nothing needs to be measured.
+    return None if config.limits.seconds >= 20 * config.written_for else pace()
+
+
+def _share_of_items(
+    config: CampaignConfig, state: CampaignState, recording: Recording | None, found: Pace | None
+) -> float:
     """The share of the plan's items that is asked: as the run or the recording began, else as this machine is now."""
     began = state.started or (recording.started if recording is not None else None)
     if began is not None:
         return float(began.settings.get("items_share", 1.0))
-    here = config.cluster.address is None and (config.cluster.device == "cpu" or not resources_here().gpus)
-    if config.written_for is None or config.limits.seconds is None or not here:
+    if found is None or config.limits.seconds is None or config.written_for is None:
         return 1.0
-    more_time = config.limits.seconds / config.written_for
-    # With twenty times the time even a twentieth of the pace is enough: nothing needs to be measured.
-    return 1.0 if more_time >= 20 else share_of_items(more_time * pace())
+    return share_of_items(config.limits.seconds / config.written_for * found.rate)
+
+
+def _with_threads(config: CampaignConfig, found: Pace | None) -> CampaignConfig:
+    """On cores that others use, an engine of no more threads than it gets cores, unless the campaign says how many."""
+    if found is None or config.cluster.threads is not None:
+        return config
+    cores = resources_here().cores
+    threads = found.threads(cores)
+    if threads == cores:
+        return config
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"threads": threads})})
 
 
 def _fewer(plan: EvaluationPlan, share: float, config: CampaignConfig) -> str:

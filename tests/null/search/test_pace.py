@@ -16,7 +16,7 @@ from search.campaign.options import Options
 from search.campaign.session import run_campaign
 from search.config import CampaignConfig
 from search.log.run import open_run, read_state
-from search.pace import FULL, LEAST, pace, share_of_items
+from search.pace import FULL, LEAST, Pace, pace, share_of_items
 from search.testing import SimulatedExecutor, SimulatedProposer
 
 CAMPAIGN = """
@@ -31,7 +31,16 @@ limits: {candidates: 2, seconds: 900}
 
 def test_the_pace_of_a_machine_is_a_number_of_its_own():
     found = pace()
-    assert 0 < found < 1000
+    assert 0 < found.rate < 1000
+    assert 0 < found.got < 1.1
+
+
+@pytest.mark.parametrize(
+    ("got", "cores", "threads"),
+    [(1.0, 2, 2), (FULL, 2, 2), (0.5, 2, 1), (0.1, 2, 1), (0.5, 16, 8), (0.99, 1, 1)],
+)
+def test_threads_are_no_more_than_the_cores_that_are_to_be_had(got: float, cores: int, threads: int):
+    assert Pace(1.0, got).threads(cores) == threads
 
 
 @pytest.mark.parametrize(("found", "share"), [(3.0, 1.0), (FULL, 1.0), (0.5, 0.5), (0.0, LEAST)])
@@ -60,24 +69,25 @@ def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest
     )
     monkeypatch.setattr(session, "load_library", lambda flow, knobs: _library(flow))
     monkeypatch.setattr(session, "resources_here", lambda: _Here())
-    monkeypatch.setattr(session, "pace", lambda: 0.4)
+    monkeypatch.setattr(session, "pace", lambda: Pace(0.4, 0.4))
     said: list[str] = []
     options = Options(campaign=str(file), run="slow", max_candidates=2)
     run_campaign(options, silent, SimulatedExecutor(), said.append)
     assert said == [said[0]] and "8 items are asked instead of 16" in said[0]
     with open_run("slow", readonly=True) as run:
         started = read_state(run).started
+        assert read_state(run).limits["cluster"]["threads"] == 1, "half of the cores is one of two"
     assert started is not None and started.settings["items_share"] == 0.4
     assert [task["items"] for task in started.plan["accuracy"]["tasks"]] == [4, 4]
     # The machine is quiet again: the run goes on with the items it has, or its results could not be compared.
-    monkeypatch.setattr(session, "pace", lambda: 2.0)
+    monkeypatch.setattr(session, "pace", lambda: Pace(2.0, 1.0))
     run_campaign(
         Options(campaign=str(file), run="slow", max_candidates=4), silent, SimulatedExecutor(), said.append
     )
     with open_run("slow", readonly=True) as run:
         assert read_state(run).distinct_programs >= 4
     # Half of the time is half of the items; a day is enough for all.
-    monkeypatch.setattr(session, "pace", lambda: 1.0)
+    monkeypatch.setattr(session, "pace", lambda: Pace(1.0, 1.0))
     for seconds, items in ((450.0, 4), (1800.0, 8)):
         run_campaign(
             Options(campaign=str(file), run=f"s{seconds:g}", max_candidates=2, seconds=seconds),
@@ -86,6 +96,7 @@ def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest
         )
         with open_run(f"s{seconds:g}", readonly=True) as run:
             started = read_state(run).started
+            assert read_state(run).limits["cluster"]["threads"] is None, "idle cores are all used"
         assert started is not None and started.plan["accuracy"]["tasks"][0]["items"] == items
     # On machines with GPUs nothing is measured: it is not the cores that answer there.
     monkeypatch.setattr(session, "resources_here", lambda: _Here(gpus=1))
@@ -96,6 +107,7 @@ def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest
 class _Here:
     def __init__(self, gpus: int = 0) -> None:
         self.gpus = gpus
+        self.cores = 2
 
 
 def _library(flow: str) -> Any:
