@@ -32,6 +32,7 @@ RATE = 2e-3
 WARM_UP = 30  # steps over which the rate rises
 WINDOW = 5  # steps that a stage's accuracy is the mean of
 TRAIN_SEED = 1
+_BEFORE_LAST = 0.6  # of the time that training may take, all stages but the last together
 
 
 class Trainer:
@@ -117,7 +118,7 @@ def train(
 
     Args:
         kept: a file that holds the state after the last finished stage; where it is there, training goes on from it.
-        seconds: after which training ends, wherever it is; a stage ends when its equal part of them is over.
+        seconds: after which training ends, wherever it is; all stages but the last share three fifths of them.
     """
     started = time.perf_counter()
     share, first = 0.0, 0
@@ -128,11 +129,12 @@ def train(
     for number, stage in enumerate(curriculum[first:], first + 1):
         history: list[tuple[list[float], dict[str, float]]] = []
         began = time.perf_counter()
-        ends = started + seconds * number / len(curriculum)
+        last = stage is curriculum[-1]
+        ends = started + seconds * (1.0 if last else _BEFORE_LAST * number / (len(curriculum) - 1))
         left = max(ends - began, 1e-9)
         for step in range(stage.steps):
             through = max(step / stage.steps, (time.perf_counter() - began) / left)
-            scale = max(0.0, 1 - through) if stage is curriculum[-1] else 1.0
+            scale = max(0.0, 1 - through) if last else 1.0
             history.append(trainer.step(stage.lesson(trainer.generator), scale))
             window = history[-WINDOW:]
             right = {skill: sum(seen[skill] for _, seen in window) / WINDOW for skill in window[-1][1]}
