@@ -47,7 +47,12 @@ FLOWS = (
     "block_topk,quest,streaming,nsa,value_energy,lserve_centroid,twilight,rocketkv,moba,infllm,tova,shadowkv"
 )
 # What a fitted step is the sum of; each is the model's own seconds, times one number for all programs.
-PARTS = {"streams": ("weights", "kv"), "indexing": ("states", "other", "compute"), "launches": ("launches",)}
+PARTS = {
+    "streams": ("weights", "kv"),
+    "indexing": ("states", "other", "compute"),
+    "launches": ("launches",),
+    "layers": ("layers",),
+}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ DTYPE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int
 # Share of the datasheet bandwidth taken as usable on a GPU nobody has measured for this project:
 # the lower of the two measured shares (H100 3.03/3.35 = 0.904, H200 4.28/4.80 = 0.892).
 UNMEASURED_BANDWIDTH_SHARE = 0.89
+# Seconds of a layer beyond its bytes, dense and of experts, where nobody measured them: those of an H200.
+UNMEASURED_LAYER_OVERHEAD = 33e-6
+UNMEASURED_MOE_LAYER_OVERHEAD = 76e-6
 
 _MODELS = ConfigFolder("models", "model", unknown="VM001", invalid="VM003")
 _HARDWARE = ConfigFolder("hardware", "GPU", unknown="VM002", invalid="VM003")
@@ -219,6 +222,12 @@ class GpuSpec(Strict):
     launch_overhead_assumed: PositiveFloat = Field(
         description="seconds a kernel costs inside a CUDA graph; an assumption, not a measurement"
     )
+    layer_overhead: PositiveFloat | None = Field(
+        None,
+        description="seconds that a decoder layer takes beyond its bytes and its attention's launches, as its norms, "
+        "products and activations are small launches one after the other; None: not measured",
+    )
+    moe_layer_overhead: PositiveFloat | None = Field(None, description="likewise of a layer of experts")
 
     @property
     def usable_bandwidth(self) -> float:
@@ -233,6 +242,12 @@ class GpuSpec(Strict):
     def bandwidth_is_measured(self) -> bool:
         """Whether `usable_bandwidth` was measured on this GPU."""
         return self.measured_copy_bandwidth is not None
+
+    def layer_overheads(self, model: ModelSpec) -> float:
+        """Seconds of a step that `layer_overhead` says of all layers, where nobody measured it an H200's."""
+        plain = self.layer_overhead or UNMEASURED_LAYER_OVERHEAD
+        experts = self.moe_layer_overhead or UNMEASURED_MOE_LAYER_OVERHEAD
+        return (model.layers - model.sparse_layers) * plain + model.sparse_layers * experts
 
     def kv_capacity_tokens(self, model: ModelSpec, kv_dtype: DType = "bf16") -> int:
         """Tokens of KV cache that fit beside the model's weights; 0 where the weights alone do not fit.

@@ -68,6 +68,7 @@ class ModelledStage:
         model = context.model if plan.model is None else load_model(plan.model)
         metrics: dict[str, Metric] = {}
         detail: dict[str, dict[str, Any]] = {}
+        bottlenecks: list[str] = []
         for name in plan.gpus:
             gpu = load_gpu(name)
             points = points_on(gpu, model, context.plan, plan)
@@ -79,13 +80,13 @@ class ModelledStage:
             tps = _mean(points, [x.tokens_per_second for x in found])
             metrics[f"modelled_tps_{name}"] = Metric(tps, unit="tokens/s", how="modelled")
             metrics[f"modelled_speedup_{name}"] = Metric(speedup, unit="x", how="modelled")
+            bottlenecks.append(found[-1].bottleneck)
             detail[name] = {str(p.context): _row(p, x) for p, x in zip(points, found, strict=True)}
         first, last = load_gpu(plan.gpus[0]), points_on(load_gpu(plan.gpus[0]), model, context.plan, plan)[-1]
-        widest = detail[plan.gpus[0]][str(points[-1].context)]
         info = {
             "model": model.name,
             "gpus": detail,
-            "bottleneck": widest["bound_by"],
+            "bottleneck": bottlenecks[0],
             "roofline": _launches(flow, model, first, last),
         }
         return StageResult(self.name, passed=True, metrics=metrics, info=info)

@@ -52,7 +52,7 @@ def costs(flow: Flow, state: CampaignState, config: CampaignConfig, model: dict[
         kept.append(f"{declared.dtype} {dims or 'one number'} {share:.3g}")
     return {
         "at": f"{context} tokens x {batch} sequences, {gpu.product}",
-        "bottleneck": step.bound_by,
+        "bottleneck": step.bottleneck,
         "step": ", ".join(
             f"{part} {seconds / total:.0%}"
             for part, seconds in sorted(step.parts.items(), key=lambda item: -item[1])

@@ -145,7 +145,7 @@ class ModelledDecode:
         seconds_per_step: one token for every sequence.
         dense_tokens_per_second: the same model with full attention.
         speedup: over dense.
-        bound_by: the largest part of the step: `kv`, `weights`, `states`, `launches`, `compute`, `other`.
+        bound_by: the largest part of the step: `kv`, `weights`, `states`, `launches`, `layers`, `compute`, `other`.
         density: share of tokens that a kv head reads, mean over layers.
         launches: kernels of attention, over all layers; a mean over steps where selections are kept for some.
         parts: seconds by part.
@@ -159,6 +159,11 @@ class ModelledDecode:
     density: float
     launches: float
     parts: Mapping[str, float]
+
+    @property
+    def bottleneck(self) -> str:
+        """The largest part that a flow decides: neither `weights` nor `layers`, which every flow's step has."""
+        return max(self.parts.keys() - {"weights", "layers"}, key=lambda part: (self.parts[part], part))
 
 
 def state_bytes(state: StateDecl, sizes: Mapping[str, int]) -> int:
@@ -458,15 +463,17 @@ def roofline_seconds(launches: Iterable[Cost], gpu: GpuSpec) -> float:
 def modelled_decode(
     program: Program, knobs: Knobs, model: ModelSpec, gpu: GpuSpec, batch: int, length: int
 ) -> ModelledDecode:
-    """Modelled decode throughput of a whole model: weights once a step, every layer's attention, launches."""
+    """Modelled decode throughput of a whole model: weights once a step, every layer's attention, launches, and what a
+    layer takes beside both (`GpuSpec.layer_overhead`)."""
     weights = model.weight_bytes_read_per_step(batch) / gpu.usable_bandwidth
+    others = gpu.layer_overheads(model)
     dense = Knobs(page_size=knobs.page_size, budget="length")
     geometry, kv_bytes = model.geometry(), knobs.kv_bytes
     dense_layers = layer_launches(_dense(), dense, geometry, batch=batch, length=length)
     layers = layer_launches(program, knobs, geometry, batch=batch, length=length, kv_bytes=kv_bytes)
-    dense_seconds = weights + sum(_parts(chain(*dense_layers), gpu).values())
+    dense_seconds = weights + others + sum(_parts(chain(*dense_layers), gpu).values())
     launches = list(chain(*layers))
-    parts = {"weights": weights, **_parts(launches, gpu)}
+    parts = {"weights": weights, "layers": others, **_parts(launches, gpu)}
     seconds = sum(parts.values())
     return ModelledDecode(
         tokens_per_second=batch / seconds,

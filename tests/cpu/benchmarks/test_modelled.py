@@ -12,11 +12,11 @@ from vortex_core.errors import VortexError
 
 
 def test_a_fit_recovers_the_factors_of_programs_it_has_not_seen() -> None:
-    factors = {"streams": 1.3, "indexing": 2.0, "launches": 0.5}
+    factors = {"streams": 1.3, "indexing": 2.0, "launches": 0.5, "layers": 1.1}
     row = modelled.Row("", 16, "512", 4096, 8, 0.0, 1.0, 2.0, 1.9, 2.1, 2.2, 0.1, {})
     rows = []
     for i in range(8):
-        parts = {"streams": 1.0 + i, "indexing": 0.1 * i * i, "launches": 3.0 / (1 + i)}
+        parts = {"streams": 1.0 + i, "indexing": 0.1 * i * i, "launches": 3.0 / (1 + i), "layers": 1.0}
         measured = sum(factors[name] * value for name, value in parts.items())
         rows.append(replace(row, flow=f"f{i}", parts=parts, measured_ms=measured))
     held, found = modelled.unseen(rows)

@@ -46,7 +46,9 @@ def test_the_modelled_step_is_the_sum_of_the_launches(name: str) -> None:
         )
         others = roofline_seconds([*(launch.cost for launch in attends), received], gpu)
     sparse = (model.layers - len(dense)) * layer
-    assert found.seconds_per_step - found.parts["weights"] == pytest.approx(sparse + others)
+    beside = found.parts["weights"] + found.parts["layers"]
+    assert found.parts["layers"] == pytest.approx(model.layers * gpu.layer_overhead)
+    assert found.seconds_per_step - beside == pytest.approx(sparse + others)
     cost = step_cost(traced.program, traced.knobs, model.geometry(), batch=BATCH, length=LENGTH)
     assert sum(launch.bytes for launch in plan.launches) == pytest.approx(cost.bytes)
     assert sum(launch.flops for launch in plan.launches) == pytest.approx(cost.flops)
