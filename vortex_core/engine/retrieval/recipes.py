@@ -74,9 +74,10 @@ RECIPES: Mapping[str, Recipe] = {
         learnt=0.5,  # two hops at the longest; at 8,192 tokens and below they are above 0.95
         tried=("count",),
     ),
-    # For a GPU: thousands of steps, which counting takes.
+    # For a GPU: thousands of steps, which counting takes. Eight copies are told from seven where each weighs the same
+    # to two parts in a hundred, however far back it stands: of so slow a rotary base a third of the channels do.
     "retrieval-count": Recipe(
-        GqaShape(theta=1.0e7),
+        GqaShape(theta=1.0e8),
         (
             PairStage(length=33, pairs=4, batch=64, steps=2000, enough=0.95, alphabet=32, layer=1),
             StoryStage(

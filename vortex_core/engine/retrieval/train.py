@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from vortex_core.engine.retrieval.alphabet import save_tokenizer
 from vortex_core.engine.retrieval.lesson import Lesson, Stage
-from vortex_core.engine.retrieval.model import every_expert, hidden_states, new_model, rotary_of
+from vortex_core.engine.retrieval.model import Shape, every_expert, hidden_states, new_model, rotary_of
 from vortex_core.engine.retrieval.recipes import RECIPES, Recipe
 
 RATE = 2e-3
@@ -159,18 +159,18 @@ def train(
     return share
 
 
-def started_from(name: str) -> Any:
-    """A model by name or directory, in fp32 on the CPU, to be trained further."""
+def started_from(name: str, shape: Shape) -> Any:
+    """A model of a shape with the weights of another of the same dimensions, by name or directory; fp32 on the CPU."""
     from transformers import AutoModelForCausalLM
 
     from vortex_core.engine.models.weights import resolve_model
 
-    return AutoModelForCausalLM.from_pretrained(
-        resolve_model(name).directory,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
+    found = AutoModelForCausalLM.from_pretrained(
+        resolve_model(name).directory, dtype=torch.float32, trust_remote_code=False
     )
+    model = new_model(shape)
+    model.load_state_dict(found.state_dict())
+    return model
 
 
 def save(model: Any, directory: Path) -> None:
@@ -205,11 +205,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights")
-    parser.add_argument("--start", help="model or directory whose weights and shape are begun with")
+    parser.add_argument("--start", help="model or directory whose weights are begun with")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which training ends")
     chosen = parser.parse_args(arguments)
     device, recipe = torch.device(chosen.device), RECIPES[chosen.model]
-    model = new_model(recipe.shape, seed=chosen.seed) if chosen.start is None else started_from(chosen.start)
+    model = (
+        new_model(recipe.shape, seed=chosen.seed)
+        if chosen.start is None
+        else started_from(chosen.start, recipe.shape)
+    )
     trainer = Trainer(model.to(device))
     chosen.out.mkdir(parents=True, exist_ok=True)
     kept = chosen.out / "training.pt"
