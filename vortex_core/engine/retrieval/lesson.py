@@ -51,6 +51,7 @@ class Stage(Protocol):
         length: tokens a text.
         steps: at most so many.
         enough: share of right answers over a window at which the stage ends early; None: never.
+        scale: of the learning rate.
     """
 
     @property
@@ -61,6 +62,9 @@ class Stage(Protocol):
 
     @property
     def enough(self) -> float | None: ...
+
+    @property
+    def scale(self) -> float: ...
 
     def lesson(self, generator: torch.Generator) -> Lesson:
         """Fresh texts, on the generator's device."""

@@ -38,7 +38,7 @@ _JUMPS = 0.1  # share of noise tokens before which positions may jump
 
 @dataclass(frozen=True)
 class StoryStage:
-    """A part of the curriculum; `length`, `steps` and `enough` as in `lesson.Stage`.
+    """A part of the curriculum; `length`, `steps`, `enough` and `scale` as in `lesson.Stage`.
 
     Attributes:
         length: tokens of a story, questions not included.
@@ -59,6 +59,7 @@ class StoryStage:
     longest: int
     enough: float | None = None
     alphabet: int = KEYS
+    scale: float = 1.0
 
     def lesson(self, generator: torch.Generator) -> Lesson:
         """See `lesson.Stage`."""

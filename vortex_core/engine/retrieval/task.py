@@ -57,7 +57,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class PairStage:
-    """A part of the curriculum of looking up; `length`, `steps` and `enough` as in `lesson.Stage`.
+    """A part of the curriculum of looking up; `length`, `steps`, `enough` and `scale` as in `lesson.Stage`.
 
     Attributes:
         pairs: in a text.
@@ -75,6 +75,7 @@ class PairStage:
     enough: float | None = None
     alphabet: int = KEYS
     layer: int | None = None
+    scale: float = 1.0
 
     def lesson(self, generator: torch.Generator) -> Lesson:
         """See `lesson.Stage`."""

@@ -134,7 +134,7 @@ def train(
         left = max(ends - began, 1e-9)
         for step in range(stage.steps):
             through = max(step / stage.steps, (time.perf_counter() - began) / left)
-            scale = max(0.0, 1 - through) if last else 1.0
+            scale = stage.scale * (max(0.0, 1 - through) if last else 1.0)
             history.append(trainer.step(stage.lesson(trainer.generator), scale))
             window = history[-WINDOW:]
             right = {skill: sum(seen[skill] for _, seen in window) / WINDOW for skill in window[-1][1]}
