@@ -177,15 +177,29 @@ class Step:
         heads = group if self.program.per_query_head else 1
         rows = self.work.batch * shape.geometry.kv_heads * heads
         single = len(self.program.index.streams) == 1
-        for i, want in zip(sorted(self.flow.code.schedule.scores), wanted, strict=True):
-            got = self.work.scores[i].view(rows, -1)[b * shape.geometry.kv_heads * heads :][:heads]
+        graph = self.flow.code.graph
+        ranked = {j for n in graph.nodes for j in n.scores} | (
+            {graph.residual.mass} if graph.residual else set()
+        )
+        refined = graph.refinement
+        for i, want in zip(sorted(ranked), wanted, strict=True):
+            fine = refined is not None and i == refined.fine  # computed for candidates alone
+            got = self.work.scores[refined.node if fine and refined else i].view(rows, -1)[
+                b * shape.geometry.kv_heads * heads :
+            ][:heads]
             want = want.reshape(-1, heads).T if want.dim() > 2 or heads > 1 else want.reshape(1, -1)
             got = got[:, : want.shape[1]].double().cpu()
             both = torch.isfinite(got) & torch.isfinite(want)
             spread = want[both].std().clamp_min(1e-30) if both.any() else torch.ones(())
             worst = max(worst, float(((got - want)[both].abs() / spread).max()) if both.any() else 0.0)
             node = self.program.index.nodes[self.program.index.streams[0]]
-            if not single or node.op != "topk" or node.attr.get("share") or node.attr.get("recall", 1.0) < 1:
+            if (
+                not single
+                or node.op not in ("topk", "refine")
+                or (refined is not None and not fine)
+                or node.attr.get("share")
+                or node.attr.get("recall", 1.0) < 1
+            ):
                 continue
             for h in range(heads):
                 count = int(lists.counts[b, h])
@@ -197,7 +211,10 @@ class Step:
                 kept = torch.zeros_like(chosen)
                 kept[: self.knobs.keep_first] = True
                 kept[shape.pages - self.knobs.keep_last :] = True
-                inside, outside = want[h][chosen & ~kept], want[h][~chosen & ~kept]
+                others = ~chosen & ~kept
+                if fine:
+                    others &= got[h] > -torch.inf
+                inside, outside = want[h][chosen & ~kept], want[h][others]
                 if len(inside) and len(outside):
                     gap = max(gap, float((outside.max() - inside.min()) / want[h].std().clamp_min(1e-30)))
         return {"score_error": worst, "gap": max(0.0, gap)}

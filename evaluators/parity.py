@@ -303,11 +303,13 @@ def _is_tie(
     A top-p cut follows a cumulative sum, which may round either way for the page it passes through: there one
     page more or less is a tie as well.
     """
-    selecting = [n for n in program.index.nodes if n.type.kind == "selection" and len(n.inputs) == 1]
+    selecting = [n for n in program.index.nodes if n.scores]
     if any(n.op == "topp" for n in selecting) and len(ours ^ oracle) == 1:
         return True
     columns = [
-        (_row_scores(scores[n.inputs[0]], n.attr.get("share"), row), n.attr.get("at")) for n in selecting
+        (_row_scores(scores[i], n.attr.get("share"), row), n.attr.get("at"))
+        for n in selecting
+        for i in n.scores
     ]
 
     def excused(page: int) -> bool:

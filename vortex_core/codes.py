@@ -218,6 +218,13 @@ _declare(
     "device_errors.py",
 )
 _declare(
+    "VE056",
+    "kernel that spills too much",
+    "what a kernel's registers do not hold takes at most 16 KiB of memory a thread",
+    "candidate",
+    "compiler/triton/limits.py",
+)
+_declare(
     "VE055",
     "device failure",
     "CUDA runs what it is given; after this a process cannot use its GPU any more",

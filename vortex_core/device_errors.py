@@ -18,6 +18,11 @@ _LIMITS = {
     "tensor memory": "columns of tensor memory",
     "threads": "threads",
 }
+SMALLER = (
+    "take a smaller page_size, store states in fewer bits (bf16, int8), or reduce a dimension before it is "
+    "combined with others"
+)
+"""What an author can do about a kernel that wants too much."""
 _TRIED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 # Of the driver, through torch (`CUDA error: an illegal memory access ...`) or Triton (`Triton Error [CUDA]: ...`).
@@ -102,13 +107,16 @@ def no_room_for_pool(tokens: int, needed: int, free: int, fits: int) -> VortexEr
 def _too_large(error: BaseException, doing: str, *, flow: bool) -> VortexError:
     """Triton's OutOfResources: `required` of `name`, of which one block has `limit`."""
     name = str(getattr(error, "name", "resources"))
-    unit = _LIMITS.get(name, name)
     required, limit = getattr(error, "required", 0), getattr(error, "limit", 0)
+    return more_than_there_is(doing, required, _LIMITS.get(name, name), limit, flow=flow)
+
+
+def more_than_there_is(doing: str, required: int, unit: str, limit: int, *, flow: bool) -> VortexError:
+    """`VE051`: a kernel that wants more of something than one block of the GPU has."""
     return VortexError(
         "VE051",
         f"{doing}: a kernel needs {required:,} {unit}, this GPU has {limit:,} for one block",
-        "take a smaller page_size, store states in fewer bits (bf16, int8), or reduce a dimension before it is "
-        "combined with others"
+        SMALLER
         if flow
         else "load the model in a narrower dtype (bf16): rows of fp32 latents take twice the shared memory",
         fault=None if flow else "infrastructure",

@@ -24,7 +24,7 @@ _CUT = {"D": 8, "S": 4, "R": 8}  # by what a symbol may be divided: such extents
 _FREE_NAMES = ("row", "x", "y")
 _JUMPY = frozenset(name for name, spec in OPS.items() if not spec.traits.continuous)
 # These need values beside the program, dense layers in its knobs, or attention: the program alone cannot run.
-_UNSUPPLIED = frozenset({"param", "rotary", "dense_mass", "residual"})
+_UNSUPPLIED = frozenset({"param", "rotary", "dense_mass", "residual", "refine"})
 
 Rng = random.Random
 

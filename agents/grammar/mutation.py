@@ -16,7 +16,7 @@ from agents.grammar.summaries import (
     stored,
     summary_like,
 )
-from agents.grammar.term import Flow, State, Term, Visit, load, make, reduce, rewrite
+from agents.grammar.term import Flow, State, Term, Visit, load, make, reduce, refines_legally, rewrite
 from agents.grammar.variations import SWAPS, moved, role, swapped, variation, word
 from vortex_core.errors import VortexError
 from vortex_core.ir.knobs import Knobs
@@ -68,7 +68,7 @@ class Subject:
 
     def change(self, flow: Flow | None, what: str) -> bool:
         """Take `flow` as the new program, if it is another one."""
-        if flow is None or flow == self.flow:
+        if flow is None or flow == self.flow or not refines_legally(flow):
             return False
         self.flow = flow
         self.done.append(what)
@@ -145,7 +145,7 @@ def unwrap(s: Subject) -> bool:
 
 def perturb_number(s: Subject) -> bool:
     """A constant moves."""
-    numbered = ("const", "conv", "maxpool", "largest", "topk", "topp", "threshold")
+    numbered = ("const", "conv", "maxpool", "largest", "topk", "topp", "threshold", "refine")
     sites = [t for t in s.flow.terms() if t.op in numbered]
     if not sites:
         return False
@@ -207,12 +207,12 @@ def change_channels(s: Subject) -> bool:
 
 
 def change_selection(s: Subject) -> bool:
-    """Another kind of selection by the same score."""
-    selects = [t for t in s.flow.terms() if OPS[t.op].group == "select" and len(t.args) == 1]
+    """Another kind of selection by the same score, of two stages the one that decides."""
+    selects = [t for t in s.flow.terms() if _ranking(t)]
     if not selects:
         return False
     site = s.rng.choice(selects)
-    score = site.args[0]
+    score = site.args[-1]
     if s.flow.result.op != "union" and s.rng.random() < 0.1:
         score = reduce(s.rng.choice(("amax", "mean")), score, "head")
     new = s.grow(lambda g: g.select(score)).term
@@ -312,8 +312,13 @@ def _site(s: Subject, fits: Callable[[Term], bool]) -> Term | None:
 
 def _score(s: Subject) -> Term | None:
     """What a selection chooses by."""
-    scores = [t.args[0] for t in s.flow.terms() if OPS[t.op].group == "select" and len(t.args) == 1]
+    scores = [a for t in s.flow.terms() for a in _ranking(t)]
     return s.rng.choice(scores) if scores else None
+
+
+def _ranking(t: Term) -> tuple[Term, ...]:
+    """The scores of a selection; of anything else none."""
+    return t.args if OPS[t.op].group == "select" and t.op not in ("union", "residual") else ()
 
 
 def _derived(s: Subject) -> State | None:

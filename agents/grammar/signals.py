@@ -247,7 +247,14 @@ class Growth:
         if not score.has("head") and self.rng.random() < 0.12:
             attrs["share"] = self.rng.choice(("max", "mean"))
             self.say("one selection for all kv heads")
-        match pick(self.rng, {"topk": 8, "approximate": 0.5, "topp": 1.5, "threshold": 0.5}):
+        kinds = {"topk": 8, "approximate": 0.5, "topp": 1.5, "threshold": 0.5}
+        if not attrs and not score.has("head"):
+            kinds["refine"] = 0.8
+        match pick(self.rng, kinds):
+            case "refine":
+                candidates = self.rng.choice((2, 4, 8))
+                self.say(f"for {candidates} times as many candidates, chosen among by")
+                return make("refine", score, self.merge_heads(self.signal(True)), candidates=candidates)
             case "approximate":
                 self.say("approximate top-k")
                 return make("topk", score, recall=self.rng.choice((0.9, 0.95)), **attrs)

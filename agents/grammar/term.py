@@ -254,10 +254,23 @@ def _follow(t: Term, args: tuple[Term, ...]) -> Term:
         return args[0]
     if group == "shape" and "dim" in attrs and not args[0].has(attrs["dim"]):
         return args[0]
-    if group == "select" and len(args) == 1:
-        keep = ("page", "head") if t.args[0].has("head") else ("page",)
-        args = (reduce("amax", args[0], *(n for n in args[0].names if n not in keep)),)
+    if group == "select" and t.op not in ("union", "residual"):
+        keep = ("page", "head") if t.args and t.args[0].has("head") else ("page",)
+        args = tuple(reduce("amax", a, *(n for n in a.names if n not in keep)) for a in args)
     return make(t.op, *args, **attrs)
+
+
+def refines_legally(flow: Flow) -> bool:
+    """Whether a program has at most one refinement, whose fine score is a page's own (`VF071`)."""
+    found = [t for t in flow.terms() if t.op == "refine"]
+    return len(found) < 2 and all(_own(t) for r in found for t in walk(r.args[1]))
+
+
+def _own(t: Term) -> bool:
+    """Whether a term is made of the page's own states, that no step changes."""
+    across = "page" in (t.attr.get("dims") or ()) and t.op != "load"
+    across |= t.attr.get("dim") == "page" or t.op == "mass"
+    return not across and not (t.state is not None and t.state.tag)
 
 
 # ---- to and from programs --------------------------------------------------------------------------------

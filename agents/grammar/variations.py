@@ -117,6 +117,8 @@ def moved(rng: Rng, t: Term) -> Term | None:
             return make("topp", *t.args, **{**a, "p": round(1.0 - rest, 3)})
         case "threshold":
             return make("threshold", *t.args, **{**a, "at": round(a["at"] + rng.choice((-0.25, 0.25)), 3)})
+        case "refine":
+            return make("refine", *t.args, **{**a, "candidates": rng.choice((2, 3, 4, 6, 8, 16))})
         case "topk" if "fraction" in a:
             return make("topk", *t.args, **{**a, "fraction": round(min(1.0, a["fraction"] * factor), 3)})
     return None

@@ -43,7 +43,8 @@ class MachineCodeStage:
     settings = MachineCodeSettings
 
     def run(self, flow: Flow, context: Context, seed: int, deadline: Deadline) -> StageResult:
-        """Raises what the compiler refuses (`VE010`), and `VV010` if a target is done past the deadline."""
+        """Raises what the compiler refuses (`VE050`, `VE051`, `VE056`, `VK002`), and `VV010` for a target that is done
+        past the deadline."""
         from vortex_core.compiler.triton.ahead import compile_ahead
 
         began, plan = time.perf_counter(), context.plan.section(self.name, MachineCodeSettings)
@@ -55,7 +56,12 @@ class MachineCodeStage:
                 found = compile_ahead(flow.program, flow.knobs, geometry, shapes, target)
                 deadline.check(f"{len(found)} kernels compiled for {target}")
             made[target] = {
-                name: {"registers": x.registers, "spills": x.spills, "shared_bytes": x.shared_bytes}
+                name: {
+                    "registers": x.registers,
+                    "spills": x.spills,
+                    "stack_bytes": x.stack_bytes,
+                    "shared_bytes": x.shared_bytes,
+                }
                 for name, x in found.items()
             }
         seconds = Metric(time.perf_counter() - began, unit="s", higher_is_better=False)

@@ -24,34 +24,54 @@ Flow = Annotated[str, typer.Argument(help="A library flow by name, or the path o
 Model = Annotated[str, typer.Option(help="Model by name, directory or hub id.")]
 
 
+TARGETS = ("sm_90a", "sm_100a")  # of `vortex_core.kernels.offline`, which imports Triton
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     for command in (check, explain, convert, evaluate, flows):
         app.command()(command)
 
 
-def check(flow: Flow, model: Model = "qwen3-8b", as_json: Json = False) -> None:
+def check(
+    flow: Flow,
+    model: Model = "qwen3-8b",
+    target: Annotated[
+        str, typer.Option(help="Also compile its kernels for a GPU that need not be here: sm_90a or sm_100a.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
     """Trace a flow in the jail and verify it. Nothing of it runs outside.
 
     Errors name the line, the rule, one remedy and, where a script can tell, the mended line. Exit status 0 if the flow
     is legal. Page states are shown as the model's memory holds them, as a share of its keys and values.
+
+    With --target its kernels are compiled, which takes seconds: registers, spills and shared memory are shown, and what
+    the GPU could not run is refused with the limit.
 
     Examples:
 
         vortex-search check quest
 
         vortex-search check ./my_flow.py --json
+
+        vortex-search check quest --model qwen3-8b --target sm_90a
     """
-    from search.commands.check import state_lines, state_rows
+    from search.commands.check import kernel_lines, kernel_rows, state_lines, state_rows
     from vortex_core import library
 
+    if target not in ("", *TARGETS):
+        raise typer.BadParameter(f"{target} is none of {', '.join(TARGETS)}", param_hint="--target")
     traced = library.resolve(flow)
+    kernels = kernel_rows(traced, model, target) if target else []
     if as_json:
         found = {**_identity(traced), "program": traced.program.to_json()}
-        emit({**found, "page_states": state_rows(traced, model)})
+        emit({**found, "page_states": state_rows(traced, model), **({"kernels": kernels} if target else {})})
         return
     out.print(f"[green]ok[/] {escape(traced.name)}  IR {traced.ir_hash}, with knobs {traced.key}")
     for line in state_lines(state_rows(traced, model)):
+        out.print(escape(line), soft_wrap=True)
+    for line in kernel_lines(kernels, target) if target else []:
         out.print(escape(line), soft_wrap=True)
     out.print(
         "knobs: " + ", ".join(f"{k}={v}" for k, v in traced.knobs.to_json().items()),

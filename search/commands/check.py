@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from search.commands.explain import dimensions
@@ -42,6 +43,39 @@ def state_rows(traced: Traced, model: str) -> dict[str, Any]:
         )
     live = state_bytes_per_token(traced.program, knobs, geometry) / kv_row_bytes(geometry, knobs.kv_bytes)
     return {"model": model, "page_size": knobs.page_size, "states": rows, "share_of_kv": live}
+
+
+def kernel_rows(traced: Traced, model: str, target: str) -> list[dict[str, Any]]:
+    """What the kernels of a flow take of a GPU that need not be here: registers, stack and shared memory.
+
+    Args:
+        model: as of `state_rows`; kernels are those of queries in its dtype.
+        target: an architecture, of `vortex_core.kernels.offline.TARGETS`.
+
+    Raises:
+        VortexError: `VE050` for what cannot be lowered, `VE051` and `VE056` for more than the GPU has, `VK002` for what
+            does not compile, `VK003` where this process cannot.
+    """
+    import torch
+
+    from vortex_core.compiler.triton.ahead import StepShape, compile_ahead
+    from vortex_core.ir.opset import torch_dtype
+
+    spec = dimensions(model)
+    dtype = torch.bfloat16 if spec.dtype.startswith("fp8") else torch_dtype(torch, spec.dtype)
+    shapes = [StepShape(rows, 32768) for rows in (1, 64)]
+    found = compile_ahead(traced.program, traced.knobs, spec.geometry(), shapes, target, dtype=dtype)
+    return [{"kernel": name, **asdict(use)} for name, use in found.items()]
+
+
+def kernel_lines(rows: list[dict[str, Any]], target: str) -> list[str]:
+    """The same for people, a line each."""
+    lines = [
+        f"  {r['kernel']}: {r['registers']} registers and {r['stack_bytes']:,} bytes of stack a thread, "
+        f"{r['shared_bytes']:,} bytes of shared memory a block"
+        for r in rows
+    ]
+    return [f"kernels for {target}, the most that steps of 1 and 64 sequences of 32,768 tokens take:", *lines]
 
 
 def state_lines(found: dict[str, Any]) -> list[str]:

@@ -27,6 +27,8 @@ DOES = {
     "query": "what depends on the query alone, once a row",
     "score": "scores of pages, all pages in parallel",
     "rows": "operators across pages, one row at a time",
+    "candidates": "the pages whose fine score is computed",
+    "refine": "fine scores of the candidates alone",
     "residual": "pages left out, one entry each",
     "pool": "scores of kv heads that share a selection",
     "select": "the pages to read, within the budget",

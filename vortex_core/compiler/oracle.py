@@ -144,7 +144,7 @@ class OracleFlow:
             for i, value in self._head(q[b], states, view, b, h, layer).items():
                 found.setdefault(i, []).append(value)
         nodes = self.program.index.nodes
-        wanted = {n.inputs[0] for n in nodes if n.type.kind == "selection" and n.inputs}
+        wanted = {i for n in nodes for i in n.scores}
         if self.program.residual is not None:
             wanted.add(self.program.residual.mass)
         return {
@@ -216,6 +216,14 @@ class OracleFlow:
                 node.attr.get("fraction", 1.0) * 10_000
             )  # a whole number: 0.55 of 100 is 55, not 56
             room = -(-max(0, int(view.budgets[b]) - len(forced)) * parts // 10_000)
+            if node.op == "refine":
+                coarse, fine = (score_rows(j, None) for j in node.inputs)
+                found = []
+                for cheap, dear in zip(coarse, fine, strict=True):
+                    candidates = choose("topk", {}, cheap, forced, room * node.attr["candidates"])
+                    others = set(range(complete)) - candidates
+                    found.append(forced | choose("topk", {}, dear, forced | others, room))
+                return found
             return [
                 forced | choose(node.op, node.attr, scores, forced, room)
                 for scores in score_rows(node.inputs[0], node.attr.get("share"))

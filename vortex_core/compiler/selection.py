@@ -58,7 +58,14 @@ def evaluate_selection(
             return visit(node.inputs[0])
         if node.op == "union":
             return visit(node.inputs[0]) | visit(node.inputs[1])
-        mask = _choose(node, scores[node.inputs[0]], candidate, room)
+        if node.op == "refine":
+            coarse, fine = (scores[j] for j in node.inputs)
+            share = share_of(room, node.attr.get("fraction", 1.0))
+            among = _choose(node, coarse, candidate.unsqueeze(1), share * node.attr["candidates"])
+            mask = _choose(node, fine, among, share)
+        else:
+            limit = share_of(room, node.attr.get("fraction", 1.0))
+            mask = _choose(node, scores[node.inputs[0]], candidate.unsqueeze(1), limit)
         return mask | forced.unsqueeze(1)
 
     assert graph.result is not None
@@ -70,6 +77,7 @@ def evaluate_selection(
 
 
 def _choose(node: Node, score: torch.Tensor, candidate: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """The best of some pages. `candidate`: `[batch, row or 1, page]`; `room`: pages a row may choose, `[batch]`."""
     if score.dim() == 4:  # one selection per query head: rows are kv_head x head
         score = score.permute(0, 1, 3, 2).flatten(1, 2)
     share = node.attr.get("share")
@@ -77,16 +85,16 @@ def _choose(node: Node, score: torch.Tensor, candidate: torch.Tensor, room: torc
         pooled = score.amax(1, keepdim=True) if share == "max" else score.mean(1, keepdim=True)
         score = pooled.expand_as(score)
     batch, rows, pages = score.shape
-    width = candidate.shape[1]
+    width = candidate.shape[-1]
     lowest = torch.finfo(score.dtype).min
     # NaN and -inf rank last among candidates but above whatever is no candidate; inf is the largest number.
     clean = torch.where(torch.isnan(score), lowest, score).clamp(min=lowest, max=-lowest)
     full = clean.new_full((batch, rows, width), -torch.inf)
     full[..., :pages] = clean
-    full = torch.where(candidate.unsqueeze(1), full, -torch.inf)
-    limit = torch.minimum(share_of(room, node.attr.get("fraction", 1.0)), candidate.sum(1))
+    full = torch.where(candidate, full, -torch.inf)
+    limit = torch.minimum(room.view(-1, 1), candidate.sum(-1)).unsqueeze(-1)
     ranked, order = torch.sort(full, dim=-1, descending=True, stable=True)
-    keep = torch.arange(width, device=score.device) < limit.view(-1, 1, 1)
+    keep = torch.arange(width, device=score.device) < limit
     if node.op == "threshold":
         keep = keep & (ranked >= node.attr["at"])
     if node.op == "topp":

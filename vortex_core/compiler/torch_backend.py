@@ -35,7 +35,7 @@ class TorchFlow:
         self._cache = Evaluator(bound.cache, geometry, knobs.page_size, self.dtype, contract=True)
         self._index = Evaluator(bound.index, geometry, knobs.page_size, self.dtype, contract=True)
         # Nodes of the index graph whose values the selection ranks, and what weighs the pages it leaves out.
-        ranked = {n.inputs[0] for n in program.index.nodes if n.spec.group == "select" and len(n.inputs) == 1}
+        ranked = {i for n in program.index.nodes for i in n.scores}
         self.scores = sorted(ranked | ({program.residual.mass} if program.residual else set()))
         self._params: dict[torch.device, dict[str, torch.Tensor]] = {}
         self._needs_pages = bool(self.scores or program.index.writes)

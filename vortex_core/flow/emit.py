@@ -259,6 +259,10 @@ class _Writer:
             case "residual":
                 chosen, mass, value = self._args(node)
                 return _Text(f"{chosen.receiver()}.residual({mass.tensor(0)}, {value.text})", _ATOM)
+            case "refine":
+                coarse, fine = self._args(node)
+                extra = [f"{k}={_literal(v)}" for k, v in node.attrs]
+                return _Text(f"ops.refine({', '.join([coarse.tensor(0), fine.tensor(0), *extra])})", _ATOM)
             case "topk" | "topp" | "threshold":
                 extra = [f"{k}={_literal(v)}" for k, v in node.attrs if v is not None]
                 (score,) = self._args(node)

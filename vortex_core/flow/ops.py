@@ -279,6 +279,21 @@ def threshold(score: vTensor, at: float, *, fraction: float = 1.0, share: str | 
     return _select("threshold", score, at=at, fraction=fraction, share=share)
 
 
+def refine(coarse: vTensor, fine: vTensor, *, candidates: int, fraction: float = 1.0) -> Selection:
+    """Selection in two stages: the best pages by `coarse` are candidates, and of these the best by `fine` are selected.
+
+    Args:
+        coarse: `(page)`, computed for every page.
+        fine: `(page)`, computed for candidates alone, from states that no step changes and from no other page.
+        candidates: so many times as many pages as are selected, 2 to 64.
+        fraction: share of the budget this stream may use (for unions).
+    """
+    for score in (coarse, fine):
+        if not isinstance(score, vTensor):
+            raise mistakes.NOT_A_TENSOR.error(caller(), op="refine", found=type(score).__name__)
+    return Selection(emit("refine", coarse, fine, candidates=candidates, fraction=fraction))
+
+
 def union(a: Selection, b: Selection) -> Selection:
     """Pages in either selection."""
     if not isinstance(a, Selection) or not isinstance(b, Selection):

@@ -94,6 +94,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling("ops.topk(s)", "topk"),
     Spelling("ops.topp(s, 0.9)", "topp"),
     Spelling("ops.threshold(s, 0.0)", "threshold"),
+    Spelling('ops.refine(y.sum("dim"), s, candidates=4)', "refine"),
     Spelling("a | b", "union"),
     Spelling('a.residual(x.sum("dim"), cache["name"])', "residual"),
     Spelling("ops.everything()", "everything"),

@@ -154,6 +154,8 @@ def _expressions(graph: Graph, algebra: Algebra, updates_only: bool = False) -> 
             args = [done[j] for j in node.inputs]
             if node.op in ("topk", "topp", "threshold"):
                 done[i] = _selection(algebra, node.op, args[0], node.attr)
+            elif node.op == "refine":
+                done[i] = _refined(algebra, args[0], args[1], node.attr)
             elif node.op == "residual" and args[0].op == "everything":
                 done[i] = args[0]  # nothing is left out
             else:
@@ -173,6 +175,15 @@ def _selection(algebra: Algebra, op: str, score: Expr, attrs: dict[str, Any]) ->
     elif op == "topp" and share is None:
         score = algebra.without_shift(score, "page")
     return algebra.raw(op, [score], **attrs)
+
+
+def _refined(algebra: Algebra, coarse: Expr, fine: Expr, attrs: dict[str, Any]) -> Expr:
+    """Of either score only the order matters; candidates by the score that decides are no stage of their own."""
+    coarse, fine = (_strip(algebra, score, None) for score in (coarse, fine))
+    fraction = {k: float(v) for k, v in attrs.items() if k == "fraction" and v != 1.0}
+    if coarse.digest == fine.digest:
+        return algebra.raw("topk", [fine], **fraction)
+    return algebra.raw("refine", [coarse, fine], candidates=attrs["candidates"], **fraction)
 
 
 def _strip(algebra: Algebra, score: Expr, share: str | None) -> Expr:

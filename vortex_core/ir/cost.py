@@ -35,13 +35,27 @@ MARK_BYTES = 1
 _SCALE_BYTES = 2
 
 # "mass" is of a dense layer: what its pages receive, for layers after it that select by it.
-Kind = Literal["update", "query", "score", "rows", "pool", "select", "attend", "merge", "residual", "mass"]
+Kind = Literal[
+    "update", "query", "score", "rows", "candidates", "refine", "pool", "select", "attend", "merge", "residual", "mass"
+]  # fmt: skip
 # What a sparse layer does in a step: a leader's step that selects, a leader's step that keeps its last selection, a
 # layer that follows its leader. Followers have no page states.
 Role = Literal["selects", "keeps", "follows"]
 _LAUNCHES_OF: Mapping[Role, frozenset[Kind]] = {
     "selects": frozenset(
-        ("update", "query", "score", "rows", "pool", "select", "attend", "merge", "residual")
+        (
+            "update",
+            "query",
+            "score",
+            "rows",
+            "candidates",
+            "refine",
+            "pool",
+            "select",
+            "attend",
+            "merge",
+            "residual",
+        )
     ),
     "keeps": frozenset(("update", "attend", "merge")),
     "follows": frozenset(("attend", "merge")),
@@ -205,6 +219,16 @@ def attended_pages(program: Program, knobs: Knobs, length: int, layer: int = 0, 
     return min(total, kept + sum(-(-(budget - kept) * part // 10_000) for part in parts))
 
 
+def candidate_pages(program: Program, knobs: Knobs, length: int, layer: int = 0, layers: int = 1) -> int:
+    """Pages for which a selection in two stages computes its fine score, those kept by rule among them."""
+    refined = program.index.refinement
+    assert refined is not None
+    total = math.ceil(length / knobs.page_size)
+    kept = min(total, knobs.keep_first + knobs.keep_last)
+    room = max(0, knobs.pages(length, layer, layers) - kept)
+    return min(total, kept + refined.candidates * -(-room * round(10_000 * refined.fraction) // 10_000))
+
+
 def page_cost(program: Program, knobs: Knobs, geometry: Geometry, kv_bytes: float = 2.0) -> PageCost:
     """Cost of the states of one completed page in one layer.
 
@@ -277,6 +301,9 @@ def launch_costs(
     if not program.selects_everything:
         complete = length // knobs.page_size
         found += _scoring(program, g, sizes, heads=heads, rows=rows, lists=lists, complete=complete)
+        if program.index.refinement is not None:
+            among = candidate_pages(program, knobs, length, layer, g.layers)
+            found += _refining(program, g, sizes, heads=heads, rows=rows, complete=complete, among=among)
         found += _selections(
             program, lists=lists, complete=complete, total=math.ceil(length / knobs.page_size), chosen=pages
         )
@@ -342,13 +369,15 @@ def _scoring(
         state_bytes=rows * complete * (stored + mass),
         index_bytes=rows * complete * INDEX_BYTES,
     )
-    scores = Cost(index_bytes=len(plan.scores) * lists * complete * SCORE_BYTES)
+    scores = Cost(index_bytes=len(plan.outputs) * lists * complete * SCORE_BYTES)
 
     def values(nodes: Iterable[int]) -> float:
         return 4.0 * rows * complete * sum(per_page(graph.nodes[i], sizes) for i in nodes)
 
     everything = {**sizes, "P": max(1, complete)}
-    tensor, vector = graph_flops(graph, everything)
+    apart = frozenset() if graph.refinement is None else graph.refinement.only
+    here = frozenset(range(len(graph.nodes))) - apart
+    tensor, vector = graph_flops(graph, everything, only=here)
     passed = Cost(scratch_bytes=values(plan.frontier))
     found = []
     ready = sum(per_page(graph.nodes[i], sizes) for i in query_work(graph, sizes))
@@ -356,7 +385,7 @@ def _scoring(
         found.append(LaunchCost("query", Cost(scratch_bytes=4.0 * rows * ready, launches=1)))
     before = (0.0, 0.0)
     if plan.parallel:
-        at_once = frozenset(i for i, level in enumerate(plan.level) if level == 0)
+        at_once = frozenset(i for i in here if plan.level[i] == 0)
         before = graph_flops(graph, everything, only=at_once) if plan.barriers else (tensor, vector)
         done = Cost(tensor_flops=rows * before[0], vector_flops=rows * before[1], launches=1)
         found.append(LaunchCost("score", sources + (passed if plan.barriers else scores) + done))
@@ -370,6 +399,39 @@ def _scoring(
         read = passed if plan.parallel else sources
         found.append(LaunchCost("rows", read + scores + done))
     return found
+
+
+def _refining(
+    program: Program,
+    g: Geometry,
+    sizes: Mapping[str, int],
+    *,
+    heads: int,
+    rows: int,
+    complete: int,
+    among: int,
+) -> list[LaunchCost]:
+    """The first of two stages: a list of candidates by the coarse score, and the fine score of these alone."""
+    graph = program.lowered.index
+    refined = graph.refinement
+    assert refined is not None
+    fine = graph.needed(refined.fine)
+    loaded = {graph.nodes[i].attr["name"] for i in fine if graph.nodes[i].op == "load"}
+    stored = sum(state_bytes(s, sizes) for s in program.states if s.name in loaded)
+    if any(graph.nodes[i].op == "dense_mass" for i in fine):
+        stored += SCORE_BYTES * g.group
+    scored = min(among, complete)
+    tensor, vector = graph_flops(graph, {**sizes, "P": max(1, scored)}, only=frozenset(fine))
+    listing = Cost(index_bytes=rows * (complete * SCORE_BYTES + among * INDEX_BYTES), launches=1)
+    scoring = Cost(
+        query_bytes=heads * g.head_dim * ACTIVATION_BYTES,
+        state_bytes=rows * scored * stored,
+        index_bytes=rows * scored * (2 * INDEX_BYTES + SCORE_BYTES),
+        tensor_flops=rows * tensor,
+        vector_flops=rows * vector,
+        launches=1,
+    )
+    return [LaunchCost("candidates", listing, refined.node), LaunchCost("refine", scoring, refined.node)]
 
 
 def _scored(graph: Graph) -> frozenset[int]:

@@ -121,6 +121,7 @@ class _Writer:
             "topk",
             "topp",
             "threshold",
+            "refine",
             "residual",
         ):
             name = _indexed(f"x{len(self.names) + 1}", term.dims)
@@ -257,6 +258,16 @@ class _Writer:
         if term.op == "union":
             left, right = (self._make(a) for a in term.args)
             return _Part(f"{left.text} ∪ {right.text}", f"<mrow>{left.math}<mo>∪</mo>{right.math}</mrow>")
+        if term.op == "refine":
+            coarse, fine = map(self.part, term.args)
+            among, share = term.attr["candidates"], term.attr.get("fraction", 1.0)
+            shown = "" if share == 1.0 else f"; fraction={share:g}"
+            text = f"top-k_p({fine.text} among the {among} k best by {coarse.text}{shown})"
+            math = (
+                f"<munder><mtext>top-k</mtext><mi>p</mi></munder><mo>(</mo>{fine.math}<mtext> among the {among} k best "
+                f"by </mtext>{coarse.math}<mtext>{escape(shown)}</mtext><mo>)</mo>"
+            )
+            return _Part(text, f"<mrow>{math}</mrow>")
         notes = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in sorted(term.attr.items())
                  if v is not None]  # fmt: skip
         name = {"topk": "top-k", "topp": "top-p", "threshold": "threshold"}[term.op]
@@ -276,7 +287,9 @@ _MAKERS: dict[str, Callable[[_Writer, Term], _Part]] = {
     **dict.fromkeys(
         ("split", "slice", "channels", "rename", "cast", "largest", "principal"), _Writer._shaped
     ),
-    **dict.fromkeys(("topk", "topp", "threshold", "union", "residual", "everything"), _Writer._selected),
+    **dict.fromkeys(
+        ("topk", "topp", "threshold", "refine", "union", "residual", "everything"), _Writer._selected
+    ),
     "div": _Writer._fraction,
     "where": _Writer._where,
     "conv": _Writer._conv,

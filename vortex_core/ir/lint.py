@@ -33,9 +33,9 @@ def lint(
     """
     found: list[VortexError] = []
     location = original.result.location
-    selections = [n for n in canonical.index.nodes if n.spec.group == "select" and len(n.inputs) == 1]
+    selections = [n for n in canonical.index.nodes if n.scores]
     varying = _varying_states(canonical)
-    if not all(_varies(canonical, n.inputs[0], varying) for n in selections):
+    if not all(_varies(canonical, i, varying) for n in selections for i in n.scores):
         raise mistakes.SCORE_CONSTANT.error(location)
     read = reachable(canonical.index, canonical.index.result)
     if selections and not any(canonical.index.nodes[i].op in ("q", "dense_mass") for i in read):

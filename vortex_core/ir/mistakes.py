@@ -433,6 +433,14 @@ NO_RESIDUAL = _mistake(
     "masses are log sums of e^(q . k / sqrt(D)), with D the channels of a key",
     "choose a model of grouped heads, or a flow without a residual",
 )
+BAD_REFINEMENT = _mistake(
+    "VF071",
+    "bad refinement",
+    "ops.refine(coarse, fine, ...) with {why}",
+    "the fine score of a page is computed for candidates alone: from states that no step changes, and from no other "
+    "page; a flow has one refinement",
+    "{remedy}",
+)
 BAD_PARAM = _mistake(
     "VF065",
     "bad learned parameters",

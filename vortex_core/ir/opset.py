@@ -431,6 +431,12 @@ _op(
     attrs=("at", "fraction", "share"), stages=INDEX, flops=10,
 )  # fmt: skip
 _op(
+    "refine", "select", 2, rules.refine, None, "the k pages with the highest y among the candidates by x",
+    "Selection in two stages: the best pages by a cheap score are candidates, `candidates` budgets of them, and "
+    "the best of these by a dear one are selected. The dear score is computed for candidates alone.",
+    attrs=("candidates", "fraction"), stages=INDEX, flops=20,
+)  # fmt: skip
+_op(
     "union", "select", 2, rules.union, None, "A or B", "Pages in either selection.",
     stages=INDEX, commutes=True,
 )  # fmt: skip

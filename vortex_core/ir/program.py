@@ -91,6 +91,12 @@ class Node:
         """The operator."""
         return OPS[self.op]
 
+    @property
+    def scores(self) -> tuple[int, ...]:
+        """Of a selection by scores these, in the order they are asked; of anything else none."""
+        ranks = self.spec.group == "select" and self.op not in ("union", "residual")
+        return self.inputs if ranks else ()
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -103,6 +109,27 @@ class Residual:
 
     mass: int
     state: str
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A selection in two stages.
+
+    Attributes:
+        node: the selection.
+        coarse: the node of the score by which candidates are chosen.
+        fine: that of the score which is computed for candidates alone.
+        only: nodes that nothing but the fine score needs, itself among them unless something else does.
+        candidates: how many budgets the candidates hold.
+        fraction: share of the budget that the selection may use.
+    """
+
+    node: int
+    coarse: int
+    fine: int
+    only: frozenset[int]
+    candidates: int
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -119,7 +146,38 @@ class Graph:
         node = None if self.result is None else self.nodes[self.result]
         if node is None or node.op != "residual":
             return None
-        return Residual(node.inputs[1], self.nodes[node.inputs[2]].attr["name"])
+        return Residual(
+            node.inputs[1], self.nodes[node.inputs[2]].attr.get("name", "")
+        )  # the verifier wants a state
+
+    @cached_property
+    def refinement(self) -> Refinement | None:
+        """The selection in two stages, where the program has one."""
+        for i in self.streams:
+            node = self.nodes[i]
+            if node.op == "refine":
+                coarse, fine = node.inputs
+                others = [j for k in self.streams for j in self.nodes[k].scores if (k, j) != (i, fine)]
+                others += [k for _, k in self.writes]
+                if self.residual is not None:
+                    others.append(self.residual.mass)
+                if coarse == fine:
+                    others.append(coarse)
+                only = frozenset(self.needed(fine) - self.needed(*others))
+                attrs = node.attr
+                return Refinement(i, coarse, fine, only, attrs["candidates"], attrs.get("fraction", 1.0))
+        return None
+
+    def needed(self, *roots: int) -> set[int]:
+        """Nodes that some depend on, themselves included."""
+        seen: set[int] = set()
+        todo = list(roots)
+        while todo:
+            i = todo.pop()
+            if i not in seen:
+                seen.add(i)
+                todo += self.nodes[i].inputs
+        return seen
 
     @property
     def streams(self) -> tuple[int, ...]:

@@ -379,6 +379,26 @@ def score(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     return Type(tuple(d for d in t.dims if d[0] == "head"), "selection", "page")
 
 
+MOST_CANDIDATES = 64
+
+
+def refine(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
+    """Two scores become a selection, both one number a page."""
+    for t in types:
+        want(spec, [t], "float")
+        if t.names != ("page",):
+            extra = [n for n in t.names if n != "page"]
+            remedy = (
+                f"reduce {', '.join(extra)}, e.g. .max({extra[0]!r})"
+                if extra
+                else "read a page state: cache[...]"
+            )
+            raise mistakes.BAD_SCORE.error(op=spec.name, found=str(t), remedy=remedy)
+    number(spec.name, "candidates", attrs["candidates"], 2, MOST_CANDIDATES, whole=True)
+    number(spec.name, "fraction", attrs.get("fraction", 1.0), 1e-4, 1.0)
+    return Type((), "selection", "page")
+
+
 def union(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
     """Two selections of one scope."""
     want(spec, types, "selection")

@@ -29,8 +29,9 @@ class Schedule:
         barriers: the deepest level; 0 means one scoring launch.
         frontier: nodes the page-parallel launch stores to scratch for the row launch.
         kept: further nodes the row launch stores, by loop: inputs of neighbourhood operators, running sums.
-        scores: score nodes and the masses of a residual, in order.
+        scores: score nodes and the masses of a residual, in order; not the fine score of a refinement.
         parallel: whether there is a page-parallel launch.
+        refined: the selection in two stages, if there is one: its fine scores are a launch of their own.
     """
 
     level: tuple[int, ...]
@@ -39,6 +40,12 @@ class Schedule:
     kept: Mapping[int, tuple[int, ...]]
     scores: tuple[int, ...]
     parallel: bool
+    refined: tuple[int, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Nodes that have a number a page as output: scores, and the selection in two stages for its fine ones."""
+        return (*self.scores, *self.refined)
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -57,7 +64,7 @@ def schedule(graph: Graph) -> Schedule:
     for node in graph.nodes:
         before = max((level[i] for i in node.inputs), default=0)
         level.append(before + (1 if crosses_pages(node) else 0))
-    ranked = {n.inputs[0] for n in graph.nodes if n.spec.group == "select" and len(n.inputs) == 1}
+    ranked = {n.scores[0] for n in graph.nodes if n.scores}
     scores = tuple(sorted(ranked | ({graph.residual.mass} if graph.residual else set())))
     alive = _alive(graph, [*scores, *(i for _, i in graph.writes)])
     barriers = max((level[i] for i in alive), default=0)
@@ -83,6 +90,7 @@ def schedule(graph: Graph) -> Schedule:
         {at: tuple(sorted(nodes)) for at, nodes in sorted(kept.items())},
         scores,
         bool(frontier) if barriers else bool(scores or graph.writes),
+        () if graph.refinement is None else (graph.refinement.node,),
     )
 
 

@@ -152,11 +152,14 @@ class _Speaker:
         return f"Every decode step reads, for each sequence and kv head, {words}."
 
     def _chosen(self, term: Term) -> str:
-        a, score = term.attr, self.phrase(term.args[0], top=True)
+        a, score = term.attr, self.phrase(term.args[-1], top=True)
         budget = "the budget" if a.get("fraction") is None else f"{a['fraction']:.0%} of the budget"
         shared = "" if a.get("share") is None else f", one choice for all kv heads by their {a['share']}"
         near = "" if a.get("recall") is None else f", found with a recall of at least {a['recall']:g}"
         match term.op:
+            case "refine":
+                first = f"of the {a['candidates']} times as many that are best by {self.phrase(term.args[0], top=True)}"
+                return f"{first} the best pages within {budget}, a page being scored by {score}"
             case "topk":
                 return f"the best pages within {budget}{shared}{near}, a page being scored by {score}"
             case "topp":

@@ -11,10 +11,12 @@ from vortex_core.ir.program import (
     STATE_DTYPES,
     STATE_METHOD_RULE,
     Graph,
+    Node,
     Program,
     StateDecl,
     check_size,
 )
+from vortex_core.ir.schedule import crosses_pages
 from vortex_core.ir.types import PARAM_AXES, Stage, Type, check_dim_name
 
 MAX_STATES = 16
@@ -42,6 +44,7 @@ def verify(program: Program) -> None:
         raise mistakes.BAD_IR.error(why="forward_cache selects nothing")
     result = program.index.result
     _verify_residual(program)
+    _verify_refinement(program)
     if result is None or program.index.nodes[result].type.kind != "selection":
         raise mistakes.NO_SELECTION.error(
             found="nothing" if result is None else str(program.index.nodes[result].type)
@@ -135,6 +138,35 @@ def _verify_residual(program: Program) -> None:
         dtype = program.state(value.attr["name"]).dtype
         if dtype not in ("bf16", "fp16", "fp32"):
             raise mistakes.BAD_RESIDUAL.error(node.location, why=f"a value stored in {dtype}")
+
+
+def _verify_refinement(program: Program) -> None:
+    """One refinement, whose fine score is a page's own and does not change with the steps (`VF071`)."""
+    graph = program.index
+    refining = [n for n in graph.nodes if n.op == "refine"]
+    if len(refining) > 1:
+        raise mistakes.BAD_REFINEMENT.error(
+            refining[1].location, why="two of them in a flow", remedy="unite one with ops.topk(...) instead"
+        )
+    for node in refining:
+        for i in sorted(graph.needed(node.inputs[1])):
+            why = _unfit_for_candidates(program, graph.nodes[i])
+            if why:
+                raise mistakes.BAD_REFINEMENT.error(
+                    graph.nodes[i].location or node.location, why=f"a fine score from {why}",
+                    remedy="leave it to the coarse score, or to another selection of a union",
+                )  # fmt: skip
+
+
+def _unfit_for_candidates(program: Program, node: Node) -> str:
+    """Why candidates cannot compute a node by themselves, in a few words; empty if they can."""
+    if crosses_pages(node):
+        return f"{node.op} over pages"
+    if node.op == "mass":
+        return "the attention mass of the step before"
+    if node.op == "load" and program.state(node.attr["name"]).carried:
+        return f"the carried state {node.attr['name']!r}"
+    return ""
 
 
 def _verify_writes(program: Program) -> None:

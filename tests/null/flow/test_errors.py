@@ -110,7 +110,7 @@ ELSEWHERE = {
     "VF013": "tests/cpu/compiler/test_shapes.py", "VF027": "tests/cpu/flow/test_eager.py",
     "VF064": "tests/cpu/compiler/test_shapes.py", "VF066": "tests/cpu/compiler/test_rotary.py",
     "VF068": "tests/cpu/compiler/test_residual.py",
-    "VF069": "tests/cpu/compiler/test_residual.py", "VF090": "below",
+    "VF069": "tests/cpu/compiler/test_residual.py", "VF071": "tests/cpu/compiler/test_refinement.py", "VF090": "below",
     "VF095": "below", "VF096": "tests/hostile/test_machine.py", "VF097": "tests/hostile/test_machine.py",
     **{f"VF08{i}": "tests/null/dialects" for i in range(10)},
 }  # fmt: skip

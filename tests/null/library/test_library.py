@@ -134,6 +134,8 @@ def test_page_relaxed_flows_say_so() -> None:
         "infllm",
         "sparq",
         "twilight",
+        "twilight_quest",
+        "hisa",
         "kascade",
         "raas",
         "lfps",

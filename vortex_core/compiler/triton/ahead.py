@@ -7,7 +7,7 @@ ask for, and a process on the same machine finds it in Triton's cache on disk in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from triton.errors import TritonError
 
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.compiler.triton.limits import KernelUse, check_use
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
@@ -30,7 +31,7 @@ GPUS = {"sm_90a": AbsentGPU((9, 0), 132), "sm_100a": AbsentGPU((10, 0), 148)}
 assert GPUS.keys() == TARGETS.keys()
 _BLOCK = 128  # tokens of a block, in which engines allocate
 _BLOCKS = 64  # of the imagined pool; only strides follow from it
-_GENERATED = ("update_kernel", "score_kernel", "row_kernel")
+_GENERATED = ("update_kernel", "query_kernel", "score_kernel", "row_kernel", "refine_kernel")
 _META = torch.device("meta")
 
 
@@ -42,20 +43,6 @@ class StepShape:
     tokens: int
 
 
-@dataclass(frozen=True)
-class KernelUse:
-    """What a kernel takes: registers and bytes of stack a thread, bytes of shared memory a block."""
-
-    registers: int
-    stack_bytes: int
-    shared_bytes: int
-
-    @property
-    def spills(self) -> bool:
-        """Whether registers did not suffice."""
-        return self.stack_bytes > 0
-
-
 def compile_ahead(
     program: Program,
     knobs: Knobs,
@@ -64,35 +51,39 @@ def compile_ahead(
     target: str = "sm_90a",
     *,
     threads: int = 4,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, KernelUse]:
-    """Compile the kernels of a flow's decode steps and of its page states, bf16 queries and the flow's own cache.
+    """Compile the kernels of a flow's decode steps and of its page states, for its own cache.
 
     Args:
         shapes: steps that will run; those that launch the same kernels cost nothing more.
         threads: at most so many kernels compile at once.
+        dtype: of the queries, and of the cache where the knobs leave it open.
 
     Returns:
-        For each generated kernel what its greediest variant takes.
+        For each generated kernel the most that any variant takes.
 
     Raises:
         VortexError: `VE050` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model.
+        VortexError: `VE051` and `VE056` for a kernel that wants more than there is (`limits.py`).
         OfflineCompileError: `VK002` for what does not compile.
     """
     flow = TritonFlow(program.canonical(), knobs, geometry)
     try:
         with compiling_for(GPUS[target], threads=threads) as compiled:
             for shape in dict.fromkeys(shapes):
-                _launch(flow, shape)
+                _launch(flow, shape, dtype)
     except VortexError:
         raise
     except (TritonError, RuntimeError) as error:  # of the front end and of LLVM; what else fails is ours
         raise OfflineCompileError(f"a kernel does not compile for {target}: {error}") from error
     found = {}
-    for name in _GENERATED:
-        if name in compiled:
-            found[name] = max(
-                (_use(kernel) for kernel in compiled[name]), key=lambda u: (u.spills, u.registers)
-            )
+    for name in sorted(compiled, key=lambda n: (n not in _GENERATED, n)):
+        uses = [_use(kernel) for kernel in compiled[name]]
+        most = KernelUse(*(max(column) for column in zip(*map(astuple, uses), strict=True)))
+        check_use(name, most, target, generated=name in _GENERATED)
+        if name in _GENERATED:
+            found[name] = most
     return found
 
 
@@ -102,10 +93,10 @@ def _use(kernel: Any) -> KernelUse:
     return KernelUse(usage.get("REG", 0), usage.get("STACK", 0), shared)
 
 
-def _launch(flow: TritonFlow, shape: StepShape) -> None:
+def _launch(flow: TritonFlow, shape: StepShape, dtype: torch.dtype) -> None:
     """Everything that a layer launches for its pages and its step, except storing the new token."""
     knobs, g, size = flow.knobs, flow.geometry, flow.knobs.page_size
-    stored = torch.bfloat16 if knobs.kv_dtype == "auto" else torch_dtype(torch, knobs.kv_dtype)
+    stored = dtype if knobs.kv_dtype == "auto" else torch_dtype(torch, knobs.kv_dtype)
     blocks = -(-shape.tokens // _BLOCK)
     width = -(-blocks // 16) * 16 * (_BLOCK // size)
     k = torch.empty(g.kv_heads, _BLOCKS * _BLOCK // size, size, g.head_dim, dtype=stored, device=_META)
@@ -117,7 +108,7 @@ def _launch(flow: TritonFlow, shape: StepShape) -> None:
     view = BatchView(table, lengths, lengths, blocks * _BLOCK)
     flow.update(states, kv, torch.empty(64, dtype=torch.int64, device=_META), 0)
     flow.update_decode(states, kv, view, 0)
-    q = torch.empty(shape.rows, g.q_heads, g.head_dim, dtype=torch.bfloat16, device=_META)
+    q = torch.empty(shape.rows, g.q_heads, g.head_dim, dtype=dtype, device=_META)
     each = flow.program.per_query_head
     dense = AttentionPlan.allocate(g, _BLOCK, stored, shape.rows, _META)
     if flow.program.reads_dense_mass:

@@ -6,6 +6,7 @@ lengths and budgets only, so it can be captured in a CUDA graph and replayed for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +57,28 @@ COLUMN_STAGES = 1
 SHORT_PROGRAMS = 4
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The candidates of each row, between the two stages of a selection.
+
+    Attributes:
+        pages: int32 `[rows, capacity]`, logical pages.
+        lens: int32 `[rows]`, their tokens.
+        logical: int32 `[1, width]`, the page table of a sequence whose pages lie in their order.
+        search: scratch of their selection.
+    """
+
+    pages: torch.Tensor
+    lens: torch.Tensor
+    logical: torch.Tensor
+    search: SelectWorkspace
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of scratch held."""
+        return self.search.nbytes + sum(t.nbytes for t in (self.pages, self.lens, self.logical))
+
+
 @dataclass
 class Workspace:
     """Buffers of one decode step for up to `batch` sequences of up to `width` pages; contents are scratch.
@@ -66,6 +89,7 @@ class Workspace:
         scores: fp32 `[rows, width]` by score node.
         page_ids: int32 `[rows, capacity]`, the selection; absent where a program selects everything.
         kv_lens: int32 `[rows]`.
+        candidates: of a selection in two stages, absent without one.
         marks: uint8 `[rows, width]`, pages of a union's streams so far; absent without a union.
         search: scratch of the selection kernel for rows too long for one program.
     """
@@ -80,6 +104,7 @@ class Workspace:
     page_ids: torch.Tensor | None = None
     kv_lens: torch.Tensor | None = None
     marks: torch.Tensor | None = None
+    candidates: Candidates | None = None
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +117,8 @@ class Workspace:
             self.kv_lens,
             self.marks,
         ]
-        return self.search.nbytes + sum(t.nbytes for t in held if t is not None)
+        more = 0 if self.candidates is None else self.candidates.nbytes
+        return self.search.nbytes + more + sum(t.nbytes for t in held if t is not None)
 
 
 class TritonFlow:
@@ -113,7 +139,7 @@ class TritonFlow:
         self.code: Module = generate(program, geometry, knobs.page_size)
         self._kernels = load_module(self.code.text)
         self._configs = configs
-        self._score_kernels: dict[tuple[int, int], Any] = {}
+        self._variants: dict[tuple[int, int, bool], Any] = {}
         self._graph = self.code.graph
         self._streams = self._graph.streams
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
@@ -200,6 +226,12 @@ class TritonFlow:
         """The most pages a list can hold: a union's streams each have the budget."""
         return min(width, self.capacity(width) * max(1, len(self._streams)))
 
+    def _most_candidates(self, width: int) -> int:
+        """The most candidates of a row of up to `width` pages, those always kept included."""
+        refined, kept = self._graph.refinement, self.knobs.keep_first + self.knobs.keep_last
+        assert refined is not None
+        return min(width, kept + refined.candidates * max(0, self.capacity(width) - kept))
+
     def prepare(self, batch: int, width: int, device: torch.device, longest_whole: int = 0) -> None:
         """See `CapturedFlow`."""
         self.workspace(batch, width, device, longest_whole)
@@ -223,7 +255,7 @@ class TritonFlow:
                 made.scratch[i] = torch.empty(rows * width * elements, device=device)
             for i, elements in self.code.before.items():
                 made.before[i] = torch.empty(rows * elements, device=device)
-            for i in self.code.schedule.scores:
+            for i in self.code.schedule.outputs:
                 each = "head" in self._graph.nodes[i].type.names
                 made.scores[i] = torch.empty(rows * (g.group if each else 1), width, device=device)
             if self._streams:
@@ -231,6 +263,15 @@ class TritonFlow:
                 made.kv_lens = torch.zeros(lists, dtype=torch.int32, device=device)
             if len(self._streams) > 1:
                 made.marks = torch.empty(lists, width, dtype=torch.uint8, device=device)
+            if self._graph.refinement is not None:
+                most = self._most_candidates(width)
+                pages = torch.zeros(rows, _in_steps(most), dtype=torch.int32, device=device)
+                made.candidates = Candidates(
+                    pages,
+                    torch.zeros(rows, dtype=torch.int32, device=device),
+                    torch.arange(width, dtype=torch.int32, device=device).unsqueeze(0),
+                    select_workspace(rows, width, most, device),
+                )
             self._workspaces[key] = made
         return self._workspaces[key]
 
@@ -296,22 +337,47 @@ class TritonFlow:
         args = [
             q, q.stride(0), q.stride(1), table, table.stride(0), lengths, budgets, states.pages, work.width,
             *self._state_args(states), *masses, *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
-            *(work.before[i] for i in sorted(work.before)), *(work.scores[i] for i in self.code.schedule.scores),
+            *(work.before[i] for i in sorted(work.before)), *(work.scores[i] for i in self.code.schedule.outputs),
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads
-        # Measured for bf16 queries: tiles of wider ones may not fit the shared memory of that many stages.
-        config = self._configs(work.batch, work.width).score if q.dtype == torch.bfloat16 else ScoreConfig()
+        config, wide = self._configs(work.batch, work.width).score, is_wide(q)
         if self.code.before:
             self._kernels.query_kernel[(rows,)](*args, num_warps=WARPS, **dependent_launch(q.device))
         if self.code.score:
             config = self.resolved(config, work.batch, work.width, q.device)
             grid = (-(-work.width // (config.block * config.blocks)), rows)
-            self._score_kernel(config.block, config.channels)[grid](
+            self._variant(config.block, config.channels, wide).score_kernel[grid](
                 *args, OPERAND=operand(q), BLOCKS=config.blocks, num_warps=config.warps, num_stages=config.stages,
                 **dependent_launch(q.device),
             )  # fmt: skip
         if self.code.rows:
             self._kernels.row_kernel[(rows,)](*args, num_warps=config.row_warps, **dependent_launch(q.device))
+        if work.candidates is not None:
+            self._refine(args, q, lengths, budgets, work)
+
+    def _refine(
+        self,
+        args: Sequence[Any],
+        q: torch.Tensor,
+        lengths: torch.Tensor,
+        budgets: torch.Tensor,
+        work: Workspace,
+    ) -> None:
+        """Candidates by the coarse score, and their fine scores."""
+        refined, found, knobs = self._graph.refinement, work.candidates, self.knobs
+        assert refined is not None and found is not None
+        heads, most = self.geometry.kv_heads, self._most_candidates(work.width)
+        select_pages(
+            work.scores[refined.coarse], lengths, budgets, found.logical.expand(len(lengths), -1), heads=heads,
+            page_size=knobs.page_size, page_ids=found.pages, kv_lens=found.lens, keep_first=knobs.keep_first,
+            keep_last=knobs.keep_last, workspace=found.search, fraction=refined.fraction, most=most,
+            times=refined.candidates,
+        )  # fmt: skip
+        kernel = self._variant(self.code.block, FEW_CHANNELS, is_wide(q)).refine_kernel
+        kernel[(-(-most // self.code.candidates), len(found.lens))](
+            *args, found.pages, found.pages.stride(0), found.lens,
+            OPERAND=operand(q), num_warps=WARPS, **dependent_launch(lengths.device),
+        )  # fmt: skip
 
     def resolved(self, config: ScoreConfig, batch: int, width: int, device: torch.device) -> ScoreConfig:
         """The configuration with what it leaves open filled in for a shape."""
@@ -332,14 +398,15 @@ class TritonFlow:
             channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
         )  # fmt: skip
 
-    def _score_kernel(self, block: int, channels: int) -> Any:
-        key = block, channels
-        if key not in self._score_kernels:
+    def _variant(self, block: int, channels: int, wide: bool) -> Any:
+        """The module of the kernels that score, cut otherwise than by default or for other queries."""
+        key = block, channels, wide
+        if key not in self._variants:
             code = self.code
-            if key != (code.block, FEW_CHANNELS):
-                code = generate(self.program, self.geometry, self.knobs.page_size, *key)
-            self._score_kernels[key] = load_module(code.text).score_kernel
-        return self._score_kernels[key]
+            if key != (code.block, FEW_CHANNELS, False):
+                code = generate(self.program, self.geometry, self.knobs.page_size, block, channels, wide=wide)
+            self._variants[key] = load_module(code.text)
+        return self._variants[key]
 
     def attention_config(self, batch: int, width: int, kv_dtype: torch.dtype) -> DecodeConfig | None:
         """What was measured best for attention over this flow's lists; None: no more than the defaults."""
@@ -374,7 +441,7 @@ class TritonFlow:
                 stage: Stage = "list" if n == len(self._streams) - 1 else "add" if n else "begin"
                 marks = Marks(work.marks, stage, min(work.width, self.capacity(work.width)))
             select_pages(
-                self._pooled(work.scores[node.inputs[0]], node.attr.get("share"), batch), lengths, budgets, table,
+                self._pooled(work.scores[i if node.op == "refine" else node.inputs[0]], node.attr.get("share"), batch), lengths, budgets, table,
                 heads=self._heads, page_size=knobs.page_size, page_ids=work.page_ids, kv_lens=lens,
                 keep_first=knobs.keep_first, keep_last=knobs.keep_last, workspace=work.search,
                 fraction=node.attr.get("fraction", 1.0), limit=limit, marks=marks,
@@ -422,9 +489,14 @@ def score_blocks(programs: int, device: torch.device) -> int:
 
 
 def operand(q: torch.Tensor) -> tl.dtype:
-    """Type in which matrix products run: bf16 holds their operands exactly if the query is bf16. The interpreter's
+    """Type in which matrix products run: bf16 holds their operands exactly, a wide query in parts. The interpreter's
     bf16 product is wrong, so it computes in fp32."""
-    return tl.bfloat16 if q.dtype == torch.bfloat16 and not INTERPRETED else tl.float32
+    return tl.float32 if INTERPRETED else tl.bfloat16
+
+
+def is_wide(q: torch.Tensor) -> bool:
+    """Whether bf16 does not hold a query, so that kernels are generated that take it in parts."""
+    return q.dtype != torch.bfloat16 and not INTERPRETED
 
 
 def token_blocks(programs: int, device: torch.device) -> int:

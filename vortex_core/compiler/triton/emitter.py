@@ -101,6 +101,7 @@ class Emitter:
         before: nodes that a launch before has computed; `load_before` reads them.
         products: writes further sums as matrix products, of codes.
         channels: most of a matrix product where their number is no power of two.
+        wide: whether bf16 does not hold the query: it takes part in exact products as three numbers that bf16 holds.
     """
 
     graph: Graph
@@ -113,6 +114,7 @@ class Emitter:
     before: Collection[int] = ()
     load_before: Callable[[int, Env], Tile] | None = None
     channels: int = FEW_CHANNELS
+    wide: bool = False
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
     axes: dict[str, Axis] = field(default_factory=dict)
@@ -169,7 +171,7 @@ class Emitter:
         """The value of node `i` at the indices of `env` (one entry for each of its dims)."""
         node = self.graph.nodes[i]
         if i in self.known:
-            return self.known[i]
+            return self._known(node, self.known[i], env)
         if i in self.before and self.load_before is not None:
             key = (i, repr(sorted((n, t.text) for n, t in env.items())))
             if key not in self._memo:
@@ -186,6 +188,20 @@ class Emitter:
                 found = self.products(self, i, env)
             memo[key] = found if found is not None else self._node(node, env, paged)
         return memo[key]
+
+    def _known(self, node: Node, found: Tile, env: Env) -> Tile:
+        """A value that is there whole, at the indices of `env`."""
+        for axis in found.axes:
+            at = env[axis.name]
+            if at.text == axis.index:
+                continue
+            if axis in at.axes:
+                raise unsupported(node, f"it is asked for in another order along {axis.name!r}")
+            axes = order([*found.axes, *at.axes])
+            here = f"{Tile(axis.index, (axis,)).to(axes)} == {at.to(axes)}"
+            text = f"tl.sum(tl.where({here}, {found.to(axes)}, 0.0), axis={axes.index(axis)})"
+            found = self.bind(text, [a for a in axes if a != axis], False)
+        return found
 
     def value(self, i: int) -> Tile:
         """The value of node `i` everywhere."""
@@ -283,6 +299,8 @@ class Emitter:
         node = self.graph.nodes[i]
         if dim not in node.type.names or i in self.before:
             return False
+        if i in self.known:
+            return True
         if node.spec.group == "scan" and node.attr["dim"] == dim:
             return True
         return any(self.needs_whole(j, dim) for j in node.inputs)
@@ -315,9 +333,12 @@ class Emitter:
                     return None
                 cast, precision = (".to(OPERAND)", "ieee") if c.exact else ("", "tf32x3")
                 a = f"tl.reshape({left.text}{cast}, [{rows}, {lanes.size}])"
-                b = f"tl.trans({self.masked(right, lanes, '0.0')}{cast})"
-                extra = "" if total is None else f", {total}"
-                total = self.bind(f'tl.dot({a}, {b}{extra}, input_precision="{precision}")', axes, True).text
+                text = self.masked(right, lanes, "0.0")
+                for part in self._parts(text, right.axes) if c.exact and self.wide else [f"{text}{cast}"]:
+                    b = f"tl.trans({part})"
+                    extra = "" if total is None else f", {total}"
+                    dot = f'tl.dot({a}, {b}{extra}, input_precision="{precision}")'
+                    total = self.bind(dot, axes, True).text
         shape = [a.size for a in axes] + [head.size]
         full = self.bind(f"tl.reshape({total}, {shape})", (*axes, head), True)
         target = order(full.axes)
@@ -325,6 +346,14 @@ class Emitter:
             moved = tuple(full.axes.index(a) for a in target)
             full = self.bind(f"tl.permute({full.text}, {moved})", target, True)
         return self.fold("sum", full, ("head",), True) if c.over_heads else full
+
+    def _parts(self, text: str, axes: Sequence[Axis]) -> list[str]:
+        """A query as the sum of three values that bf16 holds, each what those before left: all 24 bits of fp32."""
+        parts: list[str] = []
+        for _ in range(3):
+            parts.append(self.shared(f"({text}).to(OPERAND)", axes).text)
+            text = self.shared(f"{text} - {parts[-1]}.to(tl.float32)", axes).text
+        return parts
 
     def _operands(self, c: Contraction, q: Tile, pages: Sequence[Tile]) -> list[tuple[Tile, Tile]]:
         """(page side, query side) pairs whose products add up to the contraction."""

@@ -19,6 +19,7 @@ from vortex_core.ir.cost import (
     Cost,
     LaunchCost,
     attended_pages,
+    candidate_pages,
     launch_costs,
 )
 from vortex_core.ir.knobs import Knobs
@@ -101,6 +102,8 @@ class _Planner:
         self.total = math.ceil(length / knobs.page_size)
         self.lists = self.rows * (geometry.group if program.per_query_head else 1)
         self.streams = self.code.graph.streams
+        refined = self.code.graph.refinement
+        self.among = 0 if refined is None else candidate_pages(program, knobs, length, 0, geometry.layers)
         self.chosen = self.total if program.selects_everything else knobs.pages(length, 0, geometry.layers)
         self.attended = min(
             length, attended_pages(program, knobs, length, 0, geometry.layers) * knobs.page_size
@@ -148,6 +151,17 @@ class _Planner:
                 return (
                     f"{plan.barriers} pass{'es' * (plan.barriers > 1)} over a row's pages, then the scores",
                     "needs every page of a row first: " + ", ".join(map(_place, crossing)),
+                )
+            case "candidates":
+                times = self.code.graph.refinement.candidates if self.code.graph.refinement else 0
+                return (
+                    f"{self.among:,} candidates a row, {times} for each page of the budget: radix select",
+                    "orders a row's pages by the coarse score, so needs all of them",
+                )
+            case "refine":
+                return (
+                    "fine scores of candidates alone, candidate-parallel",
+                    "needs the candidates of its row",
                 )
             case "pool" | "select":
                 assert launch.node is not None
@@ -206,10 +220,18 @@ class _Planner:
         ranked = [
             i for i in plan.scores if self.code.graph.residual is None or i != self.code.graph.residual.mass
         ]
-        found += [Buffer(f"score {i}", size, writer, "select") for i in ranked]
+        readers = (
+            {} if self.code.graph.refinement is None else {self.code.graph.refinement.coarse: "candidates"}
+        )
+        found += [Buffer(f"score {i}", size, writer, readers.get(i, "select")) for i in ranked]
         if self.code.graph.residual is not None:
             heads = self.rows * self.group
             found.append(Buffer("left out", heads * self.complete * SCORE_BYTES, writer, "residual"))
+        if self.among:
+            found.append(Buffer("fine score", size, "refine", "select"))
+            found.append(
+                Buffer("candidates", self.rows * (self.among + 1) * INDEX_BYTES, "candidates", "refine")
+            )
         if not self.streams:
             return found
         search = select_plan(self.complete, self.chosen)

@@ -19,7 +19,7 @@ from vortex_core.kernels.dependent import LATE
 from vortex_core.kernels.offline import KernelReport, build_kernel, compile_kernel
 
 DEFAULT = ScoreConfig(blocks=1)
-KERNELS = ("update_kernel", "query_kernel", "score_kernel", "row_kernel")
+KERNELS = ("update_kernel", "query_kernel", "score_kernel", "row_kernel", "refine_kernel")
 _STORED = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "int8": "*i8"}
 _POINTERS = {
     "q": "*bf16",
@@ -29,6 +29,8 @@ _POINTERS = {
     "lengths": "*i32",
     "budgets": "*i32",
     "pages": "*i32",
+    "candidates": "*i32",
+    "candidate_lens": "*i32",
 }
 _ALIGNED = (
     "q_batch",
@@ -41,6 +43,7 @@ _ALIGNED = (
     "v_token",
     "table_stride",
     "max_pages",
+    "candidates_stride",
 )
 
 

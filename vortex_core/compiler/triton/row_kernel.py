@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from vortex_core.compiler.triton.emitter import REDUCE, Emitter, neutral
@@ -12,6 +13,7 @@ from vortex_core.ir.program import Node
 from vortex_core.ir.schedule import per_page
 
 ROW_BLOCK = 256
+MAX_READ = 32768  # lanes that a block of pages has in registers
 
 
 def row_text(writer: IndexKernel) -> str:
@@ -26,6 +28,7 @@ def row_text(writer: IndexKernel) -> str:
         default=1,
     )
     block = max(16, min(ROW_BLOCK, pow2(8192 // max(1, widest)) // 2 or 1))
+    block = max(16, min(block, MAX_READ // _read(writer)))
     axis = Axis("page", block)
     e = writer.emitter(axis)
     rows = _RowLoops(writer, e, axis)
@@ -36,6 +39,20 @@ def row_text(writer: IndexKernel) -> str:
     rows.close()
     body = [*writer.prologue(False), *writer.axes_lines(e), *e.outer]
     return writer.kernel("row_kernel", writer.index_args(), [], body)
+
+
+def _read(writer: IndexKernel) -> int:
+    """The most lanes of a page's value that the kernel reads or computes again."""
+    graph, plan = writer.program.index, writer.schedule
+    read = {j for i, n in enumerate(graph.nodes) if plan.level[i] for j in n.inputs if plan.level[j] == 0}
+    return max(
+        (
+            math.prod(pow2(e.resolve(writer.sizes)) for name, e in graph.nodes[j].type.dims if name != "page")
+            for j in read
+            if "page" in graph.nodes[j].type.names
+        ),
+        default=1,
+    )
 
 
 class _RowLoops:

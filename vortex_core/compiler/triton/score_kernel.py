@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from vortex_core.compiler.triton.code_emitter import CodeEmitter
@@ -23,8 +24,9 @@ from vortex_core.ir.schedule import schedule
 class IndexKernel(KernelWriter):
     """Loads, stores and outputs of the index graph; writes the page-parallel kernel."""
 
-    def __init__(self, program: Program, geometry: Geometry, page_size: int) -> None:
+    def __init__(self, program: Program, geometry: Geometry, page_size: int, *, wide: bool = False) -> None:
         super().__init__(program, geometry, page_size)
+        self.wide = wide
         self.schedule = schedule(program.index)
         self.contractions = find_contractions(program.index, self.states)
         self.code_products = find_code_products(program.index, self.states)
@@ -35,13 +37,15 @@ class IndexKernel(KernelWriter):
         self.code_products = {i: c for i, c in self.code_products.items() if i not in self.contractions}
         taken = {*self.contractions, *self.code_products}
         self.contractions |= find_contractions(program.index, self.states, taken, inexact=True)
+        if wide:  # no query is exact
+            self.code_products = {i: replace(c, exact=False) for i, c in self.code_products.items()}
         self.before = query_work(program.index, self.sizes)
         self.writer = CodeEmitter(self.states, self.mask_text)
 
     def index_args(self) -> list[str]:
         """Run-time arguments of both kernels, in order."""
         scratch = [f"t{i}_ptr" for i in self.schedule.stored]
-        outs = [f"out{i}_ptr" for i in self.schedule.scores]
+        outs = [f"out{i}_ptr" for i in self.schedule.outputs]
         return [
             "q_ptr",
             "q_batch",
@@ -109,7 +113,7 @@ class IndexKernel(KernelWriter):
         ]
         nodes = [self.program.index.nodes[i] for i in self.program.index.streams]
         whole = any(
-            n.op == "topk" and n.attr.get("fraction", 1.0) == 1.0 for n in nodes
+            n.op in ("topk", "refine") and n.attr.get("fraction", 1.0) == 1.0 for n in nodes
         )  # takes what fits by itself
         if whole and not self.program.index.writes and not self.program.needs_mass:
             # Rows that fit their budget attend to everything: nothing to score.
@@ -163,6 +167,10 @@ class IndexKernel(KernelWriter):
             lines.append(
                 f"tl.store(out{i}_ptr + {at}, {full(value, axes)}, mask={self.mask_text(axes, True)})"
             )
+        for i in self.schedule.refined:  # only candidates get a fine score
+            assert e.page is not None
+            lowest = f"tl.full([{e.page.size}], float('-inf'), tl.float32)"
+            lines.append(f"tl.store(out{i}_ptr + page_at, {lowest}, mask=page_ok)")
         if updates or self.program.needs_mass:
             lines.append("tl.debug_barrier()")  # all lanes have read the old state
         for name, value in updates:
@@ -189,6 +197,7 @@ class IndexKernel(KernelWriter):
 
     def emitter(self, page: Axis | None, **options: Any) -> Emitter:
         """What writes the statements of a kernel that comes after the query's."""
+        options = {"wide": self.wide, **options}
         e = Emitter(self.program.index, self.sizes, self.source, self.channel_start, page, **options)
         e.before, e.load_before = self.before, lambda i, env: self.load_before(e, i, env)
         return e

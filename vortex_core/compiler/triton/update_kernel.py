@@ -130,15 +130,17 @@ class UpdateKernel(KernelWriter):
         if value.axes[-1] != axis:
             moved = tuple(value.axes.index(a) for a in (*outer, axis))
             inside = emitter.bind(f"tl.permute({inside}, {moved})", (*outer, axis), False).text
-        shape = [*(a.size for a in outer), axis.size // per, per]
-        assert axis.size // per == lane.size
+        there = min(per, axis.size)  # fewer lanes than a byte holds: the rest of it is padding
+        shape = [*(a.size for a in outer), axis.size // there, there]
+        assert axis.size // there == lane.size
         dealt = emitter.bind(f"tl.reshape({inside}, {shape})", (), False)
         index = ", ".join(["None"] * (len(outer) + 1) + [":"])
         groups = []
-        for n in range(per):
-            text = f"tl.sum(tl.where((tl.arange(0, {per}) == {n})[{index}], {dealt.text}, 0.0), axis={len(outer) + 1})"
+        for n in range(there):
+            text = f"tl.sum(tl.where((tl.arange(0, {there}) == {n})[{index}], {dealt.text}, 0.0), axis={len(outer) + 1})"
             groups.append(emitter.bind(text, (*outer, lane), False))
-        return groups
+        none = f"tl.full({[a.size for a in (*outer, lane)]}, -1.0, tl.float32)"
+        return groups + [emitter.bind(none, (*outer, lane), False) for _ in range(there, per)]
 
     def _write_rows(
         self, emitter: Emitter, state: StateDecl, i: int, env: dict[str, Tile], names: list[str]

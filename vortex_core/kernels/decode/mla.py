@@ -38,6 +38,9 @@ def mla_config(heads: int, kv_dtype: torch.dtype, page_size: int) -> DecodeConfi
     if kv_dtype in FP8_DTYPES:
         # The converted tile feeds both products from registers and is not pipelined: shorter tiles fit.
         return DecodeConfig(32, 8, 3, 1, 1, fused_merge=False)
+    if kv_dtype == torch.float32:
+        # Wider tiles, or two in flight, do not fit: 378 KB of shared memory with three of 64 tokens.
+        return DecodeConfig(16, 8, 1, 1, 1, fused_merge=False)
     return DecodeConfig(64, 4 if group <= 16 else 8, 3, 1, 1, fused_merge=False, latent_kernel=on_hopper())
 
 

@@ -207,6 +207,7 @@ def select_pages(
     workspace: SelectWorkspace | None = None,
     plan: SelectPlan | None = None,
     most: int | None = None,
+    times: int = 1,
 ) -> PageList:
     """Select the best pages of every row.
 
@@ -217,6 +218,7 @@ def select_pages(
     is left alone) and kv_lens int32 [rows], and returns them as a `PageList`.
 
     fraction: share of the budget beyond the kept pages that may be used, rounded up, in ten-thousandths.
+    times: so many times as many pages beyond the kept ones are chosen, for candidates of a second choice.
     limit: ends the choice before the budget does.
     marks: makes this one selection of a union; `page_ids` and `kv_lens` are written by its last stage only.
     tolerance: 0 is exact. Otherwise the search stops once ceil((1 - tolerance) * k) pages are certain, and
@@ -303,7 +305,7 @@ def select_pages(
             FINAL_BLOCK=plan.final_block, TIERS=plan.tiers,
             # bf16 keys differ in their upper half only.
             LAST_SHIFT=16 if scores.dtype == torch.bfloat16 else 0, STOCHASTIC=tolerance > 0.0,
-            LIMIT=SELECT_LIMITS.get(kind, 0), MARKS=SELECT_STAGES.get(stage, 0), SIFT=sift,
+            LIMIT=SELECT_LIMITS.get(kind, 0), MARKS=SELECT_STAGES.get(stage, 0), SIFT=sift, TIMES=times,
             num_warps=plan.num_warps, maxnreg=launch_registers(plan, kind, stage), **dependent_launch(scores.device),
         )  # fmt: skip
     return one_list_a_head(page_ids, kv_lens, heads, page_size)

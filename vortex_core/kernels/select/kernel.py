@@ -45,13 +45,15 @@ def select_kernel(
     HEADS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
     FINAL_BLOCK: tl.constexpr, TIERS: tl.constexpr, LAST_SHIFT: tl.constexpr,
     STOCHASTIC: tl.constexpr, LIMIT: tl.constexpr, MARKS: tl.constexpr, SIFT: tl.constexpr, PDL: tl.constexpr,
+    TIMES: tl.constexpr = 1,
 ):  # fmt: skip
     """Grid (rows, SEGMENTS): one row's pages, straight to physical ids in ascending logical order.
 
     A row longer than BLOCK is cut into segments. Each keeps its own best k, and the one that finishes last
     chooses among those: the best k of a row are among the best k of its segments, and in the same order.
-    parts: ten-thousandths of the budget, beyond the kept pages, that may be used. at_key: key of the threshold.
-    share: of the row's softmax weight. capacity: most pages chosen here; list_capacity: of a list.
+    parts: ten-thousandths of the budget, beyond the kept pages, that may be used; TIMES: so many times as many pages
+    are chosen. at_key: key of the threshold. share: of the row's softmax weight. capacity: most pages chosen here;
+    list_capacity: of a list.
     """
     await_previous(PDL)
     row = tl.program_id(0)
@@ -67,7 +69,7 @@ def select_kernel(
     whole = (k >= EVERYTHING) & (n_pages <= list_capacity)
     kept = tl.minimum(keep_first + keep_last, n_pages)
     room = tl.minimum(tl.maximum(k, kept), n_pages) - kept
-    k = tl.minimum(kept + (room * parts + 9999) // 10000, capacity)
+    k = tl.minimum(kept + (room * parts + 9999) // 10000 * TIMES, capacity)
     k = tl.where(whole, EVERYTHING, k)
     table_row = table_ptr + b.to(tl.int64) * stride_table_b
     out_row = out_ptr + row.to(tl.int64) * stride_out
