@@ -344,6 +344,7 @@ def _measured(stage: str, x: float, seed: int) -> StageResult:
         value = 1 - 0.3 * x * x
         found = {
             "screen_beyond": Metric(value, value - 0.01, value + 0.01, how="recorded"),
+            "screen_own_output": Metric(1 - 0.1 * abs(x - 0.3), how="recorded"),
             "state_share": Metric(0.2 * (1 - x), higher_is_better=False, how="modelled"),
             "modelled_speedup_h200": Metric(1 + 2 * x, how="modelled"),
         }

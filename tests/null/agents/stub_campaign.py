@@ -96,7 +96,10 @@ def _screen(stage: str, beyond: float, share: float, draw: list[float]) -> Stage
             beyond - 0.02, beyond - 0.06, beyond + 0.02, unit="of what hindsight adds", n=3
         ),
         "screen_own_beyond": Metric(beyond, beyond - 0.04, beyond + 0.04, unit="of what hindsight adds", n=3),
-        "screen_output_error": Metric(0.05 * (1.1 - beyond), higher_is_better=False, how="recorded"),
+        "screen_own_output": Metric(
+            0.945 + 0.05 * beyond, 0.943 + 0.05 * beyond, 0.947 + 0.05 * beyond, unit="of squared length", n=3
+        ),
+        "screen_output_error": Metric(0.055 - 0.05 * beyond, higher_is_better=False, how="recorded"),
         "density": Metric(0.21, higher_is_better=False, how="recorded"),
         "state_share": Metric(share, unit="of KV bytes", higher_is_better=False, how="modelled"),
     }
@@ -106,7 +109,7 @@ def _screen(stage: str, beyond: float, share: float, draw: list[float]) -> Stage
             "worst_heads": [{"layer": n, "q_head": 4, "beyond": 0.3} for n in layers],
         }
     }
-    recorded = {n: replace(m, how="recorded") if n.endswith("beyond") else m for n, m in metrics.items()}
+    recorded = {n: replace(m, how="recorded") if n.startswith("screen") else m for n, m in metrics.items()}
     return StageResult(stage, True, recorded | _speed(share), info=info)
 
 

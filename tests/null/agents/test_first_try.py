@@ -17,7 +17,7 @@ def test_the_prompt_is_that_of_a_first_ask() -> None:
     text = prompt(3, "default")
     assert text.startswith("<!-- system -->\n\nYou design sparse attention")
     user = text[text.index("<!-- user -->") :]
-    for words in ("16 items", "at 1024 tokens", "screen_own_beyond", "Ask 1 of this campaign"):
+    for words in ("16 items", "at 1024 tokens", "screen_own_output", "Ask 1 of this campaign"):
         assert words in user
     assert prompt(4, "default") != text, "another direction for another author"
 

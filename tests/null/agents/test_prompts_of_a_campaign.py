@@ -66,7 +66,14 @@ def test_every_figure_and_verdict_in_a_prompt_is_defined(played: tuple[Reader, C
         named |= {
             name for row in rows for name in re.findall(r"(?:^|, )([a-z_0-9]+) -?[0-9.]+(?:e[-+]\d+)?\b", row)
         }
-    assert {"screen_own_beyond", "screen_beyond", "accuracy_delta", "state_share", "density"} <= named
+    assert {
+        "screen_own_output",
+        "screen_own_beyond",
+        "screen_beyond",
+        "accuracy_delta",
+        "state_share",
+        "density",
+    } <= named
     for name in named:
         stem = name.replace("modelled_speedup_h200", "modelled_speedup_GPU")
         assert f"`{stem}`" in SYSTEM, f"{name} is shown and not defined"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from agents.grammar.proposer import GrammarProposer
 from evaluators.results import Metric
-from search.campaign.archive import Score, Verdict
+from search.campaign.archive import Score, Verdict, pareto_layers, reference_point, score
 from search.campaign.cells import cell_of, family
 from search.campaign.comparison import at_equal_cost
 from search.campaign.feedback import ledger
@@ -19,7 +20,7 @@ from search.campaign.fitting import runs_as_it_is
 from search.campaign.ladder import Rung
 from search.campaign.landscape import standing, standings
 from search.campaign.lessons import Lessons
-from search.config import CampaignConfig, Objective
+from search.config import CampaignConfig, Objective, load_campaign
 from search.log import events as ev
 from search.log.state import CampaignState
 from search.log.store import Record
@@ -209,6 +210,36 @@ def test_strategies_are_told_the_screens_numbers_and_what_answers_say_of_gates(t
     assert any(Verdict.FAILED in v[1:] and v[0] is not Verdict.FAILED for v in by_key.values()), (
         "an answer that breaks the gate makes a well-screened program a bad parent"
     )
+
+
+@pytest.mark.parametrize("name", ["screen_beyond", "screen_own_output"])
+def test_programs_are_ranked_by_the_number_that_the_campaign_names(tmp_path: Path, name: str):
+    """Strategies, surrogate and rungs go by it; by mass the simulated best is at 0, by the output at 0.3."""
+    screen = {"programs": 60, "full": 6, "answers": 2, "accuracy": name, "gates": []}
+    campaign = Harness(tmp_path, screened(screen=screen)).campaign()
+    state = asyncio.run(campaign.run_to_end(STARTED, SESSION))
+    screened_ones = [c for c in state.found if c.status("screen") == "passed"]
+    values = {(c.doc, c.metrics("screen")[name].value) for c in screened_ones if c.arm == "search"}
+    assert campaign.arms.measured("search") and set(campaign.arms.measured("search")) <= values
+    objective = campaign.config.screen.objective(campaign.config.objective)  # type: ignore[union-attr]
+    points = [score(c, objective, "screen").point for c in screened_ones]  # type: ignore[union-attr]
+    assert [p[0] for p in points] == [c.metrics("screen")[name].value for c in screened_ones]
+    layer = dict(zip((c.key for c in screened_ones), pareto_layers(points), strict=True))
+    gone = [layer[c.key] for c in screened_ones if "full_screen" in c.promoted]
+    # By mass all trade it for speed and none is behind another; by the output those below 0.3 are behind those above.
+    if name == "screen_own_output":
+        assert statistics.mean(gone) < statistics.mean(layer.values()), "who goes on is ahead by this number"
+    else:
+        assert set(layer.values()) == {0}
+
+
+def test_the_default_campaign_goes_by_the_error_of_the_output():
+    """By what the study of `benchmarks/results/screen_choice.md` found; its front counts from its gate on."""
+    given = load_campaign("default")
+    assert given.screen is not None
+    searched = given.screen.objective(given.objective)
+    assert searched.accuracy == "screen_own_output"
+    assert 0.95 < reference_point(searched)[0] < 0.98
 
 
 def test_one_in_so_many_goes_on_and_an_idle_worker_takes_the_best():
