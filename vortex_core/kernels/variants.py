@@ -246,6 +246,7 @@ def select_variant(
         "LIMIT": SELECT_LIMITS[limit] if limit else 0,
         "MARKS": SELECT_STAGES[marks] if marks else 0,
         "SIFT": plan.sift,
+        "TIMES": 1,
     }
     absent = [
         *(() if marks else ("marks_ptr",)),

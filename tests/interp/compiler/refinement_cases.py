@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from evaluators.parity import compare
 from tests.cpu.compiler import test_backends as shared
 from tests.cpu.compiler.test_refinement import LAST, flow, shape
 from vortex_core.compiler import backends
+from vortex_core.compiler.interface import BatchView
 from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.ir.crossover import EVERYTHING
 
 shared.LENGTHS[:] = [1, 7, 8, 9, 65, 0, 300]
 SHAPES = [(3, 1, 24), (16, 1, 32), (1, 2, 16)]
@@ -31,6 +34,26 @@ def test_triton_selects_what_the_oracle_selects(at: int, name: str) -> None:
             [shared.rows(x)[b * x.heads + h] for b in real for h in range(x.heads)] for x in (a, b)
         )
         assert theirs == ours
+
+
+def test_rows_below_a_crossover_attend_to_everything() -> None:
+    geometry, traced = shape(3, 2, 16), flow(LAST["union"], "fp32", cheap="fp32")
+    kv, table, q, pages = shared.inputs(4, 3, 2, 16)
+    lengths = torch.tensor(shared.LENGTHS)
+    budgets = torch.tensor([EVERYTHING if n == 65 else traced.knobs.pages(n) for n in shared.LENGTHS])
+    lists = []
+    for name in ("oracle", "triton"):
+        compiled = backends.get(name).compile(traced.program, traced.knobs, geometry)
+        states = compiled.new_states(pages, torch.device("cpu"))
+        compiled.update(
+            states, kv, torch.cat([table[b, : n // shared.SIZE] for b, n in enumerate(shared.LENGTHS)]), 0
+        )
+        view = BatchView(table, lengths, budgets, max(shared.LENGTHS), longest_whole=65)
+        lists.append(compiled.select(q, states, view, 0))
+    at = shared.LENGTHS.index(65)
+    assert lists[1].counts[at].tolist() == [9, 9]
+    real = lengths > 0
+    assert torch.equal(lists[0].lengths[real], lists[1].lengths[real])
 
 
 @pytest.mark.parametrize("dtype", ["int4", "int8", "bf16"])

@@ -68,6 +68,7 @@ def decode(engine: Engine, flow: str, **options: Any) -> Any:
         ("quest", {"page_size": 8, "budget": "64 if layer < 1 else 48", "reuse_steps": 3}),
         ("remember", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
         ("retroinfer", {"page_size": 8, "budget": "48", "dense_layers": (0,)}),
+        ("twilight_quest", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
         ("delta", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
     ],
 )

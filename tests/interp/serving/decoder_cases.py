@@ -23,6 +23,7 @@ assert GQA_SMALL.group == GQA.group and MLA_SMALL.head_dim == MLA.head_dim
         (GQA_SMALL, "quest", {"page_size": 8, "budget": "24", "dense_layers": (1,)}, torch.float32),
         (GQA_SMALL, "block_topk", {"page_size": 8, "budget": "4096"}, torch.float32),
         (GQA_SMALL, "retroinfer", {"page_size": 8, "budget": "24"}, torch.float32),
+        (GQA_SMALL, "hisa", {"page_size": 8, "budget": "24"}, torch.float32),
         (GQA_SMALL, "tidaldecode", {"page_size": 8, "budget": "24", "dense_layers": (0,)}, torch.float32),
         (GQA_SMALL, "block_topk", {"page_size": 8, "budget": "24"}, torch.float8_e4m3fn),
         (MLA_SMALL, "block_topk", {"page_size": 8, "budget": "24"}, torch.float32),
