@@ -80,6 +80,15 @@ def test_kernels_of_wide_queries_fit(
     assert all(use.stack_bytes <= 1024 for use in found.values()), found
 
 
+def test_a_whole_step_over_latent_rows_of_fp32_fits() -> None:
+    """Attention and the search too: whatever is compiled is checked."""
+    traced = library.load("block_topk")
+    found = compile_ahead(
+        traced.program, traced.knobs.with_(page_size=64), GLM, [StepShape(1, 32768)], dtype=torch.float32
+    )
+    assert {"update_kernel", "score_kernel"} <= set(found)
+
+
 def states_and_scores(flow: TritonFlow, shape: StepShape, dtype: torch.dtype) -> None:
     meta, g, size = torch.device("meta"), flow.geometry, flow.knobs.page_size
     k = torch.empty(g.kv_heads, 64, size, g.head_dim, dtype=dtype, device=meta)

@@ -1,11 +1,12 @@
-"""Values that all pages of a row make, used by channel: in pieces where channels are no power of two, in parts, and as
-they are."""
+"""Values that all pages of a row make, used by channel; short packed sums; queries in parts."""
 
 from __future__ import annotations
 
 import pytest
 
 from evaluators.parity import compare
+from vortex_core import library
+from vortex_core.compiler.triton import backend
 from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
 
@@ -73,5 +74,17 @@ def test_running_sums_of_fewer_numbers_than_a_byte_holds_are_packed(count: int, 
     found = compare(
         traced.program, traced.knobs, Geometry(1, 1, 2, 16, 16, 16), backend="triton", pages=(30,), seeds=(0,),
         tie_tolerance=1e-4,
+    )  # fmt: skip
+    assert found.rows and found.holds, found
+
+
+@pytest.mark.parametrize("name", ["block_topk", "quest", "twilight", "rocketkv"])
+def test_queries_in_parts_select_what_the_oracle_selects(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The text that kernels of fp16 and fp32 queries have; here its products run in fp32."""
+    monkeypatch.setattr(backend, "is_wide", lambda q: True)
+    traced = library.load(name)
+    found = compare(
+        traced.program, traced.knobs.with_(page_size=8, budget="64"), Geometry(1, 1, 3, 32, 32, 32), backend="triton",
+        pages=(0.5, 20.5), seeds=(0,), tie_tolerance=1e-4,
     )  # fmt: skip
     assert found.rows and found.holds, found
