@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import lru_cache
 
 from agents.grammar import recipe_moves
 from agents.grammar.recipe import Band, Recipe, parse
@@ -57,7 +58,12 @@ def written(recipe: Recipe) -> Program:
     Raises:
         VortexError: it is larger than the language allows.
     """
-    return to_program(program_of(recipe.normal()))
+    return _written(recipe.normal())
+
+
+@lru_cache(maxsize=256)  # half of what is drafted was drafted before, and its canonical form costs most of a draft
+def _written(recipe: Recipe) -> Program:
+    return to_program(program_of(recipe))
 
 
 def taste_of(texts: Iterable[str]) -> Taste:
