@@ -61,7 +61,7 @@ def written(recipe: Recipe) -> Program:
     return _written(recipe.normal())
 
 
-@lru_cache(maxsize=256)  # half of what is drafted was drafted before, and its canonical form costs most of a draft
+@lru_cache(maxsize=256)  # half of what is drafted was drafted before, and its canonical form costs most
 def _written(recipe: Recipe) -> Program:
     return to_program(program_of(recipe))
 
