@@ -149,7 +149,9 @@ def test_costs_of_bytes_launches_and_operations_are_told(played: tuple[Reader, C
 def test_a_parent_that_was_only_screened_shows_where_its_time_goes(
     played: tuple[Reader, CampaignState, Path],
 ) -> None:
-    text = by_kind(played[0].asked, "simplify", 20)
+    texts = (by_kind(played[0].asked, "simplify", at) for at in range(10, len(played[0].asked)))
+    # A long line is cut: of many states not all are named.
+    text = next(t for t in texts if not re.search(r"^costs.state_share by state: .*\.\.\.$", t, re.M))
     assert re.search(r"^costs.bottleneck: (launches|kv|states|weights|compute|other)$", text, re.M)
     (step,) = re.findall(r"^costs.step: (.*)$", text, re.M)
     assert 97 <= sum(int(share) for share in re.findall(r"(\d+)%", step)) <= 103
