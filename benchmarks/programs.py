@@ -43,6 +43,7 @@ from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import step_cost
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.program import Graph, GraphBuilder
 from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import PageList, one_list_a_sequence
 from vortex_core.sandbox.jail import run
@@ -97,6 +98,31 @@ def programs(seed: int, count: int) -> list[tuple[str, str, Flow]]:
     return found
 
 
+def parts(flow: Flow) -> Iterator[tuple[str, Flow]]:
+    """Programs that score pages by one value of a program each, in the order in which it computes them."""
+    program = flow.program.canonical()
+    nodes = program.index.nodes
+    for i, node in enumerate(nodes):
+        names = set(node.type.names)
+        if (
+            "page" not in names
+            or node.type.kind != "float"
+            or node.op == "load"
+            or names - {"page", "head", "row"}
+        ):
+            continue
+        builder = GraphBuilder("index")
+        builder.nodes = list(nodes[: i + 1])
+        at = i
+        if "row" in names:  # all rows count, not the largest alone
+            at = builder.emit("sum", (builder.emit("mul", (at, at)),), dims=("row",))
+        if "head" in names:
+            at = builder.emit("sum", (at,), dims=("head",))
+        result = builder.emit("topk", (at,))
+        index = Graph(tuple(builder.nodes), (), result)
+        yield f"{flow.name}:{i} {node.op}", replace(flow, program=replace(program, index=index))
+
+
 class Step:
     """One program on one shape."""
 
@@ -142,7 +168,7 @@ class Step:
         """The scoring launches."""
         v = self.view
         self.flow.launch_scores(
-            self.q, self.states[layer], self.table, v.lengths, v.budgets, self.work, layer
+            self.q, self.states[layer], self.table, v.lengths, v.budgets, self.work, layer, v.dense_mass
         )
 
     def select(self, layer: int) -> PageList:
@@ -174,8 +200,6 @@ class Step:
         self.score(0)
         lists = self.select(0)
         worst = gap = 0.0
-        heads = group if self.program.per_query_head else 1
-        rows = self.work.batch * shape.geometry.kv_heads * heads
         single = len(self.program.index.streams) == 1
         graph = self.flow.code.graph
         ranked = {j for n in graph.nodes for j in n.scores} | (
@@ -184,6 +208,8 @@ class Step:
         refined = graph.refinement
         for i, want in zip(sorted(ranked), wanted, strict=True):
             fine = refined is not None and i == refined.fine  # computed for candidates alone
+            heads = group if "head" in graph.nodes[i].type.names else 1
+            rows = self.work.batch * shape.geometry.kv_heads * heads
             got = self.work.scores[refined.node if fine and refined else i].view(rows, -1)[
                 b * shape.geometry.kv_heads * heads :
             ][:heads]
@@ -197,6 +223,7 @@ class Step:
                 not single
                 or node.op not in ("topk", "refine")
                 or (refined is not None and not fine)
+                or (graph.residual is not None and i == graph.residual.mass)
                 or node.attr.get("share")
                 or node.attr.get("recall", 1.0) < 1
             ):
@@ -369,6 +396,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sweep", action="store_true", help="time scoring under several configurations instead"
     )
+    found.add_argument(
+        "--parts", action="store_true", help="check what programs compute on the way instead, value by value"
+    )
     found.add_argument("--share", help=argparse.SUPPRESS)
     return found
 
@@ -426,16 +456,19 @@ def main() -> None:
     budget = args.budget if not args.dry else 5 * args.page
     shape = Shape(batch, length, geometry, args.page, budget, device, batch * length // args.page)
     found = [p for p in programs(args.seed, args.count) if not args.only or p[1] in args.only.split(",")]
+    if args.parts:
+        found = [(kind, name, part) for kind, _, flow in found for name, part in parts(flow)]
     if args.share:
         share, shares = map(int, args.share.split("/"))
         compile_share(found, shape, share, shares, sweeping=args.sweep)
         return
-    if args.dry:
+    if args.dry or args.parts:
         kv = tensors(shape, 1)
         for kind, name, flow in found:
             try:
                 checked = Step(flow, shape, kv).check()
-                print(kind, name, "correct" if checked["gap"] <= GAP else "WRONG", checked, flush=True)
+                right = max(checked.values()) <= GAP
+                print(kind, name, "correct" if right else "WRONG", checked, flush=True)
             except VortexError as error:
                 print(kind, name, "FAILED", error, flush=True)
         return

@@ -54,6 +54,36 @@ STATES = {  # name: declaration, value, contraction with the query q
         '(q.mean("head") * cache["x"]).sum("dim")',
     ),
     "scale a channel": ('dim="D", row=page.size, dtype="int8"', "key", '(q * cache["x"]).sum("dim")'),
+    "4 bits, a scale a channel": (
+        'dim="D", row=page.size, dtype="int4"',
+        "key",
+        '(q * cache["x"]).sum("dim")',
+    ),
+    "4 bits, a scale a channel, odd": (
+        'ch="13*D/16", row=page.size, dtype="int4"',
+        'key.slice("dim", "3*D/16", "D").rename(dim="ch")',
+        '(q.slice("dim", "3*D/16", "D").rename(dim="ch") * cache["x"]).sum("ch") * cache["norm"]',
+    ),
+    "3 bits, a scale a channel": (
+        'ch="D/2", row=page.size, dtype="int3"',
+        'key.slice("dim", 0, "D/2").rename(dim="ch")',
+        '(q.slice("dim", 0, "D/2").rename(dim="ch") * cache["x"]).sum("ch")',
+    ),
+    "2 bits, a scale a channel": (
+        'ch="3*D/4", row=page.size, dtype="int2"',
+        'key.slice("dim", 0, "3*D/4").rename(dim="ch")',
+        '(q.slice("dim", 0, "3*D/4").mean("head").rename(dim="ch") * cache["x"]).sum("ch")',
+    ),
+    "what a page makes of a query, a channel": (
+        'row=page.size, dim="D", dtype="int8"',
+        "key",
+        '((q * cache["page"]).exp().minimum(3.0) * cache["x"]).sum("dim")',
+    ),
+    "4 bits times a page": (
+        'row=page.size, dim="D", dtype="int4"',
+        "key",
+        '(q * cache["page"] * cache["x"]).sum("dim")',
+    ),
     "largest": (
         'row=page.size, dim="D", dtype="int4"',
         "key",
@@ -91,10 +121,12 @@ from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
-SIZE, LENGTH, DIM = 16, 150, 64
+DIM = 64
 for name, source in json.load(sys.stdin).items():
-    traced = run(source, "x.py").with_knobs(page_size=SIZE, budget="64")
-    for group in (3, 8)[:1 + (name in ('bits', 'narrow'))]:
+    wide = ((64, 2),) if 'a channel' in name else ()
+    for SIZE, group in ((16, 3), *(((16, 8),) if name in ('bits', 'narrow') else ()), *wide):
+        LENGTH = 9 * SIZE + SIZE // 2
+        traced = run(source, "x.py").with_knobs(page_size=SIZE, budget=str(4 * SIZE))
         geometry = Geometry(1, 2, group, DIM, DIM, DIM)
         g = torch.Generator().manual_seed(group)
         pages = 16  # as many as a backend would have room for
@@ -123,7 +155,7 @@ def test_products_score_as_the_oracle_does() -> None:
     for name, (state, value, logits) in STATES.items():
         result = (
             "weight / weight.sum('page')"
-            if name == "heads together"
+            if 'mean("head")' in logits
             else "(weight / weight.sum('page')).mean('head')"
         )
         sources[name] = FLOW.format(state=state, value=value, logits=logits, result=result)

@@ -10,17 +10,16 @@ from functools import partial
 from vortex_core.compiler.triton.code_product import CodeProduct, view, widest
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import code_text, scale_text, state_column, stored_shape, unit_text
-from vortex_core.compiler.triton.packing import BITS, UNITS, Packing, packings
+from vortex_core.compiler.triton.packing import BITS, Packing, packings
 from vortex_core.compiler.triton.tile import LANE, Axis, Env, Tile, order, powers_of_two
 from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, MOST_HEADS, THREAD_ROWS, Columns, columns_of
-from vortex_core.ir.program import SCALED, StateDecl
+from vortex_core.ir.program import SCALED, Graph, StateDecl
 from vortex_core.ir.types import PLANES, Extent
 
 # Most channels of one product: more of them would hold more registers at a time, and none would be saved.
 MAX_LANES = 128
 COLUMNS = 8  # of the smallest product
 LEAST = 16  # channels and rows that a product takes
-LEAST_PAIRS = 4  # whose other factors are read together
 RAISED = 136.0  # by which `unpack` gives numbers of four bits without subtracting
 
 
@@ -75,10 +74,10 @@ class CodeEmitter:
         others = [i for i in c.codes if i != first]
         by_page = all(set(graph.nodes[i].type.names) <= {"page", c.dim} for i in others)
         if found is not None and others:
-            whole = all(self._nibbles(e, i, c.dim, found) for i in others)
-            bytewise = found.unit == 8 or (not whole and found.per >= 2 * LEAST_PAIRS)
-            low = 3 if bytewise else 2
-            found = replace(found, low=low) if by_page and found.planes == 1 else None
+            narrow = found.column == 8 or (
+                found.per >= 8 and any(self._state(graph, i).dtype != "bf16" for i in others)
+            )
+            found = replace(found, low=3 if narrow else 2) if by_page and found.planes == 1 else None
         if found is not None and rows >= LEAST_ROWS and asked <= MOST_HEADS:
             total = self._by_columns(e, c, first, env, head, axes, found)
             return self._result(e, c, env, head, axes, total, double=False)
@@ -107,21 +106,34 @@ class CodeEmitter:
     ) -> str:
         """The sums `[rows, heads]` of a state that lies by columns: see `whole_rows`. Two heads a product."""
         rows = math.prod(a.size for a in axes)
-        raised = found.bits == 4 and len(c.codes) == 1
-        columns = [self._column(e, c, first, env, axes, found, n, raised) for n in range(found.count)]
+        raised = len(c.codes) == 1 and found.planes == 1
+        groups = found.groups()
+        columns = [self._columns(e, c, first, env, axes, found, group, raised) for group in groups]
         real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
         pieces = [
-            self._piece(e, c.dim, found.lanes, partial(found.channel, n), (n + 1) * found.per, real, None)
-            for n in range(found.count)
+            self._piece(
+                e, c.dim, found.lanes(n), partial(found.channel, at, n), (at + n) * found.per, real, None
+            )
+            for at, n in groups
         ]
         shape = [rows // THREAD_ROWS, 2 * THREAD_ROWS]
         sums = []
         for start in range(0, 1 if head is None else head.real, 2):
-            rights = [self._two_heads(e, c, head, start, piece, found.low) for piece in pieces]
+            steps = {}
+            if raised and found.bits == 1:
+                steps = {n: self._steps(e, c, found, n) for _, n in groups}
+            rights = [
+                self._two_heads(e, c, head, start, piece, found.low, steps.get(n, ""))
+                for piece, (_, n) in zip(pieces, groups, strict=True)
+            ]
             total = ""
             if raised:  # what the numbers are raised by, once a program
-                every = " + ".join(f"{r}.to(tl.float32)" for parts in rights for r in parts)
-                least = e.shared(f"{-RAISED} * tl.sum({every}, axis=1)", ()).text
+                same: dict[int, list[str]] = {}
+                for (_, n), parts in zip(groups, rights, strict=True):
+                    same.setdefault(n, []).extend(f"{r}.to(tl.float32)" for r in parts)
+                by = {n: f" * (1.0 + 1.0 / {steps[n]})[None, :]" if steps else "" for n in same}
+                every = " + ".join(f"tl.sum(({' + '.join(r)}){by[n]}, axis=1)" for n, r in same.items())
+                least = e.shared(f"{-1.0 if steps else -RAISED} * ({every})", ()).text
                 total = e.shared(f"tl.zeros({shape}, tl.float32) + {least}[None, :]", ()).text
             for left, parts in zip(columns, rights, strict=True):
                 for right in parts:
@@ -143,10 +155,16 @@ class CodeEmitter:
             ]
         return sums[0]
 
+    @staticmethod
+    def _steps(e: Emitter, c: CodeProduct, found: Columns, columns: int) -> str:
+        """By what the query at each lane of some columns is multiplied, as a variable."""
+        lanes = e.axis(lane_name(c.dim), found.lanes(columns))
+        return e.shared(found.step(columns, lanes.index), (lanes,)).text
+
     def _two_heads(
-        self, e: Emitter, c: CodeProduct, head: Axis | None, start: int, piece: _Piece, low: int
+        self, e: Emitter, c: CodeProduct, head: Axis | None, start: int, piece: _Piece, low: int, step: str
     ) -> list[str]:
-        """The right operands for two heads, `[8, lanes]`: one, or two numbers that hold a query's."""
+        """The right operands for two heads, `[8, lanes]`: one, or two numbers that hold a query's times a step."""
         two = e.axis("two", 2)
         last = 0 if head is None else head.real - 1
         at = Tile(
@@ -157,18 +175,19 @@ class CodeEmitter:
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
         target = [two, piece.lanes]
-        text = e.shared(_spread(Tile(" * ".join(t.to(axes) for t in factors), axes), target), target).text
+        text = e.shared(spread(Tile(" * ".join(t.to(axes) for t in factors), axes), target), target).text
         inside = [f"{piece.inside}[None, :]"] if piece.inside is not None else []
         inside += [f"({two.index} == 0)[:, None]"] if last == 0 else []
         if inside:
             text = f"tl.where({' & '.join(inside)}, {text}, 0.0)"
+        text = f"({text}) * {step}[None, :]" if step else text
         text = e.shared(f"long_query({text}, {piece.lanes.size}, {low})", ()).text
         high = e.shared(f"{text}.to(OPERAND)", ()).text
         if c.exact:
             return [high]
         return [high, e.shared(f"({text} - {high}.to(tl.float32)).to(OPERAND)", ()).text]
 
-    def _column(
+    def _columns(
         self,
         e: Emitter,
         c: CodeProduct,
@@ -176,95 +195,72 @@ class CodeEmitter:
         env: Env,
         axes: tuple[Axis, ...],
         found: Columns,
-        n: int,
+        group: tuple[int, int],
         raised: bool,
     ) -> str:
-        """A column of codes as the left operand."""
+        """Some columns of codes as the left operand."""
         rows = math.prod(a.size for a in axes)
-        state, row, indices = self._place(e, first, {**env, c.dim: Tile(str(found.first + n))}, c.dim)
-        own = order([*row.axes, *(a for t in indices for a in t.axes)])
-        left = ""
-        for plane in range(found.planes):
-            text, own = unit_text(
-                state.name, state, e.sizes, row, indices, self.mask(own, True), found.unit, plane
-            )
-            loaded = e.bind(text, own, True)
-            if len(c.codes) > 1:
-                assert found.planes == 1 and own == tuple(axes)
-                return self._times_pages(e, c, first, env, axes, found, n, loaded)
-            words = _spread(loaded, axes)
-            flat = f"unpack(tl.reshape({words}, [{rows}, 1]), {found.bits}, {found.unit}, OPERAND, {raised})"
-            flat = e.bind(f"tl.reshape({flat}, [{rows}, {found.per}])", (), True).text
-            left = f"{left} + {flat} * {2**plane}.0" if left else flat
-        return e.bind(f"long_rows({left}, {rows}, {found.per}, {found.low})", (), True).text
+        start, count = group
+        read = f"{found.bits}, {found.unit}, OPERAND"
+        planes = [
+            [self._word(e, first, env, c.dim, found, start + n, plane) for n in range(count)]
+            for plane in range(found.planes)
+        ]
+        if len(c.codes) > 1:
+            assert found.planes == 1 and all(x.axes == axes for x in planes[0])
+            pages = axes[0].size
+            flat = f"tl.reshape({_joined([x.text for x in planes[0]])}, {[pages, rows // pages, count]})"
+            text = f"unpack_times({flat}, {self._page_factors(e, c, first, env, found, group)}, {read})"
+        else:
+            words = [_joined([spread(x, axes) for x in loaded]) for loaded in planes]
+            words = [f"tl.reshape({w}, {[rows, count]})" for w in words]
+            text = f"unpack_columns({words[0]}, {read}, {raised})"
+            if found.planes > 1:
+                shown = ", ".join([*words, words[-1]][:3])
+                text = f"unpack_planes({shown}, {found.planes}, {found.unit}, OPERAND)"
+        left = e.bind(text, (), True).text
+        return e.bind(f"long_rows({left}, {rows}, {found.per * count}, {found.low})", (), True).text
 
-    def _times_pages(
-        self,
-        e: Emitter,
-        c: CodeProduct,
-        first: int,
-        env: Env,
-        axes: tuple[Axis, ...],
-        found: Columns,
-        n: int,
-        words: Tile,
+    def _word(self, e: Emitter, i: int, env: Env, dim: str, found: Columns, word: int, plane: int) -> Tile:
+        """A word of each row, of one column or of several."""
+        parts = []
+        for at in found.parts(word):
+            state, row, indices = self.place(e, i, {**env, dim: Tile(str(at))}, dim)
+            own = order([*row.axes, *(a for t in indices for a in t.axes)])
+            mask = self.mask(own, True)
+            text, own = unit_text(state.name, state, e.sizes, row, indices, mask, found.column, plane)
+            parts.append(e.bind(text, own, True))
+        if found.unit == found.column:
+            return parts[0]
+        least = 2**found.column - 1
+        shown = [f"(({x.text}.to(tl.int32) & {least}) << {n * found.column})" for n, x in enumerate(parts)]
+        return e.bind(" | ".join(shown), parts[0].axes, True)
+
+    def _page_factors(
+        self, e: Emitter, c: CodeProduct, first: int, env: Env, found: Columns, group: tuple[int, int]
     ) -> str:
-        """A column of codes times codes that all rows of a page share, pair by pair."""
-        rows = math.prod(a.size for a in axes)
+        """The codes that all rows of a page share at the channels of some columns."""
+        start, count = group
         real = e.graph.nodes[first].type.extent(c.dim).resolve(e.sizes)
-        x = e.bind(f"halves({words.text}, {found.unit})", words.axes, True)
-        pairs = []
-        others = [i for i in c.codes if i != first]
-        for at in range(found.per // 2):
-            factors = [self._page_pair(e, i, c.dim, env, found, n * found.per + at, real) for i in others]
-            shown = " * ".join(t.to((*words.axes, t.axes[-1])) for t in factors)
-            text = f"pair_times({x.text}, {shown}, {at * found.bits}, {found.bits}, OPERAND)"
-            pairs.append(e.bind(text, (), True).text)
-        while len(pairs) > 1:
-            pairs = [
-                e.bind(f"tl.join({a}, {b})", (), True).text
-                for a, b in zip(pairs[::2], pairs[1::2], strict=True)
-            ]
-        left = e.bind(f"tl.reshape({pairs[0]}, [{rows}, {found.per}])", (), True).text
-        return e.bind(f"long_rows({left}, {rows}, {found.per}, {found.low})", (), True).text
+        lane = e.axis(lane_name(c.dim), found.per * count)
+        at = found.pair(start, count, lane.index)
+        if (start + count) * found.per > real:
+            at = f"tl.minimum({at}, {real - 1})"
+        channel = e.shared(at, (lane,))
+        return " * ".join(
+            self._shared_codes(e, i, {**env, c.dim: channel}).text for i in c.codes if i != first
+        )
 
-    def _nibbles(self, e: Emitter, i: int, dim: str, found: Columns) -> bool:
-        """Whether four channels of a page's codes can be read as 16 bits wherever a column has four in a row."""
-        read = self._packings(e, dim, i, 4, (16,))
-        return bool(read) and read[0].bits == 4 and found.per >= 2 * LEAST_PAIRS
-
-    def _page_pair(
-        self, e: Emitter, i: int, dim: str, env: Env, found: Columns, channel: int, real: int
-    ) -> Tile:
-        """A page's codes of a channel and of the one half a column further, `[page, 2]`."""
-        channels = [min(channel + half * found.per // 2, real - 1) for half in (0, 1)]
-        two = Axis(_lane(dim), 2)
-        if not self._nibbles(e, i, dim, found):
-            low, high = (self._one(e, i, dim, env, at) for at in channels)
-            return Tile(e.bind(f"tl.join({low.text}, {high.text})", (), True).text, (*low.axes, two))
-        (read,) = self._packings(e, dim, i, 4, (16,))
-        sides = []
-        for at in channels:
-            state, row, indices = self._place(e, i, {**env, dim: Tile(str(read.offset + at // 4))}, dim)
-            text, axes = unit_text(state.name, state, e.sizes, row, indices, self.mask(row.axes, True), 16)
-            sides.append(self._once(e, f"{text}.to(tl.int32)", axes))
-        word = self._once(e, f"({sides[0].text} & 65535) | ({sides[1].text} << 16)", axes)
-        return self._once(e, f"pair({word.text}, {channel % 4 * 4}, 4, OPERAND)", (*axes, two))
-
-    @staticmethod
-    def _once(e: Emitter, text: str, axes: Sequence[Axis]) -> Tile:
-        """A statement of the loop, or the variable that holds the same already."""
+    def _shared_codes(self, e: Emitter, i: int, env: Env) -> Tile:
+        """Codes that all rows of a page share, `[page, lanes]`."""
+        state, row, indices = self.place(e, i, env)
+        own = order([*row.axes, *(a for t in indices for a in t.axes)])
+        text, own = code_text(state.name, state, e.sizes, row, indices, self.mask(own, True))
+        text = f"({text}).to(OPERAND)"
         found = next(
             (line.split(" = ", 1)[0] for line in e.inner or e.outer if line.endswith(f" = {text}")), None
         )
-        return e.bind(text, axes, True) if found is None else Tile(found, tuple(axes))
-
-    def _one(self, e: Emitter, i: int, dim: str, env: Env, channel: int) -> Tile:
-        """One channel of a page's codes."""
-        state, row, indices = self._place(e, i, {**env, dim: Tile(str(channel))})
-        own = order([*row.axes, *(a for t in indices for a in t.axes)])
-        text, own = code_text(state.name, state, e.sizes, row, indices, self.mask(own, True))
-        return self._once(e, f"({text}).to(OPERAND)", own)
+        return e.bind(text, own, True) if found is None else Tile(found, own)
 
     # ---- channels ------------------------------------------------------------------------------------------
 
@@ -295,7 +291,7 @@ class CodeEmitter:
         real: int,
         packing: Packing | None,
     ) -> _Piece:
-        lanes = e.axis(_lane(dim), size)
+        lanes = e.axis(lane_name(dim), size)
         text = channel(lanes.index)
         if end > real:
             bound = e.shared(f"tl.minimum({text}, {real - 1})", (lanes,))
@@ -303,9 +299,7 @@ class CodeEmitter:
         found = Tile(text, (lanes,)) if text == lanes.index else e.shared(text, (lanes,))
         return _Piece(lanes, found, None, packing)
 
-    def _packings(
-        self, e: Emitter, dim: str, first: int, real: int, units: tuple[int, ...] = UNITS
-    ) -> list[Packing]:
+    def _packings(self, e: Emitter, dim: str, first: int, real: int) -> list[Packing]:
         """How the packed numbers of a view are taken; none where it is not packed along `dim` in whole units."""
         graph = e.graph
         chain = view(graph, first)
@@ -330,7 +324,7 @@ class CodeEmitter:
         column = state_column(state, e.sizes)
         if column:
             return packings(BITS[state.dtype], real, width, start, MAX_LANES, (8 * column,))
-        return packings(BITS[state.dtype], real, width, start, MAX_LANES, units)
+        return packings(BITS[state.dtype], real, width, start, MAX_LANES)
 
     # ---- operands ------------------------------------------------------------------------------------------
 
@@ -344,7 +338,7 @@ class CodeEmitter:
             left = f"tl.reshape({self._plain(e, first, c.dim, env, axes, piece)}, {shape})"
         else:
             left = piece.packing.operand(self._unpacked(e, first, c.dim, env, axes, piece.packing), rows)
-            for plane in range(1, self._planes(e, first)):
+            for plane in range(1, self.planes(e, first)):
                 more = self._unpacked(e, first, c.dim, env, axes, piece.packing, plane)
                 left = f"{e.bind(left, (), True).text} + {piece.packing.operand(more, rows)} * {2**plane}.0"
         left = e.bind(left, (), True).text
@@ -356,35 +350,39 @@ class CodeEmitter:
 
     def _plain(self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], piece: _Piece) -> str:
         """One number a lane, with all axes."""
-        state, row, indices = self._place(e, i, {**env, dim: piece.channel})
+        state, row, indices = self.place(e, i, {**env, dim: piece.channel})
         own = order([*row.axes, *(a for t in indices for a in t.axes)])
         text, own = code_text(state.name, state, e.sizes, row, indices, self.mask(own, True))
         found = e.bind(f"{text}.to(OPERAND)", own, True)
-        return _spread(found, [*axes, piece.lanes])
+        return spread(found, [*axes, piece.lanes])
 
-    def _planes(self, e: Emitter, i: int) -> int:
+    def planes(self, e: Emitter, i: int) -> int:
         """Planes of bits of the state behind a view; 1 where it has none."""
-        return PLANES.get(self.states[e.graph.nodes[view(e.graph, i)[-1]].attr["name"]].dtype, 1)
+        return PLANES.get(self._state(e.graph, i).dtype, 1)
+
+    def _state(self, graph: Graph, i: int) -> StateDecl:
+        """The state behind a view."""
+        return self.states[graph.nodes[view(graph, i)[-1]].attr["name"]]
 
     def _unpacked(
         self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], p: Packing, plane: int = 0
     ) -> str:
         """The numbers in the units of a piece, of one plane."""
-        units = e.axis(_lane(dim), p.units)
+        units = e.axis(lane_name(dim), p.units)
         first = p.offset + p.start
         lane = Tile(units.index if not first else f"{first} + {units.index}", (units,))
-        state, row, indices = self._place(e, i, {**env, dim: lane}, dim)
+        state, row, indices = self.place(e, i, {**env, dim: lane}, dim)
         own = order([*row.axes, *(a for t in indices for a in t.axes)])
         mask = self.mask(own, True)
         if p.real < p.units:
             inside = Tile(f"({units.index} < {p.real})", (units,)).to(own)
             mask = inside if mask is None else f"{mask} & {inside}"
         text, own = unit_text(state.name, state, e.sizes, row, indices, mask, p.unit, plane)
-        words = _spread(e.bind(text, own, True), [*axes, units])
+        words = spread(e.bind(text, own, True), [*axes, units])
         rows = math.prod(a.size for a in axes)
         return f"unpack(tl.reshape({words}, {[rows, p.units]}), {p.bits}, {p.unit}, OPERAND)"
 
-    def _place(self, e: Emitter, i: int, env: Env, packed: str = "") -> tuple[StateDecl, Tile, list[Tile]]:
+    def place(self, e: Emitter, i: int, env: Env, packed: str = "") -> tuple[StateDecl, Tile, list[Tile]]:
         """The state behind a view, its row, and its indices as stored.
 
         Args:
@@ -425,7 +423,7 @@ class CodeEmitter:
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
         target = [piece.lanes] if head is None else [head, piece.lanes]
-        found = e.shared(_spread(Tile(" * ".join(t.to(axes) for t in factors), axes), target), target)
+        found = e.shared(spread(Tile(" * ".join(t.to(axes) for t in factors), axes), target), target)
         text = found.text if head is not None else f"{found.text}[None, :]"
         if piece.inside is not None:
             text = f"tl.where({piece.inside}[None, :], {text}, 0.0)"
@@ -463,28 +461,35 @@ class CodeEmitter:
             found = e.bind(f"tl.permute({found}, {tuple(full.index(a) for a in target)})", (), True).text
         result = Tile(found, target)
         for i in c.codes:
-            state, row, indices = self._place(e, i, {**env, c.dim: Tile("0")})
+            state, row, indices = self.place(e, i, {**env, c.dim: Tile("0")})
             if state.dtype in SCALED:
                 own = order([*row.axes, *(a for t in indices[:-1] for a in t.axes)])
                 text, own = scale_text(state.name, state, e.sizes, row, indices[:-1], self.mask(own, True))
-                result = self._times(e, result, e.bind(text, own, True))
+                result = self.times(e, result, e.bind(text, own, True))
         for i in c.rest:
             names = e.graph.nodes[i].type.names
-            result = self._times(e, result, e.emit(i, {n: t for n, t in env.items() if n in names}))
+            result = self.times(e, result, e.emit(i, {n: t for n, t in env.items() if n in names}))
         return result
 
     @staticmethod
-    def _times(e: Emitter, a: Tile, b: Tile) -> Tile:
+    def times(e: Emitter, a: Tile, b: Tile) -> Tile:
         axes = order([*a.axes, *b.axes])
         return e.bind(f"{a.to(axes)} * {b.to(axes)}", axes, True)
 
 
-def _lane(dim: str) -> str:
+def lane_name(dim: str) -> str:
     """Name of the axis along which a dimension is summed."""
     return "dim" if dim == "dim" else LANE
 
 
-def _spread(x: Tile, axes: Sequence[Axis]) -> str:
+def _joined(words: Sequence[str]) -> str:
+    """The text of tiles side by side along new last dimensions: as one number of a word, lowest bit last."""
+    if len(words) == 1:
+        return words[0]
+    return f"tl.join({_joined(words[::2])}, {_joined(words[1::2])})"
+
+
+def spread(x: Tile, axes: Sequence[Axis]) -> str:
     """A tile with all of some axes, in their order."""
     if tuple(axes) == x.axes:
         return x.text

@@ -9,7 +9,7 @@ numbers hold 16 of its bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from vortex_core.compiler.columns import column_bytes
@@ -19,7 +19,7 @@ from vortex_core.ir.program import SCALED, Graph, Node, StateDecl
 from vortex_core.ir.types import STORED_BITS
 
 # Significant bits of a stored number, its scale aside.
-_SIGNIFICANT = {
+SIGNIFICANT = {
     "bits": 0,
     "int2": 2,
     "int3": 3,
@@ -29,7 +29,7 @@ _SIGNIFICANT = {
     "fp8_e5m2": 3,
     "bf16": 8,
 }
-_HELD = 8  # by bf16
+HELD = 8  # by bf16
 # Rows of a product, and bytes of them: more hold more registers, and more shared memory where loads run ahead. Half as
 # many where products of more channels than `MANY_LANES` follow each other.
 MAX_ROWS = 256
@@ -80,7 +80,7 @@ def find_code_products(graph: Graph, states: Mapping[str, StateDecl]) -> dict[in
 
 
 def _match(graph: Graph, states: Mapping[str, StateDecl], i: int, dim: str) -> CodeProduct | None:
-    factors, absorbed = _factors(graph, i)
+    factors, absorbed = factors_of(graph, i)
     query: list[int] = []
     codes: list[int] = []
     rest: list[int] = []
@@ -96,27 +96,27 @@ def _match(graph: Graph, states: Mapping[str, StateDecl], i: int, dim: str) -> C
         else:
             chain = view(graph, f)
             state = states[graph.nodes[chain[-1]].attr["name"]] if chain else None
-            if state is None or "head" in names or state.dtype not in _SIGNIFICANT:
+            if state is None or "head" in names or state.dtype not in SIGNIFICANT:
                 return None
             if state.dtype in SCALED and loaded_dim(graph, chain, dim) != state.stored[-1][0]:
                 return None  # a scale for each channel
-            bits += _SIGNIFICANT[state.dtype]
+            bits += SIGNIFICANT[state.dtype]
             codes.append(f)
             absorbed += chain
-    if not codes or bits > _HELD or not any(dim in graph.nodes[f].type.names for f in query):
+    if not codes or bits > HELD or not any(dim in graph.nodes[f].type.names for f in query):
         return None
     held = len(query) == 1 and exact(graph, states, query[0])
     return CodeProduct(dim, tuple(query), tuple(codes), tuple(rest), held, tuple(absorbed))
 
 
-def _factors(graph: Graph, i: int) -> tuple[list[int], list[int]]:
+def factors_of(graph: Graph, i: int) -> tuple[list[int], list[int]]:
     """The factors of a product, and its `mul` nodes."""
     node = graph.nodes[i]
     if node.op != "mul":
         return [i], []
     factors, inside = [], [i]
     for j in node.inputs:
-        more, nodes = _factors(graph, j)
+        more, nodes = factors_of(graph, j)
         factors += more
         inside += nodes
     return factors, inside
@@ -162,12 +162,17 @@ def token_pages(
     states: Mapping[str, StateDecl],
     sizes: Mapping[str, int],
     products: Mapping[int, CodeProduct],
+    others: Collection[int] = (),
 ) -> int:
-    """The most pages a program takes at once where products have rows inside pages."""
-    rows = {i: rows_of(graph.nodes[i], sizes) for i in products}
+    """The most pages a program takes at once where products have rows inside pages.
+
+    Args:
+        others: products whose codes go from memory to registers as those that lie by columns do.
+    """
+    rows = {i: rows_of(graph.nodes[i], sizes) for i in (*products, *others)}
     inside = [i for i in products if rows[i] > 1]
-    if inside and all(by_columns(graph, states, sizes, products[i]) for i in inside):
-        pages = [max(1, COLUMN_ROWS // rows[i]) for i in inside]
+    if (inside or others) and all(by_columns(graph, states, sizes, products[i]) for i in inside):
+        pages = [max(1, COLUMN_ROWS // rows[i]) for i in (*inside, *others)]
         return 1 << (min(pages).bit_length() - 1)
     lanes = sum(graph.nodes[products[i].codes[0]].type.extent(products[i].dim).resolve(sizes) for i in inside)
     most = MAX_ROWS // (2 if lanes > MANY_LANES else 1)

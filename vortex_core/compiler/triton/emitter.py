@@ -102,6 +102,7 @@ class Emitter:
         products: writes further sums as matrix products, of codes.
         channels: most of a matrix product where their number is no power of two.
         wide: whether bf16 does not hold the query: it takes part in exact products as three numbers that bf16 holds.
+        anchored: reductions that are kept apart from what rows inside pages do with them.
     """
 
     graph: Graph
@@ -115,6 +116,7 @@ class Emitter:
     load_before: Callable[[int, Env], Tile] | None = None
     channels: int = FEW_CHANNELS
     wide: bool = False
+    anchored: Collection[int] = ()
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
     axes: dict[str, Axis] = field(default_factory=dict)
@@ -186,7 +188,12 @@ class Emitter:
                 found = self._matrix_product(node, self.contractions[i], env)
             if found is None and self.products is not None:
                 found = self.products(self, i, env)
-            memo[key] = found if found is not None else self._node(node, env, paged)
+            found = found if found is not None else self._node(node, env, paged)
+            # Triton gives the layout of rows to sums that rows add, and lowers a sum over fewer lanes than rows wrongly
+            # in it: threads that hold the same lane are left with different sums. It moves no layout past an anchor.
+            if i in self.anchored and found.axes:
+                found = self.bind(f"anchored({found.text})", found.axes, paged)
+            memo[key] = found
         return memo[key]
 
     def _known(self, node: Node, found: Tile, env: Env) -> Tile:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vortex_core.compiler.rotary import with_rotary
-from vortex_core.compiler.triton.code_product import by_columns, rows_of, token_pages
+from vortex_core.compiler.triton.code_product import rows_of, token_pages
 from vortex_core.compiler.triton.contraction import Product, absorbed_nodes
 from vortex_core.compiler.triton.refine_kernel import refine_text
 from vortex_core.compiler.triton.row_kernel import row_text
@@ -40,9 +40,22 @@ def to_bf16(x):
 _IMPORT = "from vortex_core.kernels.dependent import await_previous"
 _HELPERS = {
     **dict.fromkeys(
-        ("unpack", "halves", "pair", "pair_times", "two_parts", "long_rows", "long_query", "short_rows"),
+        (
+            "unpack",
+            "unpack_columns",
+            "unpack_planes",
+            "unpack_times",
+            "unpack_rows",
+            "unpack_row_planes",
+            "parts_of_pages",
+            "two_parts",
+            "long_rows",
+            "long_query",
+            "short_rows",
+        ),
         "unpack",
     ),
+    "anchored": "anchor",
     "largest_mask": "largest",
     "principal_weights": "principal",
 }
@@ -127,12 +140,6 @@ def generate(
         pages = min(MAX_CANDIDATES, _pages(index, every - program.index.needed(refined.fine)))
         parts.append(refine_text(index, pages, channels or FEW_CHANNELS))
     before = {i: per_page(program.index.nodes[i], index.sizes) for i in index.before}
-    inside = [
-        c
-        for i, c in index.code_products.items()
-        if i not in elsewhere and rows_of(program.index.nodes[i], index.sizes) > 1
-    ]
-    columns = bool(inside) and all(by_columns(program.index, index.states, index.sizes, c) for c in inside)
     sub_pages = any(
         rows_of(program.index.nodes[i], index.sizes) > 1 for i in index.contractions if i not in elsewhere
     )
@@ -142,7 +149,7 @@ def generate(
             body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.{line} import {call}", 1)
     rows = bool(plan.barriers)
     return Module(
-        body, update, program.index, plan, plan.parallel, rows, scratch, before, bool(inside), columns, sub_pages, block,
+        body, update, program.index, plan, plan.parallel, rows, scratch, before, index.tokens, index.columns, sub_pages, block,
         pages,
     )  # fmt: skip
 
@@ -154,8 +161,9 @@ def _pages(index: IndexKernel, elsewhere: frozenset[int]) -> int:
         elsewhere: nodes that another kernel computes.
     """
     graph = index.program.index
-    products: dict[int, Product] = {**index.contractions, **index.code_products}
+    products: dict[int, Product] = {**index.contractions, **index.code_products, **index.page_products}
     absorbed = elsewhere.union(absorbed_nodes(graph, products))
     codes = {i: c for i, c in index.code_products.items() if i not in elsewhere}
+    others = [i for i in index.page_products if i not in elsewhere]
     pages = pages_per_program(graph, index.sizes, absorbed)
-    return min(pages, token_pages(graph, index.states, index.sizes, codes))
+    return min(pages, token_pages(graph, index.states, index.sizes, codes, others))

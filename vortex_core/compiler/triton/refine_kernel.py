@@ -9,6 +9,7 @@ from __future__ import annotations
 from vortex_core.compiler.triton.code_emitter import CodeEmitter
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.kernel_text import full
+from vortex_core.compiler.triton.page_emitter import PageEmitter
 from vortex_core.compiler.triton.score_kernel import IndexKernel
 from vortex_core.compiler.triton.tile import Axis, Env, Tile
 
@@ -24,10 +25,14 @@ def refine_text(writer: IndexKernel, block: int, channels: int) -> str:
     codes = CodeEmitter(writer.states, writer.mask_text)
 
     def product(e: Emitter, i: int, env: Env) -> Tile | None:
+        if i in writer.page_products:
+            return PageEmitter(codes).emit(e, writer.page_products[i], env)
         found = writer.code_products.get(i)
         return None if found is None else codes.emit(e, found, env)
 
-    e = writer.emitter(axis, contractions=writer.contractions, products=product, channels=channels)
+    e = writer.emitter(
+        axis, contractions=writer.contractions, products=product, channels=channels, anchored=writer.anchored
+    )
     value = full(e.value(refined.fine), (axis,))
     size = writer.page_size
     body = [

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
-from vortex_core.compiler.triton.code_emitter import CodeEmitter
-from vortex_core.compiler.triton.code_product import find_code_products
+from vortex_core.compiler.triton.code_emitter import LEAST, CodeEmitter
+from vortex_core.compiler.triton.code_product import CodeProduct, by_columns, find_code_products, rows_of
 from vortex_core.compiler.triton.contraction import find_contractions
-from vortex_core.compiler.triton.emitter import Emitter
+from vortex_core.compiler.triton.emitter import REDUCE, Emitter
 from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full, literal
+from vortex_core.compiler.triton.page_emitter import PageEmitter
+from vortex_core.compiler.triton.page_product import find_page_products
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, unsupported
 from vortex_core.geometry import Geometry
 from vortex_core.ir.crossover import EVERYTHING, crossover_unfit
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Node, Program
+from vortex_core.ir.program import Graph, Node, Program
 from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import schedule
 
@@ -35,12 +38,30 @@ class IndexKernel(KernelWriter):
             if i in self.contractions and _has_rows(program.index.nodes[i]):
                 del self.contractions[i]
         self.code_products = {i: c for i, c in self.code_products.items() if i not in self.contractions}
+        self.code_products = {i: c for i, c in self.code_products.items() if self._suits(c)}
         taken = {*self.contractions, *self.code_products}
+        self.page_products = find_page_products(program.index, self.states, self.sizes, taken)
+        taken |= self.page_products.keys()
         self.contractions |= find_contractions(program.index, self.states, taken, inexact=True)
         if wide:  # no query is exact
             self.code_products = {i: replace(c, exact=False) for i, c in self.code_products.items()}
+        refined = program.index.refinement
+        elsewhere = frozenset() if refined is None else refined.only
+        found = {i: c for i, c in self.code_products.items() if i not in elsewhere}
+        inside = [c for i, c in found.items() if rows_of(program.index.nodes[i], self.sizes) > 1]
+        self.tokens = bool(inside or self.page_products.keys() - elsewhere)
+        self.columns = self.tokens and all(
+            by_columns(program.index, self.states, self.sizes, c) for c in inside
+        )
+        self.anchored = _met_by_rows(program.index)
         self.before = query_work(program.index, self.sizes)
         self.writer = CodeEmitter(self.states, self.mask_text)
+
+    def _suits(self, c: CodeProduct) -> bool:
+        """Whether there are channels enough for a matrix product: a few of each row are multiplied and added faster."""
+        node = self.program.index.nodes[c.codes[0]]
+        few = node.type.extent(c.dim).resolve(self.sizes) < LEAST
+        return not few or by_columns(self.program.index, self.states, self.sizes, c)
 
     def index_args(self) -> list[str]:
         """Run-time arguments of both kernels, in order."""
@@ -234,6 +255,8 @@ class IndexKernel(KernelWriter):
 
     def product(self, e: Emitter, i: int, env: Env) -> Tile | None:
         """A sum as a product with codes, where it is one."""
+        if i in self.page_products:
+            return PageEmitter(self.writer).emit(e, self.page_products[i], env)
         found = self.code_products.get(i)
         return None if found is None else self.writer.emit(e, found, env)
 
@@ -245,7 +268,13 @@ class IndexKernel(KernelWriter):
         not change, such as the query's parts, stays in shared memory all at once (46 KB instead of 13).
         """
         axis = Axis("page", block)
-        e = self.emitter(axis, contractions=self.contractions, products=self.product, channels=channels)
+        e = self.emitter(
+            axis,
+            contractions=self.contractions,
+            products=self.product,
+            channels=channels,
+            anchored=self.anchored,
+        )
         looped = not self.geometry.is_mla
         if looped:
             e.begin_loop()
@@ -255,6 +284,8 @@ class IndexKernel(KernelWriter):
         else:
             self.outputs(e)
         inner = e.end_loop() if looped else []
+        if self.columns:
+            inner = loads_first(inner)
         row, *rest = self.prologue(True)
         ids = "tl.load(table_row + {0}, mask={0} < max_pages, other=0)"
         head = [
@@ -285,6 +316,40 @@ class IndexKernel(KernelWriter):
         else:
             body = [*head, "tl.static_assert(BLOCKS == 1)", *place, *self.axes_lines(e), *e.outer]
         return self.kernel("score_kernel", self.index_args(), ["OPERAND", "BLOCKS"], body)
+
+
+def _met_by_rows(graph: Graph) -> set[int]:
+    """Reductions to one number a page, or a page and head, that rows of another kind than were reduced then meet."""
+    met: dict[int, set[str]] = {}
+    for i in reversed(range(len(graph.nodes))):
+        names = graph.nodes[i].type.names
+        if "page" not in names or not set(names) <= {"page", "head"}:
+            continue
+        found: set[str] = set()
+        for j, user in enumerate(graph.nodes):
+            if i in user.inputs:
+                found |= set(user.type.names) - {"page", "head"} | met.get(j, set())
+        met[i] = found
+    reduced = {i: graph.nodes[i].attr["dims"] for i in met if graph.nodes[i].op in REDUCE}
+    return {i for i, dims in reduced.items() if met[i] and not met[i] & set(dims)}
+
+
+def loads_first(lines: list[str]) -> list[str]:
+    """The statements of a loop, those that only read memory before all others.
+
+    Codes that lie by columns go from memory to registers. A barrier keeps what is written after it from being read before
+    it, and reductions across threads have barriers, so that loads among them would each be waited for.
+    """
+    made = {line.split(" = ", 1)[0] for line in lines if " = " in line}
+    early: list[str] = []
+    late: list[str] = []
+    for line in lines:
+        name, _, text = line.partition(" = ")
+        reads = "tl.load(" in text and not made & set(re.findall(r"\bv\d+\b", text))
+        (early if reads else late).append(line)
+        if reads:
+            made.discard(name)
+    return early + late
 
 
 def _has_rows(node: Node) -> bool:
