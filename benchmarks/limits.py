@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import statistics
 import time
@@ -34,6 +35,7 @@ TARGET, TOKENS = "sm_90a", 32_768
 DIMS, GROUPS, PAGES = (64, 96, 128, 192, 256, 576), (1, 2, 4, 5, 7, 8, 16), (16, 32, 64, 128)
 LATENT_GROUPS = (16, 20, 32)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DEADLINE = 60.0  # seconds a program on a busy core; `machine_code` has 25 in the plan `gpu`
 _META = torch.device("meta")
 
 
@@ -76,15 +78,28 @@ def _of_library(name: str) -> tuple[str, Flow]:
 
 
 def measure(name: str, flow: Flow, rng: random.Random) -> dict[str, Any]:
-    """Compile one program at random sizes."""
-    shape, page, dtype = geometry(rng), rng.choice(PAGES), rng.choice(("bf16", "bf16", "fp16", "fp32"))
-    row: dict[str, Any] = {
-        "flow": name,
-        "dim": shape.head_dim,
-        "group": shape.group,
-        "page": page,
-        "dtype": dtype,
-    }
+    """Compile one program at random sizes, in a process of its own that ends with the deadline."""
+    sizes = geometry(rng), rng.choice(PAGES), rng.choice(("bf16", "bf16", "fp16", "fp32"))
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe(duplex=False)
+    child = fork.Process(target=_measured, args=(send, name, flow, *sizes))
+    child.start()
+    row: dict[str, Any] = (
+        receive.recv()
+        if receive.poll(DEADLINE)
+        else {**_about(name, *sizes), "refused": "VV010", "why": "past the deadline", "seconds": DEADLINE}
+    )
+    child.kill()
+    child.join()
+    return row
+
+
+def _about(name: str, shape: Geometry, page: int, dtype: str) -> dict[str, Any]:
+    return {"flow": name, "dim": shape.head_dim, "group": shape.group, "page": page, "dtype": dtype}
+
+
+def _measured(send: Any, name: str, flow: Flow, shape: Geometry, page: int, dtype: str) -> None:
+    row = _about(name, shape, page, dtype)
     started = time.perf_counter()
     try:
         found = compile_ahead(
@@ -95,7 +110,7 @@ def measure(name: str, flow: Flow, rng: random.Random) -> dict[str, Any]:
         row |= {"refused": error.code, "why": error.message}
     else:
         row["kernels"] = {kernel: asdict(use) for kernel, use in found.items()}
-    return {**row, "seconds": round(time.perf_counter() - started, 1)}
+    send.send({**row, "seconds": round(time.perf_counter() - started, 1)})
 
 
 def markdown(rows: list[dict[str, Any]], seed: int) -> str:
