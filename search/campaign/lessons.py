@@ -33,7 +33,7 @@ _WORDS = {
     "mass": "attention mass of earlier steps", "dense_mass": "attention mass of a dense layer in the same step",
     "largest": "a mask of the largest", "principal": "principal directions of a page's keys",
     "split": "groups of a dimension",
-    "residual": "an entry for each page left out",
+    "residual": "an entry for each page left out", "refine": "candidates first, then a dearer score",
     "topp": "top-p", "threshold": "a threshold", "union": "a union of two selections", "v": "the values",
     "position": "the page's position", "exp": "an exponential", "log": "a logarithm", "cast": "rounding inside",
     "slice": "a part of the channels", "channels": "rotary and unrotated channels apart", "where": "a mask",

@@ -7,6 +7,7 @@ import pytest
 from evaluators.parity import compare
 from vortex_core import library
 from vortex_core.compiler.triton import backend
+from vortex_core.compiler.triton.generate import generate
 from vortex_core.geometry import Geometry
 from vortex_core.sandbox.jail import run
 
@@ -87,4 +88,16 @@ def test_queries_in_parts_select_what_the_oracle_selects(monkeypatch: pytest.Mon
         traced.program, traced.knobs.with_(page_size=8, budget="64"), Geometry(1, 1, 3, 32, 32, 32), backend="triton",
         pages=(0.5, 20.5), seeds=(0,), tie_tolerance=1e-4,
     )  # fmt: skip
+    assert found.rows and found.holds, found
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int2", "int8"])
+def test_more_numbers_than_registers_hold_are_packed_rows_at_a_time(dtype: str) -> None:
+    source = library.load("hisa").source.replace('dtype="int4"', f'dtype="{dtype}"')
+    traced = run(source, "hisa.py").with_knobs(page_size=128, budget="512")
+    geometry = Geometry(1, 1, 2, 320, 320, 320)
+    assert "(32 + i_row32)" in generate(traced.program.canonical(), geometry, 128).text
+    found = compare(
+        traced.program, traced.knobs, geometry, backend="triton", pages=(6.5,), seeds=(0,), tie_tolerance=1e-4
+    )
     assert found.rows and found.holds, found

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize(("cases", "count"), [("row", 14), ("refinement", 25)])
+@pytest.mark.parametrize(("cases", "count"), [("row", 17), ("refinement", 25)])
 def test_cases_pass_under_the_interpreter(cases: str, count: int) -> None:
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-W", "ignore", "-p", "no:cacheprovider"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import PER_BYTE, store_lines, store_row_lines, stored_shape
 from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
 from vortex_core.compiler.triton.tile import MAX_PADDING, Axis, Env, Tile, order, pow2
 from vortex_core.ir.program import SCALED, Node, StateDecl
 from vortex_core.ir.types import PLANES
+
+MOST_NUMBERS = 32768  # of a state that are packed at once: four warps' registers hold no more
 
 
 class UpdateKernel(KernelWriter):
@@ -153,8 +157,44 @@ class UpdateKernel(KernelWriter):
             )
             return
         last, width = names[-1], stored_shape(state, self.sizes)[-1] // PLANES.get(state.dtype, 1)
-        real = state.stored[-1][1].resolve(self.sizes)
         lane = emitter.axis(f"{last}_lane", width)
+        cut = self._cut(emitter, i, env, names[:-1], lane.size * per)
+        if cut is not None:  # rows have scales of their own
+            name, chunk = cut
+            rows, extent = emitter.axis(name, chunk), dict(state.dims)[name].resolve(self.sizes)
+            for start in range(0, extent, chunk):
+                shifted = Tile(f"{start} + {rows.index}" if start else rows.index, (rows,))
+                self._write_some_rows(emitter, state, i, {**env, name: shifted}, names, lane)
+            return
+        self._write_some_rows(emitter, state, i, env, names, lane)
+
+    def _cut(
+        self, emitter: Emitter, i: int, env: dict[str, Tile], names: list[str], row: int
+    ) -> tuple[str, int] | None:
+        """Along which dimension, and how many at a time, rows are written where all at once would spill."""
+        sizes = {n: a.size for n in names for a in env[n].axes}
+        total = row * math.prod(sizes.values())
+        free = [n for n in sizes if not emitter.needs_whole(i, n)]
+        if total <= MOST_NUMBERS or not free:
+            return None
+        name = max(free, key=lambda n: (sizes[n], n))
+        real = next(a.real for a in env[name].axes)
+        chunk = real & -real
+        while chunk > 1 and total // sizes[name] * chunk > MOST_NUMBERS // 2:
+            chunk //= 2
+        return None if chunk == real else (name, chunk)
+
+    def _write_some_rows(
+        self,
+        emitter: Emitter,
+        state: StateDecl,
+        i: int,
+        env: dict[str, Tile],
+        names: list[str],
+        lane: Axis,
+    ) -> None:
+        per, last = PER_BYTE[state.dtype], names[-1]
+        real = state.stored[-1][1].resolve(self.sizes)
         groups: list[Tile] = []
         whole = emitter.needs_whole(i, last) and per > 1
         if whole:
