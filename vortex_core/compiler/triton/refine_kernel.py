@@ -33,7 +33,9 @@ def refine_text(writer: IndexKernel, block: int, channels: int) -> str:
     e = writer.emitter(
         axis, contractions=writer.contractions, products=product, channels=channels, anchored=writer.anchored
     )
+    e.begin_loop()  # there is none, but what pages do not change comes first, as in the scoring kernel
     value = full(e.value(refined.fine), (axis,))
+    paged = e.end_loop()
     size = writer.page_size
     body = [
         *writer.prologue(True),
@@ -50,6 +52,7 @@ def refine_text(writer: IndexKernel, block: int, channels: int) -> str:
         f"page_at = batch_row.to(tl.int64) * max_pages + {axis.index}",
         *writer.axes_lines(e),
         *e.outer,
+        *paged,
         f"fine = {value}",
         f"fine = tl.where(fine > {LOWEST!r}, fine, {LOWEST!r})",
         f"tl.store(out{refined.node}_ptr + page_at, fine, mask=page_ok)",
