@@ -1,0 +1,163 @@
+"""What the machine code of scoring computes, without a GPU: python -m benchmarks.emulated --seed 1 --count 20
+
+Kernels of programs are compiled for sm_90a, and their PTX runs on a CPU (`ptx_machine`) beside the fp64 oracle.
+Triton's interpreter runs a kernel's source: what a compiler gets wrong looks right there, and shows here. A program
+takes two blocks of pages, so that loops turn. Nothing is said of time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from benchmarks.ptx_machine import Machine
+from benchmarks.ptx_numbers import BASE, Lanes, UnknownStatementError
+from vortex_core.compiler.interface import BatchView, LayerKV
+from vortex_core.compiler.oracle import OracleFlow
+from vortex_core.compiler.triton.generate import generate
+from vortex_core.compiler.triton.launch_config import ScoreConfig
+from vortex_core.compiler.triton.offline import launchables
+from vortex_core.errors import VortexError
+from vortex_core.geometry import Geometry
+from vortex_core.ir.flow import Flow
+
+HEADS, DIM, LEFT = 2, 128, 4  # query heads of a kv head, channels, pages that are chosen
+ALIGNED = 256
+KERNELS = ("query_kernel", "score_kernel", "row_kernel")
+STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Memory:
+    """Tensors one after another."""
+
+    parts: list[Lanes] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, tensor: torch.Tensor) -> int:
+        """The address that a tensor will have."""
+        data = np.ascontiguousarray(tensor.contiguous().view(torch.uint8).reshape(-1).numpy())
+        data = np.pad(data, (0, -len(data) % ALIGNED + ALIGNED))
+        self.parts.append(data)
+        self.size += len(data)
+        return BASE + self.size - len(data)
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What came out.
+
+    Attributes:
+        error: largest difference of a score, in standard deviations of all.
+        hazards: statements that meet another warp's part of shared memory without a barrier.
+        statements: that ran, of all kernels.
+    """
+
+    error: float
+    hazards: tuple[str, ...]
+    statements: int
+
+
+def emulate(flow: Flow, pages: int = 16, page_size: int = 64, blocks: int = 2) -> Emulated:
+    """Run the scoring kernels of a program on one row of pages.
+
+    Raises:
+        UnknownStatementError: for what the machine does not know.
+        VortexError: for what is not compiled.
+    """
+    geometry = Geometry(1, 1, HEADS, DIM, DIM, DIM)
+    program = flow.program.canonical()
+    knobs = replace(flow.knobs, page_size=page_size, budget=str(LEFT * page_size))
+    config = ScoreConfig(blocks=blocks, stages=1)
+    code = generate(program, geometry, page_size)
+    torch.manual_seed(0)
+    k, v = (torch.randn(1, pages, page_size, DIM).bfloat16().float() for _ in "kv")
+    q = torch.randn(1, HEADS, DIM).bfloat16()
+    oracle = OracleFlow(program, knobs, geometry)
+    states = oracle.new_states(pages, torch.device("cpu"))
+    oracle.update(states, LayerKV(k, v), torch.arange(pages), 0)
+    table = torch.zeros(1, pages + 64, dtype=torch.int32)
+    table[0, :pages] = torch.randperm(pages)
+    memory = Memory()
+    ints = torch.tensor([[pages * page_size], [LEFT]], dtype=torch.int32)
+    given = {
+        "q_ptr": memory.add(q), "q_batch": HEADS * DIM, "q_head": DIM,
+        "table_ptr": memory.add(table), "table_stride": table.shape[1],
+        "lengths_ptr": memory.add(ints[0]), "budgets_ptr": memory.add(ints[1]),
+        "pool_pages": pages, "max_pages": pages,
+    }  # fmt: skip
+    for state in program.states:
+        stored = states.fields[state.name]
+        given[f"{state.name}_ptr"] = memory.add(stored.data.to(STORED.get(state.dtype, stored.data.dtype)))
+        if stored.scale is not None:
+            given[f"{state.name}_scale_ptr"] = memory.add(stored.scale)
+    if states.mass is not None:
+        given["mass_ptr"] = memory.add(states.mass)
+    numbers = {f"t{i}_ptr": pages * n for i, n in code.scratch.items()}
+    numbers |= {f"h{i}_ptr": n for i, n in code.before.items()}
+    for i in code.schedule.scores:
+        numbers[f"out{i}_ptr"] = pages * (HEADS if "head" in code.graph.nodes[i].type.names else 1)
+    given |= {name: memory.add(torch.zeros(n)) for name, n in numbers.items()}
+    held = np.concatenate(memory.parts)
+    hazards: list[str] = []
+    statements = 0
+    found = launchables(program, knobs, geometry, config)
+    for name in KERNELS:
+        if name not in found:
+            continue
+        launchable = found[name]
+        built = launchable.build("sm_90a")
+        machine = Machine(built.asm["ptx"], 32 * launchable.warps, int(built.metadata.shared), held)
+        names = [a for a in launchable.kernel.arg_names if a not in launchable.constants]
+        unknown = [a for a in names if a not in given]
+        if unknown:
+            raise UnknownStatementError(f"arguments that have no value here: {', '.join(unknown)}")
+        arguments = [given[a] for a in names]
+        arguments += [0] * (len(machine.params) - len(arguments))
+        rows = 1 if name != "score_kernel" else -(-pages // (code.block * blocks))
+        for at in range(rows):
+            statements += machine.run(arguments, (at, 0))
+        hazards += machine.hazards
+    view = BatchView(table[:, :pages].long(), ints[0].long(), ints[1].long(), pages * page_size)
+    wanted = oracle.scores(q.float(), states, view, 0).values()
+    worst = 0.0
+    for i, want in zip(sorted(code.schedule.scores), wanted, strict=True):
+        start, count = given[f"out{i}_ptr"] - BASE, numbers[f"out{i}_ptr"]
+        got = torch.from_numpy(held[start : start + 4 * count].copy().view(np.float32)).double()
+        want = want[0].T.reshape(-1) if want.dim() > 2 else want.reshape(-1)
+        worst = max(worst, float((got - want).abs().max() / want.std().clamp_min(1e-30)))
+    return Emulated(worst, tuple(hazards), statements)
+
+
+def main() -> None:
+    """One line a program."""
+    from benchmarks.programs import GAP, programs
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the grammar"
+    )
+    parser.add_argument("--count", type=int, default=20, help="programs of the grammar")
+    parser.add_argument("--only", default="", help="names, comma-separated")
+    args = parser.parse_args()
+    print("seed", args.seed)
+    for _, name, flow in programs(args.seed, args.count):
+        if args.only and name not in args.only.split(","):
+            continue
+        try:
+            done = emulate(flow)
+        except (UnknownStatementError, VortexError) as error:
+            print(name, "not run:", str(error).split("\n")[0][:100], flush=True)
+            continue
+        right = "right" if done.error <= GAP and not done.hazards else "WRONG"
+        print(name, right, f"error {done.error:.2e}, {done.statements} statements", *done.hazards, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The machine code of scoring computes what the oracle does: PTX run on a CPU, no interpreter of its source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.emulated import emulate
+from benchmarks.ptx_machine import BASE, Machine
+from vortex_core import library
+from vortex_core.ir.flow import Flow
+from vortex_core.sandbox.jail import run
+
+FLOW = '''
+from vortex_core import ops, register, vFlow
+
+@register("tried")
+class Tried(vFlow):
+    """Rows of some packing beside a few channels of the page."""
+
+    def create_cache(self, page):
+        return {{"x": page.state({state}), "few": page.state(ch="D/8", dtype="{few}"),
+                "norm": page.state(row=page.size, dtype="int8")}}
+
+    def forward_cache(self, page):
+        key = page.k.slice("dim", 0, "{width}").rename(dim="ch", token="row")
+        return {{"x": key, "few": page.k.mean("token").slice("dim", 0, "D/8").rename(dim="ch"),
+                "norm": page.k.rename(token="row").norm("dim")}}
+
+    def forward_indexer(self, q, cache):
+        few = (q.slice("dim", 0, "D/8").rename(dim="ch") * cache["few"]).sum("ch")
+        logits = (q.slice("dim", 0, "{width}").rename(dim="ch") * cache["x"]).sum("ch") * cache["norm"] + few
+        weight = (logits - logits.max("page", "row")).exp().sum("row")
+        return ops.topk((weight / weight.sum("page")).mean("head"))
+'''
+STATES = {
+    "bits of a token, of 4 bytes": ('ch="D/4", row=page.size, dtype="bits"', "D/4"),
+    "bits of a token": ('ch="7*D/8", row=page.size, dtype="bits"', "7*D/8"),
+    "4 bits, a scale a token": ('row=page.size, ch="D/4", dtype="int4"', "D/4"),
+    "4 bits, a scale a channel": ('ch="5*D/8", row=page.size, dtype="int4"', "5*D/8"),
+    "2 bits, a scale a channel": ('ch="5*D/8", row=page.size, dtype="int2"', "5*D/8"),
+    "3 bits, a scale a token": ('row=page.size, ch="3*D/4", dtype="int3"', "3*D/4"),
+}
+
+
+def tried(name: str, few: str) -> Flow:
+    """A flow over one of the states."""
+    state, width = STATES[name]
+    return run(FLOW.format(state=state, width=width, few=few), "x.py").flow
+
+
+@pytest.mark.parametrize("few", ["fp8_e4m3", "bf16"])
+@pytest.mark.parametrize("name", STATES)
+def test_rows_that_meet_a_sum_of_the_page(name: str, few: str) -> None:
+    """Triton lowered such a sum wrongly in the layout of the rows, which no interpreter shows."""
+    done = emulate(tried(name, few))
+    assert done.error < 1e-3, done
+    assert not done.hazards
+
+
+@pytest.mark.parametrize("name", ["adamas", "twilight", "nsa"])
+def test_library(name: str) -> None:
+    """Integers compared, packed keys of every token, parts of pages."""
+    done = emulate(library.load(name).flow)
+    assert done.error < 1e-3, done
+    assert not done.hazards
+
+
+PTX = """
+.visible .entry tried(
+	.param .u64 .ptr .global .align 1 tried_param_0
+)
+.reqntid 64
+{
+	mov.u32 	%r1, %tid.x;
+	shl.b32 	%r2, %r1, 2;
+	st.shared.b32 	[%r2], %r1;
+	BARRIER
+	xor.b32 	%r3, %r2, 128;
+	ld.shared.b32 	%r4, [%r3];
+	ld.param.b64 	%rd1, [tried_param_0];
+	cvt.u64.u32 	%rd2, %r2;
+	add.s64 	%rd3, %rd1, %rd2;
+	st.global.b32 	[%rd3], %r4;
+	ret;
+}
+"""
+
+
+def test_a_missing_barrier_is_told() -> None:
+    """Two warps exchange numbers; in step they come out right either way."""
+    for barrier, hazards in (("bar.sync 0;", 0), ("", 1)):
+        memory = np.zeros(256, np.uint8)
+        machine = Machine(PTX.replace("BARRIER", barrier), 64, 256, memory)
+        machine.run([BASE], (0, 0))
+        assert memory.view(np.uint32).tolist() == [(n ^ 32) for n in range(64)]
+        assert len(machine.hazards) == hazards
