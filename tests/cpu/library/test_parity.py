@@ -72,6 +72,8 @@ def compare(name: str, geometry: Geometry, seed: int, layer: int = 0) -> None:
 @pytest.mark.parametrize("geometry", GQA, ids=lambda g: f"group{g.group}")
 @pytest.mark.parametrize("name", [*library.names(), *library.found_names()])
 def test_gqa(name: str, geometry: Geometry) -> None:
+    if name in library.found_names():  # bands are cut in 32 parts of the channels
+        geometry = Geometry(1, geometry.kv_heads, geometry.group, 64, 64, 64)
     compare(name, geometry, seed=geometry.group)
 
 
