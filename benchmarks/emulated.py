@@ -27,7 +27,8 @@ from vortex_core.ir.flow import Flow
 
 HEADS, DIM, LEFT = 2, 128, 4  # query heads of a kv head, channels, pages that are chosen
 ALIGNED = 256
-KERNELS = ("query_kernel", "score_kernel", "row_kernel")
+AMONG = (0, 2, 3, 5, 6, 7, 9, 10, 12, 14, 15)  # candidates of a selection in two stages
+KERNELS = ("query_kernel", "score_kernel", "row_kernel", "refine_kernel")
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,8 +63,13 @@ class Emulated:
     statements: int
 
 
-def emulate(flow: Flow, pages: int = 16, page_size: int = 64, blocks: int = 2) -> Emulated:
+def emulate(
+    flow: Flow, pages: int = 16, page_size: int = 64, blocks: int = 2, *, wide: bool = False
+) -> Emulated:
     """Run the scoring kernels of a program on one row of pages.
+
+    Args:
+        wide: with a query of fp32 that bf16 does not hold.
 
     Raises:
         UnknownStatementError: for what the machine does not know.
@@ -73,10 +79,11 @@ def emulate(flow: Flow, pages: int = 16, page_size: int = 64, blocks: int = 2) -
     program = flow.program.canonical()
     knobs = replace(flow.knobs, page_size=page_size, budget=str(LEFT * page_size))
     config = ScoreConfig(blocks=blocks, stages=1)
-    code = generate(program, geometry, page_size)
+    code = generate(program, geometry, page_size, wide=wide)
     torch.manual_seed(0)
     k, v = (torch.randn(1, pages, page_size, DIM).bfloat16().float() for _ in "kv")
-    q = torch.randn(1, HEADS, DIM).bfloat16()
+    q = torch.randn(1, HEADS, DIM)
+    q = q if wide else q.bfloat16()
     oracle = OracleFlow(program, knobs, geometry)
     states = oracle.new_states(pages, torch.device("cpu"))
     oracle.update(states, LayerKV(k, v), torch.arange(pages), 0)
@@ -99,13 +106,19 @@ def emulate(flow: Flow, pages: int = 16, page_size: int = 64, blocks: int = 2) -
         given["mass_ptr"] = memory.add(states.mass)
     numbers = {f"t{i}_ptr": pages * n for i, n in code.scratch.items()}
     numbers |= {f"h{i}_ptr": n for i, n in code.before.items()}
-    for i in code.schedule.scores:
+    among = [p for p in AMONG if p < pages]
+    given |= {
+        "candidates_ptr": memory.add(torch.tensor([*among, *[0] * (-len(among) % 16)], dtype=torch.int32)),
+        "candidates_stride": -(-len(among) // 16) * 16,
+        "candidate_lens_ptr": memory.add(torch.tensor([len(among) * page_size], dtype=torch.int32)),
+    }
+    for i in code.schedule.outputs:
         numbers[f"out{i}_ptr"] = pages * (HEADS if "head" in code.graph.nodes[i].type.names else 1)
     given |= {name: memory.add(torch.zeros(n)) for name, n in numbers.items()}
     held = np.concatenate(memory.parts)
     hazards: list[str] = []
     statements = 0
-    found = launchables(program, knobs, geometry, config)
+    found = launchables(program, knobs, geometry, config, wide=wide)
     for name in KERNELS:
         if name not in found:
             continue
@@ -118,17 +131,28 @@ def emulate(flow: Flow, pages: int = 16, page_size: int = 64, blocks: int = 2) -
             raise UnknownStatementError(f"arguments that have no value here: {', '.join(unknown)}")
         arguments = [given[a] for a in names]
         arguments += [0] * (len(machine.params) - len(arguments))
-        rows = 1 if name != "score_kernel" else -(-pages // (code.block * blocks))
-        for at in range(rows):
+        rows = {
+            "score_kernel": -(-pages // (code.block * blocks)),
+            "refine_kernel": -(-len(among) // max(1, code.candidates)),
+        }
+        for at in range(rows.get(name, 1)):
             statements += machine.run(arguments, (at, 0))
         hazards += machine.hazards
     view = BatchView(table[:, :pages].long(), ints[0].long(), ints[1].long(), pages * page_size)
     wanted = oracle.scores(q.float(), states, view, 0).values()
     worst = 0.0
-    for i, want in zip(sorted(code.schedule.scores), wanted, strict=True):
-        start, count = given[f"out{i}_ptr"] - BASE, numbers[f"out{i}_ptr"]
+    refined, ranked = code.graph.refinement, {j for n in code.graph.nodes for j in n.scores}
+    ranked |= set(code.schedule.scores)
+    for i, want in zip(sorted(ranked), wanted, strict=True):
+        fine = refined is not None and i == refined.fine and i not in code.schedule.scores
+        out = f"out{refined.node if refined is not None and fine else i}_ptr"
+        start, count = given[out] - BASE, numbers[out]
         got = torch.from_numpy(held[start : start + 4 * count].copy().view(np.float32)).double()
         want = want[0].T.reshape(-1) if want.dim() > 2 else want.reshape(-1)
+        if fine:
+            others = [p for p in range(pages) if p not in among]
+            worst = worst if bool((got[others] == -np.inf).all()) else np.inf
+            got, want = got[among], want[among]
         worst = max(worst, float((got - want).abs().max() / want.std().clamp_min(1e-30)))
     return Emulated(worst, tuple(hazards), statements)
 

@@ -73,15 +73,20 @@ class Launchable:
 
 
 def launchables(
-    program: Program, knobs: Knobs, geometry: Geometry, config: ScoreConfig = DEFAULT
+    program: Program, knobs: Knobs, geometry: Geometry, config: ScoreConfig = DEFAULT, *, wide: bool = False
 ) -> dict[str, Launchable]:
     """The kernels of a program by name, for bf16 KV.
+
+    Args:
+        wide: for queries of fp32.
 
     Raises:
         VortexError: `VE050` for what cannot be lowered.
     """
     program = program.canonical()
-    module = load_module(generate(program, geometry, knobs.page_size, config.block, config.channels).text)
+    module = load_module(
+        generate(program, geometry, knobs.page_size, config.block, config.channels, wide=wide).text
+    )
     dtypes = {s.name: s.dtype for s in program.states}
     found = {}
     for name in KERNELS:
@@ -91,6 +96,8 @@ def launchables(
         constants = {"DECODE": True, "OPERAND": tl.bfloat16, "PDL": LATE.value, "BLOCKS": config.blocks or 1}
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
         signature = {a: argument_type(a, dtypes) for a in kernel.arg_names if a not in constants}
+        if wide and "q_ptr" in signature:
+            signature["q_ptr"] = "*fp32"
         aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
         stages = config.stages if name == "score_kernel" else 3
         warps = {"score_kernel": config.warps, "row_kernel": config.row_warps}.get(name, WARPS)
