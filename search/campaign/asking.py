@@ -203,14 +203,14 @@ class Asking:
         )
 
     def _judge(self, error: VortexError) -> None:
-        """What a failed ask means for the campaign. A budget that is used up ends the search, with finals; what
-        only a person can mend pauses it; anything else may pass, for as long as the patience lasts."""
+        """What a failed ask means for the campaign. A budget that is used up ends the search, with finals; an ask that
+        found nothing new may be followed by one that does, until the space counts as exhausted (`budget.NOTHING_NEW`);
+        what only a person can mend pauses the search; anything else may pass, for as long as the patience lasts."""
         failures = self.state.proposer_failures_in_a_row
-        patient = failures < self.config.proposer_patience
-        if error.fault == "budget" and not (error.retryable and patient):
-            again = f" {failures} times in a row" if error.retryable else ""
-            self.spent = f"the proposer's budget: {error.message}{again}"
+        if error.fault == "budget":
+            if not error.retryable:
+                self.spent = f"the proposer's budget: {error.message}"
         elif error.fault == "user" and not error.retryable:
             raise error
-        elif not patient:
+        elif failures >= self.config.proposer_patience:
             raise proposer_down(failures, str(error)) from error

@@ -40,6 +40,7 @@ class Rung:
         self._waiting: dict[str, _Waiting] = {}
         self._programs: set[str] = set()
         self._cells: Counter[str] = Counter()
+        self._stopped: Counter[str] = Counter()
         self._cell_of: dict[str, str] = {}
 
     def add(self, key: str, program: str, cell: str, score: Score | None) -> None:
@@ -61,6 +62,10 @@ class Rung:
             self._programs.add(found.program)
             self._cells[found.cell] += 1
 
+    def stopped(self, cell: str) -> None:
+        """One of a cell that had gone on was stopped there: of its like the same is to be expected."""
+        self._stopped[cell] += 1
+
     def next(self, *, anyone: bool = False) -> str | None:
         """Who goes on now, None where nobody does yet.
 
@@ -73,11 +78,18 @@ class Rung:
         return ranked[0].key if ranked else None
 
     def _ranked(self) -> list[_Waiting]:
-        """By layer, one of a program, and after many of a cell those of others: near copies teach little."""
+        """By layer, one of a program, and after many of a cell those of others: near copies teach little, and a cell
+        whose programs are stopped where they go less still."""
         waiting = [w for w in self._waiting.values() if w.program not in self._programs]
         layers = pareto_layers([w.score.point for w in waiting])
         placed = [
-            (layer + self._cells[w.cell] // 4, w.score.verdict, -w.score.accuracy.value, w.key, w)
+            (
+                layer + self._cells[w.cell] // 4 + 2 * self._stopped[w.cell],
+                w.score.verdict,
+                -w.score.accuracy.value,
+                w.key,
+                w,
+            )
             for layer, w in zip(layers, waiting, strict=True)
         ]
         return [place[-1] for place in sorted(placed, key=lambda place: place[:-1])]
@@ -102,6 +114,8 @@ class Ladder:
         """A found candidate was measured."""
         leads = _LEADS_TO.get(purpose)
         if leads is None:
+            if purpose == "search" and candidate.status(purpose) == "failed":
+                self._rungs["search"].stopped(candidate.cell)
             return
         passed = candidate.status(purpose) == "passed"
         found = score(candidate, self._objective, purpose) if passed else None

@@ -194,7 +194,8 @@ class CampaignState:
             case ev.ProposalFailed() as e:
                 proposal = self.proposals[e.proposal]
                 proposal.outcome, proposal.error = "failed", e.error
-                self.proposer_failures_in_a_row += 1
+                if e.error.get("fault") != "budget":  # who found nothing new is not broken
+                    self.proposer_failures_in_a_row += 1
                 self.without_new += 1
                 proposal.answered_by, proposal.dollars, proposal.change = e.proposer, e.dollars, e.change
                 proposal.booked.clear()

@@ -16,6 +16,7 @@ from agents.providers.failures import from_status
 from evaluators.results import Failure, StageResult
 from search.campaign.archive import Archive
 from search.campaign.breaker import MOST, CircuitBreaker
+from search.campaign.budget import NOTHING_NEW
 from search.config import CampaignConfig
 from search.errors import crashed
 from search.executors.base import WorkerLostError
@@ -273,8 +274,23 @@ def test_an_exhausted_proposer_ends_the_search_with_finals(tmp_path: Path):
     harness.proposer = Exhausted()
     state = harness.go()
     assert state.finished is not None
-    assert "nothing new in 80 drafts" in state.finished.reason
+    assert state.finished.reason == f"nothing new in {NOTHING_NEW} proposals"
     assert state.finalists
+
+
+def test_asks_that_found_nothing_new_do_not_end_a_search_in_which_others_do(tmp_path: Path):
+    class Poor(SimulatedProposer):
+        async def propose(self, request: ProposalRequest) -> Proposal:
+            proposal = await super().propose(request)
+            if len(self.requests) % 12:
+                raise ProposerError("VA024", "nothing new in 16 drafts", "raise tries")
+            return proposal
+
+    harness = Harness(tmp_path, config(limits={"candidates": 6}))
+    harness.proposer = Poor()
+    state = harness.go()
+    assert state.finished is not None
+    assert state.finished.reason == "6 distinct programs"
 
 
 def test_a_spent_member_leaves_the_money_of_others_alone(tmp_path: Path):

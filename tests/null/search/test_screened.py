@@ -267,6 +267,17 @@ def test_near_copies_do_not_take_all_places():
     assert len(set(went)) == 13
 
 
+def test_a_cell_whose_programs_are_stopped_waits_for_others():
+    rung = Rung(1)
+    for i, cell in enumerate(("token", "token", "page")):
+        rung.add(f"k{i}", f"p{i}", cell, _score(0.9 - 0.1 * i, 1.0))
+    assert rung.next(anyone=True) == "k0"
+    rung.went("k0")
+    assert rung.next(anyone=True) == "k1"
+    rung.stopped("token")
+    assert rung.next(anyone=True) == "k2"
+
+
 def test_a_rung_is_bounded():
     rung = Rung(1)
     for n in range(3000):
