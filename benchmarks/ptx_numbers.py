@@ -134,6 +134,12 @@ class Numbers:
             raise UnknownStatementError(line)
         self.put(a[0].split("|")[0], self.get(a[1])[self.warp * 32 + source], mask)
 
+    def do_redux(self, o: list[str], a: list[str], mask: Lanes | None, line: str) -> None:
+        if o[2:] != ["add", "s32"]:
+            raise UnknownStatementError(line)
+        sums = self.get(a[1]).reshape(-1, 32).sum(1, dtype=np.uint32)
+        self.put(a[0], np.repeat(sums, 32), mask)
+
     # ---- numbers -------------------------------------------------------------------------------------------
 
     def compute(self, kind: str, a: list[str], mask: Lanes | None, what: Callable[..., Lanes]) -> None:
@@ -259,7 +265,10 @@ class Numbers:
         self.put(a[0], compared, mask)
 
     def do_cvt(self, o: list[str], a: list[str], mask: Lanes | None, line: str) -> None:
-        to, source = [t for t in o[1:] if re.match(r"^(b?f|s|u)\d+(x2)?$", t) or t.startswith("e")][-2:]
+        kinds = [t for t in o[1:] if re.match(r"^(b?f|s|u)\d+(x2)?$", t) or t.startswith("e")]
+        if len(kinds) < 2:
+            raise UnknownStatementError(line)
+        to, source = kinds[-2:]
         if to == "bf16x2":  # the upper half first
             high, low = (to_bf16(floats(self.get(k))) for k in a[1:3])
             self.put(a[0], word(low, high), mask)
