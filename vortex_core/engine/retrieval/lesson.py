@@ -66,6 +66,10 @@ class Stage(Protocol):
     @property
     def scale(self) -> float: ...
 
+    def smaller(self, by: int) -> Stage:
+        """The same with as many texts a step divided by a number."""
+        ...
+
     def lesson(self, generator: torch.Generator) -> Lesson:
         """Fresh texts, on the generator's device."""
         ...

@@ -13,7 +13,7 @@ tokens for it. Both are exact in expectation, since noise is drawn independently
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -60,6 +60,10 @@ class StoryStage:
     enough: float | None = None
     alphabet: int = KEYS
     scale: float = 1.0
+
+    def smaller(self, by: int) -> StoryStage:
+        """See `lesson.Stage`."""
+        return replace(self, batch=max(1, self.batch // by))
 
     def lesson(self, generator: torch.Generator) -> Lesson:
         """See `lesson.Stage`."""

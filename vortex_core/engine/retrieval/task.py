@@ -8,7 +8,7 @@ for a guess among the values of the text. This is multi-query associative recall
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -76,6 +76,10 @@ class PairStage:
     alphabet: int = KEYS
     layer: int | None = None
     scale: float = 1.0
+
+    def smaller(self, by: int) -> PairStage:
+        """See `lesson.Stage`."""
+        return replace(self, batch=max(1, self.batch // by))
 
     def lesson(self, generator: torch.Generator) -> Lesson:
         """See `lesson.Stage`."""

@@ -207,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights")
     parser.add_argument("--start", help="model or directory whose weights are begun with")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which training ends")
+    parser.add_argument("--smaller", type=int, default=1, help="divides every batch, for a CPU")
     chosen = parser.parse_args(arguments)
     device, recipe = torch.device(chosen.device), RECIPES[chosen.model]
     model = (
@@ -217,9 +218,10 @@ def main(arguments: list[str] | None = None) -> int:
     trainer = Trainer(model.to(device))
     chosen.out.mkdir(parents=True, exist_ok=True)
     kept = chosen.out / "training.pt"
+    curriculum = [stage.smaller(chosen.smaller) for stage in recipe.curriculum]
     train(
         trainer,
-        curriculum=recipe.curriculum,
+        curriculum=curriculum,
         say=lambda text: print(text, flush=True),
         kept=kept,
         seconds=chosen.seconds,

@@ -248,6 +248,8 @@ def test_training_ends_when_its_time_is_over(tmp_path: Path) -> None:
     trainer = Trainer(new_model(SMALL), rate=1e-2)
     assert train(trainer, curriculum=(endless,), seconds=3) > 0.9
     assert 0 < trainer.steps < 10**6
+    assert (endless.smaller(3).batch, endless.smaller(9).batch) == (1, 1)
+    assert STORIES.smaller(2).batch == 3 and STORIES.smaller(2).length == STORIES.length
     assert trainer.optimizer.param_groups[0]["lr"] < 0.5e-2
     save(trainer.model, tmp_path)
     for ours, theirs in zip(
