@@ -161,6 +161,15 @@ def test_check_shows_what_a_page_keeps(tmp_path: Path, capsys: pytest.CaptureFix
     assert "1280 B" in said
 
 
+def test_check_for_a_gpu_shows_what_kernels_take(capsys: pytest.CaptureFixture[str]):
+    assert run("check", "twilight_quest", "--model", "qwen3-8b", "--target", "sm_90a", "--json") == 0
+    kernels = {row["kernel"]: row for row in document(capsys)["kernels"]}
+    assert {"update_kernel", "score_kernel", "refine_kernel"} <= set(kernels)
+    assert all(0 < row["registers"] <= 255 and row["shared_bytes"] < 232_448 for row in kernels.values())
+    assert run("check", "twilight_quest", "--target", "sm_90") == 2
+    assert "sm_90a" in capsys.readouterr().err
+
+
 def test_flows_lists_the_library(capsys: pytest.CaptureFixture[str]):
     assert run("flows", "--json") == 0
     assert {"dense", "block_topk", "quest", "streaming"} <= {flow["name"] for flow in document(capsys)}
