@@ -87,7 +87,12 @@ def measure(name: str, flow: Flow, rng: random.Random) -> dict[str, Any]:
     row: dict[str, Any] = (
         receive.recv()
         if receive.poll(DEADLINE)
-        else {**_about(name, *sizes), "refused": "VV010", "why": "past the deadline", "seconds": DEADLINE}
+        else {
+            **_about(name, *sizes),
+            "refused": "deadline",
+            "why": f"not done in {DEADLINE:.0f} s",
+            "seconds": DEADLINE,
+        }
     )
     child.kill()
     child.join()
