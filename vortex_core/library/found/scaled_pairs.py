@@ -29,8 +29,12 @@ class ScaledPairs(vFlow):
 
     def forward_cache(self, page):
         x1 = page.k.rename(token="row")
-        x2 = ops.concat([x1.slice("dim", "3*D/16", "7*D/32"), x1.slice("dim", "11*D/16", "23*D/32")], "dim").rename(dim="ch")
-        x3 = ops.concat([x1.slice("dim", "7*D/32", "D/2"), x1.slice("dim", "23*D/32", "D")], "dim").rename(dim="ch")
+        x2 = ops.concat(
+            [x1.slice("dim", "3*D/16", "7*D/32"), x1.slice("dim", "11*D/16", "23*D/32")], "dim"
+        ).rename(dim="ch")
+        x3 = ops.concat([x1.slice("dim", "7*D/32", "D/2"), x1.slice("dim", "23*D/32", "D")], "dim").rename(
+            dim="ch"
+        )
         x4 = ((x2 * x2).sum("ch") + (x3 * x3).sum("ch")).sqrt()
         x5 = 1 / (x4.max("row") + 1.007e-06)
         x6 = x4 + 1e-06
@@ -67,9 +71,21 @@ class ScaledPairs(vFlow):
         }
 
     def forward_indexer(self, q, cache):
-        x1 = ops.concat([q.slice("dim", "7*D/32", "D/2"), q.slice("dim", "23*D/32", "D")], "dim").rename(dim="ch")
-        x2 = 0.6857142857142857 * cache["k_norm"] * ((cache["k_max"] * x1).sum("ch") + (x1 * cache["k_max4"]).sum("ch"))
-        x3 = ops.concat([q.slice("dim", "3*D/16", "7*D/32"), q.slice("dim", "11*D/16", "23*D/32")], "dim").rename(dim="ch")
-        x4 = 0.5 * cache["k_max3"] * ((x3 * cache["k_max6"]).sum("ch") + 0.5 * (x3 * cache["k_max5"]).sum("ch"))
+        x1 = ops.concat([q.slice("dim", "7*D/32", "D/2"), q.slice("dim", "23*D/32", "D")], "dim").rename(
+            dim="ch"
+        )
+        x2 = (
+            0.6857142857142857
+            * cache["k_norm"]
+            * ((cache["k_max"] * x1).sum("ch") + (x1 * cache["k_max4"]).sum("ch"))
+        )
+        x3 = ops.concat(
+            [q.slice("dim", "3*D/16", "7*D/32"), q.slice("dim", "11*D/16", "23*D/32")], "dim"
+        ).rename(dim="ch")
+        x4 = (
+            0.5
+            * cache["k_max3"]
+            * ((x3 * cache["k_max6"]).sum("ch") + 0.5 * (x3 * cache["k_max5"]).sum("ch"))
+        )
         x5 = (x2 + cache["k_norm"] * (x4 + (cache["k_max2"] * x3).sum("ch"))).max("head", "row")
         return ops.topk(x5)
