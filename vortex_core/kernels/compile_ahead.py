@@ -8,6 +8,7 @@ without a GPU compiled for it.
 
 from __future__ import annotations
 
+import ast
 import os
 import threading
 from collections.abc import Iterator
@@ -19,30 +20,32 @@ from triton import AsyncCompileMode, knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime._async_compile import FutureKernel
-from triton.runtime.jit import JITCallable, JITFunction
+from triton.runtime.jit import JITFunction
 
 from vortex_core.kernels.runtime import AbsentGPU, as_if_on
+
+_ONE_TREE = threading.RLock()
 
 
 @contextmanager
 def _parsing_in_turn() -> Iterator[None]:
-    """Inside, kernels' syntax trees are made one after the other.
+    """Inside, syntax trees are made one after the other, whoever makes them.
 
     CPython counts the depth of all trees under construction in one place: two threads that make theirs side by side
-    may get `SystemError: AST constructor recursion depth mismatch`.
+    may get `SystemError: AST constructor recursion depth mismatch`. Triton's threads make those of kernels and of
+    functions that are constants to them, the thread that launches those of budgets.
     """
-    # Of kernels, and of functions that are constants to them.
-    parse, one = JITCallable.parse, threading.Lock()
+    parse = ast.parse
 
-    def parse_in_turn(self: Any) -> Any:
-        with one:
-            return parse(self)
+    def parse_in_turn(*arguments: Any, **options: Any) -> Any:
+        with _ONE_TREE:
+            return parse(*arguments, **options)
 
-    JITCallable.parse = parse_in_turn
+    ast.parse = parse_in_turn
     try:
         yield
     finally:
-        JITCallable.parse = parse
+        ast.parse = parse
 
 
 @contextmanager

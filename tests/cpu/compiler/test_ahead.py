@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -100,3 +103,21 @@ def test_what_does_not_compile_leaves_the_next_alone() -> None:
         ):
             kernel[(1,)](x)
         assert not fits or compiled["_right"]
+
+
+def test_syntax_trees_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = most = 0
+
+    def parse(source: str) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.002)
+        inside -= 1
+
+    monkeypatch.setattr(ast, "parse", parse)
+    with compiling_for(GPUS["sm_90a"]), ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda source: ast.parse(source), ["a"] * 8))
+        ast.parse("b")
+    assert most == 1
+    assert ast.parse is parse
