@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import candidate_seconds, modelled
+from evaluators.results import Metric, StageResult
+from vortex_core import library
 from vortex_core.errors import VortexError
+from vortex_core.specs import load_gpu, load_model
 
 
 def test_a_fit_recovers_the_factors_of_programs_it_has_not_seen() -> None:
@@ -39,7 +42,18 @@ def test_flows_are_named_with_page_and_budget() -> None:
     assert len(candidate_seconds.flows(candidate_seconds.FLOWS)) == 6
 
 
-def test_a_run_that_measured_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VORTEX_RUNS", str(tmp_path))
     with pytest.raises(VortexError, match="VS001"):
         modelled.of_run("absent", None)
+
+
+def test_what_a_campaign_measured_stands_beside_the_model() -> None:
+    point = {"batch": 16, "step_ms_p50": 2.0, "density": 0.1}
+    speedup = Metric(1.5, 1.4, 1.6, unit="x", n=4)
+    result = StageResult(
+        "decode", passed=True, metrics={"decode_speedup@8192": speedup}, info={"points": {"8192": point}}
+    )
+    (row,) = modelled.rows_of(library.load("quest").flow, result, load_model("qwen3-8b"), load_gpu("h200"))
+    assert (row.flow, row.context, row.batch, row.measured_ms, row.measured) == ("quest", 8192, 16, 2.0, 1.5)
+    assert sum(row.parts.values()) == pytest.approx(row.modelled_ms)
