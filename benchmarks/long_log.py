@@ -2,10 +2,10 @@
 
     python -m benchmarks.long_log --candidates 100000 --out runs/long_log
 
-The candidates are made up (`search.testing`): eight stages each, with numbers, answers to 40 items and side information
-of the size that the default plan leaves. Events and files are written as a campaign writes them, but for waiting for
-the disk. Each measurement is a process of its own; `leaderboard` and `status` are timed as a user calls them, from the
-start of Python, while a driver appends and keeps its live view.
+The candidates are made up (`search.simulation`): eight stages each, with numbers, answers to 40 items and side
+information of the size that the default plan leaves. Events and files are written as a campaign writes them, but for
+waiting for the disk. Each measurement is a process of its own; `leaderboard` and `status` are timed as a user calls
+them, from the start of Python, while a driver appends and keeps its live view.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from search.log import files, store
 from search.log.compact import size_of
 from search.log.run import Run, open_run, read_state
 from search.log.store import SqliteEventStore
-from search.testing import simulated_flow
+from search.simulation import simulated_flow
 
 STAGES = ("static", "compile", "parity", "modelled", "recall", "gate", "accuracy", "decode")
 CONFIG = CampaignConfig.model_validate(

@@ -31,7 +31,7 @@ from search.campaign.campaign import Campaign
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.run import open_run
-from search.testing import SimulatedExecutor, simulated_flow, simulated_library
+from search.simulation import SimulatedExecutor, simulated_flow, simulated_library
 from vortex_core.ir.flow import Flow
 
 _EVALUATOR = """\

@@ -38,7 +38,7 @@ from search.executors.workers import CpuWorker, EngineSetup
 from search.log import events as ev
 from search.log.run import open_run
 from search.log.store import SqliteEventStore
-from search.testing import SimulatedExecutor, simulated_flow, simulated_library, simulated_stage
+from search.simulation import SimulatedExecutor, simulated_flow, simulated_library, simulated_stage
 from tests.chaos.clusters import add_node
 from vortex_core.ir.flow import Flow
 

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from evaluators.results import StageResult
 from search.executors.workers import EngineSetup, EngineWorker, _answer
-from search.testing import SimulatedExecutor, simulated_stage
+from search.simulation import SimulatedExecutor, simulated_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES: dict[Any, Any] = {

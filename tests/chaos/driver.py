@@ -21,7 +21,7 @@ from search.executors.workers import CpuWorker, EngineSetup
 from search.log import events as ev
 from search.log.run import open_run
 from search.log.state import CampaignState
-from search.testing import simulated_flow, simulated_library, simulated_stage
+from search.simulation import simulated_flow, simulated_library, simulated_stage
 from tests.chaos import clusters
 
 

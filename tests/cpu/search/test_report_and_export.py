@@ -28,7 +28,7 @@ from search.log import events as ev
 from search.log.run import find_candidate, open_run, read_state
 from search.log.state import CampaignState
 from search.report.page import render
-from search.testing import SimulatedExecutor, SimulatedProposer, simulated_library
+from search.simulation import SimulatedExecutor, SimulatedProposer, simulated_library
 from vortex_core.errors import VortexError
 
 CONFIG = CampaignConfig.model_validate(

@@ -27,7 +27,7 @@ from search.log.files import ContentStore
 from search.log.run import Run
 from search.log.state import CampaignState
 from search.log.store import MemoryEventStore
-from search.testing import SimulatedExecutor
+from search.simulation import SimulatedExecutor
 from vortex_core.errors import VortexError
 from vortex_core.ir.cost import kv_row_bytes, state_bytes_per_token
 from vortex_core.ir.flow import Flow

@@ -12,7 +12,7 @@ from search.campaign.session import make_proposers
 from search.config import CampaignConfig
 from search.log import events as ev
 from search.log.run import open_run, read_state
-from search.testing import SimulatedExecutor, simulated_flow, simulated_library
+from search.simulation import SimulatedExecutor, simulated_flow, simulated_library
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 

@@ -25,7 +25,7 @@ from search.log.files import ContentStore
 from search.log.run import Run
 from search.log.state import CampaignState
 from search.log.store import MemoryEventStore, Record
-from search.testing import Crash, SimulatedExecutor, SimulatedProposer, lost, simulated_library
+from search.simulation import Crash, SimulatedExecutor, SimulatedProposer, lost, simulated_library
 from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.flow import Flow

@@ -21,7 +21,7 @@ from search.executors.placement import Resources, place
 from search.log import events as ev
 from search.log.run import open_run
 from search.log.state import CampaignState
-from search.testing import SimulatedExecutor, simulated_campaign
+from search.simulation import SimulatedExecutor, simulated_campaign
 from vortex_core.ir.flow import Flow
 
 

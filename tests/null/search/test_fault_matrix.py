@@ -24,7 +24,7 @@ from search.log.lock import steady_clock
 from search.log.run import SECRET, Run
 from search.log.state import CampaignState
 from search.log.store import MemoryEventStore, Record, SqliteEventStore
-from search.testing import Crash, SimulatedExecutor, simulated_library
+from search.simulation import Crash, SimulatedExecutor, simulated_library
 from vortex_core.device_errors import DeviceLostError, translate
 from vortex_core.errors import Replacement, VortexError
 from vortex_core.ir.flow import Flow

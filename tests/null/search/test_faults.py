@@ -24,7 +24,7 @@ from search.log import events as ev
 from search.log.files import ContentStore
 from search.log.state import CampaignState
 from search.log.store import SqliteEventStore
-from search.testing import SimulatedExecutor, SimulatedProposer, lost, simulated_library
+from search.simulation import SimulatedExecutor, SimulatedProposer, lost, simulated_library
 from tests.null.search.test_campaign import Harness, config, kinds
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow

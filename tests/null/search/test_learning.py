@@ -17,7 +17,7 @@ from search.campaign.lessons import EVERY, Lessons, carried, traits
 from search.campaign.replay import Recording, ReplayProposer
 from search.log import events as ev
 from search.log.run import Run
-from search.testing import SimulatedExecutor, simulated_library
+from search.simulation import SimulatedExecutor, simulated_library
 from tests.null.flow.test_mending import MENDED
 from tests.null.search.test_campaign import SESSION, STARTED, Harness, config
 from vortex_core import library

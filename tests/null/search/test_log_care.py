@@ -27,7 +27,8 @@ from search.log.lock import WriterLock, filesystem_of, is_shared
 from search.log.run import LOG, open_run, read_state
 from search.log.state import CampaignState
 from search.log.store import Record, SqliteEventStore
-from search.testing import EXAMPLES, simulated_campaign
+from search.simulation import simulated_campaign
+from search.testing import EXAMPLES
 from vortex_core.errors import VortexError
 
 V1 = """

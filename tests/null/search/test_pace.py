@@ -17,7 +17,7 @@ from search.campaign.session import run_campaign
 from search.config import CampaignConfig
 from search.log.run import open_run, read_state
 from search.pace import FULL, LEAST, Pace, pace, share_of_items
-from search.testing import SimulatedExecutor, SimulatedProposer
+from search.simulation import SimulatedExecutor, SimulatedProposer
 
 CAMPAIGN = """
 extends: default
@@ -111,7 +111,7 @@ class _Here:
 
 
 def _library(flow: str) -> Any:
-    from search.testing import simulated_library
+    from search.simulation import simulated_library
 
     return simulated_library(flow, {})
 

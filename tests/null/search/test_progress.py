@@ -17,8 +17,8 @@ from search.log import events as ev
 from search.log.files import ContentStore
 from search.log.run import Run
 from search.log.store import MemoryEventStore
+from search.simulation import SimulatedExecutor, SimulatedProposer, lost, simulated_library
 from search.tables import leaderboard, metric
-from search.testing import SimulatedExecutor, SimulatedProposer, lost, simulated_library
 
 CONFIG = CampaignConfig.model_validate(
     {

@@ -24,7 +24,7 @@ from search.config import CampaignConfig, Objective, load_campaign
 from search.log import events as ev
 from search.log.state import CampaignState
 from search.log.store import Record
-from search.testing import Crash
+from search.simulation import Crash
 from tests.null.search.test_campaign import SESSION, STARTED, Harness, config, kinds
 from vortex_core import library
 from vortex_core.geometry import Geometry
