@@ -29,7 +29,7 @@ from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.triton.backend import TritonBackend
 from vortex_core.compiler.triton.tuning.timing import Launch, graph_time, relative_error
 from vortex_core.geometry import Geometry
-from vortex_core.ir.cost import step_cost
+from vortex_core.ir.launches import step_cost
 from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import PageList, one_list_a_sequence
 

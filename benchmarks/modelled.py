@@ -39,8 +39,8 @@ from search.log.run import open_run, read_state
 from vortex_core import library
 from vortex_core.engine.models.weights import describe_model
 from vortex_core.errors import VortexError
-from vortex_core.ir.cost import modelled_decode
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.modelled import modelled_decode
 from vortex_core.specs import GpuSpec, ModelSpec, load_gpu
 
 FLOWS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vortex_core.ir.cost import layer_costs
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.launches import layer_costs
 from vortex_core.ir.layers import LayerPlan
 from vortex_core.specs import GpuSpec, ModelSpec, list_gpus, load_gpu
 

@@ -10,7 +10,7 @@ import torch
 from vortex_core import Knobs, ops, vFlow
 from vortex_core.errors import VortexError
 from vortex_core.flow import eager
-from vortex_core.ir.cost import modelled_decode
+from vortex_core.ir.modelled import modelled_decode
 from vortex_core.sandbox.load import trace_source
 from vortex_core.specs import load_gpu, load_model
 

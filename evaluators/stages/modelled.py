@@ -16,7 +16,7 @@ from vortex_core.specs import GpuSpec, ModelSpec, load_gpu, load_model
 
 if TYPE_CHECKING:
     from evaluators.plan import EvaluationPlan
-    from vortex_core.ir.cost import ModelledDecode
+    from vortex_core.ir.modelled import ModelledDecode
 
 # Share of the memory beside the weights that a serving engine has for keys and values: the rest are activations, graphs
 # and page states.
@@ -62,7 +62,7 @@ class ModelledStage:
         Raises:
             VortexError: `VV015` where a GPU does not hold an operating point.
         """
-        from vortex_core.ir.cost import modelled_decode
+        from vortex_core.ir.modelled import modelled_decode
 
         plan = context.plan.section(self.name, ModelledSettings)
         model = context.model if plan.model is None else load_model(plan.model)
@@ -94,7 +94,8 @@ class ModelledStage:
 
 def _launches(flow: Flow, model: ModelSpec, gpu: GpuSpec, point: OperatingPoint) -> dict[str, str]:
     """A selecting layer's launches at the last operating point: time on the roofline, and bytes by what they hold."""
-    from vortex_core.ir.cost import launch_costs, roofline_seconds
+    from vortex_core.ir.launches import launch_costs
+    from vortex_core.ir.modelled import roofline_seconds
 
     found: dict[str, str] = {}
     program, geometry = flow.program.canonical(), model.geometry()

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from search.config import CampaignConfig
 from search.log.state import CampaignState
 from vortex_core.errors import VortexError
-from vortex_core.ir.cost import kv_row_bytes, launch_costs, modelled_decode, roofline_seconds, state_bytes
+from vortex_core.ir.cost import kv_row_bytes, state_bytes
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.launches import launch_costs
+from vortex_core.ir.modelled import modelled_decode, roofline_seconds
 from vortex_core.specs import ModelSpec, load_gpu
 
 _PREFIX = "modelled_speedup_"

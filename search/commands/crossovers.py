@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vortex_core.ir.cost import modelled_decode
 from vortex_core.ir.crossover import BATCHES, CONTEXTS, crossover_unfit, first_win
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.modelled import modelled_decode
 from vortex_core.ir.program import Program
 from vortex_core.specs import GpuSpec, ModelSpec
 

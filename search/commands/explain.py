@@ -9,17 +9,10 @@ from search.commands.crossovers import crossover_map
 from vortex_core.compiler.triton.launch_plan import launch_plan
 from vortex_core.compiler.triton.tuning.results import describe
 from vortex_core.flow.trace import Traced
-from vortex_core.ir.cost import (
-    kernel_seconds,
-    kv_row_bytes,
-    modelled_decode,
-    page_cost,
-    recording_cost,
-    roofline_seconds,
-    state_bytes_per_token,
-    step_cost,
-)
+from vortex_core.ir.cost import kv_row_bytes, page_cost, state_bytes_per_token
+from vortex_core.ir.launches import recording_cost, step_cost
 from vortex_core.ir.layers import LayerPlan
+from vortex_core.ir.modelled import kernel_seconds, modelled_decode, roofline_seconds
 from vortex_core.specs import GpuSpec, ModelSpec, list_models, load_model
 
 

@@ -94,7 +94,7 @@ def where_it_pays(flow: Flow, model: str) -> dict[str, Any]:
 
     Contexts go as far as the model reads; None where the keys and values do not fit beside the weights.
     """
-    from vortex_core.ir.cost import modelled_decode
+    from vortex_core.ir.modelled import modelled_decode
 
     if model not in list_models():
         return {}
@@ -130,7 +130,8 @@ def crossover_of(flow: Flow, model: str) -> dict[str, Any]:
 
 def launches(flow: Flow, model: str) -> list[dict[str, Any]]:
     """Launches of a sparse layer's step on a named GPU, with bytes, FLOPs and the time no kernel can beat: modelled."""
-    from vortex_core.ir.cost import kernel_seconds, launch_costs
+    from vortex_core.ir.launches import launch_costs
+    from vortex_core.ir.modelled import kernel_seconds
 
     if model not in list_models():
         return []  # a folder of weights: reading a report loads none

@@ -124,7 +124,7 @@ class Disguised(vFlow):
     if flow.program.selects_everything:  # known as what it is: dense, which no search counts as found
         assert flow.program.ir_hash == library.load("dense").flow.program.ir_hash
         return
-    from vortex_core.ir.cost import layer_costs
+    from vortex_core.ir.launches import layer_costs
 
     costs = layer_costs(flow.program, flow.knobs, SMOLLM.geometry(), batch=1, length=4096, kv_bytes=2.0)
     assert all(cost.density == 1 for cost in costs), "priced as sparse though it reads everything"

@@ -11,13 +11,8 @@ from vortex_core.compiler import backends
 from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.compiler.triton.launch_plan import launch_plan
 from vortex_core.geometry import Geometry
-from vortex_core.ir.cost import (
-    kernel_seconds,
-    modelled_decode,
-    recording_cost,
-    roofline_seconds,
-    step_cost,
-)
+from vortex_core.ir.launches import recording_cost, step_cost
+from vortex_core.ir.modelled import kernel_seconds, modelled_decode, roofline_seconds
 from vortex_core.specs import load_gpu, load_model
 
 QWEN = Geometry(28, 8, 2, 128, 128, 128)

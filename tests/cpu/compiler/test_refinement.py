@@ -14,9 +14,10 @@ from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
 from vortex_core.flow.trace import Traced
 from vortex_core.geometry import Geometry
-from vortex_core.ir.cost import candidate_pages, launch_costs, step_cost
+from vortex_core.ir.cost import candidate_pages
 from vortex_core.ir.formula import formula
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.launches import launch_costs, step_cost
 from vortex_core.ir.program import Program
 from vortex_core.ir.sentence import sentences
 from vortex_core.sandbox.jail import run

@@ -12,8 +12,9 @@ from tests.cpu.engine.spy import spy_on
 from tests.cpu.serving.pools import Pool, bundle
 from vortex_core import library
 from vortex_core.geometry import Geometry
-from vortex_core.ir.cost import Cost, layer_costs, step_cost
+from vortex_core.ir.cost import Cost
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.launches import layer_costs, step_cost
 
 LAYERS, STEPS, PROMPT = 6, 6, 200
 DENSE = ((), (0,), (0, 1), (1, 4), (2, 3, 5), tuple(range(LAYERS)))

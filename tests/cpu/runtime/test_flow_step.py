@@ -12,8 +12,8 @@ from vortex_core import library
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.geometry import Geometry
-from vortex_core.ir.cost import launch_costs, layer_launches
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.launches import launch_costs, layer_launches
 from vortex_core.page_list import PageList, one_list_a_sequence
 from vortex_core.runtime.budgets import BudgetTable
 from vortex_core.runtime.eager_flow import EagerFlow

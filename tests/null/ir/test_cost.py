@@ -7,15 +7,9 @@ import pytest
 from tests import sample_flows
 from vortex_core import library
 from vortex_core.flow.trace import Traced
-from vortex_core.ir.cost import (
-    kv_row_bytes,
-    modelled_decode,
-    page_cost,
-    roofline_seconds,
-    state_bytes,
-    state_bytes_per_token,
-    step_cost,
-)
+from vortex_core.ir.cost import kv_row_bytes, page_cost, state_bytes, state_bytes_per_token
+from vortex_core.ir.launches import step_cost
+from vortex_core.ir.modelled import modelled_decode, roofline_seconds
 from vortex_core.ir.program import StateDecl
 from vortex_core.ir.types import Extent, make_dims
 from vortex_core.specs import load_gpu, load_model

@@ -1,8 +1,8 @@
 """The launches of a decode step of one sparse layer, what each moves and computes, and what keeps them apart.
 
-The launches, their bytes and FLOPs are the cost model's (`ir.cost.launch_costs`); here they are put in words, with the
-scratch that code generation gives them. A selection shared by the kv heads of a request first pools their scores, with
-a few small torch operators in one step called "pool".
+The launches, their bytes and FLOPs are the cost model's (`ir.launches.launch_costs`); here they are put in words, with
+the scratch that code generation gives them. A selection shared by the kv heads of a request first pools their scores,
+with a few small torch operators in one step called "pool".
 """
 
 from __future__ import annotations
@@ -12,17 +12,9 @@ from dataclasses import dataclass
 
 from vortex_core.compiler.triton.generate import Module, generate
 from vortex_core.geometry import Geometry
-from vortex_core.ir.cost import (
-    INDEX_BYTES,
-    MARK_BYTES,
-    SCORE_BYTES,
-    Cost,
-    LaunchCost,
-    attended_pages,
-    candidate_pages,
-    launch_costs,
-)
+from vortex_core.ir.cost import Cost, attended_pages, candidate_pages
 from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.launches import INDEX_BYTES, MARK_BYTES, SCORE_BYTES, LaunchCost, launch_costs
 from vortex_core.ir.program import Graph, Node, Program
 from vortex_core.kernels.select.api import select_plan
 
