@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vortex_core.errors import ErrorCode, Fault, VortexError, declare
 
 
@@ -53,7 +55,7 @@ _declare(
     "VV106", "perplexity too high", "perplexity is within the gate's ratio to dense attention", "candidate"
 )
 _declare("VV107", "faster than possible", "a step moves the bytes that it attended", "candidate")
-_declare("VV108", "slower than dense", "a step is to gain at the longest context", "candidate")
+_declare("VV108", "slower than dense", "steps are to gain over the contexts asked", "candidate")
 _declare(
     "VV110",
     "something else ran",
@@ -299,12 +301,19 @@ def faster_than_possible(context: int, seconds: float, least: float) -> VortexEr
     )
 
 
-def slower_than_dense(context: int, speedup: float, least: float) -> VortexError:
-    """`VV108`: a measured step that gains nothing where there is most to gain."""
+def slower_than_dense(speedup: float, by_context: Mapping[int, float], least: float) -> VortexError:
+    """`VV108`: measured steps that gain nothing over the mix of contexts.
+
+    Args:
+        speedup: of the mix, over dense attention.
+        by_context: likewise of each context (tokens).
+        least: that the plan asks for.
+    """
+    each = ", ".join(f"{found:.2f} at {context}" for context, found in by_context.items())
     return VortexError(
         "VV108",
-        f"a step at {context} tokens has {speedup:.2f} times the speed of dense attention's, and the plan asks for "
-        f"{least:g}",
+        f"steps have {speedup:.2f} times the speed of dense attention's over the contexts asked ({each} tokens), and "
+        f"the plan asks for {least:g}",
         "score with fewer or plainer states, at larger pages, or attend to fewer tokens",
     )
 

@@ -37,8 +37,7 @@ class DecodeSettings(OperatingSettings):
     least: float = Field(
         0.0,
         ge=0,
-        description="speed-up over dense at the longest context below which a flow stops, as the others can only be "
-        "worse; 0: none stops",
+        description="speed-up over dense, of the mix of contexts: a flow whose interval lies below stops; 0: none does",
     )
 
     @property
@@ -62,8 +61,8 @@ class DecodeStage:
     Student's over rounds, the unit that is independent; steps of one round are not. Both arms decode the same
     random keys and values, drawn anew for each candidate; a flow whose page counts follow from the keys (top-p,
     threshold) decodes the items themselves, for random keys would time another density. Faster than the bytes
-    it attended allow is no win: the stage fails. The longest context is timed first: whoever gains nothing there
-    gains nowhere, and need hold the engine no longer.
+    it attended allow is no win: the stage fails. So it does where the mix is surely below `least`: a flow that loses at
+    one context and gains at the others may be what is wanted.
     """
 
     name = "decode"
@@ -80,7 +79,7 @@ class DecodeStage:
         resident.load(flow)
         timed: list[Timed] = []
         inputs: list[str] = []
-        for point in sorted(operating_points(context, plan), key=lambda p: -p.context):
+        for point in operating_points(context, plan):
             words, opened = _inputs(context, flow, point, seed)
             with opened as prompts:
                 timed.append(
@@ -90,12 +89,6 @@ class DecodeStage:
                     )
                 )  # fmt: skip
             inputs.append(words)
-            if (speedup := timed[-1].dense_step / timed[-1].step) < plan.least:
-                metrics = {name: m for name, m in _metrics(timed[-1:]).items() if "@" in name}
-                error = slower_than_dense(point.context, speedup, plan.least)
-                return failed(self.name, error, StageResult(self.name, passed=False, metrics=metrics))
-        timed.reverse()
-        inputs.reverse()
         metrics = _metrics(timed)
         rows = [
             _row(resident, flow, found, words, plan.new) for found, words in zip(timed, inputs, strict=True)
@@ -115,6 +108,10 @@ class DecodeStage:
             if row.get("suspect"):
                 error = faster_than_possible(found.point.context, found.step, row["least_ms"] / 1e3)
                 return failed(self.name, error, result)
+        mix = metrics["decode_speedup"]
+        if (mix.value if mix.high is None else mix.high) < plan.least:
+            by_context = {t.point.context: metrics[f"decode_speedup@{t.point.context}"].value for t in timed}
+            return failed(self.name, slower_than_dense(mix.value, by_context, plan.least), result)
         return result
 
 

@@ -84,18 +84,32 @@ def test_a_step_faster_than_its_bytes_is_no_win(
     assert result.metrics["decode_speedup"].value > 0
 
 
-def test_who_gains_nothing_at_the_longest_context_is_timed_no_further(
-    engine: Engine, plan: EvaluationPlan
+def test_who_is_slower_than_dense_over_the_mix_stops(
+    engine: Engine, plan: EvaluationPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = EvaluationWorker.of_engine(engine, plan).run("decode", flow())
-    contexts = [int(context) for context in whole.info["points"]]
-    assert whole.passed and len(contexts) > 1 and contexts == sorted(contexts)
+    from evaluators import timing
+
+    def timed(*about: Any, **how: Any) -> timing.Timed:
+        gain = gains[about[2].context]
+        return timing.Timed(about[2], [[1.0]] * 3, [[gain * x] for x in noise])
+
     data = plan.model_dump(mode="json")
-    picky = EvaluationPlan.model_validate(data | {"decode": data["decode"] | {"least": 1000}})
-    result = EvaluationWorker.of_engine(engine, picky).run("decode", flow())
-    assert result.failure is not None and result.failure.error["code"] == "VV108"
-    assert str(max(contexts)) in result.failure.error["message"]
-    assert {name.partition("@")[2] for name in result.metrics} == {str(max(contexts))}
+    picky = EvaluationPlan.model_validate(data | {"decode": data["decode"] | {"least": 0.9}})
+    worker = EvaluationWorker.of_engine(engine, picky)
+    monkeypatch.setattr(timing, "time_decode", timed)
+    noise = (1.0, 1.0, 1.0)
+    short, *others, longest = sorted({task.context for task in plan.accuracy.tasks})
+    gains = dict.fromkeys((short, *others), 2.0) | {longest: 0.8}
+    kept = worker.run("decode", flow())
+    assert kept.passed, "what is lost at one context is won at the others"
+    assert [int(context) for context in kept.info["points"]] == sorted(gains)
+    gains = dict.fromkeys(gains, 0.8) | {longest: 0.5}
+    slow = worker.run("decode", flow())
+    assert slow.failure is not None and slow.failure.error["code"] == "VV108"
+    assert f"0.50 at {longest} tokens" in slow.failure.error["message"]
+    assert set(slow.metrics) == set(kept.metrics), "what was measured is kept"
+    gains, noise = dict.fromkeys(gains, 0.85), (0.7, 1.0, 1.4)
+    assert worker.run("decode", flow()).passed, "its interval reaches what is asked for"
 
 
 def test_values_decide_what_is_decoded(engine: Engine, plan: EvaluationPlan) -> None:
