@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from evaluators.stages.registry import STAGES
 from search.campaign.archive import Score, Verdict, pareto_layers, score
 from search.config import Objective, Screen
 from search.log.events import Purpose
@@ -63,7 +64,7 @@ class Rung:
             self._cells[found.cell] += 1
 
     def stopped(self, cell: str) -> None:
-        """One of a cell that had gone on was stopped there: of its like the same is to be expected."""
+        """One of a cell that had gone on did not run there, or too slowly: of its like the same is to be expected."""
         self._stopped[cell] += 1
 
     def next(self, *, anyone: bool = False) -> str | None:
@@ -79,7 +80,7 @@ class Rung:
 
     def _ranked(self) -> list[_Waiting]:
         """By layer, one of a program, and after many of a cell those of others: near copies teach little, and a cell
-        whose programs are stopped where they go less still."""
+        whose programs do not run where they go, or too slowly, less still."""
         waiting = [w for w in self._waiting.values() if w.program not in self._programs]
         layers = pareto_layers([w.score.point for w in waiting])
         placed = [
@@ -114,7 +115,9 @@ class Ladder:
         """A found candidate was measured."""
         leads = _LEADS_TO.get(purpose)
         if leads is None:
-            if purpose == "search" and candidate.status(purpose) == "failed":
+            stopped = next((r.stage for r in candidate.stages(purpose) if not r.passed), None)
+            # What the model answers is a program's own, and the screen ranks by it; what does not run is the cell's.
+            if purpose == "search" and stopped is not None and STAGES.get(stopped).needs != "engine":
                 self._rungs["search"].stopped(candidate.cell)
             return
         passed = candidate.status(purpose) == "passed"

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from agents.grammar.proposer import GrammarProposer
-from evaluators.results import Metric
+from evaluators.results import Metric, StageResult
 from search.campaign.archive import Score, Verdict, pareto_layers, reference_point, score
 from search.campaign.cells import cell_of, family
 from search.campaign.comparison import at_equal_cost
 from search.campaign.feedback import ledger
 from search.campaign.finals import Finals, rivals
 from search.campaign.fitting import runs_as_it_is
-from search.campaign.ladder import Rung
+from search.campaign.ladder import Ladder, Rung
 from search.campaign.landscape import standing, standings
 from search.campaign.lessons import Lessons
 from search.config import CampaignConfig, Objective, load_campaign
 from search.log import events as ev
-from search.log.state import CampaignState
+from search.log.state import CampaignState, Candidate
 from search.log.store import Record
 from search.simulation import Crash
 from tests.null.search.test_campaign import SESSION, STARTED, Harness, config, kinds
@@ -276,6 +276,40 @@ def test_a_cell_whose_programs_are_stopped_waits_for_others():
     assert rung.next(anyone=True) == "k1"
     rung.stopped("token")
     assert rung.next(anyone=True) == "k2"
+
+
+@pytest.mark.parametrize(
+    ("stage", "waits"),
+    [("machine_code", True), ("parity", True), ("decode", True), ("gate", False), ("perplexity", False)],
+)
+def test_a_cell_waits_for_what_does_not_run_and_not_for_an_answer(stage: str, waits: bool):
+    config = load_campaign("default")
+    assert config.screen is not None
+    ladder = Ladder(config.screen, config.objective)
+    best, copy, other = (
+        _screened_fully(key, cell, value)
+        for key, cell, value in (("a", "token", 0.99), ("b", "token", 0.98), ("c", "page", 0.97))
+    )
+    for candidate in (best, copy, other):
+        ladder.finished(candidate, "full_screen")
+    assert ladder.next("search", anyone=True) == "a"
+    ladder.went("a", "search")
+    best.results["search"] = {stage: StageResult(stage, passed=False)}
+    best.finished["search"] = False
+    ladder.finished(best, "search")
+    assert ladder.next("search", anyone=True) == ("c" if waits else "b")
+
+
+def _screened_fully(key: str, cell: str, value: float) -> Candidate:
+    metrics = {
+        "screen_own_output": Metric(value), "modelled_speedup_h200": Metric(value), "state_share": Metric(0.05),
+    }  # fmt: skip
+    return Candidate(
+        number=1, key=key, ir_hash=key, name=key, doc="", source="", program="", knobs={}, reference=False,
+        proposal=None, arm="search", parents=(), idea="", proposer="", admitted_at=0.0, cell=cell,
+        results={"full_screen": {"screen": StageResult("screen", passed=True, metrics=metrics)}},
+        finished={"full_screen": True},
+    )  # fmt: skip
 
 
 def test_a_rung_is_bounded():
