@@ -24,10 +24,10 @@ class Pace(NamedTuple):
     rate: float
     got: float
 
-    def threads(self, cores: int) -> int:
-        """Threads that compute together: as many as cores where they are idle, else no more than are to be had. A
+    def cores(self, usable: int) -> int:
+        """Cores on which threads may wait for each other: all where they are idle, else no more than are to be had. A
         thread that was preempted makes all others wait, in every operator."""
-        return cores if self.got >= FULL else max(1, int(self.got * cores))
+        return usable if self.got >= FULL else max(1, int(self.got * usable))
 
 
 def pace() -> Pace:

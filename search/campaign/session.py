@@ -23,7 +23,7 @@ from search.campaign.budget import nothing_left
 from search.campaign.campaign import Campaign
 from search.campaign.lessons import Lessons, carried
 from search.campaign.options import Options, resolve
-from search.campaign.replay import Recording, ReplayProposer, read_recording
+from search.campaign.replay import ReplayProposer, read_recording
 from search.commands.evaluation import SERVING
 from search.config import CampaignConfig, Cluster, load_proposer
 from search.errors import bad_log, other_configuration
@@ -110,9 +110,9 @@ def run_campaign(
             check_environment(interpreter(config.serving.python))
     with open_run(name, readonly=False) as run:
         state = read_state(run)
-        found = _pace(config, state, recording)
-        share = _share_of_items(config, state, recording, found)
-        config = _with_threads(config, found)
+        began = state.started or (recording.started if recording is not None else None)
+        found = _pace(config) if began is None else None
+        share = _share_of_items(config, began, found)
         if share < 1.0:
             said(_fewer(plan, share, config))
         plan = plan.with_items(share)
@@ -123,6 +123,7 @@ def run_campaign(
         if done is not None and state.limits.get("serving") == config.model_dump(mode="json")["serving"]:
             said(f"finished: {done}; nothing is left to do, and nothing was started")
             return name, state
+        config = _with_threads(config, found or _pace(config))
         if recording is None:
             proposers = make_proposers(specs, config, state)
         else:
@@ -168,21 +169,14 @@ def lessons_of(run: str) -> tuple[Lesson, ...]:
         return carried(Lessons(opened.files, campaign_of(state)).now(state), run)
 
 
-def _pace(config: CampaignConfig, state: CampaignState, recording: Recording | None) -> Pace | None:
-    """How fast this machine computes as a run begins; None where nothing depends on it."""
-    began = state.started is not None or recording is not None
+def _pace(config: CampaignConfig) -> Pace | None:
+    """How fast this machine computes as a session begins; None where nothing depends on it."""
     here = config.cluster.address is None and (config.cluster.device == "cpu" or not resources_here().gpus)
-    if began or config.written_for is None or config.limits.seconds is None or not here:
-        return None
-    # With twenty times the time even a twentieth of the pace is enough: nothing needs to be measured.
-    return None if config.limits.seconds >= 20 * config.written_for else pace()
+    return pace() if here and config.written_for is not None else None
 
 
-def _share_of_items(
-    config: CampaignConfig, state: CampaignState, recording: Recording | None, found: Pace | None
-) -> float:
+def _share_of_items(config: CampaignConfig, began: ev.CampaignStarted | None, found: Pace | None) -> float:
     """The share of the plan's items that is asked: as the run or the recording began, else as this machine is now."""
-    began = state.started or (recording.started if recording is not None else None)
     if began is not None:
         return float(began.settings.get("items_share", 1.0))
     if found is None or config.limits.seconds is None or config.written_for is None:
@@ -191,14 +185,12 @@ def _share_of_items(
 
 
 def _with_threads(config: CampaignConfig, found: Pace | None) -> CampaignConfig:
-    """On cores that others use, an engine of no more threads than it gets cores, unless the campaign says how many."""
-    if found is None or config.cluster.threads is not None:
+    """On cores that others use, engines of no more threads than they get cores, unless the campaign says how many."""
+    cluster, cores = config.cluster, resources_here().cores
+    if found is None or cluster.threads is not None or found.cores(cores) == cores:
         return config
-    cores = resources_here().cores
-    threads = found.threads(cores)
-    if threads == cores:
-        return config
-    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"threads": threads})})
+    threads = max(1, found.cores(cores) // ((cluster.engines or 1) * cluster.tensor_parallel))
+    return config.model_copy(update={"cluster": cluster.model_copy(update={"threads": threads})})
 
 
 def _fewer(plan: EvaluationPlan, share: float, config: CampaignConfig) -> str:

@@ -74,7 +74,7 @@ class House:
                 placed = place(member.config, found, growing=self._elastic)
                 setup = replace(
                     member.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks,
-                    screeners=member.setup.screeners if placed.device == "cpu" else 0,
+                    screeners=placed.beside(member.setup.screeners),
                 )  # fmt: skip
                 member = replace(member, setup=setup)
                 engines = self._room("engine", member, placed)

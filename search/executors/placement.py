@@ -58,6 +58,10 @@ class Placement:
         """CPU slots that Ray must have: one for each process."""
         return self.engines * self.ranks + self.cpu_tasks
 
+    def beside(self, screeners: int) -> int:
+        """Of all workers that screen programs, those on the cores of one engine: on GPUs an engine waits for none."""
+        return -(-screeners // self.engines) if self.device == "cpu" else 0
+
     def words(self) -> str:
         """For people."""
         if self.device == "cpu":

@@ -43,7 +43,7 @@ class EngineSetup:
         accuracy_model: model whose answers are scored, where it is not `model`.
         random_weights: true shape, random numbers: nothing but speed is asked of `model`.
         serving: section of a plan for the stage `serving`.
-        screeners: workers that screen programs on an engine's cores while a search goes on.
+        screeners: workers that screen programs on this engine's cores while a search goes on.
     """
 
     model: str

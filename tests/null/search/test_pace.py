@@ -14,7 +14,7 @@ from evaluators.plan import list_plans, load_plan
 from search.campaign import session
 from search.campaign.options import Options
 from search.campaign.session import run_campaign
-from search.config import CampaignConfig
+from search.config import CampaignConfig, Cluster, load_campaign
 from search.log.run import open_run, read_state
 from search.pace import FULL, LEAST, Pace, pace, share_of_items
 from search.simulation import SimulatedExecutor, SimulatedProposer
@@ -36,11 +36,24 @@ def test_the_pace_of_a_machine_is_a_number_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("got", "cores", "threads"),
+    ("got", "usable", "cores"),
     [(1.0, 2, 2), (FULL, 2, 2), (0.5, 2, 1), (0.1, 2, 1), (0.5, 16, 8), (0.99, 1, 1)],
 )
-def test_threads_are_no_more_than_the_cores_that_are_to_be_had(got: float, cores: int, threads: int):
-    assert Pace(1.0, got).threads(cores) == threads
+def test_the_cores_that_are_to_be_had(got: float, usable: int, cores: int):
+    assert Pace(1.0, got).cores(usable) == cores
+
+
+@pytest.mark.parametrize(
+    ("cluster", "threads"),
+    [({}, 8), ({"engines": 4}, 2), ({"engines": 20}, 1), ({"threads": 5}, 5), ({"tensor_parallel": 2}, 4)],
+)
+def test_engines_share_the_cores_that_are_to_be_had(
+    cluster: dict[str, int], threads: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(session, "resources_here", lambda: _Here(cores=16))
+    config = load_campaign("default").model_copy(update={"cluster": Cluster(**cluster)})
+    assert session._with_threads(config, Pace(1.0, 0.5)).cluster.threads == threads
+    assert session._with_threads(config, Pace(1.0, 1.0)).cluster.threads == cluster.get("threads")
 
 
 @pytest.mark.parametrize(("found", "share"), [(3.0, 1.0), (FULL, 1.0), (0.5, 0.5), (0.0, LEAST)])
@@ -86,7 +99,20 @@ def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest
     )
     with open_run("slow", readonly=True) as run:
         assert read_state(run).distinct_programs >= 4
-    # Half of the time is half of the items; a day is enough for all.
+        assert read_state(run).limits["cluster"]["threads"] is None, "threads are of the machine as it is now"
+    monkeypatch.setattr(session, "pace", lambda: Pace(0.4, 0.4))
+    run_campaign(Options(campaign=str(file), run="slow", max_candidates=6), silent, SimulatedExecutor())
+    with open_run("slow", readonly=True) as run:
+        assert read_state(run).limits["cluster"]["threads"] == 1
+    # A day is enough for all items, and cores are as busy.
+    run_campaign(
+        Options(campaign=str(file), run="day", max_candidates=2, seconds=86400.0), silent, SimulatedExecutor()
+    )
+    with open_run("day", readonly=True) as run:
+        started = read_state(run).started
+        assert read_state(run).limits["cluster"]["threads"] == 1
+    assert started is not None and started.plan["accuracy"]["tasks"][0]["items"] == 8
+    # Half of the time is half of the items.
     monkeypatch.setattr(session, "pace", lambda: Pace(1.0, 1.0))
     for seconds, items in ((450.0, 4), (1800.0, 8)):
         run_campaign(
@@ -105,9 +131,9 @@ def test_a_run_keeps_the_share_it_began_with(tmp_path: Path, monkeypatch: pytest
 
 
 class _Here:
-    def __init__(self, gpus: int = 0) -> None:
+    def __init__(self, gpus: int = 0, cores: int = 2) -> None:
         self.gpus = gpus
-        self.cores = 2
+        self.cores = cores
 
 
 def _library(flow: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from search.config import Cluster
-from search.executors.placement import Placement, Resources, place
+from search.executors.placement import Device, Placement, Resources, place
 from search.executors.ray_cluster import EngineSetup, RayExecutor
 from vortex_core.errors import VortexError
 
@@ -69,3 +69,10 @@ def test_a_stage_without_an_engine_is_killed_soon_after_the_plans_deadline() -> 
     assert made._deadline("decode") == made._deadline("static") == Cluster().deadline
     made.config = Cluster(deadlines={"machine_code": 200})
     assert made._deadline("machine_code") == 200
+
+
+@pytest.mark.parametrize(
+    ("device", "engines", "beside"), [("cpu", 1, 2), ("cpu", 2, 1), ("cpu", 4, 1), ("cuda", 1, 0)]
+)
+def test_engines_on_a_cpu_leave_screeners_their_cores_between_them(device: Device, engines: int, beside: int):
+    assert Placement(device, engines, 1, 4, 2).beside(2) == beside
