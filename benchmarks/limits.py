@@ -84,16 +84,16 @@ def measure(name: str, flow: Flow, rng: random.Random) -> dict[str, Any]:
     receive, send = fork.Pipe(duplex=False)
     child = fork.Process(target=_measured, args=(send, name, flow, *sizes))
     child.start()
-    row: dict[str, Any] = (
-        receive.recv()
-        if receive.poll(DEADLINE)
-        else {
-            **_about(name, *sizes),
-            "refused": "deadline",
-            "why": f"not done in {DEADLINE:.0f} s",
-            "seconds": DEADLINE,
-        }
-    )
+    send.close()  # the child's alone: a pipe that nobody writes to any more says that it died
+    row = _about(name, *sizes)
+    try:
+        if receive.poll(DEADLINE):
+            row = receive.recv()
+        else:
+            row |= {"refused": "deadline", "why": f"not done in {DEADLINE:.0f} s", "seconds": DEADLINE}
+    except EOFError:
+        child.join()
+        raise RuntimeError(f"{row}: the process ended with {child.exitcode} and said nothing") from None
     child.kill()
     child.join()
     return row

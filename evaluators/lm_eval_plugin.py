@@ -102,7 +102,7 @@ def main() -> None:
     from lm_eval.__main__ import cli_evaluate
 
     words = [word.partition("=")[0] for word in sys.argv[1:]]
-    if "--model" in words and not {"--device", "--config", "-C"} & set(words):
+    if {"--model", "-M"} & set(words) and not {"--device", "--config", "-C"} & set(words):
         sys.argv += ["--device", "auto"]
     cli_evaluate()
 

@@ -179,7 +179,12 @@ class GrammarProposer(Proposer):
             if not known and (draft.written.ir_hash in {s.ir_hash for s in sources} or sensible(draft)):
                 self._book.note(draft.written.ir_hash, draft.recipe)
                 return draft
-        raise ProposerError("VA024", f"nothing new in {tries} drafts", "raise tries or max_nodes")
+        few = f"ask for another {'point' if request.kind == 'tune' else 'parent'}"
+        raise ProposerError(
+            "VA024",
+            f"nothing new in {tries} draft{'s' * (tries > 1)}",
+            few if request.kind in _STEPS else "raise tries or max_nodes",
+        )
 
     def _promised(self, rng: random.Random, request: ProposalRequest, taste: Taste) -> Iterator[Draft]:
         """Children that promise most, where enough was measured to tell; see `Promising`."""

@@ -73,8 +73,8 @@ def _plain(text: str) -> str:
 
 def letter(text: str, answers: tuple[str, ...]) -> bool:
     """The last capital letter from A to J that stands alone in the text is the answer: for multiple choice. The word
-    `A` that begins a sentence counts, so ask for the letter at the end."""
-    found = re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z'])", text)
+    `A` that begins a sentence counts, so ask for the letter at the end; `I` before a word in small letters does not."""
+    found = re.findall(r"(?<![A-Za-z])(?:[A-HJ]|I(?! [a-z]))(?![A-Za-z'\u2019])", text)
     return bool(found) and found[-1] in {answer.strip(" ().") for answer in answers}
 
 

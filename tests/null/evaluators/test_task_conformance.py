@@ -478,6 +478,8 @@ def test_unknown_tasks_get_near_names() -> None:
         ("boxed", "\\boxed{\\frac{1}{2}", ("\\frac{1}{2}",), False),
         ("letter", "I first thought B, but the answer is (C).", ("C",), True),
         ("letter", "C, no: D", ("C",), False),
+        ("letter", "The answer is C. I am sure; I\u2019d bet.", ("C",), True),
+        ("letter", "Of the ten it is I.", ("I",), True),
         ("letter", "Certainly not.", ("C",), False),
     ],
 )
