@@ -39,7 +39,8 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from vortex_core.engine.models.weights import gib, model_status
+    from vortex_core.engine.models.memory import gib
+    from vortex_core.engine.models.status import model_status
     from vortex_core.specs import list_models as names
 
     found = [model_status(name) for name in names()]

@@ -102,7 +102,8 @@ def _hardware() -> Iterator[Finding]:
 
 
 def _weights(model: str) -> Iterator[Finding]:
-    from vortex_core.engine.models.weights import cache_dir, model_status
+    from vortex_core.engine.models.status import model_status
+    from vortex_core.engine.models.weights import cache_dir
 
     status = model_status(model)
     if status.present and status.fits:

@@ -29,7 +29,7 @@ def model_source(model: str) -> str:
 
     if model.lower() not in list_models():
         return model
-    from vortex_core.engine.models.weights import model_status
+    from vortex_core.engine.models.status import model_status
 
     directory = model_status(model).directory
     return str(directory) if directory is not None else load_model(model).hf_id

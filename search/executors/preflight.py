@@ -35,7 +35,7 @@ def require(setup: EngineSetup, *, memory: bool = True, fetch: bool = True) -> N
 
 def require_memory(spec: ModelSpec, setup: EngineSetup) -> None:
     """Raise `VS042` where the device of one rank cannot hold its part of the weights."""
-    from vortex_core.engine.models.weights import gib, ram_found
+    from vortex_core.engine.models.memory import gib, ram_found
 
     needed = spec.weight_bytes("bf16") // setup.ranks
     if setup.device == "cuda":

@@ -19,7 +19,8 @@ from search.campaign.archive import Verdict, check
 from search.config import load_campaign
 from vortex_core import library
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.models.weights import model_status, resolve_model
+from vortex_core.engine.models.status import model_status
+from vortex_core.engine.models.weights import resolve_model
 from vortex_core.specs import load_model
 
 CONTEXT, ITEMS = 512, 48

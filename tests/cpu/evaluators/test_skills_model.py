@@ -15,7 +15,8 @@ from evaluators.stages.base import Deadline
 from evaluators.tasks.items import build_items
 from vortex_core import library
 from vortex_core.engine import Engine
-from vortex_core.engine.models.weights import model_status, resolve_model
+from vortex_core.engine.models.status import model_status
+from vortex_core.engine.models.weights import resolve_model
 from vortex_core.specs import load_model
 
 MODEL = "retrieval-gqa"

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
-
 import vortex_core
 from vortex_core.codes import UNKNOWN_MODEL
 from vortex_core.engine.models.atomic_folder import lock, staging
 from vortex_core.engine.models.gguf_weights import convert_gguf, download_gguf
 from vortex_core.engine.models.hf_config import ATTENTION_KEY, spec_from_directory
+from vortex_core.engine.models.memory import gib, memory_found
 from vortex_core.engine.models.weight_files import weight_files
 from vortex_core.errors import VortexError
 from vortex_core.files import named_path
@@ -42,76 +41,9 @@ class ModelPath:
     directory: Path
 
 
-@dataclass(frozen=True)
-class Memory:
-    """The memory that weights would go to: the first CUDA device, else what RAM is free.
-
-    Attributes:
-        others: further GPUs here that weights could be divided over.
-    """
-
-    device: str
-    bytes: int
-    others: int = 0
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """Whether a described model can run here, and what is missing if not."""
-
-    name: str
-    hf_id: str
-    parameters: int
-    directory: Path | None  # None: the weights are not on this machine
-    disk_bytes: int | None
-    memory_needed: int  # bytes of bf16 weights; the KV cache comes on top
-    memory: Memory
-    command: str  # fetches the weights
-
-    @property
-    def present(self) -> bool:
-        """Whether the weights are on this machine."""
-        return self.directory is not None
-
-    @property
-    def fits(self) -> bool:
-        """Whether the bf16 weights fit the memory found."""
-        return self.memory_needed <= self.memory.bytes
-
-    @property
-    def missing(self) -> list[str]:
-        """One sentence for each thing that keeps the model from running here."""
-        reasons = []
-        if not self.present:
-            reasons.append(f"the weights of {self.hf_id} are not on this machine")
-        if not self.fits:
-            found = f"{self.memory.device} has {gib(self.memory.bytes)}"
-            reasons.append(f"its bf16 weights need {gib(self.memory_needed)}, {found}{self._divided()}")
-        if not reads(load_model(self.name)):
-            reasons.append(
-                "transformers widens its fp8 weights with the package accelerate, which is not installed"
-            )
-        return reasons
-
-    def _divided(self) -> str:
-        """How many of the GPUs here would do, where one does not."""
-        from vortex_core.engine.models.parallel import divisible
-
-        spec = load_model(self.name)
-        for count in range(2, self.memory.others + 2):
-            if divisible(spec, count) and self.memory_needed <= count * self.memory.bytes:
-                return f" (divided over {count} of the GPUs here it fits: torchrun --nproc-per-node {count})"
-        return ""
-
-
 def reads(spec: ModelSpec) -> bool:
     """Whether weights of this type can be read here."""
     return spec.dtype != "fp8" or find_spec("accelerate") is not None
-
-
-def gib(size: int) -> str:
-    """Bytes as text in GiB, one decimal."""
-    return f"{size / 2**30:.1f} GiB"
 
 
 def cache_dir() -> Path:
@@ -147,7 +79,7 @@ def resolve_model(name_or_path: str, *, fetch: bool = True, check_memory: bool =
     spec = _described(name_or_path)
     if spec is None:
         return _from_hub(name_or_path, None, fetch, check_memory)
-    directory = _find(spec)
+    directory = weights_here(spec)
     if check_memory:  # before any download: a model that cannot run is not worth hours of it
         _require_memory(spec, present=directory is not None)
     if directory is not None:
@@ -226,21 +158,15 @@ def fetch_model(name: str) -> ModelPath:
     return ModelPath(spec, target)
 
 
-def model_status(name: str) -> ModelStatus:
-    """What `vortex-search models` tells about one described model (`VM001` for others)."""
-    spec = load_model(name)
-    directory = _find(spec)
-    disk = None if directory is None else sum(f.stat().st_size for f in directory.iterdir() if f.is_file())
-    return ModelStatus(
-        name=spec.name,
-        hf_id=spec.hf_id,
-        parameters=spec.parameters,
-        directory=directory,
-        disk_bytes=disk,
-        memory_needed=spec.weight_bytes("bf16"),
-        memory=memory_found(),
-        command=fetch_command(spec),
-    )
+def weights_here(spec: ModelSpec) -> Path | None:
+    """The directory that already holds the weights: one of this package, a conversion or a complete hub snapshot."""
+    if spec.weights_of is not None:
+        return weights_here(load_model(spec.weights_of))
+    if spec.shipped is not None:
+        return _shipped(spec)
+    if spec.pypi is not None and _converted(spec).is_dir():
+        return _converted(spec)
+    return _snapshot(spec.hf_id)
 
 
 def fetch_command(spec: ModelSpec) -> str:
@@ -248,30 +174,6 @@ def fetch_command(spec: ModelSpec) -> str:
     if spec.pypi is None and spec.weights_of is None:
         return f"hf download {spec.hf_id}"
     return f"vortex-search models fetch {spec.name}"
-
-
-def memory_found() -> Memory:
-    """The first CUDA device's total memory, or else the RAM this process may still take.
-
-    In a process that `torchrun` started it is that of all its GPUs, which then hold a model together.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        together = int(os.environ.get("WORLD_SIZE", "1"))
-        name = device.name if together == 1 else f"{together} x {device.name}"
-        return Memory(name, together * device.total_memory, max(0, torch.cuda.device_count() - together))
-    return ram_found()
-
-
-def ram_found() -> Memory:
-    """The RAM this process may still take."""
-    free = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")  # containers: psutil sees the host's RAM
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text))
-    return Memory("RAM", free)
 
 
 def has_weights(directory: Path) -> bool:
@@ -335,17 +237,6 @@ def _is_linked(target: Path, links: dict[str, Path], config: str) -> bool:
         and (target / "config.json").read_text(encoding="utf-8") == config
         and all((target / name).resolve() == source for name, source in links.items())
     )
-
-
-def _find(spec: ModelSpec) -> Path | None:
-    """The directory that already holds the weights: a conversion or a complete hub snapshot."""
-    if spec.weights_of is not None:
-        return _find(load_model(spec.weights_of))
-    if spec.shipped is not None:
-        return _shipped(spec)
-    if spec.pypi is not None and _converted(spec).is_dir():
-        return _converted(spec)
-    return _snapshot(spec.hf_id)
 
 
 def _shipped(spec: ModelSpec) -> Path | None:

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from vortex_core import library
 from vortex_core.engine.engine import Engine
-from vortex_core.engine.models import weights
+from vortex_core.engine.models import status, weights
 from vortex_core.engine.models.hf_config import ATTENTION_KEY, spec_from_directory
-from vortex_core.engine.models.weights import ModelPath, fetch_model, model_status, resolve_model
+from vortex_core.engine.models.status import model_status
+from vortex_core.engine.models.weights import ModelPath, fetch_model, resolve_model
 from vortex_core.errors import VortexError
 from vortex_core.specs import ModelSpec, load_model
 
@@ -75,7 +76,8 @@ def described(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mo
     from vortex_core.engine.models.hf_config import spec_from_hf_config
 
     spec = spec_from_hf_config(model.config, name="base-mla").model_copy(update={"weights_of": "base"})
-    monkeypatch.setattr(weights, "load_model", {"base": base, "base-mla": spec}.__getitem__)
+    for module in (weights, status):
+        monkeypatch.setattr(module, "load_model", {"base": base, "base-mla": spec}.__getitem__)
     monkeypatch.setattr(weights, "list_models", lambda: ("base", "base-mla"))
     monkeypatch.setattr(weights, "_snapshot", lambda hf_id: directory if hf_id == "base" else None)
     return spec

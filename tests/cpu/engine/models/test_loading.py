@@ -13,6 +13,7 @@ from vortex_core.engine.models import weights
 from vortex_core.engine.models.hf_config import spec_from_directory, spec_from_hf_config
 from vortex_core.engine.models.loading import load_random, load_weights
 from vortex_core.engine.models.parallel import join_ranks
+from vortex_core.engine.models.status import model_status
 from vortex_core.engine.models.weights import ModelPath
 from vortex_core.errors import VortexError
 
@@ -39,10 +40,10 @@ def test_fp8_weights_need_the_package_that_reads_them(
     with pytest.raises(VortexError, match="accelerate") as caught:
         load_weights(ModelPath(spec, tmp_path))
     assert (caught.value.code, caught.value.remedy) == ("VE023", "pip install accelerate")
-    missing = weights.model_status("minimax-m2.7").missing
+    missing = model_status("minimax-m2.7").missing
     assert any("accelerate" in reason for reason in missing)
     monkeypatch.setattr(weights, "find_spec", lambda name: object())
-    assert not any("accelerate" in reason for reason in weights.model_status("minimax-m2.7").missing)
+    assert not any("accelerate" in reason for reason in model_status("minimax-m2.7").missing)
 
 
 def test_an_ordinary_process_is_no_rank(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
