@@ -42,8 +42,8 @@ from vortex_core.compiler.triton.tuning.timing import graph_time
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.graph import Graph, GraphBuilder
 from vortex_core.ir.launches import step_cost
-from vortex_core.ir.program import Graph, GraphBuilder
 from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.page_list import PageList, one_list_a_sequence
 from vortex_core.sandbox.jail import run

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vortex_core.ir.graph import Graph, GraphBuilder, Node
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import SCALED, Graph, GraphBuilder, Node, Program, StateDecl
+from vortex_core.ir.program import SCALED, Program, StateDecl
 from vortex_core.ir.types import Dims, Type
 
 

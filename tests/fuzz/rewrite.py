@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from vortex_core.errors import VortexError
-from vortex_core.ir.program import Graph, GraphBuilder, Node, Program, StateDecl
+from vortex_core.ir.graph import Graph, GraphBuilder, Node
+from vortex_core.ir.program import Program, StateDecl
 
 _MAY_BE_UNDEFINED = {"div", "log", "sqrt"}
 _POWERS_OF_TWO = (0.25, 0.5, 2.0, 4.0)  # exact, so that only the shape of the program changes

@@ -13,8 +13,9 @@ from vortex_core.compiler.interface import BatchView, CompiledFlow, LayerKV
 from vortex_core.compiler.oracle import OracleFlow
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.geometry import Geometry
+from vortex_core.ir.graph import Node
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Node, Program
+from vortex_core.ir.program import Program
 from vortex_core.page_list import PageList
 
 PAGE = 8

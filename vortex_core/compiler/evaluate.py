@@ -14,8 +14,9 @@ import torch
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.types import PARAM_AXES, Extent
 
 Names = tuple[str, ...]

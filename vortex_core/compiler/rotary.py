@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from vortex_core.geometry import Geometry
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import Graph
 from vortex_core.ir.params import ParamDecl, Values
-from vortex_core.ir.program import Graph, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.types import Extent
 
 NAME = "model_rotary"

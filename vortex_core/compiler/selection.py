@@ -7,8 +7,8 @@ import torch
 
 from vortex_core.compiler.interface import BatchView
 from vortex_core.ir.crossover import EVERYTHING
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Graph, Node
 from vortex_core.page_list import PageList
 
 

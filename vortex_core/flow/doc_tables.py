@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from vortex_core.compiler.states import ERROR
 from vortex_core.flow.reference import SHORTHANDS, SPELLINGS, described, signature
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import MAX_NODES, STAGE_METHOD
 from vortex_core.ir.opset import OPS, Group, OpSpec
-from vortex_core.ir.program import MAX_NODES, STAGE_METHOD, STATE_DTYPES
+from vortex_core.ir.program import STATE_DTYPES
 from vortex_core.ir.types import STORED_BITS
 from vortex_core.ir.verify import MAX_STATES
 

@@ -26,9 +26,10 @@ from vortex_core.flow.vflow import vFlow
 from vortex_core.flow.vtensor import vTensor
 from vortex_core.geometry import Geometry
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import Graph, GraphBuilder
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.params import Values
-from vortex_core.ir.program import Graph, GraphBuilder, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.types import Stage
 
 _SHOWN = 6

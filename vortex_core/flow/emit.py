@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, fields
 
 from vortex_core.flow.naming import class_name, docstring, state_labels
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import reachable
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.params import ParamDecl
-from vortex_core.ir.program import Graph, Node, Program, StateDecl
+from vortex_core.ir.program import Program, StateDecl
 from vortex_core.ir.types import Stage
 
 __all__ = ["class_name", "emit", "state_labels"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vortex_core.ir.program import Graph, Program
+from vortex_core.ir.graph import Graph
+from vortex_core.ir.program import Program
 from vortex_core.text import visible_lines
 
 

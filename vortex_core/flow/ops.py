@@ -12,8 +12,8 @@ from vortex_core.errors import VortexError
 from vortex_core.flow import spellings
 from vortex_core.flow.vtensor import Operand, caller, current, emit, number, value, vTensor
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.params import ParamDecl, Values
-from vortex_core.ir.program import GraphBuilder
 from vortex_core.ir.types import Extent
 
 

@@ -16,9 +16,10 @@ from vortex_core.flow import ops
 from vortex_core.flow.vtensor import vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.budget import CALLS, NAMES
+from vortex_core.ir.graph import MAX_NODES, MAX_NUMBERS
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import OPS, OpSpec
-from vortex_core.ir.program import MAX_NODES, MAX_NUMBERS, STATE_DTYPES
+from vortex_core.ir.program import STATE_DTYPES
 from vortex_core.ir.types import LARGEST, SYMBOLS
 from vortex_core.ir.verify import MAX_STATES
 

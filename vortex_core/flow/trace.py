@@ -14,10 +14,11 @@ from vortex_core.flow.vflow import Cache, Page, StateSpec, as_tensor, check_name
 from vortex_core.flow.vtensor import current, emit, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.graph import Graph, GraphBuilder
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint, notes
 from vortex_core.ir.params import Values
-from vortex_core.ir.program import STATE_DTYPES, Graph, GraphBuilder, Program, StateDecl
+from vortex_core.ir.program import STATE_DTYPES, Program, StateDecl
 from vortex_core.ir.types import Stage
 from vortex_core.ir.verify import check_write, verify, verify_state
 from vortex_core.text import visible_lines

@@ -12,8 +12,9 @@ from vortex_core.flow.ops import Selection
 from vortex_core.flow.sizes import Size
 from vortex_core.flow.vtensor import caller, emit, number, vTensor
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import STATE_DTYPES, GraphBuilder, StateDecl
+from vortex_core.ir.program import STATE_DTYPES, StateDecl
 from vortex_core.ir.types import Extent, make_dims
 from vortex_core.ir.verify import check_write
 

@@ -17,8 +17,8 @@ from vortex_core.errors import Location
 from vortex_core.flow import spellings
 from vortex_core.flow.sizes import Size
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import STAGE_METHOD, GraphBuilder
 from vortex_core.ir.opset import OPS, known_dim
-from vortex_core.ir.program import STAGE_METHOD, GraphBuilder
 from vortex_core.ir.types import Extent, Type
 
 _HERE = os.path.dirname(os.path.abspath(__file__))

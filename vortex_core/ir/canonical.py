@@ -15,8 +15,9 @@ from vortex_core.errors import VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.algebra import Algebra
 from vortex_core.ir.expr import MAX_WIDTH, Expr
+from vortex_core.ir.graph import MAX_CANONICAL, Graph, GraphBuilder
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.types import Dims, Stage
 
 MAX_PASSES = 16  # a state found dead, or two found equal, can reveal more; usually the second changes nothing

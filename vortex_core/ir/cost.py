@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from vortex_core.geometry import Geometry
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import SCALED, Graph, Node, Program, StateDecl
+from vortex_core.ir.program import SCALED, Program, StateDecl
 from vortex_core.ir.types import STORED_BITS, packed_bytes
 
 _SCALE_BYTES = 2

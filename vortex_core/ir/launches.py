@@ -23,9 +23,10 @@ from vortex_core.ir.cost import (
     page_cost,
     state_bytes,
 )
+from vortex_core.ir.graph import Graph, GraphBuilder
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import LayerPlan
-from vortex_core.ir.program import Graph, GraphBuilder, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import per_page, schedule
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder
+from vortex_core.ir.graph import MAX_CANONICAL, Graph, GraphBuilder
 from vortex_core.ir.prune import pruned
 from vortex_core.ir.query_work import OF_PAGES
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from vortex_core.errors import Location, VortexError
 from vortex_core.ir import mistakes
 from vortex_core.ir.budget import Budget
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import check_dense_layers, check_reuse
-from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.ir.program import Program
 
 PROBE_LENGTH = 32_768
 _ALONG_PAGES = ("cumsum", "conv")  # even of equal values, what they yield differs from page to page

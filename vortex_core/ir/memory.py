@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import state_bytes
+from vortex_core.ir.graph import Graph
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Graph, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.schedule import per_page
 
 _NUMBER = 8  # bytes: reference results are computed in fp64

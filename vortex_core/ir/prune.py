@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vortex_core.ir.program import MAX_CANONICAL, Graph, GraphBuilder
+from vortex_core.ir.graph import MAX_CANONICAL, Graph, GraphBuilder
 
 
 def pruned(graph: Graph) -> Graph:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from vortex_core.ir.program import Graph, Node
+from vortex_core.ir.graph import Graph, Node
 
 _LONG = 32  # a mask, softmax or convolution along so many numbers
 _MANY = 4096  # numbers of a value

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vortex_core.ir.program import Graph, Node
+from vortex_core.ir.graph import Graph, Node
 
 
 def crosses_pages(node: Node) -> bool:

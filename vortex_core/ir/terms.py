@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.ir.graph import Graph, Node
+from vortex_core.ir.program import Program
 
 LETTERS: Mapping[str, str] = {"page": "p", "head": "h", "token": "t", "dim": "d", "row": "r"}
 """How an index along a dimension is written; others by their own name."""

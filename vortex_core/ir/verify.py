@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import MAX_CANONICAL, Graph, Node, check_size
 from vortex_core.ir.opset import OPS, typed_dims
 from vortex_core.ir.params import MAX_PARAMS
-from vortex_core.ir.program import (
-    MAX_CANONICAL,
-    SCALED,
-    STATE_DTYPES,
-    STATE_METHOD_RULE,
-    Graph,
-    Node,
-    Program,
-    StateDecl,
-    check_size,
-)
+from vortex_core.ir.program import SCALED, STATE_DTYPES, Program, StateDecl
 from vortex_core.ir.schedule import crosses_pages
 from vortex_core.ir.types import PARAM_AXES, Stage, Type, check_dim_name
 
@@ -180,7 +171,8 @@ def _verify_writes(program: Program) -> None:
             if stage == "index" and not state.carried:
                 raise mistakes.CARRIED_ONLY.error(node.location, name=name)
             if stage == "cache" and state.carried:
-                raise mistakes.STATE_NOT_WRITTEN.error(node.location, name=name, remedy=STATE_METHOD_RULE)
+                remedy = "carried states start at init and change in forward_indexer: cache[name] = ..."
+                raise mistakes.STATE_NOT_WRITTEN.error(node.location, name=name, remedy=remedy)
             check_write(state, node.type, stage == "index")
     written = {n for n, _ in (*program.cache.writes, *program.index.writes)}
     for state in program.states:

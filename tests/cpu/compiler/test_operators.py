@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from vortex_core.compiler.evaluate import Evaluator
 from vortex_core.geometry import Geometry
+from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import GraphBuilder
 
 T = torch.Tensor
 SIZE = 8

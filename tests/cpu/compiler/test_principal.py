@@ -14,8 +14,8 @@ from vortex_core.compiler.interface import LayerKV
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
 from vortex_core.geometry import Geometry
+from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import GraphBuilder
 from vortex_core.sandbox.jail import run
 
 T = torch.Tensor

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from vortex_core.compiler.interface import BatchView
 from vortex_core.compiler.oracle import choose
 from vortex_core.compiler.selection import evaluate_selection, page_list
+from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import GraphBuilder
 
 SIZE = 8
 LENGTHS = (0, 1, SIZE - 1, SIZE, SIZE + 1, 40, 95, 96, 97)

@@ -11,7 +11,7 @@ from vortex_core.errors import VortexError
 from vortex_core.flow import ops
 from vortex_core.flow.vtensor import current
 from vortex_core.geometry import Geometry
-from vortex_core.ir.program import GraphBuilder
+from vortex_core.ir.graph import GraphBuilder
 
 
 def matrix(rows: int, seed: int, dtype: torch.dtype, dim: int = 128) -> torch.Tensor:

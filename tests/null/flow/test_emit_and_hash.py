@@ -10,8 +10,9 @@ from tests import sample_flows
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
 from vortex_core.ir.canonical import canonicalise
+from vortex_core.ir.graph import Graph, GraphBuilder
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Graph, GraphBuilder, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
 from vortex_core.sandbox.jail import run
 

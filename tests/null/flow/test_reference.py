@@ -9,9 +9,9 @@ import pytest
 from vortex_core.flow import reference
 from vortex_core.flow.reference import SHORTHANDS, SPELLINGS, compact
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import MAX_NODES, MAX_NUMBERS
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import MAX_NODES, MAX_NUMBERS
 from vortex_core.sandbox.jail import run
 
 INDEX = """

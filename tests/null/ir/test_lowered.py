@@ -7,7 +7,7 @@ import pytest
 from tests.sample_flows import HEADER
 from vortex_core import library
 from vortex_core.geometry import Geometry
-from vortex_core.ir.program import Graph
+from vortex_core.ir.graph import Graph
 from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import per_page, schedule
 from vortex_core.sandbox.jail import run

@@ -13,7 +13,8 @@ from vortex_core.compiler.triton.fields import code_text, scale_text, state_colu
 from vortex_core.compiler.triton.packing import BITS, Packing, packings
 from vortex_core.compiler.triton.tile import LANE, Axis, Env, Tile, order, powers_of_two
 from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, MOST_HEADS, THREAD_ROWS, Columns, columns_of
-from vortex_core.ir.program import SCALED, Graph, StateDecl
+from vortex_core.ir.graph import Graph
+from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import PLANES, Extent
 
 # Most channels of one product: more of them would hold more registers at a time, and none would be saved.

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from vortex_core.compiler.columns import column_bytes
 from vortex_core.compiler.triton.contraction import exact
 from vortex_core.compiler.triton.tile import MAX_PAGES_PER_PROGRAM, pow2
-from vortex_core.ir.program import SCALED, Graph, Node, StateDecl
+from vortex_core.ir.graph import Graph, Node
+from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import STORED_BITS
 
 # Significant bits of a stored number, its scale aside.

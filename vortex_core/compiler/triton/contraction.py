@@ -18,7 +18,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from vortex_core.ir.program import Graph, Node, StateDecl
+from vortex_core.ir.graph import Graph, Node
+from vortex_core.ir.program import StateDecl
 
 EXACT_STATES = ("bf16", "fp8_e4m3", "fp8_e5m2", "bits")
 

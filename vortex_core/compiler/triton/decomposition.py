@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, pow2, powers_of_two, unsupported
 from vortex_core.ir.definitions import NEGLIGIBLE, STEPS
-from vortex_core.ir.program import Graph, Node
+from vortex_core.ir.graph import Graph, Node
 
 if TYPE_CHECKING:
     from vortex_core.compiler.triton.emitter import Emitter

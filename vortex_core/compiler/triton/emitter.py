@@ -27,8 +27,8 @@ from vortex_core.compiler.triton.tile import (
     powers_of_two,
     unsupported,
 )
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.opset import OPS
-from vortex_core.ir.program import Graph, Node
 from vortex_core.ir.types import Extent
 
 # A reduction whose input is a larger tile runs over chunks: more would not fit the registers.

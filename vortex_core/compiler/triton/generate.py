@@ -16,7 +16,8 @@ from vortex_core.compiler.triton.score_kernel import IndexKernel
 from vortex_core.compiler.triton.tile import FEW_CHANNELS, pages_per_program
 from vortex_core.compiler.triton.update_kernel import UpdateKernel
 from vortex_core.geometry import Geometry
-from vortex_core.ir.program import Graph, Program
+from vortex_core.ir.graph import Graph
+from vortex_core.ir.program import Program
 from vortex_core.ir.schedule import Schedule, per_page
 
 VERSION = 5

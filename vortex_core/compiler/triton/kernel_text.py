@@ -9,7 +9,8 @@ from vortex_core.compiler.evaluate import channel_range
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order
 from vortex_core.geometry import Geometry
-from vortex_core.ir.program import SCALED, Node, Program
+from vortex_core.ir.graph import Node
+from vortex_core.ir.program import SCALED, Program
 
 
 class KernelWriter:

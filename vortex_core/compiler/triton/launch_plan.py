@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from vortex_core.compiler.triton.generate import Module, generate
 from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import Cost, attended_pages, candidate_pages
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.launches import INDEX_BYTES, MARK_BYTES, SCORE_BYTES, LaunchCost, launch_costs
-from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.ir.program import Program
 from vortex_core.kernels.select.api import select_plan
 
 _ENDS = {"topp": "the wanted mass", "threshold": "the threshold"}

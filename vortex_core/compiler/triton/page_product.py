@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from vortex_core.compiler.triton.code_product import HELD, SIGNIFICANT, factors_of, loaded_dim, view
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.tile import pow2
-from vortex_core.ir.program import SCALED, Graph, StateDecl
+from vortex_core.ir.graph import Graph
+from vortex_core.ir.program import SCALED, StateDecl
 
 LEAST_ROWS = 16  # of a page, and channels, that a product takes
 

@@ -9,7 +9,7 @@ from vortex_core.compiler.triton.emitter import REDUCE, Emitter, neutral
 from vortex_core.compiler.triton.kernel_text import full
 from vortex_core.compiler.triton.score_kernel import IndexKernel
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, pow2, unsupported
-from vortex_core.ir.program import Node
+from vortex_core.ir.graph import Node
 from vortex_core.ir.schedule import per_page
 
 ROW_BLOCK = 256

@@ -18,8 +18,9 @@ from vortex_core.compiler.triton.page_product import find_page_products
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, unsupported
 from vortex_core.geometry import Geometry
 from vortex_core.ir.crossover import EVERYTHING, crossover_unfit
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Graph, Node, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import schedule
 

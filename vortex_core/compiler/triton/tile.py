@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vortex_core.errors import VortexError
-from vortex_core.ir.program import Graph, Node
+from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.types import dim_order
 
 # Channels of a matrix product where their number is no power of two. Many take fewer products, which wait less often; few

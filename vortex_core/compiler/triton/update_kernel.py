@@ -8,7 +8,8 @@ from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import PER_BYTE, store_lines, store_row_lines, stored_shape
 from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
 from vortex_core.compiler.triton.tile import MAX_PADDING, Axis, Env, Tile, order, pow2
-from vortex_core.ir.program import SCALED, Node, StateDecl
+from vortex_core.ir.graph import Node
+from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import PLANES
 
 MOST_NUMBERS = 32768  # of a state that are packed at once: four warps' registers hold no more

@@ -16,7 +16,8 @@ from vortex_core.compiler.triton.code_product import CodeProduct, loaded_dim, vi
 from vortex_core.compiler.triton.fields import state_column, stored_shape
 from vortex_core.compiler.triton.packing import BITS
 from vortex_core.compiler.triton.tile import powers_of_two
-from vortex_core.ir.program import Graph, StateDecl
+from vortex_core.ir.graph import Graph
+from vortex_core.ir.program import StateDecl
 from vortex_core.ir.types import PLANES, Extent
 
 LEAST_ROWS = 64

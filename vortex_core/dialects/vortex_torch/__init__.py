@@ -19,8 +19,9 @@ from vortex_core.flow.trace import Traced, doc_of
 from vortex_core.flow.vflow import plain_name
 from vortex_core.flow.vtensor import emit
 from vortex_core.ir import mistakes
+from vortex_core.ir.graph import Graph, GraphBuilder
 from vortex_core.ir.lint import lint
-from vortex_core.ir.program import Graph, GraphBuilder, Program
+from vortex_core.ir.program import Program
 from vortex_core.ir.types import Extent
 from vortex_core.ir.verify import verify
 from vortex_core.sandbox.allowlist import MODULES, Rules

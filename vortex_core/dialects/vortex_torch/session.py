@@ -13,7 +13,8 @@ from vortex_core.dialects.vortex_torch.view import View
 from vortex_core.flow import ops
 from vortex_core.flow.vtensor import emit, vTensor
 from vortex_core.ir import mistakes
-from vortex_core.ir.program import GraphBuilder, StateDecl
+from vortex_core.ir.graph import GraphBuilder
+from vortex_core.ir.program import StateDecl
 from vortex_core.ir.types import Extent, Stage, make_dims
 
 current: ContextVar[Session | None] = ContextVar("vortex_torch_session", default=None)
