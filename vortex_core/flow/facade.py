@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any
 
 from vortex_core.flow import ops
+from vortex_core.flow.caller import caller
 from vortex_core.flow.vflow import Cache, Page, register, vFlow
-from vortex_core.flow.vtensor import caller, vTensor
+from vortex_core.flow.vtensor import vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.types import Extent

@@ -10,7 +10,8 @@ from typing import Any
 
 from vortex_core.errors import VortexError
 from vortex_core.flow import spellings
-from vortex_core.flow.vtensor import Operand, caller, current, emit, number, value, vTensor
+from vortex_core.flow.caller import caller
+from vortex_core.flow.vtensor import Operand, current, emit, number, value, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.params import ParamDecl, Values

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, ClassVar, NoReturn
 
-from vortex_core.errors import Location
+from vortex_core.flow.caller import caller
 from vortex_core.ir import mistakes
 from vortex_core.ir.types import Extent
 
@@ -21,7 +21,6 @@ class Size(Extent):
     """An extent with an author's arithmetic."""
 
     value_of: ClassVar[Callable[[Extent], Any]]  # the extent as a vTensor; set by `vtensor`
-    caller: ClassVar[Callable[[], Location | None]]
     __hash__ = Extent.__hash__
 
     @classmethod
@@ -134,7 +133,7 @@ class Size(Extent):
         self._unknown("the number")
 
     def _unknown(self, what: str) -> NoReturn:
-        raise mistakes.DATA_DEPENDENT.error(Size.caller(), what=f"{what} of the size {self}")
+        raise mistakes.DATA_DEPENDENT.error(caller(), what=f"{what} of the size {self}")
 
 
 def _whole(value: object) -> bool:

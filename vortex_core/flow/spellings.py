@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from vortex_core.flow.caller import caller
 from vortex_core.ir import mistakes
 from vortex_core.ir.types import PLANES
 
@@ -28,7 +29,7 @@ def power(x: vTensor, p: Any) -> vTensor:
         return (p * x.log()).exp()
     if p == 0 or not math.isfinite(p) or (p == int(p) and abs(p) > MAX_POWER):
         raise mistakes.BAD_ATTRIBUTE.error(
-            _caller(),
+            caller(),
             op="**",
             name="power",
             found=repr(p),
@@ -112,7 +113,7 @@ def argmax(x: vTensor, dims: tuple[Any, ...]) -> vTensor:
 
     if len(dims) != 1:
         raise mistakes.BAD_ATTRIBUTE.error(
-            _caller(), op="argmax", name="dims", found=repr(dims), want="one dimension"
+            caller(), op="argmax", name="dims", found=repr(dims), want="one dimension"
         )
     dim = dims[0]
     return (x.largest(1, dim) * arange_of(dim, x.size(dim))).sum(dim)
@@ -126,7 +127,7 @@ def take(x: vTensor, index: Any, dim: str) -> vTensor:
     extent = x.size(dim)
     if dim == "page":
         raise mistakes.BAD_ATTRIBUTE.error(
-            _caller(),
+            caller(),
             op="take",
             name="dim",
             found="page",
@@ -151,7 +152,7 @@ def check_ends(dim: str, *ends: Any) -> None:
     for end in ends:
         if end is None or (isinstance(end, str) and "-" in end) or (isinstance(end, int) and end < 0):
             raise mistakes.BAD_ATTRIBUTE.error(
-                _caller(),
+                caller(),
                 op="slice",
                 name="ends",
                 found=repr(end)[:40],
@@ -164,7 +165,7 @@ def exponential(base: Any, x: vTensor) -> vTensor:
     """base ** x, for a positive number."""
     if not isinstance(base, int | float) or isinstance(base, bool) or base <= 0:
         raise mistakes.BAD_ATTRIBUTE.error(
-            _caller(), op="**", name="base", found=repr(base)[:40], want="a positive number"
+            caller(), op="**", name="base", found=repr(base)[:40], want="a positive number"
         )
     return (x * math.log(base)).exp()
 
@@ -175,7 +176,7 @@ def reduced(
     """The dimensions of a reduction however they are given: one after the other, as a list, or as `dim=`."""
     if keepdim:
         raise mistakes.BAD_ATTRIBUTE.error(
-            _caller(),
+            caller(),
             op=op,
             name="keepdim",
             found=True,
@@ -186,7 +187,7 @@ def reduced(
         found += list(given) if isinstance(given, list | tuple) else [given]
     if not found:
         raise mistakes.BAD_ATTRIBUTE.error(
-            _caller(),
+            caller(),
             op=op,
             name="dims",
             found="()",
@@ -194,12 +195,6 @@ def reduced(
             known=x.dims,
         )
     return tuple(sorted(found, key=str))
-
-
-def _caller() -> Any:
-    from vortex_core.flow.vtensor import caller
-
-    return caller()
 
 
 def _ops(name: str) -> Callable[..., vTensor]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vortex_core.errors import Location, VortexError
+from vortex_core.flow.caller import caller
 from vortex_core.flow.ops import Selection
 from vortex_core.flow.sizes import Size
-from vortex_core.flow.vtensor import caller, emit, number, vTensor
+from vortex_core.flow.vtensor import emit, number, vTensor
 from vortex_core.ir import mistakes
 from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.knobs import Knobs

@@ -7,42 +7,22 @@ vTensor made while tracing records a node; one made in eager mode holds a real t
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, NoReturn, Union
 
 from vortex_core.errors import Location
 from vortex_core.flow import spellings
+from vortex_core.flow.caller import caller
 from vortex_core.flow.sizes import Size
 from vortex_core.ir import mistakes
 from vortex_core.ir.graph import STAGE_METHOD, GraphBuilder
 from vortex_core.ir.opset import OPS, known_dim
 from vortex_core.ir.types import Extent, Type
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-# Frames that are never the author's: this package, and the stand-ins of foreign languages.
-_DIALECTS = os.path.join(os.path.dirname(_HERE), "dialects")
-_OURS = (_HERE, _DIALECTS, "<frozen")
-# Beyond these lies who asked for the tracing, not the author.
-_TRACERS = (os.path.join(_HERE, "trace.py"), os.path.join(_DIALECTS, "vortex_torch", "__init__.py"))
 Operand = Union["vTensor", Extent, int, float]
 Dims = str | Sequence[str]  # one name, or several
 current: ContextVar[GraphBuilder | None] = ContextVar("vortex_builder", default=None)
-
-
-def caller() -> Location | None:
-    """The nearest line outside this package: the author's. None where no line of theirs asked for anything."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_OURS):
-            return Location(os.path.basename(file) if os.path.isabs(file) else file, frame.f_lineno)
-        if frame.f_back is None or file in _TRACERS:
-            return None
-        frame = frame.f_back
-    return None
 
 
 class vTensor:
@@ -476,4 +456,4 @@ def value(x: Operand) -> vTensor:
     return vTensor(builder, _node("a value", x, builder, at))
 
 
-Size.value_of, Size.caller = staticmethod(value), staticmethod(caller)
+Size.value_of = staticmethod(value)
