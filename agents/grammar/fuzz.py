@@ -13,9 +13,9 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.graph import Graph, GraphBuilder
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.lint import lint
-from vortex_core.ir.opset import OPS, ROUND_DTYPES, OpSpec
+from vortex_core.ir.opset import OPS, OpSpec
 from vortex_core.ir.program import SCALED, STATE_DTYPES, Program, StateDecl
-from vortex_core.ir.rules import MAX_ROWS
+from vortex_core.ir.rules import MAX_ROWS, ROUND_DTYPES
 from vortex_core.ir.types import LARGEST, Dims, Extent, Type
 from vortex_core.ir.verify import verify
 

@@ -59,7 +59,7 @@ def kernel_rows(traced: Traced, model: str, target: str) -> list[dict[str, Any]]
     import torch
 
     from vortex_core.compiler.triton.ahead import StepShape, compile_ahead
-    from vortex_core.ir.opset import torch_dtype
+    from vortex_core.ir.definitions import torch_dtype
 
     spec = dimensions(model)
     dtype = torch.bfloat16 if spec.dtype.startswith("fp8") else torch_dtype(torch, spec.dtype)

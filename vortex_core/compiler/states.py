@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vortex_core.compiler.columns import column_bytes
-from vortex_core.ir.opset import torch_dtype
+from vortex_core.ir.definitions import torch_dtype
 from vortex_core.ir.program import SCALED, Program, StateDecl
 from vortex_core.ir.types import PLANES, packed_bytes
 

@@ -17,7 +17,8 @@ from vortex_core.flow.caller import caller
 from vortex_core.flow.sizes import Size
 from vortex_core.ir import mistakes
 from vortex_core.ir.graph import STAGE_METHOD, GraphBuilder
-from vortex_core.ir.opset import OPS, known_dim
+from vortex_core.ir.opset import OPS
+from vortex_core.ir.rules import known_dim
 from vortex_core.ir.types import Extent, Type
 
 Operand = Union["vTensor", Extent, int, float]

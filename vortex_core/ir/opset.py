@@ -15,22 +15,10 @@ from typing import Any, Literal
 
 from vortex_core.ir import definitions as define
 from vortex_core.ir import rules
-from vortex_core.ir.definitions import Math, round_to, torch_dtype
-from vortex_core.ir.rules import ROUND_DTYPES, Attrs, Infer, known_dim, number, typed_dims
+from vortex_core.ir.definitions import Math
+from vortex_core.ir.rules import Attrs, Infer
 from vortex_core.ir.traits import NOTHING, Traits
 from vortex_core.ir.types import Domain, Stage
-
-__all__ = [
-    "OPS",
-    "ROUND_DTYPES",
-    "Attrs",
-    "OpSpec",
-    "known_dim",
-    "number",
-    "round_to",
-    "torch_dtype",
-    "typed_dims",
-]
 
 Group = Literal[
     "source", "unary", "binary", "compare", "logic", "reduce", "scan", "decompose", "shape", "select"
@@ -114,18 +102,8 @@ def _source(
     doc: str,
     traits: Traits = NOTHING,
 ) -> None:
-    _op(
-        name,
-        "source",
-        0,
-        rules.source(dims, domain),
-        None,
-        formula,
-        doc,
-        stages=stages,
-        flops=0,
-        traits=traits,
-    )
+    infer = rules.source(dims, domain)
+    _op(name, "source", 0, infer, None, formula, doc, stages=stages, flops=0, traits=traits)
 
 
 _source(
@@ -146,23 +124,12 @@ _source(
 )  # fmt: skip
 # Both are at least 1 wherever pages are scored.
 _source(
-    "pages",
-    "",
-    "query",
-    INDEX,
-    "P",
-    "Number of complete pages of the sequence.",
-    traits=Traits(sign="positive"),
-)
+    "pages", "", "query", INDEX, "P", "Number of complete pages of the sequence.", traits=Traits(sign="positive")
+)  # fmt: skip
 _source(
-    "length",
-    "",
-    "query",
-    INDEX,
-    "L",
-    "Tokens in the sequence, the current one included.",
+    "length", "", "query", INDEX, "L", "Tokens in the sequence, the current one included.",
     traits=Traits(sign="positive"),
-)
+)  # fmt: skip
 _source(
     "mass", "page=P head=G", "page", INDEX, "mass[page, head]",
     "Attention probability each page received in the previous step (0 if not attended).",
@@ -208,17 +175,10 @@ _masks = rules.pointwise("bool", "bool")
 def _unary(
     name: str, of: Callable[[Any, Any], Any], formula: str, doc: str, flops: float, traits: Traits = NOTHING
 ) -> None:
-    _op(
-        name,
-        "unary",
-        1,
-        _floats,
-        lambda t, a, axes, attrs: of(t, a[0]),
-        formula,
-        doc,
-        flops=flops,
-        traits=traits,
-    )
+    def one(t: Any, a: Any, axes: Any, attrs: Attrs) -> Any:
+        return of(t, a[0])
+
+    _op(name, "unary", 1, _floats, one, formula, doc, flops=flops, traits=traits)
 
 
 def _binary(
@@ -279,57 +239,28 @@ _binary("add", lambda t, x, y: x + y, "x + y", "Sum.", traits=Traits(keeps_zero=
 _binary("sub", lambda t, x, y: x - y, "x - y", "Difference.", commutes=False)
 _binary("mul", lambda t, x, y: x * y, "x y", "Product.")
 _binary(
-    "div",
-    define.divide,
-    "x / y",
-    "Quotient; zero has no sign: x / 0 is +-inf by the sign of x.",
-    commutes=False,
-)
+    "div", define.divide, "x / y", "Quotient; zero has no sign: x / 0 is +-inf by the sign of x.", commutes=False
+)  # fmt: skip
 _binary(
-    "maximum",
-    lambda t, x, y: t.maximum(x, y),
-    "max(x, y)",
-    "The larger.",
+    "maximum", lambda t, x, y: t.maximum(x, y), "max(x, y)", "The larger.",
     traits=Traits(keeps_zero=True, mirror="minimum"),
-)
+)  # fmt: skip
 _binary(
-    "minimum",
-    lambda t, x, y: t.minimum(x, y),
-    "min(x, y)",
-    "The smaller.",
+    "minimum", lambda t, x, y: t.minimum(x, y), "min(x, y)", "The smaller.",
     traits=Traits(keeps_zero=True, mirror="maximum"),
-)
+)  # fmt: skip
 _op(
-    "lt",
-    "compare",
-    2,
-    _compares,
-    lambda t, a, axes, attrs: a[0] < a[1],
-    "x < y",
-    "Strictly less.",
+    "lt", "compare", 2, _compares, lambda t, a, axes, attrs: a[0] < a[1], "x < y", "Strictly less.",
     traits=Traits(continuous=False),
-)
+)  # fmt: skip
 _op(
-    "le",
-    "compare",
-    2,
-    _compares,
-    lambda t, a, axes, attrs: a[0] <= a[1],
-    "x <= y",
-    "Less or equal.",
+    "le", "compare", 2, _compares, lambda t, a, axes, attrs: a[0] <= a[1], "x <= y", "Less or equal.",
     traits=Traits(continuous=False),
-)
+)  # fmt: skip
 _op(
-    "eq",
-    "compare",
-    2,
-    _compares,
-    lambda t, a, axes, attrs: a[0] == a[1],
-    "x = y",
-    "Equal.",
-    commutes=True,
-    traits=Traits(continuous=False),
-)
+    "eq", "compare", 2, _compares, lambda t, a, axes, attrs: a[0] == a[1], "x = y", "Equal.",
+    commutes=True, traits=Traits(continuous=False),
+)  # fmt: skip
 _op("not", "logic", 1, _masks, lambda t, a, axes, attrs: ~a[0], "not m", "Negated mask.")
 _op("and", "logic", 2, _masks, lambda t, a, axes, attrs: a[0] & a[1], "m and n", "Both.", commutes=True)
 _op("or", "logic", 2, _masks, lambda t, a, axes, attrs: a[0] | a[1], "m or n", "Either.", commutes=True)
@@ -348,9 +279,7 @@ for _name, _math, _formula, _doc, _traits in (
     ("amin", define.smallest_of, "min over dims", "Minimum over dimensions.",
      Traits(picks=True, keeps_zero=True, mirror="amax", neutral=math.inf)),
 ):  # fmt: skip
-    _op(
-        _name, "reduce", 1, rules.reduce, _math, _formula, _doc, attrs=("dims",), traits=_traits
-    )  # fmt: skip
+    _op(_name, "reduce", 1, rules.reduce, _math, _formula, _doc, attrs=("dims",), traits=_traits)
 _op(
     "softmax", "scan", 1, rules.along(), lambda t, a, axes, attrs: t.softmax(a[0], axes[attrs["dim"]]),
     "e^x / sum e^x", "Softmax along a dimension.", attrs=("dim",), flops=8,

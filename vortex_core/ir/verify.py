@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from vortex_core.ir import mistakes
 from vortex_core.ir.graph import MAX_CANONICAL, Graph, Node, check_size
-from vortex_core.ir.opset import OPS, typed_dims
+from vortex_core.ir.opset import OPS
 from vortex_core.ir.params import MAX_PARAMS
 from vortex_core.ir.program import SCALED, STATE_DTYPES, Program, StateDecl
+from vortex_core.ir.rules import typed_dims
 from vortex_core.ir.schedule import crosses_pages
 from vortex_core.ir.types import PARAM_AXES, Stage, Type, check_dim_name
 

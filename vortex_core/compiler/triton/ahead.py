@@ -18,8 +18,8 @@ from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.compiler.triton.limits import KernelUse, check_use
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
+from vortex_core.ir.definitions import torch_dtype
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program
 from vortex_core.kernels.compile_ahead import compiling_for
 from vortex_core.kernels.decode.plan import AttentionPlan

@@ -23,9 +23,9 @@ from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, defa
 from vortex_core.compiler.triton.tile import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.tuning.results import stored_configs
 from vortex_core.geometry import Geometry
+from vortex_core.ir.definitions import torch_dtype
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.layers import LayerPlan
-from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.config import DecodeConfig
 from vortex_core.kernels.decode.residual import merge_residual

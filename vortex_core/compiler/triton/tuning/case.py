@@ -10,8 +10,8 @@ from vortex_core.compiler.triton.backend import TritonFlow
 from vortex_core.compiler.triton.launch_config import FlowConfig, ScoreConfig
 from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
+from vortex_core.ir.definitions import torch_dtype
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.opset import torch_dtype
 from vortex_core.ir.program import Program
 from vortex_core.kernels.decode.config import DecodeConfig
 from vortex_core.kernels.decode.plan import AttentionPlan
