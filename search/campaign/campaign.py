@@ -320,8 +320,8 @@ class Campaign:
         if self.config.screen is not None:
             work.add("references", self._answer_references(references))
         for candidate in self.state.found:
-            if self._unfinished(candidate):
-                work.add("journey", self._measure(candidate))
+            if kind := self._unfinished(candidate):
+                work.add(kind, self._measure(candidate))
         for proposal in self.state.proposals.values():
             if proposal.outcome == "open":
                 work.add("journey", self._journey(proposal))
@@ -335,12 +335,14 @@ class Campaign:
         finally:
             await work.cancel()
 
-    def _unfinished(self, candidate: Candidate) -> bool:
-        """Whether an earlier session left it between two measurements."""
+    def _unfinished(self, candidate: Candidate) -> str:
+        """As what work an earlier session left it between two measurements; empty if it did not."""
         if self.config.screen is None:
-            return candidate.status() == "waiting"
-        waiting = {p for p in candidate.promoted if candidate.status(p) == "waiting"}
-        return bool(waiting) or candidate.status("screen") == "waiting"
+            return "journey" if candidate.status() == "waiting" else ""
+        if candidate.status("screen") == "waiting":
+            return "journey"
+        waiting = [p for p in candidate.promoted if candidate.status(p) == "waiting"]
+        return "search" if "search" in waiting else "full_screen" if waiting else ""
 
     async def _measure(self, candidate: Candidate) -> None:
         """What is to be measured of a candidate before anything else decides how far it goes."""
@@ -384,14 +386,11 @@ class Campaign:
     def _promote(self, work: Work, purpose: ev.Purpose, room: int, *, anyone: int = 0) -> None:
         """Send on who is due, and `anyone` of them before their time."""
         assert self.ladder is not None
-        if (
-            purpose == "search"
-            and self.state.distinct_programs + work.count(purpose) >= self.config.limits.candidates
-        ):
-            return
-        while (
-            work.count(purpose) < room and (key := self.ladder.next(purpose, anyone=anyone > 0)) is not None
-        ):
+        most = self.config.limits.candidates - self.state.distinct_programs if purpose == "search" else room
+        while work.count(purpose) < min(room, most):
+            key = self.ladder.next(purpose, anyone=anyone > 0)
+            if key is None:
+                return
             self.record(ev.Promoted(key, purpose))
             work.add(purpose, self._measure(self.state.candidates[key]))
             anyone -= 1

@@ -24,7 +24,7 @@ from search.config import CampaignConfig, Objective, load_campaign
 from search.log import events as ev
 from search.log.state import CampaignState, Candidate
 from search.log.store import Record
-from search.simulation import Crash
+from search.simulation import Crash, SimulatedExecutor
 from tests.null.search.test_campaign import SESSION, STARTED, Harness, config, kinds
 from vortex_core import library
 from vortex_core.geometry import Geometry
@@ -167,6 +167,24 @@ def test_a_crash_at_any_event_loses_nothing_of_a_screened_run(
     ran = {key: n for key, n in harness.executor.ran.items() if key[1] == "screen"}
     twice = [key for key, n in ran.items() if n > 1]
     assert len(twice) <= 4, "only what was under way when it crashed is screened again"
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_no_more_answer_than_are_asked_for_however_many_are_kept_under_way(tmp_path: Path, crashes: bool):
+    screen = {"programs": 60, "full": 2, "answers": 2, "ahead": 3}
+    screen |= {"gates": [{"metric": "screen_beyond", "at_least": 0.1}]}
+    harness = Harness(tmp_path, screened(screen=screen, limits={"candidates": 5}))
+    harness.executor = SimulatedExecutor(lanes=2, delay=0.01)
+
+    def crash(record: Record, state: CampaignState) -> None:
+        if sum("search" in c.promoted for c in state.found) == 3:
+            raise Crash
+
+    if crashes:
+        with pytest.raises(Crash):
+            harness.go(crash)
+    state = harness.go()
+    assert sum("search" in c.promoted for c in state.found) == 5
 
 
 @pytest.mark.parametrize("runs", [True, False])
