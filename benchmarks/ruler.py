@@ -1,9 +1,9 @@
 """Scores by task and length: python -m benchmarks.ruler --model smollm2-135m --contexts 1024 2048 4096 --out runs/ruler
 
 Asks RULER's thirteen tasks (the plan `ruler`), or the tasks of another plan, at every context, densely and with the
-flows named, and prints the share right with Wilson's 95% interval (of shares of answers the bootstrap's), of a flow
-also what it gains over dense, paired. Of drawn answers the share is mean@k, and pass@k stands beside it. One task at
-one context is held at a time. Rows are written one by one: a second run goes on where the first one stopped.
+flows named, and prints the share right with Wilson's 95% interval, of a flow also what it gains over dense, paired. Of
+drawn answers the share is mean@k, and pass@k stands beside it. One task at one context is held at a time. Rows are
+written one by one: a second run goes on where the first one stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.candidate_seconds import flows
 from evaluators import stats
 from evaluators.bench import Bench
 from evaluators.plan import EvaluationPlan, load_plan
+from evaluators.sequential import paired_scores
 from evaluators.stages.base import Deadline
 from evaluators.worker import EvaluationWorker
 from vortex_core.errors import VortexError
@@ -100,17 +101,10 @@ def _cell(row: dict[str, Any] | None, dense: dict[str, Any] | None = None) -> st
     if row is None:
         return "-"
     scores = row["scores"]
-    if set(scores) <= {0, 1}:
-        share = stats.wilson(sum(scores), len(scores))
-    else:
-        share = stats.bootstrap_mean(scores, seed=0)
+    share = stats.wilson(sum(scores), len(scores))
     text = f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
     if dense is not None:
-        both = set(scores) | set(dense["scores"])
-        if both <= {0, 1}:
-            gain = stats.paired_difference(scores, dense["scores"])
-        else:
-            gain = stats.bootstrap_paired(scores, dense["scores"], seed=0)
+        gain = paired_scores(scores, dense["scores"])
         text += f"; {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
     if row["samples"] > 1:
         any_right = stats.wilson(sum(row["passed"]), len(row["passed"]))

@@ -71,6 +71,17 @@ def sequential_test(
     return SequentialResult(outcome, min(accepted, rejected) + 1, *best)
 
 
+def paired_scores(candidate: Sequence[float], reference: Sequence[float], level: float = 0.95) -> Interval:
+    """Interval of the mean paired difference of scores: Tango's of right and wrong answers, the wagers' of shares.
+
+    Raises:
+        ValueError: if the lengths differ, there is no pair, or a score lies outside [0, 1].
+    """
+    if set(candidate) | set(reference) <= {0.0, 1.0}:
+        return stats.paired_difference(candidate, reference, level)
+    return wagered_difference(candidate, reference, level)
+
+
 def wagered_difference(
     candidate: Sequence[float], reference: Sequence[float], level: float = 0.95
 ) -> Interval:

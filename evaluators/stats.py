@@ -1,8 +1,8 @@
 """Statistics of paired evaluations: candidate and dense answer the same items.
 
 Pure functions of their arguments (the resampling ones take a seed). Binary outcomes get score intervals,
-which stay honest at 0 and n successes where a bootstrap collapses to a point; continuous ones are
-bootstrapped.
+which stay honest at 0 and n successes where a bootstrap collapses to a point; scores that are shares have
+`sequential.paired_scores`.
 """
 
 from __future__ import annotations
@@ -126,36 +126,6 @@ def paired_difference(
     low = -1.0 if excess(-edge, 1) <= 0 else float(brentq(excess, -edge, min(value, edge), args=(1,)))
     high = 1.0 if excess(edge, -1) >= 0 else float(brentq(excess, max(value, -edge), edge, args=(-1,)))
     return Interval(value, min(low, value), max(high, value), n, level)
-
-
-def bootstrap_mean(
-    values: Sequence[float], *, seed: int, level: float = 0.95, resamples: int = 2000
-) -> Interval:
-    """Percentile bootstrap of a mean (Efron 1979).
-
-    Raises:
-        ValueError: if there are no values.
-    """
-    sample = _array(values)
-    means = sample[_draws(len(sample), resamples, seed)].mean(axis=1)
-    return _percentile(float(sample.mean()), means, len(sample), level)
-
-
-def bootstrap_paired(
-    candidate: Sequence[float],
-    reference: Sequence[float],
-    *,
-    seed: int,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> Interval:
-    """Percentile bootstrap of `mean(candidate - reference)`; whole pairs are drawn.
-
-    Raises:
-        ValueError: if the lengths differ or there is no pair.
-    """
-    ours, theirs = _paired(candidate, reference)
-    return bootstrap_mean(list(ours - theirs), seed=seed, level=level, resamples=resamples)
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[object], level: float = 0.95) -> Interval:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators import stats
 from evaluators.errors import accuracy_too_low
 from evaluators.results import Metric, StageResult
-from evaluators.sequential import sequential_test, wagered_difference
+from evaluators.sequential import paired_scores, sequential_test
 from evaluators.stages.base import Context, Deadline, Needs, failed
 from vortex_core.ir.flow import Flow
 
@@ -63,7 +63,7 @@ def accuracy_result(
         if stop_early and (found.outcome == "reject" or (found.outcome == "accept" and plan.accept_early)):
             stopped = len(asked) < total
             break
-    delta = difference(ours, dense, plan.level)
+    delta = paired_scores(ours, dense, plan.level)
     # Of scores that are shares the sign test, which for right and wrong is McNemar's.
     test = stats.mcnemar_exact(
         [float(a > b) for a, b in zip(ours, dense, strict=True)],
@@ -103,13 +103,6 @@ def accuracy_result(
     share, base = sum(ours) / len(ours), sum(dense) / len(dense)
     detail = f"{test.lost} lost and {test.gained} gained of {len(ours)} items"
     return failed(stage, accuracy_too_low(share, base, plan.margin, detail), result)
-
-
-def difference(ours: Sequence[float], dense: Sequence[float], level: float) -> stats.Interval:
-    """The paired difference: Tango's interval of right and wrong answers, the wagers' where scores are shares."""
-    if set(ours) | set(dense) <= {0.0, 1.0}:
-        return stats.paired_difference(ours, dense, level)
-    return wagered_difference(ours, dense, level)
 
 
 def answer_tokens(answers: Answers, reference: DenseReference, places: Sequence[Place]) -> Metric:

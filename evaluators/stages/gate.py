@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from evaluators.errors import accuracy_too_low
 from evaluators.results import StageResult
-from evaluators.stages.accuracy import by_task, difference, pairs, proportion
+from evaluators.sequential import paired_scores
+from evaluators.stages.accuracy import by_task, pairs, proportion
 from evaluators.stages.base import Context, Deadline, Needs, failed
 from vortex_core.ir.flow import Flow
 
@@ -27,7 +28,7 @@ class GateStage:
         ]
         answers = bench.answer(flow, seed, places, deadline)
         ours, dense = pairs(answers, reference, places)
-        surely_worse = difference(ours, dense, plan.level).high < -plan.gate_margin
+        surely_worse = paired_scores(ours, dense, plan.level).high < -plan.gate_margin
         metrics = {"gate_accuracy": proportion(ours, plan.level)}
         result = StageResult(
             self.name, passed=True, metrics=metrics, info=by_task(bench, answers, reference, places)

@@ -22,8 +22,7 @@ class Comparison:
     Attributes:
         purpose: which items they both answered.
         items: how many.
-        accuracy: difference of the means over the items, with a 95% interval (Tango's for 0/1 outcomes,
-            percentile bootstrap otherwise).
+        accuracy: difference of the means over the items, with a 95% interval (`evaluators.sequential.paired_scores`).
         speed: ratio of the objective's speed metric; an interval only where it was measured.
         finding: `better` if it is faster and the interval of the accuracy difference lies above minus the
             margin, or if it is surely more accurate and not slower; `inconclusive` if only the interval
@@ -60,12 +59,9 @@ def common_items(ours: Candidate, theirs: Candidate, purpose: Purpose) -> tuple[
 
 def accuracy_difference(left: list[float], right: list[float]) -> Metric:
     """Mean difference of paired outcomes with its interval. Both lists must not be empty."""
-    from evaluators import stats  # scipy takes a second
+    from evaluators.sequential import paired_scores  # scipy takes a second
 
-    if set(left) | set(right) <= {0.0, 1.0}:
-        found = stats.paired_difference(left, right)
-    else:
-        found = stats.bootstrap_paired(left, right, seed=0)
+    found = paired_scores(left, right)
     return Metric(found.value, found.low, found.high, n=found.n)
 
 

@@ -247,6 +247,14 @@ def test_nothing_in_common_is_not_compared():
     assert compare(candidate(1, 0, 2.0), candidate(2, 0, 1.5, items=GOOD), OBJECTIVE, "search") is None
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.25])
+def test_few_answers_with_equal_shares_settle_nothing(gain: float):
+    few = accuracy_difference([0.5 + gain] * 6, [0.5] * 6)
+    assert few.low is not None and few.low < -0.2, "no variance among six items says nothing of the seventh"
+    many = accuracy_difference([0.5 + gain] * 600, [0.5] * 600)
+    assert many.low is not None and many.low > gain - 0.03
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_accuracy_difference_is_antisymmetric(pairs: list[tuple[bool, bool]]):
     left, right = [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
