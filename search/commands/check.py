@@ -70,6 +70,8 @@ def kernel_rows(traced: Traced, model: str, target: str) -> list[dict[str, Any]]
 
 def kernel_lines(rows: list[dict[str, Any]], target: str) -> list[str]:
     """The same for people, a line each."""
+    if not rows:
+        return [f"kernels for {target}: attention's alone, which fit"]
     lines = [
         f"  {r['kernel']}: {r['registers']} registers and {r['stack_bytes']:,} bytes of stack a thread, "
         f"{r['shared_bytes']:,} bytes of shared memory a block"

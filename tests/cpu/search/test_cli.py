@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from search.cli import main
+from search.cli.flows import TARGETS
+from search.commands.check import kernel_lines
 
 COMMANDS = (
     ["check"],
@@ -162,10 +164,14 @@ def test_check_shows_what_a_page_keeps(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_check_for_a_gpu_shows_what_kernels_take(capsys: pytest.CaptureFixture[str]):
+    from vortex_core.compiler.triton.ahead import GPUS
+
     assert run("check", "twilight_quest", "--model", "qwen3-8b", "--target", "sm_90a", "--json") == 0
     kernels = {row["kernel"]: row for row in document(capsys)["kernels"]}
     assert {"update_kernel", "score_kernel", "refine_kernel"} <= set(kernels)
     assert all(0 < row["registers"] <= 255 and row["shared_bytes"] < 232_448 for row in kernels.values())
+    assert tuple(GPUS) == TARGETS
+    assert kernel_lines([], "sm_90a") == ["kernels for sm_90a: attention's alone, which fit"]
     assert run("check", "twilight_quest", "--target", "sm_90") == 2
     assert "sm_90a" in capsys.readouterr().err
 
