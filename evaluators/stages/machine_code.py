@@ -19,8 +19,11 @@ from evaluators.stages.parity import ParitySettings
 from evaluators.stages.settings import StageSettings
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.knobs import Knobs
+from vortex_core.specs import ModelSpec
 
 if TYPE_CHECKING:  # it brings torch and Triton along
+    import torch
+
     from evaluators.plan import EvaluationPlan
     from vortex_core.compiler.triton.ahead import StepShape
 
@@ -50,10 +53,10 @@ class MachineCodeStage:
         began, plan = time.perf_counter(), context.plan.section(self.name, MachineCodeSettings)
         made: dict[str, Any] = {}
         shapes = launched(context.plan, flow.knobs)
-        geometries = dict.fromkeys((context.answering.geometry(), context.model.geometry()))
+        models = dict.fromkeys((m.geometry(), query_dtype(m)) for m in (context.answering, context.model))
         for target in plan.targets:
-            for geometry in geometries:
-                found = compile_ahead(flow.program, flow.knobs, geometry, shapes, target)
+            for geometry, dtype in models:
+                found = compile_ahead(flow.program, flow.knobs, geometry, shapes, target, dtype=dtype)
                 deadline.check(f"{len(found)} kernels compiled for {target}")
             made[target] = {
                 name: {
@@ -68,6 +71,13 @@ class MachineCodeStage:
         return StageResult(
             self.name, passed=True, metrics={"machine_code_seconds": seconds}, info={"kernels": made}
         )
+
+
+def query_dtype(model: ModelSpec) -> torch.dtype:
+    """In which an engine has a model's queries: its weights' own, bf16 where those are narrower."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16}.get(model.dtype, torch.bfloat16)
 
 
 def launched(plan: EvaluationPlan, knobs: Knobs) -> list[StepShape]:

@@ -56,13 +56,11 @@ def kernel_rows(traced: Traced, model: str, target: str) -> list[dict[str, Any]]
         VortexError: `VE050` for what cannot be lowered, `VE051` and `VE056` for more than the GPU has, `VK002` for what
             does not compile, `VK003` where this process cannot.
     """
-    import torch
-
+    from evaluators.stages.machine_code import query_dtype
     from vortex_core.compiler.triton.ahead import StepShape, compile_ahead
-    from vortex_core.ir.definitions import torch_dtype
 
     spec = dimensions(model)
-    dtype = torch.bfloat16 if spec.dtype.startswith("fp8") else torch_dtype(torch, spec.dtype)
+    dtype = query_dtype(spec)
     shapes = [StepShape(rows, 32768) for rows in (1, 64)]
     found = compile_ahead(traced.program, traced.knobs, spec.geometry(), shapes, target, dtype=dtype)
     return [{"kernel": name, **asdict(use)} for name, use in found.items()]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from evaluators.plan import load_plan
 from evaluators.stages.base import Context, run_stage
 from evaluators.stages.machine_code import MachineCodeStage
 from vortex_core import library
+from vortex_core.compiler.triton import ahead
 from vortex_core.specs import load_model
 
 PLAN = load_plan("gpu")
@@ -34,3 +38,18 @@ def test_selection_from_long_rows_compiles() -> None:
     flow = library.load("quest").flow.with_knobs(page_size=16, budget="512")
     result = run_stage(MachineCodeStage(), flow, context, 0)
     assert result.passed, result.failure
+
+
+@pytest.mark.parametrize(
+    ("weights", "queries"),
+    [("bf16", "bfloat16"), ("fp8", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")],
+)
+def test_kernels_are_of_the_queries_that_an_engine_has(
+    weights: str, queries: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would be compiled in vain, and the engine's own while it holds a GPU."""
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(ahead, "compile_ahead", lambda *about, dtype: asked.append(dtype) or {})
+    model = CONTEXT.model.model_copy(update={"dtype": weights})
+    assert run_stage(MachineCodeStage(), library.load("quest").flow, Context(PLAN, model), 0).passed
+    assert asked == [getattr(torch, queries)]
