@@ -24,7 +24,7 @@ from search.log.files import ContentStore
 from search.log.fsck import check_run
 from search.log.run import open_run
 from search.log.state import CampaignState
-from tests.null.search.test_campaign import config as config_of
+from tests.null.search.harness import config as config_of
 from tests.synthetic_runs import write_run
 from vortex_core.errors import VortexError
 

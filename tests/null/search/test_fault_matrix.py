@@ -225,7 +225,7 @@ def test_a_log_that_cannot_be_written_stops_the_campaign_and_the_same_command_go
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
 def test_a_clock_that_steps(undisturbed: dict[Any, Any], tmp_path: Path, step: float):
-    """Between sessions, as after a suspended machine; within one the clock is not asked (test_log_care)."""
+    """Between sessions, as after a suspended machine; within one the clock is not asked (test_log_clocks)."""
     path = tmp_path / "events.sqlite"
     bench = Bench(tmp_path, SqliteEventStore(path))
 

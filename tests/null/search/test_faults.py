@@ -25,7 +25,7 @@ from search.log.files import ContentStore
 from search.log.state import CampaignState
 from search.log.store import SqliteEventStore
 from search.simulation import SimulatedExecutor, SimulatedProposer, lost, simulated_library
-from tests.null.search.test_campaign import Harness, config, kinds
+from tests.null.search.harness import Harness, config, kinds
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 

@@ -19,7 +19,7 @@ from search.log import events as ev
 from search.log.run import Run
 from search.simulation import SimulatedExecutor, simulated_library
 from tests.null.flow.test_mending import MENDED
-from tests.null.search.test_campaign import SESSION, STARTED, Harness, config
+from tests.null.search.harness import SESSION, STARTED, Harness, config
 from vortex_core import library
 from vortex_core.ir.flow import Flow
 from vortex_core.sandbox.jail import run as trace_here

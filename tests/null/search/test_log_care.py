@@ -1,16 +1,12 @@
-"""The log through time: older versions, packing, damage, tables, shared file systems, clocks."""
+"""The log through time: older versions, damage, packing, tables."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
-import os
 import shutil
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from search.log import events as ev
-from search.log import lock as locks
 from search.log.compact import compact
 from search.log.files import PACK, ContentStore
 from search.log.frames import write_frames
 from search.log.fsck import check_run
-from search.log.lock import WriterLock, filesystem_of, is_shared
 from search.log.run import LOG, open_run, read_state
-from search.log.state import CampaignState
 from search.log.store import Record, SqliteEventStore
 from search.simulation import simulated_campaign
-from search.testing import EXAMPLES
 from vortex_core.errors import VortexError
 
 V1 = """
@@ -304,160 +296,3 @@ def test_tables_hold_every_row(root: Path, tmp_path: Path, form: str):
     }
     theirs = {(r["key"], r["purpose"], r["metric"]): float(r["value"]) for r in found if r["metric"]}
     assert theirs == pytest.approx(ours)
-
-
-# ---- one writer
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "filesystem_of", lambda path: "nfs4")
-
-
-def test_file_systems_are_told_apart(tmp_path: Path):
-    assert filesystem_of(Path("/proc/self")) == "proc"
-    assert filesystem_of(tmp_path)
-    assert [is_shared(name) for name in ("nfs4", "lustre", "fuse.sshfs", "ext4", "xfs", "tmpfs")] == [
-        True, True, True, False, False, False,
-    ]  # fmt: skip
-
-
-@pytest.mark.usefixtures("network")
-def test_a_log_on_a_network_file_system_needs_no_shared_memory(tmp_path: Path):
-    store = SqliteEventStore(tmp_path / LOG)
-    store.append(*EXAMPLES)
-    assert not (tmp_path / f"{LOG}-shm").exists()
-    reader = SqliteEventStore(tmp_path / LOG, readonly=True)
-    assert len(list(reader.read())) == len(EXAMPLES)
-    reader.close()
-    store.close()
-
-
-@pytest.mark.usefixtures("network")
-def test_locks_that_exclude_nobody_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)  # as on a mount with nolock
-    with pytest.raises(VortexError, match="nfs4") as error:
-        SqliteEventStore(tmp_path / LOG)
-    assert error.value.code == "VS046"
-
-
-@pytest.mark.usefixtures("network")
-def test_another_machines_lease_is_respected_until_it_is_old(tmp_path: Path):
-    held = tmp_path / "events.lock"
-    held.write_text(json.dumps({"pid": 4, "host": "elsewhere", "token": "t"}))  # its lock is not seen here
-    with pytest.raises(VortexError, match=r"process 4 on elsewhere, \d+ s ago") as error:
-        SqliteEventStore(tmp_path / LOG)
-    assert error.value.code == "VS003"
-    old = time.time() - locks.LEASE - 1
-    os.utime(held, (old, old))
-    store = SqliteEventStore(tmp_path / LOG)
-    store.close()
-    SqliteEventStore(tmp_path / LOG).close()  # what was released may be taken at once
-
-
-@pytest.mark.usefixtures("network")
-def test_a_writer_that_was_believed_dead_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / LOG
-    first = SqliteEventStore(path)
-    first.append(EXAMPLES[0])
-    with monkeypatch.context() as patched:  # another machine, to which the first one's lock means nothing
-        patched.setattr(WriterLock, "_take", lambda self, run: None)
-        second = SqliteEventStore(path)
-    second.append(EXAMPLES[1])
-    with pytest.raises(VortexError) as error:
-        first.append(EXAMPLES[2])
-    assert error.value.code == "VS047"
-    assert [r.event for r in second.read()] == list(EXAMPLES[:2])
-    first.close()
-    second.close()
-
-
-# ---- clocks
-
-
-def stepping(*steps: float) -> Callable[[], float]:
-    times: Iterator[float] = iter(steps)
-    return lambda: next(times)
-
-
-def test_a_clock_that_was_set_back_between_sessions_lengthens_no_budget(tmp_path: Path):
-    path = tmp_path / LOG
-    first = SqliteEventStore(path, clock=stepping(1000.0, 1000.0, 1060.0))
-    first.append(ev.CampaignStarted("r", {}, {}, {}, {}), ev.SessionStarted(1, {}))
-    first.append(ev.CampaignPaused("x"))
-    first.close()
-    # An hour back, and then 40 seconds of work.
-    second = SqliteEventStore(path, clock=stepping(-2540.0, -2540.0, -2500.0))
-    second.append(ev.SessionStarted(2, {}))
-    second.append(ev.CampaignPaused("y"))
-    state = CampaignState.fold(second.read())
-    second.close()
-    assert state.active_seconds == pytest.approx(100.0)
-
-
-def test_a_clock_that_steps_while_a_campaign_runs_is_not_asked(monkeypatch: pytest.MonkeyPatch):
-    before = locks.steady_clock()
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert 0 <= locks.steady_clock() - before < 5
-
-
-@pytest.mark.parametrize("back", [0.0, 3600.0])
-def test_time_never_runs_backwards_in_old_logs(back: float):
-    log = [
-        Record(1, 1000.0, ev.CampaignStarted("r", {}, {}, {}, {})),
-        Record(2, 1000.0, ev.SessionStarted(1, {})),
-        Record(3, 1050.0 - back, ev.CampaignPaused("x")),
-        Record(4, 1100.0 - back, ev.SessionStarted(2, {})),
-        Record(5, 1130.0, ev.CampaignPaused("y")),
-    ]
-    assert CampaignState.fold(log).active_seconds >= 30
-    assert CampaignState.fold(log).active_seconds <= 130
-
-
-# ---- parts
-
-
-def test_gpu_seconds_are_counted_while_engines_hold_them():
-    gpu = {"kind": "cuda", "name": "H200", "ranks": 2, "worker": "a"}
-    other = {"kind": "cuda", "name": "H200", "ranks": 1}
-    log = [
-        (0.0, ev.CampaignStarted("r", {}, {}, {}, {})),
-        (0.0, ev.SessionStarted(1, {})),
-        (10.0, ev.EnginesStarted((gpu,))),
-        (20.0, ev.EngineJoined(other, "b")),
-        (30.0, ev.EngineLeft("a", False, {})),
-        (40.0, ev.CampaignPaused("x")),
-        (90.0, ev.SessionStarted(2, {})),
-        (95.0, ev.EnginesStarted((other,))),
-        (96.0, ev.CampaignPaused("killed before anything else")),
-    ]
-    state = CampaignState.fold(Record(i, when, event) for i, (when, event) in enumerate(log, 1))
-    assert state.gpu_seconds == pytest.approx(2 * 10 + 3 * 10 + 1 * 10 + 1)
-    killed = [Record(i, when, event) for i, (when, event) in enumerate(log[:4] + log[6:], 1)]
-    assert CampaignState.fold(killed).gpu_seconds == pytest.approx(20 + 1), (
-        "nobody held them between sessions"
-    )
-
-
-def test_numbers_of_other_versions_and_machines_carry_a_mark(tmp_path: Path):
-    from search.campaign.archive import Archive
-    from search.campaign.parts import incomparable, marked, words
-    from search.config import Objective
-
-    first = {"versions": {"torch": "2.12.0"}, "weights": "w1"}
-    state = simulated_campaign(tmp_path, "r", candidates=6, engine=first)
-    assert incomparable(state) == {}
-    state = simulated_campaign(
-        tmp_path, "r", candidates=12, engine={"versions": {"torch": "2.13.0"}, "weights": "w1"}
-    )
-    (found,) = incomparable(state).values()
-    assert found == ["torch 2.12.0, then 2.13.0"]
-    assert len(words(state)) == 1
-    parts = incomparable(state)
-    ours = [marked(c, parts) for c in state.candidates.values()]
-    assert any(ours) and not all(ours)
-    assert Archive(state, Objective()).state is state
-    with pytest.raises(VortexError) as error:
-        simulated_campaign(tmp_path, "r", candidates=14, engine=first | {"weights": "w2"})
-    assert error.value.code == "VS050"
-    assert replace(state.parts[0]).engines[0]["weights"] == "w1"

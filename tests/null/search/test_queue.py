@@ -18,7 +18,7 @@ from search.log.run import open_run
 from search.log.state import USER, CampaignState, Proposal
 from search.log.store import Record
 from search.simulation import Crash
-from tests.null.search.test_campaign import STARTED, Harness, config, kinds
+from tests.null.search.harness import STARTED, Harness, config, kinds
 from tests.null.search.test_screened import screened
 from vortex_core.errors import VortexError
 

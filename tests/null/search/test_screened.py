@@ -25,7 +25,7 @@ from search.log import events as ev
 from search.log.state import CampaignState, Candidate
 from search.log.store import Record
 from search.simulation import Crash, SimulatedExecutor
-from tests.null.search.test_campaign import SESSION, STARTED, Harness, config, kinds
+from tests.null.search.harness import SESSION, STARTED, Harness, config, kinds
 from vortex_core import library
 from vortex_core.geometry import Geometry
 from vortex_core.specs import load_model

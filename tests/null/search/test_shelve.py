@@ -17,7 +17,7 @@ from search.commands.shelve import held, shelve
 from search.log import events as ev
 from search.log.run import Run
 from search.log.state import CampaignState
-from tests.null.search.test_campaign import STARTED, Harness
+from tests.null.search.harness import STARTED, Harness
 from tests.null.search.test_screened import screened
 from vortex_core.errors import VortexError
 from vortex_core.sandbox.load import trace_file
