@@ -1,4 +1,4 @@
-"""Every task that ships passes the public suite, and each asks what its name says."""
+"""Every task that ships passes the public suite, and each asks what its name says: those in words, and JSONL files."""
 
 from __future__ import annotations
 
@@ -12,24 +12,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from evaluators.tasks.base import FRESH_SEEDS, Question, draw_row
-from evaluators.tasks.metrics import METRICS
+from evaluators.tasks.base import FRESH_SEEDS, Question
 from evaluators.tasks.registry import TASKS
-from evaluators.tasks.tokens import Tokenizer, answer_text, stop_tokens
+from evaluators.tasks.tokens import Tokenizer
 from evaluators.testing import ByteTokenizer, TaskConformance, WordTokenizer
-from vortex_core.engine.retrieval.alphabet import FIRST_KEY, FIRST_NOISE, FIRST_VALUE, words
+from tests.null.evaluators import test_pair_tasks
 from vortex_core.errors import VortexError
-
-
-class PairTokenizer(WordTokenizer):
-    """The retrieval model's words."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        known = {word: i for i, word in enumerate(words())}
-        return [known.get(word, 1) for word in text.split()]
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        return " ".join(words()[i] for i in token_ids)
 
 
 class TestNeedleSingle(TaskConformance):
@@ -268,109 +256,6 @@ class TestRecital(TaskConformance):
         assert item.score(" ".join(said[1:])) < 0.1
 
 
-class TestPairRecall(TaskConformance):
-    task = "pair_recall"
-    given: ClassVar[dict[str, Any]] = {"context": 200, "distractors": 7}
-
-    def tokenizer(self) -> Tokenizer:
-        return PairTokenizer()
-
-
-class TestPairAnswers(TestPairRecall):
-    task = "pair_answers"
-
-
-class TestKeyHop(TestPairRecall):
-    task = "key_hop"
-
-    def test_the_answer_is_two_look_ups_away(self) -> None:
-        for item in self.build(self.tokenizer(), 0):
-            assert isinstance(item, Question)
-            told = read_pairs(item)
-            middle = told[item.prompt[-1]]
-            assert words()[middle] == item.about["through"]
-            assert words()[told[middle - FIRST_VALUE + FIRST_KEY]] == item.answer
-            for place in ("needle_tokens", "second_tokens"):
-                start, end = item.about[place]
-                assert told[item.prompt[start]] == item.prompt[end - 1]
-
-
-class TestKeyCount(TestPairRecall):
-    task = "key_count"
-    given: ClassVar[dict[str, Any]] = {"context": 300, "distractors": 7}
-    items = 8
-
-    def test_the_answer_is_how_often_the_pair_is_written(self) -> None:
-        counts = []
-        for item in self.build(self.tokenizer(), 0):
-            assert isinstance(item, Question)
-            times = item.prompt[:-1].count(item.prompt[-1])
-            assert item.answer == f"c{times}"
-            assert [item.prompt[at] for at in item.about["at"]] == [item.prompt[-1]] * times
-            read_pairs(item)
-            counts.append(times)
-        assert sorted(counts) == list(range(1, 9))
-
-
-class TestKeyWalk(TestPairRecall):
-    task = "key_walk"
-    given: ClassVar[dict[str, Any]] = {"context": 200, "distractors": 4, "steps": 12}
-
-    def test_every_step_is_a_pair_of_the_text(self) -> None:
-        for item in self.build(self.tokenizer(), 0):
-            assert isinstance(item, Question)
-            told, said = read_pairs(item), self.tokenizer().encode(item.answer)
-            assert len(said) == item.max_new_tokens == 23
-            for key, value in zip([item.prompt[-1], *said[1::2]], said[::2], strict=True):
-                assert told[key] == value
-
-
-class TestKeyDialogue(TestPairRecall):
-    task = "key_dialogue"
-    given: ClassVar[dict[str, Any]] = {"context": 200, "told": 6, "questions": 3, "tokens": 96}
-
-    def right_answer(self, question: Question) -> str:
-        return question.answer
-
-    def test_only_the_script_tells_the_answers(self) -> None:
-        for item in self.build(self.tokenizer(), 0):
-            assert isinstance(item, Question)
-            assert len(item.script) == item.max_new_tokens == 96
-            questions = [i for i, token in enumerate(item.script) if token is None]
-            assert questions == [91, 93, 95]
-            said = self.tokenizer().encode(item.answer)
-            for place, value in zip(questions, said, strict=True):
-                key = item.script[place - 1]
-                assert key not in item.prompt and value not in item.prompt
-                at = item.script.index(key)
-                assert at < 90 and item.script[at + 1] == value
-
-    def test_the_answer_is_what_the_model_chose(self) -> None:
-        item = self.build(self.tokenizer(), 0)[0]
-        assert isinstance(item, Question)
-        said = iter(self.tokenizer().encode(item.answer))
-        fed = [next(said) if token is None else token for token in item.script]
-        assert item.score(answer_text(self.tokenizer(), fed, item)) == 1
-        fed[-1] = FIRST_KEY
-        assert item.score(answer_text(self.tokenizer(), fed, item)) == 0
-
-    def test_more_questions_than_pairs_are_refused(self) -> None:
-        given = self.generator().parameters.model_validate(self.given | {"questions": 7})
-        with pytest.raises(VortexError) as caught:
-            self.generator().item(self.tokenizer(), given, 0, 0)
-        assert caught.value.code == "VV002"
-
-
-def read_pairs(item: Question) -> dict[int, int]:
-    """What a text says of each key; a value names another key of the text."""
-    told: dict[int, int] = {}
-    for key, value in pairwise(item.prompt):
-        if FIRST_KEY <= key < FIRST_VALUE and FIRST_VALUE <= value < FIRST_NOISE:
-            assert told.setdefault(key, value) == value
-    assert {value - FIRST_VALUE for value in told.values()} == {key - FIRST_KEY for key in told}
-    return told
-
-
 class TestHeldText(TaskConformance):
     task = "held_text"
     given: ClassVar[dict[str, Any]] = {"context": 300, "continuation": 20}
@@ -444,7 +329,7 @@ def _suites(base: type[TaskConformance]) -> set[type[TaskConformance]]:
     found = set()
     for suite in base.__subclasses__():
         found |= {suite} | _suites(suite)
-    return {suite for suite in found if suite.__module__ == __name__}
+    return {suite for suite in found if suite.__module__ in (__name__, test_pair_tasks.__name__)}
 
 
 def test_unknown_tasks_get_near_names() -> None:
@@ -452,53 +337,3 @@ def test_unknown_tasks_get_near_names() -> None:
         TASKS.get("comon_words")
     assert caught.value.code == "VV013"
     assert "did you mean common_words" in caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("metric", "text", "answers", "right"),
-    [
-        ("number", " 1,234,567.", ("1234567",), True),
-        ("number", "1234567,7654321", ("1234567", "7654321"), True),
-        ("number", "12345678", ("1234567",), False),
-        ("exact", " v1\n", ("v1",), True),
-        ("exact", "v1 v2", ("v1",), False),
-        ("contains", "The words: Amber, anvil.", ("amber", "anvil"), True),
-        ("contains", "ambers", ("amber",), False),
-        ("any", "in the US, they say", ("U.S.", "the US"), True),
-        ("any", "Denverish", ("Denver",), False),
-        ("last_number", "3 + 4 = 7, so $1,007.00.", ("1007",), True),
-        ("last_number", "7 it is, not 8", ("7",), False),
-        ("last_number", "so 1800", ("1,200 / 2 = 600.\n#### 1,800",), True),
-        ("last_number", "so 600", ("1,200 / 2 = 600.\n#### 1,800",), False),
-        ("last_number", "nothing", ("7",), False),
-        ("boxed", "So \\boxed{1} or rather $\\boxed{\\dfrac{1}{2}}$.", ("\\frac{1}{2}",), True),
-        ("boxed", "so \\boxed{\\left(3, 4\\right)}", ("We find $\\boxed{(3,4)}$.",), True),
-        ("boxed", "so \\boxed{1} is not \\boxed{2}", ("1",), False),
-        ("boxed", "the answer is 2", ("2",), False),
-        ("boxed", "\\boxed{\\frac{1}{2}", ("\\frac{1}{2}",), False),
-        ("letter", "I first thought B, but the answer is (C).", ("C",), True),
-        ("letter", "C, no: D", ("C",), False),
-        ("letter", "The answer is C. I am sure; I\u2019d bet.", ("C",), True),
-        ("letter", "Of the ten it is I.", ("I",), True),
-        ("letter", "Certainly not.", ("C",), False),
-    ],
-)
-def test_metrics(metric: Any, text: str, answers: tuple[str, ...], right: bool) -> None:
-    assert METRICS[metric](text, answers) is right
-
-
-def test_answers_end_at_their_own_strings() -> None:
-    tokenizer = ByteTokenizer()
-    question = Question(0, (1,), ("7",), "contains", 12, stops=("\n", "###"))
-    assert stop_tokens(tokenizer, question.stops) == (10, 257)
-    said = tokenizer.encode("7 ### more of it", add_special_tokens=False)
-    assert answer_text(tokenizer, said, question) == "7 "
-    long = tokenizer.encode("seven and so on and on", add_special_tokens=False)
-    assert answer_text(tokenizer, long, question) == "seven and so"
-
-
-def test_rows_are_divided_among_purposes() -> None:
-    for rows in (1, 2, 7):
-        drawn = [draw_row(rows, seed, i) for seed in (3, FRESH_SEEDS, 2 * FRESH_SEEDS) for i in range(rows)]
-        assert sorted(row for row in drawn if row is not None) == list(range(rows))
-    assert [draw_row(300, 0, i) for i in range(50)] != [draw_row(300, 1, i) for i in range(50)]
