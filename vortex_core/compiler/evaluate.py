@@ -252,6 +252,8 @@ class Evaluator:
         return sources[node.op]
 
     def _contract(self, node: Node, factors: list[int], values: dict[int, torch.Tensor]) -> torch.Tensor:
+        # The smallest first: products are made from the left, and those with a large factor cost the most.
+        factors = sorted(factors, key=lambda j: values[j].numel())
         letters: dict[str, str] = {}
 
         def term(names: Names) -> str:

@@ -154,8 +154,9 @@ class TorchFlow:
             "pages": complete.to(self.dtype).unsqueeze(-1),
             "length": view.lengths.to(self.dtype).unsqueeze(-1),
         }
+        entries = _entries(table, g.kv_heads, states.pages)
         for name, field in states.fields.items():
-            sources[f"load:{name}"] = field.read(slice(None), table, self.dtype).transpose(0, 1)
+            sources[f"load:{name}"] = field.rows(entries, self.dtype)
         if states.mass is not None:
             sources["mass"] = states.mass[:, table].transpose(0, 1).to(self.dtype)
         if self.program.reads_dense_mass:
@@ -225,7 +226,7 @@ def merge_left_out(
     mass = selected.left_out.to(dtype)
     mass = torch.where(torch.isnan(mass), -torch.inf, mass.clamp(max=LARGEST))
     mass = mass.masked_fill(~left.repeat_interleave(q_heads // selected.heads, 1), -torch.inf)
-    values = value.read(slice(None), table, dtype).transpose(0, 1)  # [batch, kv_head, page, dim]
+    values = value.rows(_entries(table, heads, value.data.shape[1]), dtype)  # [batch, kv_head, page, dim]
     idle = (view.lengths == 0).view(-1, 1)
     own = torch.where(idle, 0.0, lse.to(dtype))
     top = torch.maximum(own, mass.amax(-1)) if pages else own
@@ -234,6 +235,11 @@ def merge_left_out(
     total = mine + weight.sum(-1)
     merged = (mine.unsqueeze(-1) * out.to(dtype) + added) / total.unsqueeze(-1)
     return merged.to(out.dtype)
+
+
+def _entries(table: torch.Tensor, heads: int, pages: int) -> torch.Tensor:
+    """Where the pages of a table lie in a store, int64 `[batch, kv_head, page]`; see `Field.rows`."""
+    return torch.arange(heads, device=table.device)[:, None] * pages + table.long().unsqueeze(-2)
 
 
 def value_rows(kv: LayerKV, pages: torch.Tensor, geometry: Geometry, dtype: torch.dtype) -> torch.Tensor:

@@ -136,3 +136,17 @@ def test_bytes_are_as_promised(dtype: str, shape: tuple[int, ...]) -> None:
     assert (
         count * width[dtype] + scales <= state_bytes(held.decl, {}) <= count * width[dtype] + scales + padding
     )
+
+
+@given(SHAPES, st.integers(0, 999))
+@pytest.mark.parametrize("dtype", STATE_DTYPES)
+def test_entries_are_read_in_their_order(dtype: str, shape: tuple[int, ...], seed: int) -> None:
+    if not shape and dtype in SCALED:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    held = field(dtype, shape)
+    held.write(slice(None), torch.arange(5), torch.randn(2, 5, *shape, generator=generator))
+    heads, pages = (torch.randint(n, (3, 4), generator=generator) for n in (2, 5))
+    found = held.rows(heads * 5 + pages, torch.float32)
+    for at in [(0, 0), (2, 3), (1, 1)]:
+        assert torch.equal(found[at], held.read(int(heads[at]), int(pages[at]), torch.float32))
