@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= smollm2-135m
 # Options passed through: make search ARGS="--max-candidates 60", make test ARGS="-k quest".
 ARGS   ?=
-# Processes that run tests side by side (files stay whole): make test JOBS=1 runs them one after the other.
+# Processes that run tests side by side (files stay whole: tests/order.py): make test JOBS=1 runs them one after the other.
 JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 8 ] && echo 8 || echo $$n)
 # A further index to take torch from, e.g. one with CPU-only builds. Empty: wherever pip is set up to look.
 TORCH_INDEX ?=
@@ -44,7 +44,7 @@ search: fetch  ## run the default campaign; ends with leaderboard, report and ex
 	$(BIN)/vortex-search --model $(MODEL) $(ARGS)
 
 test: fetch  ## run all tests that this machine can
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 chaos: setup  ## faults on clusters of several nodes, as a table: workers, nodes, drivers, disks (20 minutes)
 	CHAOS=1 $(BIN)/python -m pytest tests/chaos -s -n 0 $(ARGS)

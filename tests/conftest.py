@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.order import longest_first, scheduler
+
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
     from vortex_core.engine.models.weights import ModelPath
 
 # Before any library reads them: no telemetry, no network but to local servers, no thread-pool warnings.
@@ -30,12 +35,14 @@ settings.load_profile("vortex")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests under tests/gpu are marked `gpu`, and every gpu test is skipped with its reason without a GPU.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Side by side (pytest-xdist), the tests of a file run in one process: `tests/order.py`."""
+    return scheduler(config, log)
 
-    Side by side (pytest-xdist, `--dist loadgroup`) the tests of a file run in one process, which makes its fixtures
-    once, and whatever starts a cluster or times a campaign runs one after the other.
-    """
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests under tests/gpu are marked `gpu`, and every gpu test is skipped with its reason without a GPU."""
     if not os.environ.get("CHAOS"):
         without = pytest.mark.skip(reason="faults of clusters take minutes: make chaos")
         for item in items:
@@ -45,13 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if gpu_folder in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-        alone = item.get_closest_marker("alone") or ROOT / "tests" / "e2e" in item.path.parents
-        item.add_marker(pytest.mark.xdist_group("alone" if alone else str(item.path)))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and not _cuda_available():
         skip = pytest.mark.skip(reason="no CUDA device on this machine")
         for item in on_gpu:
             item.add_marker(skip)
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        longest_first(items)
 
 
 def _cuda_available() -> bool:

@@ -1,4 +1,4 @@
-"""A whole campaign on SmolLM2: killed, resumed, interrupted, extended, reported, exported, verified."""
+"""A whole campaign on a small model: killed, resumed, interrupted, extended, reported, exported, verified."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from search.log import events as ev
 from search.log.run import open_run, read_state
 
-if TYPE_CHECKING:
-    from vortex_core.engine.models.weights import ModelPath
-
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PLAN = """
 name: tiny
+engine: {cpu_dtype: fp32}
 parity: {pages: [0.05, 1, 3.5], seeds: [0], tie_tolerance: 1.0e-4}
 recall: {needle_items: 1, perplexity_items: 1, steps: 1, min_recall: 0.1}
 accuracy:
   tasks:
-    - {task: needle_single, context: 512, items: 2}
+    - {task: pair_recall, context: 512, items: 2, distractors: 15}
   batch: 2
   gate_items: 1
   gate_margin: 0.9
   margin: 0.5
-perplexity: {context: 512, continuation: 4, items: 1, max_ratio: 50}
+perplexity: {task: pair_answers, context: 512, items: 1, distractors: 15, max_ratio: 1000}
 decode: {steps: 2, warmup: 1, rounds: 2}
-modelled: {gpus: [h200]}
+modelled: {model: qwen3-8b, gpus: [h200]}
 fresh: {share: 0.5}
 """
 CAMPAIGN = """
 description: a campaign for a test
+model: retrieval-gqa
 evaluation: {plan}
 objective: {{margin: 0.5, gates: [{{metric: accuracy_delta, at_least: -0.9}}]}}
 references: [dense, {{flow: block_topk, knobs: {{budget: "160"}}}}]
@@ -59,9 +59,10 @@ class Command:
         (folder / "campaign.yaml").write_text(CAMPAIGN.format(plan=folder / "plan.yaml"))
         root = str(Path(__file__).resolve().parents[2])
         self.environment = os.environ | {"PYTHONPATH": root, "VORTEX_RUNS": str(folder / "runs")}
+        self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "search.cli", *arguments],
             cwd=self.folder,
             env=self.environment,
@@ -72,6 +73,15 @@ class Command:
             # What a shell starts in the background ignores Ctrl-C, and its children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a test that failed left running."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
 
     def campaign(self, *more: str) -> subprocess.Popen[str]:
         return self.start("--campaign", str(self.folder / "campaign.yaml"), "--run", "r", "--json", *more)
@@ -105,8 +115,10 @@ def stages(events: list[ev.Event]) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory, smollm2: ModelPath) -> Command:
-    return Command(tmp_path_factory.mktemp("campaign"))
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    made = Command(tmp_path_factory.mktemp("campaign"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def calls_of(source: str) -> Iterator[tuple[str, str, bool, int]]:
             yield node.value, "", False, node.lineno
 
 
+@cache  # seconds of parsing, which every process that collects tests would spend
 def found_in_the_project() -> list[tuple[str, str, bool, str]]:
     return [
         (code, call, first, f"{file.relative_to(ROOT)}:{line}")
@@ -61,18 +63,21 @@ def found_in_the_project() -> list[tuple[str, str, bool, str]]:
     ]
 
 
-FOUND = found_in_the_project()
 CODES = error_page.catalogue()
 
 
 def test_every_code_is_declared_in_one_place():
-    times = Counter(code for code, call, _, _ in FOUND if call in DECLARING)
+    times = Counter(code for code, call, _, _ in found_in_the_project() if call in DECLARING)
     assert set(times) == set(CODES)
     assert [code for code, n in times.items() if n > 1] == []
 
 
 def test_every_code_raised_is_declared_and_raised_where_it_belongs():
-    raised = [(code, where) for code, call, first, where in FOUND if first and call not in DECLARING]
+    raised = [
+        (code, where)
+        for code, call, first, where in found_in_the_project()
+        if first and call not in DECLARING
+    ]
     assert len(raised) > 60, "the scan is broken"
     assert [f"{where} raises {code}" for code, where in raised if code not in CODES] == []
     strangers = [
@@ -84,7 +89,7 @@ def test_every_code_raised_is_declared_and_raised_where_it_belongs():
 
 
 def test_nothing_is_decided_by_the_text_of_a_code():
-    assert [f"{where}: {code!r}" for code, call, first, where in FOUND if not first] == []
+    assert [f"{where}: {code!r}" for code, call, first, where in found_in_the_project() if not first] == []
 
 
 def test_no_two_codes_mean_the_same():

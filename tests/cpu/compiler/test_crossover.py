@@ -173,6 +173,7 @@ def test_without_a_gpu_nothing_is_measured_and_nothing_is_read() -> None:
 
 SIDES = """
 import json, torch
+import tests.interp.quick
 from vortex_core import library
 from vortex_core.compiler.triton.tuning.case import TuneCase
 from vortex_core.compiler.triton.tuning.crossover import Sides, _probe

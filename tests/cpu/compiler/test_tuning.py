@@ -320,6 +320,7 @@ def test_without_a_gpu_tuning_is_a_clear_error(capsys: pytest.CaptureFixture[str
 
 WHOLE = """
 import sys, torch
+import tests.interp.quick
 from vortex_core import library
 from vortex_core.geometry import Geometry
 from vortex_core.compiler.triton.tuning.tune import tune

@@ -26,8 +26,6 @@ from search.executors.workers import EngineSetup, EngineWorker
 from vortex_core import library
 from vortex_core.errors import VortexError
 
-pytestmark = pytest.mark.alone
-
 ON_ENGINE = ("fine", "hang", "die", "refuse", "crash", "environment", "slow")
 STAGES: dict[Any, Any] = {
     "search": [("static", False), *((name, True) for name in ON_ENGINE)],

@@ -25,8 +25,6 @@ from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
-pytestmark = pytest.mark.alone
-
 STAGES: dict[Any, Any] = {
     "search": [("where", True), ("die", True)],
     "fresh": [],

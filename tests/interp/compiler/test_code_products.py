@@ -117,6 +117,7 @@ class Tried(vFlow):
 '''
 CHECK = """
 import json, sys, torch
+import tests.interp.quick
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import BatchView, LayerKV
 from vortex_core.geometry import Geometry

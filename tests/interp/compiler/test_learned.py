@@ -52,6 +52,7 @@ FLOWS = {
 }
 CHECK = """
 import sys, torch
+import tests.interp.quick
 from tests.cpu.compiler import test_backends as shared
 from tests.interp.compiler.test_learned import FLOWS
 from vortex_core.compiler import backends
@@ -97,6 +98,7 @@ def test_learned_parameters_select_what_the_oracle_selects(name: str) -> None:
 
 LIBRARY = """
 import sys, torch
+import tests.interp.quick
 from tests.cpu.compiler import test_backends as shared
 from tests.null.library import weights as w
 from vortex_core.compiler import backends

@@ -36,6 +36,7 @@ CASES = [
 ]
 CHECK = """
 import sys, torch
+import tests.interp.quick
 from tests.interp.compiler.test_principal import CASES, FLOW
 from vortex_core.compiler import backends
 from vortex_core.compiler.interface import LayerKV

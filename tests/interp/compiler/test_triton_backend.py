@@ -12,6 +12,7 @@ from tests import sample_flows
 
 CHECK = """
 import sys, torch
+import tests.interp.quick
 from tests.cpu.compiler import test_backends as shared
 from tests import sample_flows
 from vortex_core.compiler import backends
