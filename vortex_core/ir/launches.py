@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal
+from typing import Literal, get_args
 
 from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import (
@@ -35,20 +35,17 @@ INDEX_BYTES = 4
 ACTIVATION_BYTES = 2
 MARK_BYTES = 1
 
-# "mass" is of a dense layer: what its pages receive, for layers after it that select by it.
 Kind = Literal[
-    "update", "query", "score", "rows", "candidates", "refine", "pool", "select", "attend", "merge", "residual", "mass"
+    "update", "query", "score", "rows", "candidates", "refine", "pool", "select", "attend", "merge", "residual"
 ]  # fmt: skip
 # What a sparse layer does in a step: a leader's step that selects, a leader's step that keeps its last selection, a
 # layer that follows its leader. Followers have no page states.
 Role = Literal["selects", "keeps", "follows"]
 _LAUNCHES_OF: Mapping[Role, frozenset[Kind]] = {
-    "selects": frozenset((
-        "update", "query", "score", "rows", "candidates", "refine", "pool", "select", "attend", "merge", "residual"
-    )),
+    "selects": frozenset(get_args(Kind)),
     "keeps": frozenset(("update", "attend", "merge")),
     "follows": frozenset(("attend", "merge")),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

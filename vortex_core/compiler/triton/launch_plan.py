@@ -175,11 +175,6 @@ class _Planner:
                     "every complete page that was left out, as one entry of its mass and its value",
                     "needs the log-sum-exp of the whole list",
                 )
-            case "mass":
-                return (
-                    "mass of each page from log-sums of the dense layer before (torch operators)",
-                    "needs every score of a row",
-                )
 
     def _selection(self, launch: LaunchCost, i: int) -> tuple[str, str]:
         node = self.code.graph.nodes[i]
