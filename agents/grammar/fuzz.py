@@ -16,6 +16,7 @@ from vortex_core.ir.lint import lint
 from vortex_core.ir.opset import OPS, OpSpec
 from vortex_core.ir.program import SCALED, STATE_DTYPES, Program, StateDecl
 from vortex_core.ir.rules import MAX_ROWS, ROUND_DTYPES
+from vortex_core.ir.schedule import crosses_pages
 from vortex_core.ir.types import LARGEST, Dims, Extent, Type
 from vortex_core.ir.verify import verify
 
@@ -24,8 +25,8 @@ MAX_NUMBERS = 1 << 21  # of one value per page; half of what the language allows
 _CUT = {"D": 8, "S": 4, "R": 8}  # by what a symbol may be divided: such extents are whole in every real model
 _FREE_NAMES = ("row", "x", "y")
 _JUMPY = frozenset(name for name, spec in OPS.items() if not spec.traits.continuous)
-# These need values beside the program, dense layers in its knobs, or attention: the program alone cannot run.
-_UNSUPPLIED = frozenset({"param", "rotary", "dense_mass", "residual", "refine"})
+# These need values beside the program, or dense layers in its knobs: the program alone cannot run.
+_UNSUPPLIED = frozenset({"param", "rotary", "dense_mass"})
 
 Rng = random.Random
 
@@ -91,8 +92,9 @@ def _draw(rng: Rng, operations: int, smooth: bool, nope: bool) -> Program:
         if rng.random() < 0.35 or (name == "position" and not states):
             index.source(name)
     index.grow(operations)
-    updates = {s.name: index.update(s.dims) for s in states if s.carried}
-    result = index.selection()
+    carried = frozenset(s.name for s in states if s.carried)
+    updates = {s.name: index.update(s.dims) for s in states if s.name in carried}
+    result = index.refined(index.selection(), carried)
     program = Program(
         tuple(states),
         cache.builder.graph(writes) if writes else Graph(),
@@ -354,6 +356,27 @@ class _Grower:
             if self.type(second).dims == self.type(first).dims:
                 return self.builder.emit("union", (first, second))
         return first
+
+    def refined(self, selection: int, carried: frozenset[str]) -> int:
+        """Now and then a selection in two stages in the place of a plain one, by a score that is a page's own."""
+        nodes = self.builder.nodes
+        node = nodes[selection]
+        if node.op != "topk" or self.type(selection).dims or self.rng.random() < 0.7:
+            return selection
+        own: set[int] = set()
+        for i, n in enumerate(nodes):
+            steps = n.op == "mass" or (n.op == "load" and n.attr["name"] in carried)
+            if not steps and not crosses_pages(n) and own.issuperset(n.inputs):
+                own.add(i)
+        fine = [i for i in self.floats if i in own and "page" in self.type(i).names]
+        if not fine:
+            return selection
+        x = self.rng.choice(fine)
+        score = self._reduced(x, [n for n in self.type(x).names if n != "page"])
+        fraction = node.attr.get("fraction", 1.0)
+        return self.builder.emit(
+            "refine", (node.inputs[0], score), candidates=self.rng.choice((2, 3, 8)), fraction=fraction
+        )
 
     def _select(self, per_head: bool) -> int:
         x = self._pick(lambda t: "page" in t.names and (not per_head or "head" in t.names))

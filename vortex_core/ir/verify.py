@@ -135,7 +135,7 @@ def _verify_residual(program: Program) -> None:
 def _verify_refinement(program: Program) -> None:
     """One refinement, whose fine score is a page's own and does not change with the steps (`VF071`)."""
     graph = program.index
-    refining = [n for n in graph.nodes if n.op == "refine"]
+    refining = [graph.nodes[i] for i in graph.streams if graph.nodes[i].op == "refine"]
     if len(refining) > 1:
         raise mistakes.BAD_REFINEMENT.error(
             refining[1].location, why="two of them in a flow", remedy="unite one with ops.topk(...) instead"

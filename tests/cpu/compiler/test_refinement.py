@@ -138,6 +138,8 @@ def test_only_the_order_of_both_scores_matters() -> None:
     )
     assert flow("return ops.refine(cheap, dear, candidates=8)").ir_hash != plain.ir_hash
     assert flow("return ops.refine(dear, cheap, candidates=4)").ir_hash != plain.ir_hash
+    unused = "ops.refine(dear, cheap, candidates=2)\n        return ops.refine(cheap, dear, candidates=4)"
+    assert flow(unused).ir_hash == plain.ir_hash, "a selection that nothing takes is none"
     same = flow("return ops.refine(dear, dear * 2, candidates=4, fraction=0.5)")
     assert same.ir_hash == flow("return ops.topk(dear, fraction=0.5)").ir_hash
 

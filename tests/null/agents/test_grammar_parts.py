@@ -226,7 +226,6 @@ def test_arbitrary_programs_cover_every_operator() -> None:
         "param",
         "rotary",
         "dense_mass",
-        "refine",
         "residual",
     }  # they need more than the program
 
