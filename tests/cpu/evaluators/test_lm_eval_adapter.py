@@ -169,3 +169,28 @@ def test_lm_evals_command_knows_vortex_by_name(tmp_path: Path) -> None:
     # Texts of ten tokens, far shorter than it was trained on; guessing is right once in 160 times.
     assert results["results"]["told"]["exact_match,none"] >= 0.5
     assert results["config"]["flow"] == "quest" and results["config"]["ir_hash"] != "dense"
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        (["run", "--model", "vortex"], ["--device", "auto"]),
+        (["run", "-M", "vortex"], ["--device", "auto"]),
+        (["run", "--model=vortex", "--device=cpu"], []),
+        (["run", "--model", "vortex", "-C", "file.yaml"], []),
+        (["ls", "tasks"], []),
+    ],
+)
+def test_where_nobody_names_a_device_there_need_be_no_gpu(
+    given: list[str], added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval itself says `cuda:0` then."""
+    import lm_eval.__main__ as command
+
+    from evaluators.lm_eval_plugin import main
+
+    seen: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["lm-eval", *given])
+    monkeypatch.setattr(command, "cli_evaluate", lambda: seen.extend(sys.argv[1:]))
+    main()
+    assert seen == given + added
