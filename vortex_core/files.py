@@ -42,7 +42,10 @@ def read_bytes(path: str | Path, limit: int = MAX_TEXT) -> bytes:
             raise UnfitFileError("it is a folder", path)
         if not stat.S_ISREG(found.st_mode):
             raise UnfitFileError("it is no regular file", path)
-        data = b"" if found.st_size > limit else file.read(limit + 1)
+        # As much as it says to hold, in one piece of memory; what is more than it says is seen below.
+        data = b"" if found.st_size > limit else file.read(found.st_size + 1)
+        if len(data) > found.st_size:
+            data += file.read(limit + 1 - len(data))
         if found.st_size > limit or len(data) > limit:
             raise UnfitFileError(f"it is larger than {limit} bytes", path)
     return data

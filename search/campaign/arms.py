@@ -44,6 +44,7 @@ class Arms:
         self.fronts = {arm.name: Front(reference_point(searched)) for arm in config.arms}
         self._best: dict[str, list[tuple[float, str]]] = {arm.name: [] for arm in config.arms}
         self._measured: dict[str, dict[str, tuple[str, float]]] = {arm.name: {} for arm in config.arms}
+        self._listed: dict[str, tuple[tuple[str, float], ...]] = {}  # of `measured`, until the next result
         self._controls = {arm.name for arm in config.arms if arm.control}
 
     def next(self) -> Arm:
@@ -55,10 +56,14 @@ class Arms:
         learn nothing."""
         return [] if self.alone(arm) else [key for _, key in self._best[arm]]
 
-    def measured(self, arm: str) -> list[tuple[str, float]]:
+    def measured(self, arm: str) -> tuple[tuple[str, float], ...]:
         """Descriptions of an arm's programs that keep the gates, and their accuracy when they were first measured: what
         dearer measurements tell apart later would not be on one scale."""
-        return [] if self.alone(arm) else list(self._measured[arm].values())
+        if self.alone(arm):
+            return ()
+        if arm not in self._listed:
+            self._listed[arm] = tuple(self._measured[arm].values())
+        return self._listed[arm]
 
     def alone(self, arm: str) -> bool:
         """Whether an arm is a control, which learns from nothing but its own."""
@@ -92,6 +97,7 @@ class Arms:
 
     def _note_measured(self, arm: str, accuracy: float, key: str, doc: str) -> None:
         measured = self._measured[arm]
+        self._listed.pop(arm, None)
         measured.setdefault(key, (doc, accuracy))
         if len(measured) >= 2 * _MEASURED:  # the best of them and the latest stay
             best = sorted(measured, key=lambda k: -measured[k][1])[: _MEASURED // 2]

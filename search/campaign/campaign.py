@@ -37,7 +37,6 @@ from search.log.state import SEARCHING, USER, CampaignState, Candidate, Proposal
 from search.log.store import Record
 from search.machine import device_words
 from vortex_core.errors import VortexError
-from vortex_core.ir.flow import Flow
 
 _REFERENCES = 0.6
 """Share of a screened search's time after which no library flow begins to answer."""
@@ -411,13 +410,12 @@ class Campaign:
         )
 
     async def _journey(self, proposal: Proposal) -> None:
-        made: Flow | None = None
+        answer = None
         if proposal.source is None:
             answer = await self.asking.answer(proposal)
             if answer is None:
                 return
-            made = answer.flow
-        candidate = await self.pipeline.trace(proposal, made)
+        candidate = await self.pipeline.trace(proposal, answer)
         if candidate is not None:
             await self._measure(candidate)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 
 class Drain:
@@ -23,18 +23,19 @@ class Drain:
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    @contextlib.asynccontextmanager
-    async def work(self) -> AsyncIterator[None]:
+    def work(self) -> Drain:
         """One piece of work that is recorded when it ends. Once stopping, it never begins: who asks is cancelled."""
+        return self
+
+    async def __aenter__(self) -> None:
         if self.stopping:
             await asyncio.Event().wait()
         self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
-            if not self.running:
-                self._ended.set()
+
+    async def __aexit__(self, *ended: object) -> None:
+        self.running -= 1
+        if not self.running:
+            self._ended.set()
 
     def stop(self, whole: asyncio.Task[object]) -> None:
         """Cancel `whole` when nothing is under way any more, or after `seconds`. A second time: at once."""

@@ -245,16 +245,23 @@ def make_tell(
     Where programs are screened, the screen's numbers stand throughout, so that all are on one scale; answers, where
     there are some, decide whether gates are kept.
     """
-    number = None if proposal is None else proposal.number
-    base = Tell(number, outcome)
-    if proposal is not None:
-        base = replace(base, parents=proposal.parents, point=proposal.point, by=proposal.by)
-    if candidate is None:
-        return base
-    base = replace(base, key=candidate.key, ir_hash=candidate.ir_hash, cell=cell, size=size)
-    found = standing(candidate, config)
-    if found is None:
-        return base if outcome == "duplicate" else replace(base, outcome="stopped")
-    low, high = found.accuracy.low, found.accuracy.high
-    accuracy, speed = found.point
-    return replace(base, accuracy=accuracy, speed=speed, verdict=found.verdict, low=low, high=high)
+    found = None if candidate is None else standing(candidate, config)
+    if candidate is not None and found is None and outcome != "duplicate":
+        outcome = "stopped"
+    accuracy, speed = (None, None) if found is None else found.point
+    return Tell(
+        number=None if proposal is None else proposal.number,
+        outcome=outcome,
+        key="" if candidate is None else candidate.key,
+        ir_hash="" if candidate is None else candidate.ir_hash,
+        accuracy=accuracy,
+        speed=speed,
+        verdict=Verdict.FAILED if found is None else found.verdict,
+        parents=() if proposal is None else proposal.parents,
+        low=None if found is None else found.accuracy.low,
+        high=None if found is None else found.accuracy.high,
+        cell="" if candidate is None else cell,
+        size=0 if candidate is None else size,
+        point=() if proposal is None else proposal.point,
+        by="" if proposal is None else proposal.by,
+    )

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ CREATE INDEX IF NOT EXISTS ranking ON board (scored, reference, broken, stale, v
 CREATE INDEX IF NOT EXISTS fronts ON board (verdict, accuracy, speed);
 CREATE TABLE IF NOT EXISTS stands (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER, time REAL, body TEXT);
 """
+_BODY = json.JSONEncoder(separators=(",", ":"))
 _PLACE = "broken, stale, verdict, first, second, number"
 
 
@@ -121,7 +122,7 @@ class LiveView:
                 candidate.reference,
                 found is not None,
                 *place,
-                json.dumps(_slim(candidate, self._shown), separators=(",", ":")),
+                _BODY.encode(_slim(candidate, self._shown)),
             ),
         )
 
@@ -301,9 +302,10 @@ def _slim(candidate: Candidate, shown: set[str]) -> dict[str, Any]:
 
 
 def _shown(result: StageResult, shown: set[str]) -> dict[str, Any]:
-    metrics = {name: metric for name, metric in result.metrics.items() if name in shown}
-    info = {"measured_on": result.info["measured_on"]} if metrics and result.info.get("measured_on") else {}
-    return replace(result, metrics=metrics, items={}, info=info).to_json()
+    metrics = {name: metric.to_json() for name, metric in result.metrics.items() if name in shown}
+    where = result.info.get("measured_on")
+    info = {"measured_on": where} if metrics and where else {}
+    return result.to_json() | {"metrics": metrics, "items": {}, "info": info}
 
 
 def _candidate(data: dict[str, Any]) -> Candidate:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
+from agents.base import Proposal as Answer
 from evaluators.results import Failure, StageResult
 from evaluators.tasks.base import FRESH_SEEDS
 from search.campaign.breaker import CircuitBreaker
@@ -26,7 +27,10 @@ from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir.cost import state_bytes_per_token
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.program import Program
 from vortex_core.ir.verify import verify
+
+_T = TypeVar("_T")
 
 _MENDS = 8
 """Replacements tried on one refused source."""
@@ -95,6 +99,8 @@ class Pipeline:
         self.drain = drain
         self.geometry = geometry
         self._flows: OrderedDict[str, Flow] = OrderedDict()
+        # Programs of these by the names of their files: under other knobs they need not be verified again.
+        self._programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
         # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages would
         # rebuild page states and forget answers that the next stage reuses.
         self.turns = Turns(lambda: executor.engines)
@@ -117,29 +123,36 @@ class Pipeline:
         Raises:
             VortexError: what this version's verifier finds wrong with it.
         """
-        if candidate.key not in self._flows:
-            self._remember(candidate.flow(self.run.files))
-        return self._flows[candidate.key]
+        flow = self._flows.get(candidate.key)
+        if flow is None:
+            known = self._programs.get(candidate.program)
+            flow = candidate.flow(self.run.files) if known is None else candidate.flow_of(known)
+        self._remember(candidate.program, flow)  # a parent stays, however long ago it came
+        return flow
 
-    def _remember(self, flow: Flow) -> None:
+    def _remember(self, program: str, flow: Flow) -> None:
+        """Keep a flow whose program has a file of this name."""
+        self._programs[program] = flow.program
         self._flows[flow.key] = flow
+        self._flows.move_to_end(flow.key)
         if len(self._flows) > _FLOWS:
             self._flows.popitem(last=False)
 
-    async def trace(self, proposal: Proposal, made: Flow | None = None) -> Candidate | None:
+    async def trace(self, proposal: Proposal, answer: Answer | None = None) -> Candidate | None:
         """Trace a proposal; returns the candidate if it is a new one.
 
         Args:
-            made: the program, where its proposer made it as IR: it is verified, and no source is run.
+            answer: the proposer's, where it came in this session. A program that was made as IR is verified, and no
+                source is run.
 
         Raises:
             VortexError: `VS018`, if our own code failed the same way for too many sources.
         """
         assert proposal.source is not None
-        source = self.run.files.get(proposal.source, ".py")
+        source = self.run.files.get(proposal.source, ".py") if answer is None else answer.source
         began = time.monotonic()
         try:
-            flow = await self._traced(proposal, source, made)
+            flow = await self._traced(proposal, source, None if answer is None else answer.flow)
         except VortexError as error:
             mended = await self._mend(proposal, source, error)
             if mended is None:
@@ -169,8 +182,9 @@ class Pipeline:
             try:
                 if made is not None:
                     return _verified(made)
-                async with self._doing(f"proposal {proposal.id}", "trace"):
-                    return await self.executor.trace(source)
+                return await self._doing(
+                    f"proposal {proposal.id}", "trace", lambda: self.executor.trace(source)
+                )
             except VortexError as error:
                 found, again = error, error.retryable
             except WorkerLostError as lost:
@@ -200,7 +214,8 @@ class Pipeline:
 
     def admit(self, flow: Flow, source: str, proposal: int | None, seconds: float = 0.0) -> Candidate:
         """Record a new candidate; without a proposal it is a reference."""
-        self._remember(flow)
+        program = self.run.files.put_json(flow.program.to_json())
+        self._remember(program, flow)
         self.record(
             ev.Admitted(
                 key=flow.key,
@@ -208,7 +223,7 @@ class Pipeline:
                 name=flow.name,
                 doc=flow.doc,
                 source=self.run.files.put(source, ".py"),
-                program=self.run.files.put_json(flow.program.to_json()),
+                program=program,
                 knobs=flow.knobs.to_json(),
                 proposal=proposal,
                 reference=proposal is None,
@@ -225,19 +240,21 @@ class Pipeline:
         recorded = self.state.references.get((purpose, seed))
         known = None if recorded is None else self.run.files.get_json(recorded)
         began = time.monotonic()
-        async with self._doing(f"{purpose} items", "prefill and dense reference"):
-            results = await self.executor.reference(purpose, seed, known)
+        results = await self._doing(
+            f"{purpose} items",
+            "prefill and dense reference",
+            lambda: self.executor.reference(purpose, seed, known),
+        )
         if recorded is None:
             name = self.run.files.put_json(results)
             self.record(ev.ReferenceMeasured(purpose, seed, name, time.monotonic() - began))
 
-    @contextlib.asynccontextmanager
-    async def _doing(self, what: str, stage: str) -> AsyncIterator[None]:
+    async def _doing(self, what: str, stage: str, work: Callable[[], Awaitable[_T]]) -> _T:
         """Something that an executor does, for those who look, and held back once the campaign is to stop."""
         async with self.drain.work():
             self.running[what, stage] = time.time()
             try:
-                yield
+                return await work()
             finally:
                 self.running.pop((what, stage), None)
 
@@ -252,31 +269,39 @@ class Pipeline:
         flow = self.flow(candidate)
         done = candidate.results.get(purpose, {})
         waiting = [stage for stage in self.executor.stages(purpose) if stage not in done]
-        passed: bool | None = all(result.passed for result in done.values())
+        passed = all(result.passed for result in done.values())
+        if not passed or not waiting:
+            self.record(self._finished(candidate, purpose, passed))
+            return
         first = next((i for i, s in enumerate(waiting) if self.executor.needs_engine(s)), len(waiting))
-        if passed:
-            passed = await self._stages(candidate, flow, purpose, waiting[:first])
+        passed = await self._stages(candidate, flow, purpose, waiting, waiting[:first])
         if passed and waiting[first:]:
             async with self.turns:
-                if late():
-                    return
-                passed = await self._stages(candidate, flow, purpose, waiting[first:])
-        if passed is not None:
-            self.record(ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed))
+                if not late():
+                    await self._stages(candidate, flow, purpose, waiting, waiting[first:])
+
+    def _finished(self, candidate: Candidate, purpose: ev.Purpose, passed: bool) -> ev.CandidateFinished:
+        return ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed)
 
     async def _stages(
-        self, candidate: Candidate, flow: Flow, purpose: ev.Purpose, names: Sequence[str]
-    ) -> bool | None:
-        """Run stages in order until one does not pass; returns whether all did, None if one could not be run."""
+        self,
+        candidate: Candidate,
+        flow: Flow,
+        purpose: ev.Purpose,
+        waiting: Sequence[str],
+        names: Sequence[str],
+    ) -> bool:
+        """Run some of the waiting stages in order, until one does not pass or cannot be run; returns whether all
+        passed. The result that is the last one ends the candidate in the same append."""
         for stage in names:
             ran = await self._run(stage, flow, purpose)
             if ran is None:
-                return None
-            result, seed = ran.result.to_json(), self.seed(purpose)
-            self.record(
-                ev.StageFinished(candidate.key, purpose, stage, seed, result, ran.worker, ran.doubled)
-            )
-            if not ran.result.passed:
+                return False
+            result, seed, passed = ran.result.to_json(), self.seed(purpose), ran.result.passed
+            found = ev.StageFinished(candidate.key, purpose, stage, seed, result, ran.worker, ran.doubled)
+            over = not passed or stage == waiting[-1]
+            self.record(found, *([self._finished(candidate, purpose, passed)] if over else []))
+            if not passed:
                 return False
         return True
 
@@ -297,8 +322,9 @@ class Pipeline:
         for attempt in range(tries):
             began, lost_one = time.monotonic(), False
             try:
-                async with self._doing(label, stage):
-                    ran = await self.executor.run_stage(stage, flow, self.seed(purpose))
+                ran = await self._doing(
+                    label, stage, lambda: self.executor.run_stage(stage, flow, self.seed(purpose))
+                )
             except WorkerLostError as lost:
                 error, lost_one = lost.error, True
                 timeouts, deaths = timeouts + lost.timed_out, deaths + lost.died

@@ -10,6 +10,9 @@ from evaluators.results import Metric, StageResult
 from search.log import events as ev
 from search.log.files import ContentStore
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.knobs import Knobs
+from vortex_core.ir.program import Program
+from vortex_core.text import visible, visible_lines
 
 Outcome = Literal["open", "failed", "rejected", "duplicate", "admitted"]
 Status = Literal["waiting", "passed", "failed", "infrastructure"]
@@ -102,6 +105,14 @@ class Candidate:
             "doc": self.doc,
         }
         return Flow.from_json(data)
+
+    def flow_of(self, program: Program) -> Flow:
+        """The flow itself, where its program was read and verified already.
+
+        Raises:
+            VortexError: what this version finds wrong with its knobs.
+        """
+        return Flow(visible(self.name, 100), program, Knobs.from_json(self.knobs), visible_lines(self.doc))
 
     @property
     def label(self) -> str:

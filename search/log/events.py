@@ -391,15 +391,16 @@ def from_json(kind: str, version: int, body: dict[str, Any], path: str = "") -> 
         body = _UPGRADES[kind, older](body)
     if version > cls.version:
         raise bad_log(path, f"event {kind!r} has version {version}, this version reads {cls.version}")
-    known = _fields(kind)
-    if not body.keys() <= known:
-        raise bad_log(path, f"event {kind!r} has unknown fields {sorted(set(body) - known)}")
-    for name, (types, none) in _plain_fields(kind).items():
-        value = body.get(name)
-        if name in body and not (value is None and none) and not _is_plain(value, types):
+    rules, values = _rules(kind), {}
+    for name, value in body.items():
+        if name not in rules:
+            raise bad_log(path, f"event {kind!r} has unknown fields {sorted(body.keys() - rules.keys())}")
+        plain = rules[name]
+        if plain is not None and not _is_plain(value, plain):
             raise bad_log(path, f"event {kind!r} says {visible(value, 40)} for {name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
     try:
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
+        return cls(**values)
     except TypeError as error:
         raise bad_log(path, f"event {kind!r}: {error}") from error
 
@@ -408,27 +409,21 @@ _PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "st
 
 
 @cache
-def _plain_fields(kind: str) -> dict[str, tuple[tuple[type, ...], bool]]:
-    """Fields that hold one text, truth or number, with the types they may have, and whether none may be there."""
-    found = {}
+def _rules(kind: str) -> dict[str, tuple[type, ...] | None]:
+    """Fields of an event; of those that hold one text, truth or number, with the types they may have."""
+    found: dict[str, tuple[type, ...] | None] = {}
     for field_ in fields(_KINDS[kind]):  # type: ignore[arg-type]  # dataclasses, see Event
         named, _, rest = str(field_.type).partition(" | ")
-        if named in _PLAIN and rest in ("", "None"):
-            found[field_.name] = (_PLAIN[named], bool(rest))
+        plain = _PLAIN.get(named) if rest in ("", "None") else None
+        found[field_.name] = (*plain, type(None)) if plain and rest else plain
     return found
 
 
 def _is_plain(value: object, types: tuple[type, ...]) -> bool:
     """Whether a value is of these types. Numbers are what was counted and spent: none is negative or endless, or a
     forged log would give its run a budget of its own."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return isinstance(value, types) and (not isinstance(value, bool) or bool in types)
-    return isinstance(value, types) and 0 <= value < 1e18
-
-
-@cache
-def _fields(kind: str) -> frozenset[str]:
-    return frozenset(f.name for f in fields(_KINDS[kind]))  # type: ignore[arg-type]  # dataclasses, see Event
+    kind = type(value)  # a truth is no number
+    return kind in types and (kind not in (int, float) or 0 <= value < 1e18)  # type: ignore[operator]
 
 
 def kinds() -> dict[str, type[Event]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import secrets
 import sqlite3
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vortex_core.files import MAX_PROGRAM, parse_json, read_text
 from vortex_core.text import visible
 
 _NAME = re.compile(r"[0-9a-f]{16}")
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def digest(text: str) -> str:
@@ -40,18 +42,33 @@ def write_atomic(path: Path, text: str) -> None:
             file.write(text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _write_whole(str(path.parent), path.name, text)
+
+
+def _write_whole(folder: str, name: str, text: str) -> None:
+    """Write a file of a folder that is there, so that it holds the old content or all of the new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = f"{folder}/{name}"
+    temporary = f"{folder}/.{name}.{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes it private; a run is meant to be shared
-        Path(temporary).replace(path)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            left = memoryview(text.encode())
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fchmod(handle, 0o644)  # a run is meant to be shared
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(temporary, path)  # noqa: PTH105 - on the search's way, where a Path costs as much as the call
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say whose
+        with contextlib.suppress(OSError):  # what is wrong may be the folder
+            os.unlink(temporary)  # noqa: PTH108
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            error.filename = path  # a full disk does not say whose
         raise
 
 
@@ -68,14 +85,16 @@ class ContentStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._folder = str(root)
+        self._pack_path = f"{root}/{PACK}"
         self._pack: sqlite3.Connection | None = None
 
     def _packed(self, name: str) -> str | None:
         """A text of the pack, None if it holds none of that name."""
         if self._pack is None:
-            path = self.root / PACK
-            if not path.is_file():
+            if not os.path.isfile(self._pack_path):  # noqa: PTH113 - see `_write_whole`
                 return None
+            path = self.root / PACK
             try:
                 foreign.refuse_odd_files(path)
                 db = sqlite3.connect(
@@ -139,7 +158,11 @@ class ContentStore:
 
     def has(self, name: str, suffix: str) -> bool:
         """Whether a text is stored under a hash."""
-        return (self.root / f"{name}{suffix}").exists() or self._packed(f"{name}{suffix}") is not None
+        loose = os.path.exists(self._path(name, suffix))  # noqa: PTH110 - see `_write_whole`
+        return loose or self._packed(f"{name}{suffix}") is not None
+
+    def _path(self, name: str, suffix: str) -> str:
+        return f"{self._folder}/{name}{suffix}"
 
     def put(self, text: str, suffix: str) -> str:
         """Store `text`; returns its hash. Storing the same text again does nothing.
@@ -148,12 +171,15 @@ class ContentStore:
             VortexError: `VS017`, if it cannot be written: a full disk, or one that is gone.
         """
         name = digest(text)
-        path = self.root / f"{name}{suffix}"
         try:
             if not self.has(name, suffix):
-                write_atomic(path, text)
+                try:
+                    _write_whole(self._folder, f"{name}{suffix}", text)
+                except FileNotFoundError:  # the first of its run
+                    self.root.mkdir(parents=True, exist_ok=True)
+                    _write_whole(self._folder, f"{name}{suffix}", text)
         except OSError as error:
-            raise not_written(str(path), error.strerror or str(error)) from error
+            raise not_written(self._path(name, suffix), error.strerror or str(error)) from error
         return name
 
     def get(self, name: str, suffix: str) -> str:
@@ -162,23 +188,23 @@ class ContentStore:
         Raises:
             VortexError: `VS005`, if `name` is no hash, nothing is stored under it, or something else is.
         """
-        path = self.root / f"{name}{suffix}"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise bad_log(str(self.root), f"{visible(name, 40)!r} names no stored file")
+            raise bad_log(self._folder, f"{visible(name, 40)!r} names no stored file")
+        path = self._path(name, suffix)
         try:
             text = read_text(path, MAX_PROGRAM)
         except OSError as error:
-            packed = self._packed(path.name)
+            packed = self._packed(f"{name}{suffix}")
             if packed is None:
-                raise bad_log(str(path), str(error.strerror)) from error
+                raise bad_log(path, str(error.strerror)) from error
             text = packed
         if digest(text) != name:
-            raise bad_log(str(path), "its content is not what its name says")
+            raise bad_log(path, "its content is not what its name says")
         return text
 
     def put_json(self, value: Any) -> str:
         """Store a JSON value; keys are sorted, so equal values share one file."""
-        return self.put(json.dumps(value, sort_keys=True, separators=(",", ":")), ".json")
+        return self.put(_SORTED.encode(value), ".json")
 
     def get_json(self, name: str) -> Any:
         """Inverse of `put_json`."""

@@ -29,6 +29,12 @@ _YEAR_10000 = 253_402_300_800  # Unix time at which calendars end
 # A reader waits so often, so many seconds each, for the tables of a log that is being made.
 _BIRTH_TRIES, _BIRTH_WAIT = 20, 0.1
 
+_BODY = json.JSONEncoder(separators=(",", ":"))
+_INSERT = (
+    "INSERT INTO events (seq, time, kind, version, body, chain) "
+    "SELECT ?, ?, ?, ?, ?, ? FROM writer WHERE token = ?"
+)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -188,30 +194,39 @@ class SqliteEventStore:
         assert self._lock is not None, "opened for reading"
         # Never before the last event, and never standing still because the machine's clock was set back meanwhile.
         now = max(self._clock() + self._ahead, self._last.time)
-        records, last = [], self._last
+        rows, records, last = [], [], self._last
+        for event in new:
+            body = _BODY.encode(event.to_json())
+            seq = last.seq + 1
+            chain = schema.link(last.chain, seq, now, event.kind, event.version, body)
+            rows.append((seq, now, event.kind, event.version, body, chain, self._lock.token))
+            # What the driver folds is what a later reader will fold: the parsed body, not the object.
+            records.append(Record(seq, now, parse(event.kind, event.version, body, str(self.path))))
+            last = _End(seq, now, chain)
         self._wait_for_disk(self._wanted and (self._lock.shared or any(map(_costs, new))))
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            if self._db.execute("SELECT token FROM writer").fetchone() != (self._lock.token,):
-                raise run_taken_over(self.path.parent.name)
-            for event in new:
-                body = json.dumps(event.to_json(), separators=(",", ":"))
-                seq = last.seq + 1
-                chain = schema.link(last.chain, seq, now, event.kind, event.version, body)
-                self._db.execute(
-                    "INSERT INTO events (seq, time, kind, version, body, chain) VALUES (?, ?, ?, ?, ?, ?)",
-                    (seq, now, event.kind, event.version, body, chain),
-                )
-                last = _End(seq, now, chain)
-                # What the driver folds is what a later reader will fold: the parsed body, not the object.
-                records.append(Record(seq, now, parse(event.kind, event.version, body, str(self.path))))
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back by itself
-                self._db.execute("ROLLBACK")
-            raise
+        if len(rows) == 1:  # one statement is a transaction
+            self._insert(rows[0])
+        else:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for row in rows:
+                    self._insert(row)
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back by itself
+                    self._db.execute("ROLLBACK")
+                raise
         self._last = last
         return records
+
+    def _insert(self, row: tuple[int, float, str, int, str, str, str]) -> None:
+        """Write an event, as long as its writer is the one that the log names.
+
+        Raises:
+            VortexError: `VS047`, if another has taken the run over.
+        """
+        if self._db.execute(_INSERT, row).rowcount != 1:
+            raise run_taken_over(self.path.parent.name)
 
     def read(self, after: int = 0) -> Iterator[Record]:
         """See `EventStore`."""

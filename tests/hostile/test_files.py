@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,23 @@ def test_a_text_that_lies_about_itself() -> None:
 
     assert visible(Liar("abc")) == "abc"
     assert visible(Dumb()) == "<Dumb>"
+
+
+def test_a_file_takes_the_memory_that_it_needs_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("x")
+    tracemalloc.start()
+    try:
+        assert read_text(tmp_path / "small", 128 << 20) == "x"
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1 << 20
+
+
+def test_a_file_that_holds_more_than_it_says_is_read_whole() -> None:
+    with Path("/proc/self/status").open() as file:  # of a size of 0, says the kernel
+        assert read_text("/proc/self/status").splitlines()[0] == file.readline().rstrip()
+    assert len(read_text("/proc/self/status").splitlines()) > 10
 
 
 def test_a_full_disk_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

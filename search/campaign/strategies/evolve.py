@@ -72,8 +72,9 @@ class EvolveStrategy:
             first = elites[rng.choice(sorted(elites))][0]
         else:
             first = rng.choices(members, weights)[0]
-        others = [(m, w) for m, w in zip(members, weights, strict=True) if m.ir_hash != first.ir_hash]
-        if others and rng.random() < self.crossover:
+        of_another = any(m.ir_hash != first.ir_hash for m in members)
+        if of_another and rng.random() < self.crossover:
+            others = [(m, w) for m, w in zip(members, weights, strict=True) if m.ir_hash != first.ir_hash]
             second = rng.choices([m for m, _ in others], [w for _, w in others])[0]
             return Ask("crossover", (first.key, second.key), seed)
         return Ask("mutate", (first.key,), seed)

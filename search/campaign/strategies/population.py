@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import groupby
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from search.campaign.archive import Verdict
 from search.campaign.strategies.base import Member, Tell
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _LAYERS = 4
 """Beyond this layer a member's weight is what being the best of its cell gives it."""
@@ -32,7 +37,8 @@ class Population:
         self._members: dict[str, Member] = {}
         self._children: Counter[str] = Counter()
         self._program_of: dict[str, str] = {}
-        self._weighed: tuple[list[Member], list[float]] | None = None
+        self._ranking: _Ranking | None = None  # of the members as they are
+        self._weighed: tuple[list[Member], list[float]] | None = None  # with their children
 
     def __len__(self) -> int:
         return len(self._members)
@@ -54,34 +60,30 @@ class Population:
         if member is None:
             # It was scored by what is cheap and stopped by what counts: it is no parent any more.
             if told.outcome == "stopped" and self._members.pop(told.key, None) is not None:
-                self._weighed = None
+                self._ranking = self._weighed = None
             return
         self._program_of[member.key] = member.ir_hash
         self._members[member.key] = member
-        self._weighed = None
+        self._ranking = self._weighed = None
         if len(self._members) > 2 * self.size:
             self._trim()
 
     def weights(self) -> tuple[list[Member], list[float]]:
         """Members, and how likely each is to be a parent."""
         if self._weighed is None:
-            members = self.members
-            layers = self.layers(members)
-            share = self._shares(members, layers)
-            variants = Counter(m.ir_hash for m in members)
-            own = [
-                (1.0 + s) / (1 + self._children[m.ir_hash]) / variants[m.ir_hash]
-                for m, s in zip(members, share, strict=True)
-            ]
-            total = dict.fromkeys(layers, 0.0)
-            for layer, weight in zip(layers, own, strict=True):
-                total[layer] += weight
+            import numpy as np
+
+            # Of several asks in a row only the first finds other members; what each changes are children.
+            if self._ranking is None:
+                self._ranking = self._ranked()
+            ranking = self._ranking
+            children = np.array([self._children[program] for program in ranking.programs], dtype=int)
+            own = ranking.worth / (1 + children[ranking.program]) / ranking.variants
+            total = np.bincount(ranking.layer, own)
             # A layer's weight is its own, however many share it and however many children they have: most of a
             # population is never the best of it.
-            self._weighed = (
-                members,
-                [2.0 ** -min(n, _LAYERS) * w / total[n] for n, w in zip(layers, own, strict=True)],
-            )
+            weights = 2.0 ** -np.minimum(ranking.layer, _LAYERS) * own / total[ranking.layer]
+            self._weighed = ranking.members, weights.tolist()
         return self._weighed
 
     def cells(self) -> dict[str, list[Member]]:
@@ -93,38 +95,56 @@ class Population:
             members.sort(key=lambda m: (m.verdict, -m.accuracy, -m.speed, m.key))
         return found
 
+    def _ranked(self) -> _Ranking:
+        """What the weights of the members as they are come from."""
+        import numpy as np
+
+        members = self.members
+        layers = self.layers(members)
+        number = {program: n for n, program in enumerate(dict.fromkeys(m.ir_hash for m in members))}
+        program = np.array([number[m.ir_hash] for m in members], dtype=int)
+        return _Ranking(
+            members,
+            list(number),
+            program,
+            np.bincount(program)[program],
+            np.array(layers),
+            1.0 + np.array(self._shares(members, layers)),
+        )
+
     def layers(self, members: list[Member]) -> list[int]:
-        """Layer of each within its verdict, those of a worse verdict behind all of a better one."""
-        layers = [0] * len(members)
+        """Layer of each within its verdict, those of a worse verdict behind all of a better one.
+
+        A front are those that nobody at least as fast is surely more accurate than.
+        """
+        import numpy as np
+
+        speed, accuracy, low, high = (
+            np.array([(m.speed, m.accuracy, m.low, m.high) for m in members], dtype=float).reshape(-1, 4).T
+        )
+        verdicts = np.array([int(m.verdict) for m in members], dtype=int)
+        surely = accuracy + self.confidence * (low - accuracy)
+        perhaps = accuracy + self.confidence * (high - accuracy)
+        layers = np.zeros(len(members), dtype=int)
         start = 0
         for verdict in Verdict:
-            left = [i for i, m in enumerate(members) if m.verdict is verdict]
-            layer = start
-            while left:
-                front = self._front(members, left)
-                for i in front:
-                    layers[i] = layer
-                if layer - start >= _LAYERS:  # further ones weigh alike
-                    front = left
-                    for i in left:
-                        layers[i] = layer
-                layer += 1
-                gone = set(front)
-                left = [i for i in left if i not in gone]
-            start = layer
-        return layers
-
-    def _front(self, members: list[Member], places: list[int]) -> list[int]:
-        """Those that nobody at least as fast is surely more accurate than."""
-        c = self.confidence
-        ordered = sorted(places, key=lambda i: -members[i].speed)
-        front, surest = [], float("-inf")
-        for _, alike in groupby(ordered, key=lambda i: members[i].speed):
-            same = list(alike)
-            surest = max(surest, *(_toward(members[n], members[n].low, c) for n in same))
-            # Of equals in everything all stay; one that is no faster and whose best case is somebody's worst does not.
-            front += [n for n in same if _toward(members[n], members[n].high, c) >= surest]
-        return front
+            left = np.flatnonzero(verdicts == int(verdict))
+            left = left[np.argsort(-speed[left], kind="stable")]
+            for _ in range(_LAYERS):
+                if not left.size:
+                    break
+                # Of equals in everything all stay; one that is no faster and whose best case is somebody's worst
+                # does not.
+                as_fast = np.searchsorted(-speed[left], -speed[left], side="right") - 1
+                front = perhaps[left] >= np.maximum.accumulate(surely[left])[as_fast]
+                layers[left[front]] = start
+                left = left[~front]
+                start += 1
+            if left.size:  # further ones weigh alike
+                layers[left] = start
+                start += 1
+        found: list[int] = layers.tolist()
+        return found
 
     def _shares(self, members: list[Member], layers: list[int]) -> list[float]:
         """What part of the hypervolume of the best verdict's front only this member adds, in units of an even share."""
@@ -162,6 +182,22 @@ class Population:
         self._children = Counter({h: n for h, n in self._children.items() if h in programs})
 
 
-def _toward(member: Member, end: float, part: float) -> float:
-    """A value moved by part of the way to an end of its interval."""
-    return member.accuracy + part * (end - member.accuracy)
+@dataclass(frozen=True)
+class _Ranking:
+    """Members as they are, and what decides their weights beside their programs' children; arrays have one number a
+    member.
+
+    Attributes:
+        programs: of the members, each once.
+        program: which of `programs` a member is.
+        variants: members of the same program.
+        layer: see `Population.layers`.
+        worth: of a member without children, alone in its layer and of its program.
+    """
+
+    members: list[Member]
+    programs: list[str]
+    program: NDArray[np.int64]
+    variants: NDArray[np.int64]
+    layer: NDArray[np.int64]
+    worth: NDArray[np.float64]

@@ -15,7 +15,7 @@ from search.campaign.archive import Archive
 from search.log import events as ev
 from search.log.state import CampaignState
 from search.log.store import Record
-from search.simulation import SimulatedExecutor, SimulatedProposer
+from search.simulation import SimulatedExecutor, SimulatedProposer, simulated_library
 from tests.null.search.harness import Harness, config, kinds
 
 
@@ -216,3 +216,38 @@ def test_a_proposer_is_told_where_the_search_stands_and_its_words_are_kept(tmp_p
     for event in asked:
         assert harness.files.get(event.prompt, ".txt").startswith("asked ")
         assert harness.files.get(event.reply, ".txt").startswith("IDEA: x=")
+
+
+def test_the_last_result_and_the_end_of_a_candidate_are_one_append(tmp_path: Path):
+    harness, appends = Harness(tmp_path), []
+    append = harness.store.append
+
+    def write(*new: ev.Event) -> list[Record]:
+        appends.append(new)
+        return append(*new)
+
+    harness.store.append = write  # type: ignore[method-assign]
+    harness.go()
+    ends = [new for new in appends if isinstance(new[-1], ev.CandidateFinished)]
+    assert len(ends) >= 9
+    for stage, end in ends:
+        assert isinstance(stage, ev.StageFinished)
+        assert isinstance(end, ev.CandidateFinished)
+        assert (stage.key, stage.purpose) == (end.key, end.purpose)
+        assert stage.result["passed"] is end.passed
+
+
+def test_a_candidate_of_a_program_in_memory_is_the_one_that_its_files_make(tmp_path: Path):
+    harness = Harness(tmp_path)
+    campaign = harness.campaign()
+    flow, source = simulated_library("quest", {})
+    first = campaign.pipeline.admit(flow, source, None)
+    second = campaign.pipeline.admit(flow.with_knobs(budget="96"), source, None)
+    assert first.program == second.program
+    for candidate in (first, second):
+        assert candidate.flow_of(flow.program) == candidate.flow(harness.files)
+        assert candidate.flow_of(flow.program).key == candidate.key
+    again = harness.campaign()  # remembers nothing
+    found = [again.pipeline.flow(candidate) for candidate in (first, second)]
+    assert [f.key for f in found] == [first.key, second.key]
+    assert found[0].program is found[1].program, "read and verified once"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from search.log import events as ev
 from search.log import lock as locks
 from search.log.lock import WriterLock, filesystem_of, is_shared
 from search.log.run import LOG
@@ -64,8 +65,11 @@ def test_another_machines_lease_is_respected_until_it_is_old(tmp_path: Path):
     SqliteEventStore(tmp_path / LOG).close()  # what was released may be taken at once
 
 
+@pytest.mark.parametrize("late", [EXAMPLES[2:3], EXAMPLES[2:4]])
 @pytest.mark.usefixtures("network")
-def test_a_writer_that_was_believed_dead_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_writer_that_was_believed_dead_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: tuple[ev.Event, ...]
+):
     path = tmp_path / LOG
     first = SqliteEventStore(path)
     first.append(EXAMPLES[0])
@@ -74,7 +78,7 @@ def test_a_writer_that_was_believed_dead_writes_nothing_more(tmp_path: Path, mon
         second = SqliteEventStore(path)
     second.append(EXAMPLES[1])
     with pytest.raises(VortexError) as error:
-        first.append(EXAMPLES[2])
+        first.append(*late)
     assert error.value.code == "VS047"
     assert [r.event for r in second.read()] == list(EXAMPLES[:2])
     first.close()

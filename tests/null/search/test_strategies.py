@@ -9,7 +9,7 @@ import pytest
 
 from agents.grammar.marks import retuned
 from search.campaign.archive import Verdict
-from search.campaign.strategies.base import Strategy, Tell
+from search.campaign.strategies.base import Member, Strategy, Tell, randomness
 from search.campaign.strategies.controls import BestOfNStrategy, RandomStrategy
 from search.campaign.strategies.evolve import EvolveStrategy
 from search.campaign.strategies.population import Population
@@ -150,6 +150,60 @@ def test_what_is_level_within_its_interval_stays_on_the_front():
         "level": 0,
         "worse": 1,
     }
+
+
+def random_members(seed: int, many: int) -> list[Member]:
+    """Programs with ties in both axes and intervals of all widths."""
+    rng = randomness(seed, 0)
+    return [
+        Member(f"k{n}", f"ir{n % 20}", a, rng.randrange(12) / 4, rng.choice(list(Verdict)), a - rng.random() / 4, a)
+        for n in range(many)
+        for a in [rng.randrange(10) / 10]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.3, 1.0])
+def test_layers_are_what_nobody_as_fast_is_surely_better_than_peeled_off(confidence: float):
+    members = random_members(1, 90)
+    found = dict(zip(members, Population(64, confidence).layers(members), strict=True))
+    first = 0
+    for verdict in Verdict:
+        left = [m for m in members if m.verdict is verdict]
+        for layer in range(first, first + 4):
+            front = [
+                m for m in left
+                if not any(
+                    o.speed >= m.speed
+                    and o.accuracy + confidence * (o.low - o.accuracy) > m.accuracy + confidence * (m.high - m.accuracy)
+                    for o in left
+                )
+            ]  # fmt: skip
+            assert {m.key for m in left if found[m] == layer} == {m.key for m in front}
+            left = [m for m in left if m not in front]
+        assert all(found[m] == first + 4 for m in left)
+        first = 1 + max(found[m] for m in members if m.verdict is verdict)
+
+
+def test_weights_between_results_are_those_of_a_population_told_all_at_once():
+    strategy, fresh = (EvolveStrategy(0, size=64) for _ in range(2))
+    tells = [
+        Tell(n, "scored", m.key, m.ir_hash, m.accuracy, m.speed, m.verdict, low=m.low, high=m.high)
+        for n, m in enumerate(random_members(2, 100))
+    ]
+    told = []
+    for n, tell in enumerate(tells):
+        told += [tell, Tell(n, "asked", parents=(tells[n // 2].key,)), Tell(n, "asked", parents=("k3", "k4"))]
+    for tell in told:
+        strategy.tell(tell)
+        if tell.outcome == "asked":
+            strategy.ask(tell.number or 0)
+    for tell in told:
+        fresh.tell(tell)
+    assert strategy.population.weights() == fresh.population.weights()
+    weights = dict(zip(*strategy.population.weights(), strict=True))
+    assert sum(weights.values()) == pytest.approx(
+        sum(2.0 ** -min(n, 4) for n in {*strategy.population.layers([*weights])})
+    )
 
 
 def test_hypervolume_that_only_one_adds_makes_it_a_likelier_parent():
