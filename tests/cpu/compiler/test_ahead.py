@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,27 @@ import torch
 import triton
 import triton.language as tl
 from triton.compiler import CompilationError
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 from evaluators.plan import load_plan
 from evaluators.stages.machine_code import launched
 from vortex_core import library
 from vortex_core.compiler.interface import BatchView
+from vortex_core.compiler.triton import ahead
 from vortex_core.compiler.triton.ahead import GPUS, StepShape, compile_ahead
 from vortex_core.compiler.triton.backend import TritonFlow
+from vortex_core.engine.decode.graph_runner import width_of
+from vortex_core.engine.decode.selection import LoadedFlow
+from vortex_core.engine.decode.static_step import StaticBuffers, StaticStep
+from vortex_core.engine.kv.blocks import BLOCK_TOKENS
+from vortex_core.engine.kv.pool import KVPool
 from vortex_core.geometry import Geometry
-from vortex_core.kernels.compile_ahead import compiling_for
+from vortex_core.kernels import runtime
+from vortex_core.kernels.compile_ahead import _AbsentDriver, compiling_for
+from vortex_core.kernels.decode.plan import AttentionPlan
 from vortex_core.kernels.offline import OfflineCompileError
+from vortex_core.runtime.budgets import BudgetTable
 
 GEOMETRY = Geometry(layers=4, kv_heads=2, group=4, head_dim=64, rope_dim=64, value_dim=64)
 
@@ -55,6 +67,68 @@ def test_steps_that_run_find_their_kernels(compiled: list[str], name: str, page:
     others = [StepShape(rows, tokens) for rows in (3, 24, 40) for tokens in (5000, 15000, 30300)]
     compile_ahead(flow.program, knobs, GEOMETRY, others)
     assert compiled == []
+
+
+@contextmanager
+def launches() -> Iterator[set[tuple[str, ...]]]:
+    """Inside, launches of tensors anywhere run nothing and are noted as Triton tells them apart: types, alignments,
+    numbers divisible by 16 or equal to 1, options."""
+    found: set[tuple[str, ...]] = set()
+    gpu = GPUS["sm_90a"]
+
+    def note(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        *_, binder = self.device_caches[driver.active.get_current_device()]
+        bound, special, _ = binder(*args, **options)
+        found.add(
+            (
+                self.__name__,
+                *map(str, zip(bound, special, strict=True)),
+                str(sorted(options.items(), key=str)),
+            )
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_active", _AbsentDriver(gpu))
+        patch.setattr(JITFunction, "run", note)
+        patch.setattr(runtime, "absent_gpu", lambda device=None: gpu)
+        yield found
+
+
+def step_of_an_engine(flow: TritonFlow, rows: int, tokens: int, longest: int) -> None:
+    """All that the layers of a captured step launch, on an engine's own buffers."""
+    g, size, here = flow.geometry, flow.knobs.page_size, torch.device("cpu")
+    pool = KVPool(g, 64, torch.bfloat16, here)
+    loaded, blocks = LoadedFlow(flow, pool), width_of(-(-longest // BLOCK_TOKENS))
+    plan = AttentionPlan.allocate(g, BLOCK_TOKENS, torch.bfloat16, 16, here)
+    step = StaticStep(
+        StaticBuffers(16, blocks, size, g.kv_heads, 32, here), pool, loaded,
+        BudgetTable(loaded.plan, blocks * BLOCK_TOKENS, here), (plan, plan.sharing(size, even=True)), rows,
+        width_of(-(-tokens // BLOCK_TOKENS)),
+    )  # fmt: skip
+    loaded.complete(torch.arange(5))
+    for layer in range(g.layers):
+        q = torch.empty(rows, 1, g.q_heads, g.head_dim, dtype=torch.bfloat16).transpose(1, 2)
+        step.attend_stored(layer, q, g.head_dim**-0.5)
+
+
+@pytest.mark.parametrize(("name", "page", "heads"), [("locks", 16, 2), ("quest", 64, 1), ("h2o", 16, 3)])
+def test_an_engine_launches_what_was_compiled(name: str, page: int, heads: int) -> None:
+    """With one or two kv heads token counts of every other layer did not begin at 16 bytes."""
+    flow = library.load(name)
+    knobs = replace(flow.knobs, page_size=page, budget="512")
+    geometry = Geometry(layers=4, kv_heads=heads, group=6, head_dim=128, rope_dim=128, value_dim=128)
+    shapes = launched(load_plan("gpu"), knobs)
+    with launches() as compiled:
+        made = TritonFlow(flow.program.canonical(), knobs, geometry)
+        for shape in shapes:
+            ahead._launch(made, shape, torch.bfloat16)
+    longest = max(shape.tokens for shape in shapes)
+    with launches() as met:
+        for rows in (1, 2, 4, 16):
+            for tokens in (7744, 15424):
+                step_of_an_engine(made, rows, tokens, longest)
+    assert {"score_kernel", "select_kernel", "update_kernel", "list_decode_kernel"} <= {k[0] for k in met}
+    assert [key for key in met - compiled if key[0] != "begin_kernel"] == []
 
 
 def test_what_does_not_compile_is_typed(monkeypatch: pytest.MonkeyPatch, compiled: list[str]) -> None:

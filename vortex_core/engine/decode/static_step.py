@@ -22,6 +22,7 @@ from vortex_core.page_list import PageList, one_list_a_sequence
 from vortex_core.runtime.budgets import BudgetTable
 from vortex_core.runtime.flow_step import Attention, FlowStep
 
+COUNTS_STEP = 4  # int32 in 16 bytes
 Observer = Callable[[int, torch.Tensor], None]
 
 
@@ -114,16 +115,16 @@ class StaticStep(FlowStep):
         self._budgets: dict[int, torch.Tensor] = {}
 
     def _counts(self) -> torch.Tensor | None:
-        """Where each leader's token counts go, `[leader, rows * heads]`, to be added up once a step.
+        """Where each leader's token counts go, `[leader, rows * heads or a few more]`, to be added up once a step.
 
+        Rows begin at multiples of 16 bytes: Triton compiles a kernel anew for a pointer that does not.
         None where they must be added layer by layer: lists that are kept from step to step.
         """
         flow = self.flow
         if flow is None or self.kept or not flow.plan.leaders:
             return None
-        return torch.zeros(
-            len(flow.plan.leaders), self.attended.numel(), dtype=torch.int32, device=self.attended.device
-        )
+        width = -(-self.attended.numel() // COUNTS_STEP) * COUNTS_STEP
+        return torch.zeros(len(flow.plan.leaders), width, dtype=torch.int32, device=self.attended.device)
 
     def finish(self) -> None:
         """Count what the step attended."""
@@ -132,10 +133,11 @@ class StaticStep(FlowStep):
         assert self.flow is not None
         sizes = [len(self.flow.plan.groups[at]) for at in self.flow.plan.leaders]
         size = max(sizes)
-        total = self.counts.sum(0, dtype=torch.int64)
+        listed = self.counts[:, : self.attended.numel()]
+        total = listed.sum(0, dtype=torch.int64)
         if size > 1:
             total *= size
-        for counts, smaller in zip(self.counts, sizes, strict=True):  # the last, or before a dense layer
+        for counts, smaller in zip(listed, sizes, strict=True):  # the last, or before a dense layer
             if smaller < size:
                 total -= counts * (size - smaller)
         self.attended.add_(total.view_as(self.attended))
@@ -206,7 +208,7 @@ class StaticStep(FlowStep):
         """See `FlowStep`; rows that are not due keep their lists."""
         assert self.flow is not None
         if self.counts is not None:
-            lengths = self.counts[self.flow.plan.leaders.index(layer)]
+            lengths = self.counts[self.flow.plan.leaders.index(layer), : self.attended.numel()]
         new = super().select(layer, q, lengths) if self.selects else None
         if not self.kept:
             assert new is not None
