@@ -1,8 +1,9 @@
-"""What the machine code of scoring computes, without a GPU: python -m benchmarks.emulated --seed 1 --count 20
+"""What the machine code of generated kernels computes, without a GPU: python -m benchmarks.emulated --seed 1 --count 20
 
 Kernels of programs are compiled for sm_90a, and their PTX runs on a CPU (`ptx_machine`) beside the fp64 oracle.
 Triton's interpreter runs a kernel's source: what a compiler gets wrong looks right there, and shows here. A program
-takes two blocks of pages, so that loops turn. Nothing is said of time.
+takes two blocks of pages, so that loops turn. `--states` runs the kernel that makes states instead. Nothing is said
+of time.
 """
 
 from __future__ import annotations
@@ -157,6 +158,82 @@ def emulate(
     return Emulated(worst, tuple(hazards), statements)
 
 
+@dataclass(frozen=True)
+class EmulatedStates:
+    """What came out of the kernel that makes states.
+
+    Attributes:
+        unlike: the largest share of a state's numbers that are not the oracle's. fp32 rounds otherwise than fp64, so
+            some numbers fall on the other side of a sign or a step.
+        hazards: as of `Emulated`.
+        statements: that ran.
+    """
+
+    unlike: float
+    hazards: tuple[str, ...]
+    statements: int
+
+
+def emulate_states(flow: Flow, pages: int = 2, page_size: int = 64) -> EmulatedStates | None:
+    """Run the kernel that makes states on some pages; None for a program that has none.
+
+    Raises:
+        UnknownStatementError: for what the machine does not know.
+        VortexError: for what is not compiled.
+    """
+    geometry = Geometry(1, 1, HEADS, DIM, DIM, DIM)
+    program = flow.program.canonical()
+    knobs = replace(flow.knobs, page_size=page_size, budget=str(LEFT * page_size))
+    launchable = launchables(program, knobs, geometry).get("update_kernel")
+    if launchable is None:
+        return None
+    torch.manual_seed(0)
+    k, v = (torch.randn(1, pages, page_size, DIM).bfloat16() for _ in "kv")
+    oracle = OracleFlow(program, knobs, geometry)
+    states, found = (oracle.new_states(pages, torch.device("cpu")) for _ in range(2))
+    oracle.update(states, LayerKV(k.float(), v.float()), torch.arange(pages), 0)
+    memory = Memory()
+    table = torch.arange(pages, dtype=torch.int32)[:, None].repeat(1, 16)
+    given = {
+        "k_ptr": memory.add(k), "v_ptr": memory.add(v), "pages_ptr": memory.add(table),
+        "table_ptr": memory.add(table), "table_stride": 16, "pool_pages": pages,
+        "lengths_ptr": memory.add(torch.full((pages,), page_size, dtype=torch.int32)),
+    }  # fmt: skip
+    for name in "kv":
+        given |= {
+            f"{name}_head": pages * page_size * DIM,
+            f"{name}_page": page_size * DIM,
+            f"{name}_token": DIM,
+        }
+    if found.mass is not None:
+        given["mass_ptr"] = memory.add(found.mass)
+    stored = {}
+    for state in program.states:
+        field_ = found.fields[state.name]
+        field_.data = field_.data.to(STORED.get(state.dtype, field_.data.dtype))
+        stored[f"{state.name}_ptr"] = field_.data
+        if field_.scale is not None:
+            stored[f"{state.name}_scale_ptr"] = field_.scale
+    given |= {name: memory.add(tensor) for name, tensor in stored.items()}
+    held = np.concatenate(memory.parts)
+    built = launchable.build("sm_90a")
+    machine = Machine(built.asm["ptx"], 32 * launchable.warps, int(built.metadata.shared), held)
+    arguments = [given[a] for a in launchable.kernel.arg_names if a not in launchable.constants]
+    arguments += [0] * (len(machine.params) - len(arguments))
+    statements = sum(machine.run(arguments, (page, 0)) for page in range(pages))
+    for name, tensor in stored.items():
+        start = given[name] - BASE
+        data = torch.from_numpy(held[start : start + tensor.nbytes].copy())
+        tensor.copy_(data.view(tensor.dtype).view(tensor.shape))
+    every = torch.arange(pages)
+    unlike = 0.0
+    for state in program.states:
+        got, want = (s.fields[state.name].read(slice(None), every, torch.float64) for s in (found, states))
+        near = want.abs() * 2.0**-7 + 1e-6  # a step of bf16
+        unlike = max(unlike, float(((got - want).abs() > near).double().mean()))
+    return EmulatedStates(unlike, tuple(machine.hazards), statements)
+
+
 def main() -> None:
     """One line a program."""
     from benchmarks.programs import GAP, programs
@@ -169,12 +246,25 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=20, help="programs of the grammar")
     parser.add_argument("--only", default="", help="names, comma-separated")
+    parser.add_argument(
+        "--states", action="store_true", help="the kernel that makes states instead of scoring"
+    )
     args = parser.parse_args()
     print("seed", args.seed)
     for _, name, flow in programs(args.seed, args.count):
         if args.only and name not in args.only.split(","):
             continue
         try:
+            if args.states:
+                made = emulate_states(flow)
+                if made is not None:
+                    print(
+                        name,
+                        f"unlike {made.unlike:.2e}, {made.statements} statements",
+                        *made.hazards,
+                        flush=True,
+                    )
+                continue
             done = emulate(flow)
         except (UnknownStatementError, VortexError) as error:
             print(name, "not run:", str(error).split("\n")[0][:100], flush=True)

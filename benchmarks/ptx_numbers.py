@@ -248,8 +248,8 @@ class Numbers:
 
     def do_setp(self, o: list[str], a: list[str], mask: Lanes | None, line: str) -> None:
         kind, unordered = o[-1], np.zeros(self.threads, bool)
-        if kind == "f32":
-            x, y = (floats(self.get(k)) for k in a[1:3])
+        if kind in ("f32", "f16", "bf16"):
+            x, y = (self._numbers(kind, k) for k in a[1:3])
             unordered = np.isnan(x) | np.isnan(y)
         else:
             x, y = (self.get(k, int(kind[1:])) for k in a[1:3])
@@ -257,7 +257,7 @@ class Numbers:
         names = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal"}
         names |= {"ne": "not_equal", "lo": "less", "ls": "less_equal", "hi": "greater", "hs": "greater_equal"}
         compared = unordered if o[1] == "nan" else getattr(np, names[o[1][:2]])(x, y)
-        if kind == "f32" and o[1] != "nan":
+        if "f" in kind and o[1] != "nan":
             compared = compared | unordered if o[1].endswith("u") else compared & ~unordered
         if len(a) > 3:
             more = self.get(a[3], 1)
@@ -272,6 +272,12 @@ class Numbers:
         if to == "bf16x2":  # the upper half first
             high, low = (to_bf16(floats(self.get(k))) for k in a[1:3])
             self.put(a[0], word(low, high), mask)
+        elif to in ("e4m3x2", "e5m2x2"):  # the upper half first; beyond the largest number is that number
+            kind = torch.float8_e4m3fn if to == "e4m3x2" else torch.float8_e5m2
+            top = torch.finfo(kind).max
+            wide = [torch.from_numpy(floats(self.get(k)).copy()).clamp(-top, top) for k in (a[2], a[1])]
+            low, high = (x.to(kind).view(torch.uint8).numpy().astype(np.uint16) for x in wide)
+            self.put(a[0], low | high << np.uint16(8), mask)
         elif source in ("e4m3x2", "e5m2x2"):
             kind = torch.float8_e4m3fn if source == "e4m3x2" else torch.float8_e5m2
             pair = self.get(a[1], 16)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.emulated import emulate
+from benchmarks.emulated import emulate, emulate_states
+from benchmarks.programs import FOUND
 from benchmarks.ptx_machine import BASE, Machine
 from vortex_core import library
+from vortex_core.compiler.triton import update_kernel
 from vortex_core.ir.flow import Flow
 from vortex_core.sandbox.jail import run
 
@@ -56,6 +58,50 @@ def test_rows_that_meet_a_sum_of_the_page(name: str, few: str) -> None:
     done = emulate(tried(name, few))
     assert done.error < 1e-3, done
     assert not done.hazards
+
+
+WRITTEN = {
+    **{name: (*of, "key") for name, of in STATES.items()},
+    "bits, fewer than a byte holds": ('ch="D/64", row=page.size, dtype="bits"', "D/64", "key"),
+    "3 bits, fewer than a byte holds": ('row=page.size, ch="D/32", dtype="int3"', "D/32", "key"),
+    "4 bits, one": ('row=page.size, ch="D/128", dtype="int4"', "D/128", "key"),
+    "8 bits": ('row=page.size, ch="3*D/8", dtype="int8"', "3*D/8", "key"),
+    "4 bits, padded and made at once": (
+        'row=page.size, ch="3*D/8", dtype="int4"',
+        "3*D/8",
+        'key.softmax("ch")',
+    ),
+    "2 bits, padded and made at once": (
+        'row=page.size, ch="3*D/8", dtype="int2"',
+        "3*D/8",
+        'key.softmax("ch")',
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [*((name, True) for name in WRITTEN), *((name, False) for name in list(WRITTEN)[-2:])],
+)
+def test_states_are_those_of_the_oracle(name: str, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that share a byte computed in one tile, and apart; padding has no say in a row's scale."""
+    monkeypatch.setattr(update_kernel, "MUCH_SHORTER", 100.0 if together else 0.0)
+    monkeypatch.setattr(update_kernel, "LONG", 0)
+    monkeypatch.setattr(update_kernel, "MOST_TOGETHER", 8192)
+    state, width, value = WRITTEN[name]
+    source = FLOW.format(state=state, width=width, few="int8").replace('{"x": key,', f'{{"x": {value},')
+    done = emulate_states(run(source, "x.py").flow)
+    assert done is not None and done.unlike == 0.0, done
+    assert not done.hazards
+
+
+def test_states_of_many_statements() -> None:
+    """Eight numbers of each byte led to by a dozen statements and two sums: computed once."""
+    source = (FOUND / "near_ceiling.py").read_text()
+    done = emulate_states(run(source, "near_ceiling.py").flow)
+    assert done is not None and done.unlike == 0.0, done
+    assert not done.hazards
+    assert done.statements < 12_000  # 23,298 where numbers of a byte are computed apart
 
 
 @pytest.mark.parametrize("name", ["adamas", "twilight", "nsa", "hisa"])

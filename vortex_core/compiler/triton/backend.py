@@ -186,7 +186,7 @@ class TritonFlow:
         self._kernels.update_kernel[(items, self.geometry.kv_heads)](
             k, v, k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
             pages, table, table_stride, lengths, states.pages, *self._state_args(states),
-            *self.params(k.device, layer), DECODE=decode, num_warps=WARPS,
+            *self.params(k.device, layer), DECODE=decode, num_warps=self.code.update_warps,
             **dependent_launch(k.device),
         )  # fmt: skip
 

@@ -212,21 +212,31 @@ def store_row_lines(
         row: text of the page's row (a scalar).
         others: indices of all dimensions but the last.
         groups: the value at packed position `p` and sub-position `n` along the last dimension, for each `n`
-            (one entry for int8); a tile over `others` and `lane`.
+            (one entry for int8), a tile over `others` and `lane`; or one entry, the value along all of that dimension,
+            whose padding counts as zero, as negative for bits.
         lane: axis over packed positions.
-        mask: condition on real lanes.
+        mask: condition on real lanes of the tile that is stored.
     """
     shape = tuple(e.resolve(sizes) for _, e in state.stored)
     stored = stored_shape(state, sizes)
     axes = groups[0].axes
-    at = axes.index(lane)
-    outer = tuple(a for a in axes if a != lane)
+    (axis,) = (a for a in axes if all(a not in t.axes for t in others))
+    at = axes.index(axis)
+    outer = tuple(a for a in axes if a != axis)
+    whole = PER_BYTE[state.dtype] if axis != lane else 0
     lines: list[str] = []
     guard = "" if mask is None else f", mask={mask}"
-    place = _packed_offset(state, sizes, others, Tile(lane.index, (lane,)), axes)
+    stored_axes = tuple(lane if a == axis else a for a in axes)
+    place = _packed_offset(state, sizes, others, Tile(lane.index, (lane,)), stored_axes)
     pointer = f"{name}_ptr + ({row}) * {math.prod(stored)} + {place}"
+
+    def packed_bytes(codes: Sequence[str], bits: int, zero: int) -> str:
+        if whole:
+            return _together(codes[0], axes, at, whole, bits, zero)
+        return " + ".join(f"{code} * {1 << bits * n}" for n, code in enumerate(codes))
+
     if state.dtype == "bits":
-        packed = " + ".join(f"(({g.text}) >= 0).to(tl.int32) * {1 << n}" for n, g in enumerate(groups))
+        packed = packed_bytes([f"(({g.text}) >= 0).to(tl.int32)" for g in groups], 1, 0)
         return [f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})"]
     top = _TOP[state.dtype]
     biggest = f"tl.abs({groups[0].text})"
@@ -257,10 +267,11 @@ def store_row_lines(
     elif state.dtype in PLANES:
         width = stored[-1] // PLANES[state.dtype] * (stored[-2] if state_column(state, sizes) else 1)
         for plane in range(PLANES[state.dtype]):
-            packed = " + ".join(f"(({s} >> {plane}) & 1) * {1 << n}" for n, s in enumerate(steps))
+            zero = (top + 1) // 2 >> plane & 1
+            packed = packed_bytes([f"(({s} >> {plane}) & 1)" for s in steps], 1, zero)
             lines.append(f"tl.store({pointer} + {plane * width}, ({packed}).to(tl.uint8){guard})")
     else:
-        packed = " + ".join(f"({s} + 8) * {1 << (4 * n)}" for n, s in enumerate(steps))
+        packed = packed_bytes([f"({s} + 8)" for s in steps], 4, 8)
         lines.append(f"tl.store({pointer}, ({packed}).to(tl.uint8){guard})")
     scale_mask = " & ".join(f"({Tile(f'({a.mask})', (a,)).to(outer)})" for a in outer if a.mask)
     offset = _offset(others, shape[:-1], outer)
@@ -268,3 +279,14 @@ def store_row_lines(
         f"tl.store({name}_scale_ptr + ({row}) * {math.prod(shape[:-1])} + {offset}, {name}_s{f', mask={scale_mask}' if scale_mask else ''})"
     )
     return lines
+
+
+def _together(text: str, axes: Sequence[Axis], at: int, per: int, bits: int, zero: int) -> str:
+    """Neighbours along axis `at`, `per` of them, as one byte; a row that is shorter than a byte is filled up with `zero`."""
+    there = min(per, axes[at].size)
+    shape = [*(a.size for a in axes[:at]), axes[at].size // there, there, *(a.size for a in axes[at + 1 :])]
+    place = ", ".join(":" if n == at + 1 else "None" for n in range(len(shape)))
+    shifts = f"({bits} * tl.arange(0, {there}))[{place}]"
+    rest = sum(zero << bits * n for n in range(there, per))
+    found = f"tl.sum(tl.reshape({text}, {shape}) << {shifts}, axis={at + 1})"
+    return f"({found} + {rest})" if rest else found

@@ -69,6 +69,7 @@ class Module:
     Attributes:
         text: Python source.
         update: whether there is an `update_kernel` (forward_cache).
+        update_warps: of that kernel.
         graph: the index graph that the kernels compute.
         schedule: how it was split.
         score: whether there is a `score_kernel` (page-parallel).
@@ -96,6 +97,7 @@ class Module:
     sub_pages: bool
     block: int
     candidates: int = 0
+    update_warps: int = 4
 
 
 def generate(
@@ -123,8 +125,9 @@ def generate(
     plan = index.schedule
     update = bool(program.states) or program.needs_mass
     parts = [HEADER.format(version=VERSION, digest=digest)]
+    states = UpdateKernel(program, geometry, page_size)
     if update:
-        parts.append(UpdateKernel(program, geometry, page_size).text())
+        parts.append(states.text())
     scratch = {i: per_page(program.index.nodes[i], index.sizes) for i in plan.stored}
     refined, pages = program.index.refinement, 0
     elsewhere = frozenset() if refined is None else refined.only
@@ -151,7 +154,7 @@ def generate(
     rows = bool(plan.barriers)
     return Module(
         body, update, program.index, plan, plan.parallel, rows, scratch, before, index.tokens, index.columns, sub_pages, block,
-        pages,
+        pages, states.warps,
     )  # fmt: skip
 
 

@@ -84,9 +84,8 @@ def launchables(
         VortexError: `VE050` for what cannot be lowered.
     """
     program = program.canonical()
-    module = load_module(
-        generate(program, geometry, knobs.page_size, config.block, config.channels, wide=wide).text
-    )
+    code = generate(program, geometry, knobs.page_size, config.block, config.channels, wide=wide)
+    module = load_module(code.text)
     dtypes = {s.name: s.dtype for s in program.states}
     found = {}
     for name in KERNELS:
@@ -100,8 +99,12 @@ def launchables(
             signature["q_ptr"] = "*fp32"
         aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in _ALIGNED]
         stages = config.stages if name == "score_kernel" else 3
-        warps = {"score_kernel": config.warps, "row_kernel": config.row_warps}.get(name, WARPS)
-        found[name] = Launchable(kernel, signature, constants, aligned, warps, stages)
+        warps = {
+            "update_kernel": code.update_warps,
+            "score_kernel": config.warps,
+            "row_kernel": config.row_warps,
+        }
+        found[name] = Launchable(kernel, signature, constants, aligned, warps.get(name, WARPS), stages)
     return found
 
 

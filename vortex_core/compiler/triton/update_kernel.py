@@ -6,19 +6,50 @@ import math
 
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import PER_BYTE, store_lines, store_row_lines, stored_shape
-from vortex_core.compiler.triton.kernel_text import KernelWriter, literal
+from vortex_core.compiler.triton.kernel_text import KernelWriter, full, literal
 from vortex_core.compiler.triton.tile import MAX_PADDING, Axis, Env, Tile, order, pow2
 from vortex_core.ir.graph import Node
 from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import PLANES
 
+WARPS, TOGETHER_WARPS = 4, 8
+LONG = 100  # lines of a kernel that takes a second or more to compile
+MUCH_SHORTER = 0.5
+# Lines of a kernel for eight warps: a longer one holds more values than the 128 registers that those get.
+MOST_LINES = 180
+# Numbers of a tile from which bytes are put together.
+MOST_TOGETHER = 4096
 MOST_NUMBERS = 32768  # of a state that are packed at once: four warps' registers hold no more
 
 
 class UpdateKernel(KernelWriter):
-    """Writes the kernel that computes page states."""
+    """Writes the kernel that computes page states.
+
+    Numbers that share a byte are computed apart, each with a tile of its own that lies as the bytes do, or all in one
+    tile, from which bytes are put together. One tile costs an exchange and saves computing again, for each of the eight
+    numbers of a byte, what leads to them.
+    """
+
+    warps = WARPS
+    whole = False
+    largest = 0  # of those tiles
 
     def text(self) -> str:
+        """The kernel, rows in one tile where it is long and that makes it much shorter: the time that compiling takes
+        grows with the square of statements."""
+        found = []
+        for self.whole in (False, True):
+            found.append(self._text())
+        apart, whole = found
+        lines = apart.count("\n")
+        pays = lines >= LONG and whole.count("\n") < MUCH_SHORTER * lines
+        if not pays or self.largest > MOST_TOGETHER:
+            return apart
+        if whole.count("\n") <= MOST_LINES:
+            self.warps = TOGETHER_WARPS
+        return whole
+
+    def _text(self) -> str:
         """The kernel. With DECODE it finds the pages that this step completed by itself."""
         graph = self.program.cache
         value_dim, head_dim = self.geometry.value_dim, self.geometry.head_dim
@@ -128,9 +159,9 @@ class UpdateKernel(KernelWriter):
                 self.mask_text(axes, False),
             )
 
-    def _deal(self, emitter: Emitter, value: Tile, axis: Axis, lane: Axis, per: int) -> list[Tile]:
+    def _deal(self, emitter: Emitter, value: Tile, axis: Axis, lane: Axis, per: int, fill: str) -> list[Tile]:
         """Every `per`-th lane of the last axis, from each start: a value computed whole, ready to be packed."""
-        inside = emitter.masked(value, axis, "-1.0")
+        inside = emitter.masked(value, axis, fill)
         outer = tuple(a for a in value.axes if a != axis)
         if value.axes[-1] != axis:
             moved = tuple(value.axes.index(a) for a in (*outer, axis))
@@ -144,7 +175,7 @@ class UpdateKernel(KernelWriter):
         for n in range(there):
             text = f"tl.sum(tl.where((tl.arange(0, {there}) == {n})[{index}], {dealt.text}, 0.0), axis={len(outer) + 1})"
             groups.append(emitter.bind(text, (*outer, lane), False))
-        none = f"tl.full({[a.size for a in (*outer, lane)]}, -1.0, tl.float32)"
+        none = f"tl.full({[a.size for a in (*outer, lane)]}, {fill}, tl.float32)"
         return groups + [emitter.bind(none, (*outer, lane), False) for _ in range(there, per)]
 
     def _write_rows(
@@ -197,16 +228,25 @@ class UpdateKernel(KernelWriter):
         per, last = PER_BYTE[state.dtype], names[-1]
         real = state.stored[-1][1].resolve(self.sizes)
         groups: list[Tile] = []
-        whole = emitter.needs_whole(i, last) and per > 1
-        if whole:
-            groups = self._deal(emitter, emitter.emit(i, env), emitter.axis(last, real), lane, per)
-        for n in range(0 if whole else per):
-            index = Tile(lane.index if per == 1 else f"{lane.index} * {per} + {n}", (lane,))
-            value = emitter.emit(i, {**env, last: index})
-            axes = order([a for name in names[:-1] for a in env[name].axes] + [lane])
-            inside = Tile(f"(({index.text}) < {real})", (lane,)).to(axes)
-            fill = "-1.0" if state.dtype == "bits" else "0.0"
-            groups.append(emitter.bind(f"tl.where({inside}, {value.to(axes)}, {fill})", axes, False))
+        fill = "-1.0" if state.dtype == "bits" else "0.0"
         others = [env[name] for name in names[:-1]]
-        mask = self.mask_text(groups[0].axes, False)
+        axis = emitter.axis(last, real) if self.whole or per > 1 else lane
+        if self.whole:
+            if per == 1:
+                lane = axis
+            value = emitter.emit(i, {**env, last: Tile(axis.index, (axis,))})
+            axes = order([a for t in others for a in t.axes] + [axis])
+            self.largest = max(self.largest, math.prod(a.size for a in axes))
+            text = emitter.masked(Tile(full(value, axes), axes), axis, fill)
+            groups.append(value if text == value.text else emitter.bind(text, axes, False))
+        elif emitter.needs_whole(i, last) and per > 1:
+            groups = self._deal(emitter, emitter.emit(i, env), axis, lane, per, fill)
+        else:
+            for n in range(per):
+                index = Tile(lane.index if per == 1 else f"{lane.index} * {per} + {n}", (lane,))
+                value = emitter.emit(i, {**env, last: index})
+                axes = order([a for t in others for a in t.axes] + [lane])
+                inside = Tile(f"(({index.text}) < {real})", (lane,)).to(axes)
+                groups.append(emitter.bind(f"tl.where({inside}, {value.to(axes)}, {fill})", axes, False))
+        mask = self.mask_text([lane if a == axis else a for a in groups[0].axes], False)
         emitter.outer += store_row_lines(state.name, state, self.sizes, "row", others, groups, lane, mask)
