@@ -25,13 +25,13 @@ def group_of(nodeid: str) -> str:
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sort: tests that run alone, then groups with a slow one, then the others by how many they hold.
+    """Sort: tests that run alone, then groups with a slow one or apart, then the others by how many they hold.
 
     The last groups to be handed out are short ones then, and no process waits for minutes for another. Tests of a group
     stay in their order.
     """
     groups = {item: group_of(item.nodeid) for item in items}
-    slow = {group for item, group in groups.items() if item.get_closest_marker("slow")}
+    slow = {g for item, g in groups.items() if item.get_closest_marker("slow") or g.startswith(APART)}
     tests = Counter(groups.values())
     ranks = {group: (group != "alone", group not in slow, -tests[group], group) for group in tests}
     items.sort(key=lambda item: ranks[groups[item]])

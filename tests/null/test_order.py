@@ -33,7 +33,7 @@ def test_what_takes_long_is_handed_out_first() -> None:
         Item("tests/interp/test_x.py::test_cases[one]", slow=True),
         Item("tests/cpu/test_mixed.py::test_slow", slow=True),
         Item("tests/cpu/search/test_cluster.py::test_it"),
-        Item("tests/interp/test_x.py::test_cases[two]", slow=True),
+        Item("tests/interp/test_x.py::test_cases[two]"),
         Item("tests/e2e/test_campaign.py::test_it", slow=True),
     ]
     want = [6, 8, 2, 5, 4, 7, 1, 3, 0]

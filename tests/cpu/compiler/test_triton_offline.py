@@ -25,6 +25,7 @@ def geometry_of(name: str) -> Geometry:
     return GLM if "mla" in name else QWEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in library.names() if n != "dense"])
 def test_library_flow_compiles_for_hopper_without_spills(name: str) -> None:
     traced = library.load(name)

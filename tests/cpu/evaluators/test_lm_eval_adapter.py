@@ -142,6 +142,7 @@ def test_a_local_task_runs_offline(model: EngineLM, tmp_path: Path) -> None:
     assert math.isclose(results["results"]["sums"]["acc,none"], right / len(rows))
 
 
+@pytest.mark.slow
 def test_lm_evals_command_knows_vortex_by_name(tmp_path: Path) -> None:
     """`lm_eval --model vortex`, as its module runs it, over a local task with a flow of the library."""
     pairs = [(f"k{n} v{n} n1 n2 k{n + 1} v{n + 1} n3 n4 k{n}", f"v{n}") for n in range(6)]

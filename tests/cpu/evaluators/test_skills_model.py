@@ -90,6 +90,7 @@ def test_the_plan_asks_what_training_reported() -> None:
                 assert asked.parameters.model_dump()["distractors"] + 1 == report["pairs"]
 
 
+@pytest.mark.slow
 def test_dense_has_every_skill_and_flows_lose(bench: Bench) -> None:
     dense = answers(bench, None)
     assert min(dense["pair_recall"], dense["key_hop"]) >= 0.9

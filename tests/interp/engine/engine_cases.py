@@ -62,6 +62,12 @@ def decode(engine: Engine, flow: str, **options: Any) -> Any:
     return result
 
 
+@pytest.fixture(scope="module")
+def dense(engines: dict[str, Engine]) -> Any:
+    """What the Triton backend decodes without a flow."""
+    return decode(engines["triton"], "none")
+
+
 @pytest.mark.parametrize(
     ("flow", "knobs"),
     [
@@ -93,7 +99,9 @@ def test_what_query_heads_both_list_counts_once(engines: dict[str, Engine]) -> N
 
 @pytest.mark.parametrize("flow", ["quest", "twilight"])
 @pytest.mark.parametrize("tokens", [1000, 60, 35])
-def test_short_sequences_attend_to_everything(engines: dict[str, Engine], flow: str, tokens: int) -> None:
+def test_short_sequences_attend_to_everything(
+    engines: dict[str, Engine], dense: Any, flow: str, tokens: int
+) -> None:
     """All, some (of 75, 33 and 9 tokens), and two that grow past it, on pages that dense steps completed."""
     knobs = {"page_size": 8, "budget": "16", "keep_last": 1}
     rule = Crossover(((1, tokens),))
@@ -102,7 +110,6 @@ def test_short_sequences_attend_to_everything(engines: dict[str, Engine], flow: 
     assert got.density == pytest.approx(want.density, abs=1e-12)
     for a, b in zip(got.logprobs, want.logprobs, strict=True):
         assert a == pytest.approx(b, abs=2e-4)
-    dense = decode(engines["triton"], "none")
     alike = [0, 1, 2] if tokens == 1000 else [1, 2] if tokens == 60 else [2]
     for row in alike:
         assert got.logprobs[row] == pytest.approx(dense.logprobs[row], abs=2e-4)
@@ -160,10 +167,9 @@ def test_latent_attention_hands_on_what_a_dense_layer_attended_to() -> None:
     assert got.density == pytest.approx(want.density) and want.density < 1.0
 
 
-def test_tokens_are_those_of_transformers(engines: dict[str, Engine]) -> None:
+def test_tokens_are_those_of_transformers(dense: Any) -> None:
     model = tiny_model("qwen3", layers=2, kv_heads=2, group=2)
-    result = decode(engines["triton"], "none")
-    for ids, tokens in zip(PROMPTS, result.tokens, strict=True):
+    for ids, tokens in zip(PROMPTS, dense.tokens, strict=True):
         with torch.inference_mode():
             want = model.generate(
                 torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None

@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from agents.testing import FakeModelServer, Scripted
 from agents.testing.server import Received
 from search.log import events as ev
@@ -100,6 +102,7 @@ def _await_calls(folder: Path, process: subprocess.Popen[bytes], more: int) -> N
     raise AssertionError("no calls")
 
 
+@pytest.mark.slow
 def test_accounts_are_exact_whatever_servers_do_and_however_often_the_driver_dies(tmp_path: Path):
     with FakeModelServer(answer) as first, FakeModelServer(answer) as second:
         sessions(tmp_path, [first.url, second.url], kills=2)

@@ -141,6 +141,7 @@ def test_a_command_that_prints_no_json_leaves_its_messages(tmp_path: Path):
 KEYS = {"OPENAI_API_KEY": "sk-tools-51d0c7f2e9ab", "ANTHROPIC_API_KEY": "sk-tools-aa07c1f2e9ab"}
 
 
+@pytest.mark.slow
 def test_an_agent_takes_a_campaign_from_start_to_export_in_eight_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

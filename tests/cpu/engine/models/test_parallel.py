@@ -143,6 +143,7 @@ def answers(tiny: Make, ids: Make, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_two_ranks_decode_what_one_does(answers: dict[str, Any], name: str) -> None:
     job, ranks = answers[name]["job"], answers[name]["ranks"]
     model = AutoModelForCausalLM.from_pretrained(answers[name]["directory"], dtype=torch.float32)
