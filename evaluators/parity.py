@@ -11,6 +11,7 @@ budget, for which a backend may have room and for no more.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -301,7 +302,8 @@ def _is_tie(
     """Whether every exchanged page has, in some score, a neighbour across the oracle's cut that is as good.
 
     A top-p cut follows a cumulative sum, which may round either way for the page it passes through: there one
-    page more or less is a tie as well.
+    page more or less is a tie as well. Of a selection in two stages the fine score decides; where two pages are as good
+    by the coarse one, one or the other may be the candidate that takes a worse page's place.
     """
     selecting = [n for n in program.index.nodes if n.scores]
     if any(n.op == "topp" for n in selecting) and len(ours ^ oracle) == 1:
@@ -309,26 +311,41 @@ def _is_tie(
     columns = [
         (_row_scores(scores[i], n.attr.get("share"), row), n.attr.get("at"))
         for n in selecting
-        for i in n.scores
+        for i in n.scores[-1:]
     ]
+
+    def as_good(values: torch.Tensor, page: int, others: Iterable[float]) -> bool:
+        """Whether some other number is as good as a page's score, or that is none."""
+        finite = values[torch.isfinite(values)]
+        mine = float(values[page])
+        if not len(finite) or not math.isfinite(mine):
+            return True
+        slack = tolerance * float(finite.max() - finite.min()) + 1e-12
+        return any(abs(other - mine) <= slack for other in others)
+
+    def replaces(page: int, other: int) -> bool:
+        """Whether a tie of coarse scores may have made a page a candidate, which then was better than another."""
+        for node in selecting:
+            if node.op == "refine":
+                coarse, fine = (_row_scores(scores[i], None, row) for i in node.inputs)
+                if max(page, other) < len(fine):
+                    tied = as_good(coarse, page, [float(x) for p, x in enumerate(coarse) if p != page])
+                    return tied and not float(fine[page]) < float(fine[other])
+        return False
 
     def excused(page: int) -> bool:
         for values, at in columns:
-            if page >= len(values):
-                continue
-            finite = values[torch.isfinite(values)]
-            if not len(finite):
-                return True
-            slack = tolerance * float(finite.max() - finite.min()) + 1e-12
-            if at is not None and abs(float(values[page]) - at) <= slack:
-                return True
-            others = [p for p in range(len(values)) if (p in oracle) != (page in oracle)]
-            gaps = (values[others] - values[page]).abs()
-            if bool((gaps <= slack).any()) or not bool(torch.isfinite(values[page])):
-                return True
+            if page < len(values):
+                across = [float(x) for p, x in enumerate(values) if (p in oracle) != (page in oracle)]
+                if as_good(values, page, across if at is None else [*across, at]):
+                    return True
         return False
 
-    return all(excused(page) for page in ours ^ oracle)
+    def swapped(page: int) -> bool:
+        others = (oracle - ours) if page in ours else (ours - oracle)
+        return any(replaces(page, other) or replaces(other, page) for other in others)
+
+    return all(excused(page) or swapped(page) for page in ours ^ oracle)
 
 
 def _row_scores(scores: torch.Tensor, share: str | None, row: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from evaluators.parity import _RaggedBatch, compare
+from evaluators.parity import _is_tie, _RaggedBatch, compare
 from vortex_core import library
 from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.errors import VortexError
@@ -137,3 +137,26 @@ def test_no_row_may_attend_more_than_its_budget_for_which_alone_backends_have_ro
         assert budget_pages <= max(1, -(-(length + 1) // 64) // 2), (
             "half of the pages, so that there is a cut"
         )
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine", "tie"),
+    [
+        # Pages 3 and 4 are as good by the coarse score: either may be the fourth candidate, and 4 is the best of all.
+        ((9.0, 8.0, 7.0, 5.0, 5.0, 1.0), (3.0, 2.0, 1.0, 0.0, 9.0, 8.0), True),
+        # No coarse score is like another: page 4 was no candidate.
+        ((9.0, 8.0, 7.0, 5.0, 4.0, 1.0), (3.0, 2.0, 1.0, 0.0, 9.0, 8.0), False),
+        # It might have been one, but is not better than page 1, which it replaced.
+        ((9.0, 8.0, 7.0, 5.0, 5.0, 1.0), (3.0, 2.0, 1.0, 0.0, 0.5, 8.0), False),
+        # As good by the fine score as what it replaced.
+        ((9.0, 8.0, 7.0, 5.0, 6.0, 1.0), (3.0, 2.0, 1.0, 0.0, 2.0, 8.0), True),
+        # That page 1 is as good as another by the coarse score alone excuses nothing.
+        ((9.0, 8.0, 8.0, 5.0, 6.0, 1.0), (3.0, 2.0, 1.0, 0.0, 9.0, 8.0), False),
+    ],
+)
+def test_ties_of_two_stages(coarse: tuple[float, ...], fine: tuple[float, ...], tie: bool) -> None:
+    program = library.load("hisa").program.canonical()
+    refined = program.index.refinement
+    assert refined is not None
+    scores = {refined.coarse: torch.tensor([coarse]), refined.fine: torch.tensor([fine])}
+    assert _is_tie(program, scores, {0, 4}, {0, 1}, 0, 1e-4) == tie
