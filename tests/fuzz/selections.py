@@ -178,7 +178,21 @@ def _is_tie(
             values = _row(scores[node.inputs[0]], row, node)
             if _near_cut(values, page, node, length, tolerance):
                 return True
+        if node.op == "refine":  # as good as another by the fine score, or some are by the coarse one
+            coarse, fine = (_row(scores[i], row, node) for i in node.inputs)
+            if any(_as_good(coarse, p, tolerance) for p in range(len(coarse))) or _as_good(
+                fine, page, tolerance
+            ):
+                return True
     return False
+
+
+def _as_good(values: list[float], page: int, tolerance: float) -> bool:
+    """Whether another page scores as this one does."""
+    if page >= len(values) or not math.isfinite(values[page]):
+        return True
+    slack = tolerance * max([1e-3, *(abs(v) for v in values if math.isfinite(v))])
+    return any(abs(v - values[page]) <= slack for p, v in enumerate(values) if p != page)
 
 
 def _row(score: torch.Tensor, row: int, node: Node) -> list[float]:
