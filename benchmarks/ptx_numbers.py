@@ -272,6 +272,9 @@ class Numbers:
         if to == "bf16x2":  # the upper half first
             high, low = (to_bf16(floats(self.get(k))) for k in a[1:3])
             self.put(a[0], word(low, high), mask)
+        elif to == "f16x2":
+            high, low = (floats(self.get(k)).astype(np.float16).view(np.uint16) for k in a[1:3])
+            self.put(a[0], word(low, high), mask)
         elif to in ("e4m3x2", "e5m2x2"):  # the upper half first; beyond the largest number is that number
             kind = torch.float8_e4m3fn if to == "e4m3x2" else torch.float8_e5m2
             top = torch.finfo(kind).max

@@ -87,7 +87,7 @@ def test_states_are_those_of_the_oracle(name: str, together: bool, monkeypatch: 
     """Numbers that share a byte computed in one tile, and apart; padding has no say in a row's scale."""
     monkeypatch.setattr(update_kernel, "MUCH_SHORTER", 100.0 if together else 0.0)
     monkeypatch.setattr(update_kernel, "LONG", 0)
-    monkeypatch.setattr(update_kernel, "MOST_TOGETHER", 8192)
+    monkeypatch.setattr(update_kernel, "FEWER_EXCHANGES", 0.0)
     state, width, value = WRITTEN[name]
     source = FLOW.format(state=state, width=width, few="int8").replace('{"x": key,', f'{{"x": {value},')
     done = emulate_states(run(source, "x.py").flow)

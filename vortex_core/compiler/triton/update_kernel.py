@@ -15,10 +15,12 @@ from vortex_core.ir.types import PLANES
 WARPS, TOGETHER_WARPS = 4, 8
 LONG = 100  # lines of a kernel that takes a second or more to compile
 MUCH_SHORTER = 0.5
+# By which reductions must fall. Threads exchange numbers for each, and for each store of bytes that are put together.
+FEWER_EXCHANGES = 1.5
 # Lines of a kernel for eight warps: a longer one holds more values than the 128 registers that those get.
 MOST_LINES = 180
-# Numbers of a tile from which bytes are put together.
-MOST_TOGETHER = 4096
+# Numbers of a warp's part of a tile from which bytes are put together.
+MOST_TOGETHER = 1024
 MOST_NUMBERS = 32768  # of a state that are packed at once: four warps' registers hold no more
 
 
@@ -41,12 +43,13 @@ class UpdateKernel(KernelWriter):
         for self.whole in (False, True):
             found.append(self._text())
         apart, whole = found
-        lines = apart.count("\n")
-        pays = lines >= LONG and whole.count("\n") < MUCH_SHORTER * lines
-        if not pays or self.largest > MOST_TOGETHER:
+        lines, left = apart.count("\n"), whole.count("\n")
+        warps = TOGETHER_WARPS if left <= MOST_LINES else WARPS
+        pays = lines >= LONG and left < MUCH_SHORTER * lines
+        pays = pays and _exchanges(apart) >= FEWER_EXCHANGES * _exchanges(whole)
+        if not pays or self.largest > MOST_TOGETHER * warps:
             return apart
-        if whole.count("\n") <= MOST_LINES:
-            self.warps = TOGETHER_WARPS
+        self.warps = warps
         return whole
 
     def _text(self) -> str:
@@ -250,3 +253,7 @@ class UpdateKernel(KernelWriter):
                 groups.append(emitter.bind(f"tl.where({inside}, {value.to(axes)}, {fill})", axes, False))
         mask = self.mask_text([lane if a == axis else a for a in groups[0].axes], False)
         emitter.outer += store_row_lines(state.name, state, self.sizes, "row", others, groups, lane, mask)
+
+
+def _exchanges(text: str) -> int:
+    return sum(text.count(f"tl.{kind}(") for kind in ("sum", "max", "min"))
