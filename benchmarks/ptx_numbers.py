@@ -248,6 +248,18 @@ class Numbers:
 
     def do_setp(self, o: list[str], a: list[str], mask: Lanes | None, line: str) -> None:
         kind, unordered = o[-1], np.zeros(self.threads, bool)
+        if kind == "bf16x2" and len(a) == 3 and o[1] in ("lt", "le", "gt", "ge", "eq"):
+            ways = {
+                "lt": np.less,
+                "le": np.less_equal,
+                "gt": np.greater,
+                "ge": np.greater_equal,
+                "eq": np.equal,
+            }
+            pairs = zip(*(halves(self.get(k)) for k in a[1:3]), strict=True)
+            for name, (x, y) in zip(a[0].split("|"), pairs, strict=True):
+                self.put(name, ways[o[1]](from_bf16(x), from_bf16(y)), mask)
+            return
         if kind in ("f32", "f16", "bf16"):
             x, y = (self._numbers(kind, k) for k in a[1:3])
             unordered = np.isnan(x) | np.isnan(y)
@@ -272,7 +284,7 @@ class Numbers:
         if to == "bf16x2":  # the upper half first
             high, low = (to_bf16(floats(self.get(k))) for k in a[1:3])
             self.put(a[0], word(low, high), mask)
-        elif to == "f16x2":
+        elif to == "f16x2" and source == "f32":
             high, low = (floats(self.get(k)).astype(np.float16).view(np.uint16) for k in a[1:3])
             self.put(a[0], word(low, high), mask)
         elif to in ("e4m3x2", "e5m2x2"):  # the upper half first; beyond the largest number is that number
