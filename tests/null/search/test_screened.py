@@ -426,7 +426,7 @@ def test_only_the_search_is_told_what_was_measured_and_on_one_scale(tmp_path: Pa
     }
     assert set(told) <= screened_at_first
     assert campaign.arms.best("search")
-    assert campaign.arms.measured("random") == []
+    assert campaign.arms.measured("random") == ()
     assert campaign.arms.best("random") == []
 
 
