@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from search import testing
+from search import simulation
 from search.campaign.options import Options
 from search.campaign.session import run_campaign
 from search.cli.app import main
@@ -16,12 +16,12 @@ from search.config import CampaignConfig
 from vortex_core.ir.flow import Flow
 from vortex_core.sandbox.jail import run as trace_here
 
-testing.point_of = lambda flow: (
+simulation.point_of = lambda flow: (
     int(flow.key[:3], 16) / 4096
 )  # every program has a place in the simulated plane
 
 
-class Executor(testing.SimulatedExecutor):
+class Executor(simulation.SimulatedExecutor):
     async def trace(self, source: str) -> Flow:
         return trace_here(source, "flow.py").flow
 
