@@ -150,6 +150,10 @@ class Arm(Strict):
     proposer: str | None = None
 
 
+_FINALS = 0.4
+"""Share of a run's time that its finals may take at most."""
+
+
 class Limits(Strict):
     """When to stop. A limit bounds new proposals; what was paid for is still evaluated.
 
@@ -157,7 +161,7 @@ class Limits(Strict):
         candidates: distinct programs (by IR hash) to finish, references not counted.
         evaluations: candidates to finish, programs under other knobs counted each; None is no limit.
         seconds: active time of the whole run, references and finals included.
-        finals_seconds: part of `seconds` kept for the finals; of a short run, a third.
+        finals_seconds: part of `seconds` kept for the finals; of a short run, two fifths.
         gpu_seconds: time of GPUs held by engines, the whole run's; bounds the search, not its finals.
         dollars: spending on proposers with a known price; None is no limit.
         tokens: read and written by proposers; the one cap on a model whose price is unknown.
@@ -174,11 +178,14 @@ class Limits(Strict):
     calls: int | None = Field(None, ge=0)
 
     @property
+    def kept_for_finals(self) -> float:
+        """Seconds of the run that are the finals'."""
+        return self.finals_seconds if self.seconds is None else min(self.finals_seconds, _FINALS * self.seconds)
+
+    @property
     def search_seconds(self) -> float | None:
-        """Active time after which nothing new is begun, None without limit: what is left is the finals'."""
-        if self.seconds is None:
-            return None
-        return self.seconds - min(self.finals_seconds, self.seconds / 3)
+        """Active time after which nothing new is begun, None without limit."""
+        return None if self.seconds is None else self.seconds - self.kept_for_finals
 
 
 class Cluster(Strict):

@@ -34,8 +34,8 @@ def run_and_conclude(options: Options, *, as_json: bool) -> None:
         if resolved.why:
             err.print(f"campaign {resolved.campaign}: {resolved.why}", markup=False, soft_wrap=True)
         limits = campaign.limits
-        if limits.seconds is not None and limits.finals_seconds > limits.seconds / 3:
-            kept = f"{limits.seconds / 3:.0f} s of {limits.seconds:g} s are kept for the finals"
+        if limits.seconds is not None and limits.kept_for_finals < limits.finals_seconds:
+            kept = f"{limits.kept_for_finals:.0f} s of {limits.seconds:g} s are kept for the finals"
             err.print(
                 f"{kept}; the campaign's file asks for {limits.finals_seconds:g} s",
                 markup=False,
