@@ -180,7 +180,9 @@ class Limits(Strict):
     @property
     def kept_for_finals(self) -> float:
         """Seconds of the run that are the finals'."""
-        return self.finals_seconds if self.seconds is None else min(self.finals_seconds, _FINALS * self.seconds)
+        return (
+            self.finals_seconds if self.seconds is None else min(self.finals_seconds, _FINALS * self.seconds)
+        )
 
     @property
     def search_seconds(self) -> float | None:
