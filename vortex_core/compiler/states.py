@@ -90,7 +90,8 @@ class Field:
         computed from them has to lay them out anew."""
 
         def taken(stored: torch.Tensor) -> torch.Tensor:
-            return stored.flatten(0, 1).index_select(0, entries.flatten()).unflatten(0, entries.shape)
+            found = stored.flatten(0, 1).index_select(0, entries.flatten())
+            return found.view(*entries.shape, *stored.shape[2:])
 
         return self._decoded(taken(self.data), None if self.scale is None else taken(self.scale), dtype)
 
@@ -185,9 +186,8 @@ def decode(
 def _pack(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Numbers of `bits` bits (uint8) side by side, the first in the lowest bits of a byte."""
     values = torch.nn.functional.pad(values, (0, -values.shape[-1] % (8 // bits))).contiguous()
-    if (
-        bits == 1
-    ):  # one product moves bit 0 of byte i to bit 56 + i: no two of its terms meet, so nothing is carried
+    if bits == 1:
+        # One product moves bit 0 of byte i to bit 56 + i: no two of its terms meet, so nothing is carried.
         eight = values.view(torch.int64)
         return ((eight * 0x0102040810204080) >> 56 & 255).to(torch.uint8)
     pairs = values.view(torch.int16)
@@ -198,7 +198,8 @@ def _looked_up(data: torch.Tensor, dtype: str, plane: int, count: int, out: torc
     """What the first `count` numbers of rows of bytes stand for; one look-up a byte is several times as fast as
     shifting, masking and converting every number."""
     table = _numbers(dtype, plane, out, data.device)
-    return table.index_select(0, data.flatten().int()).view(*data.shape[:-1], -1)[..., :count]
+    numbers = table.index_select(0, data.flatten().int())
+    return numbers.view(*data.shape[:-1], data.shape[-1] * table.shape[-1])[..., :count]
 
 
 @functools.cache

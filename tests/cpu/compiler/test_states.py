@@ -150,3 +150,6 @@ def test_entries_are_read_in_their_order(dtype: str, shape: tuple[int, ...], see
     found = held.rows(heads * 5 + pages, torch.float32)
     for at in [(0, 0), (2, 3), (1, 1)]:
         assert torch.equal(found[at], held.read(int(heads[at]), int(pages[at]), torch.float32))
+    none = torch.zeros(3, 2, 0, dtype=torch.int64)  # of sequences that have no complete page
+    assert held.rows(none, torch.float32).shape == (3, 2, 0, *shape)
+    assert held.read(slice(None), none[0, 0], torch.float32).shape == (2, 0, *shape)
