@@ -7,15 +7,19 @@ from typing import Protocol
 
 import torch
 
+UNASKED = -100  # stands for the right token where nothing is asked; cross entropy's own word for it
+
 
 @dataclass(frozen=True)
 class Target:
     """What some places of the texts are asked for.
 
+    How many are asked is told by no shape: a GPU would be waited for where it is.
+
     Attributes:
         rows: int64 `[n]`, the texts.
         places: int64 `[n]`, the tokens in them.
-        wanted: int64 `[n]`, the right tokens.
+        wanted: int64 `[n]`, the right tokens; `UNASKED` where this place is asked nothing.
         layer: whose output is read, through a readout that is thrown away; None: the model's own answer.
         skill: name under which right answers are counted; empty for what only helps the learning.
     """

@@ -29,7 +29,7 @@ from vortex_core.engine.retrieval.alphabet import (
     MOST,
     VOCAB,
 )
-from vortex_core.engine.retrieval.lesson import Lesson, Target
+from vortex_core.engine.retrieval.lesson import UNASKED, Lesson, Target
 
 SKILLS = ("lookup", "hop", "count")
 _NEAR = 16  # tokens before the present one that count once, however long a text the story stands for
@@ -102,7 +102,6 @@ def stories(stage: StoryStage, generator: torch.Generator) -> Lesson:
     for offset, tokens in ((0, keys + FIRST_KEY), (1, values + FIRST_VALUE)):
         at = places + offset
         ids.scatter_(1, at, torch.where(there, tokens[:, of], ids.gather(1, at)))
-    named = torch.zeros(batch, length, dtype=torch.bool, device=device).scatter_(1, places + 1, there)
 
     # Questions: two tokens each, all of a skill together; what stands before a key that is looked up does not matter.
     which = (uniform(batch, 3, stage.questions) * stage.pairs).long()
@@ -124,7 +123,8 @@ def stories(stage: StoryStage, generator: torch.Generator) -> Lesson:
         skill: str = "",
     ) -> Target:
         rows = torch.arange(batch, device=device)[:, None].expand_as(wanted)
-        return Target(rows[mask], places.expand_as(wanted)[mask], wanted[mask], layer, skill)
+        asked = wanted.where(mask, UNASKED)
+        return Target(rows.flatten(), places.expand_as(wanted).flatten(), asked.flatten(), layer, skill)
 
     every = torch.ones(batch, stage.questions, dtype=torch.bool, device=device)
     to = torch.exp(uniform(batch) * math.log(max(stage.longest / length, 1.0))) * length
@@ -140,20 +140,14 @@ def stories(stage: StoryStage, generator: torch.Generator) -> Lesson:
         target(before, place, previous, layer=0),
         target(every, asked[0][None], looked_up[:, 0], layer=1),
         target(closed.expand_as(every), asked[1][None], looked_up[:, 1], layer=1),
-        target(named, place[:, :length], ids[:, :length] - FIRST_VALUE + FIRST_KEY, skill="name"),
+        target(there, places + 1, ids.gather(1, places + 1) - FIRST_VALUE + FIRST_KEY, skill="name"),
     ]
     if stage.counted:
-        keyed = (
-            torch.where(there, keys[:, of], -1)
-            .new_full((batch, length), -1)
-            .scatter_(1, places, torch.where(there, of.expand(batch, -1), -1))
-        )
-        nth_time = torch.stack([(keyed == pair).cumsum(1) for pair in range(stage.pairs)], 2)
-        so_far = nth_time.gather(2, keyed.clamp_min(0)[..., None])[..., 0] - 1 + FIRST_NUMBER
+        same = (of[:, None] == of[None, :]) & there[:, None, :] & (places[:, None, :] <= places[:, :, None])
         targets += [
             target(every, asked[2][None], numbers, skill="count"),
             target(every, asked[2][None], numbers, layer=1),
-            target(keyed >= 0, place[:, :length], so_far, layer=1),
+            target(there, places, same.sum(2) - 1 + FIRST_NUMBER, layer=1),  # copies so far
         ]
     return Lesson(ids, tuple(targets), positions, _bias(ids, length, to / length))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vortex_core.engine.retrieval.alphabet import BOS, FIRST_KEY, FIRST_NOISE, FIRST_VALUE, KEYS, VOCAB
-from vortex_core.engine.retrieval.lesson import Lesson, Target
+from vortex_core.engine.retrieval.lesson import UNASKED, Lesson, Target
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Texts:
             layer: an inner one that is asked for the answers too.
         """
         batch, length = self.ids.shape
-        rows, questions = self.known.nonzero(as_tuple=True)
-        every = torch.arange(batch, device=self.ids.device).repeat_interleave(length - 1)
+        texts = torch.arange(batch, device=self.ids.device)
+        every = texts.repeat_interleave(length - 1)
         places = torch.arange(1, length, device=self.ids.device).repeat(batch)
-        asked, answers = self.asked[questions], self.answers[self.known]
+        rows, asked = texts.repeat_interleave(len(self.asked)), self.asked.repeat(batch)
+        answers = self.answers.where(self.known, UNASKED).flatten()
         targets = [
             Target(rows, asked, answers, skill="lookup"),
             Target(every, places, self.ids[:, :-1].flatten(), layer=0),

@@ -16,7 +16,9 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,30 @@ import torch
 from torch.nn import functional as F
 
 from vortex_core.engine.retrieval.alphabet import save_tokenizer
-from vortex_core.engine.retrieval.lesson import Lesson, Stage
+from vortex_core.engine.retrieval.lesson import UNASKED, Lesson, Stage
 from vortex_core.engine.retrieval.model import Shape, every_expert, hidden_states, new_model, rotary_of
 from vortex_core.engine.retrieval.recipes import RECIPES, Recipe
 
 RATE = 2e-3
 WARM_UP = 30  # steps over which the rate rises
-WINDOW = 5  # steps that a stage's accuracy is the mean of
+WINDOW = 5  # steps that a stage's accuracy is the mean of, and after which it is looked at
+SAVED_EVERY = 20.0  # seconds
+_SAID_EVERY = 20  # steps
 TRAIN_SEED = 1
 _BEFORE_LAST = 0.6  # of the time that training may take, all stages but the last together
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step has seen, where it was computed: a GPU is waited for by whoever reads it.
+
+    Attributes:
+        losses: of each target, `[target]`.
+        right: by skill, the share right.
+    """
+
+    losses: torch.Tensor
+    right: dict[str, torch.Tensor]
 
 
 class Trainer:
@@ -48,11 +65,13 @@ class Trainer:
             torch.nn.Linear(hidden, vocab, bias=False, device=model.device) for _ in model.model.layers[:-1]
         )
         self.parameters = [*model.parameters(), *self.readouts.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=model.device.type == "cuda"
+        )
         self.steps = 0
 
-    def step(self, lesson: Lesson, scale: float = 1.0) -> tuple[list[float], dict[str, float]]:
-        """Learn from a lesson; returns the loss of each target, and the share right by skill.
+    def step(self, lesson: Lesson, scale: float = 1.0) -> Seen:
+        """Learn from a lesson.
 
         Args:
             scale: of the learning rate.
@@ -62,12 +81,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * scale * min(1.0, self.steps / WARM_UP)
         self.optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return [loss.item() for loss in losses], right
+        return Seen(losses.detach(), right)
 
-    def _losses(self, lesson: Lesson) -> tuple[list[torch.Tensor], dict[str, float]]:
+    def _losses(self, lesson: Lesson) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         positions = lesson.positions
         if positions is None:
             positions = torch.arange(lesson.ids.shape[1], device=lesson.ids.device)[None]
@@ -79,10 +98,11 @@ class Trainer:
             else:
                 inner = layers[target.layer][target.rows, target.places]
                 logits = self.readouts[target.layer](F.rms_norm(inner, inner.shape[-1:]))
-            losses.append(F.cross_entropy(logits, target.wanted))
+            losses.append(F.cross_entropy(logits, target.wanted, ignore_index=UNASKED))
             if target.skill:
-                right[target.skill] = float((logits.argmax(-1) == target.wanted).float().mean())
-        return losses, right
+                asked = (target.wanted != UNASKED).sum()
+                right[target.skill] = (logits.argmax(-1) == target.wanted).sum() / asked
+        return torch.stack(losses), right
 
     def state(self) -> dict[str, Any]:
         """Everything that the steps to come depend on."""
@@ -110,6 +130,7 @@ def train(
     say: Callable[[str], None] = print,
     kept: Path | None = None,
     seconds: float = math.inf,
+    save: Callable[[], None] | None = None,
 ) -> float:
     """Train through a curriculum; returns the share of right answers in the last window, of the worst skill.
 
@@ -119,37 +140,43 @@ def train(
     Args:
         kept: a file that holds the state after the last finished stage; where it is there, training goes on from it.
         seconds: after which training ends, wherever it is; all stages but the last share three fifths of them.
+        save: called every `SAVED_EVERY` seconds, so that a machine lost on the way does not take all with it.
     """
-    started = time.perf_counter()
+    started = saved = time.perf_counter()
     share, first = 0.0, 0
     if kept is not None and kept.exists():
         found = torch.load(kept, weights_only=True)
         trainer.load(found["trainer"])
         first = found["stages"]
     for number, stage in enumerate(curriculum[first:], first + 1):
-        history: list[tuple[list[float], dict[str, float]]] = []
+        window: deque[Seen] = deque(maxlen=WINDOW)
         began = time.perf_counter()
         last = stage is curriculum[-1]
         ends = started + seconds * (1.0 if last else _BEFORE_LAST * number / (len(curriculum) - 1))
         left = max(ends - began, 1e-9)
-        for step in range(stage.steps):
-            through = max(step / stage.steps, (time.perf_counter() - began) / left)
+        for step in range(1, stage.steps + 1):
+            through = max((step - 1) / stage.steps, (time.perf_counter() - began) / left)
             scale = stage.scale * (max(0.0, 1 - through) if last else 1.0)
-            history.append(trainer.step(stage.lesson(trainer.generator), scale))
-            window = history[-WINDOW:]
-            right = {skill: sum(seen[skill] for _, seen in window) / WINDOW for skill in window[-1][1]}
+            window.append(trainer.step(stage.lesson(trainer.generator), scale))
+            if step % WINDOW and step < stage.steps:
+                continue
+            right = {
+                skill: float(torch.stack([seen.right[skill] for seen in window]).mean())
+                for skill in window[-1].right
+            }
             share = min(right.values())
-            done = len(history) >= WINDOW and stage.enough is not None and share >= stage.enough
+            done = len(window) == WINDOW and stage.enough is not None and share >= stage.enough
             done = done or time.perf_counter() >= ends
-            if done or (step + 1) % 20 == 0 or step + 1 == stage.steps:
-                losses = (
-                    sum(parts) / len(window) for parts in zip(*(seen for seen, _ in window), strict=True)
-                )
+            if done or step % _SAID_EVERY == 0 or step == stage.steps:
+                losses = torch.stack([seen.losses for seen in window]).mean(0).tolist()
                 say(
                     f"{time.perf_counter() - started:5.0f} s  step {trainer.steps:4d}  {stage.length:5d} tokens"
                     f"  losses {' '.join(f'{loss:.3f}' for loss in losses)}"
                     f"  right {' '.join(f'{skill} {value:.3f}' for skill, value in right.items())}"
                 )
+            if save is not None and time.perf_counter() - saved > SAVED_EVERY:
+                save()
+                saved = time.perf_counter()
             if done:
                 break
         if sum(right.values()) < 0.5 * len(right):
@@ -225,6 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
         say=lambda text: print(text, flush=True),
         kept=kept,
         seconds=chosen.seconds,
+        save=lambda: save(trainer.model, chosen.out),
     )
     save(trainer.model, chosen.out)
     found = report(recipe, chosen.out, device)
