@@ -24,8 +24,10 @@ from evaluators.plan import EvaluationPlan, load_plan
 from evaluators.stages.base import Deadline
 from evaluators.worker import EvaluationWorker
 from vortex_core import library
+from vortex_core.engine.models.weights import describe_model
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
+from vortex_core.specs import ModelSpec
 
 _SPEED = ("modelled", "decode")
 
@@ -137,6 +139,8 @@ def study_plan(arguments: argparse.Namespace) -> EvaluationPlan:
     fewest = data.get("recall", {}).get("perplexity_items", 1)
     data["perplexity"]["items"] = max(fewest, arguments.passages)
     data["perplexity"]["context"] = arguments.passage_context or data["perplexity"]["context"]
+    if arguments.timed_steps:
+        data["decode"] = data.get("decode", {}) | {"steps": arguments.timed_steps, "warmup": 2}
     data["screen"] = {
         "retrieval_items": arguments.recorded, "passages": 1, "most_tokens": arguments.context,
         "steps": arguments.steps, "at": min(3, arguments.steps),
@@ -145,12 +149,12 @@ def study_plan(arguments: argparse.Namespace) -> EvaluationPlan:
     return EvaluationPlan.model_validate(data | {"reads": None, "stages": stages})
 
 
-def compile_everything(worker: EvaluationWorker, flows: list[Flow]) -> None:
+def compile_everything(plan: EvaluationPlan, model: ModelSpec, flows: list[Flow]) -> None:
     """Compile all kernels of all programs on all cores, so that no program waits for its own; see `compile_ahead`."""
     from benchmarks.predict_compile import compile_flows
 
     began = time.perf_counter()
-    left = compile_flows(worker.plan, worker.context.answering, flows)
+    left = compile_flows(plan, model, flows)
     print(
         f"{len(flows)} programs compiled in {time.perf_counter() - began:.1f} s, without {left}", flush=True
     )
@@ -176,6 +180,10 @@ def command_line() -> argparse.ArgumentParser:
         "--passage-context", type=int, help="tokens before what is scored; the plan's by default"
     )
     parser.add_argument("--served", action="store_true", help="also time decode steps")
+    parser.add_argument(
+        "--compile-only", action="store_true", help="compile what the study launches on a Hopper GPU, without one"
+    )
+    parser.add_argument("--timed-steps", type=int, help="decode steps timed a round; the plan's by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no program after so long")
@@ -195,10 +203,13 @@ def main() -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {row["key"] for row in rows}
     flows = programs(arguments.budgets, arguments.page, arguments.files)
+    if arguments.compile_only:
+        compile_everything(plan, describe_model(arguments.model), flows)
+        return
     if missing := [flow for flow in flows if flow.key not in known]:
         worker = EvaluationWorker(arguments.model, plan, device=arguments.device, threads=arguments.threads)
         if worker.bench.engine.device.type == "cuda":
-            compile_everything(worker, missing)
+            compile_everything(worker.plan, worker.context.answering, missing)
         dense = worker.reference(plan.seed)
         worker.bench.screener(plan.seed).score(missing[0])  # hindsight of the recording, once
         print(f"ready after {time.perf_counter() - began:.1f} s; dense {dense['scores']}", flush=True)

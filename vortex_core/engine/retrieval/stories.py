@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -87,11 +88,7 @@ def stories(stage: StoryStage, generator: torch.Generator) -> Lesson:
     # Where they are written: a place for each of the most copies there can be; noise stays where there are fewer.
     written = torch.ones(batch, stage.pairs, dtype=torch.long, device=device)
     written[:, : stage.counted] = 1 + (uniform(batch, stage.counted) * MOST).long()
-    copies = [MOST] * stage.counted + [1] * (stage.pairs - stage.counted)
-    of = torch.repeat_interleave(
-        torch.arange(stage.pairs, device=device), torch.tensor(copies, device=device)
-    )
-    nth = torch.cat([torch.arange(n, device=device) for n in copies])
+    of, nth = _copies(stage.pairs, stage.counted, device)
     slots = len(of)
     assert 2 * slots < length, "the pairs leave no room"
     free = uniform(batch, length - 1 - slots).argsort(1)[:, :slots].sort(1).values
@@ -150,6 +147,15 @@ def stories(stage: StoryStage, generator: torch.Generator) -> Lesson:
             target(there, places, same.sum(2) - 1 + FIRST_NUMBER, layer=1),  # copies so far
         ]
     return Lesson(ids, tuple(targets), positions, _bias(ids, length, to / length))
+
+
+@cache
+def _copies(pairs: int, counted: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every place there can be for a pair, which pair and which copy of it, `[place]` each."""
+    copies = [MOST] * counted + [1] * (pairs - counted)
+    of = [pair for pair, most in enumerate(copies) for _ in range(most)]
+    nth = [copy for most in copies for copy in range(most)]
+    return torch.tensor(of, device=device), torch.tensor(nth, device=device)
 
 
 def _positions(
