@@ -234,6 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights")
     parser.add_argument("--start", help="model or directory whose weights are begun with")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which training ends")
+    parser.add_argument(
+        "--state", type=Path, help="file that a cut training goes on from; training.pt in --out by default"
+    )
     parser.add_argument("--smaller", type=int, default=1, help="divides every batch, for a CPU")
     chosen = parser.parse_args(arguments)
     device, recipe = torch.device(chosen.device), RECIPES[chosen.model]
@@ -244,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     trainer = Trainer(model.to(device))
     chosen.out.mkdir(parents=True, exist_ok=True)
-    kept = chosen.out / "training.pt"
+    kept = chosen.state or chosen.out / "training.pt"
     curriculum = [stage.smaller(chosen.smaller) for stage in recipe.curriculum]
     if device.type == "cuda":  # TF32 is eight times as exact as the bf16 in which the model will run
         torch.set_float32_matmul_precision("high")
