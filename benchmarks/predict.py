@@ -181,7 +181,9 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--served", action="store_true", help="also time decode steps")
     parser.add_argument(
-        "--compile-only", action="store_true", help="compile what the study launches on a Hopper GPU, without one"
+        "--compile-only",
+        action="store_true",
+        help="compile what the study launches on a Hopper GPU, without one",
     )
     parser.add_argument("--timed-steps", type=int, help="decode steps timed a round; the plan's by default")
     parser.add_argument("--device", default="cpu")
