@@ -102,7 +102,7 @@ class Emitter:
         products: writes further sums as matrix products, of codes.
         channels: most of a matrix product where their number is no power of two.
         wide: whether bf16 does not hold the query: it takes part in exact products as three numbers that bf16 holds.
-        anchored: reductions that are kept apart from what rows inside pages do with them.
+        anchored: reductions that rows inside pages meet, by node: lanes of those rows.
     """
 
     graph: Graph
@@ -116,7 +116,7 @@ class Emitter:
     load_before: Callable[[int, Env], Tile] | None = None
     channels: int = FEW_CHANNELS
     wide: bool = False
-    anchored: Collection[int] = ()
+    anchored: Mapping[int, int] = field(default_factory=dict)
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
     axes: dict[str, Axis] = field(default_factory=dict)
@@ -139,9 +139,10 @@ class Emitter:
         self.inner, self._page_memo = None, {}
         return body
 
-    def axis(self, name: str, real: int) -> Axis:
-        """An axis; its index variable is defined at the top of the kernel."""
-        made = Axis(name, real, 16 if name == "head" and self.contractions else 1)
+    def axis(self, name: str, real: int, least: int = 1) -> Axis:
+        """An axis of `least` lanes or more; its index variable is defined at the top of the kernel."""
+        least = least if least > pow2(real) else 1
+        made = Axis(name, real, 16 if name == "head" and self.contractions else least)
         if name != "page":
             self.axes[made.index] = made
         return made
@@ -188,10 +189,14 @@ class Emitter:
                 found = self._matrix_product(node, self.contractions[i], env)
             if found is None and self.products is not None:
                 found = self.products(self, i, env)
-            found = found if found is not None else self._node(node, env, paged)
             # Triton gives the layout of rows to sums that rows add, and lowers a sum over fewer lanes than rows wrongly
             # in it: threads that hold the same lane are left with different sums. It moves no layout past an anchor.
-            if i in self.anchored and found.axes:
+            anchor = i in self.anchored
+            if found is None and anchor:
+                found = self._wide_sum(i, env, paged)
+                anchor = found is None
+            found = found if found is not None else self._node(node, env, paged)
+            if anchor and found.axes:
                 found = self.bind(f"anchored({found.text})", found.axes, paged)
             memo[key] = found
         return memo[key]
@@ -406,6 +411,21 @@ class Emitter:
             )
         assert total is not None
         return total
+
+    def _wide_sum(self, i: int, env: Env, inside: bool) -> Tile | None:
+        """A reduction that rows meet over as many lanes as they have, or None where that is not possible: it needs no
+        anchor, which costs exchanges between warps."""
+        node, rows = self.graph.nodes[i], self.anchored[i]
+        (source,), names = node.inputs, node.attr["dims"]
+        if len(names) > 1:
+            return None
+        (name,) = names
+        axis = self.axis(name, self.graph.nodes[source].type.extent(name).resolve(self.sizes), rows)
+        inner = {**env, name: Tile(axis.index, (axis,))}
+        padded = axis.least > 1 and self.needs_whole(source, name)
+        if name == "page" or padded or self._too_large(source, inner, names) is not None:
+            return None
+        return self.fold(node.op, self.at(source, inner), names, inside)
 
     def _too_large(self, i: int, env: Env, names: Sequence[str]) -> tuple[str, int, int] | None:
         """Which reduced dimension of node `i` to take in chunks so that its tile fits, as (name, extent, chunk)."""

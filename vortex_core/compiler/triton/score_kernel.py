@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full, literal
 from vortex_core.compiler.triton.page_emitter import PageEmitter
 from vortex_core.compiler.triton.page_product import find_page_products
-from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, unsupported
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, pow2, unsupported
 from vortex_core.geometry import Geometry
 from vortex_core.ir.crossover import EVERYTHING, crossover_unfit
 from vortex_core.ir.graph import Graph, Node
@@ -54,7 +55,7 @@ class IndexKernel(KernelWriter):
         self.columns = self.tokens and all(
             by_columns(program.index, self.states, self.sizes, c) for c in inside
         )
-        self.anchored = _met_by_rows(program.index)
+        self.anchored = _met_by_rows(program.index, self.sizes)
         self.before = query_work(program.index, self.sizes)
         self.writer = CodeEmitter(self.states, self.mask_text)
 
@@ -319,20 +320,23 @@ class IndexKernel(KernelWriter):
         return self.kernel("score_kernel", self.index_args(), ["OPERAND", "BLOCKS"], body)
 
 
-def _met_by_rows(graph: Graph) -> set[int]:
-    """Reductions to one number a page, or a page and head, that rows of another kind than were reduced then meet."""
-    met: dict[int, set[str]] = {}
+def _met_by_rows(graph: Graph, sizes: Mapping[str, int]) -> dict[int, int]:
+    """Reductions to one number a page, or a page and head, that rows of another kind than were reduced then meet: the
+    lanes of the longest of them."""
+    met: dict[int, dict[str, int]] = {}
     for i in reversed(range(len(graph.nodes))):
         names = graph.nodes[i].type.names
         if "page" not in names or not set(names) <= {"page", "head"}:
             continue
-        found: set[str] = set()
+        found: dict[str, int] = {}
         for j, user in enumerate(graph.nodes):
             if i in user.inputs:
-                found |= set(user.type.names) - {"page", "head"} | met.get(j, set())
+                rows = {n: pow2(e.resolve(sizes)) for n, e in user.type.dims if n not in ("page", "head")}
+                for name, lanes in [*rows.items(), *met.get(j, {}).items()]:
+                    found[name] = max(lanes, found.get(name, 1))
         met[i] = found
     reduced = {i: graph.nodes[i].attr["dims"] for i in met if graph.nodes[i].op in REDUCE}
-    return {i for i, dims in reduced.items() if met[i] and not met[i] & set(dims)}
+    return {i: max(met[i].values()) for i, dims in reduced.items() if met[i] and not met[i].keys() & set(dims)}
 
 
 def loads_first(lines: list[str]) -> list[str]:

@@ -65,7 +65,12 @@ class Axis:
     @property
     def index(self) -> str:
         """The variable that counts its lanes."""
-        return f"i_{self.name}{self.real}"
+        return f"i_{self.name}{self.real}" + (f"_{self.size}" if self.wide else "")
+
+    @property
+    def wide(self) -> bool:
+        """Whether there are more lanes than the next power of two; heads always have the same number."""
+        return self.name != "head" and self.size > pow2(self.real)
 
     @property
     def mask(self) -> str | None:
