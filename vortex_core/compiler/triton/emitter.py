@@ -84,6 +84,15 @@ def rounded(text: str, dtype: str) -> str:
     return f"tl.minimum(tl.maximum({text}, -{_TOP[dtype]!r}), {_TOP[dtype]!r}).to({_FLOATS[dtype]})"
 
 
+def _reshaped(x: Tile, axes: Sequence[Axis]) -> Tile:
+    """A tile of pages with all axes of a product, of one lane those that it lacks. Triton moves layouts of loads through a
+    reshape but not through an index of None: what is summed then lies as it was loaded."""
+    if len(x.axes) < 2 or x.axes[0].name != "page" or tuple(axes) == x.axes:
+        return x
+    shape = [a.size if a in x.axes else 1 for a in axes]
+    return Tile(f"tl.reshape({x.text}, {shape})", tuple(axes))
+
+
 Products = Callable[["Emitter", int, Env], "Tile | None"]
 
 
@@ -127,6 +136,11 @@ class Emitter:
     _page_memo: dict[tuple[int, str], Tile] = field(default_factory=dict)
     _shared: dict[str, Tile] = field(default_factory=dict)
     _count: int = 0
+
+    def __post_init__(self) -> None:
+        """Products whose sums rows meet."""
+        sums = [self.graph.nodes[i] for i in self.anchored if self.graph.nodes[i].op == "sum"]
+        self.summed = {self.graph.nodes[n.inputs[0]] for n in sums}
 
     def begin_loop(self) -> None:
         """Statements with a page axis now go into a loop's body."""
@@ -268,6 +282,8 @@ class Emitter:
                 )
         args = [self.at(j, env) for j in node.inputs]
         axes = order([x for t in args for x in t.axes])
+        if node.op == "mul" and inside and node in self.summed:
+            args = [_reshaped(t, axes) for t in args]
         text = POINTWISE[node.op].format(
             *(atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
         )
