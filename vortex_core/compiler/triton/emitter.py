@@ -84,13 +84,15 @@ def rounded(text: str, dtype: str) -> str:
     return f"tl.minimum(tl.maximum({text}, -{_TOP[dtype]!r}), {_TOP[dtype]!r}).to({_FLOATS[dtype]})"
 
 
-def _reshaped(x: Tile, axes: Sequence[Axis]) -> Tile:
-    """A tile of pages with all axes of a product, of one lane those that it lacks. Triton moves layouts of loads through a
-    reshape but not through an index of None: what is summed then lies as it was loaded."""
-    if len(x.axes) < 2 or x.axes[0].name != "page" or tuple(axes) == x.axes:
-        return x
-    shape = [a.size if a in x.axes else 1 for a in axes]
-    return Tile(f"tl.reshape({x.text}, {shape})", tuple(axes))
+def _as_loaded(x: Tile, axes: Sequence[Axis], *, whole: bool) -> Tile:
+    """A tile with its axes in the order of a product's and, if `whole`, all of them: of one lane those that it lacks.
+    Triton moves layouts of loads through a reshape but not through an index of None."""
+    own = tuple(a for a in axes if a in x.axes)
+    if own != x.axes:
+        x = Tile(f"tl.permute({x.text}, {tuple(x.axes.index(a) for a in own)})", own)
+    if not whole or len(own) < 2 or own[0].name != "page" or own == tuple(axes):
+        return Tile(f"({x.text})", x.axes) if x.text.startswith("tl.permute") else x
+    return Tile(f"tl.reshape({x.text}, {[a.size if a in own else 1 for a in axes]})", tuple(axes))
 
 
 Products = Callable[["Emitter", int, Env], "Tile | None"]
@@ -112,6 +114,7 @@ class Emitter:
         channels: most of a matrix product where their number is no power of two.
         wide: whether bf16 does not hold the query: it takes part in exact products as three numbers that bf16 holds.
         anchored: reductions that rows inside pages meet, by node: lanes of those rows.
+        summed: products that are summed where their loads lie, and along what: that axis comes last.
     """
 
     graph: Graph
@@ -126,6 +129,7 @@ class Emitter:
     channels: int = FEW_CHANNELS
     wide: bool = False
     anchored: Mapping[int, int] = field(default_factory=dict)
+    summed: Mapping[Node, str] = field(default_factory=dict)
     outer: list[str] = field(default_factory=list)
     inner: list[str] | None = None
     axes: dict[str, Axis] = field(default_factory=dict)
@@ -136,11 +140,6 @@ class Emitter:
     _page_memo: dict[tuple[int, str], Tile] = field(default_factory=dict)
     _shared: dict[str, Tile] = field(default_factory=dict)
     _count: int = 0
-
-    def __post_init__(self) -> None:
-        """Products whose sums rows meet."""
-        sums = [self.graph.nodes[i] for i in self.anchored if self.graph.nodes[i].op == "sum"]
-        self.summed = {self.graph.nodes[n.inputs[0]] for n in sums}
 
     def begin_loop(self) -> None:
         """Statements with a page axis now go into a loop's body."""
@@ -282,8 +281,10 @@ class Emitter:
                 )
         args = [self.at(j, env) for j in node.inputs]
         axes = order([x for t in args for x in t.axes])
-        if node.op == "mul" and inside and node in self.summed:
-            args = [_reshaped(t, axes) for t in args]
+        if inside and node in self.summed:
+            axes = tuple(sorted(axes, key=lambda a: a.name == self.summed[node]))
+            loads = [self.graph.nodes[j].op == "load" for j in node.inputs]
+            args = [_as_loaded(t, axes, whole=x or len(axes) < 4) for t, x in zip(args, loads, strict=True)]
         text = POINTWISE[node.op].format(
             *(atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
         )

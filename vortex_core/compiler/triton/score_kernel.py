@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vortex_core.compiler.columns import PACKED
 from vortex_core.compiler.triton.code_emitter import LEAST, CodeEmitter
 from vortex_core.compiler.triton.code_product import CodeProduct, by_columns, find_code_products, rows_of
 from vortex_core.compiler.triton.contraction import find_contractions
@@ -21,7 +22,7 @@ from vortex_core.geometry import Geometry
 from vortex_core.ir.crossover import EVERYTHING, crossover_unfit
 from vortex_core.ir.graph import Graph, Node
 from vortex_core.ir.knobs import Knobs
-from vortex_core.ir.program import Program
+from vortex_core.ir.program import Program, StateDecl
 from vortex_core.ir.query_work import query_work
 from vortex_core.ir.schedule import schedule
 
@@ -56,6 +57,7 @@ class IndexKernel(KernelWriter):
             by_columns(program.index, self.states, self.sizes, c) for c in inside
         )
         self.anchored = _met_by_rows(program.index, self.sizes)
+        self.summed = _summed(program.index, self.states, self.anchored)
         self.before = query_work(program.index, self.sizes)
         self.writer = CodeEmitter(self.states, self.mask_text)
 
@@ -220,7 +222,7 @@ class IndexKernel(KernelWriter):
 
     def emitter(self, page: Axis | None, **options: Any) -> Emitter:
         """What writes the statements of a kernel that comes after the query's."""
-        options = {"wide": self.wide, **options}
+        options = {"wide": self.wide, "summed": self.summed, **options}
         e = Emitter(self.program.index, self.sizes, self.source, self.channel_start, page, **options)
         e.before, e.load_before = self.before, lambda i, env: self.load_before(e, i, env)
         return e
@@ -337,6 +339,23 @@ def _met_by_rows(graph: Graph, sizes: Mapping[str, int]) -> dict[int, int]:
         met[i] = found
     reduced = {i: graph.nodes[i].attr["dims"] for i in met if graph.nodes[i].op in REDUCE}
     return {i: max(met[i].values()) for i, dims in reduced.items() if met[i] and not met[i].keys() & set(dims)}
+
+
+def _summed(graph: Graph, states: Mapping[str, StateDecl], met: Collection[int]) -> dict[Node, str]:
+    """Products that are best summed where they were loaded, by the dimension: sums that rows meet, and those along numbers
+    that lie side by side in memory with rows around them."""
+    found = {}
+    for i, node in enumerate(graph.nodes):
+        product = graph.nodes[node.inputs[0]] if node.op == "sum" and len(node.attr["dims"]) == 1 else None
+        if product is None or product.op != "mul" or "page" not in node.type.names:
+            continue
+        (dim,) = node.attr["dims"]
+        factors = [graph.nodes[j] for j in product.inputs]
+        loads = [states[n.attr["name"]] for n in factors if n.op == "load"]
+        beside = [s for s in loads if len(s.stored) > 1 and s.stored[-1][0] == dim and s.dtype not in PACKED]
+        if i in met or any(s.dims[-1][0] != dim for s in beside):
+            found[product] = dim
+    return found
 
 
 def loads_first(lines: list[str]) -> list[str]:
