@@ -284,7 +284,7 @@ class Emitter:
         if inside and node in self.summed:
             axes = tuple(sorted(axes, key=lambda a: a.name == self.summed[node]))
             loads = [self.graph.nodes[j].op == "load" for j in node.inputs]
-            args = [_as_loaded(t, axes, whole=x or len(axes) < 4) for t, x in zip(args, loads, strict=True)]
+            args = [_as_loaded(t, axes, whole=x or len(t.axes) < 3) for t, x in zip(args, loads, strict=True)]
         text = POINTWISE[node.op].format(
             *(atom(t.to(axes)) if node.op not in ("where",) else t.to(axes) for t in args)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -345,9 +346,12 @@ def _summed(graph: Graph, states: Mapping[str, StateDecl], met: Collection[int])
     """Products that are best summed where they were loaded, by the dimension: sums that rows meet, and those along numbers
     that lie side by side in memory with rows around them."""
     found = {}
+    uses = Counter([j for node in graph.nodes for j in node.inputs] + [j for _, j in graph.writes])
     for i, node in enumerate(graph.nodes):
-        product = graph.nodes[node.inputs[0]] if node.op == "sum" and len(node.attr["dims"]) == 1 else None
-        if product is None or product.op != "mul" or "page" not in node.type.names:
+        if node.op != "sum" or len(node.attr["dims"]) > 1 or uses[node.inputs[0]] > 1:
+            continue
+        product = graph.nodes[node.inputs[0]]
+        if product.op != "mul" or "page" not in node.type.names:
             continue
         (dim,) = node.attr["dims"]
         factors = [graph.nodes[j] for j in product.inputs]
