@@ -339,7 +339,9 @@ def _met_by_rows(graph: Graph, sizes: Mapping[str, int]) -> dict[int, int]:
                     found[name] = max(lanes, found.get(name, 1))
         met[i] = found
     reduced = {i: graph.nodes[i].attr["dims"] for i in met if graph.nodes[i].op in REDUCE}
-    return {i: max(met[i].values()) for i, dims in reduced.items() if met[i] and not met[i].keys() & set(dims)}
+    return {
+        i: max(met[i].values()) for i, dims in reduced.items() if met[i] and not met[i].keys() & set(dims)
+    }
 
 
 def _summed(graph: Graph, states: Mapping[str, StateDecl], met: Collection[int]) -> dict[Node, str]:
