@@ -55,10 +55,11 @@ def pooled(args: argparse.Namespace) -> list[dict[str, Any]]:
         for by, strategy in POOLS:
             job = {
                 "strategy": strategy, "seed": seed, "recording": args.recording, "other": [], "model": "smollm2-135m",
-                "programs": args.programs, "layers": 3, "seconds": args.seconds, "device": "cpu", "by": by,
-                "keep": args.programs,
+                "programs": args.programs, "layers": 3, "ends": time.time() + args.seconds, "device": "cpu", "by": by,
+                "keep": args.programs, "kept": "",
             }  # fmt: skip
             run = search(job)
+            assert run is not None, "its time is over"
             name = f"{'drawn' if strategy == 'random' else by} {seed}"
             print(f"pool {name}: {len(run.best)} programs, best {run.best[-1]:.4f}", flush=True)
             for data in run.kept:

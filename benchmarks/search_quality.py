@@ -9,12 +9,14 @@ proposer is the grammar; strategies see what a campaign's screen tells them. A p
 the best of each run is scored again in eight, on the same recording and on `--other` recordings (other prompts, other
 models) that no strategy saw.
 
-A fuller run, as in `benchmarks/results/search_quality.md`, on 16 cores with a GPU:
+A fuller run, as in `benchmarks/results/search_quality.md`, on many cores:
 
-    python -m benchmarks.search_quality --strategies evolve,portfolio,random,best_of_n --layers 8 --programs 1000 \\
-        --processes 14 --seconds 420 --device cuda --other-prompts 1 --other-models retrieval-gqa retrieval-mla
+    python -m benchmarks.search_quality --strategies evolve,portfolio,best_of_n,random --layers 8 \\
+        --programs 1000,3000 --processes 12 --seconds 900 --other-prompts 1 --other-models retrieval-gqa retrieval-mla
 
-Each (strategy, seed) is a process of its own, one thread, with an equal share of `--seconds`. What is left out is said.
+Each (strategy, seed) computes in one thread. All go on to the first of `--programs` seed by seed, then to the next,
+until `--seconds` are over: whole sets of seeds come first. What was reached is in `--out` at once, a line of
+`runs.jsonl` and a file to go on from: started again, a run that was cut goes on. What is left out is said.
 """
 
 from __future__ import annotations
@@ -23,12 +25,16 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
+import pickle
 import random
 import shutil
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +44,7 @@ from agents.grammar.proposer import GrammarProposer
 from search.campaign.archive import Verdict
 from search.campaign.cells import cell_of
 from search.campaign.fitting import fits, room
-from search.campaign.strategies.base import Strategy, Tell
+from search.campaign.strategies.base import Ask, Strategy, Tell
 from search.campaign.strategies.registry import STRATEGIES
 from search.config import CampaignConfig
 from vortex_core.errors import VortexError
@@ -48,7 +54,7 @@ from vortex_core.ir.flow import Flow
 from vortex_core.specs import load_model
 
 if TYPE_CHECKING:
-    from evaluators.screen import ScreenPoint
+    from evaluators.screen import Screener, ScreenPoint
 
 BUDGET = "0.1 * length"
 KNOBS: dict[str, Any] = {
@@ -57,6 +63,10 @@ KNOBS: dict[str, Any] = {
 }  # fmt: skip
 MOST_STATE = 0.10
 MARKS = (50, 100, 300, 1000, 3000)
+ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""For processes of one thread each: what a surrogate solves would take every core in all of them."""
+BEST = 24
+"""Programs whose descriptions drafts learn from."""
 LIBRARY = ("block_topk", "quest", "rocketkv", "lserve", "lserve_centroid", "infllm")
 TASK = CampaignConfig.model_validate(
     {
@@ -81,15 +91,16 @@ PREFER: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Run:
-    """What one strategy did with one seed."""
+    """What one strategy did with one seed, so far."""
 
     strategy: str
     seed: int
     best: list[float] = field(default_factory=list)  # after each program
+    spent: list[float] = field(default_factory=list)  # seconds, likewise
     drafted: float = 0.0
     screened: float = 0.0
     source: str = ""
-    again: dict[str, float] = field(default_factory=dict)
+    again: dict[str, dict[str, float]] = field(default_factory=dict)  # by recording, the best at every stop
     parts: dict[str, float] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)  # the best as JSON, as many as the job keeps
 
@@ -99,90 +110,160 @@ def state_share(flow: Flow, geometry: Geometry) -> float:
     return state_bytes_per_token(flow.program, flow.knobs, geometry) / kv_row_bytes(geometry, 2.0)
 
 
-def search(job: dict[str, Any]) -> Run:
-    """One strategy, one seed, until its programs or its time are used up."""
-    import torch
+class Search:
+    """One strategy with one seed. It can be written to a file and go on from there.
 
-    from evaluators.screen import AttentionRecording, Screener
+    Args:
+        job: see `main`.
+        geometry: of the model recorded.
+    """
 
-    torch.set_num_threads(1)
-    ends, run = time.time() + job["seconds"], Run(job["strategy"], job["seed"])
-    recording = AttentionRecording.load(Path(job["recording"])).to(job["device"])
-    screener = Screener(recording, budgets=(BUDGET,), layers=job["layers"])
-    geometry = recording.geometry
-    name = run.strategy.removesuffix(BLIND)
-    strategy: Strategy = STRATEGIES.get(name)(run.seed, **PREFER.get(name, {}))
-    proposer, model = GrammarProposer(), load_model(job["model"]).model_dump(mode="json")
-    flows: dict[str, Flow] = {}
-    sources: dict[str, str] = {}
-    told: dict[str, Tell] = {}
-    top: list[tuple[float, str]] = []
-    measured: list[tuple[str, float]] = []
-    blind = job["strategy"].endswith(BLIND)
-    learns = run.strategy not in CONTROLS  # a control's drafts know nothing of those before
+    def __init__(self, job: dict[str, Any], geometry: Geometry) -> None:
+        self.job, self.geometry = job, geometry
+        self.run = Run(job["strategy"], job["seed"])
+        self.blind = job["strategy"].endswith(BLIND)
+        name = job["strategy"].removesuffix(BLIND)
+        self.learns = name not in CONTROLS  # a control's drafts know nothing of those before
+        self.strategy: Strategy = STRATEGIES.get(name)(job["seed"], **PREFER.get(name, {}))
+        self.proposer, self.model = GrammarProposer(), load_model(job["model"]).model_dump(mode="json")
+        self.flows: dict[str, Flow] = {}
+        self.sources: dict[str, str] = {}
+        self.top: list[tuple[float, str]] = []
+        self.measured: list[tuple[str, float]] = []
+        self.number = 0
 
-    def measure(flow: Flow) -> tuple[float, float, Verdict]:
-        point = screener.score(flow, own=False).points[0]
-        kept = state_share(flow, geometry) <= MOST_STATE
-        error = point.beyond_se if job["by"] == "beyond" else point.output_se
-        return value_of(point, job["by"]), error or 0.0, Verdict.PROVEN if kept else Verdict.FAILED
+    def begin(self, screener: Screener) -> None:
+        """Tell the strategy of the library."""
+        for name in LIBRARY:
+            flow = _library(name)
+            self._keep(flow, "", self._measured(screener, None, flow))
 
-    def tell(number: int | None, flow: Flow, **more: Any) -> Tell:
-        value, error, verdict = measure(flow)
-        return Tell(
-            number, "scored", flow.key, flow.ir_hash, value, 1.0, verdict, low=value - 1.96 * error,
-            high=value + 1.96 * error, cell=cell_of(flow, geometry), size=len(flow.program.index.nodes), **more,
-        )  # fmt: skip
+    def go(self, screener: Screener, programs: int, ends: float) -> None:
+        """Screen until there are so many programs, or the clock says `ends`."""
+        began, before = time.time(), self.run.spent[-1] if self.run.spent else 0.0
+        while len(self.run.best) < programs and time.time() < ends:
+            if self._step(screener):
+                self.run.best.append(self.top[0][0] if self.top else 0.0)
+                self.run.spent.append(round(before + time.time() - began, 3))
 
-    for name in LIBRARY:
-        flow = _library(name)
-        flows[flow.key], sources[flow.key] = flow, ""
-        told[flow.key] = tell(None, flow)
-        strategy.tell(told[flow.key])
-    number = 0
-    while len(run.best) < job["programs"] and time.time() < ends:
-        ask = strategy.ask(number)
-        strategy.tell(Tell(number, "asked", parents=ask.parents, point=ask.point, by=ask.by))
+    def _step(self, screener: Screener) -> bool:
+        """One ask; whether it led to a program that was screened."""
+        number, self.number = self.number, self.number + 1
+        ask = self.strategy.ask(number)
+        more: dict[str, Any] = {"parents": ask.parents, "point": ask.point, "by": ask.by}
+        self.strategy.tell(Tell(number, "asked", **more))
         began = time.perf_counter()
-        request = ProposalRequest(
-            ask.kind, ask.seed, parents=tuple(Parent(flows[k], sources[k]) for k in ask.parents), model=model,
-            tried=told.keys(), point=ask.point, knobs=KNOBS, fits=fits(TASK, geometry),
-            best=tuple(flows[k].doc for _, k in top[:24]) if learns else (),
-            measured=measured if learns and not blind else (), room=room(TASK, geometry),
-        )  # fmt: skip
-        more = {"parents": ask.parents, "point": ask.point, "by": ask.by}
         try:
-            proposal = asyncio.run(proposer.propose(request))
-            assert proposal.flow is not None
-            flow = proposal.flow
-            run.drafted += time.perf_counter() - began
-            began = time.perf_counter()
-            found = tell(number, flow, **more)
+            proposal = asyncio.run(self.proposer.propose(self._request(ask)))
         except ProposerError:
-            strategy.tell(Tell(number, "rejected", **more))
-            number += 1
-            continue
+            self.strategy.tell(Tell(number, "rejected", **more))
+            return False
+        finally:
+            self.run.drafted += time.perf_counter() - began
+        assert proposal.flow is not None
+        flow, began = proposal.flow, time.perf_counter()
+        try:
+            found = self._measured(screener, number, flow, **more)
         except VortexError:  # it does not fit the model
-            strategy.tell(Tell(number, "stopped", flow.key, flow.ir_hash, **more))
-            number += 1
-            continue
-        run.screened += time.perf_counter() - began
-        flows[flow.key], sources[flow.key], told[flow.key] = flow, proposal.source, found
-        strategy.tell(found)
-        number += 1
+            self.strategy.tell(Tell(number, "stopped", flow.key, flow.ir_hash, **more))
+            return False
+        finally:
+            self.run.screened += time.perf_counter() - began
+        self._keep(flow, proposal.source, found)
         assert found.accuracy is not None
         if found.verdict is Verdict.PROVEN:
-            measured.append((flow.doc, found.accuracy))
-            top = sorted([*top, (found.accuracy, flow.key)], reverse=True)[: max(24, job["keep"])]
-        run.best.append(top[0][0] if top else 0.0)
-    if top:
-        best = flows[top[0][1]]
-        run.source = sources[best.key]
-        for path in [job["recording"], *job["other"]]:
-            run.again[Path(path).stem] = _again(best, path, job["device"], job["by"])
-        run.kept = [flows[key].to_json() for _, key in top[: job["keep"]]]
-    run.parts = dict(getattr(strategy, "shares", {}))
+            self.measured.append((flow.doc, found.accuracy))
+            best = sorted([*self.top, (found.accuracy, flow.key)], reverse=True)
+            self.top = best[: max(BEST, self.job["keep"])]
+        return True
+
+    def _request(self, ask: Ask) -> ProposalRequest:
+        return ProposalRequest(
+            ask.kind, ask.seed, parents=tuple(Parent(self.flows[k], self.sources[k]) for k in ask.parents),
+            model=self.model, tried=self.flows.keys(), point=ask.point, knobs=KNOBS, fits=fits(TASK, self.geometry),
+            best=tuple(self.flows[k].doc for _, k in self.top[:BEST]) if self.learns else (),
+            measured=self.measured if self.learns and not self.blind else (), room=room(TASK, self.geometry),
+        )  # fmt: skip
+
+    def _measured(self, screener: Screener, number: int | None, flow: Flow, **more: Any) -> Tell:
+        point = screener.score(flow, own=False).points[0]
+        value = value_of(point, self.job["by"])
+        error = (point.beyond_se if self.job["by"] == "beyond" else point.output_se) or 0.0
+        kept = state_share(flow, self.geometry) <= MOST_STATE
+        return Tell(
+            number, "scored", flow.key, flow.ir_hash, value, 1.0, Verdict.PROVEN if kept else Verdict.FAILED,
+            low=value - 1.96 * error, high=value + 1.96 * error, cell=cell_of(flow, self.geometry),
+            size=len(flow.program.index.nodes), **more,
+        )  # fmt: skip
+
+    def _keep(self, flow: Flow, source: str, found: Tell) -> None:
+        self.flows[flow.key], self.sources[flow.key] = flow, source
+        self.strategy.tell(found)
+
+    def stop(self) -> Run:
+        """What is to be known of it here: the best again, on every recording."""
+        if self.top:
+            best = self.flows[self.top[0][1]]
+            self.run.source = self.sources[best.key]
+            self.run.again[str(len(self.run.best))] = {
+                Path(path).stem: _again(best, path, self.job["device"], self.job["by"])
+                for path in [self.job["recording"], *self.job["other"]]
+            }
+            self.run.kept = [self.flows[key].to_json() for _, key in self.top[: self.job["keep"]]]
+        self.run.parts = dict(getattr(self.strategy, "shares", {}))
+        return self.run
+
+
+def search(job: dict[str, Any]) -> Run | None:
+    """Go on with one strategy and one seed, to the job's programs or the end of its time; None where that is over."""
+    import torch
+
+    if time.time() >= job["ends"]:
+        return None
+    torch.set_num_threads(1)
+    screener = _screener(job["recording"], job["device"], job["layers"])
+    kept = Path(job["kept"]) if job["kept"] else None
+    if kept is not None and kept.exists():
+        found: Search = pickle.loads(kept.read_bytes())
+        found.job = job
+    else:
+        found = Search(job, screener.recording.geometry)
+        found.begin(screener)
+    found.go(screener, job["programs"], job["ends"])
+    run = found.stop()
+    if kept is not None:
+        fresh = kept.with_suffix(".new")
+        fresh.write_bytes(pickle.dumps(found))
+        fresh.replace(kept)
     return run
+
+
+@lru_cache(maxsize=8)
+def _screener(path: str, device: str, layers: int) -> Screener:
+    """What a process screens with; dense attention is computed once for all of its runs."""
+    from evaluators.screen import AttentionRecording, Screener
+
+    recording = AttentionRecording.load(Path(path)).to(device)
+    return Screener(recording, budgets=(BUDGET,), layers=layers)
+
+
+def in_turn(jobs: list[dict[str, Any]], processes: int) -> Iterator[Run]:
+    """Runs as they stop. Jobs begin in order, those of one run one after another."""
+    fresh = multiprocessing.get_context("spawn")  # a fork of a process that computed may hang
+    os.environ.update(ALONE)
+    waiting, under_way = list(jobs), dict[Future[Run | None], tuple[str, int]]()
+    with ProcessPoolExecutor(processes, mp_context=fresh) as pool:
+        while waiting or under_way:
+            for job in list(waiting):
+                who = job["strategy"], job["seed"]
+                if len(under_way) < processes and who not in under_way.values():
+                    waiting.remove(job)
+                    under_way[pool.submit(search, job)] = who
+            for done in wait(under_way, return_when=FIRST_COMPLETED).done:
+                del under_way[done]
+                run = done.result()
+                if run is not None:
+                    yield run
 
 
 def _library(name: str) -> Flow:
@@ -198,10 +279,7 @@ def value_of(point: ScreenPoint, by: str) -> float:
 
 def _again(flow: Flow, path: str, device: str = "cpu", by: str = "beyond") -> float:
     """A program in eight layers of a recording."""
-    from evaluators.screen import AttentionRecording, Screener
-
-    screener = Screener(AttentionRecording.load(Path(path)).to(device), budgets=(BUDGET,))
-    return value_of(screener.score(flow, own=False).points[0], by)
+    return value_of(_screener(path, device, 8).score(flow, own=False).points[0], by)
 
 
 def quartiles(values: list[float]) -> str:
@@ -253,14 +331,18 @@ def table(runs: list[Run], library: dict[str, dict[str, float]]) -> str:
         for name in names:
             if name != CONTROLS[0]:
                 lines.append(f"| {name} | " + " | ".join(_ahead(runs, name, mark) for mark in MARKS) + " |")
-    stems = list(dict.fromkeys(stem for r in runs for stem in r.again))
-    lines += ["", "Each run's best again, in eight layers; the library beside it:", ""]
-    lines += ["| | " + " | ".join(stems) + " |", "|---" * (len(stems) + 1) + "|"]
-    for name in names:
-        found = [[r.again[s] for r in runs if r.strategy == name and s in r.again] for s in stems]
-        lines.append(f"| {name} | " + " | ".join(quartiles(f) for f in found) + " |")
+    again: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for r in runs:
+        for stop, values in r.again.items():
+            again.setdefault((r.strategy, int(stop)), []).append(values)
+    stems = list(dict.fromkeys(stem for values in again.values() for stem in values[0]))
+    lines += ["", "Each run's best again, in eight layers, by programs; the library beside it:", ""]
+    lines += ["| | runs | " + " | ".join(stems) + " |", "|---" * (len(stems) + 2) + "|"]
+    for (name, stop), values in sorted(again.items(), key=lambda a: (names.index(a[0][0]), a[0][1])):
+        cells = [quartiles([v[s] for v in values]) for s in stems]
+        lines.append(f"| {name}, {stop:,} | {len(values)} | " + " | ".join(cells) + " |")
     lines += [
-        f"| {n} | " + " | ".join(f"{v.get(s, float('nan')):.3f}" for s in stems) + " |"
+        f"| {n} | | " + " | ".join(f"{v.get(s, float('nan')):.3f}" for s in stems) + " |"
         for n, v in library.items()
     ]
     return "\n".join(lines)
@@ -291,7 +373,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--programs", type=int, default=1000)
+    parser.add_argument("--programs", default="1000", help="where all stop and are looked at, e.g. 1000,3000")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3600.0)
@@ -306,33 +388,30 @@ def main() -> None:
         *(record(model, seed, out / f"prompts-{seed}") for seed in range(1, 1 + args.other_prompts)),
         *(record(other, 0, out / Path(other).name) for other in args.other_models),
     ]
+    ends = time.time() + args.seconds
     jobs = [
         {
             "strategy": s, "seed": seed, "recording": recording, "other": others, "model": args.model,
-            "programs": args.programs, "layers": args.layers, "seconds": 0.0, "device": args.device,
-            "by": args.by, "keep": args.keep,
+            "programs": int(programs), "layers": args.layers, "ends": ends, "device": args.device, "by": args.by,
+            "keep": args.keep, "kept": str(out / f"{s}-{seed}.pickle"),
         }
+        for programs in args.programs.split(",")
         for seed in range(args.first_seed, args.first_seed + args.seeds)
         for s in args.strategies.split(",")
     ]  # fmt: skip
-    for job in jobs:
-        job["seconds"] = args.seconds * args.processes / len(jobs)
-    runs: list[Run] = []
-    fresh = multiprocessing.get_context("spawn")  # a fork of a process that computed may hang
-    with ProcessPoolExecutor(args.processes, mp_context=fresh) as pool, (out / "runs.jsonl").open("a") as log:
-        for run in pool.map(search, jobs):
-            runs.append(run)
+    runs: dict[tuple[str, int], Run] = {}
+    with (out / "runs.jsonl").open("a") as log:
+        for run in in_turn(jobs, args.processes):
+            runs[run.strategy, run.seed] = run
             log.write(json.dumps(run.__dict__) + "\n")
             log.flush()
             best = run.best[-1] if run.best else 0.0
-            print(
-                f"{run.strategy} {run.seed}: {len(run.best)} programs, {best:.3f}, again {run.again}",
-                flush=True,
-            )
+            print(f"{run.strategy} {run.seed}: {len(run.best)} programs, {best:.3f}", flush=True)
     library = {
         n: {Path(p).stem: _again(_library(n), p, by=args.by) for p in [recording, *others]} for n in LIBRARY
     }
-    text = table(runs, library)
+    order = {name: i for i, name in enumerate(args.strategies.split(","))}
+    text = table([runs[k] for k in sorted(runs, key=lambda k: (order[k[0]], k[1]))], library)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
