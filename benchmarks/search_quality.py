@@ -143,7 +143,7 @@ class Search:
         began, before = time.time(), self.run.spent[-1] if self.run.spent else 0.0
         while len(self.run.best) < programs and time.time() < ends:
             if self._step(screener):
-                self.run.best.append(self.top[0][0] if self.top else 0.0)
+                self.run.best.append(round(self.top[0][0], 6) if self.top else 0.0)
                 self.run.spent.append(round(before + time.time() - began, 3))
 
     def _step(self, screener: Screener) -> bool:
