@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from evaluators.certify import Certificate, next_bound, rate_bound
 
@@ -20,6 +21,29 @@ def test_the_rate_is_covered_at_least_as_often_as_promised(rate: float) -> None:
     rng = np.random.default_rng(0)
     covered = [rate_bound(int(rng.binomial(60, rate)), 60) >= rate for _ in range(1000)]
     assert np.mean(covered) >= 0.89
+
+
+@pytest.mark.parametrize(("items", "rate"), [(40, 0.01), (60, 0.08), (200, 0.3)])
+def test_with_ties_drawn_the_rate_is_covered_exactly_as_often_as_promised(items: int, rate: float) -> None:
+    """Over every number that can be lost, each with its chance, and ties a hundredth apart: no simulation's error."""
+    ties = (np.arange(100) + 0.5) / 100
+    chances = binom.pmf(np.arange(items + 1), items, rate)
+    covered = sum(
+        chance * np.mean([rate_bound(lost, items, tie=float(tie)) >= rate for tie in ties])
+        for lost, chance in enumerate(chances)
+        if chance > 1e-6
+    )
+    assert covered == pytest.approx(0.9, abs=0.005)
+
+
+def test_a_drawn_tie_lowers_the_bound_by_less_than_an_item() -> None:
+    for lost in (0, 1, 7, 29, 30):
+        bounds = [rate_bound(lost, 30, tie=tie) for tie in (0.0, 0.05, 0.4, 0.999)]
+        assert bounds == sorted(bounds)
+        assert bounds[-1] <= rate_bound(lost, 30)
+        if lost:
+            assert bounds[0] == pytest.approx(rate_bound(lost - 1, 30))
+    assert rate_bound(0, 30, tie=0.05) == 0 < rate_bound(0, 30, tie=0.4)
 
 
 def test_the_next_items_are_covered_exactly_as_often_as_promised() -> None:
