@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from vortex_core.engine.retrieval.task import noise_texts
 FRESH_SEED = 2_000_003
 LENGTHS = (256, 512, 1024, 2048, 4096)
 LONG_LENGTHS = {512: 8, 2048: 4, 8192: 2, 32768: 1}  # tokens, and texts of that many
+MORE_TEXTS = {512: 16, 1024: 16, 2048: 16, 4096: 16, 8192: 16, 32768: 4}  # for a GPU
 _BF16_LENGTHS = 2048  # CPUs are slow in bf16
 PAIRS = 32
 
@@ -47,10 +49,14 @@ def lookup_by_length(model: Any) -> dict[str, float]:
     return {str(length): round(accuracy(model, length), 4) for length in LENGTHS}
 
 
-def skills_by_length(model: Any) -> dict[str, dict[str, float]]:
-    """Share right by skill and length of real texts, consecutive positions and all noise there; short ones in bf16."""
+def skills_by_length(model: Any, lengths: Mapping[int, int] = LONG_LENGTHS) -> dict[str, dict[str, float]]:
+    """Share right by skill and length of real texts, consecutive positions and all noise there; short ones in bf16.
+
+    Args:
+        lengths: tokens, and texts of that many.
+    """
     found: dict[str, dict[str, float]] = {skill: {} for skill in SKILLS}
-    for length, texts in LONG_LENGTHS.items():
+    for length, texts in lengths.items():
         if model.dtype == torch.bfloat16 and length > _BF16_LENGTHS:
             continue
         for skill, share in skill_accuracy(model, length, texts=texts).items():

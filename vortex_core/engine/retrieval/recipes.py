@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vortex_core.engine.retrieval import measure
@@ -115,7 +116,7 @@ RECIPES: Mapping[str, Recipe] = {
                 scale=0.4,
             ),
         ),
-        measure.skills_by_length,
+        partial(measure.skills_by_length, lengths=measure.MORE_TEXTS),
         pairs=measure.PAIRS,
         learnt=0.8,
     ),
