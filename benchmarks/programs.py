@@ -487,19 +487,22 @@ def main() -> None:
         report.add(
             "setting", seed=args.seed, shape=args.shape, page=args.page, dense_us=dense_time(shape, kv)
         )
+        written = "programs_sweep" if args.sweep else "programs"
         for kind, name, flow in found:
             if args.sweep:
                 sweep(report, flow, shape, kv)
-                torch.cuda.empty_cache()
-                continue
-            try:
-                measure(report, kind, flow, shape, kv, seconds)
-            except Exception as error:  # noqa: BLE001 - a failure is a row of the table, not the end of it
-                report.add("programs", kind=kind, flow=name, error=f"{type(error).__name__}: {error}"[:300])
+            else:
+                try:
+                    measure(report, kind, flow, shape, kv, seconds)
+                except Exception as error:  # noqa: BLE001 - a failure is a row of the table, not the end of it
+                    report.add(
+                        "programs", kind=kind, flow=name, error=f"{type(error).__name__}: {error}"[:300]
+                    )
             torch.cuda.empty_cache()
+            report.write(args.out, written)  # a run that is cut short keeps what it measured
         if not args.sweep:
             summary(report)
-        report.write(args.out, "programs_sweep" if args.sweep else "programs")
+            report.write(args.out, written)
         print(report.markdown())
 
 
