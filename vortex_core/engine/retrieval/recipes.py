@@ -112,7 +112,7 @@ RECIPES: Mapping[str, Recipe] = {
                 questions=12,
                 batch=96,
                 steps=12000,
-                longest=40000,
+                longest=64000,  # of a story half is noise: as much of it as 32,768 tokens hold
                 scale=0.4,
             ),
         ),
