@@ -142,7 +142,9 @@ def report(answers: Path | None) -> str:
         lines += told_apart_rows(noise)
     lines += [
         "",
-        "## Coverage of the certificate's bounds at 0.9, over re-splits in halves",
+        "## Coverage of the certificate's bounds at 0.9",
+        "",
+        "Expected rate: draws, with replacement, of half as many items as the set has. Next items: re-splits.",
         "",
         "| answers | items | lost | re-splits | expected rate | ties drawn | next items | ties drawn |",
         "|---|---|---|---|---|---|---|---|",
