@@ -13,9 +13,9 @@ writes is the flow's own (`agents.grammar.proposer`).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 STEPS = 16
 """Bands are cut at sixteenths of the rotary pairs, the fastest first: no model's channel numbers are meant."""
@@ -30,6 +30,16 @@ SMALL_DTYPES = ("bf16", "fp8_e4m3", "int8", "int4")
 MAX_PLANES = 4
 FACTORS = (0.98, 0.53, 0.27, 0.13)
 """By which sign planes are multiplied until something better is known: the best for normal residuals."""
+
+
+_Value = TypeVar("_Value", "Band", "Recipe")
+
+
+def altered(value: _Value, **new: Any) -> _Value:
+    """The value with other fields; `dataclasses.replace` looks at every field, a third of a draft's time."""
+    found = object.__new__(type(value))
+    found.__dict__.update(value.__dict__, **new)
+    return found
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ class Recipe:
     temperature: float = 1.0
     variance: float = 0.0
 
+    @lru_cache(maxsize=20_000)  # noqa: B019  what is made to fit is asked for it at every step
     def normal(self) -> Recipe:
         """The same with what nothing reads at its default."""
         bands = tuple(sorted((b.normal() for b in self.bands), key=lambda b: (b.low, b.high)))
@@ -137,7 +148,7 @@ class Recipe:
 
     def with_band(self, at: int, band: Band) -> Recipe:
         """The recipe with another band in the place of one."""
-        return replace(self, bands=tuple(band if n == at else b for n, b in enumerate(self.bands)))
+        return altered(self, bands=tuple(band if n == at else b for n, b in enumerate(self.bands)))
 
     @property
     def text(self) -> str:

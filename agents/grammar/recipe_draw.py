@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from agents.grammar.recipe import LEADS, STEPS, Band, Recipe
+from agents.grammar.recipe import LEADS, STEPS, Band, Recipe, altered
 
 Rng = random.Random
 
@@ -124,5 +124,5 @@ def settled(rng: Rng, recipe: Recipe) -> Recipe:
     rows = 1 if tokens else next((b.rows for b in recipe.bands if not b.by_token), 1)
     if all(b.rows == (1 if b.by_token else rows) for b in recipe.bands):
         return recipe.normal()
-    bands = tuple(replace(b, rows=1 if b.by_token else rows) for b in recipe.bands)
-    return replace(recipe, bands=bands).normal()
+    bands = tuple(altered(b, rows=1 if b.by_token else rows) for b in recipe.bands)
+    return altered(recipe, bands=bands).normal()

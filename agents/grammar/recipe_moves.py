@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
-from agents.grammar.recipe import FACTORS, LEADS, MAX_PLANES, STEPS, Band, Recipe, legal
+from agents.grammar.recipe import FACTORS, LEADS, MAX_PLANES, STEPS, Band, Recipe, altered, legal
 from agents.grammar.recipe_draw import (
     CENTRES,
     CODERS,
@@ -57,14 +56,14 @@ def move_edge(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     band, step = recipe.bands[at], rng.choice((-2, -1, -1, 1, 1, 2))
     bands = list(recipe.bands)
     if rng.random() < 0.5:
-        bands[at] = replace(band, low=band.low + step)
+        bands[at] = altered(band, low=band.low + step)
         if at and bands[at - 1].high == band.low:
-            bands[at - 1] = replace(bands[at - 1], high=band.low + step)
+            bands[at - 1] = altered(bands[at - 1], high=band.low + step)
     else:
-        bands[at] = replace(band, high=band.high + step)
+        bands[at] = altered(band, high=band.high + step)
         if at + 1 < len(bands) and bands[at + 1].low == band.high:
-            bands[at + 1] = replace(bands[at + 1], low=band.high + step)
-    return replace(recipe, bands=tuple(bands)), f"band {band.low}-{band.high} cut elsewhere"
+            bands[at + 1] = altered(bands[at + 1], low=band.high + step)
+    return altered(recipe, bands=tuple(bands)), f"band {band.low}-{band.high} cut elsewhere"
 
 
 def change_coder(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -75,7 +74,7 @@ def change_coder(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
         taste.pick(rng, place(name, band.low, band.high), weights)
         for name, weights in (("coder", CODERS), ("planes", PLANES))
     )
-    new = replace(band, coder=coder, planes=planes)
+    new = altered(band, coder=coder, planes=planes)
     return recipe.with_band(at, new), f"band {band.low}-{band.high}: {band.coder} -> {new.coder}"
 
 
@@ -88,7 +87,7 @@ def change_planes(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     band = recipe.bands[at]
     planes = min(MAX_PLANES, max(1, band.planes + rng.choice((-1, 1))))
     factors = (*band.factors[: band.planes], *FACTORS[band.planes :])
-    return recipe.with_band(at, replace(band, planes=planes, factors=factors)), f"{planes} planes"
+    return recipe.with_band(at, altered(band, planes=planes, factors=factors)), f"{planes} planes"
 
 
 def change_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -97,15 +96,15 @@ def change_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     band = recipe.bands[at]
     match rng.choice(("centre", "scaled", "small", "per_channel", "rows")):
         case "centre":
-            new = replace(band, centre=taste.pick(rng, place("centre", band.low, band.high), CENTRES))
+            new = altered(band, centre=taste.pick(rng, place("centre", band.low, band.high), CENTRES))
         case "scaled":
-            new = replace(band, scaled=not band.scaled)
+            new = altered(band, scaled=not band.scaled)
         case "small":
-            new = replace(band, small=taste.pick(rng, place("small", band.low, band.high), SMALL))
+            new = altered(band, small=taste.pick(rng, place("small", band.low, band.high), SMALL))
         case "per_channel":
-            new = replace(band, per_channel=not band.per_channel)
+            new = altered(band, per_channel=not band.per_channel)
         case _:
-            new = replace(band, rows=rng.choice((1, 2, 4)))
+            new = altered(band, rows=rng.choice((1, 2, 4)))
     return recipe.with_band(at, new), f"band {band.low}-{band.high} kept otherwise"
 
 
@@ -124,11 +123,11 @@ def split_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     if (found := _cut(rng, recipe)) is None:
         return None
     at, band, cut = found
-    halves = [replace(band, high=cut), replace(band, low=cut)]
+    halves = [altered(band, high=cut), altered(band, low=cut)]
     which = rng.randrange(2)
     halves[which] = draw_band(rng, taste, halves[which].low, halves[which].high)
     bands = (*recipe.bands[:at], *halves, *recipe.bands[at + 1 :])
-    return replace(recipe, bands=bands), f"band {band.low}-{band.high} in two"
+    return altered(recipe, bands=bands), f"band {band.low}-{band.high} in two"
 
 
 def grade_bits(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -136,13 +135,13 @@ def grade_bits(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     if (found := _cut(rng, recipe)) is None:
         return None
     at, band, cut = found
-    fast, slow = replace(band, high=cut), replace(band, low=cut)
+    fast, slow = altered(band, high=cut), altered(band, low=cut)
     if rng.random() < 0.5:
         fast = fewer_bits(rng, fast) or fast
     else:
         slow = more_bits(rng, slow) or slow
     bands = (*recipe.bands[:at], fast, slow, *recipe.bands[at + 1 :])
-    return replace(recipe, bands=bands), f"band {band.low}-{band.high} graded at {cut}"
+    return altered(recipe, bands=bands), f"band {band.low}-{band.high} graded at {cut}"
 
 
 def shift_bits(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -162,8 +161,8 @@ def drop_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     if rng.random() < 0.6:
         n = max(0, at - 1)
         near = bands[n]
-        bands[n] = replace(near, low=min(near.low, band.low), high=max(near.high, band.high))
-    return replace(recipe, bands=tuple(bands)), f"without band {band.low}-{band.high}"
+        bands[n] = altered(near, low=min(near.low, band.low), high=max(near.high, band.high))
+    return altered(recipe, bands=tuple(bands)), f"without band {band.low}-{band.high}"
 
 
 def add_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -176,7 +175,7 @@ def add_band(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
     low = high - 1
     while low - 1 in free and rng.random() < 0.8:
         low -= 1
-    return replace(
+    return altered(
         recipe, bands=(*recipe.bands, draw_band(rng, taste, low, high))
     ), f"band {low}-{high} added"
 
@@ -198,7 +197,7 @@ def change_whole(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
             value = rng.choice((0.0, 0.25, 0.5, 1.0))
         case _:
             value = not getattr(recipe, name)
-    return replace(recipe, **{name: value}), f"{name} {value}"
+    return altered(recipe, **{name: value}), f"{name} {value}"
 
 
 def move_constant(rng: Rng, recipe: Recipe, taste: Taste) -> Changed:
@@ -245,15 +244,15 @@ def with_constants(recipe: Recipe, values: Mapping[str, float]) -> Recipe:
         words = name.split()
         if words[0] != "band":
             changed: dict[str, Any] = {name: value}
-            recipe = replace(recipe, **changed)
+            recipe = altered(recipe, **changed)
             continue
         at = int(words[1])
         band = recipe.bands[at]
         if words[2] == "weight":
-            band = replace(band, weight=value)
+            band = altered(band, weight=value)
         else:
             place = int(words[3])
-            band = replace(
+            band = altered(
                 band, factors=tuple(value if n == place else f for n, f in enumerate(band.factors))
             )
         recipe = recipe.with_band(at, band)
@@ -281,7 +280,7 @@ def cross(rng: Rng, one: Recipe, other: Recipe) -> tuple[Recipe, str]:
 
 def _between(bands: Iterable[Band], low: int, high: int) -> list[Band]:
     """What lies between two cuts."""
-    cut = [replace(b, low=max(b.low, low), high=min(b.high, high)) for b in bands]
+    cut = [altered(b, low=max(b.low, low), high=min(b.high, high)) for b in bands]
     return [b for b in cut if b.low < b.high]
 
 
@@ -296,17 +295,17 @@ def smaller(rng: Rng, recipe: Recipe) -> tuple[Recipe, str] | None:
         if len(recipe.bands) > 1:
             ways.append(drop_band(random.Random(n), recipe, taste))
         if band.planes > 1:
-            ways.append((recipe.with_band(n, replace(band, planes=band.planes - 1)), "a plane less"))
+            ways.append((recipe.with_band(n, altered(band, planes=band.planes - 1)), "a plane less"))
         if band.scaled:
-            ways.append((recipe.with_band(n, replace(band, scaled=False)), "a scale less"))
+            ways.append((recipe.with_band(n, altered(band, scaled=False)), "a scale less"))
         if band.weight != 1.0:
-            ways.append((recipe.with_band(n, replace(band, weight=1.0)), "a weight less"))
+            ways.append((recipe.with_band(n, altered(band, weight=1.0)), "a weight less"))
         if band.by_token and band.centre != "none":
-            ways.append((recipe.with_band(n, replace(band, centre="none")), "a centre less"))
+            ways.append((recipe.with_band(n, altered(band, centre="none")), "a centre less"))
     plainer: dict[str, Any] = {"fitted": False, "closed": False, "variance": 0.0, "temperature": 1.0}
     for name, plain in plainer.items():
         if getattr(recipe, name) != plain:
-            ways.append((replace(recipe, **{name: plain}), f"without {name}"))
+            ways.append((altered(recipe, **{name: plain}), f"without {name}"))
     found = [(settled(rng, w[0]), w[1]) for w in ways if w is not None]
     found = [(r, what) for r, what in found if r != recipe and legal(r)]
     return rng.choice(found) if found else None

@@ -33,8 +33,10 @@ def canonicalise(program: Program) -> Program:
         VortexError: `VF008`, if the program is too large even unsimplified.
     """
     seen: list[Program] = []
+    # What a page is made of names no state: a pass knows again what the one before wrote. A parameter changes its name.
+    known = None if program.params else Algebra({})
     for _ in range(MAX_PASSES):
-        found = _pass(program)
+        found = _pass(program, known)
         if found == program:
             return program
         if found in seen:
@@ -44,22 +46,22 @@ def canonicalise(program: Program) -> Program:
     return program
 
 
-def _pass(program: Program) -> Program:
+def _pass(program: Program, known: Algebra | None = None) -> Program:
     try:
-        return _once(program, MAX_WIDTH)
+        return _once(program, MAX_WIDTH, known)
     except VortexError as error:
         if error.code != mistakes.TOO_LARGE.code:
             raise
     return _once(program, 1)  # flattened sums repeat what the author shared: keep them as written
 
 
-def _once(program: Program, width: int) -> Program:
+def _once(program: Program, width: int, known: Algebra | None = None) -> Program:
     contents = {p.name: p.digest for p in program.params}  # a parameter is its values
 
     def algebra(states: Mapping[str, str], finite: Collection[str]) -> Algebra:
         return Algebra(states, finite, contents, width)
 
-    cache = _expressions(program.cache, algebra({}, ()))  # reads no state
+    cache = _expressions(program.cache, known or algebra({}, ()))  # reads no state
     finite = _finite_states(program, cache, algebra)
     digests = _state_digests(program, cache, finite, algebra)
     index = _expressions(program.index, algebra(digests, finite))

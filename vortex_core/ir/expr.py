@@ -47,7 +47,10 @@ class Expr:
     @property
     def value(self) -> Fraction | None:
         """The number, if it is one."""
-        return Fraction(self.attrs[0][1]) if self.op == "const" else None
+        if self.op != "const":
+            return None
+        number = self.attrs[0][1]
+        return number if isinstance(number, Fraction) else Fraction(number)
 
     def has(self, dim: str) -> bool:
         """Whether it varies along `dim`."""
