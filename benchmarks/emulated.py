@@ -26,11 +26,34 @@ from vortex_core.errors import VortexError
 from vortex_core.geometry import Geometry
 from vortex_core.ir.flow import Flow
 
-HEADS, DIM, LEFT = 2, 128, 4  # query heads of a kv head, channels, pages that are chosen
+LEFT = 4  # pages that are chosen
 ALIGNED = 256
 AMONG = (0, 2, 3, 5, 6, 7, 9, 10, 12, 14, 15)  # candidates of a selection in two stages
 KERNELS = ("query_kernel", "score_kernel", "row_kernel", "refine_kernel")
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model and of its pages.
+
+    Attributes:
+        heads: query heads of the one kv head.
+        dim: channels of a head.
+        page: tokens of a page.
+    """
+
+    heads: int = 2
+    dim: int = 128
+    page: int = 64
+
+    @property
+    def geometry(self) -> Geometry:
+        """One layer of it."""
+        return Geometry(1, 1, self.heads, self.dim, self.dim, self.dim)
+
+
+DEFAULT = Sizes()
 
 
 @dataclass
@@ -65,7 +88,7 @@ class Emulated:
 
 
 def emulate(
-    flow: Flow, pages: int = 16, page_size: int = 64, blocks: int = 2, *, wide: bool = False
+    flow: Flow, pages: int = 16, sizes: Sizes = DEFAULT, blocks: int = 2, *, wide: bool = False
 ) -> Emulated:
     """Run the scoring kernels of a program on one row of pages.
 
@@ -76,14 +99,14 @@ def emulate(
         UnknownStatementError: for what the machine does not know.
         VortexError: for what is not compiled.
     """
-    geometry = Geometry(1, 1, HEADS, DIM, DIM, DIM)
+    geometry, page_size, heads, dim = sizes.geometry, sizes.page, sizes.heads, sizes.dim
     program = flow.program.canonical()
     knobs = replace(flow.knobs, page_size=page_size, budget=str(LEFT * page_size))
     config = ScoreConfig(blocks=blocks, stages=1)
     code = generate(program, geometry, page_size, wide=wide)
     torch.manual_seed(0)
-    k, v = (torch.randn(1, pages, page_size, DIM).bfloat16().float() for _ in "kv")
-    q = torch.randn(1, HEADS, DIM)
+    k, v = (torch.randn(1, pages, page_size, dim).bfloat16().float() for _ in "kv")
+    q = torch.randn(1, heads, dim)
     q = q if wide else q.bfloat16()
     oracle = OracleFlow(program, knobs, geometry)
     states = oracle.new_states(pages, torch.device("cpu"))
@@ -93,7 +116,7 @@ def emulate(
     memory = Memory()
     ints = torch.tensor([[pages * page_size], [LEFT]], dtype=torch.int32)
     given = {
-        "q_ptr": memory.add(q), "q_batch": HEADS * DIM, "q_head": DIM,
+        "q_ptr": memory.add(q), "q_batch": heads * dim, "q_head": dim,
         "table_ptr": memory.add(table), "table_stride": table.shape[1],
         "lengths_ptr": memory.add(ints[0]), "budgets_ptr": memory.add(ints[1]),
         "pool_pages": pages, "max_pages": pages,
@@ -114,7 +137,7 @@ def emulate(
         "candidate_lens_ptr": memory.add(torch.tensor([len(among) * page_size], dtype=torch.int32)),
     }
     for i in code.schedule.outputs:
-        numbers[f"out{i}_ptr"] = pages * (HEADS if "head" in code.graph.nodes[i].type.names else 1)
+        numbers[f"out{i}_ptr"] = pages * (heads if "head" in code.graph.nodes[i].type.names else 1)
     given |= {name: memory.add(torch.zeros(n)) for name, n in numbers.items()}
     held = np.concatenate(memory.parts)
     hazards: list[str] = []
@@ -174,21 +197,21 @@ class EmulatedStates:
     statements: int
 
 
-def emulate_states(flow: Flow, pages: int = 2, page_size: int = 64) -> EmulatedStates | None:
+def emulate_states(flow: Flow, pages: int = 2, sizes: Sizes = DEFAULT) -> EmulatedStates | None:
     """Run the kernel that makes states on some pages; None for a program that has none.
 
     Raises:
         UnknownStatementError: for what the machine does not know.
         VortexError: for what is not compiled.
     """
-    geometry = Geometry(1, 1, HEADS, DIM, DIM, DIM)
+    geometry, page_size, dim = sizes.geometry, sizes.page, sizes.dim
     program = flow.program.canonical()
     knobs = replace(flow.knobs, page_size=page_size, budget=str(LEFT * page_size))
     launchable = launchables(program, knobs, geometry).get("update_kernel")
     if launchable is None:
         return None
     torch.manual_seed(0)
-    k, v = (torch.randn(1, pages, page_size, DIM).bfloat16() for _ in "kv")
+    k, v = (torch.randn(1, pages, page_size, dim).bfloat16() for _ in "kv")
     oracle = OracleFlow(program, knobs, geometry)
     states, found = (oracle.new_states(pages, torch.device("cpu")) for _ in range(2))
     oracle.update(states, LayerKV(k.float(), v.float()), torch.arange(pages), 0)
@@ -201,9 +224,9 @@ def emulate_states(flow: Flow, pages: int = 2, page_size: int = 64) -> EmulatedS
     }  # fmt: skip
     for name in "kv":
         given |= {
-            f"{name}_head": pages * page_size * DIM,
-            f"{name}_page": page_size * DIM,
-            f"{name}_token": DIM,
+            f"{name}_head": pages * page_size * dim,
+            f"{name}_page": page_size * dim,
+            f"{name}_token": dim,
         }
     if found.mass is not None:
         given["mass_ptr"] = memory.add(found.mass)
@@ -249,14 +272,21 @@ def main() -> None:
     parser.add_argument(
         "--states", action="store_true", help="the kernel that makes states instead of scoring"
     )
+    for name, what in (
+        ("heads", "query heads of a kv head"),
+        ("dim", "channels of a head"),
+        ("page", "tokens of a page"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=getattr(DEFAULT, name), help=what)
     args = parser.parse_args()
+    sizes = Sizes(args.heads, args.dim, args.page)
     print("seed", args.seed)
     for _, name, flow in programs(args.seed, args.count):
         if args.only and name not in args.only.split(","):
             continue
         try:
             if args.states:
-                made = emulate_states(flow)
+                made = emulate_states(flow, sizes=sizes)
                 if made is not None:
                     print(
                         name,
@@ -265,7 +295,7 @@ def main() -> None:
                         flush=True,
                     )
                 continue
-            done = emulate(flow)
+            done = emulate(flow, sizes=sizes)
         except (UnknownStatementError, VortexError) as error:
             print(name, "not run:", str(error).split("\n")[0][:100], flush=True)
             continue

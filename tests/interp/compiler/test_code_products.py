@@ -28,6 +28,17 @@ STATES = {  # name: declaration, value, contraction with the query q
         'key.slice("dim", 0, "11*D/16")',
         '(0.3 * q.slice("dim", 0, "11*D/16") * cache["x"]).sum("dim")',
     ),
+    # Not whole pieces of what a product takes: fifteen sixteenths of 64 channels leave 8 and 4.
+    "what is left, twice": (
+        'row=page.size, ch="15*D/16", dtype="int8"',
+        'key.slice("dim", "D/16", "D").rename(dim="ch")',
+        '(q.slice("dim", "D/16", "D").rename(dim="ch") * cache["x"]).sum("ch")',
+    ),
+    "what is left of fp8, twice": (
+        'row=page.size, ch="7*D/16", dtype="fp8_e4m3"',
+        'key.slice("dim", 0, "7*D/16").rename(dim="ch")',
+        '(q.slice("dim", 0, "7*D/16").rename(dim="ch") * cache["x"]).sum("ch")',
+    ),
     "narrow": (
         'ch="3*D/8", row=page.size, dtype="bits"',
         'key.slice("dim", 0, "3*D/8").rename(dim="ch")',

@@ -274,12 +274,16 @@ class CodeEmitter:
             ]
         found = []
         for start, size in powers_of_two(real, MAX_LANES):
+            # What is left for less than a product takes is one piece with lanes to spare, however many powers of two it is.
+            rest = size < LEAST
             size = max(size, LEAST)
 
             def channel(lane: str, start: int = start) -> str:
                 return f"{start} + {lane}" if start else lane
 
             found.append(self._piece(e, dim, size, channel, start + size, real, None))
+            if rest:
+                break
         return found
 
     def _piece(
