@@ -172,7 +172,8 @@ def other_alphabet(task: str) -> VortexError:
     return VortexError(
         "VV007",
         f"the items of task {task} are written in an alphabet that this model does not read",
-        "plan retrieval is for retrieval-mla, plan skills for retrieval-gqa; other models take a plan of English text",
+        "plan retrieval is for retrieval-mla, skills for retrieval-gqa, counting for retrieval-count; other models "
+        "take a plan of English text",
     )
 
 
