@@ -83,8 +83,9 @@ class Screen(Strict):
         full: one in this many screened programs goes on to the full screen.
         answers: one in this many of those answers.
         ahead: how many more are kept under way to each engine than it serves, the best there are, whatever `answers`
-            says: an engine on a GPU costs more than what it is given to do. 0: an engine is given somebody before his
-            turn only where it has nobody, as engines on a CPU share its cores with the screen.
+            says: an engine on a GPU costs more than what it is given to do. Where candidates take long to be ready it
+            is more, up to half the CPU workers (`search.campaign.turns.Supply`). 0: an engine is given somebody before
+            his turn only where it has nobody, as engines on a CPU share its cores with the screen.
     """
 
     accuracy: str = "screen_beyond"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from vortex_core.errors import VortexError
 from vortex_core.flow import ops, vFlow
 from vortex_core.flow.trace import trace
 from vortex_core.ir.flow import Flow
+from vortex_core.ir.program import Program
 
 _SIMULATED_STAGES: dict[ev.Purpose, tuple[str, ...]] = {
     "screen": ("screen",),
@@ -210,10 +211,13 @@ def _measured(stage: str, x: float, seed: int) -> StageResult:
 
 
 @lru_cache(maxsize=65536)
-def simulated_flow(x: float, name: str = "") -> Flow:
+def simulated_flow(x: float, name: str = "", *, rows: bool = False) -> Flow:
     """The flow that stands for a point: a page's score is at least `1 + x`.
 
     One of the library, with a budget of its own, if it is named.
+
+    Args:
+        rows: whether it keeps a row for every token, not one for every page.
     """
 
     class Point(vFlow):
@@ -226,7 +230,18 @@ def simulated_flow(x: float, name: str = "") -> Flow:
         def forward_indexer(self, q, cache):  # type: ignore[no-untyped-def]
             return ops.topk(ops.maximum((q * cache["mean"]).sum("dim").max("head"), 1 + round(x, 2)))
 
-    flow = trace(Point).flow
+    class Rows(vFlow):
+        def create_cache(self, page):  # type: ignore[no-untyped-def]
+            return {"keys": page.state(token=page.size, dim=page.head_dim)}
+
+        def forward_cache(self, page):  # type: ignore[no-untyped-def]
+            return {"keys": page.k}
+
+        def forward_indexer(self, q, cache):  # type: ignore[no-untyped-def]
+            scores = (q * cache["keys"]).sum("dim").max("token")
+            return ops.topk(ops.maximum(scores.max("head"), 1 + round(x, 2)))
+
+    flow = trace(Rows if rows else Point).flow
     return replace(flow.with_knobs(budget="512"), name=name) if name else replace(flow, name=f"point_{x:.2f}")
 
 
@@ -243,6 +258,92 @@ def simulated_library(flow: str, knobs: dict[str, Any]) -> tuple[Flow, str]:
     if knobs:
         found = replace(found.with_knobs(**knobs), name=f"{flow} with knobs")
     return found, json.dumps({"x": x})
+
+
+class SortedProposer(SimulatedProposer):
+    """Writes points of two sorts: `page` moves as `SimulatedProposer`'s do, and one child in four changes its sort."""
+
+    async def propose(self, request: ProposalRequest) -> Proposal:
+        """See `Proposer`."""
+        found = await super().propose(request)
+        rng = randomness(request.seed, 1)
+        rows = rows_of(request.parents[0].flow.program) if request.parents else rng.random() < 0.5
+        program = json.loads(found.source) | {"rows": rows != (rng.random() < 0.25), "broken": False}
+        return replace(found, source=json.dumps(program))
+
+
+class SortedExecutor(SimulatedExecutor):
+    """A machine whose screen errs, as one of GPUs was seen to: programs of one sort keep more mass than answers need and
+    are modelled fast, and take a multiple of what their bytes say.
+
+    Args:
+        seconds: of stages by name; the others take none.
+        workers: CPU workers.
+        lanes: engines.
+    """
+
+    def __init__(
+        self, seconds: Mapping[str, float] | None = None, *, workers: int = 16, lanes: int = 1
+    ) -> None:
+        super().__init__(lanes=lanes)
+        self.seconds = seconds or {}
+        self.workers = workers
+        self.busy = 0.0
+
+    @property
+    def screeners(self) -> int:
+        """See `Executor`."""
+        return self.workers
+
+    def stages(self, purpose: ev.Purpose) -> tuple[str, ...]:
+        """See `Executor`."""
+        return ("machine_code", "decode", "accuracy") if purpose == "search" else super().stages(purpose)
+
+    def needs_engine(self, stage: str) -> bool:
+        """See `Executor`."""
+        return stage == "decode" or super().needs_engine(stage)
+
+    async def trace(self, source: str) -> Flow:
+        """See `Executor`."""
+        program = json.loads(source)
+        return simulated_flow(program["x"], rows=program["rows"])
+
+    async def measure(self, stage: str, flow: Flow, seed: int) -> StageResult:
+        """See `SimulatedExecutor`."""
+        await asyncio.sleep(self.seconds.get(stage, 0.0))
+        self.busy += self.seconds.get(stage, 0.0) if self.needs_engine(stage) else 0.0
+        return sorted_measured(stage, point_of(flow), rows=rows_of(flow.program))
+
+
+def sorted_measured(stage: str, x: float, *, rows: bool) -> StageResult:
+    """What a stage of `SortedExecutor` finds; answers are kept from a mass of 0.8 on."""
+    mass = 1 - (0.1 if rows else 0.3) * x * x
+    modelled = 1 + 2 * x + rows
+    if stage in ("screen", "full_screen"):
+        found = {
+            "screen_beyond": Metric(mass, mass - 0.01, mass + 0.01, how="recorded"),
+            "state_share": Metric(0.2 if rows else 0.05, higher_is_better=False, how="modelled"),
+            "modelled_speedup_h200": Metric(modelled, how="modelled"),
+        }
+        return StageResult(stage, True, found)
+    if stage == "machine_code":
+        return StageResult(stage, passed=True)
+    speed = modelled * ((0.4 if rows else 0.9) if x else 1.0)
+    if stage == "decode":
+        return StageResult(stage, True, {"decode_speedup": Metric(speed, 0.99 * speed, 1.01 * speed)})
+    items = [float(n >= 40 * 5 * max(0.0, 0.8 - mass)) for n in range(40)]
+    delta = sum(items) / 40 - 1
+    found = {
+        "accuracy": Metric(sum(items) / 40, n=40),
+        "accuracy_delta": Metric(delta, delta - 0.02, delta + 0.02, n=40),
+        "decode_speedup": Metric(speed, 0.99 * speed, 1.01 * speed),
+    }
+    return StageResult(stage, True, found, {"needle": items}, {"worst_task": "needle"})
+
+
+def rows_of(program: Program) -> bool:
+    """Whether a simulated program keeps a row for every token."""
+    return any(dim.symbol == "S" for state in program.states for _, dim in state.dims)
 
 
 def lost(*, timed_out: bool = False) -> WorkerLostError:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Mapping
+from dataclasses import replace
 
 from agents.base import Proposer
 from search.campaign import feedback
 from search.campaign.archive import Verdict, reference_point
 from search.campaign.front import Front
+from search.campaign.landscape import standing
+from search.campaign.learned import Learned
 from search.campaign.strategies.base import Outcome, Strategy
 from search.campaign.strategies.registry import make_strategy
 from search.config import Arm, CampaignConfig
@@ -28,12 +31,19 @@ class Arms:
         proposers: by arm name; they hear what their answers gained.
         seed: of the campaign.
         state: read only.
+        learned: how fast programs are whose speed is only modelled, where the campaign measures speeds.
     """
 
     def __init__(
-        self, config: CampaignConfig, proposers: Mapping[str, Proposer], seed: int, state: CampaignState
+        self,
+        config: CampaignConfig,
+        proposers: Mapping[str, Proposer],
+        seed: int,
+        state: CampaignState,
+        learned: Learned | None = None,
     ) -> None:
         self.config = config
+        self.learned = learned
         self.proposers = proposers
         self.state = state
         # Arms differ in their randomness, or a control would repeat the arm it is compared with.
@@ -77,6 +87,8 @@ class Arms:
                 return
             proposal = None  # as the library's: where every arm may go on from, and no arm's doing
         told = feedback.make_tell(outcome, proposal, candidate, self.config, cell, size)
+        if candidate is not None and told.speed is not None and self.learned is not None:
+            told = replace(told, speed=self.learned.speeds([candidate]).get(candidate.key, told.speed))
         # What the library offers is where every arm may begin; what one arm finds is its own.
         for name in self.strategies if proposal is None else (proposal.arm,):
             self.strategies[name].tell(told)
@@ -94,6 +106,31 @@ class Arms:
             self.proposers[proposal.arm].tell(
                 proposal.answered_by, gain, proposal.dollars, proposal.change or proposal.request
             )
+
+    def tell_anew(self) -> None:
+        """Speeds of what was told before have become other ones: all that keeps the screen's gates is told again, as
+        nobody's ask, and fronts are begun anew."""
+        assert self.learned is not None
+        known = [
+            (c, told)
+            for c in self.state.candidates.values()
+            if not c.is_dense
+            and c.key not in self.state.twins
+            and (told := standing(c, self.config)) is not None
+        ]
+        known = [(c, told) for c, told in known if told.verdict is not Verdict.FAILED]
+        speeds = self.learned.speeds([c for c, _ in known])
+        for arm, front in self.fronts.items():
+            self.fronts[arm] = Front(front.reference)
+        for c, found in known:
+            ours = c.arm in self.strategies and c.proposal is not None
+            proposal = self.state.proposals[c.proposal] if ours and c.proposal is not None else None
+            again = feedback.make_tell("scored", proposal, c, self.config, c.cell, c.size)
+            again = replace(again, speed=speeds.get(c.key, found.speed.value), by="", own=False)
+            for name in (c.arm,) if ours else self.strategies:
+                self.strategies[name].tell(again)
+            if ours and again.speed is not None:
+                self.fronts[c.arm].add((found.accuracy.value, again.speed))
 
     def _note_measured(self, arm: str, accuracy: float, key: str, doc: str) -> None:
         measured = self._measured[arm]

@@ -84,12 +84,14 @@ class Campaign:
         self.pipeline = Pipeline(
             run, config, executor, self.state, self.record, seed, self.drain, fitting.geometry_of(model)
         )
-        self.arms = Arms(config, proposers, seed, self.state)
+        self.ladder = None if config.screen is None else Ladder(config.screen, config.objective)
+        self.arms = Arms(
+            config, proposers, seed, self.state, None if self.ladder is None else self.ladder.learned
+        )
         lessons = Lessons(run.files, config, carried)
         self.asking = Asking(
             config, self.state, self.record, proposers, self.arms, self.pipeline, model, lessons, recording
         )
-        self.ladder = None if config.screen is None else Ladder(config.screen, config.objective)
         self._handed: list[str] = []  # a user's, screened: they answer whatever their rank
         self._live: LiveView | None = None
         for record in run.store.read():
@@ -128,10 +130,13 @@ class Campaign:
                         self._handed.append(key)
                 # Dense is what all are compared with: there is nothing in it to go on from. A twin of a winner
                 # is what the search found, not where it may begin.
+                anew = self.ladder is not None and purpose == "search" and self.ladder.heard(candidate)
                 if purpose != "full_screen" and not candidate.is_dense and key not in self.state.twins:
                     self.arms.tell("scored", proposal, candidate)
+                if anew:
+                    self.arms.tell_anew()
             case ev.Promoted(key=key, purpose=purpose) if self.ladder is not None:
-                self.ladder.went(key, purpose)
+                self.ladder.went(self.state.candidates[key], purpose)
                 if purpose == "search" and key in self._handed:
                     self._handed.remove(key)
             case ev.Rejected(proposal=number) | ev.ProposalFailed(proposal=number):
@@ -361,7 +366,7 @@ class Campaign:
             reason = self._limit(len(work.tasks))
         else:
             room = self.executor.screeners * lookahead + 1
-            if not self._too_late_to_search() and not work.count("references"):
+            if not self._too_late_to_search() and not self._references_first(work):
                 for key in self._handed[: engines + 1 - work.count("search")]:
                     self.record(*(ev.Promoted(key, purpose) for purpose in ("full_screen", "search")))
                     work.add("search", self._measure(self.state.candidates[key]))
@@ -374,10 +379,23 @@ class Campaign:
             reason = self._limit(len(work.tasks) if self.ladder is None else work.count("journey"))
         return reason
 
+    def _references_first(self, work: Work) -> bool:
+        """Whether engines are the library's yet. What is to be kept under way sets out before its last one answers."""
+        assert self.config.screen is not None
+        if not work.count("references"):
+            return False
+        ahead = self.executor.engines * self.config.screen.ahead
+        left = sum(
+            c.reference and c.status("search") == "waiting" and c.status("screen") == "passed"
+            for c in self.state.candidates.values()
+        )
+        return not ahead or left > ahead
+
     def _promote_to_engines(self, work: Work) -> None:
         """An engine without work takes the best there is; a screen without work is none."""
         assert self.config.screen is not None
-        engines, ahead = self.executor.engines, self.config.screen.ahead
+        engines = self.executor.engines
+        ahead = self.pipeline.supply.ahead(self.config.screen.ahead, engines, self.executor.screeners)
         room = engines * (1 + ahead) if ahead else engines + 1
         wanted = room if ahead else 1
         self._promote(work, "search", room, anyone=wanted - work.count("search"))

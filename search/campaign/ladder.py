@@ -1,7 +1,8 @@
-"""Who goes on to the dearer measurement: successive halving by Pareto rank, without rounds.
+"""Who goes on to the dearer measurement: successive halving without rounds.
 
 Rounds would wait for their slowest program. Here a program goes on as soon as enough others have been measured, so that
-no worker waits (Li et al., 1810.05934, do so by one score).
+no worker waits (Li et al., 1810.05934, do so by one score). Where speed is modelled and no more, the best by Pareto
+rank goes on; where it is measured, who promises most by what this run has measured (`search.campaign.learned`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from dataclasses import dataclass
 
 from evaluators.stages.registry import STAGES
 from search.campaign.archive import Score, Verdict, pareto_layers, score
+from search.campaign.learned import Learned, Sort
 from search.config import Objective, Screen
 from search.log.events import Purpose
 from search.log.state import Candidate
 
 _KEPT = 512
 """Programs that wait at a rung: the worst of more have no prospects, and ranking must not grow with the run."""
+
+_EXPLORE = 4
+"""One in so many goes on by Pareto rank though others promise more: what was learned may be wrong of a whole sort."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class _Waiting:
     program: str
     cell: str
     score: Score
+    sort: Sort | None = None
 
 
 class Rung:
@@ -32,10 +38,12 @@ class Rung:
 
     Args:
         keep: see above.
+        learned: what this run has measured, where that says more than the screen.
     """
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, learned: Learned | None = None) -> None:
         self.keep = keep
+        self._learned = learned
         self.measured = 0
         self.gone = 0
         self._waiting: dict[str, _Waiting] = {}
@@ -44,15 +52,16 @@ class Rung:
         self._stopped: Counter[str] = Counter()
         self._cell_of: dict[str, str] = {}
 
-    def add(self, key: str, program: str, cell: str, score: Score | None) -> None:
+    def add(self, key: str, program: str, cell: str, score: Score | None, sort: Sort | None = None) -> None:
         """A program was measured; without a score it stays here."""
         self.measured += 1
         self._cell_of[key] = cell
         if score is None or score.verdict is Verdict.FAILED:
             return
-        self._waiting[key] = _Waiting(key, program, cell, score)
+        self._waiting[key] = _Waiting(key, program, cell, score, sort)
         if len(self._waiting) > 2 * _KEPT:
-            kept = self._ranked()[:_KEPT]
+            promising = self._promising()
+            kept = [*promising[: _KEPT // 2], *self._ranked()[: _KEPT // 2 if promising else _KEPT]]
             self._waiting = {w.key: w for w in kept}
 
     def went(self, key: str) -> None:
@@ -75,8 +84,18 @@ class Rung:
         """
         if not anyone and self.gone >= self.measured // self.keep:
             return None
-        ranked = self._ranked()
+        ranked = (self._promising() if self.gone % _EXPLORE != _EXPLORE - 1 else []) or self._ranked()
         return ranked[0].key if ranked else None
+
+    def _promising(self) -> list[_Waiting]:
+        """By what each is expected to bring, a program that went on under other knobs too; nobody while too little was
+        measured to say so."""
+        if self._learned is None or not self._learned.ready:
+            return []
+        known = [(w, w.sort) for w in self._waiting.values() if w.sort is not None]
+        promises = self._learned.promise([sort for _, sort in known])
+        ranked = sorted(zip(promises, known, strict=True), key=lambda pair: (-pair[0], pair[1][0].key))
+        return [w for _, (w, _) in ranked]
 
     def _ranked(self) -> list[_Waiting]:
         """By layer, one of a program, and after many of a cell those of others: near copies teach little, and a cell
@@ -105,11 +124,22 @@ class Ladder:
     Args:
         screen: the rates.
         objective: of the campaign.
+
+    Attributes:
+        learned: what the campaign has measured, None where it measures no speed.
     """
 
     def __init__(self, screen: Screen, objective: Objective) -> None:
         self._objective = screen.objective(objective)
-        self._rungs: dict[Purpose, Rung] = {"full_screen": Rung(screen.full), "search": Rung(screen.answers)}
+        learned = Learned(screen, objective)
+        self.learned = learned if learned.corrects else None
+        self._rungs: dict[Purpose, Rung] = {
+            "full_screen": Rung(screen.full, self.learned), "search": Rung(screen.answers, self.learned)
+        }  # fmt: skip
+
+    def heard(self, candidate: Candidate) -> bool:
+        """A candidate, a reference too, is done with the search's stages; see `Learned.heard`."""
+        return self.learned is not None and self.learned.heard(candidate)
 
     def finished(self, candidate: Candidate, purpose: Purpose) -> None:
         """A found candidate was measured."""
@@ -122,11 +152,14 @@ class Ladder:
             return
         passed = candidate.status(purpose) == "passed"
         found = score(candidate, self._objective, purpose) if passed else None
-        self._rungs[leads].add(candidate.key, candidate.ir_hash, candidate.cell, found)
+        sort = None if self.learned is None else self.learned.sort(candidate)
+        self._rungs[leads].add(candidate.key, candidate.ir_hash, candidate.cell, found, sort)
 
-    def went(self, key: str, purpose: Purpose) -> None:
+    def went(self, candidate: Candidate, purpose: Purpose) -> None:
         """A candidate was sent on."""
-        self._rungs[purpose].went(key)
+        self._rungs[purpose].went(candidate.key)
+        if self.learned is not None and purpose == "search":
+            self.learned.went(candidate)
 
     def next(self, purpose: Purpose, *, anyone: bool = False) -> str | None:
         """Who is to be measured for a purpose next; see `Rung.next`."""

@@ -15,7 +15,7 @@ from evaluators.tasks.base import FRESH_SEEDS
 from search.campaign.breaker import CircuitBreaker
 from search.campaign.cells import cell_of
 from search.campaign.drain import Drain
-from search.campaign.turns import Turns
+from search.campaign.turns import Supply, Turns
 from search.commands.evaluation import evaluation_seed
 from search.config import CampaignConfig
 from search.errors import deadline_passed, worker_killer
@@ -104,6 +104,7 @@ class Pipeline:
         # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages would
         # rebuild page states and forget answers that the next stage reuses.
         self.turns = Turns(lambda: executor.engines)
+        self.supply = Supply()
         self.running: dict[tuple[str, str], float] = {}  # candidate or proposal, stage -> when it was begun
 
     def seed(self, purpose: ev.Purpose) -> int:
@@ -274,11 +275,16 @@ class Pipeline:
             self.record(self._finished(candidate, purpose, passed))
             return
         first = next((i for i, s in enumerate(waiting) if self.executor.needs_engine(s)), len(waiting))
+        began = time.monotonic()
         passed = await self._stages(candidate, flow, purpose, waiting, waiting[:first])
         if passed and waiting[first:]:
+            if first and not candidate.reference:  # references all come at once, and wait for each other
+                self.supply.came(time.monotonic() - began)
             async with self.turns:
                 if not late():
+                    began = time.monotonic()
                     await self._stages(candidate, flow, purpose, waiting, waiting[first:])
+                    self.supply.held(time.monotonic() - began)
 
     def _finished(self, candidate: Candidate, purpose: ev.Purpose, passed: bool) -> ev.CandidateFinished:
         return ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed)

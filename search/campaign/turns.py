@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -54,3 +55,38 @@ class Turns:
             if not first.done():
                 self.taken += 1
                 first.set_result(None)
+
+
+_RECENT = 16
+"""Candidates whose seconds say how many are to be under way."""
+
+
+class Supply:
+    """How many candidates must be under way to each engine so that none waits, by the seconds that candidates took."""
+
+    def __init__(self) -> None:
+        self._before: deque[float] = deque(maxlen=_RECENT)
+        self._held: deque[float] = deque(maxlen=_RECENT)
+
+    def came(self, seconds: float) -> None:
+        """A candidate was ready for an engine after so long."""
+        self._before.append(seconds)
+
+    def held(self, seconds: float) -> None:
+        """It held the engine for so long."""
+        self._held.append(seconds)
+
+    def ahead(self, least: int, engines: int, workers: int) -> int:
+        """Candidates under way to each engine beside the one it serves: those that come while it serves one, and one
+        that waits for it.
+
+        Args:
+            least: what the campaign says.
+            engines: there are.
+            workers: CPU workers, of which these candidates may take half.
+        """
+        if not least or not self._before or not self._held:
+            return least
+        before, held = sum(self._before) / len(self._before), sum(self._held) / len(self._held)
+        wanted = math.ceil(before / max(held, 1e-3)) + 1
+        return max(least, min(wanted, workers // 2 // max(1, engines)))

@@ -76,7 +76,9 @@ class PortfolioStrategy:
             self.parts[part["kind"]] = kind(seed + 104_729 * n, **dict(kind.settings(**settings)))
         self._gained = dict.fromkeys(self.parts, 1.0)
         self._asked = dict.fromkeys(self.parts, 2.0)
-        self._front: list[tuple[Verdict, float, float]] = []
+        self._front: dict[
+            str, tuple[Verdict, float, float]
+        ] = {}  # by key: who is told again stands there once
 
     @property
     def shares(self) -> dict[str, float]:
@@ -109,10 +111,13 @@ class PortfolioStrategy:
         if told.outcome != "scored" or told.accuracy is None or told.speed is None:
             return False
         point = (told.verdict, -told.accuracy, -told.speed)
-        if any(all(a <= b for a, b in zip(other, point, strict=True)) for other in self._front):
+        before = self._front.pop(told.key, None)
+        if any(all(a <= b for a, b in zip(other, point, strict=True)) for other in self._front.values()):
             return False
-        self._front = [
-            other for other in self._front if not all(a <= b for a, b in zip(point, other, strict=True))
-        ]
-        self._front.append(point)
-        return True
+        self._front = {
+            key: other
+            for key, other in self._front.items()
+            if not all(a <= b for a, b in zip(point, other, strict=True))
+        }
+        self._front[told.key] = point
+        return before is None

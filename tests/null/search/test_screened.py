@@ -311,7 +311,7 @@ def test_a_cell_waits_for_what_does_not_run_and_not_for_an_answer(stage: str, wa
     for candidate in (best, copy, other):
         ladder.finished(candidate, "full_screen")
     assert ladder.next("search", anyone=True) == "a"
-    ladder.went("a", "search")
+    ladder.went(best, "search")
     best.results["search"] = {stage: StageResult(stage, passed=False)}
     best.finished["search"] = False
     ladder.finished(best, "search")
