@@ -232,13 +232,13 @@ def simulated_flow(x: float, name: str = "", *, rows: bool = False) -> Flow:
 
     class Rows(vFlow):
         def create_cache(self, page):  # type: ignore[no-untyped-def]
-            return {"keys": page.state(token=page.size, dim=page.head_dim)}
+            return {"keys": page.state(row=page.size, dim=page.head_dim)}
 
         def forward_cache(self, page):  # type: ignore[no-untyped-def]
-            return {"keys": page.k}
+            return {"keys": page.k.rename(token="row")}
 
         def forward_indexer(self, q, cache):  # type: ignore[no-untyped-def]
-            scores = (q * cache["keys"]).sum("dim").max("token")
+            scores = (q * cache["keys"]).sum("dim").max("row")
             return ops.topk(ops.maximum(scores.max("head"), 1 + round(x, 2)))
 
     flow = trace(Rows if rows else Point).flow
@@ -273,8 +273,8 @@ class SortedProposer(SimulatedProposer):
 
 
 class SortedExecutor(SimulatedExecutor):
-    """A machine whose screen errs, as one of GPUs was seen to: programs of one sort keep more mass than answers need and
-    are modelled fast, and take a multiple of what their bytes say.
+    """A machine whose screen errs, as one of GPUs was seen to: programs of one sort keep more mass than answers need
+    and are modelled fast, and take a multiple of what their bytes say.
 
     Args:
         seconds: of stages by name; the others take none.

@@ -23,10 +23,11 @@ SMALLER = (
     "combined with others"
 )
 """What an author can do about a kernel that wants too much."""
-_TRIED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
+_TRIED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 # Of the driver, through torch (`CUDA error: an illegal memory access ...`) or Triton (`Triton Error [CUDA]: ...`).
 _DRIVER = re.compile(r"CUDA (driver )?error|Triton Error \[CUDA\]|CUBLAS_STATUS|CUDNN_STATUS")
+_RAM = re.compile(r"DefaultCPUAllocator: (?:can't|not enough)")
 _FULL = re.compile(r"out of memory|CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -58,6 +59,8 @@ def _typed(error: BaseException, doing: str, *, flow: bool) -> VortexError | Non
     said = str(error).strip() or type(error).__name__
     if "OutOfResources" in names:
         return _too_large(error, doing, flow=flow)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _RAM.search(said)):
+        return _full(said, doing, flow=flow)
     if "OutOfMemoryError" in names or (_DRIVER.search(said) and _FULL.search(said)):
         return _full(said, doing, flow=flow)
     if "AcceleratorError" in names or (isinstance(error, RuntimeError) and _DRIVER.search(said)):

@@ -91,6 +91,14 @@ class DenseRows:
     def _single(self) -> dict[int, DenseRows]:
         return {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that these rows come to hold: keys and values in float32, masses and parts by page."""
+        g = self.recording.geometry
+        slots = len(self.layers) * self.recording.k.shape[2] * g.kv_heads
+        dims = g.head_dim + (0 if g.is_mla else g.value_dim)
+        return 4 * (slots * dims + self.count * g.q_heads * self.width * (g.value_dim + 3))
+
     # ---- keys and values
 
     @property

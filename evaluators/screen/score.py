@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from evaluators.screen.dense import DenseRows
+from evaluators.screen.held import rows_held
 from evaluators.screen.recording import AttentionRecording
 from evaluators.screen.select import Selected, Selector, evenly_among, tells_layers_apart
 from vortex_core.compiler.torch_backend import TorchBackend
@@ -20,7 +20,6 @@ from vortex_core.ir.layers import LayerPlan
 
 DEFAULT_BUDGETS = ("0.05 * length", "0.1 * length", "0.2 * length")
 LAYERS = 8
-_KEPT = 3  # page sizes and choices of layers whose dense rows are held
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,6 @@ class Screener:
         self.recording = recording
         self.budgets = tuple(budgets)
         self.layers = layers
-        self._rows: OrderedDict[tuple[int, tuple[int, ...]], DenseRows] = OrderedDict()
 
     @torch.inference_mode()
     def score(self, flow: Flow, *, own: bool = True) -> ScreenScore:
@@ -143,13 +141,8 @@ class Screener:
         return ScreenScore(tuple(points), last, layers, time.perf_counter() - started)
 
     def _rows_of(self, size: int, layers: tuple[int, ...]) -> DenseRows:
-        key = (size, layers)
-        if key not in self._rows:
-            self._rows[key] = DenseRows(self.recording, size, layers, self.recording.at)
-            if len(self._rows) > _KEPT:
-                self._rows.popitem(last=False)
-        self._rows.move_to_end(key)
-        return self._rows[key]
+        r = self.recording
+        return rows_held((id(r), r.key, size, layers), lambda: DenseRows(r, size, layers, r.at))
 
     def _points(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -13,6 +14,8 @@ from vortex_core.compiler.torch_backend import TorchFlow
 from vortex_core.ir.budget import Budget
 from vortex_core.ir.flow import Flow
 from vortex_core.ir.layers import LayerPlan
+
+_AT_ONCE = 192 << 20  # bytes of one float32 value of a program: pages and sequences come in so many pieces
 
 
 def evenly_among(items: Sequence[int], count: int) -> tuple[int, ...]:
@@ -118,7 +121,10 @@ class Selector:
         pages = torch.tensor(new, device=rows.device)
         pages = (layers[:, None] * rows.pages_per_layer + pages).flatten()
         of_layer = torch.tensor(rows.layers, device=rows.device).repeat_interleave(len(new))
-        self.compiled.update(states, rows.kv, pages, of_layer)  # type: ignore[arg-type]
+        g = rows.recording.geometry
+        most = max(1, _AT_ONCE // (4 * g.kv_heads * rows.size * g.head_dim))
+        for some, layer in zip(pages.split(most), of_layer.split(most), strict=True):
+            self.compiled.update(states, rows.kv, some, layer)  # type: ignore[arg-type]
 
     def _choose(self, states: object, rows: DenseRows, budgets: Sequence[str | None]) -> torch.Tensor:
         """Selections of some rows with the states as they are, `[budget, row, q_head, page]`."""
@@ -132,9 +138,23 @@ class Selector:
         mass = self._dense_mass(rows)
         if mass is not None and steps > 1:
             mass = mass.unflatten(0, (steps, -1))
-        view = BatchView(rows.table[-sequences:], lengths, rows.totals, longest, dense_mass=mass)
-        values = self.compiled.score(q, states, view, rows.layer[:sequences])  # type: ignore[arg-type]
-        scores = {i: values[i].flatten(0, q.dim() - 3) for i in self.compiled.scores}
+        found_scores: dict[int, list[torch.Tensor]] = {i: [] for i in self.compiled.scores}
+        tables, layers = rows.table[-sequences:], rows.layer[:sequences]
+        for some in torch.arange(sequences, device=rows.device).split(self._sequences_at_once(rows)):
+            view = BatchView(
+                tables[some],
+                lengths[..., some],
+                rows.totals,
+                longest,
+                dense_mass=None if mass is None else mass[..., some, :, :],
+            )
+            values = self.compiled.score(q[..., some, :, :], states, view, layers[some])  # type: ignore[arg-type]
+            for i, parts in found_scores.items():
+                parts.append(values[i])
+            del values
+        scores = {
+            i: torch.cat(parts, q.dim() - 3).flatten(0, q.dim() - 3) for i, parts in found_scores.items()
+        }
         residual = self.compiled.program.residual
         if residual is not None and (steps > 1 or rows.steps[0] in self.rows.steps):
             mass = scores[residual.mass].transpose(-1, -2).flatten(1, 2)
@@ -147,6 +167,16 @@ class Selector:
             mask = self.compiled.choose(scores, view)
             found[i, :, :, : mask.shape[-1]] = mask.repeat_interleave(heads // mask.shape[1], 1)
         return found
+
+    def _sequences_at_once(self, rows: DenseRows) -> int:
+        """Prompts in layers that are scored together, so that what a product of queries and states takes is bounded."""
+        g = rows.recording.geometry
+        sizes = g.symbols(rows.size)
+        widest = max(
+            (prod(e.resolve(sizes) for _, e in s.dims) for s in self.compiled.program.states), default=1
+        )
+        one = 4 * len(rows.steps) * g.q_heads * rows.width * max(1, widest)
+        return max(1, _AT_ONCE // one)
 
     def _dense_mass(self, rows: DenseRows) -> torch.Tensor | None:
         """What the dense layer before each row's attends to, `[row, q_head, page]`, for programs that read it."""

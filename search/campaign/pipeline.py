@@ -275,16 +275,17 @@ class Pipeline:
             self.record(self._finished(candidate, purpose, passed))
             return
         first = next((i for i, s in enumerate(waiting) if self.executor.needs_engine(s)), len(waiting))
-        began = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         passed = await self._stages(candidate, flow, purpose, waiting, waiting[:first])
         if passed and waiting[first:]:
             if first and not candidate.reference:  # references all come at once, and wait for each other
-                self.supply.came(time.monotonic() - began)
+                self.supply.came(clock() - began)
             async with self.turns:
                 if not late():
-                    began = time.monotonic()
+                    began = clock()
                     await self._stages(candidate, flow, purpose, waiting, waiting[first:])
-                    self.supply.held(time.monotonic() - began)
+                    self.supply.held(clock() - began)
 
     def _finished(self, candidate: Candidate, purpose: ev.Purpose, passed: bool) -> ev.CandidateFinished:
         return ev.CandidateFinished(candidate.key, purpose, self.seed(purpose), passed)

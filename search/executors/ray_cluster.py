@@ -117,6 +117,7 @@ class RayExecutor:
         joined = await self._join()
         placed: Placement = joined["placement"]
         self.placement = placed
+        self.setup = replace(self.setup, cpu_workers=placed.cpu_tasks)
         table = self._table(placed.device)
         self._stages = {purpose: tuple(name for name, _ in listed) for purpose, listed in table.items()}
         self._on_engine = {name: on_engine for listed in table.values() for name, on_engine in listed}

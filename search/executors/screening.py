@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.results import Failure, Metric, StageResult
+from evaluators.screen.held import free_rows
 from evaluators.worker import run_cpu_stage
+from vortex_core.device_errors import device_errors
 from vortex_core.errors import VortexError
 from vortex_core.ir.cost import kv_row_bytes, state_bytes_per_token
 from vortex_core.ir.flow import Flow
 
 if TYPE_CHECKING:
     from evaluators.plan import EvaluationPlan
-    from evaluators.screen import Screener, ScreenPoint
+    from evaluators.screen import AttentionRecording, Screener, ScreenPoint, ScreenScore
     from vortex_core.geometry import Geometry
 
 BUDGET = "0.1 * length"
@@ -58,15 +60,14 @@ def screen(
             return replace(result, stage=stage, seconds=seconds)
         metrics |= result.metrics
     try:
-        screeners = [_screener(path, layers) for path in recordings]
         points, own = [], []
-        for path, screener in zip(recordings, screeners, strict=True):
-            score = screener.score(flow)
+        for path in recordings:
+            score = _scored(path, layers, flow)
             seconds += score.seconds
             points.append(score.at(BUDGET))
             own.append(score.own or score.at(BUDGET))
             info[Path(path).stem] = _worst(own[-1], score.layers)
-        share = state_share(flow, screeners[0].recording.geometry)
+        share = state_share(flow, _screener(recordings[0], layers).recording.geometry)
     except VortexError as error:
         return StageResult(stage, passed=False, failure=Failure.of(error), seconds=seconds)
     metrics |= _metrics(points, own)
@@ -74,11 +75,38 @@ def screen(
     return StageResult(stage, passed=True, metrics=metrics, info=info, seconds=seconds)
 
 
-@lru_cache(maxsize=4)
-def _screener(path: str, layers: int) -> Screener:
-    from evaluators.screen import AttentionRecording, Screener
+def _scored(path: str, layers: int, flow: Flow) -> ScreenScore:
+    """A flow on a recording. What finds no memory beside the rows that are held for others is tried once without them.
 
-    return Screener(AttentionRecording.load(Path(path)), budgets=(BUDGET,), layers=layers)
+    Raises:
+        VortexError: `VE053` where a flow needs more than this process may take; whatever else is wrong with it.
+    """
+    doing = f"the screen in {layers} layers"
+    screener = _screener(path, layers)
+    try:
+        with device_errors(doing, flow=True):
+            return screener.score(flow)
+    except VortexError as error:
+        if error.code != "VE053":
+            raise
+    free_rows()
+    with device_errors(doing, flow=True):
+        return screener.score(flow)
+
+
+@lru_cache(maxsize=8)
+def _screener(path: str, layers: int) -> Screener:
+    from evaluators.screen import Screener
+
+    return Screener(_recording(path), budgets=(BUDGET,), layers=layers)
+
+
+@lru_cache(maxsize=4)
+def _recording(path: str) -> AttentionRecording:
+    """One recording, however many numbers of layers are scored in it."""
+    from evaluators.screen import AttentionRecording
+
+    return AttentionRecording.load(Path(path))
 
 
 def state_share(flow: Flow, geometry: Geometry) -> float:

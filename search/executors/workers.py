@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from evaluators.plan import EvaluationPlan
 
 _NICE = 10
-_MOST_BYTES = 8 << 30  # of a process that runs stages without an engine
+_SHARE = 0.6  # of a machine's memory that its CPU workers may take together
+_LEAST_BYTES = 2 << 30  # of one of them
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class EngineSetup:
         random_weights: true shape, random numbers: nothing but speed is asked of `model`.
         serving: section of a plan for the stage `serving`.
         screeners: workers that screen programs on this engine's cores while a search goes on.
+        cpu_workers: workers that run what needs no engine, and share its machine's memory.
     """
 
     model: str
@@ -55,6 +57,7 @@ class EngineSetup:
     random_weights: bool = False
     serving: Mapping[str, Any] | None = None
     screeners: int = 0
+    cpu_workers: int = 1
 
 
 def become_group_leader() -> int:
@@ -81,17 +84,31 @@ def sent(flow: Flow) -> dict[str, Any]:
     return flow.to_json() | {"key": flow.key}
 
 
-def limit_memory(most: int = _MOST_BYTES) -> None:
+def share_of_memory(workers: int, total: int) -> int:
+    """Bytes that one of so many CPU workers may take of a machine's memory, of which a virtual machine may come to show
+    more while it is used."""
+    return max(min(_LEAST_BYTES, total // 2), int(min(total / 2, _SHARE * total / max(1, workers))))
+
+
+def limit_memory(workers: int = 1) -> None:
     """Bound what this process may allocate, so that a program which needs more fails and the machine does not.
 
     Data, not addresses: torch and CUDA map far more than they use. The machine's own limit stays if it is lower.
-    """
-    import psutil
 
-    most = min(most, psutil.virtual_memory().total // 2)
+    Args:
+        workers: CPU workers that share the machine.
+    """
+    from vortex_core.engine.models.memory import ram_total
+
+    most = share_of_memory(workers, ram_total())
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > most:
         resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _beside(setup: EngineSetup) -> int:
+    """CPU workers that may share this machine: those of the campaign, and no more than it has cores."""
+    return max(1, min(setup.cpu_workers, os.cpu_count() or 1))
 
 
 def yield_to_the_engine() -> None:
@@ -140,7 +157,7 @@ class CpuWorker:
 
         from evaluators.worker import run_cpu_stage as run
 
-        limit_memory()
+        limit_memory(_beside(setup))
         torch.set_num_threads(1)
         plan = _plan(setup.plan)
         answers = setup.accuracy_model
@@ -165,7 +182,7 @@ class CpuWorker:
 
         from search.executors.screening import screen
 
-        limit_memory()
+        limit_memory(_beside(setup))
         torch.set_num_threads(1)
         plan = _plan(setup.plan)
         answers = setup.accuracy_model

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from evaluators.plan import EvaluationPlan, load_plan
+from evaluators.screen import AttentionRecording, Screener, ScreenScore, held
 from evaluators.tasks.base import FRESH_SEEDS
 from evaluators.worker import EvaluationWorker
 from search.executors import workers
 from search.executors.screening import screen
 from search.executors.workers import CpuWorker, EngineSetup, sent
 from vortex_core import library
+from vortex_core.ir.flow import Flow
 
 MODEL = "retrieval-gqa"
 
@@ -65,7 +67,7 @@ def test_what_is_left_of_the_output_is_a_number_that_may_rank_programs(
 def test_a_worker_reads_its_plan_once(
     plan: EvaluationPlan, recording: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(workers, "limit_memory", lambda: None)
+    monkeypatch.setattr(workers, "limit_memory", lambda workers: None)
     monkeypatch.setattr(workers, "_plans", {})
     worker = CpuWorker()
     worker._log = workers.WorkerLog("cpu")
@@ -102,3 +104,66 @@ def test_an_engine_leaves_screeners_their_cores_while_a_search_goes_on(
     used.clear()
     workers.EngineWorker(EngineSetup(MODEL, {}, device="cuda", threads=3, screeners=1)).run("gate", flow, 3)
     assert used == []
+
+
+@pytest.mark.parametrize("room", ["beside others", "never"])
+def test_what_does_not_fit_is_tried_without_what_is_held_and_then_the_programs_own(
+    plan: EvaluationPlan, recording: Path, monkeypatch: pytest.MonkeyPatch, room: str
+) -> None:
+    flow = library.load("quest").flow.with_knobs(page_size=16, budget="0.125 * length", dense_layers=())
+    real, tried = Screener.score, []
+
+    def score(self: Screener, flow: Flow, *, own: bool = True) -> ScreenScore:
+        tried.append(len(held._held))
+        if room == "never" or len(tried) == 1:
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 660602880 bytes."
+            )
+        return real(self, flow, own=own)
+
+    assert screen("screen", flow, MODEL, plan, 0, (str(recording),), 2).passed
+    assert held._held, "rows are kept for the next program"
+    monkeypatch.setattr(Screener, "score", score)
+    result = screen("screen", flow, MODEL, plan, 0, (str(recording),), 2)
+    assert tried[0] > 0 and tried[1:] == [0], "once more, with nothing held"
+    assert result.passed == (room != "never")
+    if not result.passed:
+        assert result.failure is not None and result.failure.kind == "candidate"
+        assert result.failure.error["code"] == "VE053"
+        assert "660602880 bytes" in result.failure.error["message"]
+
+
+@pytest.mark.parametrize("name", ["quest", "twilight", "h2o", "lserve"])
+def test_pieces_say_what_the_whole_says(recording: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    flow = library.load(name).flow.with_knobs(page_size=16, dense_layers=())
+    screener = Screener(AttentionRecording.load(recording), layers=2)
+    whole = screener.score(flow).to_json()
+    monkeypatch.setattr("evaluators.screen.select._AT_ONCE", 1)
+    pieces = screener.score(flow).to_json()
+    for a, b in zip(whole["points"], pieces["points"], strict=True):
+        assert a["density"] == b["density"]
+        assert a["beyond"] == pytest.approx(b["beyond"], abs=1e-5)
+        assert a["output_error"] == pytest.approx(b["output_error"], abs=1e-5)
+
+
+def test_rows_that_are_held_stay_within_their_bound(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held.free_rows()
+    screener = Screener(AttentionRecording.load(recording), layers=2)
+    flow = library.load("quest").flow.with_knobs(dense_layers=())
+    screener.score(flow.with_knobs(page_size=16))
+    one = next(iter(held._held.values())).nbytes
+    monkeypatch.setattr(held, "MOST_BYTES", int(2.5 * one))
+    for size in (32, 64, 8, 16, 32):
+        screener.score(flow.with_knobs(page_size=size))
+        assert sum(rows.nbytes for rows in held._held.values()) <= max(
+            held.MOST_BYTES, next(reversed(held._held.values())).nbytes
+        )
+    assert next(reversed(held._held.values())).size == 32
+
+
+def test_a_workers_memory_is_its_share_of_the_machine() -> None:
+    gib = 1 << 30
+    assert workers.share_of_memory(1, 16 * gib) == 8 * gib, "half of it beside one engine"
+    assert workers.share_of_memory(14, 200 * gib) == int(0.6 * 200 * gib / 14)
+    assert workers.share_of_memory(64, 64 * gib) == 2 * gib
+    assert workers.share_of_memory(8, 2 * gib) == gib

@@ -39,11 +39,20 @@ def memory_found() -> Memory:
 
 def ram_found() -> Memory:
     """The RAM this process may still take."""
-    free = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")  # containers: psutil sees the host's RAM
+    return Memory("RAM", _bounded(psutil.virtual_memory().available))
+
+
+def ram_total() -> int:
+    """Bytes of RAM that there are for all processes here."""
+    return _bounded(psutil.virtual_memory().total)
+
+
+def _bounded(size: int) -> int:
+    """Bytes as far as a container may take them: psutil sees the host's RAM."""
+    limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text))
-    return Memory("RAM", free)
+        return min(size, int(text))
+    return size
 
 
 def gib(size: int) -> str:
