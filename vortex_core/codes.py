@@ -205,7 +205,7 @@ _declare(
 )
 _declare(
     "VE053",
-    "flow that exhausts the GPU's memory",
+    "flow that exhausts memory",
     "a flow's states and scratch fit beside weights and KV",
     "candidate",
     "device_errors.py",

@@ -235,7 +235,8 @@ class _Ratio:
         self._all = [*self._seen, *under_way]
         ratios = np.array([ratio for _, ratio in measured])
         self._mean = float(ratios.sum() / (len(ratios) + 0.5)) if len(ratios) else 0.0
-        self._scale, self._solved = 1.0, np.zeros(0)
+        self._scale = 1.0
+        self._solved: Floats = np.zeros(0)
         if measured:
             away, kernel, best = ratios - self._mean, self._kernel(self._seen, self._seen), -math.inf
             for scale in _SCALES:

@@ -279,7 +279,7 @@ class Pipeline:
         began = clock()
         passed = await self._stages(candidate, flow, purpose, waiting, waiting[:first])
         if passed and waiting[first:]:
-            if first and not candidate.reference:  # references all come at once, and wait for each other
+            if first:
                 self.supply.came(clock() - began)
             async with self.turns:
                 if not late():
