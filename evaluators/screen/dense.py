@@ -11,6 +11,7 @@ import torch
 from evaluators.screen.recording import AttentionRecording
 from vortex_core.compiler.interface import LayerKV
 
+_PARTS = 128 << 20  # bytes of what every page adds to the output, of one set of rows, that are kept
 FLOOR_TOKENS = 32  # newest tokens, beside the first page, whose mass any rule captures
 
 
@@ -93,11 +94,14 @@ class DenseRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that these rows come to hold: keys and values in float32, masses and parts by page."""
+        """Bytes that these rows come to hold: keys and values, masses and parts by page."""
         g = self.recording.geometry
         slots = len(self.layers) * self.recording.k.shape[2] * g.kv_heads
         dims = g.head_dim + (0 if g.is_mla else g.value_dim)
-        return 4 * (slots * dims + self.count * g.q_heads * self.width * (g.value_dim + 3))
+        kept = self._parts_bytes if self._parts_bytes <= _PARTS else 0
+        return (
+            self.recording.k.element_size() * slots * dims + kept + 12 * self.count * g.q_heads * self.width
+        )
 
     # ---- keys and values
 
@@ -118,13 +122,13 @@ class DenseRows:
 
     @cached_property
     def kv(self) -> LayerKV:
-        """The layers' pages one after another, float32 `[kv_head, layer * page, token, dim]`."""
+        """The layers' pages one after another, as recorded, `[kv_head, layer * page, token, dim]`."""
         g = self.recording.geometry
         k = self._pages(self.recording.k)
         return LayerKV(k, k[..., : g.value_dim] if g.is_mla else self._pages(self.recording.v))
 
     def _pages(self, x: torch.Tensor) -> torch.Tensor:
-        chosen = x[self._layers].float().transpose(0, 1)  # [kv_head, layer, slot, dim]
+        chosen = x[self._layers].transpose(0, 1)  # [kv_head, layer, slot, dim]
         return chosen.unflatten(2, (-1, self.size)).flatten(1, 2)
 
     @cached_property
@@ -148,8 +152,31 @@ class DenseRows:
         found = torch.zeros(self.count, g.q_heads, self.width, g.value_dim, device=self.device)
         values = self.kv.v.flatten(1, 2)
         for i, weights, span in self._weights():
-            paged = values[:, span].unflatten(1, weights.shape[2:])  # [kv_head, page, token, dim]
-            found[i, :, : weights.shape[2]] = torch.einsum("hgpt,hptd->hgpd", weights, paged).flatten(0, 1)
+            found[i, :, : weights.shape[2]] = self._parts_of(weights, values[:, span])
+        return found
+
+    @staticmethod
+    def _parts_of(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Of one row, `[q_head, page, value_dim]`."""
+        paged = values.float().unflatten(1, weights.shape[2:])  # [kv_head, page, token, dim]
+        return torch.einsum("hgpt,hptd->hgpd", weights, paged).flatten(0, 1)
+
+    @property
+    def _parts_bytes(self) -> int:
+        g = self.recording.geometry
+        return 4 * self.count * g.q_heads * self.width * g.value_dim
+
+    def attended(self, masks: torch.Tensor) -> torch.Tensor:
+        """What some pages add to the attention output: `[row, q_head, n, page]` to `[row, q_head, n, value_dim]`. Parts
+        of many layers are gigabytes and are made anew, row by row; those of few are kept."""
+        if self._parts_bytes <= _PARTS:
+            return masks.float() @ self.parts
+        g = self.recording.geometry
+        found = torch.zeros(*masks.shape[:3], g.value_dim, device=self.device)
+        values = self.kv.v.flatten(1, 2)
+        for i, weights, span in self._weights():
+            pages = weights.shape[2]
+            found[i] = masks[i, :, :, :pages].float() @ self._parts_of(weights, values[:, span])
         return found
 
     @cached_property
@@ -176,14 +203,19 @@ class DenseRows:
             start = place[layer] * slots + r.starts[b]
             span = slice(start, start + pages * self.size)
             q = self.q[i].float().unflatten(0, (g.kv_heads, g.group))
-            scores = q @ keys[:, span].transpose(-1, -2) * r.scale
+            scores = q @ keys[:, span].float().transpose(-1, -2) * r.scale
             scores[..., n:] = -torch.inf
             yield i, scores, span
 
     @cached_property
     def out(self) -> torch.Tensor:
         """Dense attention output, `[row, q_head, value_dim]`."""
-        return self.parts.sum(2)
+        if self._parts_bytes <= _PARTS:
+            return self.parts.sum(2)
+        whole = torch.ones(1, dtype=torch.bool, device=self.device)
+        return self.attended(whole.expand(self.count, self.recording.geometry.q_heads, 1, self.width))[
+            :, :, 0
+        ]
 
     @cached_property
     def totals(self) -> torch.Tensor:

@@ -160,7 +160,7 @@ class Screener:
         most = most.repeat_interleave(g.group, 2)  # [budget, row, q_head]
         captured = (masks * rows.mass).sum(-1)
         best = rows.best.expand(len(budgets), -1, -1, -1).gather(-1, most[..., None] - 1)[..., 0]
-        outs = masks.permute(1, 2, 0, 3).float() @ rows.parts  # [row, q_head, budget, value_dim]
+        outs = rows.attended(masks.permute(1, 2, 0, 3))  # [row, q_head, budget, value_dim]
         weights = captured.permute(1, 2, 0)
         if selected.left_out is not None:
             added, more = _entries(selected, rows)

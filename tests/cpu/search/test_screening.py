@@ -167,3 +167,17 @@ def test_a_workers_memory_is_its_share_of_the_machine() -> None:
     assert workers.share_of_memory(14, 200 * gib) == int(0.6 * 200 * gib / 14)
     assert workers.share_of_memory(64, 64 * gib) == 2 * gib
     assert workers.share_of_memory(8, 2 * gib) == gib
+
+
+def test_parts_that_are_too_many_to_keep_are_made_anew(
+    recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = library.load("quest").flow.with_knobs(page_size=16, dense_layers=())
+    screener = Screener(AttentionRecording.load(recording), layers=2)
+    kept = screener.score(flow).own
+    held.free_rows()
+    monkeypatch.setattr("evaluators.screen.dense._PARTS", 0)
+    anew = screener.score(flow).own
+    assert kept is not None and anew is not None
+    assert anew.output_error == pytest.approx(kept.output_error, rel=1e-4)
+    assert "parts" not in next(iter(held._held.values())).__dict__
