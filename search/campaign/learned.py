@@ -241,7 +241,7 @@ class _Ratio:
             away, kernel, best = ratios - self._mean, self._kernel(self._seen, self._seen), -math.inf
             for scale in _SCALES:
                 whole = scale**2 * kernel + _NOISE**2 * np.eye(len(away))
-                solved = np.linalg.solve(whole, away)
+                solved = np.asarray(np.linalg.solve(whole, away), dtype=np.float64)
                 fit = -0.5 * float(away @ solved) - 0.5 * float(np.linalg.slogdet(whole)[1])
                 if fit > best:
                     best, self._scale, self._solved = fit, scale, solved
