@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 _S = TypeVar("_S", bound=StageSettings)
 
+_FEW = 0.2
+"""Share of the items below which one of a task is enough."""
+_SLOWEST = 0.25
+"""Share down to which stages are given more time: what hangs is to end."""
 _PLANS = ConfigFolder("evaluation", "evaluation plan", unknown="VV001", invalid="VV008")
 
 
@@ -264,16 +268,29 @@ class EvaluationPlan(BaseModel):
         return EvaluationPlan.model_validate(data | {"reads": model.max_context})
 
     def with_items(self, share: float) -> EvaluationPlan:
-        """This plan with a share of every task's items, two at least: for a machine too slow for all of them."""
+        """This plan with a share of every task's items, for a machine too slow for all of them, and more time for its
+        stages. Two items at least, of less than a fifth one: there is always something to compare."""
         if share == 1.0:
             return self
         data = self.model_dump(mode="json")
         for task in (*data["accuracy"]["tasks"], data["perplexity"]):
-            task["items"] = min(task["items"], max(2, math.ceil(share * task["items"])))
+            least = 2 if share >= _FEW else 1
+            task["items"] = min(task["items"], max(least, math.ceil(share * task["items"])))
         fewest = min(task["items"] for task in data["accuracy"]["tasks"])
         data["accuracy"]["gate_items"] = min(data["accuracy"]["gate_items"], fewest)
+        passages = data["perplexity"]["items"]
         if "recall" in data:
-            data["recall"]["needle_items"] = min(data["recall"]["needle_items"], fewest)
+            recall = data["recall"]
+            recall["needle_items"] = min(recall["needle_items"], fewest)
+            recall["perplexity_items"] = min(recall["perplexity_items"], passages)
+        if "screen" in data:
+            screen = data["screen"]
+            screen["passages"] = min(screen["passages"], passages)
+            if share < _FEW:
+                screen["retrieval_items"] = min(screen["retrieval_items"], 1)
+        data["deadlines"] = {
+            stage: seconds / max(share, _SLOWEST) for stage, seconds in data["deadlines"].items()
+        }
         return EvaluationPlan.model_validate(data)
 
     @property

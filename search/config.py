@@ -277,6 +277,8 @@ class Finals(Strict):
     Attributes:
         elites: found candidates measured again on fresh seeds, beside the best library flow.
         most: found candidates measured again at most: while none keeps the gates, the next best are tried.
+        anyway: whether the best found meets fresh items even where none kept the gates on the search's, as where these
+            were a handful.
         holdout: whether the winner and the best library flow meet the sealed set, once.
         matched: whether the best library flow is also run with the winner's knobs.
         peers: library flows of at most the winner's state bytes that are run with the winner's knobs and compared with
@@ -286,6 +288,7 @@ class Finals(Strict):
 
     elites: int = Field(3, ge=0)
     most: int = Field(8, ge=0)
+    anyway: bool = False
     holdout: bool = True
     matched: bool = True
     peers: int = Field(0, ge=0)

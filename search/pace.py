@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 QUIET_CORES = 2000.0
 """Rounds a second of two idle cores of an x86 server (torch 2.13): 950 to 1,060 a second of a core's time."""
-FULL, LEAST = 0.75, 0.2
+FULL, LEAST = 0.75, 0.05
 _SECONDS = 1.0
 
 
@@ -66,6 +66,6 @@ def pace() -> Pace:
 
 
 def share_of_items(found: float) -> float:
-    """The share of a plan's items that a machine of this pace is asked: all from three quarters of the pace on, a fifth
-    at least, so that there is always something to compare."""
+    """The share of a plan's items that a machine of this pace is asked: all from three quarters of the pace on, a
+    twentieth at least."""
     return 1.0 if found >= FULL else max(LEAST, round(found, 2))

@@ -115,12 +115,26 @@ class Finals:
 
     def _finalists(self) -> list[Candidate]:
         """The best found, the best library flow and the best of the controls, as the search measured them."""
-        elites = self._elites()[: self.config.finals.elites]
+        archive = Archive(self.state, self.config.objective)
+        elites = self._elites()
+        if not elites and self.config.finals.anyway:
+            answered = [e.candidate for e in archive.entries if not e.candidate.reference]
+            elites = [c for c in answered if c.arm in self.ours]
+        elites = elites[: self.config.finals.elites]
         if not elites:
             return []
-        archive = Archive(self.state, self.config.objective)
         rivals = [archive.best(reference=True), archive.best(reference=False, arms=self.control)]
-        return elites + [entry.candidate for entry in rivals if entry is not None]
+        found = elites + [entry.candidate for entry in rivals if entry is not None]
+        return found + ([] if rivals[0] is not None else self._screened_library(elites[0]))
+
+    def _screened_library(self, elite: Candidate) -> list[Candidate]:
+        """Where no library flow had time to answer, the one that the screen puts first, at the same budget where some are."""
+        if self.config.screen is None:
+            return []
+        library = [c for c in self.state.candidates.values() if c.reference and c.key not in self.state.twins]
+        alike = [c for c in library if c.knobs["budget"] == elite.knobs["budget"]]
+        wanted = self.config.screen.objective(self.config.objective)
+        return self._best(alike or library, wanted, "screen")[:1]
 
     def _elites(self) -> list[Candidate]:
         """Found candidates that keep the gates on the search's items, best first, one a program: the same program
@@ -310,9 +324,10 @@ class Finals:
             return (
                 f"No program was searched: the limits were reached by the references alone ({spent}).{short}"
             )
-        if not self._elites():
+        fresh = any(c.status("fresh") != "waiting" for c in self.state.found)
+        if not fresh and not self._elites():
             return f"No found program kept the gates on the search's items; the library flows stand.{short}"
-        if not any(c.status("fresh") != "waiting" for c in self.state.found):
+        if not fresh:
             return f"Nothing was measured on fresh items, so nothing has been shown to win.{short}"
         return f"No found program kept the accuracy gates on fresh items; the library flows stand.{short}"
 

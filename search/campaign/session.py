@@ -23,6 +23,7 @@ from search.campaign.budget import nothing_left
 from search.campaign.campaign import Campaign
 from search.campaign.lessons import Lessons, carried
 from search.campaign.options import Options, resolve
+from search.campaign.reach import left_out, within_reach
 from search.campaign.replay import ReplayProposer, read_recording
 from search.commands.evaluation import SERVING
 from search.config import CampaignConfig, Cluster, load_proposer
@@ -113,9 +114,9 @@ def run_campaign(
         began = state.started or (recording.started if recording is not None else None)
         found = _pace(config) if began is None else None
         share = _share_of_items(config, began, found)
-        if share < 1.0:
-            said(_fewer(plan, share, config))
-        plan = plan.with_items(share)
+        if words := left_out(config, plan, share):
+            said(words)
+        plan, config = plan.with_items(share), within_reach(config, share)
         setup = replace(setup, plan=plan.model_dump(mode="json"))
         settings = _settings(config, seed, specs) | {"items_share": share}
         _require_same(name, state, settings, plan.digest)
@@ -191,15 +192,6 @@ def _with_threads(config: CampaignConfig, found: Pace | None) -> CampaignConfig:
         return config
     threads = max(1, found.cores(cores) // ((cluster.engines or 1) * cluster.tensor_parallel))
     return config.model_copy(update={"cluster": cluster.model_copy(update={"threads": threads})})
-
-
-def _fewer(plan: EvaluationPlan, share: float, config: CampaignConfig) -> str:
-    """What a slow machine is asked, in words."""
-    before, after = (sum(task.items for task in p.accuracy.tasks) for p in (plan, plan.with_items(share)))
-    return (
-        f"{after} items are asked instead of {before} (plan {plan.name}): on this machine as it is now "
-        f"{config.limits.seconds:g} s leave no time for all"
-    )
 
 
 def _ray(

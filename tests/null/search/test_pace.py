@@ -62,11 +62,12 @@ def test_share_of_items(found: float, share: float):
 
 
 @pytest.mark.parametrize("name", list_plans())
-def test_every_plan_holds_with_fewer_items(name: str):
+@pytest.mark.parametrize(("share", "least"), [(0.25, 2), (LEAST, 1)])
+def test_every_plan_holds_with_fewer_items(name: str, share: float, least: int):
     plan = load_plan(name)
-    less = plan.with_items(LEAST)
+    less = plan.with_items(share)
     for before, after in zip(plan.accuracy.tasks, less.accuracy.tasks, strict=True):
-        assert after.items == min(before.items, max(2, math.ceil(LEAST * before.items)))
+        assert after.items == min(before.items, max(least, math.ceil(share * before.items)))
         assert (after.key, after.parameters) == (before.key, before.parameters)
     assert less.accuracy.gate_items <= min(task.items for task in less.accuracy.tasks)
     assert less.digest != plan.digest, "results of the two are not comparable"

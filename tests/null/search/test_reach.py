@@ -1,0 +1,100 @@
+"""However slow a machine is, something is searched, answered and stated on fresh items."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from evaluators.plan import load_plan
+from search.campaign.reach import LITTLE, left_out, within_reach
+from search.config import CampaignConfig, load_campaign
+from search.executors.base import StageRun
+from search.log import events as ev
+from search.log.state import CampaignState
+from search.simulation import SimulatedExecutor
+from tests.null.search.harness import Harness, config
+from vortex_core.ir.flow import Flow
+
+SECONDS = 6.0
+
+
+class Slow(SimulatedExecutor):
+    """Takes for each step the share of a run's time that it takes on a tenth of two cores."""
+
+    async def record(self, seed: int) -> None:
+        await asyncio.sleep(0.42 * SECONDS)
+        await super().record(seed)
+
+    async def reference(self, purpose: ev.Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
+        await asyncio.sleep(0.02 * SECONDS if purpose == "search" else 0.15 * SECONDS)
+        return await super().reference(purpose, seed, known)
+
+    async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageRun:
+        await asyncio.sleep((0.04 if self.needs_engine(stage) else 0.004) * SECONDS)
+        return await super().run_stage(stage, flow, seed)
+
+
+def slow_run(tmp_path: Path, share: float, accuracy_gate: float = -0.25) -> CampaignState:
+    settings = config(
+        references=["dense", "quest", "block_topk"],
+        objective={"gates": [{"metric": "accuracy_delta", "at_least": accuracy_gate}], "margin": 0.1},
+        screen={"full": 4, "answers": 2, "gates": [{"metric": "screen_beyond", "at_least": 1.01}]},
+        limits={"candidates": 40, "seconds": SECONDS, "finals_seconds": 0.4 * SECONDS},
+        arms=[
+            {"name": "search", "strategy": {"kind": "evolve", "size": 32}, "share": 3},
+            {"name": "random", "strategy": {"kind": "random"}, "control": True},
+        ],
+        finals={"peers": 0},
+    )
+    harness = Harness(tmp_path, within_reach(settings, share))
+    harness.executor = Slow()
+    return harness.go()
+
+
+def stated(state: CampaignState) -> str:
+    assert state.finished is not None
+    return str(state.finished.summary["statement"])
+
+
+def test_a_tenth_of_the_cores_searches_answers_and_states(tmp_path: Path):
+    state = slow_run(tmp_path, 0.1)
+    assert state.screened_programs >= 5
+    assert any(c.status("search") == "passed" for c in state.found)
+    assert any(c.status("fresh") == "passed" for c in state.found)
+    rival = next(c for c in state.candidates.values() if c.reference and c.status("fresh") == "passed")
+    assert not rival.is_dense, "a library flow that had no time to answer before meets the fresh items"
+    assert state.winner is not None and rival.name.split()[0] in stated(state)
+
+
+def test_what_keeps_no_gate_is_stated_on_fresh_items_too(tmp_path: Path):
+    state = slow_run(tmp_path, 0.1, accuracy_gate=1.0)
+    assert any(c.status("fresh") == "passed" for c in state.found)
+    assert state.winner is None
+    assert stated(state).startswith("No found program kept the accuracy gates on fresh items")
+
+
+def test_with_all_items_the_gates_of_the_screen_stand(tmp_path: Path):
+    state = slow_run(tmp_path, 1.0)
+    assert state.screened_programs >= 5
+    assert not any(c.promoted for c in state.found)
+
+
+def test_what_is_left_out_and_that_it_is_said():
+    whole, plan = load_campaign("default"), load_plan("screened")
+    assert whole.screen is not None
+    assert within_reach(whole, LITTLE) is whole
+    assert left_out(whole, plan, 1.0) == ""
+    assert "second model" not in left_out(whole, plan, LITTLE)
+    less = within_reach(whole, 0.1)
+    assert less.screen is not None and not less.screen.models and not less.screen.gates
+    assert less.screen.most_state == whole.screen.most_state
+    assert less.objective == whole.objective
+    assert less.finals.second is None and less.finals.anyway
+    assert within_reach(less, 0.1) == less
+    words = left_out(whole, plan, 0.1)
+    assert words.startswith("2 items are asked instead of 16") and "second model" in words
+    unscreened = CampaignConfig.model_validate(
+        {"arms": [{"name": "a", "strategy": {"kind": "random"}}], "written_for": 600}
+    )
+    assert within_reach(unscreened, 0.05) is unscreened
