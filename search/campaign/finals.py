@@ -128,7 +128,7 @@ class Finals:
         return found + ([] if rivals[0] is not None else self._screened_library(elites[0]))
 
     def _screened_library(self, elite: Candidate) -> list[Candidate]:
-        """Where no library flow had time to answer, the one that the screen puts first, at an equal budget where some are."""
+        """Where no library flow answered, the one that the screen puts first, at an equal budget where some are."""
         if self.config.screen is None:
             return []
         library = [c for c in self.state.candidates.values() if c.reference and c.key not in self.state.twins]
