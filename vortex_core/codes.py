@@ -203,7 +203,7 @@ _declare(
     "candidate",
     "device_errors.py",
 )
-_declare(
+FLOW_EXHAUSTS_MEMORY = _declare(
     "VE053",
     "flow that exhausts memory",
     "a flow's states and scratch fit beside weights and KV",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators.results import Failure, Metric, StageResult
 from evaluators.screen.held import free_rows
 from evaluators.worker import run_cpu_stage
+from vortex_core.codes import FLOW_EXHAUSTS_MEMORY
 from vortex_core.device_errors import device_errors
 from vortex_core.errors import VortexError
 from vortex_core.ir.cost import kv_row_bytes, state_bytes_per_token
@@ -87,7 +88,7 @@ def _scored(path: str, layers: int, flow: Flow) -> ScreenScore:
         with device_errors(doing, flow=True):
             return screener.score(flow)
     except VortexError as error:
-        if error.code != "VE053":
+        if error.code != FLOW_EXHAUSTS_MEMORY.code:
             raise
     free_rows()
     with device_errors(doing, flow=True):
