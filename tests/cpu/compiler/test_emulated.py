@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.emulated import emulate, emulate_states
+from benchmarks.emulated import Sizes, emulate, emulate_states
 from benchmarks.programs import FOUND
 from benchmarks.ptx_machine import BASE, Machine
 from vortex_core import library
@@ -194,3 +194,36 @@ def test_a_missing_barrier_is_told() -> None:
         machine.run([BASE], (0, 0))
         assert memory.view(np.uint32).tolist() == [(n ^ 32) for n in range(64)]
         assert len(machine.hazards) == hazards
+
+
+SHORT_PAGES = '''
+from vortex_core import ops, register, vFlow
+
+@register("tried")
+class Tried(vFlow):
+    """A sum over few channels beside rows of a short page."""
+
+    def create_cache(self, page):
+        return {"x": page.state(row=page.size, ch="D/16", dtype="int4"), "low": page.state(ch="5*D/16"),
+                "high": page.state(ch="5*D/16"), "mean": page.state(few="D/16", dtype="int4")}
+
+    def forward_cache(self, page):
+        key = page.k.rename(token="row", dim="ch")
+        part = page.k.slice("dim", 0, "5*D/16").rename(dim="ch")
+        return {"x": key.slice("ch", 0, "D/16"), "low": part.min("token"), "high": part.max("token"),
+                "mean": page.k.slice("dim", 0, "D/16").rename(dim="few").mean("token")}
+
+    def forward_indexer(self, q, cache):
+        few = q.slice("dim", 0, "D/16")
+        rows = (few.rename(dim="ch") * cache["x"]).sum("ch")
+        rows = rows + (few.rename(dim="few") * cache["mean"]).sum("few")
+        part = q.slice("dim", 0, "5*D/16").rename(dim="ch")
+        bound = ops.maximum(part * cache["low"], part * cache["high"]).sum("ch")
+        weight = (rows + bound - (rows.max("row") + bound).max("page")).exp().sum("row")
+        return ops.topk((weight / weight.sum("page")).mean("head"))
+'''
+
+
+def test_pages_of_sixteen_tokens_sum_rightly() -> None:
+    done = emulate(run(SHORT_PAGES, "x.py").flow, sizes=Sizes(heads=2, dim=64, page=16))
+    assert done.error < 1e-4 and not done.hazards

@@ -28,6 +28,11 @@ STATES = {  # name: declaration, value, contraction with the query q
         'key.slice("dim", 0, "11*D/16")',
         '(0.3 * q.slice("dim", 0, "11*D/16") * cache["x"]).sum("dim")',
     ),
+    "squared": (
+        'row=page.size, dim="D", dtype="int4"',
+        "key",
+        '(q.square() * cache["page"].square()).sum("dim") + (q.square() * cache["x"].square()).sum("dim")',
+    ),
     # Not whole pieces of what a product takes: fifteen sixteenths of 64 channels leave 8 and 4.
     "what is left, twice": (
         'row=page.size, ch="15*D/16", dtype="int8"',

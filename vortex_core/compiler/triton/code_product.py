@@ -104,6 +104,8 @@ def _match(graph: Graph, states: Mapping[str, StateDecl], i: int, dim: str) -> C
             bits += SIGNIFICANT[state.dtype]
             codes.append(f)
             absorbed += chain
+    if len(set(codes)) < len(codes):
+        return None  # the square of a state: what is written tells codes apart by their node
     if not codes or bits > HELD or not any(dim in graph.nodes[f].type.names for f in query):
         return None
     held = len(query) == 1 and exact(graph, states, query[0])

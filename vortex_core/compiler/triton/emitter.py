@@ -95,6 +95,9 @@ def _as_loaded(x: Tile, axes: Sequence[Axis], *, whole: bool) -> Tile:
     return Tile(f"tl.reshape({x.text}, {[a.size if a in own else 1 for a in axes]})", tuple(axes))
 
 
+LEAST_ROWS = 32
+"""Rows of a page from which a sum of as many lanes is lowered rightly without an anchor: with 16 it is not."""
+
 Products = Callable[["Emitter", int, Env], "Tile | None"]
 
 
@@ -434,7 +437,7 @@ class Emitter:
         anchor, which costs exchanges between warps."""
         node, rows = self.graph.nodes[i], self.anchored[i]
         (source,), names = node.inputs, node.attr["dims"]
-        if len(names) > 1:
+        if len(names) > 1 or rows < LEAST_ROWS:
             return None
         (name,) = names
         axis = self.axis(name, self.graph.nodes[source].type.extent(name).resolve(self.sizes), rows)

@@ -13,7 +13,7 @@ from vortex_core.compiler.columns import PACKED
 from vortex_core.compiler.triton.code_emitter import LEAST, CodeEmitter
 from vortex_core.compiler.triton.code_product import CodeProduct, by_columns, find_code_products, rows_of
 from vortex_core.compiler.triton.contraction import find_contractions
-from vortex_core.compiler.triton.emitter import REDUCE, Emitter
+from vortex_core.compiler.triton.emitter import LEAST_ROWS, REDUCE, Emitter
 from vortex_core.compiler.triton.fields import load_text, store_lines
 from vortex_core.compiler.triton.kernel_text import KernelWriter, full, literal
 from vortex_core.compiler.triton.page_emitter import PageEmitter
@@ -339,9 +339,20 @@ def _met_by_rows(graph: Graph, sizes: Mapping[str, int]) -> dict[int, int]:
                     found[name] = max(lanes, found.get(name, 1))
         met[i] = found
     reduced = {i: graph.nodes[i].attr["dims"] for i in met if graph.nodes[i].op in REDUCE}
-    return {
+    sums = {
         i: max(met[i].values()) for i, dims in reduced.items() if met[i] and not met[i].keys() & set(dims)
     }
+    # Of pages with few rows what rows leave behind, one number a page, hands their layout on to other sums just the same.
+    short = [n for n in (_rows(node, sizes) for node in graph.nodes) if 1 < n < LEAST_ROWS]
+    return dict.fromkeys(reduced, max(short)) | sums if short else sums
+
+
+def _rows(node: Node, sizes: Mapping[str, int]) -> int:
+    """Lanes of the rows of a page that a product with the query has a number for, 1 where it has none."""
+    names = node.type.names
+    if node.op != "sum" or not {"page", "head"} <= set(names) or len(names) != 3:
+        return 1
+    return next(pow2(e.resolve(sizes)) for n, e in node.type.dims if n not in ("page", "head"))
 
 
 def _summed(graph: Graph, states: Mapping[str, StateDecl], met: Collection[int]) -> dict[Node, str]:
