@@ -227,3 +227,30 @@ class Tried(vFlow):
 def test_pages_of_sixteen_tokens_sum_rightly() -> None:
     done = emulate(run(SHORT_PAGES, "x.py").flow, sizes=Sizes(heads=2, dim=64, page=16))
     assert done.error < 1e-4 and not done.hazards
+
+
+TWO_CODES = '''
+from vortex_core import ops, register, vFlow
+
+@register("tried")
+class Tried(vFlow):
+    """A query with the product of two packed states of the page."""
+
+    def create_cache(self, page):
+        return {"a": page.state(ch="D/4", dtype="int4"), "b": page.state(ch="D/4", dtype="bits")}
+
+    def forward_cache(self, page):
+        key = page.k.slice("dim", 0, "D/4").rename(dim="ch")
+        return {"a": key.mean("token"), "b": key.max("token")}
+
+    def forward_indexer(self, q, cache):
+        few = q.slice("dim", 0, "D/4").rename(dim="ch")
+        return ops.topk((few * cache["a"] * cache["b"]).sum("ch").mean("head"))
+'''
+
+
+@pytest.mark.parametrize("page", [16, 64])
+def test_packed_codes_multiplied_by_other_codes(page: int) -> None:
+    """Off by three standard deviations where the packed ones were unpacked in the order of their units."""
+    done = emulate(run(TWO_CODES, "x.py").flow, sizes=Sizes(heads=3, dim=64, page=page))
+    assert done.error < 1e-4 and not done.hazards

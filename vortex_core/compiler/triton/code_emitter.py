@@ -85,7 +85,7 @@ class CodeEmitter:
         if rows < LEAST or real < LEAST:
             return None
         total = ""
-        for piece in self._pieces(e, c.dim, first, real):
+        for piece in self._pieces(e, c, first, real):
             left = self._codes(e, c, first, env, axes, piece)
             for right in self._query(e, c, head, piece):
                 extra = f", {total}" if total else ""
@@ -265,9 +265,14 @@ class CodeEmitter:
 
     # ---- channels ------------------------------------------------------------------------------------------
 
-    def _pieces(self, e: Emitter, dim: str, first: int, real: int) -> list[_Piece]:
-        """The channels in pieces that fit the factor with the most rows."""
-        packed = self._packings(e, dim, first, real)
+    def _pieces(self, e: Emitter, c: CodeProduct, first: int, real: int) -> list[_Piece]:
+        """The channels in pieces that fit the factor with the most rows.
+
+        Numbers that are multiplied by other codes before the product are read one by one: in the order in which units
+        are unpacked the machine code of such a product came out wrong.
+        """
+        dim = c.dim
+        packed = self._packings(e, dim, first, real) if len(c.codes) == 1 else []
         if packed:
             return [
                 self._piece(e, dim, p.lanes, p.channel, (p.start + p.units) * p.per, real, p) for p in packed
