@@ -35,6 +35,8 @@ _S = TypeVar("_S", bound=StageSettings)
 
 _FEW = 0.2
 """Share of the items below which one of a task is enough."""
+_STEPS = 4
+"""Decode steps recorded there."""
 _SLOWEST = 0.25
 """Share down to which stages are given more time: what hangs is to end."""
 _PLANS = ConfigFolder("evaluation", "evaluation plan", unknown="VV001", invalid="VV008")
@@ -269,12 +271,16 @@ class EvaluationPlan(BaseModel):
 
     def with_items(self, share: float) -> EvaluationPlan:
         """This plan with a share of every task's items, for a machine too slow for all of them, and more time for its
-        stages. Two items at least, of less than a fifth one: there is always something to compare."""
+        stages. Two items of a task at least; of less than a fifth one of the first task alone, as many fresh ones, and
+        a short recording: there is always something to compare."""
         if share == 1.0:
             return self
-        data = self.model_dump(mode="json")
+        data, few = self.model_dump(mode="json"), share < _FEW
+        if few:
+            data["accuracy"]["tasks"] = data["accuracy"]["tasks"][:1]
+            data["fresh"]["share"] = min(data["fresh"]["share"], 1.0)
         for task in (*data["accuracy"]["tasks"], data["perplexity"]):
-            least = 2 if share >= _FEW else 1
+            least = 1 if few else 2
             task["items"] = min(task["items"], max(least, math.ceil(share * task["items"])))
         fewest = min(task["items"] for task in data["accuracy"]["tasks"])
         data["accuracy"]["gate_items"] = min(data["accuracy"]["gate_items"], fewest)
@@ -286,8 +292,9 @@ class EvaluationPlan(BaseModel):
         if "screen" in data:
             screen = data["screen"]
             screen["passages"] = min(screen["passages"], passages)
-            if share < _FEW:
-                screen["retrieval_items"] = min(screen["retrieval_items"], 1)
+            if few:
+                most = {"retrieval_items": 1, "steps": _STEPS, "at": 1}
+                screen |= {name: min(screen[name], value) for name, value in most.items()}
         data["deadlines"] = {
             stage: seconds / max(share, _SLOWEST) for stage, seconds in data["deadlines"].items()
         }

@@ -277,8 +277,8 @@ class Finals(Strict):
     Attributes:
         elites: found candidates measured again on fresh seeds, beside the best library flow.
         most: found candidates measured again at most: while none keeps the gates, the next best are tried.
-        anyway: whether the best found meets fresh items even where none kept the gates on the search's, as where these
-            were a handful.
+        anyway: whether one program answers, and the best found meets fresh items, even where the time is used up (by a
+            half more at most is it searched for) or none kept the gates on the search's items, which were a handful.
         holdout: whether the winner and the best library flow meet the sealed set, once.
         matched: whether the best library flow is also run with the winner's knobs.
         peers: library flows of at most the winner's state bytes that are run with the winner's knobs and compared with

@@ -12,6 +12,8 @@ counted as they end, whatever is still under way, so it means the same at 1 and 
 
 _UNANSWERED = 0.9
 """Share of the time after which a screened campaign in which nothing has answered gives up."""
+_FLOOR = 1.5
+"""The same where something is to answer however slow the machine is: the time is then overrun, and not for nothing."""
 
 
 def reached(
@@ -22,6 +24,7 @@ def reached(
     gpu_seconds: float,
     under_way: int = 0,
     screen: Screen | None = None,
+    anyway: bool = False,
 ) -> str | None:
     """Which limit keeps another proposal from being begun; None if none does.
 
@@ -30,6 +33,7 @@ def reached(
         gpu_seconds: likewise, times the GPUs held.
         under_way: proposals begun and not ended, each of which may bring a candidate.
         screen: how programs are screened, where they are: candidates that answer are then no limit to those screened.
+        anyway: see `search_ends`.
     """
     if screen is not None:
         if state.screened_programs + under_way >= screen.programs:
@@ -39,7 +43,7 @@ def reached(
         return f"{limits.candidates} distinct programs"
     if limits.evaluations is not None and state.finished_found + under_way >= limits.evaluations:
         return f"{limits.evaluations} evaluations"
-    ends = search_ends(limits, state, screen)
+    ends = search_ends(limits, state, screen, anyway)
     if ends is not None and active_seconds >= ends:
         return f"time budget of {limits.seconds:g} s"
     if limits.gpu_seconds is not None and gpu_seconds >= limits.gpu_seconds:
@@ -55,15 +59,20 @@ def reached(
     return None
 
 
-def search_ends(limits: Limits, state: CampaignState, screen: Screen | None) -> float | None:
+def search_ends(
+    limits: Limits, state: CampaignState, screen: Screen | None, anyway: bool = False
+) -> float | None:
     """Working seconds after which nothing more is begun.
 
     What is kept for the finals is no use to them where nothing has answered: then the search goes on, so that a slow
     machine has something to compare.
+
+    Args:
+        anyway: whether a program is to answer even where the time is used up before (`Finals.anyway`).
     """
     if limits.seconds is None or screen is None or state.distinct_programs:
         return limits.search_seconds
-    return _UNANSWERED * limits.seconds
+    return (_FLOOR if anyway else _UNANSWERED) * limits.seconds
 
 
 def nothing_left(limits: Limits, state: CampaignState) -> str | None:

@@ -299,7 +299,7 @@ class Campaign:
 
     def _too_late_to_search(self) -> bool:
         """Whether the time for the search is used up: references would be compared with nothing."""
-        seconds = search_ends(self.config.limits, self.state, self.config.screen)
+        seconds = search_ends(self.config.limits, self.state, self.config.screen, self.config.finals.anyway)
         return seconds is not None and self.active_seconds >= seconds
 
     def _too_late_for_references(self) -> bool:
@@ -425,6 +425,7 @@ class Campaign:
             gpu_seconds=self.gpu_seconds,
             under_way=open_journeys,
             screen=self.config.screen,
+            anyway=self.config.finals.anyway,
         )
 
     async def _journey(self, proposal: Proposal) -> None:

@@ -8,7 +8,7 @@ from search.config import CampaignConfig
 
 LITTLE = 0.3
 """Share of a plan's items below which more is left out than items."""
-_LAYERS, _FULL_LAYERS = 2, 4
+_LAYERS, _FULL_LAYERS, _FULL = 2, 4, 4
 
 
 def within_reach(config: CampaignConfig, share: float) -> CampaignConfig:
@@ -17,7 +17,7 @@ def within_reach(config: CampaignConfig, share: float) -> CampaignConfig:
     Below, the models beside the first go: reading one and its prompts takes longer than a program's answers. Programs
     are screened in fewer layers, by one worker, as every process that starts takes seconds of computing. The best
     answers, whether or not it keeps the screen's gates: among few programs there may be none that does. In the finals
-    one program meets one of the library.
+    one program meets one of the library. Where the time is used up before a program has answered, it is overrun.
     """
     if share >= LITTLE or config.screen is None:
         return config
@@ -27,6 +27,7 @@ def within_reach(config: CampaignConfig, share: float) -> CampaignConfig:
             "gates": (),
             "layers": min(_LAYERS, config.screen.layers),
             "full_layers": min(_FULL_LAYERS, config.screen.full_layers),
+            "full": min(_FULL, config.screen.full),
         }
     )
     finals = config.finals.model_copy(
@@ -47,8 +48,9 @@ def left_out(config: CampaignConfig, plan: EvaluationPlan, share: float) -> str:
     if share == 1.0:
         return ""
     before, after = (sum(task.items for task in p.accuracy.tasks) for p in (plan, plan.with_items(share)))
+    asked = f"{after} items are" if after > 1 else "1 item is"
     words = (
-        f"{after} items are asked instead of {before} (plan {plan.name}): on this machine as it is now "
+        f"{asked} asked instead of {before} (plan {plan.name}): on this machine as it is now "
         f"{config.limits.seconds:g} s leave no time for all"
     )
     less = within_reach(config, share)

@@ -66,7 +66,8 @@ def test_share_of_items(found: float, share: float):
 def test_every_plan_holds_with_fewer_items(name: str, share: float, least: int):
     plan = load_plan(name)
     less = plan.with_items(share)
-    for before, after in zip(plan.accuracy.tasks, less.accuracy.tasks, strict=True):
+    kept = len(plan.accuracy.tasks) if least > 1 else 1
+    for before, after in zip(plan.accuracy.tasks[:kept], less.accuracy.tasks, strict=True):
         assert after.items == min(before.items, max(least, math.ceil(share * before.items)))
         assert (after.key, after.parameters) == (before.key, before.parameters)
     assert less.accuracy.gate_items <= min(task.items for task in less.accuracy.tasks)
