@@ -17,7 +17,8 @@ def within_reach(config: CampaignConfig, share: float) -> CampaignConfig:
     Below, the models beside the first go: reading one and its prompts takes longer than a program's answers. Programs
     are screened in fewer layers, by one worker, as every process that starts takes seconds of computing. The best
     answers, whether or not it keeps the screen's gates: among few programs there may be none that does. In the finals
-    one program meets one of the library. Where the time is used up before a program has answered, it is overrun.
+    one program meets one of the library. The controls go: with one answer each nothing is compared, and the one program
+    that answers might be theirs. Where the time is used up before a program has answered, it is overrun.
     """
     if share >= LITTLE or config.screen is None:
         return config
@@ -40,7 +41,8 @@ def within_reach(config: CampaignConfig, share: float) -> CampaignConfig:
         }
     )
     cluster = config.cluster.model_copy(update={"cpu_tasks": 1, "lookahead": 1})
-    return config.model_copy(update={"screen": screen, "finals": finals, "cluster": cluster})
+    arms = tuple(arm for arm in config.arms if not arm.control)
+    return config.model_copy(update={"arms": arms, "screen": screen, "finals": finals, "cluster": cluster})
 
 
 def left_out(config: CampaignConfig, plan: EvaluationPlan, share: float) -> str:
@@ -57,6 +59,6 @@ def left_out(config: CampaignConfig, plan: EvaluationPlan, share: float) -> str:
     if less != config and config.screen is not None and less.screen is not None:
         words += (
             f"; programs are screened in {less.screen.layers} layers of one model, the best answers whatever it "
-            "has there, and the library at equal cost and the second model are left out"
+            "has there, and the controls, the library at equal cost and the second model are left out"
         )
     return words

@@ -44,7 +44,12 @@ class Slow(SimulatedExecutor):
 
 
 def slow_run(
-    tmp_path: Path, share: float, accuracy_gate: float = -0.25, recording: float = 0.42
+    tmp_path: Path,
+    share: float,
+    accuracy_gate: float = -0.25,
+    recording: float = 0.42,
+    *,
+    control_first: bool = False,
 ) -> CampaignState:
     settings = config(
         references=["dense", "quest", "block_topk"],
@@ -57,6 +62,9 @@ def slow_run(
         ],
         finals={"peers": 0},
     )
+    if control_first:  # the first asks, and so the first answer, are the control's
+        arms = [arm.model_copy(update={"share": 1.0 if arm.control else 0.01}) for arm in settings.arms]
+        settings = settings.model_copy(update={"arms": tuple(arms)})
     harness = Harness(tmp_path, within_reach(settings, share))
     harness.executor = Slow(recording)
     return harness.go()
@@ -82,6 +90,12 @@ def test_what_keeps_no_gate_is_stated_on_fresh_items_too(tmp_path: Path):
     assert any(c.status("fresh") == "passed" for c in state.found)
     assert state.winner is None
     assert stated(state).startswith("No found program kept the accuracy gates on fresh items")
+
+
+def test_what_answers_is_the_searchs_not_the_controls(tmp_path: Path):
+    state = slow_run(tmp_path, 0.1, control_first=True)
+    assert {c.arm for c in state.found} == {"search"}
+    assert any(c.status("fresh") == "passed" for c in state.found)
 
 
 def test_where_reading_the_prompts_takes_all_the_time_one_program_answers_all_the_same(tmp_path: Path):
@@ -111,6 +125,7 @@ def test_what_is_left_out_and_that_it_is_said():
     assert less.screen.most_state == whole.screen.most_state
     assert less.objective == whole.objective
     assert less.finals.second is None and less.finals.anyway
+    assert [arm.name for arm in less.arms] == ["search"]
     assert within_reach(less, 0.1) == less
     words = left_out(whole, plan, 0.1)
     assert words.startswith("1 item is asked instead of 16") and "second model" in words
