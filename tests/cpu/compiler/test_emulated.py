@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.emulated import Sizes, emulate, emulate_states
-from benchmarks.programs import FOUND
+from benchmarks.programs import FOUND, programs
 from benchmarks.ptx_machine import BASE, Machine
 from vortex_core import library
 from vortex_core.compiler.triton import update_kernel
@@ -226,6 +226,13 @@ class Tried(vFlow):
 
 def test_pages_of_sixteen_tokens_sum_rightly() -> None:
     done = emulate(run(SHORT_PAGES, "x.py").flow, sizes=Sizes(heads=2, dim=64, page=16))
+    assert done.error < 1e-4 and not done.hazards
+
+
+def test_a_drawn_program_with_pages_of_thirty_two_tokens() -> None:
+    """Seven sums of a page beside a maximum over 32 rows: one took their layout and was off by a tenth."""
+    flow = next(flow for _, name, flow in programs(71, 9) if name == "grammar71_8")
+    done = emulate(flow, sizes=Sizes(heads=4, dim=64, page=32))
     assert done.error < 1e-4 and not done.hazards
 
 

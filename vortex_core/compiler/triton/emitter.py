@@ -95,8 +95,8 @@ def _as_loaded(x: Tile, axes: Sequence[Axis], *, whole: bool) -> Tile:
     return Tile(f"tl.reshape({x.text}, {[a.size if a in own else 1 for a in axes]})", tuple(axes))
 
 
-LEAST_ROWS = 32
-"""Rows of a page from which a sum of as many lanes is lowered rightly without an anchor: with 16 it is not."""
+LEAST_ROWS = 64
+"""Rows of a page from which a sum of as many lanes is lowered rightly without an anchor: with 16 and 32 it is not."""
 
 Products = Callable[["Emitter", int, Env], "Tile | None"]
 
