@@ -117,7 +117,6 @@ class RayExecutor:
         joined = await self._join()
         placed: Placement = joined["placement"]
         self.placement = placed
-        self.setup = replace(self.setup, cpu_workers=placed.cpu_tasks)
         table = self._table(placed.device)
         self._stages = {purpose: tuple(name for name, _ in listed) for purpose, listed in table.items()}
         self._on_engine = {name: on_engine for listed in table.values() for name, on_engine in listed}
@@ -201,10 +200,13 @@ class RayExecutor:
 
     @property
     def _told(self) -> EngineSetup:
-        """The setup with the device that was found."""
+        """The setup with the device that was found, and how many workers share a machine. `setup` itself stays: a
+        campaign that joins a house again asks for the same engine."""
         placed = self.placement
         assert placed is not None
-        return replace(self.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks)
+        return replace(
+            self.setup, device=placed.device, threads=placed.threads, ranks=placed.ranks, cpu_workers=placed.cpu_tasks
+        )  # fmt: skip
 
     async def record(self, seed: int) -> None:
         """See `Executor`. The target model's attention is recorded by an engine, further models' by a worker. Whoever

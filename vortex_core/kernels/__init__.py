@@ -10,6 +10,7 @@ from vortex_core.kernels.decode.config import DecodeConfig, decode_config, decod
 from vortex_core.kernels.decode.mla import mla_config, mla_decode, mla_decode_workspace
 from vortex_core.kernels.decode.paged import paged_decode, paged_decode_workspace
 from vortex_core.kernels.decode.split import SplitWorkspace, split_workspace, split_workspace_shapes
+from vortex_core.kernels.keys import settle_keys
 from vortex_core.kernels.pages import KernelInputError
 from vortex_core.kernels.select.api import Limit, Marks, SelectWorkspace, select_pages, select_workspace
 from vortex_core.kernels.write.latent import write_latent
@@ -36,3 +37,5 @@ __all__ = [
     "write_kv",
     "write_latent",
 ]
+
+settle_keys()  # before any kernel of ours has a key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.compiler import CompilationError
 from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITCallable, JITFunction
 
 from evaluators.plan import load_plan
 from evaluators.stages.machine_code import launched
@@ -129,6 +130,33 @@ def test_an_engine_launches_what_was_compiled(name: str, page: int, heads: int) 
                 step_of_an_engine(made, rows, tokens, longest)
     assert {"score_kernel", "select_kernel", "update_kernel", "list_decode_kernel"} <= {k[0] for k in met}
     assert [key for key in met - compiled if key[0] != "begin_kernel"] == []
+
+
+def kernels_here() -> dict[str, JITCallable]:
+    """Every function of ours for a GPU, and of Triton's library, by module and name."""
+    return {
+        f"{found.__module__}.{found.__name__}": found
+        for name, module in list(sys.modules.items())
+        if name.startswith(("vortex_core.", "vortex_kernels_", "triton.language."))
+        for found in list(vars(module).values())
+        if isinstance(found, JITCallable)
+    }
+
+
+def test_keys_do_not_depend_on_which_kernel_came_first() -> None:
+    """The first kernel of a process that called a function had another key than in the next process: an engine compiled
+    again what a worker had compiled for it."""
+    flow = TritonFlow(library.load("quest").program.canonical(), library.load("quest").knobs, GEOMETRY)
+    with launches():
+        ahead._launch(flow, StepShape(1, 128), torch.bfloat16)
+    kernels = kernels_here()
+    assert len(kernels) > 80
+    keys = []
+    for names in (sorted(kernels), sorted(kernels, reverse=True)):
+        for kernel in kernels.values():
+            kernel.hash, kernel.used_global_vals = None, {}
+        keys.append({name: kernels[name].cache_key for name in names if not name.startswith("triton.")})
+    assert keys[0] == keys[1]
 
 
 def test_what_does_not_compile_is_typed(monkeypatch: pytest.MonkeyPatch, compiled: list[str]) -> None:

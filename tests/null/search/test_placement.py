@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -69,6 +70,34 @@ def test_a_stage_without_an_engine_is_killed_soon_after_the_plans_deadline() -> 
     assert made._deadline("decode") == made._deadline("static") == Cluster().deadline
     made.config = Cluster(deadlines={"machine_code": 200})
     assert made._deadline("machine_code") == 200
+
+
+def test_a_campaign_that_joins_again_asks_for_the_same_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found on the first time was asked for on the second, and the engine loaded anew."""
+    joined: list[EngineSetup] = []
+
+    class Seen:
+        async def join(self, member: Any) -> dict[str, Any]:
+            joined.append(member.setup)
+            return {"placement": Placement("cpu", 1, 1, 4, 2), "engines": []}
+
+        async def look(self, campaign: str, wait: float) -> dict[str, Any]:
+            await asyncio.sleep(0.01)
+            return {"forgotten": len(joined) < 3}
+
+    async def tried() -> EngineSetup:
+        made = RayExecutor(Cluster(), EngineSetup("m", {}), lambda device: {}, found=LAPTOP)
+        monkeypatch.setattr(made, "_init_ray", Seen)
+        await made.start(lambda notice: None)
+        while len(joined) < 3:
+            await asyncio.sleep(0.01)
+        assert made._listening is not None
+        made._listening.cancel()
+        return made._told
+
+    told = asyncio.run(tried())
+    assert joined[0] == joined[1] == joined[2]
+    assert told.cpu_workers == 2, "they share the memory of their machine"
 
 
 @pytest.mark.parametrize(
