@@ -56,7 +56,7 @@ def pooled(args: argparse.Namespace) -> list[dict[str, Any]]:
             job = {
                 "strategy": strategy, "seed": seed, "recording": args.recording, "other": [], "model": "smollm2-135m",
                 "programs": args.programs, "layers": 3, "ends": time.time() + args.seconds, "device": "cpu", "by": by,
-                "keep": args.programs, "kept": "",
+                "keep": args.programs, "measured": str(args.out / "measured" / f"{by}-{strategy}-{seed}.jsonl"),
             }  # fmt: skip
             run = search(job)
             assert run is not None, "its time is over"

@@ -15,8 +15,9 @@ A fuller run, as in `benchmarks/results/search_quality.md`, on many cores:
         --programs 1000,3000 --processes 12 --seconds 900 --other-prompts 1 --other-models retrieval-gqa retrieval-mla
 
 Each (strategy, seed) computes in one thread. All go on to the first of `--programs` seed by seed, then to the next,
-until `--seconds` are over: whole sets of seeds come first. What was reached is in `--out` at once, a line of
-`runs.jsonl` and a file to go on from: started again, a run that was cut goes on. What is left out is said.
+until `--seconds` are over: whole sets of seeds come first. What was reached is in `--out` at once, in `runs.jsonl`, and
+what was measured of every program in `measured/`: started again, a run that was cut drafts its programs once more and
+screens none twice. What is left out is said.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import asyncio
 import json
 import multiprocessing
 import os
-import pickle
 import random
 import shutil
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -110,16 +111,59 @@ def state_share(flow: Flow, geometry: Geometry) -> float:
     return state_bytes_per_token(flow.program, flow.knobs, geometry) / kv_row_bytes(geometry, 2.0)
 
 
+class Measured:
+    """What was measured in one run, by program, in a file of JSON lines: the first says of what task.
+
+    Args:
+        path: of the file, made where it is missing.
+        task: whatever else what was measured depends on.
+
+    Raises:
+        ValueError: the file speaks of another task.
+    """
+
+    def __init__(self, path: Path, task: dict[str, Any]) -> None:
+        self.path = path
+        self._known: dict[str, tuple[float, float] | None] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(task) + "\n", encoding="utf-8")
+        first, *rest = path.read_text(encoding="utf-8").split("\n")
+        if first != json.dumps(task):
+            raise ValueError(f"{path} was measured by {first}: give another --out")
+        for line in rest[:-1]:  # the last is empty, or was cut
+            key, value, error = json.loads(line)
+            self._known[key] = None if value is None else (value, error)
+        path.write_text("\n".join([first, *rest[:-1]]) + "\n", encoding="utf-8")
+
+    def of(self, flow: Flow, screener: Screener, by: str) -> tuple[float, float] | None:
+        """What a program is ranked by, and its standard error; None where it does not fit the model."""
+        if flow.key not in self._known:
+            found = None
+            with suppress(VortexError):
+                point = screener.score(flow, own=False).points[0]
+                error = point.beyond_se if by == "beyond" else point.output_se
+                found = value_of(point, by), error or 0.0
+            self._known[flow.key] = found
+            with self.path.open("a", encoding="utf-8") as log:
+                log.write(json.dumps([flow.key, *(found or (None, None))]) + "\n")
+        return self._known[flow.key]
+
+
 class Search:
-    """One strategy with one seed. It can be written to a file and go on from there.
+    """One strategy with one seed.
 
     Args:
         job: see `main`.
-        geometry: of the model recorded.
+        screener: of the recording that the strategy sees.
     """
 
-    def __init__(self, job: dict[str, Any], geometry: Geometry) -> None:
-        self.job, self.geometry = job, geometry
+    def __init__(self, job: dict[str, Any], screener: Screener) -> None:
+        self.job, self.screener, self.geometry = job, screener, screener.recording.geometry
+        task = {name: job[name] for name in ("recording", "layers", "by", "strategy", "seed")}
+        self.known = Measured(
+            Path(job["measured"]), {**task, "knobs": KNOBS, "recording": Path(task["recording"]).name}
+        )
         self.run = Run(job["strategy"], job["seed"])
         self.blind = job["strategy"].endswith(BLIND)
         name = job["strategy"].removesuffix(BLIND)
@@ -131,22 +175,20 @@ class Search:
         self.top: list[tuple[float, str]] = []
         self.measured: list[tuple[str, float]] = []
         self.number = 0
+        for library in map(_library, LIBRARY):
+            found = self._measured(None, library)
+            assert found is not None
+            self._keep(library, "", found)
 
-    def begin(self, screener: Screener) -> None:
-        """Tell the strategy of the library."""
-        for name in LIBRARY:
-            flow = _library(name)
-            self._keep(flow, "", self._measured(screener, None, flow))
-
-    def go(self, screener: Screener, programs: int, ends: float) -> None:
+    def go(self, programs: int, ends: float) -> None:
         """Screen until there are so many programs, or the clock says `ends`."""
         began, before = time.time(), self.run.spent[-1] if self.run.spent else 0.0
         while len(self.run.best) < programs and time.time() < ends:
-            if self._step(screener):
+            if self._step():
                 self.run.best.append(round(self.top[0][0], 6) if self.top else 0.0)
                 self.run.spent.append(round(before + time.time() - began, 3))
 
-    def _step(self, screener: Screener) -> bool:
+    def _step(self) -> bool:
         """One ask; whether it led to a program that was screened."""
         number, self.number = self.number, self.number + 1
         ask = self.strategy.ask(number)
@@ -162,13 +204,11 @@ class Search:
             self.run.drafted += time.perf_counter() - began
         assert proposal.flow is not None
         flow, began = proposal.flow, time.perf_counter()
-        try:
-            found = self._measured(screener, number, flow, **more)
-        except VortexError:  # it does not fit the model
+        found = self._measured(number, flow, **more)
+        self.run.screened += time.perf_counter() - began
+        if found is None:
             self.strategy.tell(Tell(number, "stopped", flow.key, flow.ir_hash, **more))
             return False
-        finally:
-            self.run.screened += time.perf_counter() - began
         self._keep(flow, proposal.source, found)
         assert found.accuracy is not None
         if found.verdict is Verdict.PROVEN:
@@ -185,10 +225,11 @@ class Search:
             measured=self.measured if self.learns and not self.blind else (), room=room(TASK, self.geometry),
         )  # fmt: skip
 
-    def _measured(self, screener: Screener, number: int | None, flow: Flow, **more: Any) -> Tell:
-        point = screener.score(flow, own=False).points[0]
-        value = value_of(point, self.job["by"])
-        error = (point.beyond_se if self.job["by"] == "beyond" else point.output_se) or 0.0
+    def _measured(self, number: int | None, flow: Flow, **more: Any) -> Tell | None:
+        found = self.known.of(flow, self.screener, self.job["by"])
+        if found is None:
+            return None
+        value, error = found
         kept = state_share(flow, self.geometry) <= MOST_STATE
         return Tell(
             number, "scored", flow.key, flow.ir_hash, value, 1.0, Verdict.PROVEN if kept else Verdict.FAILED,
@@ -214,6 +255,10 @@ class Search:
         return self.run
 
 
+_under_way: dict[str, Search] = {}
+"""Of this process, between two of their stops, by the file of what they measured."""
+
+
 def search(job: dict[str, Any]) -> Run | None:
     """Go on with one strategy and one seed, to the job's programs or the end of its time; None where that is over."""
     import torch
@@ -221,21 +266,12 @@ def search(job: dict[str, Any]) -> Run | None:
     if time.time() >= job["ends"]:
         return None
     torch.set_num_threads(1)
-    screener = _screener(job["recording"], job["device"], job["layers"])
-    kept = Path(job["kept"]) if job["kept"] else None
-    if kept is not None and kept.exists():
-        found: Search = pickle.loads(kept.read_bytes())
-        found.job = job
-    else:
-        found = Search(job, screener.recording.geometry)
-        found.begin(screener)
-    found.go(screener, job["programs"], job["ends"])
-    run = found.stop()
-    if kept is not None:
-        fresh = kept.with_suffix(".new")
-        fresh.write_bytes(pickle.dumps(found))
-        fresh.replace(kept)
-    return run
+    who = job["measured"]
+    if who not in _under_way:
+        _under_way[who] = Search(job, _screener(job["recording"], job["device"], job["layers"]))
+    found = _under_way[who]
+    found.go(job["programs"], job["ends"])
+    return found.stop()
 
 
 @lru_cache(maxsize=8)
@@ -248,22 +284,22 @@ def _screener(path: str, device: str, layers: int) -> Screener:
 
 
 def in_turn(jobs: list[dict[str, Any]], processes: int) -> Iterator[Run]:
-    """Runs as they stop. Jobs begin in order, those of one run one after another."""
+    """Runs as they stop. The jobs of one run are one process's, one after another."""
     fresh = multiprocessing.get_context("spawn")  # a fork of a process that computed may hang
     os.environ.update(ALONE)
-    waiting, under_way = list(jobs), dict[Future[Run | None], tuple[str, int]]()
-    with ProcessPoolExecutor(processes, mp_context=fresh) as pool:
-        while waiting or under_way:
-            for job in list(waiting):
-                who = job["strategy"], job["seed"]
-                if len(under_way) < processes and who not in under_way.values():
-                    waiting.remove(job)
-                    under_way[pool.submit(search, job)] = who
-            for done in wait(under_way, return_when=FIRST_COMPLETED).done:
-                del under_way[done]
-                run = done.result()
-                if run is not None:
-                    yield run
+    pools = [ProcessPoolExecutor(1, mp_context=fresh) for _ in range(processes)]
+    whose: dict[tuple[str, int], ProcessPoolExecutor] = {}
+    try:
+        under_way = []
+        for job in jobs:
+            pool = whose.setdefault((job["strategy"], job["seed"]), pools[len(whose) % processes])
+            under_way.append(pool.submit(search, job))
+        for done in as_completed(under_way):
+            if (run := done.result()) is not None:
+                yield run
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _library(name: str) -> Flow:
@@ -393,7 +429,7 @@ def main() -> None:
         {
             "strategy": s, "seed": seed, "recording": recording, "other": others, "model": args.model,
             "programs": int(programs), "layers": args.layers, "ends": ends, "device": args.device, "by": args.by,
-            "keep": args.keep, "kept": str(out / f"{s}-{seed}.pickle"),
+            "keep": args.keep, "measured": str(out / "measured" / f"{s}-{seed}.jsonl"),
         }
         for programs in args.programs.split(",")
         for seed in range(args.first_seed, args.first_seed + args.seeds)
