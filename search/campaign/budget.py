@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from search.campaign.forecast import MOST
 from search.config import Limits, Screen
 from search.log.run import campaign_of
 from search.log.state import CampaignState
@@ -25,6 +26,7 @@ def reached(
     under_way: int = 0,
     screen: Screen | None = None,
     anyway: bool = False,
+    finals: float = 0.0,
 ) -> str | None:
     """Which limit keeps another proposal from being begun; None if none does.
 
@@ -33,7 +35,7 @@ def reached(
         gpu_seconds: likewise, times the GPUs held.
         under_way: proposals begun and not ended, each of which may bring a candidate.
         screen: how programs are screened, where they are: candidates that answer are then no limit to those screened.
-        anyway: see `search_ends`.
+        anyway, finals: see `search_ends`.
     """
     if screen is not None:
         if state.screened_programs + under_way >= screen.programs:
@@ -43,7 +45,7 @@ def reached(
         return f"{limits.candidates} distinct programs"
     if limits.evaluations is not None and state.finished_found + under_way >= limits.evaluations:
         return f"{limits.evaluations} evaluations"
-    ends = search_ends(limits, state, screen, anyway)
+    ends = search_ends(limits, state, screen, anyway, finals)
     if ends is not None and active_seconds >= ends:
         return f"time budget of {limits.seconds:g} s"
     if limits.gpu_seconds is not None and gpu_seconds >= limits.gpu_seconds:
@@ -60,7 +62,7 @@ def reached(
 
 
 def search_ends(
-    limits: Limits, state: CampaignState, screen: Screen | None, anyway: bool = False
+    limits: Limits, state: CampaignState, screen: Screen | None, anyway: bool = False, finals: float = 0.0
 ) -> float | None:
     """Working seconds after which nothing more is begun.
 
@@ -69,9 +71,13 @@ def search_ends(
 
     Args:
         anyway: whether a program is to answer even where the time is used up before (`Finals.anyway`).
+        finals: seconds that the finals will take on this machine (`forecast.finals_seconds`), as far as that is known;
+            the limits keep no less for them.
     """
-    if limits.seconds is None or screen is None or state.distinct_programs:
-        return limits.search_seconds
+    if limits.seconds is None:
+        return None
+    if screen is None or state.distinct_programs:
+        return limits.seconds - max(limits.kept_for_finals, min(finals, MOST * limits.seconds))
     return (_FLOOR if anyway else _UNANSWERED) * limits.seconds
 
 

@@ -22,6 +22,7 @@ from search.campaign.asking import Asking
 from search.campaign.budget import reached, search_ends
 from search.campaign.drain import Drain
 from search.campaign.finals import Finals
+from search.campaign.forecast import finals_seconds
 from search.campaign.ladder import Ladder
 from search.campaign.lessons import Lessons
 from search.campaign.live import LiveView
@@ -299,8 +300,20 @@ class Campaign:
 
     def _too_late_to_search(self) -> bool:
         """Whether the time for the search is used up: references would be compared with nothing."""
-        seconds = search_ends(self.config.limits, self.state, self.config.screen, self.config.finals.anyway)
+        config = self.config
+        seconds = search_ends(
+            config.limits, self.state, config.screen, config.finals.anyway, self._finals_seconds()
+        )
         return seconds is not None and self.active_seconds >= seconds
+
+    def _finals_seconds(self) -> float:
+        """What the finals will take, as far as the search has shown it."""
+        if self.pipeline.prefill_seconds is None or self.config.limits.seconds is None:
+            return 0.0
+        stages, engines = self.executor.stages("fresh"), self.executor.engines
+        return finals_seconds(
+            self.config.finals, self.state, self.pipeline.prefill_seconds, stages, engines=engines
+        )
 
     def _too_late_for_references(self) -> bool:
         """Whether the time left for the search is the found programs': a slow machine would otherwise spend it all on
@@ -426,6 +439,7 @@ class Campaign:
             under_way=open_journeys,
             screen=self.config.screen,
             anyway=self.config.finals.anyway,
+            finals=self._finals_seconds(),
         )
 
     async def _journey(self, proposal: Proposal) -> None:

@@ -184,11 +184,12 @@ class Finals:
             return
         if purpose != "second":  # whoever holds that model answers densely by itself
             await self.pipeline.dense_reference(purpose)
-        # Where something is to be stated in any case, the best found is measured though the time is used up.
-        sure = waiting[0] if self.config.finals.anyway and purpose == "fresh" else None
+        # Where something is to be stated in any case, the best found is measured though the time is used up. So are the
+        # winner and its first rival once the sealed prompts were read, which takes longer than both their answers.
+        sure = {"fresh": int(self.config.finals.anyway), "holdout": 2}.get(purpose, 0)
         await together(
             self.pipeline.evaluate(c, purpose)
-            if c is sure
+            if c in waiting[:sure]
             else self.pipeline.evaluate(c, purpose, late=partial(self._late, f"{c.label} on {purpose} items"))
             for c in waiting
         )

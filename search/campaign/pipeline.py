@@ -105,6 +105,8 @@ class Pipeline:
         # rebuild page states and forget answers that the next stage reuses.
         self.turns = Turns(lambda: executor.engines)
         self.supply = Supply()
+        self.prefill_seconds: float | None = None
+        """That the search's prompts took; None before they were read."""
         self.running: dict[tuple[str, str], float] = {}  # candidate or proposal, stage -> when it was begun
 
     def seed(self, purpose: ev.Purpose) -> int:
@@ -246,6 +248,8 @@ class Pipeline:
             "prefill and dense reference",
             lambda: self.executor.reference(purpose, seed, known),
         )
+        if purpose == "search":
+            self.prefill_seconds = float(results.get("prefill_seconds", 0.0))
         if recorded is None:
             name = self.run.files.put_json(results)
             self.record(ev.ReferenceMeasured(purpose, seed, name, time.monotonic() - began))

@@ -112,7 +112,7 @@ def run_campaign(
     with open_run(name, readonly=False) as run:
         state = read_state(run)
         began = state.started or (recording.started if recording is not None else None)
-        found = _pace(config) if began is None else None
+        found = _pace(config, executor) if began is None else None
         share = _share_of_items(config, began, found)
         if words := left_out(config, plan, share):
             said(words)
@@ -124,7 +124,7 @@ def run_campaign(
         if done is not None and state.limits.get("serving") == config.model_dump(mode="json")["serving"]:
             said(f"finished: {done}; nothing is left to do, and nothing was started")
             return name, state
-        config = _with_threads(config, found or _pace(config))
+        config = _with_threads(config, found or _pace(config, executor))
         if recording is None:
             proposers = make_proposers(specs, config, state)
         else:
@@ -170,10 +170,11 @@ def lessons_of(run: str) -> tuple[Lesson, ...]:
         return carried(Lessons(opened.files, campaign_of(state)).now(state), run)
 
 
-def _pace(config: CampaignConfig) -> Pace | None:
-    """How fast this machine computes as a session begins; None where nothing depends on it."""
+def _pace(config: CampaignConfig, executor: Any) -> Pace | None:
+    """How fast this machine computes as a session begins; None where nothing depends on it: neither how many items are
+    asked nor the threads of an engine that is started here."""
     here = config.cluster.address is None and (config.cluster.device == "cpu" or not resources_here().gpus)
-    return pace() if here and config.written_for is not None else None
+    return pace() if here and (executor is None or config.written_for is not None) else None
 
 
 def _share_of_items(config: CampaignConfig, began: ev.CampaignStarted | None, found: Pace | None) -> float:
