@@ -3,7 +3,7 @@
     python -m benchmarks.long_log --candidates 100000 --out runs/long_log
 
 The candidates are made up (`search.simulation`): eight stages each, with numbers, answers to 40 items and side
-information of the size that the default plan leaves. Events and files are written as a campaign writes them, but for
+information of the size that the default plan leaves. Events and texts are written as a campaign writes them, but for
 waiting for the disk. Each measurement is a process of its own; `leaderboard` and `status` are timed as a user calls
 them, from the start of Python, while a driver appends and keeps its live view.
 """
@@ -27,7 +27,7 @@ from evaluators.results import Metric, StageResult
 from search.campaign.live import LiveView
 from search.config import CampaignConfig
 from search.log import events as ev
-from search.log import files, store
+from search.log import store
 from search.log.compact import size_of
 from search.log.run import Run, open_run, read_state
 from search.log.store import SqliteEventStore
@@ -85,11 +85,9 @@ def result(stage: str, rng: random.Random) -> StageResult:
 
 def write(root: Path, count: int) -> None:
     """The run `r`."""
-    os.fsync = lambda fd: None  # type: ignore[assignment]  # what is measured is not this disk
-    files.os.fsync = os.fsync  # type: ignore[attr-defined]
     with open_run("r", readonly=False, root=root) as run:
         assert isinstance(run.store, SqliteEventStore)
-        run.store.durable(False)
+        run.store.durable(False)  # what is measured is not this disk
         store.parse = lambda *event: None  # type: ignore[assignment]  # nobody folds them here
         done = (run.store.end[0] - 2) // 12
         campaign = CONFIG.model_dump(mode="json", exclude={"limits", "cluster", "serving", "description"})
@@ -148,7 +146,7 @@ def fsck(root: Path) -> dict[str, float]:
         found = check_run(run)
     assert not found.problems, found.findings
     took = {"fsck_seconds": time.monotonic() - began, "fsck_cpu_seconds": time.process_time() - worked}
-    return took | {"events": found.events, "files": found.files}
+    return took | {"events": found.events, "texts": found.texts}
 
 
 def pack(root: Path) -> dict[str, float]:

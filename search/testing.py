@@ -68,6 +68,20 @@ class StoreConformance:
         assert [r.seq for r in store.append(EXAMPLES[1])] == [2]
         store.close()
 
+    def test_a_text_is_there_once_and_with_what_names_it(self, tmp_path: Path) -> None:
+        """Texts are found from the moment they are given, and written by the next append."""
+        store = self.open(tmp_path)
+        assert store.texts.get("a.py") is None
+        store.texts.keep("a.py", "é·漢\0")
+        store.texts.keep("a.py", "another")
+        assert store.texts.get("a.py") == "é·漢\0"
+        store.append(EXAMPLES[0])
+        store.texts.keep("a.py", "another")
+        store.append(EXAMPLES[1])
+        assert store.texts.get("a.py") == "é·漢\0"
+        assert [*store.texts.names()] == ["a.py"]
+        store.close()
+
     def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:
         """`close` may be called again."""
         store = self.open(tmp_path)

@@ -134,7 +134,7 @@ def fsck(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that a run is as it was written: database, chain of events, their meaning, and every file they name.
+    """Check that a run is as it was written: database, chain of events, their meaning, and every text they name.
 
     Changes nothing, and may be used while the campaign runs. Exits with 1 if anything is damaged.
 
@@ -152,7 +152,7 @@ def fsck(
             {
                 "run": run,
                 "events": found.events,
-                "files": found.files,
+                "texts": found.texts,
                 "candidates": found.candidates,
                 "problems": found.problems,
                 "findings": [vars(finding) for finding in found.findings],
@@ -167,7 +167,7 @@ def fsck(
         if finding.remedy:
             out.print(f"  {markup(finding.remedy, MAX_MESSAGE)}", soft_wrap=True)
     out.print(
-        f"{run}: {found.events} events, {found.candidates} candidates, {found.files} files checked, "
+        f"{run}: {found.events} events, {found.candidates} candidates, {found.texts} texts checked, "
         f"{found.problems or 'no'} problems",
         soft_wrap=True,
     )
@@ -176,7 +176,7 @@ def fsck(
 
 
 def compact(run: RunName, as_json: Json = False) -> None:
-    """Pack a run that rests: the same events and files in a fraction of the space. It can be resumed as before.
+    """Pack a run that rests: the same events and texts in a fraction of the space. It can be resumed as before.
 
     Example:
 
@@ -194,7 +194,7 @@ def compact(run: RunName, as_json: Json = False) -> None:
         return
     out.print(
         f"{run}: {done.before / 1e6:.1f} MB, now {done.after / 1e6:.1f} MB; {done.events} events and "
-        f"{done.files} files packed",
+        f"{done.texts} texts packed",
         soft_wrap=True,
     )
 

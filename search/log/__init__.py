@@ -1,1 +1,1 @@
-"""The event log of a run, the files beside it, and the state that folds them."""
+"""The event log of a run, the texts that it names, and the state that folds them."""

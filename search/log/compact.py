@@ -1,4 +1,4 @@
-"""Packing a run that rests: its events compressed a thousand at a time, its many small files in one.
+"""Packing a run that rests: its events compressed a thousand at a time, its texts one by one, all in the log.
 
 The packed log says the same: the same numbers, times, bodies and links. It is written beside the old one, compared with
 it record by record, and only then takes its place, so a crash at any point leaves one whole log.
@@ -14,8 +14,10 @@ from pathlib import Path
 
 from search.errors import bad_log, not_written
 from search.log import schema
+from search.log.rows import pack
 from search.log.run import LOG, Run
-from search.log.store import SqliteEventStore, pack
+from search.log.store import SqliteEventStore
+from search.log.texts import packed
 
 SEGMENT = 1000
 """Events packed together."""
@@ -23,12 +25,12 @@ SEGMENT = 1000
 
 @dataclass(frozen=True)
 class Compaction:
-    """What packing did: bytes of the run's folder before and after, events and files packed."""
+    """What packing did: bytes of the run's folder before and after, events and texts packed."""
 
     before: int
     after: int
     events: int
-    files: int
+    texts: int
 
 
 def size_of(folder: Path) -> int:
@@ -49,22 +51,27 @@ def compact(run: Run) -> Compaction:
     log, new = run.folder / LOG, run.folder / f"{LOG}.packing"
     new.unlink(missing_ok=True)
     try:
-        events = _write(store, new)
-        _compare(store, new)
+        events = _write(run, new)
+        texts = _compare(run, new)
         store.rest()
         os.replace(new, log)  # noqa: PTH105 - one atomic step
     except sqlite3.Error as error:
         raise not_written(str(new), str(error)) from error
     finally:
         new.unlink(missing_ok=True)
-    files = run.files.pack()
+    try:
+        run.files.older.remove()  # their texts are in the log now
+    except OSError as error:
+        raise not_written(str(run.files.older.folder), error.strerror or str(error)) from error
     for shadow in run.folder.glob("live.sqlite*"):  # what a driver shows is made again from the log
         shadow.unlink()
-    return Compaction(before, size_of(run.folder), events, files)
+    return Compaction(before, size_of(run.folder), events, texts)
 
 
-def _write(store: SqliteEventStore, path: Path) -> int:
-    """A packed copy of a log; returns its number of events."""
+def _write(run: Run, path: Path) -> int:
+    """A packed copy of a run's log, with its texts; returns its number of events."""
+    store = run.store
+    assert isinstance(store, SqliteEventStore)
     db = sqlite3.connect(path, isolation_level=None)
     try:
         schema.bring_up_to_date(db)
@@ -80,14 +87,18 @@ def _write(store: SqliteEventStore, path: Path) -> int:
             count = segment[-1][0]
             db.execute("INSERT INTO packed VALUES (?, ?, ?, ?)", (first, count, chain, blob))
         db.execute("INSERT INTO sqlite_sequence VALUES ('events', ?)", (count,))
+        for name in sorted(run.files.names()):
+            db.execute("INSERT INTO texts (name, body) VALUES (?, ?)", (name, packed(run.files.text(name))))
         db.execute("COMMIT")
     finally:
         db.close()
     return count
 
 
-def _compare(store: SqliteEventStore, path: Path) -> None:
-    """Refuse a copy that does not say what the log says."""
+def _compare(run: Run, path: Path) -> int:
+    """Refuse a copy that does not say what the run says; returns its number of texts."""
+    store = run.store
+    assert isinstance(store, SqliteEventStore)
     copy = SqliteEventStore(path, readonly=True)
     try:
         for ours, theirs in itertools.zip_longest(store.rows(), copy.rows()):
@@ -95,5 +106,10 @@ def _compare(store: SqliteEventStore, path: Path) -> None:
                 "a packed event differs"
             )
         assert copy.end == store.end, "the packed log ends otherwise"
+        names = run.files.names()
+        assert {*copy.texts.names()} == names, "a packed text is missing"
+        for name in names:
+            assert copy.texts.get(name) == run.files.text(name), "a packed text differs"
+        return len(names)
     finally:
         copy.close()

@@ -1,7 +1,7 @@
 """The typed events of a campaign. All a run knows is a fold of these; none is ever changed or removed.
 
 An event is a frozen dataclass of JSON values with a stable `kind` and a `version`. Bodies never hold source
-or programs: those are content-addressed files (`search.log.files`), named here by their hash.
+or programs: those are content-addressed texts (`search.log.files`), named here by their hash.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class EngineLeft(Event):
 @_event("reference_measured")
 @dataclass(frozen=True)
 class ReferenceMeasured(Event):
-    """Dense results per task, measured once; `content` names a JSON file."""
+    """Dense results per task, measured once; `content` names a JSON text."""
 
     purpose: Purpose
     seed: int
@@ -157,9 +157,9 @@ class CallBooked(Event):
 @_event("proposed")
 @dataclass(frozen=True)
 class Proposed(Event):
-    """A proposer answered. `source` names a `.py` file; `dollars` is None where the price is unknown.
+    """A proposer answered. `source` names a `.py` text; `dollars` is None where the price is unknown.
 
-    `prompt` and `reply` name `.txt` files of what was asked and answered, word for word; empty for proposers that
+    `prompt` and `reply` name `.txt` texts of what was asked and answered, word for word; empty for proposers that
     are not asked in words. `change`: how a parent was changed, where the proposer could choose.
     """
 
@@ -210,7 +210,7 @@ class Rejected(Event):
 @dataclass(frozen=True)
 class Mended(Event):
     """The source was refused, and the replacements that the errors name made it legal: no one had to be asked.
-    `source` names a `.py` file, `codes` are the errors'."""
+    `source` names a `.py` text, `codes` are the errors'."""
 
     proposal: int
     source: str
@@ -229,7 +229,7 @@ class Duplicate(Event):
 @_event("admitted")
 @dataclass(frozen=True)
 class Admitted(Event):
-    """A new candidate. `program` names a JSON file. References have `proposal` None and a library name.
+    """A new candidate. `program` names a JSON text. References have `proposal` None and a library name.
 
     `cell` is what sort of program it is, `size` its operations: a resumed driver reads them here, not from programs.
     """

@@ -1,4 +1,4 @@
-"""Whether a run is as it was written: its database, the chain of its events, their meaning, and the files they name.
+"""Whether a run is as it was written: its database, the chain of its events, their meaning, and the texts they name.
 
 Nothing is changed. Each problem says what to do; a run with none can be trusted as far as hashes go.
 """
@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from search.log import events as ev
 from search.log import schema
-from search.log.run import LOG, Run
+from search.log.rows import unpack
+from search.log.run import LOG, SECRET, Run
 from search.log.state import CampaignState
-from search.log.store import Record, SqliteEventStore, parse, unpack
+from search.log.store import Record, SqliteEventStore, parse
 from vortex_core.errors import VortexError
 
 Level = Literal["problem", "note"]
@@ -36,7 +37,7 @@ class Check:
     """What was looked at and what was found."""
 
     events: int = 0
-    files: int = 0
+    texts: int = 0
     candidates: int = 0
     findings: list[Finding] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -56,9 +57,7 @@ class Check:
 
 
 _RESTORE = "restore the run's folder from a copy; what the log says after this event cannot be trusted"
-_FILE = (
-    "restore this file from a copy of the run; without it the candidate cannot be shown, exported or served"
-)
+_TEXT = "restore the run's folder from a copy; without this text the candidate cannot be shown, exported or served"
 
 
 def check_run(run: Run, *, deep: bool = False, progress: Callable[[int], None] = lambda n: None) -> Check:
@@ -75,11 +74,11 @@ def check_run(run: Run, *, deep: bool = False, progress: Callable[[int], None] =
     with closing(sqlite3.connect(f"{(run.folder / LOG).absolute().as_uri()}?mode=ro", uri=True)) as db:
         _database(db, check)
     state = _events(store, check, progress)
-    _files(run, state, check)
-    if not check.events and (left := run.files.names()):
-        check.add(
-            "end", "problem", f"the log is empty, but {len(left)} files of its candidates are there", _RESTORE
-        )
+    _texts(run, state, check)
+    if not check.events:
+        left = len(run.files.names()) + (run.folder / SECRET).exists()
+        if left:
+            check.add("end", "problem", f"the log is empty, but {left} texts of its run are there", _RESTORE)
     if deep:
         _programs(run, state, check)
     check.candidates = len(state.candidates)
@@ -88,7 +87,7 @@ def check_run(run: Run, *, deep: bool = False, progress: Callable[[int], None] =
 
 def _database(db: sqlite3.Connection, check: Check) -> None:
     version = schema.version_of(db)
-    if version < schema.VERSION:
+    if version < 2:
         check.add(
             "schema", "note", f"the log has version {version} of {schema.VERSION}: its events are not chained",
             "it is brought up to date when a campaign or `compact` opens it",
@@ -195,7 +194,7 @@ def _fold(state: CampaignState, record: Record, check: Check) -> bool:
     return True
 
 
-def _files(run: Run, state: CampaignState, check: Check) -> None:
+def _texts(run: Run, state: CampaignState, check: Check) -> None:
     """Everything that events name is there and is what its name says."""
     wanted: dict[str, str] = {}
     for candidate in state.candidates.values():
@@ -210,18 +209,16 @@ def _files(run: Run, state: CampaignState, check: Check) -> None:
             wanted.setdefault(f"{name}.txt", f"proposal {proposal.id}")
     for (purpose, _), name in state.references.items():
         wanted[f"{name}.json"] = f"the dense answers to {purpose} items"
-    for file, whose in wanted.items():
-        check.files += 1
-        stem, _, suffix = file.rpartition(".")
+    for name, whose in wanted.items():
+        check.texts += 1
+        stem, _, suffix = name.rpartition(".")
         try:
             run.files.get(stem, f".{suffix}")
         except VortexError as error:
-            check.add("file", "problem", f"{file} of {whose}: {error.message}", _FILE)
+            check.add("text", "problem", f"{name} of {whose}: {error.message}", _TEXT)
     spare = len(run.files.names() - wanted.keys())
     if spare:
-        check.add(
-            "spare", "note", f"{spare} files that no event names: a driver was killed between file and event"
-        )
+        check.add("spare", "note", f"{spare} texts that no event names: an append failed after them")
 
 
 def _programs(run: Run, state: CampaignState, check: Check) -> None:
@@ -230,7 +227,7 @@ def _programs(run: Run, state: CampaignState, check: Check) -> None:
         try:
             key = candidate.flow(run.files).key
         except VortexError as error:
-            check.add("program", "problem", f"{candidate.label}: {error.code} {error.message}", _FILE)
+            check.add("program", "problem", f"{candidate.label}: {error.code} {error.message}", _TEXT)
             continue
         if key != candidate.key:
             check.add(

@@ -1,4 +1,4 @@
-"""A run on disk: `runs/NAME/` with its event log and the files that the events name."""
+"""A run on disk: `runs/NAME/` with its event log, which also holds the texts that events name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Run:
         name: folder name.
         folder: `runs/NAME`.
         store: its event log.
-        files: sources (`.py`), programs and other JSON, by content.
+        files: sources (`.py`), programs and other JSON, by content; in the log, of older runs in files.
     """
 
     name: str
@@ -69,7 +69,7 @@ def open_run(name: str, *, readonly: bool, root: Path | None = None) -> Iterator
         raise unknown_run(name, run_names(root))
     store = SqliteEventStore(folder / LOG, readonly=readonly)
     try:
-        yield Run(name, folder, store, ContentStore(folder / "files"))
+        yield Run(name, folder, store, ContentStore(store.texts, folder / "files"))
     finally:
         store.close()
 

@@ -1,7 +1,8 @@
 """The database of an event log: its tables, its version, and the steps that bring an older one up to date.
 
 Version 1 held the events alone. Version 2 chains them (each row's hash covers the one before, so that a changed,
-lost or exchanged event is found), names the one writer, and may hold events packed by `search.log.compact`.
+lost or exchanged event is found), names the one writer, and may hold events packed by `search.log.compact`. Version 3
+holds the texts that events name, too, which were files of their own; those of older runs stay where they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import sqlite3
 from collections.abc import Callable
 
-VERSION = 2
+VERSION = 3
 START = "0" * 16
 """The link before the first event."""
 
@@ -30,15 +31,30 @@ CREATE TABLE IF NOT EXISTS packed (
     chain TEXT NOT NULL,
     body BLOB NOT NULL
 )"""
+_TEXTS = """
+CREATE TABLE IF NOT EXISTS texts (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    body NOT NULL
+)"""
 _WRITER = "CREATE TABLE IF NOT EXISTS writer (id INTEGER PRIMARY KEY CHECK (id = 1), token TEXT NOT NULL)"
-_GUARDS = tuple(
-    f"CREATE TRIGGER IF NOT EXISTS {table}_never_{word} BEFORE {action} ON {table} "
-    f"BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END"
-    for table in ("events", "packed")
-    for word, action in (("change", "UPDATE"), ("go", "DELETE"))
+
+
+def _guards(*tables: str) -> list[str]:
+    return [
+        f"CREATE TRIGGER IF NOT EXISTS {table}_never_{word} BEFORE {action} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END"
+        for table in tables
+        for word, action in (("change", "UPDATE"), ("go", "DELETE"))
+    ]
+
+
+_TO_2 = (_PACKED, _WRITER, *_guards("events", "packed"))
+_TO_3 = (_TEXTS, *_guards("texts"))
+TABLES = ("events", "packed", "texts", "writer", "sqlite_sequence")
+GUARDS = frozenset(
+    " ".join(guard.replace(" IF NOT EXISTS", "").split()) for guard in _guards("events", "packed", "texts")
 )
-TABLES = ("events", "packed", "writer", "sqlite_sequence")
-GUARDS = frozenset(" ".join(guard.replace(" IF NOT EXISTS", "").split()) for guard in _GUARDS)
 """The triggers of a log, as SQLite keeps their text."""
 
 
@@ -71,7 +87,7 @@ def bring_up_to_date(db: sqlite3.Connection) -> int:
     db.execute("BEGIN IMMEDIATE")
     try:
         if found == 0:
-            for statement in (_EVENTS, _PACKED, _WRITER, *_GUARDS):
+            for statement in (_EVENTS, *_TO_2, *_TO_3):
                 db.execute(statement)
         for version in range(found, VERSION) if found else ():
             STEPS[version](db)
@@ -93,9 +109,15 @@ def _from_1_to_2(db: sqlite3.Connection) -> None:
     for row in rows:
         chain = link(chain, *row)
         db.execute("UPDATE events SET chain = ? WHERE seq = ?", (chain, row[0]))
-    for statement in (_PACKED, _WRITER, *_GUARDS):
+    for statement in _TO_2:
         db.execute(statement)
 
 
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1_to_2}
+def _from_2_to_3(db: sqlite3.Connection) -> None:
+    """Make room for texts. Those that are files stay files."""
+    for statement in _TO_3:
+        db.execute(statement)
+
+
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1_to_2, 2: _from_2_to_3}
 """By the version each starts from."""

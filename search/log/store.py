@@ -10,22 +10,19 @@ import json
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from search.errors import bad_log, not_written, run_being_read, run_taken_over
 from search.log import events, foreign, schema
 from search.log.lock import WriterLock, steady_clock
+from search.log.rows import row, unpack
+from search.log.texts import MemoryTexts, SqliteTexts, Texts
 from vortex_core.files import parse_json
 from vortex_core.text import visible
 
-_MOST_PACKED = 64 << 20  # bytes of one unpacked segment: a forged one does not fill the memory
-
-
-_YEAR_10000 = 253_402_300_800  # Unix time at which calendars end
 # A reader waits so often, so many seconds each, for the tables of a log that is being made.
 _BIRTH_TRIES, _BIRTH_WAIT = 20, 0.1
 
@@ -50,7 +47,12 @@ class EventStore(Protocol):
 
     `append` is atomic (all events or none), durable when it returns, and numbers events 1, 2, 3 ... without
     gaps; times never fall. `read` yields records in that order. A store has one writer; it is used from one thread.
+
+    Attributes:
+        texts: what events name; a new one is written with the next append.
     """
+
+    texts: Texts
 
     def append(self, *new: events.Event) -> list[Record]:
         """Add events; returns their records."""
@@ -78,6 +80,7 @@ class MemoryEventStore:
     """A log that lives as long as the process, for tests and for evaluations nobody keeps."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.texts: Texts = MemoryTexts()
         self._records: list[Record] = []
         self._clock = clock
 
@@ -149,6 +152,8 @@ class SqliteEventStore:
                     str(path), f"its tables have version {self._version}, this one reads {schema.VERSION}"
                 )
             self._last = self._end()
+            self._texts = SqliteTexts(self._db, path, self._version)
+            self.texts: Texts = self._texts
         except sqlite3.Error as error:
             self.close()
             raise bad_log(str(path), str(error)) from error
@@ -171,7 +176,7 @@ class SqliteEventStore:
         link = "chain" if self._version >= 2 else "''"
         found = self._db.execute(f"SELECT seq, time, {link} FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         if found is not None:
-            _row(self.path, found[0], found[1], "", 0, "", "")
+            row(self.path, found[0], found[1], "", 0, "", "")
             return _End(*found)
         if self._version >= 2:
             packed = self._db.execute(
@@ -204,18 +209,20 @@ class SqliteEventStore:
             records.append(Record(seq, now, parse(event.kind, event.version, body, str(self.path))))
             last = _End(seq, now, chain)
         self._wait_for_disk(self._wanted and (self._lock.shared or any(map(_costs, new))))
-        if len(rows) == 1:  # one statement is a transaction
+        if len(rows) == 1 and not self._texts.waiting:  # one statement is a transaction
             self._insert(rows[0])
         else:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                for row in rows:
-                    self._insert(row)
+                self._texts.write()
+                for added in rows:
+                    self._insert(added)
                 self._db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled back by itself
                     self._db.execute("ROLLBACK")
                 raise
+        self._texts.written()
         self._last = last
         return records
 
@@ -252,13 +259,13 @@ class SqliteEventStore:
                         raise bad_log(str(self.path), f"segment {first} holds {len(lines)} events")
                     for seq, (when, kind, version, body) in enumerate(lines, first):
                         if seq > after:
-                            yield _row(self.path, seq, when, kind, version, body, "")
+                            yield row(self.path, seq, when, kind, version, body, "")
             link = "chain" if self._version >= 2 else "''"
-            for row in self._db.execute(
+            for found in self._db.execute(
                 f"SELECT seq, time, kind, version, body, {link} FROM events WHERE seq > ? ORDER BY seq",
                 (after,),
             ):
-                yield _row(self.path, *row)
+                yield row(self.path, *found)
         except sqlite3.Error as error:
             raise bad_log(str(self.path), str(error)) from error
 
@@ -315,45 +322,6 @@ class _End:
     chain: str
 
 
-def pack(rows: Sequence[tuple[float, str, int, str]]) -> bytes:
-    """Times, kinds, versions and bodies of consecutive events as one compressed blob."""
-    return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 6)
-
-
-def unpack(blob: bytes, path: str = "") -> list[Any]:
-    """Inverse of `pack`.
-
-    Raises:
-        VortexError: `VS005`.
-    """
-    try:
-        inflater = zlib.decompressobj()
-        text = inflater.decompress(blob, _MOST_PACKED)
-        if not inflater.eof:
-            raise ValueError("a packed segment that does not end")
-        lines = parse_json(text)
-        if not isinstance(lines, list) or not lines:
-            raise ValueError("a packed segment of another shape")
-        for line in lines:
-            if not (isinstance(line, list) and len(line) == 4):
-                raise ValueError("a packed segment of another shape")
-            when, kind, version, body = line
-            _row(Path(path), 0, when, kind, version, body, "")
-    except (zlib.error, ValueError, TypeError) as error:
-        raise bad_log(path, f"packed events cannot be read: {error}") from error
-    return lines
-
-
-def _row(
-    path: Path, seq: Any, when: Any, kind: Any, version: Any, body: Any, link: Any
-) -> tuple[int, float, str, int, str, str]:
-    if (type(seq), type(kind), type(version), type(body)) != (int, str, int, str):
-        raise bad_log(str(path), "a row of other types than an event's")
-    if type(when) not in (int, float) or not 0 <= when < _YEAR_10000:
-        raise bad_log(str(path), "an event without a time that a calendar has")
-    return seq, when, kind, version, body, str(link)
-
-
 def _costs(event: events.Event) -> bool:
     """Whether to lose the event would be to pay again."""
     match event:
@@ -407,7 +375,5 @@ __all__ = [
     "MemoryEventStore",
     "Record",
     "SqliteEventStore",
-    "pack",
     "parse",
-    "unpack",
 ]

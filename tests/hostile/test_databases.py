@@ -20,7 +20,8 @@ from search.campaign.replay import _recorded_error
 from search.cli import main
 from search.cli.console import emit
 from search.log import events
-from search.log.files import ContentStore
+from search.log.compact import compact
+from search.log.files import digest
 from search.log.fsck import check_run
 from search.log.run import open_run
 from search.log.state import CampaignState
@@ -66,6 +67,7 @@ def test_a_pipe_is_no_log(tmp_path: Path, name: str, readonly: bool) -> None:
     "also",
     [
         "CREATE TRIGGER t BEFORE INSERT ON events BEGIN SELECT 1; END",
+        f"DROP TABLE texts; CREATE VIEW texts AS {ENDLESS} SELECT i id, i name, x'' body FROM n",
         f"DROP TABLE packed; CREATE VIEW packed AS {ENDLESS} SELECT i first, i last, '' chain, x'' body FROM n",
     ],
 )
@@ -135,6 +137,7 @@ def test_a_log_that_lost_its_end_or_all_of_it_is_not_whole(tmp_path: Path) -> No
             assert [f.what for f in check_run(run).findings if said in f.what]
         for left in tmp_path.glob("r/events.sqlite*"):
             left.unlink()
+        (tmp_path / "r" / "sealed").write_text("7")
         with open_run("r", readonly=False, root=tmp_path):
             pass
 
@@ -164,22 +167,22 @@ def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-TRIGGER = "CREATE TABLE files (name, body); CREATE TRIGGER t BEFORE INSERT ON files BEGIN SELECT 1; END"
-
-
-@pytest.mark.parametrize("made", [None, "CREATE VIEW files AS SELECT 1 AS name, 2 AS body", TRIGGER])
+@pytest.mark.parametrize(
+    "made", [None, "CREATE VIEW files AS SELECT 1 AS name, 2 AS body", "CREATE TABLE files (a)"]
+)
 @pytest.mark.timeout(20)
-def test_a_foreign_pack_is_not_written(tmp_path: Path, made: str | None) -> None:
-    files = ContentStore(tmp_path)
-    files.put("text", ".py")
+def test_a_foreign_pack_is_no_pack(tmp_path: Path, made: str | None) -> None:
+    files = tmp_path / "r" / "files"
+    files.mkdir(parents=True)
+    (files / f"{digest('text')}.py").write_text("text")
     if made is None:
-        os.mkfifo(tmp_path / "packed.sqlite")
+        os.mkfifo(files / "packed.sqlite")
     else:
-        with closing(sqlite3.connect(tmp_path / "packed.sqlite")) as db:
+        with closing(sqlite3.connect(files / "packed.sqlite")) as db:
             db.executescript(made)
-    with pytest.raises(VortexError):
-        ContentStore(tmp_path).pack()
-    assert [p.suffix for p in tmp_path.glob("*.py")] == [".py"], "nothing was taken away"
+    with open_run("r", readonly=False, root=tmp_path) as run, pytest.raises(VortexError, match="VS005"):
+        compact(run)
+    assert [p.suffix for p in files.glob("*.py")] == [".py"], "nothing was taken away"
 
 
 NUMBERS: list[Any] = [-1, -0.5, float("nan"), float("inf"), -1e300, 10**400, "5", [1], {}, True]

@@ -21,6 +21,7 @@ from search.commands import checksums
 from search.commands.export import _make_room
 from search.log.files import ContentStore, write_atomic
 from search.log.run import open_run, read_state, runs_root
+from search.log.texts import MemoryTexts
 from vortex_core import dialects
 from vortex_core.compiler.triton import cache
 from vortex_core.configs import ConfigFolder, Strict
@@ -122,16 +123,20 @@ def test_the_kernel_cache_runs_its_own_text(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_store_gives_only_what_was_stored(tmp_path: Path) -> None:
-    store = ContentStore(tmp_path / "files")
+    texts = MemoryTexts()
+    store = ContentStore(texts, tmp_path / "files")
     name = store.put("text", ".py")
     assert store.get(name, ".py") == "text"
     (tmp_path / "secret.py").write_text("secret")
     for wrong in ("../secret", str(tmp_path / "secret"), "", "x" * 16, "0" * 16, "secret\n"):
         with pytest.raises(VortexError, match="VS005"):
             store.get(wrong, ".py")
+    (tmp_path / "files").mkdir()
     (tmp_path / "files" / f"{name}.py").write_text("changed")
-    with pytest.raises(VortexError, match=r"VS005.*not what its name says"):
-        store.get(name, ".py")
+    texts._texts[f"{name}.py"] = "changed, too"
+    for kept in (texts, MemoryTexts()):
+        with pytest.raises(VortexError, match=r"VS005.*not what its name says"):
+            ContentStore(kept, tmp_path / "files").get(name, ".py")
 
 
 LOGS = {

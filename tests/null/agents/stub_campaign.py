@@ -151,9 +151,13 @@ class Reader(Proposer):
 
     Args:
         mute: numbers of its asks that get no answer in time.
+
+    Attributes:
+        files: of the campaign that it was played in.
     """
 
     changes = CHANGES
+    files: ContentStore
 
     def __init__(self, mute: tuple[int, ...] = ()) -> None:
         self.name = "reader"
@@ -188,13 +192,10 @@ def play(
 ) -> tuple[Reader, CampaignState]:
     """Run the stub campaign to its end."""
     config, reader = config or settings(), Reader(mute)
+    store = MemoryEventStore(clock=iter(range(10**9)).__next__)
+    reader.files = ContentStore(store.texts, folder / "files")
     campaign = Campaign(
-        Run(
-            "stub",
-            folder,
-            MemoryEventStore(clock=iter(range(10**9)).__next__),
-            ContentStore(folder / "files"),
-        ),
+        Run("stub", folder, store, reader.files),
         config,
         StubExecutor(),
         {arm.name: EnsembleProposer([reader]) for arm in config.arms},

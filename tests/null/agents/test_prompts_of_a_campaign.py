@@ -19,7 +19,6 @@ from search.campaign.lessons import Lessons
 from search.campaign.options import Options
 from search.commands.dry_run import estimate_costs
 from search.log import events as ev
-from search.log.files import ContentStore
 from search.log.state import CampaignState
 from search.log.store import Record
 from tests.null.agents.stub_campaign import Reader, by_kind, play, settings
@@ -92,8 +91,8 @@ def test_prompts_say_that_the_screen_does_not_rank_the_best(
 
 
 def test_lessons_are_told_once_and_rest_on_nothing_mixed(played: tuple[Reader, CampaignState, Path]) -> None:
-    _, state, folder = played
-    found = Lessons(ContentStore(folder / "files"), settings()).now(state)
+    reader, state, _ = played
+    found = Lessons(reader.files, settings()).now(state)
     assert len(found) >= 3
     assert len({lesson.evidence for lesson in found}) == len(found), "the same children are told twice"
     (wide,) = [c for c in state.candidates.values() if c.knobs["budget"] == "512"]

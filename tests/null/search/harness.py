@@ -40,7 +40,7 @@ class Harness:
         self.config = settings or config()
         self.folder = tmp_path
         self.store = MemoryEventStore(clock=iter(range(10**9)).__next__)
-        self.files = ContentStore(tmp_path / "files")
+        self.files = ContentStore(self.store.texts, tmp_path / "files")
         self.executor = SimulatedExecutor()
         self.proposer: Any = SimulatedProposer()
         self.model: dict[str, Any] = {"name": "sim"}

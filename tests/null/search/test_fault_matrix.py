@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(self, folder: Path, store: Any = None) -> None:
         self.store = store or MemoryEventStore(clock=iter(range(10**9)).__next__)
-        self.folder, self.files = folder, ContentStore(folder / "files")
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SECRET).write_text("7")  # sealed items are made from it: runs that are compared share it
 
@@ -79,8 +79,9 @@ class Bench:
     ) -> CampaignState:
         import asyncio
 
+        files = ContentStore(self.store.texts, self.folder / "files")
         campaign = Campaign(
-            Run("r", self.folder, self.store, self.files), CONFIG, executor, {"random": Numbered()}, seed=1,
+            Run("r", self.folder, self.store, files), CONFIG, executor, {"random": Numbered()}, seed=1,
             model={}, library=simulated_library, watch=watch,
         )  # fmt: skip
         return asyncio.run(

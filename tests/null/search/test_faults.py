@@ -21,7 +21,6 @@ from search.config import CampaignConfig
 from search.errors import crashed
 from search.executors.base import WorkerLostError
 from search.log import events as ev
-from search.log.files import ContentStore
 from search.log.state import CampaignState
 from search.log.store import SqliteEventStore
 from search.simulation import SimulatedExecutor, SimulatedProposer, lost, simulated_library
@@ -330,7 +329,7 @@ def test_a_locked_or_full_log_is_a_typed_error(tmp_path: Path):
 def test_a_run_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(VortexError, match="VS017"):
-        ContentStore(tmp_path / "file").put("text", ".py")
+        SqliteEventStore(tmp_path / "file" / "events.sqlite")
 
 
 def test_a_campaign_whose_log_is_full_ends_with_that_error(tmp_path: Path):

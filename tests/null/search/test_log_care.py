@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import sqlite3
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import pytest
 
 from search.log import events as ev
 from search.log.compact import compact
-from search.log.files import PACK, ContentStore
+from search.log.files import ContentStore, digest
 from search.log.frames import write_frames
 from search.log.fsck import check_run
+from search.log.older import PACK
 from search.log.run import LOG, open_run, read_state
 from search.log.store import Record, SqliteEventStore
+from search.log.texts import MemoryTexts
 from search.simulation import simulated_campaign
 from vortex_core.errors import VortexError
 
@@ -64,6 +67,18 @@ def as_version_1(path: Path, rows: list[tuple[Any, ...]]) -> None:
     db.close()
 
 
+def as_version_2(folder: Path) -> int:
+    """Make a run as it was before texts were kept in the log: each is a file. Returns how many."""
+    (folder / "files").mkdir()
+    db = sqlite3.connect(folder / LOG)
+    rows = db.execute("SELECT name, body FROM texts").fetchall()
+    for name, body in rows:
+        (folder / "files" / name).write_text(body)
+    db.executescript("DROP TABLE texts; PRAGMA user_version = 2;")
+    db.close()
+    return len(rows)
+
+
 # ---- versions
 
 
@@ -106,6 +121,66 @@ def test_an_upgrade_that_is_cut_off_leaves_the_old_log(tmp_path: Path, monkeypat
     writer = SqliteEventStore(path)
     assert [r.event.kind for r in writer.read()] == ["campaign_paused"]
     writer.close()
+
+
+def test_a_run_whose_texts_are_files_is_read_resumed_and_packed(root: Path):
+    folder, before = root / "r", records(root)
+    count = as_version_2(folder)
+    assert count > 20 and findings(root, deep=True) == []
+    with open_run("r", readonly=True, root=root) as run:  # nothing is changed by reading
+        source = next(iter(read_state(run).candidates.values())).source
+        assert run.files.get(source, ".py") == (folder / "files" / f"{source}.py").read_text()
+        assert sqlite3.connect(folder / LOG).execute("PRAGMA user_version").fetchone() == (2,)
+        watching = iter([run.files])
+        with open_run("r", readonly=False, root=root) as writer:
+            name = writer.files.put("new", ".txt")
+            writer.files.put((folder / "files" / f"{source}.py").read_text(), ".py")
+            writer.store.append(ev.CampaignPaused("later"))
+        assert next(watching).get(name, ".txt") == "new", "who reads meanwhile finds what is new"
+    assert records(root)[:-1] == before
+    assert len(list((folder / "files").iterdir())) == count, (
+        "old texts stay where they are, new ones go elsewhere"
+    )
+    state = simulated_campaign(root, "r", candidates=15)
+    assert state.distinct_programs == 15 and findings(root, deep=True) == []
+    with open_run("r", readonly=False, root=root) as run:
+        done = compact(run)
+    assert done.texts > count and not (folder / "files").exists(), "the log holds them all"
+    assert findings(root, deep=True) == []
+    assert simulated_campaign(root, "r", candidates=17).distinct_programs == 17
+
+
+def test_a_pack_of_an_older_run_is_read_and_taken_over(root: Path):
+    folder = root / "r"
+    as_version_2(folder)
+    db = sqlite3.connect(folder / "files" / PACK)
+    db.execute("CREATE TABLE files (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
+    for file in list((folder / "files").glob("*.*[ny]")):
+        db.execute("INSERT INTO files VALUES (?, ?)", (file.name, zlib.compress(file.read_bytes())))
+        file.unlink()
+    db.commit()
+    assert findings(root, deep=True) == []
+    with open_run("r", readonly=False, root=root) as run:
+        assert compact(run).texts > 20
+    assert not (folder / "files").exists() and findings(root, deep=True) == []
+    db.close()
+
+
+def test_a_step_to_texts_that_is_cut_off_leaves_the_old_log(root: Path, monkeypatch: pytest.MonkeyPatch):
+    from search.log import schema
+
+    as_version_2(root / "r")
+
+    def killed(db: sqlite3.Connection) -> None:
+        schema._from_2_to_3(db)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setitem(schema.STEPS, 2, killed)
+        with pytest.raises(KeyboardInterrupt):
+            SqliteEventStore(root / "r" / LOG)
+    assert findings(root, deep=True) == []
+    assert simulated_campaign(root, "r", candidates=14).distinct_programs == 14
 
 
 def test_a_log_of_a_later_version_is_refused_to_both(tmp_path: Path):
@@ -167,11 +242,38 @@ def _repeat_a_result(folder: Path) -> None:
     store.close()
 
 
+def _without_guards(folder: Path, statement: str) -> None:
+    db = sqlite3.connect(folder / LOG)
+    for name in ("texts_never_change", "texts_never_go"):
+        db.execute(f"DROP TRIGGER {name}")
+    assert db.execute(statement).rowcount
+    db.commit()
+    db.close()
+
+
+def _lose_a_text(folder: Path) -> None:
+    _without_guards(folder, "DELETE FROM texts WHERE id = (SELECT max(id) FROM texts WHERE name LIKE '%.py')")
+
+
+def _change_a_text(folder: Path) -> None:
+    _without_guards(folder, "UPDATE texts SET body = '{}' WHERE name LIKE '%.json'")
+
+
+def _break_a_text(folder: Path) -> None:
+    _without_guards(folder, "UPDATE texts SET body = x'00' WHERE name LIKE '%.json'")
+
+
+def _make_a_text_a_number(folder: Path) -> None:
+    _without_guards(folder, "UPDATE texts SET body = 5 WHERE name LIKE '%.json'")
+
+
 def _lose_a_file(folder: Path) -> None:
+    as_version_2(folder)
     next(iter(sorted((folder / "files").glob("*.py")))).unlink()
 
 
 def _change_a_file(folder: Path) -> None:
+    as_version_2(folder)
     next(iter(sorted((folder / "files").glob("*.json")))).write_text("{}")
 
 
@@ -187,7 +289,11 @@ def _overwrite_a_page(folder: Path) -> None:
         (_change_an_event, "not the one that was written"),
         (_lose_an_event, "event 30 is missing"),
         (_repeat_a_result, "for the second time"),
-        (_lose_a_file, "No such file"),
+        (_lose_a_text, "holds no text"),
+        (_change_a_text, "not what its name says"),
+        (_break_a_text, "a text cannot be read"),
+        (_make_a_text_a_number, "a text that is none"),
+        (_lose_a_file, "holds no text"),
         (_change_a_file, "not what its name says"),
         (_overwrite_a_page, "damaged|malformed|not the one"),
     ],
@@ -213,27 +319,27 @@ def test_a_packed_run_says_the_same_in_less_space_and_goes_on(root: Path):
     assert done.after < done.before / 2
     assert records(root) == before
     assert findings(root, deep=True) == []
-    assert list((root / "r" / "files").glob("*.py")) == [], "all files are in the pack"
     with open_run("r", readonly=False, root=root) as run:
         state = read_state(run)
         (added,) = run.store.append(ev.CampaignPaused("later"))
         assert added.seq == len(before) + 1
         source = run.files.get(next(iter(state.candidates.values())).source, ".py")
         assert source
-        # What is stored after packing lies beside the pack, and is packed the next time.
+        # What is stored after packing is packed the next time.
         name = run.files.put("new", ".txt")
-        assert run.files.put(source, ".py") and not list((root / "r" / "files").glob("*.py"))
-        assert compact(run).files == 1
+        assert run.files.put(source, ".py")
+        run.store.append(ev.CampaignPaused("later still"))
+        assert compact(run).texts == done.texts + 1
     with open_run("r", readonly=True, root=root) as run:
         assert run.files.get(name, ".txt") == "new"
-    assert len(records(root)) == len(before) + 1
+    assert len(records(root)) == len(before) + 2
     assert findings(root) == []
     state = simulated_campaign(root, "r", candidates=15)
     assert state.distinct_programs == 15
 
 
 def test_a_packed_segment_that_was_changed_is_found(root: Path):
-    from search.log.store import pack, unpack
+    from search.log.rows import pack, unpack
 
     with open_run("r", readonly=False, root=root) as run:
         compact(run)
@@ -259,16 +365,36 @@ def test_nobody_packs_under_a_reader(root: Path):
     assert findings(root) == []
 
 
-def test_a_pack_that_lies_is_refused(tmp_path: Path):
-    files = ContentStore(tmp_path)
-    name = files.put("text", ".py")
-    files.pack()
+@pytest.mark.parametrize("moment", ["before the log is exchanged", "before the files go"])
+def test_a_packing_that_is_killed_loses_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
+    as_version_2(root / "r")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, open_run("r", readonly=False, root=root) as run:
+        if moment == "before the files go":
+            patched.setattr("search.log.older.OlderFiles.remove", killed)
+        else:
+            patched.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compact(run)
+    assert findings(root, deep=True) == []
+    with open_run("r", readonly=False, root=root) as run:
+        compact(run)
+    assert findings(root, deep=True) == [] and not (root / "r" / "files").exists()
+
+
+@pytest.mark.parametrize("body", [b"no zlib", "text", 5])
+def test_a_pack_that_lies_is_refused(tmp_path: Path, body: object):
+    name = digest("text")
     db = sqlite3.connect(tmp_path / PACK)
-    db.execute("UPDATE files SET body = ?", (b"no zlib",))
+    db.execute("CREATE TABLE files (name, body)")
+    db.execute("INSERT INTO files VALUES (?, ?)", (f"{name}.py", body))
     db.commit()
     db.close()
     with pytest.raises(VortexError, match="VS005"):
-        ContentStore(tmp_path).get(name, ".py")
+        ContentStore(MemoryTexts(), tmp_path).get(name, ".py")
 
 
 # ---- tables

@@ -32,6 +32,7 @@ CONFIG = CampaignConfig.model_validate(
 
 def campaign(tmp_path: Path, progress: Progress) -> Campaign:
     failed_once: set[str] = set()
+    store = MemoryEventStore()
 
     def fail(stage: str, key: str, attempt: int) -> None:
         if stage == "accuracy" and not failed_once:
@@ -39,7 +40,7 @@ def campaign(tmp_path: Path, progress: Progress) -> Campaign:
             raise lost()
 
     return Campaign(
-        Run("r", tmp_path, MemoryEventStore(), ContentStore(tmp_path)),
+        Run("r", tmp_path, store, ContentStore(store.texts, tmp_path)),
         CONFIG,
         SimulatedExecutor(fail),
         {"evolve": SimulatedProposer("[red]evil[/red]")},

@@ -33,13 +33,38 @@ class TestSqliteStore(StoreConformance):
         assert again.append(EXAMPLES[0])[0].seq == len(EXAMPLES) + 1
         again.close()
 
+    def test_an_event_and_what_it_names_come_together_or_not_at_all(self, tmp_path: Path) -> None:
+        store = self.open(tmp_path)
+        store.append(EXAMPLES[0])
+        reader = SqliteEventStore(tmp_path / "events.sqlite", readonly=True)
+        store.texts.keep("a.py", "text")
+        assert reader.texts.get("a.py") is None, "nothing names it yet"
+        other = sqlite3.connect(tmp_path / "events.sqlite", isolation_level=None)
+        other.execute("UPDATE writer SET token = 'another'")
+        with pytest.raises(VortexError) as stopped:
+            store.append(EXAMPLES[1])
+        assert stopped.value.code == "VS047"
+        assert (reader.texts.get("a.py"), len(list(reader.read()))) == (None, 1)
+        assert isinstance(store, SqliteEventStore) and store._lock is not None
+        other.execute("UPDATE writer SET token = ?", (store._lock.token,))
+        store.append(EXAMPLES[1])
+        assert (reader.texts.get("a.py"), len(list(reader.read()))) == ("text", 2)
+        for one in (store, reader, other):
+            one.close()
+
 
 def test_events_can_be_neither_changed_nor_removed(tmp_path: Path):
     store = SqliteEventStore(tmp_path / "log.sqlite")
+    store.texts.keep("a.py", "text")
     store.append(*EXAMPLES)
     store.close()
     db = sqlite3.connect(tmp_path / "log.sqlite")
-    for sql in ("DELETE FROM events", "UPDATE events SET time = 0"):
+    for sql in (
+        "DELETE FROM events",
+        "UPDATE events SET time = 0",
+        "DELETE FROM texts",
+        "UPDATE texts SET body = ''",
+    ):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             db.execute(sql)
     db.close()
