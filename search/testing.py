@@ -74,12 +74,14 @@ class StoreConformance:
         assert store.texts.get("a.py") is None
         store.texts.keep("a.py", "é·漢\0")
         store.texts.keep("a.py", "another")
+        store.texts.keep("b.txt", "")
         assert store.texts.get("a.py") == "é·漢\0"
         store.append(EXAMPLES[0])
         store.texts.keep("a.py", "another")
         store.append(EXAMPLES[1])
         assert store.texts.get("a.py") == "é·漢\0"
-        assert [*store.texts.names()] == ["a.py"]
+        assert store.texts.get("b.txt") == ""
+        assert sorted(store.texts.names()) == ["a.py", "b.txt"]
         store.close()
 
     def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vortex_core.files import parse_json
 from vortex_core.text import visible
 
 _STORED = re.compile(r"[0-9a-f]{16}\.[a-z]+")
-_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
 
 def digest(text: str) -> str:

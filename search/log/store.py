@@ -19,6 +19,7 @@ from search.errors import bad_log, not_written, run_being_read, run_taken_over
 from search.log import events, foreign, schema
 from search.log.lock import WriterLock, steady_clock
 from search.log.rows import row, unpack
+from search.log.syncing import DiskSync
 from search.log.texts import MemoryTexts, SqliteTexts, Texts
 from vortex_core.files import parse_json
 from vortex_core.text import visible
@@ -26,7 +27,7 @@ from vortex_core.text import visible
 # A reader waits so often, so many seconds each, for the tables of a log that is being made.
 _BIRTH_TRIES, _BIRTH_WAIT = 20, 0.1
 
-_BODY = json.JSONEncoder(separators=(",", ":"))
+_BODY = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # events are trees
 _INSERT = (
     "INSERT INTO events (seq, time, kind, version, body, chain) "
     "SELECT ?, ?, ?, ?, ?, ? FROM writer WHERE token = ?"
@@ -45,8 +46,8 @@ class Record:
 class EventStore(Protocol):
     """An append-only log.
 
-    `append` is atomic (all events or none), durable when it returns, and numbers events 1, 2, 3 ... without
-    gaps; times never fall. `read` yields records in that order. A store has one writer; it is used from one thread.
+    `append` is atomic (all events or none), outlives the process when it returns, and numbers events 1, 2, 3 ...
+    without gaps; times never fall. `read` yields records in that order. A store has one writer and one thread.
 
     Attributes:
         texts: what events name; a new one is written with the next append.
@@ -131,6 +132,7 @@ class SqliteEventStore:
         self._clock = clock
         self._wanted = True
         self._synchronous = ""
+        self._syncing = DiskSync(path.with_name(f"{path.name}-wal"))
         self._lock: WriterLock | None = None
         if not readonly:
             try:
@@ -197,6 +199,8 @@ class SqliteEventStore:
 
     def _append(self, new: Sequence[events.Event]) -> list[Record]:
         assert self._lock is not None, "opened for reading"
+        if (failed := self._syncing.error) is not None:
+            raise not_written(str(self.path), failed.strerror or str(failed)) from failed
         # Never before the last event, and never standing still because the machine's clock was set back meanwhile.
         now = max(self._clock() + self._ahead, self._last.time)
         rows, records, last = [], [], self._last
@@ -208,7 +212,7 @@ class SqliteEventStore:
             # What the driver folds is what a later reader will fold: the parsed body, not the object.
             records.append(Record(seq, now, parse(event.kind, event.version, body, str(self.path))))
             last = _End(seq, now, chain)
-        self._wait_for_disk(self._wanted and (self._lock.shared or any(map(_costs, new))))
+        self._wait_for_disk(self._wanted and (self._lock.shared or any(map(_is_waited_for, new))))
         if len(rows) == 1 and not self._texts.waiting:  # one statement is a transaction
             self._insert(rows[0])
         else:
@@ -224,6 +228,8 @@ class SqliteEventStore:
                 raise
         self._texts.written()
         self._last = last
+        if self._wanted and not self._lock.shared and any(map(_is_paid, new)):
+            self._syncing.begin()
         return records
 
     def _insert(self, row: tuple[int, float, str, int, str, str, str]) -> None:
@@ -284,7 +290,8 @@ class SqliteEventStore:
 
         An append outlives the death of any process either way. Only the failure of power or kernel may take the
         last ones, never half of one and never an earlier one alone; what that would repeat is some computing, so only
-        what money was spent on waits (and takes all before it along).
+        what is about to be paid for waits (and takes all before it along). What was paid for is on its way to the
+        disk at once: who waited for it could not make it arrive earlier.
         """
         mode = "FULL" if wait else "NORMAL" if self._wanted else "OFF"
         if mode != self._synchronous:
@@ -308,6 +315,7 @@ class SqliteEventStore:
 
     def close(self) -> None:
         """See `EventStore`."""
+        self._syncing.close()
         if hasattr(self, "_db"):
             self._db.close()
         if self._lock is not None:
@@ -322,15 +330,14 @@ class _End:
     chain: str
 
 
-def _costs(event: events.Event) -> bool:
+def _is_waited_for(event: events.Event) -> bool:
+    """Whether something follows that cannot be taken back: a call is sent, or people are told that all is written."""
+    return isinstance(event, (events.CallBooked, events.CampaignPaused, events.CampaignFinished))
+
+
+def _is_paid(event: events.Event) -> bool:
     """Whether to lose the event would be to pay again."""
-    match event:
-        case events.CallBooked() | events.CampaignFinished():
-            return True
-        case events.Proposed(calls=calls) | events.ProposalFailed(calls=calls):
-            return calls > 0
-        case _:
-            return False
+    return isinstance(event, (events.Proposed, events.ProposalFailed)) and event.calls > 0
 
 
 def _read_only(path: Path) -> str:

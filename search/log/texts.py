@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,9 @@ from typing import Protocol
 from search.errors import bad_log
 from search.log import schema
 from vortex_core.files import MAX_PROGRAM
+
+_RECENT, _SHORT = 512, 32_768
+"""Texts kept in memory, and characters of one at most."""
 
 
 class Texts(Protocol):
@@ -70,25 +74,35 @@ class SqliteTexts:
         self._path = str(path)
         self._version = version
         self._waiting: dict[str, str] = {}
+        self._recent: OrderedDict[str, str] = (
+            OrderedDict()
+        )  # written or read; parents are asked for again and again
 
     def keep(self, name: str, text: str) -> None:
         """See `Texts`."""
-        if name not in self._waiting and self._find("SELECT 1", name) is None:
-            self._waiting[name] = text
+        if name not in self._recent:
+            self._waiting.setdefault(name, text)
 
     def get(self, name: str) -> str | None:
         """See `Texts`."""
-        if (waiting := self._waiting.get(name)) is not None:
-            return waiting
-        found = self._find("SELECT body", name)
-        return None if found is None else _text(found, self._path)
+        known = self._waiting.get(name, self._recent.get(name))
+        if known is None and (found := self._find(name)) is not None:
+            known = _text(found, self._path)
+            self._remember(name, known)
+        return known
 
-    def _find(self, what: str, name: str) -> object:
-        """One column of a text's row; None if there is no such row."""
+    def _remember(self, name: str, text: str) -> None:
+        if len(text) <= _SHORT:
+            self._recent[name] = text
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+
+    def _find(self, name: str) -> object:
+        """What the row of a text holds; None if there is no such row."""
         try:
             if not self._there():
                 return None
-            found = self._db.execute(f"{what} FROM texts WHERE name = ?", (name,)).fetchone()
+            found = self._db.execute("SELECT body FROM texts WHERE name = ?", (name,)).fetchone()
         except sqlite3.Error as error:
             raise bad_log(self._path, str(error)) from error
         return None if found is None else found[0]
@@ -109,10 +123,12 @@ class SqliteTexts:
     def write(self) -> None:
         """Write those that wait, in the transaction that is open."""
         for row in self._waiting.items():
-            self._db.execute("INSERT INTO texts (name, body) VALUES (?, ?)", row)
+            self._db.execute("INSERT OR IGNORE INTO texts (name, body) VALUES (?, ?)", row)
 
     def written(self) -> None:
         """The transaction is committed."""
+        for name, text in self._waiting.items():
+            self._remember(name, text)
         self._waiting.clear()
 
     @property

@@ -39,6 +39,7 @@ class Harness:
     def __init__(self, tmp_path: Path, settings: CampaignConfig | None = None) -> None:
         self.config = settings or config()
         self.folder = tmp_path
+        tmp_path.mkdir(parents=True, exist_ok=True)
         self.store = MemoryEventStore(clock=iter(range(10**9)).__next__)
         self.files = ContentStore(self.store.texts, tmp_path / "files")
         self.executor = SimulatedExecutor()

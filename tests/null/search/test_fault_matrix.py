@@ -5,7 +5,9 @@ Without processes: an executor that fails as workers do. Real ones are in `tests
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +224,31 @@ def test_a_log_that_cannot_be_written_stops_the_campaign_and_the_same_command_go
     assert bench.results() == undisturbed
     store.close()
     other.close()
+
+
+def test_a_disk_that_fails_behind_the_driver_stops_the_campaign_and_the_same_command_goes_on(
+    undisturbed: dict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bench = Bench(tmp_path, SqliteEventStore(tmp_path / "events.sqlite"))
+    struck: list[int] = []
+
+    def fail(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def strike(record: Record, state: CampaignState) -> None:
+        if record.seq == 30:
+            struck.append(record.seq)
+            monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(VortexError, match="Input/output error") as stopped:
+        bench.session(Executor(), strike)
+    assert struck and stopped.value.code == "VS017"
+    monkeypatch.undo()
+    bench.store.close()
+    bench.store = SqliteEventStore(tmp_path / "events.sqlite")
+    bench.session(Executor())
+    assert bench.results() == undisturbed
+    bench.store.close()
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])

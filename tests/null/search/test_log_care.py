@@ -136,6 +136,7 @@ def test_a_run_whose_texts_are_files_is_read_resumed_and_packed(root: Path):
             name = writer.files.put("new", ".txt")
             writer.files.put((folder / "files" / f"{source}.py").read_text(), ".py")
             writer.store.append(ev.CampaignPaused("later"))
+            assert [*writer.store.texts.names()] == [f"{name}.txt"], "what is in a file is not written again"
         assert next(watching).get(name, ".txt") == "new", "who reads meanwhile finds what is new"
     assert records(root)[:-1] == before
     assert len(list((folder / "files").iterdir())) == count, (

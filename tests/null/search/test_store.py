@@ -26,11 +26,23 @@ class TestSqliteStore(StoreConformance):
 
     def test_survives_closing(self, tmp_path: Path) -> None:
         with_events = self.open(tmp_path)
+        with_events.texts.keep("a.py", "é·漢\0")
+        with_events.texts.keep("b.txt", "")
         with_events.append(*EXAMPLES)
+        with_events.texts.keep("c.py", "named by nothing")
         with_events.close()
         again = self.open(tmp_path)
         assert tuple(r.event for r in again.read()) == EXAMPLES
         assert again.append(EXAMPLES[0])[0].seq == len(EXAMPLES) + 1
+        assert (again.texts.get("a.py"), again.texts.get("b.txt")) == ("é·漢\0", "")
+        again.close()
+        again = self.open(tmp_path)
+        again.texts.keep("a.py", "another")  # not read before: the row decides
+        again.append(EXAMPLES[0])
+        assert isinstance(again, SqliteEventStore) and not again._texts.waiting, "written once"
+        again.close()
+        again = self.open(tmp_path)
+        assert (again.texts.get("a.py"), again.texts.get("c.py")) == ("é·漢\0", None)
         again.close()
 
     def test_an_event_and_what_it_names_come_together_or_not_at_all(self, tmp_path: Path) -> None:
