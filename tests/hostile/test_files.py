@@ -129,7 +129,7 @@ def test_a_store_gives_only_what_was_stored(tmp_path: Path) -> None:
     assert store.get(name, ".py") == "text"
     (tmp_path / "secret.py").write_text("secret")
     for wrong in ("../secret", str(tmp_path / "secret"), "", "x" * 16, "0" * 16, "secret\n"):
-        with pytest.raises(VortexError, match="VS005.*(names no stored text|holds no text 0{16})"):
+        with pytest.raises(VortexError, match=r"VS005.*(names no stored text|holds no text 0{16})"):
             store.get(wrong, ".py")
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / f"{name}.py").write_text("changed")
