@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from search.campaign.replay import Recording
 from search.config import CampaignConfig
 from search.errors import proposer_down
 from search.log import events as ev
-from search.log.state import USER, CampaignState, Proposal
+from search.log.state import USER, CampaignState, Candidate, Proposal
 from vortex_core.errors import VortexError
 
 
@@ -67,6 +68,7 @@ class Asking:
         self._room = fitting.room(config, pipeline.geometry)
         self._stepper = GrammarProposer()
         self._broken: dict[int, Proposal] = {}
+        self._short: list[Candidate] = []
 
     # -- what is asked -----------------------------------------------------------------------------------
 
@@ -83,6 +85,11 @@ class Asking:
             return
         if not proposal.repaired and feedback.repair_error(proposal, self.state):
             self._broken[proposal.id] = proposal
+
+    def screened(self, candidate: Candidate) -> None:
+        """Remember a found program that broke a gate of the screen, for others to be told: looking once is enough."""
+        if feedback.screened_out(candidate, self.config):
+            insort(self._short, candidate, key=lambda c: c.number)
 
     def mending(self, number: int) -> None:
         """The repair of a proposal was asked for."""
@@ -199,6 +206,7 @@ class Asking:
             in_words=in_words,
             alone=self.arms.alone(proposal.arm),
             lessons=self.lessons.now(self.state) if in_words else (),
+            short=self._short,
             book=lambda who, tokens, dollars: self.record(ev.CallBooked(proposal.id, who, tokens, dollars)),
         )
 

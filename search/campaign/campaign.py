@@ -123,6 +123,8 @@ class Campaign:
                     self.asking.broken(proposal)
                 if self.ladder is not None and not candidate.reference:
                     self.ladder.finished(candidate, purpose)
+                    if purpose == "screen":
+                        self.asking.screened(candidate)
                     if (
                         candidate.arm == USER
                         and purpose == "screen"

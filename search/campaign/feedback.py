@@ -44,6 +44,7 @@ def make_request(
     alone: bool = False,
     lessons: tuple[Lesson, ...] = (),
     book: Booking | None = None,
+    short: Sequence[Candidate] = (),
 ) -> ProposalRequest:
     """The request that an ask stands for.
 
@@ -58,6 +59,7 @@ def make_request(
             search that it is compared with.
         lessons: what changes brought so far.
         book: told of every call before it is sent.
+        short: see `ledger`.
     """
     objective = config.objective
     failed, arm = None, proposal.arm if alone else None
@@ -75,7 +77,7 @@ def make_request(
         failed=failed,
         model=model,
         objective=objective_in_words(objective) + screen_in_words(config.screen),
-        ledger=ledger(state, config, arm),
+        ledger=ledger(state, config, arm, short),
         tried=state.candidates.keys(),
         setting=setting(state, config, arm, model) if in_words else "",
         standings=standings(state, config, proposal.parents, arm) if in_words else (),
@@ -167,7 +169,9 @@ def unanswered(proposal: Proposal, state: CampaignState) -> tuple[str, ...]:
     )
 
 
-def ledger(state: CampaignState, config: CampaignConfig, arm: str | None = None) -> tuple[Attempt, ...]:
+def ledger(
+    state: CampaignState, config: CampaignConfig, arm: str | None = None, short: Sequence[Candidate] = ()
+) -> tuple[Attempt, ...]:
     """The latest dead ends, the newest last: what a stage stopped and what broke a gate of the screen, each with its
     knobs and numbers.
 
@@ -175,16 +179,19 @@ def ledger(state: CampaignState, config: CampaignConfig, arm: str | None = None)
 
     Args:
         arm: whose; None is everybody's.
+        short: what broke a gate of the screen (`screened_out`), in the order of their numbers.
     """
-    failed = [c for c in state.failed if arm is None or c.reference or c.arm == arm][-_LEDGER_LENGTH:]
-    if config.screen is not None:
-        told = [c for c in state.found if arm is None or c.arm == arm]
-        short = (c for c in reversed(told) if c not in failed and _screened_out(c, config))
-        failed = sorted([*failed, *islice(short, _LEDGER_LENGTH // 2)], key=lambda c: c.number)
+    # From the newest on, as far as is shown: a long run has a hundred thousand more.
+    heard = (c for c in reversed(state.failed) if arm is None or c.reference or c.arm == arm)
+    failed = [*islice(heard, _LEDGER_LENGTH)][::-1]
+    if short:
+        known = {c.key for c in failed}
+        told = (c for c in reversed(short) if arm in (None, c.arm) and c.key not in known)
+        failed = sorted([*failed, *islice(told, _LEDGER_LENGTH // 2)], key=lambda c: c.number)
     return tuple(_attempt(candidate, config) for candidate in failed[-_LEDGER_LENGTH:])
 
 
-def _screened_out(candidate: Candidate, config: CampaignConfig) -> tuple[str, ...]:
+def screened_out(candidate: Candidate, config: CampaignConfig) -> tuple[str, ...]:
     """The gates of the screen that a candidate broke, in words; none where it kept them."""
     if config.screen is None or candidate.status("screen") != "passed":
         return ()
@@ -195,7 +202,7 @@ def _screened_out(candidate: Candidate, config: CampaignConfig) -> tuple[str, ..
 def _attempt(candidate: Candidate, config: CampaignConfig) -> Attempt:
     stopped = candidate.failure
     error = stopped.failure.error if stopped is not None and stopped.failure is not None else {}
-    short = _screened_out(candidate, config)
+    short = screened_out(candidate, config)
     metrics = searched(candidate)
     objective, screen = config.objective, config.screen
     screened = () if screen is None else (screen.accuracy,)

@@ -391,8 +391,12 @@ def test_when_references_are_late(tmp_path: Path):
 
 def test_what_the_screen_left_out_is_told_with_its_numbers(tmp_path: Path):
     settings = screened(screen={"programs": 30, "gates": [{"metric": "screen_beyond", "at_least": 0.9}]})
-    state = Harness(tmp_path, settings).go()
-    told = {a.key: a for a in ledger(state, settings)}
+    harness = Harness(tmp_path, settings)
+    campaign = harness.campaign()
+    state = asyncio.run(campaign.run_to_end(STARTED, SESSION))
+    asked = [p for p in state.proposals.values() if p.arm == "search"]  # controls hear of their own alone
+    request = campaign.asking._request(asked[-1])
+    told = {a.key: a for a in request.ledger}
     short = [
         c
         for c in state.found
@@ -402,6 +406,10 @@ def test_what_the_screen_left_out_is_told_with_its_numbers(tmp_path: Path):
     attempt = told[short[-1].key]
     assert attempt.stage == "the screen's gates" and "wanted >= 0.9" in attempt.reason
     assert attempt.metrics["screen_beyond"] < 0.9 and "state_share" in attempt.metrics
+    resumed = harness.campaign()
+    assert [c.key for c in resumed.asking._short] == [c.key for c in short], "as if it had never stopped"
+    alone = ledger(state, settings, "random", resumed.asking._short)
+    assert alone and {state.candidates[a.key].arm for a in alone} == {"random"}
 
 
 def test_figures_of_more_layers_stand_beside_those_that_are_compared(tmp_path: Path):
