@@ -101,13 +101,22 @@ class Screen(Strict):
     ahead: int = Field(0, ge=0)
 
     def objective(self, whole: Objective) -> Objective:
-        """What is optimised on the screen."""
-        gates = self.gates
-        if self.most_state is not None:
-            gates = (*gates, Gate(metric="state_share", at_most=self.most_state))
-        return whole.model_copy(
-            update={"accuracy": self.accuracy, "speed": self.speed or whole.speed, "gates": gates}
-        )
+        """What is optimised on the screen; made once, as every look at a candidate asks for it."""
+        known = _on_screen.get((id(self), id(whole)))
+        if known is None:
+            gates = self.gates
+            if self.most_state is not None:
+                gates = (*gates, Gate(metric="state_share", at_most=self.most_state))
+            made = whole.model_copy(
+                update={"accuracy": self.accuracy, "speed": self.speed or whole.speed, "gates": gates}
+            )
+            if len(_on_screen) > 64:
+                _on_screen.clear()
+            known = _on_screen[id(self), id(whole)] = (self, whole, made)  # kept, so the numbers stay theirs
+        return known[2]
+
+
+_on_screen: dict[tuple[int, int], tuple[Screen, Objective, Objective]] = {}
 
 
 class StrategyConfig(BaseModel):
