@@ -65,7 +65,7 @@ class Reading(SimulatedExecutor):
         return await super().reference(purpose, seed, known) | {"prefill_seconds": took}
 
     async def run_stage(self, stage: str, flow: Flow, seed: int) -> StageRun:
-        await asyncio.sleep(0.05 if self.needs_engine(stage) else 0.001)
+        await asyncio.sleep(0.02 if self.needs_engine(stage) else 0.001)
         return await super().run_stage(stage, flow, seed)
 
 
@@ -77,7 +77,7 @@ def test_sealed_items_are_met_on_a_machine_that_reads_slowly(tmp_path: Path) -> 
             finals={"peers": 0, "elites": 2, "matched": False},
         ),
     )
-    harness.executor = Reading(0.13 * SECONDS)
+    harness.executor = Reading(0.11 * SECONDS)
     state = harness.go()
     assert state.finished is not None and state.winner is not None
     assert state.candidates[state.winner.key].status("holdout") == "passed"
