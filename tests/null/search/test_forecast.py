@@ -77,7 +77,7 @@ def test_sealed_items_are_met_on_a_machine_that_reads_slowly(tmp_path: Path) -> 
             finals={"peers": 0, "elites": 2, "matched": False},
         ),
     )
-    harness.executor = Reading(0.11 * SECONDS)
+    harness.executor = Reading(0.19 * SECONDS)
     state = harness.go()
     assert state.finished is not None and state.winner is not None
     assert state.candidates[state.winner.key].status("holdout") == "passed"
