@@ -213,14 +213,21 @@ class RayExecutor:
         screens reads the files, so on a cluster the cache lies on a disk that all nodes share."""
         assert self.screen is not None
         deadline = self.config.start_deadline
-        found = await self._run("engine", Call("screen_file", (seed,), "record", deadline))
-        files = [str(found["value"])]
-        for other in self.screen.models:
+
+        async def other(model: str, plan: Mapping[str, Any]) -> str:
+            call = Call("record", (model, plan, seed), "record", deadline)
+            return str((await self._run("cpu", call))["value"])
+
+        async def target() -> str:
+            return str((await self._run("engine", Call("screen_file", (seed,), "record", deadline)))["value"])
+
+        asked = [target()]
+        for further in self.screen.models:
             plan = dict(self.setup.plan)
-            if other.evaluation is not None:
-                plan = load_plan(other.evaluation).model_dump(mode="json")
-            found = await self._run("cpu", Call("record", (other.model, plan, seed), "record", deadline))
-            files.append(str(found["value"]))
+            if further.evaluation is not None:
+                plan = load_plan(further.evaluation).model_dump(mode="json")
+            asked.append(other(further.model, plan))
+        files = await asyncio.gather(*asked)
         self._recordings = tuple(files)
 
     async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
