@@ -121,6 +121,8 @@ def emulate(
         "lengths_ptr": memory.add(ints[0]), "budgets_ptr": memory.add(ints[1]),
         "pool_pages": pages, "max_pages": pages,
     }  # fmt: skip
+    if program.request_states:
+        given |= {"seats_ptr": memory.add(torch.zeros(1, dtype=torch.int32)), "pool_seats": states.seats}
     for state in program.states:
         stored = states.fields[state.name]
         given[f"{state.name}_ptr"] = memory.add(stored.data.to(STORED.get(state.dtype, stored.data.dtype)))

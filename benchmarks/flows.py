@@ -65,7 +65,7 @@ class Case:
         self.view = BatchView(self.table, lengths, budgets, length)
         flow_ = TritonBackend().compile(self.traced.program, self.traced.knobs, self.geometry)
         self.flow = flow_
-        self.states = [flow_.new_states(self.pages, torch.device("cuda")) for _ in range(layers)]
+        self.states = [flow_.new_states(self.pages, torch.device("cuda"), batch) for _ in range(layers)]
         every = torch.arange(self.pages, device="cuda", dtype=torch.int32)
         for k, v, s in zip(self.k, self.v, self.states, strict=True):
             flow_.update(s, LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)), every, 0)
@@ -108,7 +108,7 @@ class Case:
         torch.cuda.synchronize()
         b, g = self.batch - 1, self.geometry
         oracle = OracleFlow(self.traced.program, self.traced.knobs, g)
-        states = oracle.new_states(self.pages, torch.device("cpu"))
+        states = oracle.new_states(self.pages, torch.device("cpu"), self.states[0].seats)
         for name, field in self.states[0].fields.items():
             states.fields[name].data = field.data.cpu()
             states.fields[name].scale = None if field.scale is None else field.scale.cpu()

@@ -52,7 +52,7 @@ def states_and_scores(flow: TritonFlow, shape: StepShape, dtype: torch.dtype) ->
     """What a layer launches for its pages and to score them, on tensors without storage."""
     g, size = flow.geometry, flow.knobs.page_size
     k = torch.empty(g.kv_heads, 64, size, g.head_dim, dtype=dtype, device=_META)
-    states = flow.new_states(64, _META)
+    states = flow.new_states(64, _META, shape.rows)
     table = torch.empty(shape.rows, shape.tokens // size, dtype=torch.int32, device=_META)
     lengths = torch.empty(shape.rows, dtype=torch.int32, device=_META)
     flow.update_decode(

@@ -148,7 +148,7 @@ class Step:
         if self.program.reads_dense_mass:
             mass = torch.rand(shape.batch, g.q_heads, shape.pages, device=device)
         self.view = BatchView(self.table, lengths, budgets, shape.length, dense_mass=mass)
-        self.states = [self.flow.new_states(shape.pool, device) for _ in kv]
+        self.states = [self.flow.new_states(shape.pool, device, shape.batch) for _ in kv]
         every = torch.arange(shape.pool, device=device, dtype=torch.int32)
         for (k, v), states in zip(kv, self.states, strict=True):
             self.flow.update(states, LayerKV(k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)), every, 0)
@@ -188,8 +188,9 @@ class Step:
         oracle = OracleFlow(self.program, self.knobs, replace(shape.geometry, kv_heads=1))
         states = oracle.new_states(shape.pages, torch.device("cpu"))
         for name, field in self.states[0].fields.items():
-            states.fields[name].data = field.data[:1, ids].cpu()
-            states.fields[name].scale = None if field.scale is None else field.scale[:1, ids].cpu()
+            at = torch.tensor([b], device=ids.device) if field.decl.of_request else ids
+            states.fields[name].data = field.data[:1, at].cpu()
+            states.fields[name].scale = None if field.scale is None else field.scale[:1, at].cpu()
         table = torch.arange(shape.pages)[None]
         lengths, budgets = self.view.lengths[b:].cpu().long(), self.view.budgets[b:].cpu().long()
         group = shape.geometry.group

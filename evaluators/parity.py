@@ -105,9 +105,10 @@ def compare(
         kv = LayerKV(batch.kv.k.to(there, dtype), batch.kv.v.to(there, dtype))
         if geometry.is_mla:
             kv = LayerKV(kv.k, kv.k[..., : geometry.value_dim])
-        mine = ours.new_states(batch.pages, there)
+        mine = ours.new_states(batch.pages, there, batch.seats)
         assert isinstance(mine, TorchStates)
-        theirs = oracle.new_states(mine.pages, torch.device("cpu"))  # a backend may have room for a few more
+        # A backend may have room for a few more.
+        theirs = oracle.new_states(mine.pages, torch.device("cpu"), mine.seats)
         assert isinstance(theirs, TorchStates)
         for step in range(STEPS):
             complete = batch.completed(step)
@@ -163,6 +164,7 @@ class _RaggedBatch:
         per = [-(-(n + STEPS) // size) for n in lengths]
         self.pages = sum(per) + 3  # a few that belong to nobody
         order = torch.randperm(self.pages, generator=self.random)[: sum(per)].split(per)
+        self.seats = len(lengths) + 1  # one is free
         width = -(-max(per) // 16) * 16  # as wide as an engine's, which Triton compiles for
         self.table = torch.stack([torch.nn.functional.pad(pages, (0, width - len(pages))) for pages in order])
         g = geometry
@@ -196,7 +198,8 @@ class _RaggedBatch:
         allowed = [self.knobs.pages(n, 0, layers) for n in lengths]
         halves = [max(1, -(-n // self.knobs.page_size) // 2) for n in lengths]
         budgets = torch.tensor([min(pair) for pair in zip(allowed, halves, strict=True)])
-        return BatchView(self.table, torch.tensor(lengths), budgets, longest)
+        seats = torch.arange(self.seats).flip(0)[: len(lengths)]
+        return BatchView(self.table, torch.tensor(lengths), budgets, longest, seats=seats)
 
     def query(self, step: int) -> torch.Tensor:
         """`[batch, q_head, dim]`."""
@@ -231,6 +234,7 @@ def _view_on(view: BatchView, device: torch.device) -> BatchView:
     return BatchView(
         view.block_table.to(device), view.lengths.to(device), view.budgets.to(device), view.max_length,
         dense_mass=None if view.dense_mass is None else view.dense_mass.to(device),
+        seats=None if view.seats is None else view.seats.to(device),
     )  # fmt: skip
 
 
@@ -242,8 +246,8 @@ def _logical(pages: PageList, view: BatchView, b: int, row: int) -> set[int]:
 def _states_differ(mine: TorchStates, theirs: TorchStates) -> set[str]:
     wrong = set()
     for name, field in theirs.fields.items():
-        every = torch.arange(theirs.pages)
         here = mine.fields[name]
+        every = torch.arange(field.data.shape[1])
         a = here.read(slice(None), every.to(here.data.device), torch.float64).cpu()
         e = field.read(slice(None), every, torch.float64)
         if field.decl.dtype == "bits":

@@ -145,6 +145,7 @@ def measure_recall(compiled: CompiledFlow, recording: Recording) -> RecallScore:
     """Run a flow's selection on recorded queries and add up the dense mass of what it selects."""
     flow = LoadedFlow(compiled, recording.pool, NEVER)
     selections = Selections(flow)
+    flow.begin(range(recording.prompts))
     g, size = recording.geometry, flow.page_size
     device = recording.pool.k.device
     shape = (g.layers, g.kv_heads * g.group, recording.prompts)

@@ -17,7 +17,7 @@ from vortex_core.ir.opset import OPS, OpSpec
 from vortex_core.ir.program import SCALED, STATE_DTYPES, Program, StateDecl
 from vortex_core.ir.rules import MAX_ROWS, ROUND_DTYPES
 from vortex_core.ir.schedule import crosses_pages
-from vortex_core.ir.types import LARGEST, Dims, Extent, Type
+from vortex_core.ir.types import LARGEST, Dims, Extent, Scope, Type
 from vortex_core.ir.verify import verify
 
 MAX_DIMS = 4
@@ -80,20 +80,26 @@ def _draw(rng: Rng, operations: int, smooth: bool, nope: bool) -> Program:
         states.append(StateDecl(f"a{n}", dims, dtype, scale_dim=scale_dim))
         writes[f"a{n}"] = value
     for n in range(rng.choice((0, 0, 0, 1, 2))):
-        carried_dims: Dims = rng.choice(((), (("dim", Extent.parse("D")),)))
+        scope: Scope = rng.choice(("page", "page", "request"))
+        every: list[Dims] = [(), (("dim", Extent.parse("D")),)]
+        if scope == "request":
+            every.append((("head", Extent.parse("G")), *every[1]))
+        carried_dims = rng.choice(every)
         dtype = rng.choice([d for d in STATE_DTYPES if d not in (*SCALED, "bits")])
-        states.append(StateDecl(f"c{n}", carried_dims, dtype, True, rng.choice((0.0, 1.0, -0.5))))
+        init = rng.choice((0.0, 1.0, -0.5))
+        states.append(StateDecl(f"c{n}", carried_dims, dtype, True, init, scope=scope))
 
     index = _Grower(rng, GraphBuilder("index"), smooth, nope)
     index.source("q")
     for s in states:
-        index.source("load", name=s.name, dims=tuple((n, str(e)) for n, e in s.dims))
+        scope_of = {"scope": s.scope} if s.of_request else {}
+        index.source("load", name=s.name, dims=tuple((n, str(e)) for n, e in s.dims), **scope_of)
     for name in ("position", "pages", "length", "mass"):
         if rng.random() < 0.35 or (name == "position" and not states):
             index.source(name)
     index.grow(operations)
     carried = frozenset(s.name for s in states if s.carried)
-    updates = {s.name: index.update(s.dims) for s in states if s.name in carried}
+    updates = {s.name: index.update(s.dims, s.of_request) for s in states if s.name in carried}
     result = index.refined(index.selection(), carried)
     program = Program(
         tuple(states),
@@ -337,11 +343,11 @@ class _Grower:
         x = self._reduced(x, [n for n in self.type(x).names if n not in keep])
         return x, self.type(x).dims
 
-    def update(self, dims: Dims) -> int:
-        """A value for a carried state of these dimensions, with or without a page dimension."""
+    def update(self, dims: Dims, of_request: bool) -> int:
+        """A value for a carried state of these dimensions, of pages with or without a page dimension."""
         x = self._pick(lambda t: set(dims) <= set(t.dims))
         x = self.floats[0] if x is None else x  # the query has every dimension a carried state may have
-        keep = {"page"} | {n for n, _ in dims}
+        keep = {n for n, _ in dims} | (set() if of_request else {"page"})
         return self._reduced(x, [n for n in self.type(x).names if n not in keep])
 
     def selection(self) -> int:

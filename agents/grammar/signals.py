@@ -18,7 +18,7 @@ from agents.grammar.summaries import (
     stored,
     vector,
 )
-from agents.grammar.term import Flow, State, Term, const, fresh_tag, load, make, reduce
+from agents.grammar.term import Flow, State, Term, const, fresh_tag, load, make, reduce, rewrite, walk
 
 Rng = random.Random
 
@@ -211,7 +211,9 @@ class Growth:
         return one + weight * other
 
     def carry(self, score: Term) -> Term:
-        """The score smoothed over decode steps by a carried state."""
+        """The score smoothed over decode steps by a carried state of pages, or by queries that a request carries."""
+        if self.rng.random() < 0.4 and any(t.op == "q" for t in walk(score)):
+            return self.remember(score)
         tag = fresh_tag(set(self.updates))
         decay = self.rng.choice((0.5, 0.7, 0.9))
         self.say(f"running average over steps ({decay:g})")
@@ -219,6 +221,28 @@ class Growth:
         new = decay * old + (1.0 - decay) * score
         self.updates[tag] = new
         return new if self.rng.random() < 0.7 else score - 0.5 * old
+
+    def remember(self, score: Term) -> Term:
+        """The same score of another query: of earlier steps, from a state of the request."""
+        q, tag = make("q"), fresh_tag(set(self.updates))
+        old = load(State(q.type.dims, "bf16", None, tag, scope="request"))
+        used = new = q
+        match pick(self.rng, {"average": 2, "alike": 1, "before": 0.5}):
+            case "average":
+                decay = self.rng.choice((0.25, 0.5, 0.75))
+                self.say(f"by the running average of queries ({decay:g})")
+                used = new = decay * old + (1.0 - decay) * q
+            case "alike":
+                at = self.rng.choice((0.8, 0.9, 0.95))
+                self.say(f"by the query before while its cosine is above {at:g}")
+                cosine = reduce("sum", q * old, "dim") / (norm(q) * norm(old) + 1e-6)
+                used = make("where", make("lt", const(at), reduce("mean", cosine, "head")), old, q)
+                new = used if self.rng.random() < 0.5 else q
+            case "before":
+                self.say("by the query before")
+                used = old
+        self.updates[tag] = new
+        return rewrite(score, lambda t, args: used if t.op == "q" else None)
 
     def feedback(self, score: Term) -> Term:
         """Attention mass: of earlier steps, added up in a carried state, or of this step in the dense layer before."""

@@ -15,12 +15,12 @@ from typing import Any
 from vortex_core.ir.graph import Graph, GraphBuilder, Node
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.program import SCALED, Program, StateDecl
-from vortex_core.ir.types import Dims, Type
+from vortex_core.ir.types import Dims, Scope, Type
 
 
 @dataclass(frozen=True)
 class State:
-    """A page state.
+    """A state of pages or of requests.
 
     Attributes:
         dims: as declared.
@@ -29,6 +29,7 @@ class State:
         tag: the name under which `Flow.updates` has the update of a carried state; empty otherwise.
         init: initial value of a carried state.
         scale_dim: which dimension shares a scale, as in `StateDecl`; of no account unless the dtype has scales.
+        scope: whose it is, as in `StateDecl`.
     """
 
     dims: Dims
@@ -37,14 +38,19 @@ class State:
     tag: str = ""
     init: float = 0.0
     scale_dim: str = ""
+    scope: Scope = "page"
 
     @property
     def key(self) -> str:
         """Equal for equal states."""
         content = self.value.key if self.value is not None else self.tag
-        return _digest(
-            [(n, str(e)) for n, e in self.dims], self.dtype, content, self.init, self.declared_scale
-        )
+        dims = [(n, str(e)) for n, e in self.dims]
+        return _digest(dims, self.dtype, content, self.init, self.declared_scale, *self.attrs.values())
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """What a read says beside name and dimensions."""
+        return {"scope": self.scope} if self.scope == "request" else {}
 
     @property
     def declared_scale(self) -> str:
@@ -123,8 +129,9 @@ def load(state: State) -> Term:
     """The state as forward_indexer reads it."""
     spec = OPS["load"]
     dims = tuple((n, str(e)) for n, e in state.dims)
-    kind = spec.infer(spec, (), {"dims": dims})
-    return Term("load", (), (("dims", dims),), kind, _digest("load", state.key), state)
+    attrs = {"dims": dims, **state.attrs}
+    kind = spec.infer(spec, (), attrs)
+    return Term("load", (), tuple(attrs.items()), kind, _digest("load", state.key), state)
 
 
 def const(value: float) -> Term:
@@ -191,7 +198,8 @@ class Flow:
         """Every expression of forward_indexer through `rewrite`."""
         memo: dict[str, Term] = {}
         result = rewrite(self.result, visit, memo)
-        updates = {tag: _as_update(rewrite(t, visit, memo), t) for tag, t in self.updates}
+        own = {s.tag for s in self.states() if s.scope == "request"}
+        updates = {tag: _as_update(rewrite(t, visit, memo), t, tag in own) for tag, t in self.updates}
         return Flow(result, tuple(sorted({**updates, **(grown or {})}.items()))).pruned()
 
     def pruned(self) -> Flow:
@@ -207,9 +215,10 @@ class Flow:
         return replace(self, updates=tuple(sorted(live.items())))
 
 
-def _as_update(new: Term, old: Term) -> Term:
-    """A carried state keeps its dimensions: what the new value has beyond the old one's is reduced."""
-    extra = [n for n in new.names if n not in old.names and n != "page"]
+def _as_update(new: Term, old: Term, own: bool) -> Term:
+    """A carried state keeps its dimensions: what the new value has beyond the old one's is reduced, and pages are where
+    it is the request's own."""
+    extra = [n for n in new.names if n not in old.names and (own or n != "page")]
     return reduce("amax", new, *extra)
 
 
@@ -293,7 +302,8 @@ def to_program(flow: Flow) -> Program:
     updates = {tags[tag]: index.place(t) for tag, t in flow.updates}
     result = index.place(flow.result)
     declared = tuple(
-        StateDecl(names[s.key], s.dims, s.dtype, bool(s.tag), s.init, s.declared_scale) for s in states
+        StateDecl(names[s.key], s.dims, s.dtype, bool(s.tag), s.init, s.declared_scale, s.scope)
+        for s in states
     )
     return Program(declared, cache.builder.graph(writes), index.builder.graph(updates, result))
 
@@ -319,7 +329,7 @@ def from_program(program: Program) -> Flow:
     cache = _terms(program.cache, lambda node: make(node.op, **node.attr))
     written = {name: cache[i] for name, i in program.cache.writes}
     states = {
-        s.name: State(s.dims, s.dtype, None, s.name, s.init)
+        s.name: State(s.dims, s.dtype, None, s.name, s.init, scope=s.scope)
         if s.carried
         else State(s.dims, s.dtype, written[s.name], scale_dim=s.scale_dim)
         for s in program.states

@@ -27,7 +27,7 @@ def evenly_among(items: Sequence[int], count: int) -> tuple[int, ...]:
 
 def remembers(flow: Flow) -> bool:
     """Whether what it selects depends on the steps before."""
-    return flow.program.is_request_local or flow.knobs.reuse_steps > 1
+    return flow.program.remembers or flow.knobs.reuse_steps > 1
 
 
 def tells_layers_apart(flow: Flow, layers: int) -> bool:
@@ -147,6 +147,7 @@ class Selector:
                 rows.totals,
                 longest,
                 dense_mass=None if mass is None else mass[..., some, :, :],
+                seats=some,
             )
             values = self.compiled.score(q[..., some, :, :], states, view, layers[some])  # type: ignore[arg-type]
             for i, parts in found_scores.items():
@@ -173,7 +174,7 @@ class Selector:
         g = rows.recording.geometry
         sizes = g.symbols(rows.size)
         widest = max(
-            (prod(e.resolve(sizes) for _, e in s.dims) for s in self.compiled.program.states), default=1
+            (prod(e.resolve(sizes) for _, e in s.dims) for s in self.compiled.program.page_states), default=1
         )
         one = 4 * len(rows.steps) * g.q_heads * rows.width * max(1, widest)
         return max(1, _AT_ONCE // one)
@@ -209,7 +210,8 @@ class Selector:
 
     def _walk(self, budgets: Sequence[str | None]) -> torch.Tensor:
         rows, recording = self.rows, self.rows.recording
-        states = self._states = self.compiled.new_states(rows.kv.k.shape[1], rows.device)
+        sequences = rows.count // len(rows.steps)
+        states = self._states = self.compiled.new_states(rows.kv.k.shape[1], rows.device, sequences)
         done = [n - 1 for n in recording.lengths_at(0)]
         self._update(states, [0] * recording.prompts, done)
         period, kept, found = self.flow.knobs.reuse_steps, None, []

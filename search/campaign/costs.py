@@ -48,7 +48,7 @@ def costs(flow: Flow, state: CampaignState, config: CampaignConfig, model: dict[
         launches[kind] = f"{roofline_seconds([launch.cost], gpu) * 1e6:.3g} us"
     whole, sizes = kv_row_bytes(geometry, knobs.kv_bytes), geometry.symbols(knobs.page_size)
     kept = []
-    for declared in flow.program.states:
+    for declared in flow.program.page_states:
         share = geometry.kv_heads * state_bytes(declared, sizes) / knobs.page_size / whole
         dims = " x ".join(f"{dim}={extent}" for dim, extent in declared.dims)
         kept.append(f"{declared.dtype} {dims or 'one number'} {share:.3g}")

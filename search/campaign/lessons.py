@@ -175,6 +175,9 @@ def traits(flow: Flow) -> frozenset[str]:
         found |= {_WORDS[node.op] for node in graph.nodes if node.op in _WORDS}
     for state in flow.program.states:
         found.add(f"a state in {state.dtype}")
+        if state.of_request:
+            found.add("a state of the request")
+            continue
         rows = [name for name, _ in state.dims if name != "dim"]
         found.add("states of several rows a page" if rows else "a state of one row a page")
     found.add(f"{len(flow.program.states)} states")

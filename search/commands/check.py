@@ -1,4 +1,4 @@
-"""`vortex-search check`: what a flow keeps for every page, as the memory of one model holds it."""
+"""`vortex-search check`: what a flow keeps for every page and request, as the memory of one model holds it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from typing import Any
 
 from search.commands.explain import dimensions
 from vortex_core.flow.trace import Traced
-from vortex_core.ir.cost import kv_row_bytes, state_bytes, state_bytes_per_token, state_padding
+from vortex_core.ir.cost import (
+    kv_row_bytes,
+    state_bytes,
+    state_bytes_per_request,
+    state_bytes_per_token,
+    state_padding,
+)
 from vortex_core.ir.program import SCALED
 
 
@@ -19,7 +25,8 @@ def state_rows(traced: Traced, model: str) -> dict[str, Any]:
         model: a described model, or a directory or hub id whose configuration gives the dimensions.
 
     Returns:
-        `{"model", "page_size", "states": [...], "share_of_kv"}`; bytes are those of one page and kv head.
+        `{"model", "page_size", "states": [...], "share_of_kv", "bytes_a_request"}`; bytes of a state are those of one
+        page, or request, and kv head; `bytes_a_request` those of all states of a request in one layer.
 
     Raises:
         VortexError: unknown model, or `VF013` for a size that is not whole in it.
@@ -38,11 +45,14 @@ def state_rows(traced: Traced, model: str) -> dict[str, Any]:
                 "scale_shared_along": s.stored[-1][0] if s.dtype in SCALED else None,
                 "bytes": size,
                 "padding_bytes": state_padding(s, sizes),
-                "share_of_kv": size / kv,
+                "scope": s.scope,
+                "share_of_kv": 0.0 if s.of_request else size / kv,
             }
         )
     live = state_bytes_per_token(traced.program, knobs, geometry) / kv_row_bytes(geometry, knobs.kv_bytes)
-    return {"model": model, "page_size": knobs.page_size, "states": rows, "share_of_kv": live}
+    own = state_bytes_per_request(traced.program, knobs, geometry)
+    found = {"model": model, "page_size": knobs.page_size, "states": rows, "share_of_kv": live}
+    return {**found, "bytes_a_request": own}
 
 
 def kernel_rows(traced: Traced, model: str, target: str) -> list[dict[str, Any]]:
@@ -85,9 +95,10 @@ def state_lines(found: dict[str, Any]) -> list[str]:
         dims = ", ".join(f"{n}={size}" for n, size in s["dims"].items())
         scale = f", one scale along {s['scale_shared_along']}" if s["scale_shared_along"] else ""
         padding = f", of which {s['padding_bytes']:.3g} padding" if s["padding_bytes"] else ""
+        share = f", {s['share_of_kv']:.3f} of K and V" if s["scope"] == "page" else ""
         lines.append(
-            f"  {s['name']} ({dims}) {s['dtype']}{scale}: {s['bytes']} B a page and kv head{padding}, "
-            f"{s['share_of_kv']:.3f} of K and V"
+            f"  {s['name']} ({dims}) {s['dtype']}{scale}: {s['bytes']} B a {s['scope']} and kv head{padding}{share}"
         )
     where = f"{found['model']} at page {found['page_size']}"
-    return [f"page states, {where}: {found['share_of_kv']:.3f} of K and V", *lines]
+    own = f", and {found['bytes_a_request']:,} B a request and layer" if found["bytes_a_request"] else ""
+    return [f"page states, {where}: {found['share_of_kv']:.3f} of K and V{own}", *lines]

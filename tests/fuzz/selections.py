@@ -111,7 +111,7 @@ def _equal(a: PageList, b: PageList) -> bool:
 
 
 def _steps(flow: CompiledFlow, d: Data, scored: bool = False) -> list[tuple[PageList, Scores]]:
-    states = flow.new_states(d.pages, torch.device("cpu"))
+    states = flow.new_states(d.pages, torch.device("cpu"), len(LENGTHS))
     complete = torch.cat([d.table[b, : n // PAGE] for b, n in enumerate(LENGTHS)])
     flow.update(states, d.kv, complete, 0)
     budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])

@@ -7,8 +7,11 @@ Tensor conventions, the same for every backend and engine:
 - Physical pages are the rows of that pool; a *block table* `[batch, max_pages]` maps logical to physical pages.
 - Query heads of kv head `h` are `h * group ... h * group + group - 1`.
 - States of a flow live beside the KV: one `StateStore` per layer, `[kv_head, page, *dims]`.
-- Request-local state (carried state, attention mass) is stored by physical page as well, so a program that has
-  any (`program.is_request_local`) must not share pages between sequences.
+- What a page's states keep of one request (carried state, attention mass) is stored by physical page as well, so a
+  program that has any (`program.is_request_local`) must not share pages between sequences.
+- States of requests (`program.request_states`) are `[kv_head, seat, *dims]`. A *seat* is the number under which a
+  running request keeps them; no two that run have the same. Whoever gives a seat to a request calls
+  `StateStore.begin` before its first step.
 - A page is *complete* when all its tokens are written. Only complete pages have states and are scored; the
   trailing partial page is always selected.
 """
@@ -19,9 +22,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
+if TYPE_CHECKING:
     from vortex_core.geometry import Geometry
     from vortex_core.ir.knobs import Knobs
     from vortex_core.ir.program import Program
@@ -53,6 +56,8 @@ class BatchView:
             to every page, whatever ends its selection, and need not be scored.
         max_length: no sequence is longer; known on the host.
         longest_whole: no row that is given `EVERYTHING` is longer; known on the host.
+        seats: `[batch]`, where each row's request keeps its states; read where the program has such states
+            (`program.request_states`). None: row b sits on seat b. A row of length 0 writes to none.
         dense_mass: float32 `[batch, q_head, page]` over logical pages, the softmax probability that each complete page
             receives in the dense layer before, for programs that read it (`program.reads_dense_mass`); what stands
             past a row's complete pages has no meaning.
@@ -66,10 +71,37 @@ class BatchView:
     max_length: int
     longest_whole: int = 0
     dense_mass: torch.Tensor | None = None
+    seats: torch.Tensor | None = None
+
+    def seats_of(self, states: StateStore) -> torch.Tensor:
+        """The rows' seats, int64 `[batch]`."""
+        rows = self.block_table.shape[0]
+        if self.seats is not None:
+            return self.seats.long()
+        assert rows <= states.seats, f"{rows} rows, states of {states.seats} requests"
+        return torch.arange(rows, device=self.block_table.device)
 
 
 class StateStore(Protocol):
-    """The page states of one layer."""
+    """The states of one layer.
+
+    Attributes:
+        seats: requests that have room for states of their own.
+    """
+
+    seats: int
+
+    def begin(self, seats: torch.Tensor) -> None:
+        """Requests begin on `seats` (int64 `[n]`): their states are the initial ones."""
+        ...
+
+    def hold(self, seats: int) -> bool:
+        """Make room for so many requests; whether storage moved, so that captured steps address what is no more."""
+        ...
+
+    def bytes_of_requests(self) -> int:
+        """Bytes of storage that states of requests hold."""
+        ...
 
     def bytes_per_page(self) -> int:
         """Bytes of all states of one page, over all kv heads."""
@@ -88,8 +120,8 @@ class CompiledFlow(Protocol):
     knobs: Knobs
     geometry: Geometry
 
-    def new_states(self, pages: int, device: torch.device) -> StateStore:
-        """States of one layer for a pool of `pages` physical pages."""
+    def new_states(self, pages: int, device: torch.device, seats: int = 1) -> StateStore:
+        """States of one layer for a pool of `pages` physical pages, and for `seats` requests that run at once."""
         ...
 
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:

@@ -40,11 +40,11 @@ class OracleFlow:
         """Learned values of one layer and kv head, `[*dims]`."""
         return {n: x[layer if len(x) > 1 else 0][h if x.shape[1] > 1 else 0] for n, x in self._params.items()}
 
-    def new_states(self, pages: int, device: torch.device) -> TorchStates:
+    def new_states(self, pages: int, device: torch.device, seats: int = 1) -> TorchStates:
         """States of one layer: the declared storage dtypes, because rounding them is part of the
         definition."""
         g = self.geometry
-        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device, seats)
 
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
         """forward_cache, page by page and head by head."""
@@ -59,7 +59,7 @@ class OracleFlow:
                     field = states.fields[name]
                     field.write(slice(h, h + 1), slice_of(page), values[i].expand(1, 1, *field.shape))
                 for field in states.fields.values():
-                    if field.decl.carried:
+                    if field.decl.carried and not field.decl.of_request:
                         start = torch.full((1, 1, *field.shape), field.decl.init, dtype=self.dtype)
                         field.write(slice(h, h + 1), slice_of(page), start)
                 if states.mass is not None:
@@ -168,7 +168,8 @@ class OracleFlow:
             **self._learned(layer, h),
         }
         for name, field in states.fields.items():
-            sources[f"load:{name}"] = field.read(h, pages, self.dtype)
+            at = view.seats_of(states)[b] if field.decl.of_request else pages
+            sources[f"load:{name}"] = field.read(h, at, self.dtype)
         if states.mass is not None:
             sources["mass"] = states.mass[h, pages].to(self.dtype)
         if self.program.reads_dense_mass:
@@ -252,6 +253,10 @@ class OracleFlow:
             field = states.fields[name]
             for h, values in enumerate(per_head):
                 value = values[i]
+                if field.decl.of_request:
+                    seat = view.seats_of(states)[b : b + 1]
+                    field.write(slice(h, h + 1), seat, value.expand(1, 1, *field.shape))
+                    continue
                 if "page" not in self.program.index.nodes[i].type.names:
                     value = value.unsqueeze(0)
                 field.write(slice(h, h + 1), pages, value.expand(complete, *field.shape).unsqueeze(0))

@@ -37,10 +37,10 @@ class Field:
     Attributes:
         decl: its declaration.
         shape: concrete extents of its dims.
-        data: `[kv_head, page, *stored]`; the dimension that shares a scale comes last; fp8 as uint8; int4
-            packed along the last dimension, int3, int2 and bits as planes of bits along it, the lowest first.
-            Packed rows lie by columns where there are many (`columns.py`): `[kv_head, page, *stored[:-2], column,
-            row, byte]`.
+        data: `[kv_head, page, *stored]`, of a state of requests `[kv_head, seat, *stored]`; the dimension that shares
+            a scale comes last; fp8 as uint8; int4 packed along the last dimension, int3, int2 and bits as planes of
+            bits along it, the lowest first. Packed rows lie by columns where there are many (`columns.py`):
+            `[kv_head, page, *stored[:-2], column, row, byte]`.
         scale: integers only, `[kv_head, page, *stored[:-1]]`.
     """
 
@@ -53,7 +53,7 @@ class Field:
     def allocate(
         cls, decl: StateDecl, shape: tuple[int, ...], heads: int, pages: int, device: torch.device
     ) -> Field:
-        """Allocate zeroed storage for a number of pages."""
+        """Allocate zeroed storage for a number of pages or seats."""
         stored = _moved(shape, decl)
         kind, width = storage(decl.dtype, stored)
         column = column_bytes(decl.dtype, stored)
@@ -218,7 +218,11 @@ def _numbers(dtype: str, plane: int, out: torch.dtype, device: torch.device) -> 
 
 
 class TorchStates:
-    """All states of one layer, with the attention mass of the last step where the program reads it."""
+    """All states of one layer, with the attention mass of the last step where the program reads it.
+
+    Args:
+        seats: requests that can run at once, each with its own states; of account where the program has such.
+    """
 
     def __init__(
         self,
@@ -228,17 +232,47 @@ class TorchStates:
         group: int,
         pages: int,
         device: torch.device,
+        seats: int = 1,
     ) -> None:
-        self.pages = pages
+        self.pages, self.seats, self._heads = pages, seats, heads
         self.fields = {
-            s.name: Field.allocate(s, shapes[s.name], heads, pages, device) for s in program.states
+            s.name: Field.allocate(s, shapes[s.name], heads, seats if s.of_request else pages, device)
+            for s in program.states
         }
+        self.begin(torch.arange(seats, device=device))
         self.mass = torch.zeros((heads, pages, group), device=device) if program.needs_mass else None
 
     def nbytes(self) -> int:
         """Bytes of storage held."""
         return sum(f.nbytes for f in self.fields.values()) + (0 if self.mass is None else self.mass.nbytes)
 
+    @property
+    def requests(self) -> list[Field]:
+        """The states of requests."""
+        return [f for f in self.fields.values() if f.decl.of_request]
+
+    def begin(self, seats: torch.Tensor) -> None:
+        """See `StateStore`."""
+        for field in self.requests:
+            start = torch.full((self._heads, len(seats), *field.shape), field.decl.init, device=seats.device)
+            field.write(slice(None), seats, start)
+
+    def hold(self, seats: int) -> bool:
+        """See `StateStore`."""
+        if seats <= self.seats or not self.requests:
+            return False
+        old, self.seats = self.seats, seats
+        for field in self.requests:
+            data = field.data
+            more = data.new_zeros(data.shape[0], seats - old, *data.shape[2:])
+            field.data = torch.cat([data, more], 1)
+        self.begin(torch.arange(old, seats, device=data.device))
+        return True
+
     def bytes_per_page(self) -> int:
         """Bytes of all states of one page, over all kv heads."""
-        return self.nbytes() // max(1, self.pages)
+        return (self.nbytes() - self.bytes_of_requests()) // max(1, self.pages)
+
+    def bytes_of_requests(self) -> int:
+        """Bytes of storage that states of requests hold."""
+        return sum(f.nbytes for f in self.requests)

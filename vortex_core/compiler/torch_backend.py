@@ -40,15 +40,15 @@ class TorchFlow:
         self._params: dict[torch.device, dict[str, torch.Tensor]] = {}
         self._needs_pages = bool(self.scores or program.index.writes)
 
-    def new_states(self, pages: int, device: torch.device) -> TorchStates:
-        """States of one layer for `pages` physical pages."""
+    def new_states(self, pages: int, device: torch.device, seats: int = 1) -> TorchStates:
+        """States of one layer for `pages` physical pages and `seats` requests."""
         g = self.geometry
-        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device)
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, pages, device, seats)
 
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int | torch.Tensor) -> None:
         """forward_cache for complete physical `pages`, all kv heads at once. `layer`: one, or each page's own."""
         assert isinstance(states, TorchStates)
-        if not len(pages) or not (states.fields or states.mass is not None):
+        if not len(pages) or not (self.program.page_states or states.mass is not None):
             return
         sources = {n: x.transpose(0, 1) for n, x in self._of_layer(layer, kv.k.device).items()}
         used = {n.op for n in self.program.cache.nodes}
@@ -62,7 +62,7 @@ class TorchFlow:
             target = (self.geometry.kv_heads, len(pages), *field.shape)
             field.write(slice(None), pages, values[i].expand(target))
         for field in states.fields.values():
-            if field.decl.carried:
+            if field.decl.carried and not field.decl.of_request:
                 start = torch.full((self.geometry.kv_heads, len(pages), *field.shape), field.decl.init)
                 field.write(slice(None), pages, start.to(field.data.device))
         if states.mass is not None:
@@ -156,7 +156,10 @@ class TorchFlow:
         }
         entries = _entries(table, g.kv_heads, states.pages)
         for name, field in states.fields.items():
-            sources[f"load:{name}"] = field.rows(entries, self.dtype)
+            at = entries
+            if field.decl.of_request:
+                at = _entries(view.seats_of(states).unsqueeze(-1), g.kv_heads, states.seats).squeeze(-1)
+            sources[f"load:{name}"] = field.rows(at, self.dtype)
         if states.mass is not None:
             sources["mass"] = states.mass[:, table].transpose(0, 1).to(self.dtype)
         if self.program.reads_dense_mass:
@@ -178,7 +181,12 @@ class TorchFlow:
         g = self.geometry
         real = valid.squeeze(-2)
         pages = view.block_table[:, :width][real]
-        for name, i in self.program.index.writes:
+        scored = real.any(-1)
+        for name, i in self.program.writes_of("request"):
+            field = states.fields[name]
+            value = values[i].expand(len(real), g.kv_heads, *field.shape)
+            field.write(slice(None), view.seats_of(states)[scored], value[scored].transpose(0, 1))
+        for name, i in self.program.writes_of("page"):
             field = states.fields[name]
             names = self.program.index.nodes[i].type.names
             target = ("page", *(n for n, _ in field.decl.dims))

@@ -374,6 +374,8 @@ class Engine:
         sequences = self.cache.fork(prompts, new_tokens, private=self.private_pages)
         if self.flow is not None:
             self.flow.cover((s.blocks, s.length) for s in sequences)
+            if self.flow.begin([s.seat for s in sequences]):
+                self._runners.forget(self.flow)
         return sequences
 
     def generate(self, requests: Sequence[Request], *, max_batch: int = 64) -> list[RequestOutput]:

@@ -10,6 +10,7 @@ from vortex_core.device_errors import no_room_for_pool
 from vortex_core.engine.errors import no_room_for_states
 from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 from vortex_core.geometry import Geometry
+from vortex_core.runtime.pool_flow import SEATS
 
 CPU_TOKENS = 32768
 # Page states lie beside the pool and change with the flow: room is kept for states of this share of the KV bytes
@@ -44,9 +45,10 @@ def check_pool_fits(geometry: Geometry, dtype: torch.dtype, tokens: int, device:
 
 
 def check_states_fit(compiled: CompiledFlow, pages: int, leaders: int, device: torch.device) -> None:
-    """Raises `VE019` where the page states of a flow would not fit the device."""
-    page = compiled.new_states(1, device).bytes_per_page()
-    needed = page * pages * leaders
+    """Raises `VE019` where the states of a flow would not fit the device."""
+    states = compiled.new_states(1, device, SEATS)
+    page = states.bytes_per_page()
+    needed = (page * pages + states.bytes_of_requests()) * leaders
     free = free_bytes(device)
     if needed > free:
         raise no_room_for_states(needed, free, page, leaders)

@@ -94,6 +94,13 @@ def operators() -> str:
             "the range saturates."
         ),
         "",
+        (
+            "Whose a state is: by default each page has one. With `carried=True` it is assigned once a step; with "
+            '`scope="request"` beside it the request has one value of it, `page.state(head="G", dim=page.head_dim, '
+            'carried=True, scope="request")`, without the dimension `page`. `init` is what it starts as. Carried '
+            "states are floats."
+        ),
+        "",
         f"Limits: {MAX_NODES} operations in a method, {MAX_STATES} states, three dimensions a state.",
         "",
     ]

@@ -151,18 +151,20 @@ class _Session:
         return self.builders[stage]
 
     def state(self, name: str) -> torch.Tensor:
-        """A state as stored and read back, `[page, *dims]`."""
+        """A state as stored and read back, `[page, *dims]`, of a request's `[*dims]`."""
         decl = self.tracer.states[name]
         cache = self.builders["cache"]
         shape = tuple(e.resolve(cache._evaluator.sizes) for _, e in decl.dims)
         pages = torch.arange(self.complete)
-        held = Field.allocate(decl, shape, 1, self.complete, torch.device("cpu"))
+        if decl.of_request:
+            pages = torch.zeros(1, dtype=torch.int64)
+        held = Field.allocate(decl, shape, 1, len(pages), torch.device("cpu"))
         if decl.carried:
-            value = torch.full((self.complete, *shape), decl.init, dtype=torch.float64)
+            value = torch.full((len(pages), *shape), decl.init, dtype=torch.float64)
         else:
             value = cache.values[cache.writes[name]].expand(self.complete, *shape)
         held.write(slice(None), pages, value.unsqueeze(0))
-        return held.read(0, pages, torch.float64)
+        return held.read(0, pages[0] if decl.of_request else pages, torch.float64)
 
     def rotary(self) -> torch.Tensor:
         """The rotary frequencies by channel."""

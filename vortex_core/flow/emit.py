@@ -92,6 +92,8 @@ def _state(s: StateDecl) -> str:
         args.append(f'dtype="{s.dtype}"')
     if s.carried:
         args.append("carried=True")
+    if s.of_request:
+        args.append('scope="request"')
     if s.init:
         args.append(f"init={_number(s.init)}")
     return f"page.state({', '.join(args)})"

@@ -21,7 +21,8 @@ def state_labels(program: Program) -> dict[str, str]:
     writers = dict(program.cache.writes)
     used: dict[str, str] = {}
     for s in program.states:
-        base = "carried" if s.carried else _describe(program.cache, writers[s.name])
+        kept = "remembered" if s.of_request else "carried"
+        base = kept if s.carried else _describe(program.cache, writers[s.name])
         label, n = base, 2
         while label in used.values():
             label, n = f"{base}{n}", n + 1

@@ -177,6 +177,8 @@ _RULES = f"""\
 - page.k, page.v: forward_cache only. q, cache, ops.position/pages/length/mass/dense_mass: forward_indexer only.
 - A carried state, page.state(carried=True, init=0.0), is read as cache["r"] and assigned once a step:
   cache["r"] = ... It, and ops.mass(), make the flow request-local: prefix pages are not shared.
+- page.state(head="G", dim=page.head_dim, carried=True, scope="request"): one value a request, e.g. the query before;
+  init at its first step, no dimension page, and prefix pages stay shared.
 - ops.dense_mass() is (page, head): attention of this very step in the nearest layer before of knobs.dense_layers, which
   must hold layer 0. Groups of reuse_layers begin anew after each of them.
 - Only complete pages have states and are scored. The partial last page is always attended, as are the

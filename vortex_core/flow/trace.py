@@ -199,7 +199,7 @@ class Tracer:
                 raise mistakes.UNKNOWN_STATE.error(self.line("forward_cache"), name=name, known=known)
             try:
                 tensor = as_tensor(value, builder, f"state {name}")
-                check_write(self.states[name], tensor.type, carried=False)
+                check_write(self.states[name], tensor.type)
             except VortexError as error:
                 known_at = builder.nodes[value._id].location if isinstance(value, vTensor) else None
                 error.location = error.location or known_at or self.line("forward_cache")

@@ -16,7 +16,7 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.graph import GraphBuilder
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import STATE_DTYPES, StateDecl
-from vortex_core.ir.types import Extent, make_dims
+from vortex_core.ir.types import SCOPES, Extent, Scope, make_dims
 from vortex_core.ir.verify import check_write
 
 
@@ -30,10 +30,11 @@ class StateSpec:
     init: float
     at: Location | None = None
     declared: tuple[str, ...] = ()
+    scope: Scope = "page"
 
     def named(self, name: str) -> StateDecl:
         """The declaration under `name`."""
-        return StateDecl.of(name, self.dims, self.dtype, self.carried, self.init, self.declared)
+        return StateDecl.of(name, self.dims, self.dtype, self.carried, self.init, self.declared, self.scope)
 
 
 class Page:
@@ -74,7 +75,14 @@ class Page:
         return emit(name, builder=self._builder)
 
     def state(
-        self, /, *, dtype: str = "bf16", carried: bool = False, init: float = 0.0, **dims: int | str | Extent
+        self,
+        /,
+        *,
+        dtype: str = "bf16",
+        carried: bool = False,
+        init: float = 0.0,
+        scope: Scope = "page",
+        **dims: int | str | Extent,
     ) -> StateSpec:
         """Declare a value kept for every page: `page.state(dim=page.head_dim, dtype="fp8_e4m3")`.
 
@@ -82,13 +90,18 @@ class Page:
             dtype: fp32, bf16, fp16, fp8_e4m3, fp8_e5m2, int8, int4, int3, int2 (one scale for the values
                 along the last dimension declared) or bits (signs).
             carried: it changes at every decode step (`cache[name] = ...` in forward_indexer).
-            init: value of a carried state when its page completes.
-            dims: named extents; none for one number per page.
+            init: value of a carried state when its page completes, or at the first step of the request.
+            scope: whose value it is: "page", or "request" for one that a request carries from step to step.
+            dims: named extents; none for one number per page. Of a request's also `head="G"`, as the query's.
         """
         at = caller()
         if dtype not in STATE_DTYPES:
             raise mistakes.BAD_STATE.error(
                 at, name="?", why=f"dtype {dtype!r}", dtypes=", ".join(STATE_DTYPES)
+            )
+        if scope not in SCOPES:
+            raise mistakes.BAD_STATE.error(
+                at, name="?", why=f"scope {scope!r}"[:80], dtypes=", ".join(STATE_DTYPES)
             )
         if not isinstance(init, int | float) or isinstance(init, bool) or abs(init) > 1e30 or init != init:
             raise mistakes.BAD_CONST.error(at, found=repr(init))
@@ -97,11 +110,11 @@ class Page:
         except VortexError as error:
             error.location = error.location or at
             raise
-        return StateSpec(pairs, dtype, bool(carried), float(init) + 0.0, at, tuple(dims))
+        return StateSpec(pairs, dtype, bool(carried), float(init) + 0.0, at, tuple(dims), scope)
 
 
 class Cache:
-    """The page states in forward_indexer: read `cache[name]`, write `cache[name] = ...` if carried."""
+    """The states in forward_indexer: read `cache[name]`, write `cache[name] = ...` if carried."""
 
     def __init__(self, builder: GraphBuilder, states: dict[str, StateDecl]) -> None:
         self._builder = builder
@@ -120,7 +133,8 @@ class Cache:
             return self.writes[name]
         if name not in self._loads:
             dims = tuple((n, str(e)) for n, e in state.dims)
-            self._loads[name] = emit("load", builder=self._builder, name=name, dims=dims)
+            scope = {"scope": state.scope} if state.of_request else {}
+            self._loads[name] = emit("load", builder=self._builder, name=name, dims=dims, **scope)
         return self._loads[name]
 
     def __setitem__(self, name: str, value: object) -> None:
@@ -131,7 +145,7 @@ class Cache:
             raise mistakes.DOUBLE_WRITE.error(caller(), name=name)
         tensor = as_tensor(value, self._builder, "cache[...]")
         try:
-            check_write(state, tensor.type, carried=True)
+            check_write(state, tensor.type)
         except VortexError as error:
             error.location = caller()
             raise

@@ -129,12 +129,10 @@ def _state_digests(
     themselves and each other, so their digests are refined by colouring until they have seen every other
     one."""
     written = {name: cache[i].digest for name, i in program.cache.writes}
-    digests = {
-        s.name: _digest(
-            _shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name), *filter(None, [s.scale_dim])
-        )
-        for s in program.states
-    }
+    digests = {}
+    for s in program.states:
+        more = [*filter(None, [s.scale_dim]), *(["of the request"] if s.of_request else [])]
+        digests[s.name] = _digest(_shape(s.dims), s.dtype, s.carried, s.init, written.get(s.name), *more)
     carried = [s.name for s in program.states if s.carried]
     for _ in carried:
         index = _expressions(program.index, algebra(digests, finite), updates_only=True)

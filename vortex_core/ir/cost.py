@@ -25,7 +25,7 @@ class Cost:
 
     Attributes:
         query_bytes: queries read and outputs written.
-        state_bytes: page states read, and written where carried.
+        state_bytes: states read, and written where carried.
         index_bytes: scores, page lists and page tables.
         kv_bytes: keys and values of the attended pages.
         update_bytes: forward_cache, spread over the steps between page completions.
@@ -93,7 +93,7 @@ class PageCost:
 
 
 def state_bytes(state: StateDecl, sizes: Mapping[str, int]) -> int:
-    """Bytes of one page's value of a state, per kv head, scales included."""
+    """Bytes of one page's or request's value of a state, per kv head, scales included."""
     shape = [extent.resolve(sizes) for _, extent in state.stored] or [1]
     rows = math.prod(shape[:-1])
     packed = rows * packed_bytes(state.dtype, shape[-1])
@@ -110,7 +110,13 @@ def state_padding(state: StateDecl, sizes: Mapping[str, int]) -> float:
 def state_bytes_per_token(program: Program, knobs: Knobs, geometry: Geometry) -> float:
     """Memory that page states add to each cached token of one layer."""
     sizes = geometry.symbols(knobs.page_size)
-    return geometry.kv_heads * sum(state_bytes(s, sizes) for s in program.states) / knobs.page_size
+    return geometry.kv_heads * sum(state_bytes(s, sizes) for s in program.page_states) / knobs.page_size
+
+
+def state_bytes_per_request(program: Program, knobs: Knobs, geometry: Geometry) -> int:
+    """Memory that states of requests take in one layer, for each request that runs."""
+    sizes = geometry.symbols(knobs.page_size)
+    return geometry.kv_heads * sum(state_bytes(s, sizes) for s in program.request_states)
 
 
 def kv_row_bytes(geometry: Geometry, kv_bytes: float) -> float:
@@ -155,7 +161,7 @@ def page_cost(program: Program, knobs: Knobs, geometry: Geometry, kv_bytes: floa
     tensor, vector = graph_flops(program.cache, sizes)
     return PageCost(
         read_bytes=g.kv_heads * knobs.page_size * channels * kv_bytes,
-        written_bytes=g.kv_heads * sum(state_bytes(s, sizes) for s in program.states),
+        written_bytes=g.kv_heads * sum(state_bytes(s, sizes) for s in program.page_states),
         tensor_flops=g.kv_heads * tensor,
         vector_flops=g.kv_heads * vector,
     )

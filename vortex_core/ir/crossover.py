@@ -96,7 +96,7 @@ def crossover_unfit(program: Program, knobs: Knobs) -> str | None:
     """
     if program.selects_everything:
         return "it attends to everything at every length"
-    if program.is_request_local:
+    if program.remembers:
         return "its states change with every step that selects"
     if knobs.reuse_steps > 1:
         return "it keeps selections from step to step"

@@ -98,7 +98,7 @@ def launch_costs(
         density=read / length,
     )
     found: list[LaunchCost] = []
-    if program.states or program.needs_mass:
+    if program.page_states or program.needs_mass:
         page = page_cost(program, knobs, geometry, kv_bytes)
         share = batch / knobs.page_size  # of the sequences complete a page in a step
         found.append(
@@ -174,13 +174,14 @@ def _scoring(
     loaded = {n.attr["name"] for i, n in enumerate(graph.nodes) if n.op == "load" and i in _scored(graph)}
     stored = sum(
         state_bytes(s, sizes) * (2 if s.name in written else 1)
-        for s in program.states
+        for s in program.page_states
         if s.name in loaded or s.name in written
     )
+    remembered = rows * sum(state_bytes(s, sizes) for s in program.request_states)  # each is read and written
     mass = SCORE_BYTES * g.group * (2 * program.needs_mass + program.reads_dense_mass)
     sources = Cost(
         query_bytes=heads * g.head_dim * ACTIVATION_BYTES,
-        state_bytes=rows * complete * (stored + mass),
+        state_bytes=rows * complete * (stored + mass) + remembered,
         index_bytes=rows * complete * INDEX_BYTES,
     )
     scores = Cost(index_bytes=len(plan.outputs) * lists * complete * SCORE_BYTES)
@@ -203,15 +204,17 @@ def _scoring(
         before = graph_flops(graph, everything, only=at_once) if plan.barriers else (tensor, vector)
         done = Cost(tensor_flops=rows * before[0], vector_flops=rows * before[1], launches=1)
         found.append(LaunchCost("score", sources + (passed if plan.barriers else scores) + done))
-    if plan.barriers:
+    if plan.barriers or remembered:
         done = Cost(
+            state_bytes=remembered,
             scratch_bytes=2 * values(plan.kept_nodes),
             tensor_flops=rows * (tensor - before[0]),
             vector_flops=rows * (vector - before[1]),
             launches=1,
         )
-        read = passed if plan.parallel else sources
-        found.append(LaunchCost("rows", read + scores + done))
+        if plan.barriers:
+            done += (passed if plan.parallel else sources) + scores
+        found.append(LaunchCost("rows", done))
     return found
 
 

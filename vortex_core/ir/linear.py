@@ -13,7 +13,7 @@ from typing import Any
 
 from vortex_core.ir.graph import MAX_CANONICAL, Graph, GraphBuilder
 from vortex_core.ir.prune import pruned
-from vortex_core.ir.query_work import OF_PAGES
+from vortex_core.ir.query_work import of_pages
 
 _VIEWS = ("slice", "split", "rename", "channels")
 
@@ -35,7 +35,7 @@ class _Rewriter:
         self.paged: list[bool] = []
         self._known: dict[tuple[Any, ...], int] = {}
         for i, node in enumerate(graph.nodes):
-            self.paged.append(node.op in OF_PAGES or any(self.paged[j] for j in node.inputs))
+            self.paged.append(of_pages(node) or any(self.paged[j] for j in node.inputs))
             taken = self._taken(i) if node.op == "sum" else self._grouped(i) if node.op == "mul" else None
             self.changed |= taken is not None
             inputs = [self.new[j] for j in node.inputs]

@@ -38,7 +38,7 @@ def lint(
     varying = _varying_states(canonical)
     if not all(_varies(canonical, i, varying) for n in selections for i in n.scores):
         raise mistakes.SCORE_CONSTANT.error(location)
-    read = reachable(canonical.index, canonical.index.result)
+    read = _read(canonical)
     if selections and not any(canonical.index.nodes[i].op in ("q", "dense_mass") for i in read):
         found.append(mistakes.STATIC_SCORE.error(location))
     found += [
@@ -64,7 +64,7 @@ def notes(original: Program, canonical: Program) -> list[VortexError]:
     """What follows from a program without being doubtful: effects that forbid sharing pages by prefix."""
     if not canonical.is_request_local:
         return []
-    carried = {s.name for s in original.states if s.carried}
+    carried = {s.name for s in original.page_states if s.carried}
     for node in original.index.nodes:
         if node.op == "mass":
             return [mistakes.REQUEST_LOCAL.error(node.location, why="the attention mass of the last step")]
@@ -93,7 +93,7 @@ def _varying_states(program: Program) -> set[str]:
     grown = True
     while grown:
         grown = False
-        for name, i in program.index.writes:
+        for name, i in program.writes_of("page"):
             if name not in varying and _varies(program, i, varying):
                 varying.add(name)
                 grown = True
@@ -141,6 +141,18 @@ def _order_preserving(graph: Graph, select: Node) -> Node | None:
     if node.op == "softmax" and node.attr["dim"] == "page" and not per_head and share is None:
         return node
     return None
+
+
+def _read(program: Program) -> set[int]:
+    """Nodes that the selection depends on, through the states of earlier steps, too."""
+    graph, updates = program.index, dict(program.index.writes)
+    found = reachable(graph, graph.result)
+    while True:
+        states = {graph.nodes[i].attr["name"] for i in found if graph.nodes[i].op == "load"}
+        more = found.union(*(reachable(graph, updates[name]) for name in states & updates.keys()))
+        if more == found:
+            return found
+        found = more
 
 
 def reachable(graph: Graph, root: int | None) -> set[int]:

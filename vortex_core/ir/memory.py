@@ -21,7 +21,8 @@ def working_bytes(program: Program, knobs: Knobs, geometry: Geometry, length: in
     sizes = geometry.symbols(knobs.page_size)
     pages = -(-length // knobs.page_size)
     rows = geometry.kv_heads * pages
-    states = geometry.layers * rows * sum(state_bytes(s, sizes) for s in program.states)
+    own = geometry.layers * geometry.kv_heads * sum(state_bytes(s, sizes) for s in program.request_states)
+    states = own + geometry.layers * rows * sum(state_bytes(s, sizes) for s in program.page_states)
     return states + max(_largest(program.cache, sizes, rows), _largest(program.index, sizes, rows))
 
 

@@ -303,7 +303,8 @@ BAD_STATE = _mistake(
     "VF034",
     "bad state declaration",
     "state {name!r}: {why}",
-    "a state is page.state(...) with named extents, a dtype of {dtypes}, and no page or token dimension",
+    "a state is page.state(...) with named extents, a dtype of {dtypes}, and no page or token dimension; with "
+    'scope="request" it is carried, and may have head="G"',
     "write e.g. page.state(dim=page.head_dim)",
 )
 STATE_UNUSED = _mistake(

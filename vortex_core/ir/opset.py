@@ -157,8 +157,8 @@ _op(
 )  # fmt: skip
 _op(
     "load", "source", 0, rules.load, None, "state[page, ...]",
-    "A page state, for every complete page of the sequence.",
-    attrs=("name", "dims"), stages=INDEX, flops=0,
+    "A page state, for every complete page of the sequence; of scope \"request\" one value, without `page`.",
+    attrs=("name", "dims", "scope"), stages=INDEX, flops=0,
 )  # fmt: skip
 _op(
     "param", "source", 0, rules.param, None, "W[...]",

@@ -18,7 +18,7 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.graph import MAX_CANONICAL, Graph, GraphBuilder, Node, Residual
 from vortex_core.ir.opset import OPS
 from vortex_core.ir.params import ParamDecl
-from vortex_core.ir.types import STORED_BITS, Dims, Extent, Stage, make_dims
+from vortex_core.ir.types import SCOPES, STORED_BITS, Dims, Extent, Scope, Stage, make_dims
 from vortex_core.text import visible
 
 FORMAT = 1
@@ -29,7 +29,7 @@ SCALED = ("int8", "int4", "int3", "int2")  # integers, with one fp16 scale a row
 
 @dataclass(frozen=True)
 class StateDecl:
-    """A value kept for every page (per kv head).
+    """A value kept for every page, or for every running request (per layer and kv head).
 
     Attributes:
         name: as in `cache[name]`.
@@ -37,10 +37,12 @@ class StateDecl:
         dtype: storage. Integers are symmetric with one fp16 scale per row of the scale's dimension; `int3` and `int2`
             are odd ones, -7 to 7 and -3 to 3, so that all levels are used; `bits` keeps the sign and reads back as
             -1 or 1.
-        carried: updated at every decode step by the index graph; starts at `init` when the page completes.
+        carried: updated at every decode step by the index graph; starts at `init` when the page completes, or at the
+            request's first step.
         init: initial value of a carried state.
         scale_dim: the dimension whose values share one scale, of integers only; empty for the last one in
             canonical order. It means something: (row, ch) with a scale a row is not (row, ch) with a scale a channel.
+        scope: whose value it is, the page's or the request's. Of requests only carried ones.
     """
 
     name: str
@@ -49,6 +51,12 @@ class StateDecl:
     carried: bool = False
     init: float = 0.0
     scale_dim: str = ""
+    scope: Scope = "page"
+
+    @property
+    def of_request(self) -> bool:
+        """Whether a request has one value of it, and not every page."""
+        return self.scope == "request"
 
     @property
     def stored(self) -> Dims:
@@ -63,11 +71,18 @@ class StateDecl:
 
     @classmethod
     def of(
-        cls, name: str, dims: Dims, dtype: str, carried: bool, init: float, declared: Sequence[str]
+        cls,
+        name: str,
+        dims: Dims,
+        dtype: str,
+        carried: bool,
+        init: float,
+        declared: Sequence[str],
+        scope: Scope = "page",
     ) -> StateDecl:
         """A declaration whose dimensions were written in the order `declared`: the last shares a scale."""
         scaled = dtype in SCALED and len(declared) > 1 and declared[-1] != dims[-1][0]
-        return cls(name, dims, dtype, carried, init, declared[-1] if scaled else "")
+        return cls(name, dims, dtype, carried, init, declared[-1] if scaled else "", scope)
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ class Program:
     """A sparse-attention algorithm, without its knobs.
 
     Attributes:
-        states: what is kept for every page.
+        states: what is kept for every page or request.
         cache: run once for every completed page.
         index: run at every decode step.
         params: learned values.
@@ -120,7 +135,27 @@ class Program:
     @property
     def is_request_local(self) -> bool:
         """Whether page states depend on the request, so prefix pages must not be shared."""
+        return self.needs_mass or any(s.carried for s in self.page_states)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what a step selects may depend on the steps before."""
         return self.needs_mass or any(s.carried for s in self.states)
+
+    @property
+    def page_states(self) -> tuple[StateDecl, ...]:
+        """The states of pages."""
+        return tuple(s for s in self.states if not s.of_request)
+
+    @property
+    def request_states(self) -> tuple[StateDecl, ...]:
+        """The states of requests."""
+        return tuple(s for s in self.states if s.of_request)
+
+    def writes_of(self, scope: Scope) -> tuple[tuple[str, int], ...]:
+        """What a step writes to states of pages or of requests: names and nodes of the index graph."""
+        names = {s.name for s in self.states if s.scope == scope}
+        return tuple(w for w in self.index.writes if w[0] in names)
 
     @property
     def selects_everything(self) -> bool:
@@ -181,6 +216,7 @@ class Program:
                     "carried": s.carried,
                     "init": s.init,
                     **({"scale_dim": s.scale_dim} if s.scale_dim else {}),
+                    **({"scope": s.scope} if s.of_request else {}),
                 }
                 for s in self.states
             ],
@@ -220,8 +256,15 @@ def _state_from_json(data: dict[str, Any]) -> StateDecl:
     init = float(_is(data["init"], float, int))
     return StateDecl(
         _is(data["name"], str), dims, _is(data["dtype"], str), _is(data["carried"], bool), init,
-        _is(data.get("scale_dim", ""), str),
+        _is(data.get("scale_dim", ""), str), _scope(data.get("scope", "page")),
     )  # fmt: skip
+
+
+def _scope(value: Any) -> Scope:
+    if value not in SCOPES:
+        raise ValueError(f"scope {value!r:.40}")
+    found: Scope = value
+    return found
 
 
 def _is(value: Any, *kinds: type) -> Any:

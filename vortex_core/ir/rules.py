@@ -10,6 +10,7 @@ from vortex_core.ir import mistakes
 from vortex_core.ir.types import (
     LARGEST,
     PARAM_AXES,
+    SCOPES,
     Dims,
     Domain,
     Extent,
@@ -335,7 +336,14 @@ def typed_dims(attrs: Attrs) -> Dims:
 
 
 def load(spec: OpSpec, types: Sequence[Type], attrs: Attrs) -> Type:
-    """A page state."""
+    """A state of every page, or the one of the request."""
+    scope = attrs.get("scope", "page")
+    if scope not in SCOPES:
+        raise mistakes.BAD_ATTRIBUTE.error(
+            op=spec.name, name="scope", found=repr(scope), want=" or ".join(map(repr, SCOPES))
+        )
+    if scope == "request":
+        return Type(typed_dims(attrs), "float", "query")
     return Type(make_dims([("page", Extent.parse("P")), *typed_dims(attrs)]), "float", "page")
 
 

@@ -98,7 +98,7 @@ class _Speaker:
             case "iota":
                 return f"the number of the {a['dim']}"
             case "load":
-                return f"its {a['name']}"
+                return f"its {a['name']}" if "page" in term.dims else f"the request's {a['name']}"
             case "param":
                 return f"the learned {a['name']}"
             case "sum" if term.args[0].op == "mul" and a["dims"] == ("dim",):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 from vortex_core.ir import mistakes
 
@@ -44,6 +44,8 @@ def packed_bytes(dtype: str, count: int) -> int:
 Stage = Literal["cache", "index"]
 Kind = Literal["float", "bool", "selection"]
 Domain = Literal["const", "query", "page", "state"]
+Scope = Literal["page", "request"]  # whose value a state is
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 PARAM_AXES = ("layer", "kv_head")  # reserved: learned values may have one per layer, and per kv head
 

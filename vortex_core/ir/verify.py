@@ -13,6 +13,7 @@ from vortex_core.ir.types import PARAM_AXES, Stage, Type, check_dim_name
 
 MAX_STATES = 16
 MAX_INIT = 1e30  # of a carried state
+NOT_CARRIED = "scope 'request', but it is not carried"
 
 
 def verify(program: Program) -> None:
@@ -51,7 +52,8 @@ def verify_state(state: StateDecl) -> None:
         why = f"dtype {state.dtype!r}"
     for name, extent in state.dims:
         check_dim_name(name)
-        if name in ("page", "token", "head", "dtype", "carried", "init", *PARAM_AXES):
+        heads = state.of_request and name == "head" and str(extent) == "G"  # as the query's
+        if name in ("page", "token", "head", "dtype", "carried", "init", "scope", *PARAM_AXES) and not heads:
             why = f"dimension {name!r}"
         if extent.symbol == "P":
             why = f"{name}={extent} grows with the sequence"
@@ -60,6 +62,8 @@ def verify_state(state: StateDecl) -> None:
         why = f"{len(state.dims)} dimensions, at most 3"
     if state.carried and state.dtype in (*SCALED, "bits"):
         why = f"carried with dtype {state.dtype!r}"
+    if state.of_request and not state.carried:
+        why = NOT_CARRIED
     if state.scale_dim and (
         state.dtype not in SCALED
         or state.scale_dim not in dict(state.dims)
@@ -113,7 +117,7 @@ def _verify_graph(program: Program, graph: Graph, stage: Stage) -> None:
             if state is None:
                 known = ", ".join(declared) or "none"
                 raise mistakes.UNKNOWN_STATE.error(node.location, name=node.attr["name"], known=known)
-            if typed_dims(node.attr) != state.dims:
+            if typed_dims(node.attr) != state.dims or node.attr.get("scope", "page") != state.scope:
                 raise mistakes.BAD_IR.error(why=f"load of {state.name!r} with other dimensions than declared")
 
 
@@ -125,7 +129,7 @@ def _verify_residual(program: Program) -> None:
         if position != program.index.result:
             raise mistakes.BAD_RESIDUAL.error(node.location, why="a selection that is selected from again")
         value = program.index.nodes[node.inputs[2]]
-        if value.op != "load":
+        if value.op != "load":  # one with pages, as the operator's rule wants
             raise mistakes.BAD_RESIDUAL.error(node.location, why=f"a value that is a {value.op}, not a state")
         dtype = program.state(value.attr["name"]).dtype
         if dtype not in ("bf16", "fp16", "fp32"):
@@ -174,7 +178,7 @@ def _verify_writes(program: Program) -> None:
             if stage == "cache" and state.carried:
                 remedy = "carried states start at init and change in forward_indexer: cache[name] = ..."
                 raise mistakes.STATE_NOT_WRITTEN.error(node.location, name=name, remedy=remedy)
-            check_write(state, node.type, stage == "index")
+            check_write(state, node.type)
     written = {n for n, _ in (*program.cache.writes, *program.index.writes)}
     for state in program.states:
         if state.name not in written:
@@ -184,10 +188,11 @@ def _verify_writes(program: Program) -> None:
             raise mistakes.STATE_NOT_WRITTEN.error(name=state.name, remedy=where)
 
 
-def check_write(state: StateDecl, found: Type, carried: bool) -> None:
-    """A written value has the declared dimensions (`VF032`); values without a page dimension are broadcast
-    over pages in a carried write."""
-    dims = tuple(d for d in found.dims if not (carried and d[0] == "page"))
+def check_write(state: StateDecl, found: Type) -> None:
+    """A written value has the declared dimensions (`VF032`); what is written to carried states of pages may have a page
+    dimension, and is the same for all of them if it has none."""
+    by_page = state.carried and not state.of_request
+    dims = tuple(d for d in found.dims if not (by_page and d[0] == "page"))
     if dims != state.dims or found.kind != "float":
         want = "(" + ", ".join(f"{n}={e}" for n, e in state.dims) + ")"
         raise mistakes.STATE_TYPE.error(name=state.name, want=want, found=str(found))

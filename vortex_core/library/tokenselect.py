@@ -4,8 +4,8 @@ from vortex_core import ops, register, vFlow
 @register("tokenselect")
 class TokenSelect(vFlow):
     """TokenSelect (arXiv 2411.02886), page-relaxed: heads vote by their attention over tokens, computed
-    exactly from a second copy of the keys. Its cache of selections by the query's cosine needs the previous
-    query; `reuse_steps` reuses one for a fixed number of steps.
+    exactly from a second copy of the keys. Its cache of selections by the query's cosine is `tokenselect_cached`;
+    `reuse_steps` reuses one for a fixed number of steps.
 
     score(page) = sum_h sum_t softmax_t(q_h . k_t / sqrt(D))
     """

@@ -18,9 +18,9 @@ class EagerFlow:
         self.compiled = compiled
         self.program, self.knobs, self.geometry = compiled.program, compiled.knobs, compiled.geometry
 
-    def new_states(self, pages: int, device: torch.device) -> StateStore:
+    def new_states(self, pages: int, device: torch.device, seats: int = 1) -> StateStore:
         """See `CompiledFlow`."""
-        return self.compiled.new_states(pages, device)
+        return self.compiled.new_states(pages, device, seats)
 
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
         """See `CompiledFlow`."""
@@ -36,6 +36,7 @@ class EagerFlow:
             int(lengths.max()),
             view.longest_whole,
             dense_mass=view.dense_mass,
+            seats=view.seats,
         )
         return self.compiled.select(q, states, exact, layer)
 

@@ -3,12 +3,14 @@
 States are indexed by the physical page they describe. So whoever allocates, frees or shares a page does the same to
 its states, and there is nothing to synchronise. What must hold is that the states of every *complete* page are those
 of its content: whoever fills pages outside of decode calls `complete`, and a decode step completes its own.
+
+States of requests are indexed by seat. Whoever gives a seat to a request calls `begin` before its first step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -20,6 +22,7 @@ from vortex_core.ir.layers import LayerPlan, check_reuse
 from vortex_core.page_list import PageList
 
 UPDATE_PAGES = 4096  # pages per state update: bounds the memory of the torch backend
+SEATS = 64  # requests that have room for states of their own at first
 
 
 class PoolFlow:
@@ -55,9 +58,10 @@ class PoolFlow:
         held = range(self.plan.layers) if layers is None else layers
         # One page more where attention mass is stored: what the padding of a captured batch writes goes there.
         stored = pages + compiled.program.needs_mass
+        seats = SEATS if compiled.program.request_states else 1
         self._pending: list[int] = []
         self.states: dict[int, StateStore] = {
-            i: compiled.new_states(stored, device) for i in self.plan.leaders if i in held
+            i: compiled.new_states(stored, device, seats) for i in self.plan.leaders if i in held
         }
         missing = [at for at in self.states if self.plan.mass_layer.get(at, at) not in held]
         assert not missing, f"layers {missing} read the mass of a layer that another process holds"
@@ -72,6 +76,17 @@ class PoolFlow:
     def state_bytes(self) -> int:
         """Bytes of all states."""
         return sum(states.nbytes() for states in self.states.values())
+
+    def begin(self, seats: Sequence[int]) -> bool:
+        """Requests begin on `seats`; whether more room for their states was made, so that captured steps address what
+        is no more."""
+        if not seats or not self.compiled.program.request_states:
+            return False
+        at, most = torch.tensor(seats, device=self.device), max(SEATS, 1 << max(seats).bit_length())
+        moved = [states.hold(most) for states in self.states.values()]
+        for states in self.states.values():
+            states.begin(at)
+        return any(moved)
 
     def complete(self, pages: torch.Tensor) -> None:
         """Compute the states of complete physical pages (any integer dtype), in all layers."""

@@ -18,6 +18,10 @@ def check_servable(program: Program, knobs: Knobs) -> None:
         raise unsupported_flow(
             "it reads attention mass of earlier steps", "serve it with the embedded engine"
         )
+    if program.request_states:
+        raise unsupported_flow(
+            "it keeps states of the request from step to step", "serve it with the embedded engine"
+        )
     if program.reads_rotary:
         raise unsupported_flow(
             "it reads rotary frequencies, which are not read from a server's model",

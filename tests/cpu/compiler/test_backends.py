@@ -44,7 +44,7 @@ def steps(
     flow: CompiledFlow, kv: LayerKV, table: torch.Tensor, q: torch.Tensor, pages: int
 ) -> list[PageList]:
     """Three decode steps over the same pages, with attention mass fed back."""
-    states = flow.new_states(pages, torch.device("cpu"))
+    states = flow.new_states(pages, torch.device("cpu"), len(LENGTHS))
     complete = torch.cat([table[b, : n // SIZE] for b, n in enumerate(LENGTHS)])
     flow.update(states, kv, complete, 0)
     budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])

@@ -74,15 +74,17 @@ def test_states_that_do_not_fit_are_refused_with_numbers(
     flow = backends.get("torch").compile(library.load("quest").program, Knobs(page_size=16), geometry)
     gpu: Any = SimpleNamespace(type="cuda")
     per_page = flow.new_states(1, torch.device("cpu")).bytes_per_page()
-    monkeypatch.setattr(
-        flow, "new_states", lambda pages, device: SimpleNamespace(bytes_per_page=lambda: per_page)
-    )
+    held = SimpleNamespace(bytes_per_page=lambda: per_page, bytes_of_requests=lambda: 0)
+    monkeypatch.setattr(flow, "new_states", lambda pages, device, seats: held)
     monkeypatch.setattr(memory, "_cached", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (per_page * 300, 2**40))
     memory.check_states_fit(flow, 100, 3, gpu)
     with pytest.raises(VortexError, match="GiB are free") as caught:
         memory.check_states_fit(flow, 101, 3, gpu)
     assert caught.value.code == "VE019"
+    held.bytes_of_requests = lambda: 1
+    with pytest.raises(VortexError, match="GiB are free"):
+        memory.check_states_fit(flow, 100, 3, gpu)
 
 
 @pytest.mark.parametrize(("backend", "rule"), [("triton", "TRITON_INTERPRET"), ("oracle", "tested by")])

@@ -75,7 +75,7 @@ def test_it_captures_what_a_decode_by_the_mass_of_a_dense_layer_captures(
     assert score.own.recall == pytest.approx(float(wanted.recall[list(sparse)].mean()), abs=1e-5)
 
 
-@pytest.mark.parametrize("flow", ["quest", "running_average", "h2o", "snapkv", "sparq", "lserve"])
+@pytest.mark.parametrize("flow", ["quest", "running_average", "h2o", "freekv", "snapkv", "sparq", "lserve"])
 @pytest.mark.parametrize(
     "knobs", [{}, {"page_size": 32, "keep_first": 0}, {"reuse_layers": 3}, {"reuse_steps": 2}]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -84,3 +86,29 @@ def test_while_tracing_there_are_no_values() -> None:
 def test_short_sequences(tokens: int) -> None:
     found = eager.run(Mean, *tensors(tokens))
     assert found.pages == [list(range(-(-tokens // 8)))]
+
+
+def test_a_state_of_the_request_is_what_it_starts_as() -> None:
+    """One value and not one a page: the first step's."""
+
+    class Before(vFlow):
+        knobs = Knobs(page_size=8, budget="32")
+
+        def create_cache(self, page: Any) -> Any:
+            kept = page.state(head="G", dim=page.head_dim, carried=True, scope="request", init=0.5)
+            return {"mean": page.state(dim=page.head_dim), "kept": kept}
+
+        def forward_cache(self, page: Any) -> Any:
+            return {"mean": page.k.mean("token")}
+
+        def forward_indexer(self, q: Any, cache: Any) -> Any:
+            old = cache["kept"]
+            assert old.value.tolist() == [[0.5] * 16] * 4
+            cache["kept"] = q
+            return ops.topk(old.dot(cache["mean"], "dim").max("head"))
+
+    k, v, q = torch.randn(100, 16), torch.randn(100, 16), torch.randn(4, 16)
+    found = eager.run(Before, k, v, q)
+    assert found.states["kept"].shape == (4, 16)
+    best = found.states["mean"][1:11].sum(-1).argsort(descending=True)[:1] + 1
+    assert set(best.tolist()) <= set(found.pages[0])

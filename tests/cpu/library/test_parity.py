@@ -28,7 +28,7 @@ def steps(flow: CompiledFlow, geometry: Geometry, seed: int, layer: int) -> list
     k = torch.randn(geometry.kv_heads, pages, SIZE, geometry.head_dim, generator=g)
     v = k[..., : geometry.value_dim] if geometry.is_mla else torch.randn(*k.shape, generator=g)
     q = torch.randn(3, len(LENGTHS), geometry.kv_heads * geometry.group, geometry.head_dim, generator=g)
-    states = flow.new_states(pages, torch.device("cpu"))
+    states = flow.new_states(pages, torch.device("cpu"), len(LENGTHS))
     flow.update(states, LayerKV(k, v), torch.cat([table[b, : n // SIZE] for b, n in enumerate(LENGTHS)]), 0)
     budgets = torch.tensor([flow.knobs.pages(n) for n in LENGTHS])
     dense = (

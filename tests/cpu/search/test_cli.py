@@ -163,6 +163,17 @@ def test_check_shows_what_a_page_keeps(tmp_path: Path, capsys: pytest.CaptureFix
     assert "1280 B" in said
 
 
+def test_check_shows_what_a_request_keeps(capsys: pytest.CaptureFixture[str]):
+    assert run("check", "freekv", "--model", "qwen3-8b", "--json") == 0
+    found = document(capsys)["page_states"]
+    mean, before = sorted(found["states"], key=lambda s: s["scope"])
+    assert (mean["scope"], before["scope"], before["bytes"]) == ("page", "request", 4 * 128 * 2)
+    assert found["bytes_a_request"] == 8 * 4 * 128 * 2, "of all kv heads"
+    assert found["share_of_kv"] == pytest.approx(mean["share_of_kv"]) and before["share_of_kv"] == 0
+    assert run("check", "freekv", "--model", "qwen3-8b") == 0
+    assert "1024 B a request and kv head" in capsys.readouterr().out
+
+
 def test_check_for_a_gpu_shows_what_kernels_take(capsys: pytest.CaptureFixture[str]):
     from vortex_core.compiler.triton.ahead import GPUS
 

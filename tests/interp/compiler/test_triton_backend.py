@@ -52,11 +52,14 @@ def test_triton_selects_what_the_oracle_selects(part: int) -> None:
     assert done.stdout.split() == [w for n in names for w in ("same", n)]
 
 
-def test_triton_merges_what_the_oracle_merges() -> None:
-    """The cases of `residual_cases.py`, in a process of their own for the same reason."""
+@pytest.mark.parametrize(
+    ("cases", "passed"), [("residual_cases", "12 passed"), ("request_cases", "27 passed")]
+)
+def test_cases_hold_in_a_process_of_their_own(cases: str, passed: str) -> None:
+    """Residuals merged, and states of requests carried, as the oracle does."""
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-W", "ignore", "-p", "no:cacheprovider"]
-    command.append("tests/interp/compiler/residual_cases.py")
+    command.append(f"tests/interp/compiler/{cases}.py")
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=170)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "12 passed" in done.stdout
+    assert passed in done.stdout

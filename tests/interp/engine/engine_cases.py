@@ -10,6 +10,7 @@ import torch
 from tests.cpu.engine.conftest import random_ids, tiny_model
 from tests.cpu.engine.models.conftest import tiny
 from tests.cpu.engine.test_flows import CARRIED
+from tests.cpu.engine.test_request_states import REMEMBERS
 from tests.interp.tuned import attention_tiles
 from vortex_core import library
 from vortex_core.engine import attention_hook
@@ -31,6 +32,7 @@ from vortex_core.sandbox.load import trace_source
 torch.set_num_threads(1)
 PROMPTS = [random_ids(n, n) for n in (75, 33, 9)]
 STEPS = 4
+WRITTEN = {"remember": CARRIED, "remembers": REMEMBERS}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def decode(engine: Engine, flow: str, **options: Any) -> Any:
     knobs = Knobs(**options.pop("knobs", {}))
     program = None
     if flow != "none":
-        program = (trace_source(CARRIED) if flow == "remember" else library.load(flow)).program
+        program = (trace_source(WRITTEN[flow]) if flow in WRITTEN else library.load(flow)).program
     engine.load_flow(program, knobs, crossover=options.pop("crossover", None))
     prompts = [engine.prefill(ids) for ids in PROMPTS]
     result = engine.decode(prompts, max_new_tokens=STEPS, **options)
@@ -73,6 +75,7 @@ def dense(engines: dict[str, Engine]) -> Any:
     [
         ("quest", {"page_size": 8, "budget": "64 if layer < 1 else 48", "reuse_steps": 3}),
         ("remember", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
+        ("remembers", {"page_size": 8, "budget": "32", "reuse_steps": 2}),
         ("retroinfer", {"page_size": 8, "budget": "48", "dense_layers": (0,)}),
         ("twilight_quest", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
         ("delta", {"page_size": 8, "budget": "48", "reuse_steps": 2, "dense_layers": (0,)}),
@@ -209,7 +212,8 @@ def test_a_step_depends_on_nothing_but_its_buffers(engines: dict[str, Engine]) -
         engine.release(prompt)
 
 
-def test_scheduled_and_sampled_tokens_are_those_of_the_torch_backend() -> None:
+@pytest.mark.parametrize("flow", ["quest", "remembers"])
+def test_scheduled_and_sampled_tokens_are_those_of_the_torch_backend(flow: str) -> None:
     """Rows join, leave, grow and are preempted; one of them is sampled."""
     requests = [
         Request(random_ids(126, 1), 5),
@@ -220,7 +224,8 @@ def test_scheduled_and_sampled_tokens_are_those_of_the_torch_backend() -> None:
     for backend in ("torch", "triton"):
         model = tiny_model("llama", layers=1, kv_heads=1, group=2)
         engine = Engine(model, max_tokens=1024, backend=backend)
-        engine.load_flow(library.load("quest").program, Knobs(page_size=8, budget="64"))
+        traced = trace_source(WRITTEN[flow]) if flow in WRITTEN else library.load(flow)
+        engine.load_flow(traced.program, Knobs(page_size=8, budget="64"))
         scheduler, blocks = Scheduler(engine, max_batch=2), engine.cache.blocks
         for request in requests:
             scheduler.submit(request)

@@ -13,10 +13,11 @@ from agents.grammar import random_program
 from agents.grammar.crossover import MOVES as CROSSINGS
 from agents.grammar.crossover import combine
 from agents.grammar.fuzz import random_program as fuzz
-from agents.grammar.mutation import MOVES, Subject, change_channels, change_rows
+from agents.grammar.mutation import MOVES, Subject, add_state_across_steps, change_channels, change_rows
 from agents.grammar.settings import change_knobs, covers, mixed_knobs, random_knobs, scaled_budget
+from agents.grammar.signals import Growth
 from agents.grammar.summaries import SCALARS, VECTORS, Frame, frame_of, scalar, summary_like, vector
-from agents.grammar.term import from_program, retagged, to_program, walk
+from agents.grammar.term import Flow, from_program, retagged, to_program, walk
 from vortex_core import library
 from vortex_core.errors import VortexError
 from vortex_core.flow.emit import emit
@@ -262,3 +263,54 @@ def test_walking_visits_operands_first_and_once() -> None:
         assert term.key not in seen
         assert all(a.key in seen for a in term.args)
         seen.add(term.key)
+
+
+# ---- states of requests ------------------------------------------------------------------------------------
+
+
+def test_scores_of_earlier_queries_are_grown_and_live_on() -> None:
+    """Every way that a request's state takes part: legal, read back as written, and the pages still shared."""
+    ways: set[str] = set()
+    for seed in range(60):
+        growth = Growth(random.Random(seed))
+        score = growth.remember(growth.merge_heads(growth.signal(True)))
+        program = to_program(Flow(growth.select(score), tuple(growth.updates.items())).pruned())
+        verify(program)
+        assert len(program.request_states) == 1 and not program.is_request_local
+        assert to_program(from_program(program)).ir_hash == program.ir_hash
+        again = run(emit(program, Knobs(), "again", ""), "again.py")
+        assert again.ir_hash == program.ir_hash
+        ways |= {
+            word
+            for note in growth.notes
+            for word in ("average of queries", "while its cosine")
+            if word in note
+        }
+    assert len(ways) == 2
+
+
+def test_drawn_programs_remember_requests() -> None:
+    """At times, from nothing and by the move; what updates such a state never has pages."""
+    drawn = [to_program(Growth(random.Random(seed)).flow()) for seed in range(300)]
+    assert 1 <= sum(bool(p.request_states) for p in drawn) <= 30
+    assert any(random_program(random.Random(seed)).request_states for seed in range(40)), (
+        "of any operators, too"
+    )
+    found = 0
+    for seed in range(40):
+        s = subject(library.load("quest").program, seed)
+        if add_state_across_steps(s):
+            program = to_program(s.flow)
+            verify(program)
+            found += bool(program.request_states)
+    assert 5 <= found <= 30
+
+
+def test_a_request_keeps_what_has_no_pages() -> None:
+    """A score that takes the place of the query in an update is reduced over pages."""
+    flow = from_program(library.load("freekv").program)
+    (tag,) = (tag for tag, _ in flow.updates)
+    (score,) = (t for t in flow.terms() if t.op == "softmax")
+    changed = flow.rewritten(lambda t, args: score if t.op == "q" else None)
+    new = dict(changed.updates)[tag] if changed.updates else score
+    assert "page" not in new.names

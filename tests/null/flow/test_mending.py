@@ -19,6 +19,11 @@ BY_TOKEN = '"c": page.state(token=page.size, dim=page.head_dim)'
 SCALAR = '"c": page.k.mean("token", "dim")'
 ONE_ROW = '"c": page.k.split("token", row=1).mean("token")'
 REMEMBERED = f'cache["r"] = 0.9 * cache["r"] + {DOT}\n        return ops.topk(cache["r"])'
+OF_REQUEST = (
+    f'cache["r"] = q.sum("head", "dim")\n        return ops.topk({DOT} + cache["r"] * ops.position())'
+)
+BEFORE = '"r": page.state(carried=True, scope="request")'
+AS_BEFORE = 'r, cache["r"] = cache["r"], q\n        return ops.topk((r * cache["c"]).sum("dim").max("head"))'
 KEYS = '"c": page.k.rename(token="row")'
 
 
@@ -97,6 +102,9 @@ MENDED: list[tuple[str, str, str]] = [
     ("VF034", states('"c": page.state(dim=page.head_dim, dtype="float16")'), 'dtype="fp16"'),
     ("VF034", states('"c": page.state(dtype="int8")', SCALAR, 'return ops.topk(cache["c"])'), 'dtype="fp16"'),
     ("VF034", states('"c": page.state(dim=page.head_dim, init=1.0)'), "page.state(dim=page.head_dim)"),
+    ("VF034", states(C + ', "r": page.state(dtype="fp32", scope="request")', MEAN, OF_REQUEST), "carried=True"),
+    ("VF034", states(C + ', "r": page.state(carried=True, scope="sequence")', MEAN, OF_REQUEST), 'scope="request"'),
+    ("VF032", states(C + f", {BEFORE}", MEAN, AS_BEFORE), 'page.state(head="G", dim="D"'),
     ("VF034", states(BY_TOKEN, '"c": page.k', ROWS), "row=page.size"),
     ("VF040", states(body=f"return {DOT}"), "return ops.topk("),
     ("VF040", states(body='return q * cache["c"]'), '.max("dim"'),

@@ -102,7 +102,7 @@ def _launch(flow: TritonFlow, shape: StepShape, dtype: torch.dtype) -> None:
     k = torch.empty(g.kv_heads, _BLOCKS * _BLOCK // size, size, g.head_dim, dtype=stored, device=_META)
     v = k[..., : g.value_dim] if g.is_mla else k.new_empty(*k.shape[:3], g.value_dim)
     kv = LayerKV(k, v)
-    states = flow.new_states(k.shape[1], _META)
+    states = flow.new_states(k.shape[1], _META, shape.rows)
     table = torch.empty(shape.rows, width, dtype=torch.int32, device=_META)
     lengths = torch.empty(shape.rows, dtype=torch.int32, device=_META)
     view = BatchView(table, lengths, lengths, blocks * _BLOCK)

@@ -149,10 +149,10 @@ class TritonFlow:
 
     # ---- states --------------------------------------------------------------------------------------------
 
-    def new_states(self, pages: int, device: torch.device) -> TorchStates:
-        """States of one layer for `pages` physical pages, or a few more."""
-        g = self.geometry
-        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, _in_steps(pages), device)
+    def new_states(self, pages: int, device: torch.device, seats: int = 1) -> TorchStates:
+        """States of one layer for `pages` physical pages and `seats` requests, or a few more."""
+        g, seats = self.geometry, _in_steps(seats) if self.program.request_states else seats
+        return TorchStates(self.program, self.shapes, g.kv_heads, g.group, _in_steps(pages), device, seats)
 
     def update(self, states: StateStore, kv: LayerKV, pages: torch.Tensor, layer: int) -> None:
         """forward_cache for complete physical `pages` (any integer dtype), one launch."""
@@ -299,7 +299,8 @@ class TritonFlow:
         tokens = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
         work = self.workspace(len(q), width, q.device, view.longest_whole)
-        self.launch_scores(q, states, table, tokens, budgets, work, layer, view.dense_mass)
+        seats = None if view.seats is None else view.seats.to(torch.int32)
+        self.launch_scores(q, states, table, tokens, budgets, work, layer, view.dense_mass, seats)
         found = self.launch_selection(table, tokens, budgets, work, lengths)
         if self._graph.residual is None:
             return found
@@ -325,8 +326,14 @@ class TritonFlow:
         work: Workspace,
         layer: int,
         dense_mass: torch.Tensor | None = None,
+        seats: torch.Tensor | None = None,
     ) -> None:
-        """The scoring launches: page-parallel, then one program a row where the program looks across pages."""
+        """The scoring launches: page-parallel, then one program a row where the program looks across pages or the
+        request has states.
+
+        Args:
+            seats: int32 `[batch]`, see `BatchView`.
+        """
         assert q.stride(2) == 1, "channels must be contiguous"
         masses: list[Any] = []
         if self.program.reads_dense_mass:
@@ -334,9 +341,15 @@ class TritonFlow:
                 "[batch, q_head, page] of a dense layer"
             )
             masses = [dense_mass, dense_mass.shape[-1]]
+        own: list[Any] = []
+        if self.program.request_states:
+            if seats is None:
+                assert len(q) <= states.seats, f"{len(q)} rows, states of {states.seats} requests"
+                seats = torch.arange(len(q), dtype=torch.int32, device=q.device)
+            own = [seats, states.seats]
         args = [
             q, q.stride(0), q.stride(1), table, table.stride(0), lengths, budgets, states.pages, work.width,
-            *self._state_args(states), *masses, *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
+            *self._state_args(states), *own, *masses, *self.params(q.device, layer), *(work.scratch[i] for i in sorted(work.scratch)),
             *(work.before[i] for i in sorted(work.before)), *(work.scores[i] for i in self.code.schedule.outputs),
         ]  # fmt: skip
         rows = len(q) * self.geometry.kv_heads

@@ -73,7 +73,7 @@ class Module:
         graph: the index graph that the kernels compute.
         schedule: how it was split.
         score: whether there is a `score_kernel` (page-parallel).
-        rows: whether there is a `row_kernel` (barriers across pages).
+        rows: whether there is a `row_kernel` (barriers across pages, states of the request).
         scratch: fp32 elements per page of each scratch value, by node.
         before: fp32 elements of each value that a `query_kernel` computes once a row, by node.
         tokens: whether a product of codes has rows inside pages, so that its bytes are many.
@@ -123,7 +123,7 @@ def generate(
     program = with_rotary(program.lowered, geometry)
     index = IndexKernel(program, geometry, page_size, wide=wide)
     plan = index.schedule
-    update = bool(program.states) or program.needs_mass
+    update = bool(program.page_states) or program.needs_mass
     parts = [HEADER.format(version=VERSION, digest=digest)]
     states = UpdateKernel(program, geometry, page_size)
     if update:
@@ -137,7 +137,8 @@ def generate(
         parts.append(index.query_text())
     if plan.parallel:
         parts.append(index.score_text(block, channels or FEW_CHANNELS))
-    if plan.barriers:
+    rows = bool(plan.barriers or program.request_states)
+    if rows:
         parts.append(row_text(index))
     if refined is not None:
         every = frozenset(range(len(program.index.nodes)))
@@ -151,7 +152,6 @@ def generate(
     for call, line in _HELPERS.items():
         if f"{call}(" in body:
             body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.{line} import {call}", 1)
-    rows = bool(plan.barriers)
     return Module(
         body, update, program.index, plan, plan.parallel, rows, scratch, before, index.tokens, index.columns, sub_pages, block,
         pages, states.warps,

@@ -37,6 +37,10 @@ class KernelWriter:
                 found.append(f"{s.name}_scale_ptr")
         return [*found, *(["mass_ptr"] if self.program.needs_mass else [])]
 
+    def seat_args(self) -> list[str]:
+        """Arguments for where requests keep their states: the seat of each sequence, and how many there are."""
+        return ["seats_ptr", "pool_seats"] if self.program.request_states else []
+
     def dense_mass_args(self) -> list[str]:
         """Arguments for the mass of a dense layer, `[row, head, page]` with the pages that a row has room for."""
         return ["dense_mass_ptr", "dense_mass_pages"] if self.program.reads_dense_mass else []

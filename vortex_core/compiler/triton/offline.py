@@ -28,6 +28,7 @@ _POINTERS = {
     "table": "*i32",
     "lengths": "*i32",
     "budgets": "*i32",
+    "seats": "*i32",
     "pages": "*i32",
     "candidates": "*i32",
     "candidate_lens": "*i32",

@@ -1,4 +1,5 @@
-"""The `row_kernel`: operators that look across pages, one program a row, one loop over its pages a barrier."""
+"""The `row_kernel`, one program a row: operators that look across pages, with one loop over the row's pages a barrier,
+and last what the request carries to the next step, which every scoring program has read by then."""
 
 from __future__ import annotations
 
@@ -19,6 +20,13 @@ MAX_READ = 32768  # lanes that a block of pages has in registers
 def row_text(writer: IndexKernel) -> str:
     """The source text of the row kernel."""
     graph, plan = writer.program.index, writer.schedule
+    # A row without a complete page has scored nothing, and carries nothing on.
+    begin = ["if complete == 0:", "    return"] if writer.program.request_states else []
+    if not plan.barriers:
+        e = writer.emitter(None)
+        writer.remember(e)
+        body = [*writer.prologue(False), *begin, *writer.axes_lines(e), *e.outer]
+        return writer.kernel("row_kernel", writer.index_args(), [], body)
     widest = max(
         (
             per_page(n, writer.sizes)
@@ -37,7 +45,8 @@ def row_text(writer: IndexKernel) -> str:
     e.begin_loop()
     writer.outputs(e)
     rows.close()
-    body = [*writer.prologue(False), *writer.axes_lines(e), *e.outer]
+    writer.remember(e)
+    body = [*writer.prologue(False), *begin, *writer.axes_lines(e), *e.outer]
     return writer.kernel("row_kernel", writer.index_args(), [], body)
 
 

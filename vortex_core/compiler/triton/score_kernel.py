@@ -83,6 +83,7 @@ class IndexKernel(KernelWriter):
             "pool_pages",
             "max_pages",
             *self.state_args(),
+            *self.seat_args(),
             *self.dense_mass_args(),
             *self.param_args(),
             *scratch,
@@ -119,13 +120,13 @@ class IndexKernel(KernelWriter):
                 return self.param(e, node, env, "kv_head")
             case "load":
                 state = self.states[node.attr["name"]]
-                names = [n for n, _ in state.stored]
-                row = Tile("page_row", env["page"].axes)
+                names, paged = [n for n, _ in state.stored], not state.of_request
+                row = Tile("page_row", env["page"].axes) if paged else Tile("seat_row")
                 axes = order([*row.axes, *(a for n in names for a in env[n].axes)])
                 text, axes = load_text(
-                    state.name, state, self.sizes, row, [env[n] for n in names], self.mask_text(axes, True)
+                    state.name, state, self.sizes, row, [env[n] for n in names], self.mask_text(axes, paged)
                 )
-                return e.bind(text, axes, True)
+                return e.bind(text, axes, paged)
         raise unsupported(node, "no such source in this backend")
 
     def prologue(self, blocks: bool) -> list[str]:
@@ -149,7 +150,10 @@ class IndexKernel(KernelWriter):
             ]
         elif crossover_unfit(self.program, Knobs()) is None:
             lines += [f"if tl.load(budgets_ptr + batch) >= {EVERYTHING}:", "    return"]
-        return [*lines, "length_f = length.to(tl.float32)", "complete_f = complete.to(tl.float32)"]
+        lines += ["length_f = length.to(tl.float32)", "complete_f = complete.to(tl.float32)"]
+        if self.program.request_states:
+            lines.append("seat_row = kv_head * pool_seats + tl.load(seats_ptr + batch).to(tl.int64)")
+        return lines
 
     def page_lines(self, axis: Axis) -> list[str]:
         """Index, mask and physical page of a block of pages."""
@@ -179,11 +183,11 @@ class IndexKernel(KernelWriter):
         lines.append(f"tl.store({pointer}, {full(value, axes)}, mask={self.mask_text(axes, True)})")
 
     def outputs(self, e: Emitter) -> None:
-        """Emit the stores of scores and carried states."""
+        """Emit the stores of scores and of carried states of pages."""
         lines = e.inner if e.inner is not None else e.outer
         graph, g = self.program.index, self.geometry
         values = [(i, e.value(i)) for i in self.schedule.scores]
-        updates = [(name, e.value(i)) for name, i in graph.writes]
+        updates = [(name, e.value(i)) for name, i in self.program.writes_of("page")]
         for i, value in values:
             env = e.identity(graph.nodes[i].type.dims)
             axes = order([a for t in env.values() for a in t.axes])
@@ -220,6 +224,18 @@ class IndexKernel(KernelWriter):
             text = f"mass_ptr + {Tile('page_row', (e.page,)).to(axes)} * {g.group} + {Tile(head.index, (head,)).to(axes)}"
             zeros = f"tl.zeros([{', '.join(str(a.size) for a in axes)}], tl.float32)"
             lines.append(f"tl.store({text}, {zeros}, mask={self.mask_text(axes, True)})")
+
+    def remember(self, e: Emitter) -> None:
+        """Emit the stores of the request's states: by the last program that reads them."""
+        values = [(self.states[name], e.value(i)) for name, i in self.program.writes_of("request")]
+        if values:
+            e.outer.append("tl.debug_barrier()")  # all lanes have read the old ones
+        for state, value in values:
+            env = e.identity(state.dims)
+            axes = order([a for t in env.values() for a in t.axes])
+            tile = Tile(full(value, axes), axes) if axes else literal(value)
+            mask, row = self.mask_text(axes, False), Tile("seat_row")
+            e.outer += store_lines(state.name, state, self.sizes, row, list(env.values()), tile, mask)
 
     def emitter(self, page: Axis | None, **options: Any) -> Emitter:
         """What writes the statements of a kernel that comes after the query's."""

@@ -76,7 +76,7 @@ class UpdateKernel(KernelWriter):
         for name, i in graph.writes:
             self._write_state(emitter, self.states[name], i, row)
         for s in self.program.states:
-            if s.carried:
+            if s.carried and not s.of_request:
                 env = emitter.identity(s.dims)
                 axes = order([a for t in env.values() for a in t.axes])
                 value = (

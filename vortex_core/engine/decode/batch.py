@@ -49,6 +49,7 @@ class DecodeBatch:
         device = self.pool.k.device
         self.page_table = pages.view(len(self.sequences), width * per_block).to(device)
         self.lengths = torch.tensor([s.length for s in self.sequences], dtype=torch.int64, device=device)
+        self.seats = torch.tensor([s.seat for s in self.sequences], dtype=torch.int64, device=device)
         self._blocks = [len(s.blocks) for s in self.sequences]
 
     def follow(self) -> None:
@@ -125,6 +126,7 @@ class DecodeStep:
                 torch.tensor(budgets, device=self.slots.device),
                 self.max_length,
                 0 if self.flow is None else self.flow.crossover.tokens(len(self.lengths)),
+                seats=self.batch.seats,
             )
         return self._views[row]
 

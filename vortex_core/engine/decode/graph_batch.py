@@ -90,6 +90,7 @@ class GraphBatch:
             put(b.tokens, [s.next_token for s in members])
             put(b.lengths, [s.length for s in members])
             put(b.ages, [s.decode_steps for s in members])
+            put(b.seats, [s.seat for s in members])
             b.attended[index] = 0
             for i in rows:
                 self._blocks[i] = 0
@@ -118,7 +119,8 @@ class GraphBatch:
             runner, b, count = self.runner, self.runner.buffers, len(rows)
             self._collect()
             index = torch.tensor(list(rows), dtype=torch.int64, device=runner.device)
-            for tensor in (b.tokens, b.lengths, b.ages, b.blocks, *([b.pages] if b.per_block > 1 else [])):
+            tables = (b.blocks, *([b.pages] if b.per_block > 1 else []))
+            for tensor in (b.tokens, b.lengths, b.ages, b.seats, *tables):
                 tensor[:count] = tensor[index]
             for lists in runner.kept.values():
                 for tensor in (lists.page_ids, lists.lengths):

@@ -102,10 +102,7 @@ class DecodeRunner:
     def _allocate(self, rows: int) -> None:
         """Buffers for a larger batch. Graphs captured over the old ones are of no use any more."""
         size = BLOCK_TOKENS if self.flow is None else self.flow.page_size
-        self._captured.clear()
-        self._newest.clear()
-        # A pool whose graphs are all gone may not be captured into again.
-        self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
+        self.forget()
         self.attention = self._plans(rows, size)
         self.buffers = StaticBuffers(rows, self.max_blocks, size, self.heads, self.vocab, self.device)
         if self.flow is not None and self.flow.knobs.reuse_steps > 1:
@@ -117,6 +114,13 @@ class DecodeRunner:
                     old = self.kept[layer]
                     ids[: old.batch], lens[: old.batch] = old.page_ids, old.lengths
                 self.kept[layer] = PageList(ids, lens, size)
+
+    def forget(self) -> None:
+        """Drop all graphs; steps are captured anew."""
+        self._captured.clear()
+        self._newest.clear()
+        # A pool whose graphs are all gone may not be captured into again.
+        self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
 
     def _plans(self, rows: int, page_size: int) -> tuple[AttentionPlan, AttentionPlan]:
         """Attention over all blocks, and over the flow's lists of pages, for up to `rows` sequences."""

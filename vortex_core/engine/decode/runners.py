@@ -46,6 +46,11 @@ class Runners:
         short = flow is not None and flow.crossover.longest > 0
         return GraphBatch(sequences, self.runner(flow), self.runner(None) if short else None)
 
+    def forget(self, flow: LoadedFlow) -> None:
+        """The graphs of a flow's runner address storage that is no more."""
+        if id(flow) in self._of:
+            self._of[id(flow)].forget()
+
     def drop(self, flow: LoadedFlow | None) -> Shape | None:
         """Free the runner of a flow that goes; returns the shape it last ran. The dense one stays."""
         used = self._of.get(None if flow is None else id(flow))

@@ -130,6 +130,7 @@ class Selections:
             if due:
                 rows = torch.tensor(due, device=q.device)
                 mass = None if view.dense_mass is None else view.dense_mass[rows]
+                seats = None if view.seats is None else view.seats[rows]
                 part = BatchView(
                     view.block_table[rows],
                     view.lengths[rows],
@@ -137,6 +138,7 @@ class Selections:
                     view.max_length,
                     view.longest_whole,
                     dense_mass=mass,
+                    seats=seats,
                 )
                 pages = _replace(pages, rows, self.flow.select(layer, q[rows], part))
         self.lists[layer] = pages

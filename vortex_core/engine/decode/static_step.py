@@ -34,6 +34,7 @@ class StaticBuffers:
         lengths: int32 `[rows]`, tokens with keys and values in the pool; a step begins by adding `active`.
         active: int32 `[rows]`, 1 for sequences, 0 for padding.
         ages: int32 `[rows]`, steps done.
+        seats: int32 `[rows]`, where each keeps states of its own.
         blocks: int32 `[rows, blocks]`, physical blocks of 128 tokens.
         pages: the same in the flow's pages.
         logits: float32 `[rows, vocab]` of the last step.
@@ -50,7 +51,7 @@ class StaticBuffers:
         self.rows, self.width = rows, blocks
         self.per_block = BLOCK_TOKENS // page_size
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.lengths, self.active, self.ages = ints(rows), ints(rows), ints(rows)
+        self.lengths, self.active, self.ages, self.seats = ints(rows), ints(rows), ints(rows), ints(rows)
         self.blocks = ints(rows, blocks)
         self.pages = self.blocks if self.per_block == 1 else ints(rows, blocks * self.per_block)
         self.logits = torch.zeros(rows, vocab, device=device)
@@ -146,7 +147,8 @@ class StaticStep(FlowStep):
 
     def batch(self) -> BatchView:
         """See `FlowStep`."""
-        return BatchView(self.pages, self.lengths, self.lengths, self.max_length)
+        seats = self.buffers.seats[: self.rows]
+        return BatchView(self.pages, self.lengths, self.lengths, self.max_length, seats=seats)
 
     def scored(self, budget_row: int) -> BatchView:
         """See `FlowStep`."""
@@ -157,8 +159,9 @@ class StaticStep(FlowStep):
                 found = found.masked_fill(self.lengths < self.whole_below, EVERYTHING)
             self._budgets[budget_row] = found
         return BatchView(
-            self.pages, self.selecting, self._budgets[budget_row], self.max_length, self.whole_below
-        )
+            self.pages, self.selecting, self._budgets[budget_row], self.max_length, self.whole_below,
+            seats=self.buffers.seats[: self.rows],
+        )  # fmt: skip
 
     def all_pages(self) -> PageList:
         """See `FlowStep`."""

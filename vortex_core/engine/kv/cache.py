@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -55,6 +56,7 @@ class SequenceState:
         length: tokens with keys and values in the pool.
         next_token: fed at the next step.
         decode_steps: decode steps it has taken, since it was forked from its prompt.
+        seat: where it keeps states of its own; no two sequences that decode have the same.
         tail_of: the prompt whose partial last block this sequence writes to.
         tokens: what it produced.
         logprobs: of each of them.
@@ -64,6 +66,7 @@ class SequenceState:
     length: int
     next_token: int
     decode_steps: int = 0
+    seat: int = 0
     tail_of: Prompt | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -88,6 +91,8 @@ class KVCache:
         self.pool = KVPool(geometry, self.blocks.total, dtype, device)
         self.prompts: dict[tuple[int, ...], Prompt] = {}
         self.sequences: list[SequenceState] = []
+        self._free_seats: list[int] = []  # a heap of those that were given back
+        self._seats = 0  # given out so far, at once
         self.opened: list[Prompt] = []  # their keys and values are being computed
         self._on_reuse = on_reuse
 
@@ -226,9 +231,16 @@ class KVCache:
         for i in range(inherited, len(prompt.blocks)):
             tokens = min(BLOCK_TOKENS, prompt.cached - i * BLOCK_TOKENS)
             self.pool.copy_tokens(prompt.blocks[i], blocks[i], tokens)
-        sequence = SequenceState(blocks, prompt.cached, prompt.token_ids[-1], tail_of=tail_of)
+        sequence = SequenceState(blocks, prompt.cached, prompt.token_ids[-1], 0, self._seat(), tail_of)
         self.sequences.append(sequence)
         return sequence
+
+    def _seat(self) -> int:
+        """The lowest seat that is free: there are as many as sequences ever decoded at once."""
+        if self._free_seats:
+            return heapq.heappop(self._free_seats)
+        self._seats += 1
+        return self._seats - 1
 
     def grow(self, sequence: SequenceState) -> bool:
         """Room for a sequence's next token; False where no block is left."""
@@ -240,8 +252,9 @@ class KVCache:
         return True
 
     def join(self, sequences: Sequence[SequenceState]) -> None:
-        """End sequences: give back their blocks."""
+        """End sequences: give back their blocks and seats."""
         for sequence in sequences:
+            heapq.heappush(self._free_seats, sequence.seat)
             if sequence.tail_of is not None:
                 sequence.tail_of.tail_in_use = False
             self.blocks.release(sequence.blocks)
@@ -254,7 +267,8 @@ class KVCache:
         return blocks
 
     def check_integrity(self) -> None:
-        """Assert that every block is accounted for."""
+        """Assert that every block and seat is accounted for."""
+        assert sorted([*self._free_seats, *(s.seat for s in self.sequences)]) == list(range(self._seats))
         prompts = [*self.prompts.values(), *self.opened]
         owners = [p.blocks for p in prompts] + [s.blocks for s in self.sequences]
         self.blocks.check_integrity(owners)

@@ -18,6 +18,8 @@ from vortex_core.flow.mending.place import (
 )
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import SCALED, STATE_DTYPES
+from vortex_core.ir.types import SCOPES
+from vortex_core.ir.verify import NOT_CARRIED
 
 
 def no_state(place: Place) -> Edit | None:
@@ -99,9 +101,12 @@ def state_type(place: Place) -> Edit | None:
             value, f"{receiver(value)}.mean({', '.join(repr(n) for n, _ in extra)})".replace("'", '"')
         )
     declaration = _declaration(place, name)
-    if declaration is None or any(n in ("page", "token", "head") for n, _ in found):
+    if declaration is None:
         return None
-    kept = [k for k in declaration.keywords if k.arg in ("dtype", "carried", "init")]
+    own = any(k.arg == "scope" and getattr(k.value, "value", "") == "request" for k in declaration.keywords)
+    if any(n in ("page", "token") or (n == "head" and not own) for n, _ in found):
+        return None
+    kept = [k for k in declaration.keywords if k.arg in ("dtype", "carried", "init", "scope")]
     if not found:
         kept = [k for k in kept if not (k.arg == "dtype" and getattr(k.value, "value", "") in SCALED)]
     # The last dimension declared is the one that shares a scale: the author's order stays.
@@ -144,6 +149,16 @@ def bad_state(place: Place) -> Edit | None:
         return dtype("fp16")
     if why.startswith("carried with dtype"):
         return dtype("bf16")
+    if why == NOT_CARRIED:
+        return changed(call, lambda c: c.keywords.append(ast.keyword("carried", constant(True))))
+    if wrong := re.fullmatch(r"scope '(.*)'", why):
+        meant = close(wrong.group(1), SCOPES) or "request"  # nobody needs to say that a state is a page's
+
+        def scope(c: ast.Call) -> None:
+            c.keywords = [k for k in c.keywords if k.arg != "scope"] + [ast.keyword("scope", constant(meant))]
+
+        edit = changed(call, scope)
+        return Edit(edit.node, edit.text.replace("'", '"'))
     if why.startswith("an initial value"):
         return changed(call, lambda c: setattr(c, "keywords", [k for k in c.keywords if k.arg != "init"]))
     if wrong := re.fullmatch(r"dimension '(token|head|page)'", why):

@@ -94,7 +94,7 @@ class TuneCase:
         shape = (g.kv_heads, self.pages, knobs.page_size)
         k = self._normal((*shape, g.head_dim), dtype)
         kv = LayerKV(k, k[..., : g.value_dim] if g.is_mla else self._normal((*shape, g.value_dim), dtype))
-        states = self.default.new_states(self.pages, self.device)
+        states = self.default.new_states(self.pages, self.device, self.batch)
         if states.mass is not None:
             states.mass.uniform_(generator=self._random)
         self.default.update(states, kv, every, 0)
