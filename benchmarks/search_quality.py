@@ -318,6 +318,11 @@ def _again(flow: Flow, path: str, device: str = "cpu", by: str = "beyond") -> fl
     return value_of(_screener(path, device, 8).score(flow, own=False).points[0], by)
 
 
+def _hindsight(path: str, by: str) -> float:
+    """The pages of most mass, in eight layers: 1 by mass, and by the output what programs can hope for."""
+    return value_of(_screener(path, "cpu", 8).hindsight(_library("block_topk"))[0], by)
+
+
 def quartiles(values: list[float]) -> str:
     """Median and the middle half."""
     if len(values) < 2:
@@ -446,6 +451,7 @@ def main() -> None:
     library = {
         n: {Path(p).stem: _again(_library(n), p, by=args.by) for p in [recording, *others]} for n in LIBRARY
     }
+    library["hindsight"] = {Path(p).stem: _hindsight(p, args.by) for p in [recording, *others]}
     order = {name: i for i, name in enumerate(args.strategies.split(","))}
     text = table([runs[k] for k in sorted(runs, key=lambda k: (order[k[0]], k[1]))], library)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")

@@ -240,7 +240,17 @@ class DenseRows:
     def best(self) -> torch.Tensor:
         """Mass on the best `n` pages, chosen with hindsight for the query heads of a kv head together, the floor's
         first: `[row, q_head, n - 1]`."""
+        order = self._order.repeat_interleave(self.recording.geometry.group, 1)
+        return self.mass.gather(-1, order).cumsum(-1)
+
+    @property
+    def _order(self) -> torch.Tensor:
+        """Pages by pooled mass, the floor's first: int64 `[row, kv_head, page]`."""
         g = self.recording.geometry
         pooled = self.mass.unflatten(1, (g.kv_heads, g.group)).sum(2)
-        order = torch.where(self.floor[:, None], torch.inf, pooled).argsort(-1, descending=True)
-        return self.mass.gather(-1, order.repeat_interleave(g.group, 1)).cumsum(-1)
+        return torch.where(self.floor[:, None], torch.inf, pooled).argsort(-1, descending=True)
+
+    @property
+    def ranks(self) -> torch.Tensor:
+        """Place of each page in that order, from 0: int64 `[row, kv_head, page]`."""
+        return self._order.argsort(-1)

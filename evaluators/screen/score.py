@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -115,6 +115,26 @@ class Screener:
         Raises:
             VortexError: `VF013` or `VF064` for a program that does not fit the model.
         """
+        return self._scored(flow, own, lambda selected, rows: selected)
+
+    @torch.inference_mode()
+    def hindsight(self, flow: Flow) -> tuple[ScreenPoint, ...]:
+        """What a selection would score that knows the attention, at the screener's budgets under the flow's knobs: the
+        pages of each kv head with most mass, those of the floor first. `beyond` is then 1. By the error of the output
+        it is what programs can hope for: not a bound, as mass is not that error, but near one."""
+
+        def best(selected: Selected, rows: DenseRows) -> Selected:
+            group = self.recording.geometry.group
+            allowed = torch.minimum(selected.allowed, rows.totals)[..., None, None]
+            masks = (rows.ranks < allowed).repeat_interleave(group, 2)
+            return Selected(masks, selected.allowed)
+
+        return self._scored(flow, False, best).points
+
+    def _scored(
+        self, flow: Flow, own: bool, chosen_by: Callable[[Selected, DenseRows], Selected]
+    ) -> ScreenScore:
+        """Score what is made of a flow's selection."""
         started = time.perf_counter()
         g = self.recording.geometry
         device = self.recording.k.device
@@ -131,7 +151,7 @@ class Screener:
                 tuple(sparse) if tells_layers_apart(flow, g.layers) else evenly_among(sparse, self.layers)
             )
             rows = self._rows_of(flow.knobs.page_size, chosen)
-            selected = Selector(flow, compiled, rows, budgets).run()
+            selected = chosen_by(Selector(flow, compiled, rows, budgets).run(), rows)
             points = self._points(flow, rows, selected, budgets, len(sparse))
         return self._score(points, own, chosen, started)
 

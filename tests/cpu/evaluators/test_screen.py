@@ -148,6 +148,23 @@ def test_hindsight_bounds_and_budgets_order(screener: Screener) -> None:
         assert points[0].output_error >= points[2].output_error
 
 
+@pytest.mark.parametrize("page", [16, 32])
+def test_what_hindsight_chooses_has_all_the_mass_and_the_least_error(
+    recording: AttentionRecording, page: int
+) -> None:
+    screener = Screener(recording, budgets=("96", "128", "length"))
+    best = screener.hindsight(candidate("block_topk", page_size=page))
+    assert [p.beyond for p in best] == pytest.approx([1, 1, 1], abs=1e-5)
+    assert best[2].output_error == pytest.approx(0, abs=1e-9)
+    assert best[0].output_error > best[1].output_error > 1e-3
+    for name in ("quest", "block_topk", "streaming"):
+        for hindsight, found in zip(
+            best[:2], screener.score(candidate(name, page_size=page), own=False).points, strict=False
+        ):
+            assert found.recall < hindsight.recall and found.density == hindsight.density
+            assert found.output_error > hindsight.output_error
+
+
 def test_a_flow_may_not_shine_in_the_layers_looked_at(recording: AttentionRecording) -> None:
     """Sampled layers are drawn from the sparse ones, and a budget that knows layers is scored in all of them."""
     one = Screener(recording, budgets=("64",), layers=1)
