@@ -90,6 +90,11 @@ class OlderFiles:
         path = self.folder / PACK
         if self._pack is None and path.exists():
             foreign.refuse_odd_files(path)
-            self._pack = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-            foreign.distrust(self._pack, ("files",))
+            found = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+            try:
+                foreign.distrust(found, ("files",))
+            except BaseException:  # whoever asks again is refused again
+                found.close()
+                raise
+            self._pack = found
         return self._pack

@@ -185,6 +185,20 @@ def test_a_foreign_pack_is_no_pack(tmp_path: Path, made: str | None) -> None:
     assert [p.suffix for p in files.glob("*.py")] == [".py"], "nothing was taken away"
 
 
+@pytest.mark.timeout(20)
+def test_a_foreign_pack_is_none_whenever_it_is_asked(tmp_path: Path) -> None:
+    """`fsck` asks for one text after another, whatever the first was answered."""
+    write_run(tmp_path, "r", 2)
+    files = tmp_path / "r" / "files"
+    files.mkdir()
+    with closing(sqlite3.connect(files / "packed.sqlite")) as db:
+        db.executescript("CREATE VIEW files AS SELECT 1 AS name, 2 AS body")  # might as well never end
+    with open_run("r", readonly=True, root=tmp_path) as run:
+        for _ in range(2):
+            with pytest.raises(VortexError, match=r"VS005.*packed\.sqlite: its files are no table"):
+                run.files.get("0" * 16, ".py")
+
+
 NUMBERS: list[Any] = [-1, -0.5, float("nan"), float("inf"), -1e300, 10**400, "5", [1], {}, True]
 
 
