@@ -6,6 +6,7 @@ it record by record, and only then takes its place, so a crash at any point leav
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import sqlite3
@@ -55,17 +56,18 @@ def compact(run: Run) -> Compaction:
         texts = _compare(run, new)
         store.rest()
         os.replace(new, log)  # noqa: PTH105 - one atomic step
-    except sqlite3.Error as error:
+        _to_disk(run.folder)  # before anything goes that the old log needed
+    except (sqlite3.Error, OSError) as error:
         raise not_written(str(new), str(error)) from error
     finally:
         new.unlink(missing_ok=True)
     try:
-        run.files.older.remove()  # their texts are in the log now
+        run.files.older.remove(texts)  # their texts are in the log now
     except OSError as error:
         raise not_written(str(run.files.older.folder), error.strerror or str(error)) from error
     for shadow in run.folder.glob("live.sqlite*"):  # what a driver shows is made again from the log
         shadow.unlink()
-    return Compaction(before, size_of(run.folder), events, texts)
+    return Compaction(before, size_of(run.folder), events, len(texts))
 
 
 def _write(run: Run, path: Path) -> int:
@@ -95,8 +97,20 @@ def _write(run: Run, path: Path) -> int:
     return count
 
 
-def _compare(run: Run, path: Path) -> int:
-    """Refuse a copy that does not say what the run says; returns its number of texts."""
+def _to_disk(folder: Path) -> None:
+    """Wait until the disk has a folder's entries as they are, where a file system lets one wait for that."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _compare(run: Run, path: Path) -> set[str]:
+    """Refuse a copy that does not say what the run says; returns the names of its texts."""
     store = run.store
     assert isinstance(store, SqliteEventStore)
     copy = SqliteEventStore(path, readonly=True)
@@ -110,6 +124,6 @@ def _compare(run: Run, path: Path) -> int:
         assert {*copy.texts.names()} == names, "a packed text is missing"
         for name in names:
             assert copy.texts.get(name) == run.files.text(name), "a packed text differs"
-        return len(names)
+        return names
     finally:
         copy.close()

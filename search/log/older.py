@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from search.errors import bad_log
@@ -54,8 +54,12 @@ class OlderFiles:
         except sqlite3.Error as error:
             raise bad_log(str(self.folder / PACK), str(error)) from error
 
-    def remove(self) -> None:
-        """Remove all of them, for they are kept elsewhere now.
+    def remove(self, taken: Collection[str]) -> None:
+        """Remove what is kept elsewhere now, and the folder if nothing else is in it. Of a folder that is a link, the
+        link alone goes: whose the files are that it leads to is not known.
+
+        Args:
+            taken: names of the texts that are kept.
 
         Raises:
             OSError: they cannot be removed.
@@ -63,11 +67,16 @@ class OlderFiles:
         if self._pack is not None:
             self._pack.close()
             self._pack = None
-        for path in [*self._loose(), self.folder / PACK]:
-            path.unlink(missing_ok=True)
-        if self._there and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-            self._there = False
+        if self.folder.is_symlink():
+            self.folder.unlink()
+        elif self._there:
+            for path in self._loose():
+                if path.name in taken:
+                    path.unlink(missing_ok=True)
+            (self.folder / PACK).unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+        self._there = self.folder.is_dir()
 
     def _loose(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*.*") if path.name != PACK)

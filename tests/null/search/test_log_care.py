@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sqlite3
 import zlib
@@ -384,6 +385,54 @@ def test_a_packing_that_is_killed_loses_nothing(root: Path, monkeypatch: pytest.
     with open_run("r", readonly=False, root=root) as run:
         compact(run)
     assert findings(root, deep=True) == [] and not (root / "r" / "files").exists()
+
+
+def test_packing_takes_away_nothing_that_it_does_not_keep(root: Path):
+    as_version_2(root / "r")
+    beside = root / "r" / "files" / "notes.md"
+    beside.write_text("a user's")
+    with open_run("r", readonly=False, root=root) as run:
+        compact(run)
+    assert beside.read_text() == "a user's"
+    assert [p.name for p in beside.parent.iterdir()] == [beside.name], "texts are in the log"
+    assert findings(root, deep=True) == []
+
+
+def test_packing_a_run_whose_files_are_a_link_leaves_what_it_leads_to(root: Path, tmp_path: Path):
+    """Of a stranger's run it may lead anywhere."""
+    count, elsewhere = as_version_2(root / "r"), tmp_path / "elsewhere"
+    (root / "r" / "files").rename(elsewhere)
+    (root / "r" / "files").symlink_to(elsewhere)
+    (elsewhere / "thesis.tex").write_text("mine")
+    with open_run("r", readonly=False, root=root) as run:
+        compact(run)
+    assert len(list(elsewhere.iterdir())) == count + 1
+    assert not (root / "r" / "files").is_symlink() and findings(root, deep=True) == []
+
+
+def test_files_go_when_the_disk_has_the_log_that_holds_their_texts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Otherwise a power failure may leave the old log without them."""
+    as_version_2(root / "r")
+    done: list[str] = []
+    replace, fsync, unlink = os.replace, os.fsync, Path.unlink
+
+    def synced(handle: int) -> None:
+        done.append(f"to the disk {Path(f'/proc/self/fd/{handle}').readlink()}")
+        fsync(handle)
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "files":
+            done.append("gone")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replaced"), replace(*names)))
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    with open_run("r", readonly=False, root=root) as run:
+        compact(run)
+    assert done[:3] == ["replaced", f"to the disk {root / 'r'}", "gone"]
 
 
 @pytest.mark.parametrize("body", [b"no zlib", "text", 5])
