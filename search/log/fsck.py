@@ -16,7 +16,7 @@ from search.log import schema
 from search.log.rows import unpack
 from search.log.run import LOG, SECRET, Run
 from search.log.state import CampaignState
-from search.log.store import Record, SqliteEventStore, parse
+from search.log.store import Record, SqliteEventStore, parse, read_only_uri
 from vortex_core.errors import VortexError
 
 Level = Literal["problem", "note"]
@@ -71,12 +71,12 @@ def check_run(run: Run, *, deep: bool = False, progress: Callable[[int], None] =
     check = Check()
     store = run.store
     assert isinstance(store, SqliteEventStore)
-    with closing(sqlite3.connect(f"{(run.folder / LOG).absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with closing(sqlite3.connect(read_only_uri(run.folder / LOG), uri=True)) as db:
         _database(db, check)
     state = _events(store, check, progress)
-    _texts(run, state, check)
+    there = _texts(run, state, check)
     if not check.events:
-        left = len(run.files.names()) + (run.folder / SECRET).exists()
+        left = len(there) + (run.folder / SECRET).exists()
         if left:
             check.add("end", "problem", f"the log is empty, but {left} texts of its run are there", _RESTORE)
     if deep:
@@ -194,8 +194,8 @@ def _fold(state: CampaignState, record: Record, check: Check) -> bool:
     return True
 
 
-def _texts(run: Run, state: CampaignState, check: Check) -> None:
-    """Everything that events name is there and is what its name says."""
+def _texts(run: Run, state: CampaignState, check: Check) -> set[str]:
+    """Everything that events name is there and is what its name says; returns the names of all that is there."""
     wanted: dict[str, str] = {}
     for candidate in state.candidates.values():
         wanted[f"{candidate.source}.py"] = candidate.label
@@ -216,9 +216,14 @@ def _texts(run: Run, state: CampaignState, check: Check) -> None:
             run.files.get(stem, f".{suffix}")
         except VortexError as error:
             check.add("text", "problem", f"{name} of {whose}: {error.message}", _TEXT)
-    spare = len(run.files.names() - wanted.keys())
-    if spare:
+    try:
+        there = run.files.names()
+    except VortexError as error:
+        check.add("texts", "problem", error.message, _TEXT)
+        return set()
+    if spare := len(there - wanted.keys()):
         check.add("spare", "note", f"{spare} texts that no event names: an append failed after them")
+    return there
 
 
 def _programs(run: Run, state: CampaignState, check: Check) -> None:

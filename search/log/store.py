@@ -143,7 +143,7 @@ class SqliteEventStore:
         try:
             foreign.refuse_odd_files(path)
             if self._lock is None:
-                self._db = sqlite3.connect(_read_only(path), uri=True, isolation_level=None)
+                self._db = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
                 _for_reading(self._db)
             else:
                 self._db = sqlite3.connect(path, isolation_level=None)
@@ -340,7 +340,7 @@ def _is_paid(event: events.Event) -> bool:
     return isinstance(event, (events.Proposed, events.ProposalFailed)) and event.calls > 0
 
 
-def _read_only(path: Path) -> str:
+def read_only_uri(path: Path) -> str:
     """How a reader opens a log. One whose folder cannot be written (a colleague's run, an archive) and that no writer
     left half-way is opened as never changing: otherwise SQLite would want to make files beside it."""
     beside = path.with_name(f"{path.name}-wal")
@@ -383,4 +383,5 @@ __all__ = [
     "Record",
     "SqliteEventStore",
     "parse",
+    "read_only_uri",
 ]

@@ -191,8 +191,10 @@ def test_a_run_on_read_only_storage_is_read(tmp_path: Path) -> None:
     (tmp_path / "r").chmod(0o555)
     code = (
         "import os, sys, urllib.parse; from pathlib import Path\nfrom search.log.run import open_run, read_state\n"
+        "from search.log.fsck import check_run\n"
         "if os.geteuid() == 0: os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
-        "with open_run('r', readonly=True, root=Path(sys.argv[1])) as run: print(read_state(run).started)"
+        "with open_run('r', readonly=True, root=Path(sys.argv[1])) as run:\n"
+        "    print(read_state(run).started, check_run(run).problems)"
     )
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.geteuid() and str(folder).startswith("/tmp/"):
@@ -201,7 +203,7 @@ def test_a_run_on_read_only_storage_is_read(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
     )
     (tmp_path / "r").chmod(0o755)
-    assert done.stdout.strip() == "None", done.stderr
+    assert done.stdout.strip() == "None 0", done.stderr
 
 
 def test_writing_replaces_no_device_pipe_or_link(tmp_path: Path) -> None:

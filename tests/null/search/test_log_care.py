@@ -279,6 +279,17 @@ def _change_a_file(folder: Path) -> None:
     next(iter(sorted((folder / "files").glob("*.json")))).write_text("{}")
 
 
+def _lose_all_texts(folder: Path) -> None:
+    db = sqlite3.connect(folder / LOG)
+    db.execute("DROP TABLE texts")
+    db.close()
+
+
+def _overwrite_a_pack(folder: Path) -> None:
+    as_version_2(folder)
+    (folder / "files" / PACK).write_bytes(b"no database" * 1000)
+
+
 def _overwrite_a_page(folder: Path) -> None:
     with (folder / LOG).open("r+b") as file:
         file.seek((folder / LOG).stat().st_size // 2)
@@ -297,6 +308,8 @@ def _overwrite_a_page(folder: Path) -> None:
         (_make_a_text_a_number, "a text that is none"),
         (_lose_a_file, "holds no text"),
         (_change_a_file, "not what its name says"),
+        (_lose_all_texts, "^event log .*no such table: texts"),
+        (_overwrite_a_pack, "^event log .*not a database"),
         (_overwrite_a_page, "damaged|malformed|not the one"),
     ],
 )
