@@ -26,7 +26,7 @@ from search.campaign.forecast import finals_seconds
 from search.campaign.ladder import Ladder
 from search.campaign.lessons import Lessons
 from search.campaign.live import LiveView
-from search.campaign.pipeline import LibraryLoader, Pipeline, together
+from search.campaign.pipeline import LibraryLoader, Pipeline
 from search.campaign.replay import Recording
 from search.campaign.work import Work
 from search.config import CampaignConfig
@@ -37,6 +37,7 @@ from search.log.run import Run
 from search.log.state import SEARCHING, USER, CampaignState, Candidate, Proposal
 from search.log.store import Record
 from search.machine import device_words
+from search.together import together
 from vortex_core.errors import VortexError
 
 _REFERENCES = 0.6

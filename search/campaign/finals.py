@@ -12,10 +12,11 @@ from typing import Any
 from search.campaign.archive import Archive, Verdict, score
 from search.campaign.comparison import Comparison, against_control, at_equal_cost, compare
 from search.campaign.fitting import runs_as_it_is
-from search.campaign.pipeline import LibraryLoader, Pipeline, together
+from search.campaign.pipeline import LibraryLoader, Pipeline
 from search.config import CampaignConfig, Objective
 from search.log import events as ev
 from search.log.state import USER, CampaignState, Candidate
+from search.together import together
 
 
 def library_names() -> list[str]:
@@ -189,7 +190,7 @@ class Finals:
         sure = {"fresh": int(self.config.finals.anyway), "holdout": 2}.get(purpose, 0)
         await together(
             self.pipeline.evaluate(c, purpose)
-            if c in waiting[:sure]
+            if c in candidates[:sure]  # not the next in their place where a run goes on that had asked them
             else self.pipeline.evaluate(c, purpose, late=partial(self._late, f"{c.label} on {purpose} items"))
             for c in waiting
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -34,17 +34,6 @@ _T = TypeVar("_T")
 
 _MENDS = 8
 """Replacements tried on one refused source."""
-
-
-async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run at once; the first failure ends the others and is raised."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 _FLOWS = 512
@@ -99,7 +88,7 @@ class Pipeline:
         self.drain = drain
         self.geometry = geometry
         self._flows: OrderedDict[str, Flow] = OrderedDict()
-        # Programs of these by the names of their files: under other knobs they need not be verified again.
+        # Programs of these by the names of their texts: under other knobs they need not be verified again.
         self._programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
         # A candidate keeps its turn from its first engine stage to its last: swapping flows between stages would
         # rebuild page states and forget answers that the next stage reuses.

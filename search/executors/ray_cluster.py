@@ -33,6 +33,7 @@ from search.executors.rooms import Call, Kind, Member
 from search.executors.shared import PACKAGES, ROOT, SharedHouse
 from search.executors.workers import EngineSetup
 from search.log.events import Purpose
+from search.together import together
 from vortex_core.errors import VortexError
 from vortex_core.ir.flow import Flow
 
@@ -221,14 +222,13 @@ class RayExecutor:
         async def target() -> str:
             return str((await self._run("engine", Call("screen_file", (seed,), "record", deadline)))["value"])
 
-        asked = [target()]
+        others = []
         for further in self.screen.models:
             plan = dict(self.setup.plan)
             if further.evaluation is not None:
                 plan = load_plan(further.evaluation).model_dump(mode="json")
-            asked.append(other(further.model, plan))
-        files = await asyncio.gather(*asked)
-        self._recordings = tuple(files)
+            others.append((further.model, plan))
+        self._recordings = tuple(await together([target(), *(other(*one) for one in others)]))
 
     async def reference(self, purpose: Purpose, seed: int, known: dict[str, Any] | None) -> dict[str, Any]:
         """See `Executor`. Idle engines prefill at once; the first one's answers stand for all."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from evaluators.results import Metric, StageResult
-from search.log.state import CampaignState
+from search.campaign.finals import Finals
+from search.log.state import CampaignState, Candidate
 from search.simulation import SimulatedExecutor, simulated_library
 from tests.null.search.harness import SESSION, STARTED, Harness, config, kinds
 from vortex_core.ir.flow import Flow
@@ -119,3 +121,29 @@ def test_nothing_wins_where_nothing_keeps_the_gates(tmp_path: Path):
     assert state.finished.winner is None
     assert "library flows stand" in state.finished.summary["statement"]
     assert len(arms) == 4
+
+
+def test_only_the_winner_and_its_first_rival_meet_sealed_items_late_when_a_run_goes_on(tmp_path: Path):
+    """Its winner had met them; the second rival is not asked in its place when the time is over."""
+    harness = Harness(tmp_path)
+    campaign = harness.campaign()
+    state = asyncio.run(campaign.run_to_end(STARTED, SESSION))
+    first, second, third, fourth = list(state.candidates.values())[:4]
+    for candidate, finished in ((first, True), (second, False), (third, False), (fourth, False)):
+        candidate.finished.pop("holdout", None)
+        if finished:
+            candidate.finished["holdout"] = True
+    asked: dict[str, bool] = {}
+
+    class Seen:
+        async def dense_reference(self, purpose: str) -> None:
+            pass
+
+        async def evaluate(
+            self, c: Candidate, purpose: str, late: Callable[[], bool] = lambda: False
+        ) -> None:
+            asked[c.key] = not late()
+
+    finals = Finals(Seen(), harness.config, state, print, simulated_library, lambda: True)  # type: ignore[arg-type]
+    asyncio.run(finals._measure([first, second, third, fourth], "holdout"))
+    assert asked == {second.key: True, third.key: False, fourth.key: False}

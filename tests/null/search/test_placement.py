@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search.config import Cluster
+from search.config import Cluster, Screen
 from search.executors.placement import Device, Placement, Resources, place
 from search.executors.ray_cluster import EngineSetup, RayExecutor
 from vortex_core.errors import VortexError
@@ -98,6 +98,33 @@ def test_a_campaign_that_joins_again_asks_for_the_same_engine(monkeypatch: pytes
     told = asyncio.run(tried())
     assert joined[0] == joined[1] == joined[2]
     assert told.cpu_workers == 2, "they share the memory of their machine"
+
+
+def test_what_is_recorded_beside_ends_with_the_first_failure() -> None:
+    """A campaign that ends because its engine is lost leaves no worker at a recording that nobody waits for."""
+    ended: list[str] = []
+
+    class Losing:
+        async def run(self, campaign: str, kind: str, call: Any) -> dict[str, Any]:
+            await asyncio.sleep(0.01)
+            if kind == "engine":
+                return {"error": VortexError("VS016", "gone", remedy="none").to_json()}
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                ended.append(call.arguments[0])
+                raise
+            return {"value": "file"}
+
+    async def tried() -> None:
+        screen = Screen.model_validate({"models": [{"model": "second"}, {"model": "third"}]})
+        made = RayExecutor(Cluster(), EngineSetup("m", {}), lambda device: {}, found=LAPTOP, screen=screen)
+        made._house = Losing()  # type: ignore[assignment]
+        with pytest.raises(VortexError, match="gone"):
+            await made.record(0)
+        assert ended == ["second", "third"]
+
+    asyncio.run(tried())
 
 
 @pytest.mark.parametrize(
