@@ -14,12 +14,14 @@ import json
 import os
 import platform
 import secrets
+import stat
 import threading
 import time
 from pathlib import Path
 from typing import IO, Any
 
 from search.errors import locks_do_nothing, run_locked
+from vortex_core.files import UnfitFileError
 
 LEASE = 90.0
 """Seconds without a sign of life after which another machine may take a run over."""
@@ -70,7 +72,7 @@ class WriterLock:
         self.shared = is_shared(self.filesystem)
         self._path = path.with_suffix(".lock")
         self._stop = threading.Event()
-        self._file: IO[str] | None = self._path.open("a+", encoding="utf-8")
+        self._file: IO[str] | None = _opened(self._path)
         try:
             self._take(path.parent.name)
         except BaseException:
@@ -108,7 +110,7 @@ class WriterLock:
 
     def _excludes_nobody(self) -> bool:
         """Whether a second opening of the file gets the lock that the first one holds."""
-        with self._path.open("a+", encoding="utf-8") as second:
+        with _opened(self._path) as second:
             try:
                 fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -137,6 +139,23 @@ class WriterLock:
                 self._file.truncate(0)
             self._file.close()
             self._file = None
+
+
+def _opened(path: Path) -> IO[str]:
+    """The lock's file, made where there is none. In a stranger's run it may be a link, and what it leads to would be
+    emptied.
+
+    Raises:
+        OSError: it is no plain file, or cannot be opened.
+    """
+    if path.is_symlink():
+        raise UnfitFileError(f"{path.name} is a link", path)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UnfitFileError(f"{path.name} is no file", path)
+    return os.fdopen(handle, "a+", encoding="utf-8")
 
 
 def _words(holder: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from search.log.files import ContentStore
 from search.log.state import CampaignState, Candidate
 from search.log.store import EventStore, SqliteEventStore
 from vortex_core.errors import VortexError
-from vortex_core.files import named_path
+from vortex_core.files import named_path, read_text
 from vortex_core.text import visible
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -90,7 +90,9 @@ def sealed_secret(folder: Path, below: int) -> int:
         with os.fdopen(handle, "w", encoding="ascii") as out:
             out.write(str(secrets.randbelow(below)))
     try:
-        found = int(path.read_text(encoding="ascii"))
+        found = int(read_text(path))
+    except OSError as error:
+        raise bad_log(str(path), error.strerror or str(error)) from error
     except ValueError as error:
         raise bad_log(str(path), "it is no number") from error
     if not 0 <= found < below:

@@ -23,7 +23,7 @@ from search.log import events
 from search.log.compact import compact
 from search.log.files import digest
 from search.log.fsck import check_run
-from search.log.run import open_run
+from search.log.run import open_run, sealed_secret
 from search.log.state import CampaignState
 from tests.null.search.harness import config as config_of
 from tests.synthetic_runs import write_run
@@ -61,6 +61,34 @@ def test_a_pipe_is_no_log(tmp_path: Path, name: str, readonly: bool) -> None:
         open_run("r", readonly=readonly, root=tmp_path),
     ):
         pass
+
+
+def test_a_lock_that_leads_elsewhere_empties_nothing(tmp_path: Path) -> None:
+    """Whoever resumes or packs a stranger's run takes its lock, which is written to."""
+    (tmp_path / "r").mkdir()
+    mine, lock = tmp_path / "mine.txt", tmp_path / "r" / "events.lock"
+    mine.write_text("mine")
+    lock.symlink_to(mine)
+    with (
+        pytest.raises(VortexError, match=r"VS017.*events\.lock is a link"),
+        open_run("r", readonly=False, root=tmp_path),
+    ):
+        pass
+    assert mine.read_text() == "mine"
+    lock.unlink()
+    os.mkfifo(lock)
+    with (
+        pytest.raises(VortexError, match=r"VS017.*events\.lock is no file"),
+        open_run("r", readonly=False, root=tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.timeout(20)
+def test_a_sealed_number_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sealed")
+    with pytest.raises(VortexError, match=r"VS005.*it is no regular file"):
+        sealed_secret(tmp_path, 1000)
 
 
 @pytest.mark.parametrize(
