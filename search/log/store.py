@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from search.errors import bad_log, not_written, run_being_read, run_taken_over
 from search.log import events, foreign, schema
@@ -26,6 +26,11 @@ from vortex_core.text import visible
 
 # A reader waits so often, so many seconds each, for the tables of a log that is being made.
 _BIRTH_TRIES, _BIRTH_WAIT = 20, 0.1
+
+_PART = 1000
+"""Events read at once."""
+_PATIENCE = 60.0
+"""Seconds that a writer waits for readers where they keep each other out: a check of the whole file is one read."""
 
 _BODY = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # events are trees
 _INSERT = (
@@ -113,7 +118,7 @@ class SqliteEventStore:
     """The log as one SQLite file in WAL mode, so that readers never block the writer.
 
     On a network file system, where the shared memory of WAL mode does not exist, it keeps a rollback journal instead:
-    readers and the writer then wait for each other, for as long as an append takes.
+    readers and the writer then wait for each other, for as long as an append or the reading of a part takes.
 
     Args:
         path: the database file.
@@ -146,7 +151,8 @@ class SqliteEventStore:
                 self._db = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
                 _for_reading(self._db)
             else:
-                self._db = sqlite3.connect(path, isolation_level=None)
+                patience = _PATIENCE if self._lock.shared else 5.0
+                self._db = sqlite3.connect(path, patience, isolation_level=None)
                 self._open_for_writing(self._lock)
             self._version = schema.version_of(self._db)
             if self._version > schema.VERSION:
@@ -252,28 +258,38 @@ class SqliteEventStore:
         Raises:
             VortexError: `VS005`, if they cannot be read.
         """
+        # A part at a time, each read whole: who takes minutes to read all holds up neither a writer that waits for
+        # readers nor the shortening of its journal.
         try:
-            if self._version >= 2:
-                segments = self._db.execute(
-                    "SELECT first, last, body FROM packed WHERE last > ? ORDER BY first", (after,)
-                )
-                for first, last, packed in segments:
-                    if (type(first), type(last)) != (int, int):
-                        raise bad_log(str(self.path), "a segment without numbers")
-                    lines = unpack(packed, str(self.path))
-                    if len(lines) != last - first + 1:
-                        raise bad_log(str(self.path), f"segment {first} holds {len(lines)} events")
-                    for seq, (when, kind, version, body) in enumerate(lines, first):
-                        if seq > after:
-                            yield row(self.path, seq, when, kind, version, body, "")
+            begun = 0
+            while segment := self._segment(begun, after):
+                begun, last, packed = segment
+                if (type(begun), type(last)) != (int, int):
+                    raise bad_log(str(self.path), "a segment without numbers")
+                lines = unpack(packed, str(self.path))
+                if len(lines) != last - begun + 1:
+                    raise bad_log(str(self.path), f"segment {begun} holds {len(lines)} events")
+                for seq, (when, kind, version, body) in enumerate(lines, begun):
+                    if seq > after:
+                        yield row(self.path, seq, when, kind, version, body, "")
             link = "chain" if self._version >= 2 else "''"
-            for found in self._db.execute(
-                f"SELECT seq, time, kind, version, body, {link} FROM events WHERE seq > ? ORDER BY seq",
-                (after,),
-            ):
-                yield row(self.path, *found)
+            select = f"SELECT seq, time, kind, version, body, {link} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+            while part := self._db.execute(select, (after, _PART)).fetchall():
+                for found in part:
+                    yield row(self.path, *found)
+                after = part[-1][0]
         except sqlite3.Error as error:
             raise bad_log(str(self.path), str(error)) from error
+
+    def _segment(self, begun: int, after: int) -> tuple[Any, Any, Any] | None:
+        """First and last number of the next packed segment with events after one, and its body; None for the last."""
+        if self._version < 2:
+            return None
+        found: tuple[Any, Any, Any] | None = self._db.execute(
+            "SELECT first, last, body FROM packed WHERE first > ? AND last > ? ORDER BY first LIMIT 1",
+            (begun, after),
+        ).fetchone()
+        return found
 
     @property
     def end(self) -> tuple[int, str]:

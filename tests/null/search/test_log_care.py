@@ -369,10 +369,20 @@ def test_a_packed_segment_that_was_changed_is_found(root: Path):
     assert any("not those that were written" in what for what in findings(root))
 
 
+def test_a_packed_log_is_read_from_any_event_on(tmp_path: Path):
+    with open_run("r", readonly=False, root=tmp_path) as run:
+        run.store.append(*[ev.CampaignPaused("x")] * 2500)
+        compact(run)
+    with open_run("r", readonly=False, root=tmp_path) as run:
+        run.store.append(*[ev.CampaignPaused("x")] * 1500)
+        for after in (0, 999, 1000, 1001, 2499, 2500, 3499, 3500, 3501, 4000):
+            assert [r.seq for r in run.store.read(after)] == list(range(after + 1, 4001))
+
+
 def test_nobody_packs_under_a_reader(root: Path):
     with open_run("r", readonly=True, root=root) as reading:
         rows = reading.store.read()
-        next(rows)  # a snapshot is held
+        next(rows)
         with open_run("r", readonly=False, root=root) as run, pytest.raises(VortexError) as error:
             compact(run)
         assert error.value.code == "VS049"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+from collections.abc import Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from search.log import events as ev
+from search.log import lock as locks
 from search.log.store import EventStore, MemoryEventStore, SqliteEventStore
 from search.testing import EXAMPLES, StoreConformance
 from vortex_core.errors import VortexError
@@ -150,3 +153,39 @@ def test_every_event_comes_back_equal():
     for event in EXAMPLES:
         assert ev.from_json(event.kind, event.version, event.to_json()) == event
     assert len(ev.kinds()) >= 15
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteEventStore]:
+    """A log as on a network file system, where readers and the writer keep each other out."""
+    monkeypatch.setattr(locks, "filesystem_of", lambda path: "nfs4")
+    store = SqliteEventStore(tmp_path / "events.sqlite")
+    store.append(*[ev.CampaignPaused("x" * 500)] * 2500)
+    yield store
+    store.close()
+
+
+def test_who_folds_a_long_log_does_not_hold_its_writer_up(shared: SqliteEventStore) -> None:
+    """A log of 100,000 candidates takes half a minute to fold, and a writer that waits so long gives up."""
+    shared._db.execute("PRAGMA busy_timeout=200")
+    reader = SqliteEventStore(shared.path, readonly=True)
+    rows = reader.read()
+    seen = [next(rows).seq]
+    shared.append(ev.CampaignPaused("meanwhile"))
+    seen += [record.seq for record in rows]
+    assert seen == list(range(1, 2502))
+    assert [r.seq for r in reader.read(after=2400)] == list(range(2401, 2502))
+    reader.close()
+
+
+def test_a_writer_waits_for_who_reads_all_at_once(shared: SqliteEventStore) -> None:
+    """`fsck` looks at every page of a database in one read."""
+    checking = sqlite3.connect(shared.path, isolation_level=None, check_same_thread=False)
+    checking.execute("BEGIN")
+    checking.execute("SELECT count(*) FROM events").fetchone()
+    done = Timer(6, lambda: checking.execute("COMMIT"))
+    done.start()
+    (added,) = shared.append(ev.CampaignPaused("then"))
+    assert added.seq == 2501
+    done.join()
+    checking.close()
