@@ -5,7 +5,8 @@
 The task: the most attention mass beyond the pages kept by rule, of what hindsight would add (`ScreenPoint.beyond`), or
 with `--by output` the least error of the attention output (1 - `ScreenPoint.output_error`), at a tenth of the pages,
 page size 16, one first and two last pages kept, page states at most a tenth of the KV bytes, no calibrated values. The
-proposer is the grammar; strategies see what a campaign's screen tells them. A program is screened in `--layers` layers;
+proposer is the grammar; strategies see what a campaign's screen tells them. Who reads more pages than the budget allows
+a kv head, as query heads that select apart do, is not kept. A program is screened in `--layers` layers;
 the best of each run is scored again in eight, on the same recording and on `--other` recordings (other prompts, other
 models) that no strategy saw.
 
@@ -124,7 +125,7 @@ class Measured:
 
     def __init__(self, path: Path, task: dict[str, Any]) -> None:
         self.path = path
-        self._known: dict[str, tuple[float, float] | None] = {}
+        self._known: dict[str, tuple[float, float, float] | None] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_text(json.dumps(task) + "\n", encoding="utf-8")
@@ -132,21 +133,21 @@ class Measured:
         if first != json.dumps(task):
             raise ValueError(f"{path} was measured by {first}: give another --out")
         for line in rest[:-1]:  # the last is empty, or was cut
-            key, value, error = json.loads(line)
-            self._known[key] = None if value is None else (value, error)
+            key, found = json.loads(line)
+            self._known[key] = None if found is None else tuple(found)
         path.write_text("\n".join([first, *rest[:-1]]) + "\n", encoding="utf-8")
 
-    def of(self, flow: Flow, screener: Screener, by: str) -> tuple[float, float] | None:
-        """What a program is ranked by, and its standard error; None where it does not fit the model."""
+    def of(self, flow: Flow, screener: Screener, by: str) -> tuple[float, float, float] | None:
+        """What a program is ranked by, its standard error, and the share of pages read; None where it does not fit."""
         if flow.key not in self._known:
             found = None
             with suppress(VortexError):
                 point = screener.score(flow, own=False).points[0]
                 error = point.beyond_se if by == "beyond" else point.output_se
-                found = value_of(point, by), error or 0.0
+                found = value_of(point, by), error or 0.0, point.density
             self._known[flow.key] = found
             with self.path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps([flow.key, *(found or (None, None))]) + "\n")
+                log.write(json.dumps([flow.key, found]) + "\n")
         return self._known[flow.key]
 
 
@@ -175,6 +176,7 @@ class Search:
         self.top: list[tuple[float, str]] = []
         self.measured: list[tuple[str, float]] = []
         self.number = 0
+        self.allowed = screener.hindsight(_library("block_topk"))[0].density
         for library in map(_library, LIBRARY):
             found = self._measured(None, library)
             assert found is not None
@@ -229,8 +231,8 @@ class Search:
         found = self.known.of(flow, self.screener, self.job["by"])
         if found is None:
             return None
-        value, error = found
-        kept = state_share(flow, self.geometry) <= MOST_STATE
+        value, error, density = found
+        kept = state_share(flow, self.geometry) <= MOST_STATE and density <= 1.001 * self.allowed
         return Tell(
             number, "scored", flow.key, flow.ir_hash, value, 1.0, Verdict.PROVEN if kept else Verdict.FAILED,
             low=value - 1.96 * error, high=value + 1.96 * error, cell=cell_of(flow, self.geometry),

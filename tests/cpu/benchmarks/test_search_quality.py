@@ -9,13 +9,31 @@ from typing import Any
 import pytest
 
 from benchmarks import search_quality
-from benchmarks.search_quality import Run, search
+from benchmarks.search_quality import Run, Search, search
 from evaluators.plan import EvaluationPlan, load_plan
-from evaluators.screen import Screener, ScreenScore
+from evaluators.screen import AttentionRecording, Screener, ScreenScore
 from evaluators.worker import EvaluationWorker
+from search.campaign.archive import Verdict
 from vortex_core.ir.flow import Flow
+from vortex_core.sandbox.jail import run
 
 MODEL = "retrieval-gqa"
+SCORED = '''
+from vortex_core import ops, register, vFlow
+
+@register("tried")
+class Tried(vFlow):
+    """Mean keys."""
+
+    def create_cache(self, page):
+        return {{"mean": page.state(dim=page.head_dim)}}
+
+    def forward_cache(self, page):
+        return {{"mean": page.k.mean("token")}}
+
+    def forward_indexer(self, q, cache):
+        return ops.topk((q * cache["mean"]).sum("dim"){pooled})
+'''
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +64,9 @@ def ran(monkeypatch: pytest.MonkeyPatch, programs: int, afresh: bool, **job: Any
     monkeypatch.setattr(search_quality, "_again", lambda *given: 0.5)
     with monkeypatch.context() as patch:
         patch.setattr(Screener, "score", score)
-        run = search({**job, "programs": programs, "ends": time.time() + 100})
-    assert run is not None
-    return run, screened
+        found = search({**job, "programs": programs, "ends": time.time() + 100})
+    assert found is not None
+    return found, screened
 
 
 def test_a_run_that_was_cut_drafts_again_and_screens_nothing_twice(
@@ -79,3 +97,19 @@ def test_a_run_that_was_cut_drafts_again_and_screens_nothing_twice(
 
     with pytest.raises(ValueError, match="give another --out"):
         ran(monkeypatch, 12, True, measured=str(cut), **{**job, "layers": 3})
+
+
+def test_who_reads_more_pages_than_the_budget_allows_is_not_kept(recording: Path, tmp_path: Path) -> None:
+    """Query heads that select apart may read half as many again, and then lead by the error of the output."""
+    job: dict[str, Any] = {
+        "strategy": "random", "seed": 1, "recording": str(recording), "other": [], "model": MODEL, "layers": 2,
+        "device": "cpu", "by": "output", "keep": 2, "measured": str(tmp_path / "measured.jsonl"),
+    }  # fmt: skip
+    found = Search(job, Screener(AttentionRecording.load(recording), budgets=("0.3 * length",), layers=2))
+    flows = {
+        name: run(SCORED.format(pooled=pooled), "x.py").flow.with_knobs(**search_quality.KNOBS)
+        for name, pooled in (("together", '.mean("head")'), ("apart", ""))
+    }
+    told = {name: found._measured(None, flow) for name, flow in flows.items()}
+    assert told["together"] is not None and told["together"].verdict is Verdict.PROVEN
+    assert told["apart"] is not None and told["apart"].verdict is Verdict.FAILED
