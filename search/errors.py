@@ -84,7 +84,12 @@ _declare(
 _declare(
     "VS047", "run taken over", "a writer is the only one until it lets go", "infrastructure", retryable=True
 )
-_declare("VS048", "damaged run", "a run's log and files are as they were written", "infrastructure")
+_declare(
+    "VS048",
+    "damaged run",
+    "a run's log and the texts that it names are as they were written",
+    "infrastructure",
+)
 _declare("VS049", "run being read", "nobody reads a run while it is packed", "infrastructure", retryable=True)
 _declare("VS050", "other weights", "a run is measured on one set of weights", "user")
 

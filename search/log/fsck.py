@@ -73,8 +73,11 @@ def check_run(run: Run, *, deep: bool = False, progress: Callable[[int], None] =
     assert isinstance(store, SqliteEventStore)
     with closing(sqlite3.connect(read_only_uri(run.folder / LOG), uri=True)) as db:
         _database(db, check)
+    there = _names(
+        run, check
+    )  # before the events: a driver may write more meanwhile, which these will not name
     state = _events(store, check, progress)
-    there = _texts(run, state, check)
+    _texts(run, state, there, check)
     if not check.events:
         left = len(there) + (run.folder / SECRET).exists()
         if left:
@@ -194,8 +197,17 @@ def _fold(state: CampaignState, record: Record, check: Check) -> bool:
     return True
 
 
-def _texts(run: Run, state: CampaignState, check: Check) -> set[str]:
-    """Everything that events name is there and is what its name says; returns the names of all that is there."""
+def _names(run: Run, check: Check) -> set[str]:
+    """Names of all texts that are there."""
+    try:
+        return run.files.names()
+    except VortexError as error:
+        check.add("texts", "problem", error.message, _TEXT)
+        return set()
+
+
+def _texts(run: Run, state: CampaignState, there: set[str], check: Check) -> None:
+    """Everything that events name is there and is what its name says."""
     wanted: dict[str, str] = {}
     for candidate in state.candidates.values():
         wanted[f"{candidate.source}.py"] = candidate.label
@@ -216,14 +228,8 @@ def _texts(run: Run, state: CampaignState, check: Check) -> set[str]:
             run.files.get(stem, f".{suffix}")
         except VortexError as error:
             check.add("text", "problem", f"{name} of {whose}: {error.message}", _TEXT)
-    try:
-        there = run.files.names()
-    except VortexError as error:
-        check.add("texts", "problem", error.message, _TEXT)
-        return set()
     if spare := len(there - wanted.keys()):
         check.add("spare", "note", f"{spare} texts that no event names: an append failed after them")
-    return there
 
 
 def _programs(run: Run, state: CampaignState, check: Check) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,22 @@ def test_older_events_take_every_step(kind: str, body: dict[str, Any], expected:
 
 def test_a_sound_run_has_no_problems(root: Path):
     assert findings(root, deep=True) == []
+
+
+def test_what_a_driver_writes_while_its_run_is_checked_is_nothing_to_speak_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with open_run("r", readonly=False, root=root) as driver:
+        rows = SqliteEventStore.rows
+
+        def driven(store: SqliteEventStore, after: int = 0) -> Iterator[Any]:
+            yield from rows(store, after)
+            driver.files.put("an answer", ".txt")
+            driver.store.append(ev.CampaignPaused("x"))
+
+        monkeypatch.setattr(SqliteEventStore, "rows", driven)
+        with open_run("r", readonly=True, root=root) as run:
+            assert check_run(run).findings == []
 
 
 def _change_an_event(folder: Path) -> None:
