@@ -93,7 +93,7 @@ def states_and_scores(flow: TritonFlow, shape: StepShape, dtype: torch.dtype) ->
     meta, g, size = torch.device("meta"), flow.geometry, flow.knobs.page_size
     k = torch.empty(g.kv_heads, 64, size, g.head_dim, dtype=dtype, device=meta)
     kv = ahead.LayerKV(k, k[..., : g.value_dim])
-    states = flow.new_states(64, meta)
+    states = flow.new_states(64, meta, shape.rows)
     table = torch.empty(shape.rows, shape.tokens // size, dtype=torch.int32, device=meta)
     lengths = torch.empty(shape.rows, dtype=torch.int32, device=meta)
     view = ahead.BatchView(table, lengths, lengths, shape.tokens)
