@@ -186,7 +186,7 @@ class Step:
         shape, b = self.shape, self.shape.batch - 1
         ids = self.table[b].long()
         oracle = OracleFlow(self.program, self.knobs, replace(shape.geometry, kv_heads=1))
-        states = oracle.new_states(shape.pages, torch.device("cpu"), shape.batch)
+        states = oracle.new_states(shape.pages, torch.device("cpu"))
         for name, field in self.states[0].fields.items():
             at = torch.tensor([b], device=ids.device) if field.decl.of_request else ids
             states.fields[name].data = field.data[:1, at].cpu()
