@@ -135,7 +135,9 @@ class Measured:
         for line in rest[:-1]:  # the last is empty, or was cut
             key, found = json.loads(line)
             self._known[key] = None if found is None else tuple(found)
-        path.write_text("\n".join([first, *rest[:-1]]) + "\n", encoding="utf-8")
+        whole = path.with_suffix(".new")
+        whole.write_text("\n".join([first, *rest[:-1]]) + "\n", encoding="utf-8")
+        whole.replace(path)
 
     def of(self, flow: Flow, screener: Screener, by: str) -> tuple[float, float, float] | None:
         """What a program is ranked by, its standard error, and the share of pages read; None where it does not fit."""
