@@ -194,11 +194,6 @@ class Limits(Strict):
             self.finals_seconds if self.seconds is None else min(self.finals_seconds, _FINALS * self.seconds)
         )
 
-    @property
-    def search_seconds(self) -> float | None:
-        """Active time after which nothing new is begun, None without limit."""
-        return None if self.seconds is None else self.seconds - self.kept_for_finals
-
 
 class Cluster(Strict):
     """Where stages are executed, and how. `search.executors.placement` decides what is left open.

@@ -61,6 +61,18 @@ def reached(
     return None
 
 
+def search_seconds(limits: Limits, finals: float = 0.0) -> float | None:
+    """Working seconds that are the search's; None without limit.
+
+    Args:
+        finals: seconds that the finals will take on this machine (`forecast.finals_seconds`), as far as that is known;
+            the limits keep no less for them.
+    """
+    if limits.seconds is None:
+        return None
+    return limits.seconds - max(limits.kept_for_finals, min(finals, MOST * limits.seconds))
+
+
 def search_ends(
     limits: Limits, state: CampaignState, screen: Screen | None, anyway: bool = False, finals: float = 0.0
 ) -> float | None:
@@ -71,13 +83,10 @@ def search_ends(
 
     Args:
         anyway: whether a program is to answer even where the time is used up before (`Finals.anyway`).
-        finals: seconds that the finals will take on this machine (`forecast.finals_seconds`), as far as that is known;
-            the limits keep no less for them.
+        finals: see `search_seconds`.
     """
-    if limits.seconds is None:
-        return None
-    if screen is None or state.distinct_programs:
-        return limits.seconds - max(limits.kept_for_finals, min(finals, MOST * limits.seconds))
+    if limits.seconds is None or screen is None or state.distinct_programs:
+        return search_seconds(limits, finals)
     return (_FLOOR if anyway else _UNANSWERED) * limits.seconds
 
 

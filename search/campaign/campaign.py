@@ -19,7 +19,7 @@ from search.campaign import fitting
 from search.campaign.archive import Archive
 from search.campaign.arms import Arms
 from search.campaign.asking import Asking
-from search.campaign.budget import reached, search_ends
+from search.campaign.budget import reached, search_ends, search_seconds
 from search.campaign.drain import Drain
 from search.campaign.finals import Finals
 from search.campaign.forecast import finals_seconds
@@ -171,8 +171,9 @@ class Campaign:
         Raises:
             VortexError: what stopped the campaign; it is also in the log, and the same command goes on.
         """
-        live = LiveView(self.run.folder, self.config, self._facts) if self.run.folder.is_dir() else None
-        if live is not None:
+        live = None
+        if self.run.folder.is_dir():
+            live = LiveView(self.run.folder, self.config, self._facts, self._search_seconds)
             live.begin(self.state)
             self._live = live
             keeping = asyncio.create_task(live.keep(self.state, self._measure_self))
@@ -318,10 +319,13 @@ class Campaign:
             self.config.finals, self.state, self.pipeline.prefill_seconds, stages, engines=engines
         )
 
+    def _search_seconds(self) -> float | None:
+        return search_seconds(self.config.limits, self._finals_seconds())
+
     def _too_late_for_references(self) -> bool:
         """Whether the time left for the search is the found programs': a slow machine would otherwise spend it all on
         the library alone. What is compared at equal cost in the end is answered then."""
-        seconds = self.config.limits.search_seconds
+        seconds = self._search_seconds()
         share = 1.0 if self.config.screen is None else _REFERENCES
         return seconds is not None and self.active_seconds >= share * seconds
 

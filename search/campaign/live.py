@@ -80,11 +80,19 @@ class LiveView:
         folder: of the run.
         config: of the campaign.
         facts: what no event says: what runs where, queue, engines.
+        search: working seconds that are the search's, as far as is known now; None without limit.
     """
 
-    def __init__(self, folder: Path, config: CampaignConfig, facts: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: CampaignConfig,
+        facts: Callable[[], dict[str, Any]],
+        search: Callable[[], float | None],
+    ) -> None:
         self._config = config
         self._facts = facts
+        self._search = search
         objective = config.objective
         gates = (gate.metric for gate in objective.gates)
         self._shown = {objective.accuracy, objective.speed, *gates, "accuracy", "decode_speedup", "density"}
@@ -147,8 +155,8 @@ class LiveView:
         if limits.evaluations is not None:
             left.append(max(0, limits.evaluations - state.finished_found))
         etas = [count / rate for count in left] if rate else []
-        if self._config.limits.search_seconds is not None:
-            etas.append(max(0.0, self._config.limits.search_seconds - state.active_seconds))
+        if (seconds := self._search()) is not None:
+            etas.append(max(0.0, seconds - state.active_seconds))
         return {
             "phase": _phase(state),
             "programs": state.distinct_programs,

@@ -147,7 +147,7 @@ def test_a_view_that_is_not_ours_is_made_anew(tmp_path: Path, made: str | None) 
         db.close()
     config, state = config_of(), CampaignState()
     for _ in range(2):  # the second finds its own, and keeps it
-        view = LiveView(tmp_path, config, dict)
+        view = LiveView(tmp_path, config, dict, lambda: None)
         view.begin(state)
         view.close(state)
         assert path.is_file() and read_live(tmp_path) is not None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from search.campaign.budget import search_ends
+from search.campaign.budget import search_ends, search_seconds
 from search.campaign.forecast import finals_seconds
+from search.campaign.live import LiveView
 from search.config import Finals, Limits, Screen
 from search.executors.base import StageRun
 from search.log import events as ev
@@ -50,6 +53,17 @@ def test_the_search_ends_in_time_for_them_but_keeps_half() -> None:
         assert search_ends(limits, state, Screen(), finals=finals) == ends
         assert search_ends(limits, state, None, finals=finals) == ends
     assert search_ends(Limits(finals_seconds=200), state, None, finals=500) is None
+
+
+def test_the_time_to_go_knows_of_them(tmp_path: Path) -> None:
+    state = searched(1.0)
+    limits = Limits(seconds=600, finals_seconds=200)
+    view = LiveView(tmp_path, config(limits=limits.model_dump()), dict, lambda: search_seconds(limits, 280.0))
+    view.begin(state)
+    body = json.loads(
+        sqlite3.connect(tmp_path / "live.sqlite").execute("SELECT body FROM stands").fetchone()[0]
+    )
+    assert body["eta_seconds"] == 320
 
 
 class Reading(SimulatedExecutor):

@@ -299,7 +299,8 @@ class TritonFlow:
         tokens = view.lengths.to(torch.int32)
         budgets = view.budgets.to(torch.int32)
         work = self.workspace(len(q), width, q.device, view.longest_whole)
-        seats = None if view.seats is None else view.seats.to(torch.int32)
+        seats = view.seats if self.program.request_states else None
+        seats = None if seats is None else seats.to(torch.int32)
         self.launch_scores(q, states, table, tokens, budgets, work, layer, view.dense_mass, seats)
         found = self.launch_selection(table, tokens, budgets, work, lengths)
         if self._graph.residual is None:
