@@ -19,7 +19,7 @@ _update_hash = DependenciesFinder._update_hash
 
 def _with_its_key_made(finder: Any, function: Any) -> None:
     if str(finder.globals.get("__name__", "")).startswith(_OURS):
-        _ = function.cache_key
+        getattr(function, "cache_key", None)  # of whatever has one
     _update_hash(finder, function)
 
 
