@@ -20,6 +20,7 @@ from vortex_core.compiler.states import TorchStates
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.generate import Module, generate
 from vortex_core.compiler.triton.launch_config import Configs, ScoreConfig, default_configs
+from vortex_core.compiler.triton.row_kernel import ROW_BLOCK, ROW_WARPS, row_cut
 from vortex_core.compiler.triton.tile import FEW_CHANNELS, MANY_CHANNELS
 from vortex_core.compiler.triton.tuning.results import stored_configs
 from vortex_core.geometry import Geometry
@@ -139,7 +140,7 @@ class TritonFlow:
         self.code: Module = generate(program, geometry, knobs.page_size)
         self._kernels = load_module(self.code.text)
         self._configs = configs
-        self._variants: dict[tuple[int, int, bool], Any] = {}
+        self._variants: dict[tuple[int, int, int, int, bool], Any] = {}
         self._graph = self.code.graph
         self._streams = self._graph.streams
         self._heads = geometry.kv_heads * (geometry.group if program.per_query_head else 1)
@@ -357,15 +358,16 @@ class TritonFlow:
         config, wide = self._configs(work.batch, work.width).score, is_wide(q)
         if self.code.before:
             self._kernels.query_kernel[(rows,)](*args, num_warps=WARPS, **dependent_launch(q.device))
+        config = self.resolved(config, work.batch, work.width, q.device)
+        kernels = self._variant(config, wide)
         if self.code.score:
-            config = self.resolved(config, work.batch, work.width, q.device)
             grid = (-(-work.width // (config.block * config.blocks)), rows)
-            self._variant(config.block, config.channels, wide).score_kernel[grid](
+            kernels.score_kernel[grid](
                 *args, OPERAND=operand(q), BLOCKS=config.blocks, num_warps=config.warps, num_stages=config.stages,
                 **dependent_launch(q.device),
             )  # fmt: skip
         if self.code.rows:
-            self._kernels.row_kernel[(rows,)](*args, num_warps=config.row_warps, **dependent_launch(q.device))
+            kernels.row_kernel[(rows,)](*args, num_warps=config.row_warps, **dependent_launch(q.device))
         if work.candidates is not None:
             self._refine(args, q, lengths, budgets, work)
 
@@ -387,7 +389,7 @@ class TritonFlow:
             keep_last=knobs.keep_last, workspace=found.search, fraction=refined.fraction, most=most,
             times=refined.candidates,
         )  # fmt: skip
-        kernel = self._variant(self.code.block, FEW_CHANNELS, is_wide(q)).refine_kernel
+        kernel = self._variant(ScoreConfig(), is_wide(q)).refine_kernel
         kernel[(-(-most // self.code.candidates), len(found.lens))](
             *args, found.pages, found.pages.stride(0), found.lens,
             OPERAND=operand(q), num_warps=WARPS, **dependent_launch(lengths.device),
@@ -406,19 +408,29 @@ class TritonFlow:
         elif self.code.sub_pages and not config.blocks and stages == ScoreConfig.stages:
             # Tiles are large, and two of them in shared memory leave room for few programs.
             default, stages = 1, 1
+        row_block, row_warps = row_cut(self.code.row_lanes, width) if self.code.rows else (ROW_BLOCK, ROW_WARPS)
         short = programs <= SHORT_PROGRAMS * multiprocessors(device)
         return replace(
             config, block=block, blocks=config.blocks or default, stages=stages,
             channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
+            row_block=config.row_block or row_block, row_warps=config.row_warps or row_warps,
         )  # fmt: skip
 
-    def _variant(self, block: int, channels: int, wide: bool) -> Any:
+    def _variant(self, config: ScoreConfig, wide: bool) -> Any:
         """The module of the kernels that score, cut otherwise than by default or for other queries."""
-        key = block, channels, wide
+        default = self.code.block, FEW_CHANNELS, ROW_BLOCK, ROW_WARPS, False
+        key = (
+            config.block or self.code.block, config.channels or FEW_CHANNELS, config.row_block or ROW_BLOCK,
+            config.row_warps or ROW_WARPS, wide,
+        )  # fmt: skip
         if key not in self._variants:
             code = self.code
-            if key != (code.block, FEW_CHANNELS, False):
-                code = generate(self.program, self.geometry, self.knobs.page_size, block, channels, wide=wide)
+            if key != default:
+                block, channels, row_block, row_warps, wide = key
+                code = generate(
+                    self.program, self.geometry, self.knobs.page_size, block, channels,
+                    row_block=row_block, row_warps=row_warps, wide=wide,
+                )  # fmt: skip
             self._variants[key] = load_module(code.text)
         return self._variants[key]
 

@@ -11,7 +11,7 @@ from vortex_core.compiler.rotary import with_rotary
 from vortex_core.compiler.triton.code_product import rows_of, token_pages
 from vortex_core.compiler.triton.contraction import Product, absorbed_nodes
 from vortex_core.compiler.triton.refine_kernel import refine_text
-from vortex_core.compiler.triton.row_kernel import row_text
+from vortex_core.compiler.triton.row_kernel import ROW_BLOCK, ROW_WARPS, row_lanes, row_text
 from vortex_core.compiler.triton.score_kernel import IndexKernel
 from vortex_core.compiler.triton.tile import FEW_CHANNELS, pages_per_program
 from vortex_core.compiler.triton.update_kernel import UpdateKernel
@@ -70,6 +70,7 @@ class Module:
         text: Python source.
         update: whether there is an `update_kernel` (forward_cache).
         update_warps: of that kernel.
+        row_lanes: of the widest value of a page in the row kernel.
         graph: the index graph that the kernels compute.
         schedule: how it was split.
         score: whether there is a `score_kernel` (page-parallel).
@@ -98,6 +99,7 @@ class Module:
     block: int
     candidates: int = 0
     update_warps: int = 4
+    row_lanes: int = 1
 
 
 def generate(
@@ -107,6 +109,8 @@ def generate(
     block: int = 0,
     channels: int = 0,
     *,
+    row_block: int = 0,
+    row_warps: int = 0,
     wide: bool = False,
 ) -> Module:
     """Generate the kernels of a canonical program.
@@ -114,6 +118,7 @@ def generate(
     Args:
         block: pages scored at once (`ScoreConfig.block`); 0: as many as registers hold.
         channels: most of a matrix product (`ScoreConfig.channels`); 0: few.
+        row_block, row_warps: of the row kernel (`ScoreConfig`); 0: those of short rows.
         wide: for queries that bf16 does not hold.
 
     Raises:
@@ -139,7 +144,7 @@ def generate(
         parts.append(index.score_text(block, channels or FEW_CHANNELS))
     rows = bool(plan.barriers or program.request_states)
     if rows:
-        parts.append(row_text(index))
+        parts.append(row_text(index, row_block or ROW_BLOCK, row_warps or ROW_WARPS))
     if refined is not None:
         every = frozenset(range(len(program.index.nodes)))
         pages = min(MAX_CANDIDATES, _pages(index, every - program.index.needed(refined.fine)))
@@ -154,7 +159,7 @@ def generate(
             body = body.replace(_IMPORT, f"{_IMPORT}\nfrom vortex_core.kernels.{line} import {call}", 1)
     return Module(
         body, update, program.index, plan, plan.parallel, rows, scratch, before, index.tokens, index.columns, sub_pages, block,
-        pages, states.warps,
+        pages, states.warps, row_lanes(program.index, plan, index.sizes),
     )  # fmt: skip
 
 

@@ -22,8 +22,10 @@ class ScoreConfig:
         blocks: blocks of pages a program takes in turn; 0: by the number of programs (`flow.score_blocks`).
         warps: of a page-parallel program.
         stages: a program of several blocks loads this many ahead, less one.
-        row_warps: of a program that looks across a row's pages.
+        row_warps: of a program that looks across a row's pages; 0: by the row's numbers (`row_kernel.row_cut`).
         channels: most of a matrix product where their number is no power of two; 0: by the number of programs. Part of
+            the generated text.
+        row_block: pages that a program which looks across a row's pages takes at once; 0: by the row's numbers. Part of
             the generated text.
     """
 
@@ -31,8 +33,9 @@ class ScoreConfig:
     blocks: int = 0
     warps: int = 4
     stages: int = 2
-    row_warps: int = 4
+    row_warps: int = 0
     channels: int = 0
+    row_block: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from vortex_core.compiler.triton.backend import WARPS
 from vortex_core.compiler.triton.cache import load_module
 from vortex_core.compiler.triton.generate import generate
 from vortex_core.compiler.triton.launch_config import ScoreConfig
+from vortex_core.compiler.triton.row_kernel import ROW_WARPS
 from vortex_core.geometry import Geometry
 from vortex_core.ir.knobs import Knobs
 from vortex_core.ir.program import Program
@@ -85,7 +86,7 @@ def launchables(
         VortexError: `VE050` for what cannot be lowered.
     """
     program = program.canonical()
-    code = generate(program, geometry, knobs.page_size, config.block, config.channels, wide=wide)
+    code = generate(program, geometry, knobs.page_size, config.block, config.channels, row_block=config.row_block, row_warps=config.row_warps, wide=wide)
     module = load_module(code.text)
     dtypes = {s.name: s.dtype for s in program.states}
     found = {}
@@ -103,7 +104,7 @@ def launchables(
         warps = {
             "update_kernel": code.update_warps,
             "score_kernel": config.warps,
-            "row_kernel": config.row_warps,
+            "row_kernel": config.row_warps or ROW_WARPS,
         }
         found[name] = Launchable(kernel, signature, constants, aligned, warps.get(name, WARPS), stages)
     return found

@@ -4,21 +4,45 @@ and last what the request carries to the next step, which every scoring program 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vortex_core.compiler.triton.emitter import REDUCE, Emitter, neutral
 from vortex_core.compiler.triton.kernel_text import full
 from vortex_core.compiler.triton.score_kernel import IndexKernel
 from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, pow2, unsupported
-from vortex_core.ir.graph import Node
-from vortex_core.ir.schedule import per_page
+from vortex_core.ir.graph import Graph, Node
+from vortex_core.ir.schedule import Schedule, per_page
 
 ROW_BLOCK = 256
-MAX_READ = 32768  # lanes that a block of pages has in registers
+MAX_READ = 32768  # lanes that a block of pages has in the registers of four warps
+ROW_WARPS, MOST_WARPS = 4, 16
+MOST_BLOCK = 4096
+# Numbers of a thread, for one value of a page. There are as many programs as rows, often fewer than multiprocessors, and each
+# waits for its loads and for all its warps once a block of pages: fewer blocks wait less often. More warps where each has
+# enough to do.
+MOST_NUMBERS, FEW_NUMBERS = 32, 16
 
 
-def row_text(writer: IndexKernel) -> str:
-    """The source text of the row kernel."""
+def row_cut(lanes: int, pages: int) -> tuple[int, int]:
+    """`(pages at once, warps)` of the row kernel for rows of up to `pages` pages.
+
+    Args:
+        lanes: of the widest value of a page.
+    """
+    warps = ROW_WARPS
+    while warps < MOST_WARPS and lanes * pages > warps * 32 * FEW_NUMBERS:
+        warps *= 2
+    block = min(pow2(pages), MOST_BLOCK, warps * 32 * MOST_NUMBERS // lanes)
+    return max(ROW_BLOCK, block), warps
+
+
+def row_text(writer: IndexKernel, most: int = ROW_BLOCK, warps: int = ROW_WARPS) -> str:
+    """The source text of the row kernel.
+
+    Args:
+        most: pages at once, where registers hold as many.
+        warps: of a program.
+    """
     graph, plan = writer.program.index, writer.schedule
     # A row without a complete page has scored nothing, and carries nothing on.
     begin = ["if complete == 0:", "    return"] if writer.program.request_states else []
@@ -35,8 +59,9 @@ def row_text(writer: IndexKernel) -> str:
         ),
         default=1,
     )
-    block = max(16, min(ROW_BLOCK, pow2(8192 // max(1, widest)) // 2 or 1))
-    block = max(16, min(block, MAX_READ // _read(writer)))
+    more = max(1, warps // ROW_WARPS)
+    block = max(16, min(most, pow2(more * 8192 // max(1, widest)) // 2 or 1))
+    block = max(16, min(block, more * MAX_READ // _read(writer)))
     axis = Axis("page", block)
     e = writer.emitter(axis)
     rows = _RowLoops(writer, e, axis)
@@ -48,6 +73,12 @@ def row_text(writer: IndexKernel) -> str:
     writer.remember(e)
     body = [*writer.prologue(False), *begin, *writer.axes_lines(e), *e.outer]
     return writer.kernel("row_kernel", writer.index_args(), [], body)
+
+
+def row_lanes(graph: Graph, plan: Schedule, sizes: Mapping[str, int]) -> int:
+    """Lanes of the widest value of a page that the row kernel computes."""
+    values = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and plan.level[i]]
+    return max((math.prod(pow2(e.resolve(sizes)) for d, e in n.type.dims if d != "page") for n in values), default=1)
 
 
 def _read(writer: IndexKernel) -> int:

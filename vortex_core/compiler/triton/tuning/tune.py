@@ -79,7 +79,7 @@ def score_candidates(
         ]
         # Sixteen rows are the least a matrix product takes; more than 128 pages no tile holds in registers.
         found = [
-            ScoreConfig(*s, default.row_warps, default.channels)
+            replace(default, block=s[0], blocks=s[1], warps=s[2], stages=s[3])
             for s in shapes
             if (s[0] == block or 16 <= s[0] <= 128) and not (latent and s[1] > 1)
         ]
