@@ -411,7 +411,7 @@ class TritonFlow:
         row_block, row_warps = row_cut(self.code.row_lanes, width) if self.code.rows else (ROW_BLOCK, ROW_WARPS)
         short = programs <= SHORT_PROGRAMS * multiprocessors(device)
         return replace(
-            config, block=block, blocks=config.blocks or default, stages=stages,
+            config, block=block, blocks=config.blocks or default, warps=config.warps or self.code.warps, stages=stages,
             channels=config.channels or (MANY_CHANNELS if short else FEW_CHANNELS),
             row_block=config.row_block or row_block, row_warps=config.row_warps or row_warps,
         )  # fmt: skip

@@ -20,7 +20,7 @@ class ScoreConfig:
         block: pages scored at once, a power of two; 0: as many as registers hold (`lower.pages_per_program`). Part of
             the generated text.
         blocks: blocks of pages a program takes in turn; 0: by the number of programs (`flow.score_blocks`).
-        warps: of a page-parallel program.
+        warps: of a page-parallel program; 0: as its products ask for (`generate.Module`).
         stages: a program of several blocks loads this many ahead, less one.
         row_warps: of a program that looks across a row's pages; 0: by the row's numbers (`row_kernel.row_cut`).
         channels: most of a matrix product where their number is no power of two; 0: by the number of programs. Part of
@@ -31,7 +31,7 @@ class ScoreConfig:
 
     block: int = 0
     blocks: int = 0
-    warps: int = 4
+    warps: int = 0
     stages: int = 2
     row_warps: int = 0
     channels: int = 0

@@ -103,7 +103,7 @@ def launchables(
         stages = config.stages if name == "score_kernel" else 3
         warps = {
             "update_kernel": code.update_warps,
-            "score_kernel": config.warps,
+            "score_kernel": config.warps or code.warps,
             "row_kernel": config.row_warps or ROW_WARPS,
         }
         found[name] = Launchable(kernel, signature, constants, aligned, warps.get(name, WARPS), stages)

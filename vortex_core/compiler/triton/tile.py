@@ -106,11 +106,14 @@ def atom(text: str) -> str:
 Env = Mapping[str, Tile]
 
 
-def pages_per_program(graph: Graph, sizes: Mapping[str, int], absorbed: Collection[int] = ()) -> int:
+def pages_per_program(
+    graph: Graph, sizes: Mapping[str, int], absorbed: Collection[int] = (), summed: Collection[Node] = ()
+) -> int:
     """Pages a scoring program handles, so that its largest tile stays in registers.
 
     Args:
         absorbed: nodes that are computed inside matrix products and have no tile.
+        summed: products that are summed where they are made: threads never hold all of them, so they count half.
     """
 
     def lanes(node: Node) -> int:
@@ -120,7 +123,7 @@ def pages_per_program(graph: Graph, sizes: Mapping[str, int], absorbed: Collecti
             real = 1 if name == "page" else extent.resolve(sizes)
             odd = name == "dim" and pow2(real) > MAX_PADDING * real
             total *= min(128, real & -real) if odd else pow2(real)
-        return total
+        return max(1, total // 2) if node in summed else total
 
     tiles = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and i not in absorbed]
     largest = max((lanes(n) for n in tiles), default=1)
