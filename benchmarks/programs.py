@@ -332,15 +332,20 @@ def fixed(config: ScoreConfig, batch: int, pages: int) -> FlowConfig:
 
 
 def configurations(flow: Flow, shape: Shape) -> Iterator[ScoreConfig]:
-    """Ways to cut a scoring launch: rows of a tile, warps, and blocks a program with loads that run ahead."""
+    """Ways to cut scoring: pages of a tile, warps, blocks a program with loads that run ahead, and how the program that
+    looks across a row's pages takes them."""
     code = generate(flow.program.canonical(), shape.geometry, shape.page)
-    if not code.tokens:
-        for blocks, stages in ((1, 1), (2, 2)):
-            yield ScoreConfig(code.block, blocks, 4, stages)
-        return
-    for rows, warps, every in ((128, 1, (4, 8, 16)), (256, 2, (4, 8)), (512, 4, (2, 4, 8))):
-        for blocks in every:
-            yield ScoreConfig(max(1, rows // shape.page), blocks, warps, 1)
+    if code.tokens:
+        tiles = [(code.block, code.warps), (max(1, code.block // 2), max(1, code.warps // 2))]
+        tiles.append((code.block, 4) if code.warps < 4 else (max(1, code.block // 2), 4))
+        cuts = [(*tile, blocks, 1) for tile in tiles for blocks in (1, 2, 3, 4, 6)]
+    else:
+        cuts = [(64, 4, 1, 1), (64, 4, 2, 2), (64, 4, 4, 2), (64, 4, 2, 3), (32, 2, 1, 1), (32, 2, 2, 2), (32, 2, 4, 3)]
+    for block, warps, blocks, stages in cuts:
+        yield ScoreConfig(block, blocks, warps, stages)
+    if code.rows:
+        for row_block, row_warps in ((256, 4), (512, 8), (1024, 8), (1024, 16), (2048, 16)):
+            yield ScoreConfig(row_warps=row_warps, row_block=row_block)
 
 
 def sweep(report: Report, flow: Flow, shape: Shape, kv: Any) -> None:
@@ -357,7 +362,7 @@ def sweep(report: Report, flow: Flow, shape: Shape, kv: Any) -> None:
             report.add("sweep", flow=flow.name, kind=kind, **asdict(config), error=str(error)[:80])
             continue
         report.add("sweep", flow=flow.name, kind=kind, **asdict(config), score_us=us)
-        cut = (config.block, config.blocks, config.warps, config.stages)
+        cut = (config.block, config.blocks, config.warps, config.stages, config.row_block, config.row_warps)
         print("SWEEP", flow.name, kind, *cut, round(us, 1), flush=True)
 
 

@@ -51,6 +51,10 @@ LONG_BLOCKS = 2
 LONG_PROGRAMS = 7
 TOKEN_BLOCKS = 8
 TOKEN_PROGRAMS = 8
+# With more than two heads a program prepares a query for each two of them, which takes so many blocks of pages' time; then
+# programs are longer, as long as a multiprocessor gets so many warps.
+PREPARED = 0.65
+TOKEN_WARPS = 16
 TOKEN_STAGES = 3
 # What lies by columns goes from memory to registers, and enough programs are resident to hide the way.
 COLUMN_STAGES = 1
@@ -401,7 +405,8 @@ class TritonFlow:
         programs = -(-width // block) * batch * self.geometry.kv_heads
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
         if self.code.tokens and not self.geometry.is_mla:
-            default = token_blocks(programs, device)
+            warps = config.warps or self.code.warps
+            default = token_blocks(programs, device, self.geometry.group, warps)
         stages = config.stages
         if self.code.tokens and stages == ScoreConfig.stages:
             stages = COLUMN_STAGES if self.code.columns else TOKEN_STAGES
@@ -525,28 +530,15 @@ def is_wide(q: torch.Tensor) -> bool:
     return q.dtype != torch.bfloat16 and not INTERPRETED
 
 
-def token_blocks(programs: int, device: torch.device) -> int:
+def token_blocks(programs: int, device: torch.device, heads: int, warps: int) -> int:
     """The same where rows lie inside pages: programs long enough that loads run ahead, and enough of them to share out
     evenly."""
-    share = programs // (TOKEN_PROGRAMS * multiprocessors(device))
-    return max(1, min(TOKEN_BLOCKS, 1 << max(0, share.bit_length() - 1)))
-
-
-class TritonBackend:
-    """Generated Triton kernels, launched as was measured best on this machine where `tune` has been run."""
-
-    name = "triton"
-    captures = True
-
-    def unfit(self, device: torch.device) -> str | None:
-        """It runs on GPUs, and for tests under Triton's interpreter."""
-        return (
-            "that needs TRITON_INTERPRET=1, and is for tests"
-            if device.type == "cpu" and not INTERPRETED
-            else None
-        )
-
-    def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
-        """Raises `VE050` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
-        program = program.canonical()
-        return TritonFlow(program, knobs, geometry, stored_configs(program, knobs, geometry))
+    count = multiprocessors(device)
+    if heads <= 2:
+        share = programs // (TOKEN_PROGRAMS * count)
+        return max(1, min(TOKEN_BLOCKS, 1 << max(0, share.bit_length() - 1)))
+    most = min(TOKEN_BLOCKS, programs * warps // (TOKEN_WARPS * count))
+    # The multiprocessor that gets the most programs ends last.
+    return min(
+        range(1, max(1, most) + 1), key=lambda n: -(-programs // (n * count)) * (n + PREPARED), default=1
+    )
