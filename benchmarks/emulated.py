@@ -54,6 +54,7 @@ class Sizes:
 
 
 DEFAULT = Sizes()
+WHOLE = ScoreConfig(stages=1)
 
 
 @dataclass
@@ -88,11 +89,18 @@ class Emulated:
 
 
 def emulate(
-    flow: Flow, pages: int = 16, sizes: Sizes = DEFAULT, blocks: int = 2, *, wide: bool = False
+    flow: Flow,
+    pages: int = 16,
+    sizes: Sizes = DEFAULT,
+    blocks: int = 2,
+    *,
+    wide: bool = False,
+    cut: ScoreConfig = WHOLE,
 ) -> Emulated:
     """Run the scoring kernels of a program on one row of pages.
 
     Args:
+        cut: of the launches, but for the number of blocks.
         wide: with a query of fp32 that bf16 does not hold.
 
     Raises:
@@ -102,8 +110,8 @@ def emulate(
     geometry, page_size, heads, dim = sizes.geometry, sizes.page, sizes.heads, sizes.dim
     program = flow.program.canonical()
     knobs = replace(flow.knobs, page_size=page_size, budget=str(LEFT * page_size))
-    config = ScoreConfig(blocks=blocks, stages=1)
-    code = generate(program, geometry, page_size, wide=wide)
+    config = replace(cut, blocks=blocks)
+    code = generate(program, geometry, page_size, config.block, wide=wide)
     torch.manual_seed(0)
     k, v = (torch.randn(1, pages, page_size, dim).bfloat16().float() for _ in "kv")
     q = torch.randn(1, heads, dim)
@@ -280,8 +288,19 @@ def main() -> None:
         ("page", "tokens of a page"),
     ):
         parser.add_argument(f"--{name}", type=int, default=getattr(DEFAULT, name), help=what)
+    parser.add_argument("--pages", type=int, default=16, help="pages of the row")
+    for name, what in (
+        ("block", "pages scored at once"),
+        ("warps", "warps that score"),
+        ("row-block", "pages at once of the kernel that looks across pages"),
+        ("row-warps", "warps of that kernel"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=0, help=f"{what}; 0: the default")
     args = parser.parse_args()
     sizes = Sizes(args.heads, args.dim, args.page)
+    cut = replace(
+        WHOLE, block=args.block, warps=args.warps, row_block=args.row_block, row_warps=args.row_warps
+    )
     print("seed", args.seed)
     for _, name, flow in programs(args.seed, args.count):
         if args.only and name not in args.only.split(","):
@@ -297,7 +316,7 @@ def main() -> None:
                         flush=True,
                     )
                 continue
-            done = emulate(flow, sizes=sizes)
+            done = emulate(flow, args.pages, sizes, cut=cut)
         except (UnknownStatementError, VortexError) as error:
             print(name, "not run:", str(error).split("\n")[0][:100], flush=True)
             continue

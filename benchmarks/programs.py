@@ -340,7 +340,15 @@ def configurations(flow: Flow, shape: Shape) -> Iterator[ScoreConfig]:
         tiles.append((code.block, 4) if code.warps < 4 else (max(1, code.block // 2), 4))
         cuts = [(*tile, blocks, 1) for tile in tiles for blocks in (1, 2, 3, 4, 6)]
     else:
-        cuts = [(64, 4, 1, 1), (64, 4, 2, 2), (64, 4, 4, 2), (64, 4, 2, 3), (32, 2, 1, 1), (32, 2, 2, 2), (32, 2, 4, 3)]
+        cuts = [
+            (64, 4, 1, 1),
+            (64, 4, 2, 2),
+            (64, 4, 4, 2),
+            (64, 4, 2, 3),
+            (32, 2, 1, 1),
+            (32, 2, 2, 2),
+            (32, 2, 4, 3),
+        ]
     for block, warps, blocks, stages in cuts:
         yield ScoreConfig(block, blocks, warps, stages)
     if code.rows:

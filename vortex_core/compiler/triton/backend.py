@@ -413,7 +413,9 @@ class TritonFlow:
         elif self.code.sub_pages and not config.blocks and stages == ScoreConfig.stages:
             # Tiles are large, and two of them in shared memory leave room for few programs.
             default, stages = 1, 1
-        row_block, row_warps = row_cut(self.code.row_lanes, width) if self.code.rows else (ROW_BLOCK, ROW_WARPS)
+        row_block, row_warps = (
+            row_cut(self.code.row_lanes, width) if self.code.rows else (ROW_BLOCK, ROW_WARPS)
+        )
         short = programs <= SHORT_PROGRAMS * multiprocessors(device)
         return replace(
             config, block=block, blocks=config.blocks or default, warps=config.warps or self.code.warps, stages=stages,
@@ -539,6 +541,24 @@ def token_blocks(programs: int, device: torch.device, heads: int, warps: int) ->
         return max(1, min(TOKEN_BLOCKS, 1 << max(0, share.bit_length() - 1)))
     most = min(TOKEN_BLOCKS, programs * warps // (TOKEN_WARPS * count))
     # The multiprocessor that gets the most programs ends last.
-    return min(
-        range(1, max(1, most) + 1), key=lambda n: -(-programs // (n * count)) * (n + PREPARED), default=1
-    )
+    return min(range(1, max(1, most) + 1), key=lambda n: -(-programs // (n * count)) * (n + PREPARED))
+
+
+class TritonBackend:
+    """Generated Triton kernels, launched as was measured best on this machine where `tune` has been run."""
+
+    name = "triton"
+    captures = True
+
+    def unfit(self, device: torch.device) -> str | None:
+        """It runs on GPUs, and for tests under Triton's interpreter."""
+        return (
+            "that needs TRITON_INTERPRET=1, and is for tests"
+            if device.type == "cpu" and not INTERPRETED
+            else None
+        )
+
+    def compile(self, program: Program, knobs: Knobs, geometry: Geometry) -> TritonFlow:
+        """Raises `VE050` for what cannot be lowered, `VF013` / `VF064` where the program does not fit the model."""
+        program = program.canonical()
+        return TritonFlow(program, knobs, geometry, stored_configs(program, knobs, geometry))

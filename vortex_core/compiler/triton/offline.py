@@ -86,7 +86,16 @@ def launchables(
         VortexError: `VE050` for what cannot be lowered.
     """
     program = program.canonical()
-    code = generate(program, geometry, knobs.page_size, config.block, config.channels, row_block=config.row_block, row_warps=config.row_warps, wide=wide)
+    code = generate(
+        program,
+        geometry,
+        knobs.page_size,
+        config.block,
+        config.channels,
+        row_block=config.row_block,
+        row_warps=config.row_warps,
+        wide=wide,
+    )
     module = load_module(code.text)
     dtypes = {s.name: s.dtype for s in program.states}
     found = {}

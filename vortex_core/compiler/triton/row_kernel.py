@@ -78,7 +78,9 @@ def row_text(writer: IndexKernel, most: int = ROW_BLOCK, warps: int = ROW_WARPS)
 def row_lanes(graph: Graph, plan: Schedule, sizes: Mapping[str, int]) -> int:
     """Lanes of the widest value of a page that the row kernel computes."""
     values = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and plan.level[i]]
-    return max((math.prod(pow2(e.resolve(sizes)) for d, e in n.type.dims if d != "page") for n in values), default=1)
+    return max(
+        (math.prod(pow2(e.resolve(sizes)) for d, e in n.type.dims if d != "page") for n in values), default=1
+    )
 
 
 def _read(writer: IndexKernel) -> int:
