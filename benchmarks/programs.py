@@ -338,7 +338,7 @@ def configurations(flow: Flow, shape: Shape) -> Iterator[ScoreConfig]:
     if code.tokens:
         tiles = [(code.block, code.warps), (max(1, code.block // 2), max(1, code.warps // 2))]
         tiles.append((code.block, 4) if code.warps < 4 else (max(1, code.block // 2), 4))
-        cuts = [(*tile, blocks, 1) for tile in tiles for blocks in (1, 2, 3, 4, 6)]
+        cuts = [(*tile, blocks, 1) for tile in tiles for blocks in (1, 2, 3, 4, 8)]
     else:
         cuts = [
             (64, 4, 1, 1),

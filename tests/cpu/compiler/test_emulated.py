@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from benchmarks.emulated import Sizes, emulate, emulate_states
+from benchmarks.emulated import WHOLE, Sizes, emulate, emulate_states
 from benchmarks.programs import FOUND, programs
 from benchmarks.ptx_machine import BASE, Machine
 from vortex_core import library
@@ -95,6 +97,21 @@ def test_a_product_that_more_than_a_sum_reads_keeps_its_axes() -> None:
     flow = run(source.replace(single, f'{single} + {product}.max("ch")'), "x.py").flow
     done = emulate(flow)
     assert done.error < 1e-3, done
+
+
+@pytest.mark.parametrize(("block", "warps"), [(256, 4), (2048, 16)])
+def test_rows_of_many_pages_are_taken_at_once(block: int, warps: int) -> None:
+    source = (FOUND / "slow_channels.py").read_text()
+    cut = replace(WHOLE, row_block=block, row_warps=warps)
+    done = emulate(run(source, "slow_channels.py").flow, 41, Sizes(heads=6, page=16), cut=cut)
+    assert done.error < 1e-3, done
+    assert not done.hazards
+
+
+def test_short_products_of_many_heads() -> None:
+    done = emulate(library.load("locks").flow, 41, Sizes(heads=6, page=16))
+    assert done.error < 1e-3, done
+    assert not done.hazards
 
 
 WRITTEN = {
