@@ -86,7 +86,10 @@ def score_candidates(
         if latent:
             found += [replace(default, channels=channels) for channels in (FEW_CHANNELS, 128, MANY_CHANNELS)]
     if rows:
-        found += [replace(default, row_warps=warps) for warps in (2, 8, 16)]
+        found += [
+            replace(default, row_block=block, row_warps=warps)
+            for block, warps in ((256, 4), (512, 8), (1024, 8), (1024, 16), (2048, 16))
+        ]
     return [c for c in found if c != default]
 
 
