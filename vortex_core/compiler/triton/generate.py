@@ -13,7 +13,7 @@ from vortex_core.compiler.triton.contraction import Product, absorbed_nodes
 from vortex_core.compiler.triton.refine_kernel import refine_text
 from vortex_core.compiler.triton.row_kernel import ROW_BLOCK, ROW_WARPS, row_lanes, row_text
 from vortex_core.compiler.triton.score_kernel import IndexKernel
-from vortex_core.compiler.triton.tile import FEW_CHANNELS, pages_per_program
+from vortex_core.compiler.triton.tile import FEW_CHANNELS, MAX_TILE, pages_per_program, tile_lanes
 from vortex_core.compiler.triton.update_kernel import UpdateKernel
 from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, THREAD_ROWS
 from vortex_core.geometry import Geometry
@@ -176,8 +176,7 @@ def _pages(index: IndexKernel, elsewhere: frozenset[int]) -> int:
         elsewhere: nodes that another kernel computes.
     """
     graph = index.program.index
-    products: dict[int, Product] = {**index.contractions, **index.code_products, **index.page_products}
-    absorbed = elsewhere.union(absorbed_nodes(graph, products))
+    absorbed = _absorbed(index, elsewhere)
     codes = {i: c for i, c in index.code_products.items() if i not in elsewhere}
     others = [i for i in index.page_products if i not in elsewhere]
     pages = pages_per_program(graph, index.sizes, absorbed, index.summed)
@@ -186,10 +185,26 @@ def _pages(index: IndexKernel, elsewhere: frozenset[int]) -> int:
 
 def _warps(index: IndexKernel, elsewhere: frozenset[int], block: int) -> int:
     """Warps of a program that scores `block` pages at once: no more than its shortest product of long rows has tiles, for
-    those without one compute another's again."""
+    those without one compute another's again. All where there is a tile that fewer threads do not hold."""
     graph = index.program.index
     rows = [rows_of(graph.nodes[i], index.sizes) for i in index.code_products if i not in elsewhere]
     shortest = min((n * block for n in rows if n > 1), default=0) if index.columns else 0
     if shortest < LEAST_ROWS:
         return WARPS
-    return max(LEAST_WARPS, min(WARPS, shortest // (THREAD_ROWS * TILE)))
+    gone = _absorbed(index, elsewhere)
+    held = [
+        n
+        for i, n in enumerate(graph.nodes)
+        if "page" in n.type.names and i not in gone and n not in index.summed and n.op != "load"
+    ]
+    lanes = block * max((tile_lanes(n, index.sizes) for n in held), default=1)
+    least = max(LEAST_WARPS, shortest // (THREAD_ROWS * TILE))
+    while least < WARPS and lanes > MAX_TILE * least // WARPS:
+        least *= 2
+    return min(WARPS, least)
+
+
+def _absorbed(index: IndexKernel, elsewhere: frozenset[int]) -> frozenset[int]:
+    """Nodes without a tile of their own."""
+    products: dict[int, Product] = {**index.contractions, **index.code_products, **index.page_products}
+    return elsewhere.union(absorbed_nodes(index.program.index, products))

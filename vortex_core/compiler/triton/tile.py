@@ -106,6 +106,16 @@ def atom(text: str) -> str:
 Env = Mapping[str, Tile]
 
 
+def tile_lanes(node: Node, sizes: Mapping[str, int]) -> int:
+    """Elements a tile holds for one page; odd numbers of channels are taken in pieces of at most 128."""
+    total = 1
+    for name, extent in node.type.dims:
+        real = 1 if name == "page" else extent.resolve(sizes)
+        odd = name == "dim" and pow2(real) > MAX_PADDING * real
+        total *= min(128, real & -real) if odd else pow2(real)
+    return total
+
+
 def pages_per_program(
     graph: Graph, sizes: Mapping[str, int], absorbed: Collection[int] = (), summed: Collection[Node] = ()
 ) -> int:
@@ -116,16 +126,7 @@ def pages_per_program(
         summed: products that are summed where they are made: threads never hold all of them, so they count half.
     """
 
-    def lanes(node: Node) -> int:
-        """Elements a tile holds for one page; odd numbers of channels are taken in pieces of at most 128."""
-        total = 1
-        for name, extent in node.type.dims:
-            real = 1 if name == "page" else extent.resolve(sizes)
-            odd = name == "dim" and pow2(real) > MAX_PADDING * real
-            total *= min(128, real & -real) if odd else pow2(real)
-        return max(1, total // 2) if node in summed else total
-
     tiles = [n for i, n in enumerate(graph.nodes) if "page" in n.type.names and i not in absorbed]
-    largest = max((lanes(n) for n in tiles), default=1)
+    largest = max((tile_lanes(n, sizes) // (2 if n in summed else 1) for n in tiles), default=1)
     pages = max(1, min(MAX_PAGES_PER_PROGRAM, MAX_TILE // max(1, largest)))
     return 1 << (pages.bit_length() - 1)
