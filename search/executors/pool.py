@@ -199,7 +199,7 @@ class Pool(Generic[W]):
     async def take(
         self, rank: Callable[[W], int] = lambda worker: 0, who: str = "", *, urgent: bool = False
     ) -> W:
-        """A free worker, of those the one with the highest rank.
+        """A free worker, of those the one with the highest rank, of equals the one that worked last.
 
         Args:
             rank: of a worker for this purpose.
@@ -227,8 +227,8 @@ class Pool(Generic[W]):
         free = [w for w in self._free if w is not other_than]
         if self._tickets or not free:
             return None
-        self._give(free[0], who)
-        return free[0]
+        self._give(free[-1], who)
+        return free[-1]
 
     def _grant(self) -> None:
         """Give free workers to those who had least of what is their share, then to what is urgent, then to who
@@ -239,7 +239,8 @@ class Pool(Generic[W]):
             self._tickets.remove(ticket)
             if ticket.given.done():
                 continue
-            worker = max(self._free, key=ticket.rank)
+            # The one that worked last, of equals: a process that has done nothing yet has everything to import first.
+            worker = max(reversed(self._free), key=ticket.rank)
             self._give(worker, ticket.who)
             ticket.given.set_result(worker)
         if self._tickets and not self._all:

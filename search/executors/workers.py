@@ -6,12 +6,15 @@ processes agree on nothing but these signatures.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +135,18 @@ def _plan(told: Mapping[str, Any]) -> EvaluationPlan:
     return _plans[text]
 
 
+def _import_stages() -> None:
+    """Bring what stages need while engines load: a first task that began with it kept an engine waiting, ten seconds
+    and more on a host whose disk is cold."""
+    for module in (
+        "evaluators.worker",
+        "evaluators.stages.machine_code",
+        "vortex_core.compiler.triton.ahead",
+    ):
+        with suppress(ImportError):  # Triton, where it is not to be had: whoever needs it says so
+            importlib.import_module(module)
+
+
 class CpuWorker:
     """Tracing and stages without an engine, one at a time. Answers are as `EngineWorker`'s."""
 
@@ -141,6 +156,7 @@ class CpuWorker:
         """Begin; the value is this process's group, to be killed if something hangs, and where it writes its log."""
         yield_to_the_engine()
         self._log = WorkerLog(self.role)
+        threading.Thread(target=_import_stages, name="imports", daemon=True).start()
         label = f"{socket.gethostname()} cpu worker {os.getpid()}"
         return {"value": {"group": become_group_leader(), "label": label, "log": self._log.place}}
 
