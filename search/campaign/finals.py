@@ -5,6 +5,7 @@ The best of N noisy measurements is inflated by selection alone, so nothing the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -141,18 +142,34 @@ class Finals:
         """Found candidates that keep the gates on the search's items, best first, one a program: the same program
         under three budgets is one idea."""
         programs: dict[str, Candidate] = {}
-        for e in Archive(self.state, self.config.objective).entries:
-            if not e.candidate.reference and e.candidate.arm in self.ours:
-                programs.setdefault(e.candidate.ir_hash, e.candidate)
-        return [c for c in programs.values() if self._verdict(c, "search") is not Verdict.FAILED]
+        for candidate in self._promising():
+            programs.setdefault(candidate.ir_hash, candidate)
+        return list(programs.values())
+
+    def _promising(self) -> list[Candidate]:
+        """Found candidates that keep the gates on the search's items, best first."""
+        ranked = [e.candidate for e in Archive(self.state, self.config.objective).entries]
+        found = [c for c in ranked if not c.reference and c.arm in self.ours]
+        return [c for c in found if self._verdict(c, "search") is not Verdict.FAILED]
 
     def _next(self, finalists: list[Candidate]) -> Candidate | None:
-        """The next elite, while none so far keeps the gates: the first were the luckiest on the search's items."""
+        """The next best, while none so far keeps the gates: the first were the luckiest on the search's items.
+
+        Of a program that was tried another point is, where it answered better: the fastest was tried first, and one
+        that gives a little speed for answers is likelier to keep the gates than a slow program is to be worth it.
+        """
         ours = [c for c in finalists if not c.reference and c.arm in self.ours]
         if self._leader(ours) is not None or len(ours) >= self.config.finals.most:
             return None
-        seen = {c.ir_hash for c in ours}
-        return next((c for c in self._elites() if c.ir_hash not in seen), None)
+        tried: dict[str, float] = {}  # by program, the best accuracy of a point that was
+        for c in ours:
+            tried[c.ir_hash] = max(tried.get(c.ir_hash, -math.inf), self._accuracy(c))
+        promising = (c for c in self._promising() if c not in ours)
+        return next((c for c in promising if self._accuracy(c) > tried.get(c.ir_hash, -math.inf)), None)
+
+    def _accuracy(self, candidate: Candidate) -> float:
+        found = score(candidate, self.config.objective, "search")
+        return -math.inf if found is None else found.accuracy.value
 
     def _verdict(self, candidate: Candidate, purpose: ev.Purpose) -> Verdict:
         found = score(candidate, self.config.objective, purpose)

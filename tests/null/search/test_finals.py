@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evaluators.results import Metric, StageResult
 from search.campaign.finals import Finals
+from search.campaign.pipeline import Pipeline
 from search.log.state import CampaignState, Candidate
 from search.simulation import SimulatedExecutor, simulated_library
 from tests.null.search.harness import SESSION, STARTED, Harness, config, kinds
@@ -147,3 +148,34 @@ def test_only_the_winner_and_its_first_rival_meet_sealed_items_late_when_a_run_g
     finals = Finals(Seen(), harness.config, state, print, simulated_library, lambda: True)  # type: ignore[arg-type]
     asyncio.run(finals._measure([first, second, third, fourth], "holdout"))
     assert asked == {second.key: True, third.key: False, fourth.key: False}
+
+
+def measured(candidate: Candidate, speed: float, accuracy: float) -> None:
+    """As if the search had found this, and nothing fresh were known."""
+    metrics = {
+        "accuracy_delta": Metric(accuracy, accuracy - 0.1, accuracy + 0.1, n=40),
+        "modelled_speedup_h200": Metric(speed),
+        "perplexity_ratio": Metric(1.0),
+    }
+    candidate.results = {"search": {"decode": StageResult("decode", True, metrics=metrics)}}
+    candidate.finished = {"search": True}
+
+
+def test_a_safer_point_of_a_program_that_was_tried_is_next(tmp_path: Path):
+    """Its fastest point went first and broke the gates; a slow program that keeps them would be worth less."""
+    harness = Harness(tmp_path)
+    state = harness.go()
+    pipeline: Pipeline = None  # type: ignore[assignment]
+    finals = Finals(pipeline, harness.config, state, print, simulated_library)
+    ours = [c for c in state.candidates.values() if c.arm == "evolve"]
+    for candidate in ours:
+        measured(candidate, 1.0, -0.9)
+    fast, safer, other = ours[:3]
+    for candidate, speed, accuracy in ((fast, 2.0, -0.09), (safer, 1.9, -0.04), (other, 1.1, 0.0)):
+        measured(candidate, speed, accuracy)
+    safer.ir_hash = fast.ir_hash
+    assert finals._elites() == [fast, other], "one a program"
+    assert finals._next([fast]) is safer
+    assert finals._next([fast, safer]) is other
+    measured(safer, 1.9, -0.095)
+    assert finals._next([fast]) is other, "a point that answered worse is no way out"
