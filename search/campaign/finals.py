@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from search.campaign.archive import Archive, Verdict, score
+from search.campaign.archive import Archive, Entry, Score, Verdict, score
 from search.campaign.comparison import Comparison, against_control, at_equal_cost, compare
 from search.campaign.fitting import runs_as_it_is
 from search.campaign.pipeline import LibraryLoader, Pipeline
@@ -126,8 +126,16 @@ class Finals:
         if not elites:
             return []
         rivals = [archive.best(reference=True), archive.best(reference=False, arms=self.control)]
-        found = elites + [entry.candidate for entry in rivals if entry is not None]
+        rivals.append(self._fastest(archive))
+        found = elites + list({e.candidate.key: e.candidate for e in rivals if e is not None}.values())
         return found + ([] if rivals[0] is not None else self._screened_library(elites[0]))
+
+    def _fastest(self, archive: Archive) -> Entry | None:
+        """The library's fastest that keeps the gates by value, where speed was measured: the one with the surest gates
+        may be far from it, and whoever chooses among the library's would take this one."""
+        kept = [e for e in archive.entries if e.candidate.reference and e.score.verdict is not Verdict.FAILED]
+        timed = [e for e in kept if e.score.speed.how == "measured" and not e.candidate.is_dense]
+        return max(timed, key=lambda e: e.score.speed.value, default=None)
 
     def _screened_library(self, elite: Candidate) -> list[Candidate]:
         """Where no library flow answered, the one that the screen puts first, at an equal budget where some are."""
@@ -181,16 +189,22 @@ class Finals:
         return self._leader([c for c in found if c.arm in self.ours]) or self._leader(found)
 
     def _library(self, finalists: list[Candidate]) -> Candidate | None:
-        return next((c for c in finalists if c.reference), None)
+        """The winner's rival: of the library's finalists the fastest that keeps the gates on fresh items."""
+        library = [c for c in finalists if c.reference]
+        kept = [(found.speed.value, c) for c in library if (found := self._kept(c)) is not None]
+        return max(kept, key=lambda p: p[0])[1] if kept else next(iter(library), None)
+
+    def _kept(self, candidate: Candidate) -> Score | None:
+        """What it has on fresh items, if it keeps the gates there."""
+        found = (
+            score(candidate, self.config.objective, "fresh")
+            if candidate.status("fresh") == "passed"
+            else None
+        )
+        return None if found is None or found.verdict is Verdict.FAILED else found
 
     def _leader(self, candidates: list[Candidate]) -> Candidate | None:
-        scored = [
-            (found, c)
-            for c in candidates
-            if c.status("fresh") == "passed"
-            and (found := score(c, self.config.objective, "fresh")) is not None
-            and found.verdict is not Verdict.FAILED
-        ]
+        scored = [(found, c) for c in candidates if (found := self._kept(c)) is not None]
         if not scored:
             return None
         best = min(scored, key=lambda p: (p[0].verdict, -p[0].speed.value, -p[0].accuracy.value, p[1].number))

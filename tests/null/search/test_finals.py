@@ -179,3 +179,29 @@ def test_a_safer_point_of_a_program_that_was_tried_is_next(tmp_path: Path):
     assert finals._next([fast, safer]) is other
     measured(safer, 1.9, -0.095)
     assert finals._next([fast]) is other, "a point that answered worse is no way out"
+
+
+def test_the_librarys_fastest_is_a_rival_beside_its_surest(tmp_path: Path):
+    """On a GPU a flow that surely keeps the gates may be far slower than one that keeps them by value."""
+    harness = Harness(tmp_path)
+    state = harness.go()
+    pipeline: Pipeline = None  # type: ignore[assignment]
+    finals = Finals(pipeline, harness.config, state, print, simulated_library)
+    for candidate in state.candidates.values():
+        measured(candidate, 1.0, -0.9)
+    elite = next(c for c in state.candidates.values() if c.arm == "evolve")
+    surest, fastest = [c for c in state.candidates.values() if c.reference and not c.is_dense][:2]
+    measured(elite, 2.0, 0.3)
+    measured(surest, 1.6, 0.3)
+    measured(fastest, 1.9, -0.2)
+    assert finals._finalists() == [elite, surest, fastest]
+    for candidate in (surest, fastest):
+        candidate.results["fresh"] = candidate.results["search"]
+        candidate.finished["fresh"] = True
+    assert finals._library([elite, surest, fastest]) is fastest
+    measured(fastest, 1.9, -0.4)
+    assert finals._library([elite, surest, fastest]) is surest, "it broke the gates on fresh items"
+    modelled = replace(surest.results["search"]["decode"].metrics["modelled_speedup_h200"], how="modelled")
+    for candidate in state.candidates.values():
+        candidate.results["search"]["decode"].metrics["modelled_speedup_h200"] = modelled
+    assert finals._finalists()[1:] == [surest], "modelled speeds of one budget say little"
