@@ -141,6 +141,8 @@ def study_plan(arguments: argparse.Namespace) -> EvaluationPlan:
     data["perplexity"]["context"] = arguments.passage_context or data["perplexity"]["context"]
     if arguments.timed_steps:
         data["decode"] = data.get("decode", {}) | {"steps": arguments.timed_steps, "warmup": 2}
+    if "decode" in data:  # a study wants the slow ones, too
+        data["decode"]["least"] = 0.0
     data["screen"] = {
         "retrieval_items": arguments.recorded, "passages": 1, "most_tokens": arguments.context,
         "steps": arguments.steps, "at": min(3, arguments.steps),
