@@ -45,7 +45,7 @@ def test_programs_of_many_heads_are_longer(monkeypatch: pytest.MonkeyPatch) -> N
     few = resolved(monkeypatch, "slow_channels", FEW, 64, 512)
     many = resolved(monkeypatch, "slow_channels", MANY, 16, 1920)
     assert (few.block, few.blocks, few.warps) == (8, 4, 4)
-    assert (many.block, many.blocks, many.warps) == (32, 3, 4)
+    assert (many.block, many.blocks, many.warps) == (32, 4, 4), "two rounds; three blocks would be three"
     assert (many.row_block, many.row_warps) == (2048, 16)
     asked = ScoreConfig(row_block=512, row_warps=8)
     made = TritonFlow(flow("slow_channels").program.canonical(), flow("slow_channels").knobs, MANY)
@@ -53,10 +53,30 @@ def test_programs_of_many_heads_are_longer(monkeypatch: pytest.MonkeyPatch) -> N
     assert (kept.row_block, kept.row_warps) == (512, 8)
 
 
-def test_a_product_has_no_more_warps_than_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four warps computed each tile of a product of 64 rows four times: 1,168 instructions of a warp a page."""
-    cut = resolved(monkeypatch, "locks", MANY, 16, 1920)
-    assert (cut.block, cut.warps) == (16, 2)
-    found = compile_flow(flow("locks").program, flow("locks").knobs.with_(page_size=16), MANY, config=cut)
+def test_rounds_are_full_where_it_is_known_how_many_programs_are_resident(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "multiprocessors", lambda _: 132)
+    cpu = torch.device("cpu")
+    assert backend.token_blocks(1920, cpu, 6, 4, columns=True) == 4
+    assert backend.token_blocks(1920, cpu, 6, 4, columns=False) == 3
+    assert backend.token_blocks(7680, cpu, 6, 4, columns=False) == 6
+    assert backend.token_blocks(120, cpu, 6, 4, columns=True) == 1, "too few to share out"
+
+
+def test_a_product_of_one_tile_is_one_warps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four warps computed such a tile four times: 1,168 instructions of a warp a page."""
+    few = resolved(monkeypatch, "locks", FEW, 64, 512)
+    many = resolved(monkeypatch, "locks", MANY, 16, 1920)
+    assert (few.block, few.blocks, few.warps) == (many.block, many.blocks, many.warps) == (8, 4, 1)
+    found = compile_flow(flow("locks").program, flow("locks").knobs.with_(page_size=16), MANY, config=many)
     report = found["score_kernel"]
-    assert report.instructions * cut.warps / cut.block < 600 and not report.spills
+    assert report.instructions * many.warps / many.block < 600 and not report.spills
+
+
+@pytest.mark.parametrize(("page", "heads", "block"), [(16, 8, 16), (64, 4, 8)])
+def test_what_one_warp_does_not_hold_has_two(page: int, heads: int, block: int) -> None:
+    """Queries of eight heads, or a product of 64 rows of eight pages that is summed where it is made."""
+    geometry = Geometry(1, 2, heads, 128, 128, 128)
+    found = TritonFlow(flow("locks").program.canonical(), flow("locks").knobs.with_(page_size=page), geometry)
+    assert (found.code.block, found.code.warps) == (block, 2)

@@ -55,6 +55,8 @@ TOKEN_PROGRAMS = 8
 # programs are longer, as long as a multiprocessor gets so many warps.
 PREPARED = 0.65
 TOKEN_WARPS = 16
+# Registers hold so many warps of a multiprocessor whose threads take whole rows of what lies by columns.
+COLUMN_WARPS = 8
 TOKEN_STAGES = 3
 # What lies by columns goes from memory to registers, and enough programs are resident to hide the way.
 COLUMN_STAGES = 1
@@ -406,7 +408,7 @@ class TritonFlow:
         default = 1 if self.geometry.is_mla else score_blocks(programs, device)
         if self.code.tokens and not self.geometry.is_mla:
             warps = config.warps or self.code.warps
-            default = token_blocks(programs, device, self.geometry.group, warps)
+            default = token_blocks(programs, device, self.geometry.group, warps, columns=self.code.columns)
         stages = config.stages
         if self.code.tokens and stages == ScoreConfig.stages:
             stages = COLUMN_STAGES if self.code.columns else TOKEN_STAGES
@@ -532,16 +534,27 @@ def is_wide(q: torch.Tensor) -> bool:
     return q.dtype != torch.bfloat16 and not INTERPRETED
 
 
-def token_blocks(programs: int, device: torch.device, heads: int, warps: int) -> int:
+def token_blocks(programs: int, device: torch.device, heads: int, warps: int, *, columns: bool) -> int:
     """The same where rows lie inside pages: programs long enough that loads run ahead, and enough of them to share out
-    evenly."""
+    evenly.
+
+    Args:
+        heads: that share keys.
+        warps: of a program.
+        columns: whether all such rows lie by columns.
+    """
     count = multiprocessors(device)
     if heads <= 2:
         share = programs // (TOKEN_PROGRAMS * count)
         return max(1, min(TOKEN_BLOCKS, 1 << max(0, share.bit_length() - 1)))
-    most = min(TOKEN_BLOCKS, programs * warps // (TOKEN_WARPS * count))
-    # The multiprocessor that gets the most programs ends last.
-    return min(range(1, max(1, most) + 1), key=lambda n: -(-programs // (n * count)) * (n + PREPARED))
+    # Programs run in rounds of as many as registers hold, and a round that is not full takes as long as one that is. Where
+    # loads run ahead it is not known how many are resident: the multiprocessor that gets the most programs ends last.
+    resident, least = (COLUMN_WARPS, COLUMN_WARPS) if columns else (warps, TOKEN_WARPS)
+    most = min(TOKEN_BLOCKS, programs * warps // (least * count))
+    return min(
+        range(1, max(1, most) + 1),
+        key=lambda n: -(-programs * warps // (n * resident * count)) * (n + PREPARED),
+    )
 
 
 class TritonBackend:
