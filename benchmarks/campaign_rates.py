@@ -26,7 +26,7 @@ def rates(name: str, last_stage: str | None = None) -> dict[str, Any]:
     took: dict[str, list[float]] = defaultdict(list)
     on_engine: dict[str, float] = defaultdict(float)  # by worker
     each: dict[str, float] = defaultdict(float)  # engine seconds of a candidate
-    compiled: dict[str, int] = defaultdict(int)
+    compiled: dict[str, list[str]] = defaultdict(list)
     first = last = 0.0
     finished, whole, references = set(), set(), set()
     failed: dict[str, int] = defaultdict(int)
@@ -44,7 +44,7 @@ def rates(name: str, last_stage: str | None = None) -> dict[str, Any]:
             if isinstance(event, ev.StageFinished):
                 seconds = float(event.result["seconds"])
                 took[event.stage].append(seconds)
-                compiled[event.stage] += len(event.result["info"].get("compiled_here", ()))
+                compiled[event.stage] += event.result["info"].get("compiled_here", ())
                 if event.worker:
                     on_engine[event.worker] += seconds
                     each[event.key] += seconds
@@ -74,7 +74,8 @@ def rates(name: str, last_stage: str | None = None) -> dict[str, Any]:
         "stages": {
             stage: {
                 "n": len(times), "median_s": round(statistics.median(times), 3), "total_s": round(sum(times), 1),
-                "stopped": failed[stage], "kernels_compiled_on_engine": compiled[stage],
+                "stopped": failed[stage], "kernels_compiled_on_engine": len(compiled[stage]),
+                **({"as": sorted(set(compiled[stage]))} if compiled[stage] else {}),
             }
             for stage, times in took.items()
         },

@@ -239,7 +239,7 @@ class EvaluationWorker:
 
 
 def _compiled(device: str) -> AbstractContextManager[list[str]]:
-    """Yields the names of the kernels that this process compiles inside, on a GPU."""
+    """Yields a line for each kernel that this process compiles inside, on a GPU."""
     if not is_gpu(device):
         return nullcontext([])
     from vortex_core.kernels.compile_ahead import kernels_compiled

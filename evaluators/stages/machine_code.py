@@ -15,6 +15,7 @@ from pydantic import Field
 
 from evaluators.results import Metric, StageResult
 from evaluators.stages.base import Context, Deadline, Needs
+from evaluators.stages.decode import DecodeSettings
 from evaluators.stages.parity import ParitySettings
 from evaluators.stages.settings import StageSettings
 from vortex_core.ir.flow import Flow
@@ -81,11 +82,19 @@ def query_dtype(model: ModelSpec) -> torch.dtype:
 
 
 def launched(plan: EvaluationPlan, knobs: Knobs) -> list[StepShape]:
-    """The decode steps that the stages of a plan run: the rows that engines pad batches to, at all contexts."""
+    """The decode steps that the stages of a plan run, in the rows and the table widths that engines pad them to, at all
+    contexts."""
     from vortex_core.compiler.triton.ahead import StepShape
+    from vortex_core.engine.decode.graph_runner import BUCKETS, bucket_of, width_of
+    from vortex_core.engine.kv.blocks import BLOCK_TOKENS
 
     contexts = {task.context for task in plan.accuracy.tasks} | {plan.perplexity.context}
-    rows = (1, 2, 4, 8, 16, 32, 48, 64)
-    found = [StepShape(n, context + _NEW) for context in sorted(contexts) for n in rows]
+    most = max(plan.accuracy.batch, plan.perplexity.items)
+    if isinstance(timed := plan.sections.get("decode"), DecodeSettings):
+        contexts |= set(timed.lengths(plan))
+        most = max(most, timed.most)
+    widths = {width_of(-(-(context + new) // BLOCK_TOKENS)) for context in contexts for new in (1, _NEW)}
+    rows = [n for n in BUCKETS if n <= bucket_of(most)]
+    found = [StepShape(n, blocks * BLOCK_TOKENS) for blocks in sorted(widths) for n in rows]
     parity = plan.section("parity", ParitySettings)
     return [StepShape(len(parity.pages), round(max(parity.pages) * knobs.page_size) + 2), *found]

@@ -22,6 +22,8 @@ from triton.runtime import driver
 from triton.runtime._async_compile import FutureKernel
 from triton.runtime.jit import JITFunction
 
+from vortex_core.kernels import asked
+from vortex_core.kernels.keys import OURS
 from vortex_core.kernels.runtime import AbsentGPU, as_if_on
 
 _ONE_TREE = threading.RLock()
@@ -118,7 +120,7 @@ def compiling_for(gpu: AbsentGPU, *, threads: int = 4) -> Iterator[dict[str, lis
     before = driver._active
     driver.set_active(_AbsentDriver(gpu))
     try:
-        with as_if_on(gpu), compiling_ahead(threads=threads, strict=True) as found:
+        with as_if_on(gpu), kernels_compiled(), compiling_ahead(threads=threads, strict=True) as found:
             yield found
     finally:
         driver._active = before
@@ -126,18 +128,20 @@ def compiling_for(gpu: AbsentGPU, *, threads: int = 4) -> Iterator[dict[str, lis
 
 @contextmanager
 def kernels_compiled() -> Iterator[list[str]]:
-    """Yields a list that gets the name of every kernel this process compiles inside: not those found in the cache."""
-    names: list[str] = []
+    """Yields a list that gets a line for every kernel this process compiles inside: its name, and how it differs from
+    what was compiled before (`asked`). Not those found in the cache."""
+    lines: list[str] = []
 
-    def listen(*, src: Any, cache_hit: bool, **rest: Any) -> None:
-        if not cache_hit:
-            names.append(src.name)
+    def listen(*, src: Any, metadata: Any, cache_hit: bool, **rest: Any) -> None:
         if before is not None:
-            before(src=src, cache_hit=cache_hit, **rest)
+            before(src=src, metadata=metadata, cache_hit=cache_hit, **rest)
+        if not cache_hit and str(src.fn.__module__).startswith(OURS):
+            lines.append(f"{src.name}: {asked.difference(src, metadata)}")
+            asked.note(src, metadata)
 
     before = knobs.compilation.listener
     knobs.compilation.listener = listen
     try:
-        yield names
+        yield lines
     finally:
         knobs.compilation.listener = before

@@ -13,12 +13,13 @@ from typing import Any
 
 from triton.runtime.jit import DependenciesFinder
 
-_OURS = ("vortex_core.", "vortex_kernels_")
+OURS = ("vortex_core.", "vortex_kernels_")
+"""What the modules of our kernels are named, generated ones too."""
 _update_hash = DependenciesFinder._update_hash
 
 
 def _with_its_key_made(finder: Any, function: Any) -> None:
-    if str(finder.globals.get("__name__", "")).startswith(_OURS):
+    if str(finder.globals.get("__name__", "")).startswith(OURS):
         getattr(function, "cache_key", None)  # of whatever has one
     _update_hash(finder, function)
 
