@@ -60,6 +60,7 @@ def cases(draw: st.DrawFn) -> tuple[inputs.Attention, DecodeConfig]:
         min_tiles=draw(st.sampled_from([1, 2])),
         fused_merge=draw(st.booleans()),
         even=draw(st.booleans()),
+        late_sums=draw(st.booleans()),
     )
     return case, config
 
@@ -111,8 +112,9 @@ def test_split_count_is_immaterial(lens: list[int], short: int, monkeypatch: pyt
     for workers in (1, 2, 4):
         for fused in (True, False):
             for even in (False, True):
-                split, _ = run(case, DecodeConfig(16, 4, 1, workers, 1, fused, even=even))
-                assert inputs.close(split, whole, UNIT)
+                for least in (1, 2):
+                    config = DecodeConfig(16, 4, 1, workers, least, fused, even=even, late_sums=fused)
+                    assert inputs.close(run(case, config)[0], whole, UNIT)
 
 
 @pytest.mark.parametrize("last", [544, 20])
@@ -158,7 +160,7 @@ def test_page_mass_is_the_attention_each_page_received(page_size: int, block_n: 
     rows, max_pages = 4, case.pages.columns
     mass = torch.full((rows, max_pages), float("nan"))
     scratch = torch.full((rows, 3, max_pages), float("nan"))
-    run(case, DecodeConfig(block_n, 4, 1, 2, even=even), page_mass=mass, page_lse=scratch)
+    run(case, DecodeConfig(block_n, 4, 1, 2, even=even, late_sums=even), page_mass=mass, page_lse=scratch)
     want = paged_decode_reference(case.q, case.k, case.v, case.pages)[2]
     assert inputs.close(mass, want, UNIT)
     assert torch.allclose(mass.sum(1), torch.tensor([3.0, 0.0, 3.0, 3.0]), atol=1e-5)

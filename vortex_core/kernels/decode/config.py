@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from vortex_core.kernels.runtime import INTERPRETED, multiprocessors
 
+LISTED = 2048  # tokens of a list where nobody says how many
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -23,6 +25,8 @@ class DecodeConfig:
     page masses are asked for.
     even: rows are of about one length (a selection's lists, the heads of one request), each cut into the same
     number of pieces; otherwise tiles are shared out over the workers row by row.
+    late_sums: weights are summed over a tile's tokens once, at a piece's end, instead of for each tile: warps wait
+    three times less for a tile, and hold a number more for each of its weights.
     """
 
     block_n: int
@@ -34,6 +38,7 @@ class DecodeConfig:
     group_pad: int = 0
     latent_kernel: bool = False
     even: bool = False
+    late_sums: bool = False
 
 
 def decode_config(
@@ -45,17 +50,19 @@ def decode_config(
     *,
     even: bool = False,
     alone: bool = False,
+    tokens: int = LISTED,
 ) -> DecodeConfig:
     """The tuned configuration for a shape. `rows` is the largest number of (request, kv head) rows.
 
-    even: the lists are a selection's, of about one length each. alone: they are all pages of a single request.
+    even: the lists are a selection's, of about one length each, of at most `tokens`. alone: they are all pages of a
+    single request.
     """
     if INTERPRETED:
         return DecodeConfig(16, 4, 1, 1, 1, rows >= 4, even=even or alone)
     element = 1 if kv_dtype in FP8_DTYPES else 2 if kv_dtype != torch.float32 else 4
     measured = element == 2 and 64 < head_dim <= 128 and group <= 16
     if even and measured:
-        return even_config(rows)
+        return even_config(rows, tokens)
     if alone and measured:
         # Measured on an H100 from 4k to 128k tokens: faster than FlashInfer and FA3 at every length.
         return DecodeConfig(64, 4, 2, 3, 1, fused_merge=False, even=True)
@@ -69,13 +76,20 @@ def decode_config(
     return DecodeConfig(block_n, 4, 3, 3 if element == 1 else 2, 1, fused_merge=rows >= 32, even=even)
 
 
-def even_config(rows: int) -> DecodeConfig:
-    """The configuration for lists of about 2,048 tokens with 96 or 128 channels, measured on an H100."""
-    if rows <= 16:  # latency alone: short tiles, many pieces
-        return DecodeConfig(32, 4, 4, 2, 1, fused_merge=False, even=True)
-    if rows <= 132:  # tiles so large that a multiprocessor holds one block: all have the same work
-        return DecodeConfig(128, 4, 3, 1, 1, fused_merge=True, even=True)
-    return DecodeConfig(64, 4, 3, 2, 1, fused_merge=True, even=True)
+# Cuts of lists of 96 or 128 channels: (most rows, most tokens of a list, how). The first that holds a launch is taken.
+# Measured on an H100 at 2,048 tokens (`python -m benchmarks.tuning --sweep` tries others).
+EVEN_CUTS: tuple[tuple[float, float, DecodeConfig], ...] = (
+    # Latency alone: short tiles, many pieces.
+    (16, math.inf, DecodeConfig(32, 4, 4, 2, 1, fused_merge=False, even=True)),
+    # Tiles so large that a multiprocessor holds one block: all have the same work.
+    (132, math.inf, DecodeConfig(128, 4, 3, 1, 1, fused_merge=True, even=True)),
+    (math.inf, math.inf, DecodeConfig(64, 4, 3, 2, 1, fused_merge=True, even=True)),
+)
+
+
+def even_config(rows: int, tokens: int = LISTED) -> DecodeConfig:
+    """The configuration for lists of at most `tokens`, of 96 or 128 channels."""
+    return next(cut for most, longest, cut in EVEN_CUTS if rows <= most and tokens <= longest)
 
 
 def decode_workers(device: torch.device, config: DecodeConfig) -> int:

@@ -33,7 +33,7 @@ def list_decode_kernel(
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_N: tl.constexpr, SCALAR_PAGE: tl.constexpr, OPERAND: tl.constexpr, VALUE_IN_KEY: tl.constexpr,
     SPLIT: tl.constexpr, FUSED_MERGE: tl.constexpr, HAS_LSE: tl.constexpr, HAS_PAGE_LSE: tl.constexpr,
-    PDL: tl.constexpr,
+    PDL: tl.constexpr, LATE_SUMS: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (rows * splits,). `SPLIT`: whether `splits` > 1. Arguments as in `paged_decode_kernel`.
 
@@ -62,7 +62,7 @@ def list_decode_kernel(
         piece, (kv_len + BLOCK_N - 1) // BLOCK_N, splits, kv_len, max_pages * PAGE,
         stride_k_page, stride_v_page, score_scale,
         STRIDE_K_TOKEN, STRIDE_V_TOKEN, GROUP, GROUP_PAD, PAGE, DK, DK0, DK1, DV, DV0, DV1,
-        BLOCK_N, SCALAR_PAGE, OPERAND, VALUE_IN_KEY, HAS_PAGE_LSE,
+        BLOCK_N, SCALAR_PAGE, OPERAND, VALUE_IN_KEY, HAS_PAGE_LSE, LATE_SUMS,
     )  # fmt: skip
 
     release_next(PDL)

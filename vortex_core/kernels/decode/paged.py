@@ -111,6 +111,7 @@ def decode_constants(
         "FUSED_MERGE": config.fused_merge,
         "HAS_LSE": has_lse,
         "HAS_PAGE_LSE": has_page_lse,
+        "LATE_SUMS": config.late_sums,
     }
 
 
@@ -325,7 +326,8 @@ def paged_decode(
         page_lse, scale * k_scale * LOG2_E, v_scale,
     )  # fmt: skip
     tokens = pages.columns * page_size
-    splits = even_splits(pages, tokens, workers, constants["BLOCK_N"], even_tokens) if config.even else 0
+    least = constants["BLOCK_N"] * config.min_tiles
+    splits = even_splits(pages, tokens, workers, least, even_tokens) if config.even else 0
     if splits:
         _launch_even(call, splits)
     else:

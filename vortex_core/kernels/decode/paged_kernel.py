@@ -51,9 +51,11 @@ def attend_tiles(
     PAGE: tl.constexpr, DK: tl.constexpr, DK0: tl.constexpr, DK1: tl.constexpr,
     DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_N: tl.constexpr, SCALAR_PAGE: tl.constexpr, OPERAND: tl.constexpr,
-    VALUE_IN_KEY: tl.constexpr, HAS_PAGE_LSE: tl.constexpr,
+    VALUE_IN_KEY: tl.constexpr, HAS_PAGE_LSE: tl.constexpr, LATE_SUMS: tl.constexpr = False,
 ):  # fmt: skip
     """Online softmax of one row over its tiles first, first + step, ... below last.
+
+    LATE_SUMS: each token of a tile keeps a sum of its own until the end, so that warps meet less often for a tile.
 
     listed: tokens up to which page ids may be read; those past kv_len have no meaning and are not followed.
 
@@ -76,6 +78,8 @@ def attend_tiles(
     # Finite, so that a fully masked tile (an empty row) yields weights of zero and not NaN.
     top = tl.full([GROUP_PAD], -3.0e38, tl.float32)
     weight_sum = tl.zeros([GROUP_PAD], tl.float32)
+    if LATE_SUMS:
+        token_sums = tl.zeros([GROUP_PAD, BLOCK_N], tl.float32)
     acc0 = tl.zeros([GROUP_PAD, DV0], tl.float32)
     acc1 = weight_sum
     if DV1 > 0:
@@ -106,7 +110,10 @@ def attend_tiles(
         new_top = tl.maximum(top, tl.max(scores, 1))
         decay = tl.exp2(top - new_top)
         weights = tl.exp2(scores - new_top[:, None])
-        weight_sum = weight_sum * decay + tl.sum(weights, 1)
+        if LATE_SUMS:
+            token_sums = token_sums * decay[:, None] + weights
+        else:
+            weight_sum = weight_sum * decay + tl.sum(weights, 1)
         top = new_top
 
         if VALUE_IN_KEY:
@@ -136,6 +143,8 @@ def attend_tiles(
             page = tl.load(ids_base + at // PAGE, mask=at < listed, other=0)
         else:
             page = load_page_ids(ids_base, t + step, token, listed, PAGE, BLOCK_N)
+    if LATE_SUMS:
+        weight_sum = tl.sum(token_sums, 1)
     return top, weight_sum, acc0, acc1
 
 
@@ -205,7 +214,7 @@ def paged_decode_kernel(
     BLOCK_N: tl.constexpr, PLAN: tl.constexpr, ONE_BLOCK: tl.constexpr, SCALAR_PAGE: tl.constexpr,
     MIN_TILES: tl.constexpr, OPERAND: tl.constexpr,
     VALUE_IN_KEY: tl.constexpr, FUSED_MERGE: tl.constexpr, HAS_LSE: tl.constexpr, HAS_PAGE_LSE: tl.constexpr,
-    PDL: tl.constexpr,
+    PDL: tl.constexpr, LATE_SUMS: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (workers,). `score_scale` = softmax scale * k_scale * log2(e); `OPERAND` is the type of the dots.
 
@@ -245,7 +254,7 @@ def paged_decode_kernel(
             ids_ptr + b * stride_ids_b + h * stride_ids_h, page_lse_base,
             first, last, 1, kv_len, kv_len, stride_k_page, stride_v_page, score_scale,
             STRIDE_K_TOKEN, STRIDE_V_TOKEN, GROUP, GROUP_PAD, PAGE, DK, DK0, DK1, DV, DV0, DV1,
-            BLOCK_N, SCALAR_PAGE, OPERAND, VALUE_IN_KEY, HAS_PAGE_LSE,
+            BLOCK_N, SCALAR_PAGE, OPERAND, VALUE_IN_KEY, HAS_PAGE_LSE, LATE_SUMS,
         )  # fmt: skip
 
         seen = weight_sum > 0

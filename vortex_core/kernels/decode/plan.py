@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vortex_core.geometry import Geometry
-from vortex_core.kernels.decode.config import DecodeConfig, decode_config
+from vortex_core.kernels.decode.config import LISTED, DecodeConfig, decode_config
 from vortex_core.kernels.decode.mla import mla_config, mla_rows
 from vortex_core.kernels.decode.paged import LOG2_E, paged_decode, paged_decode_workspace
 from vortex_core.kernels.decode.split import EVEN_TOKENS, SplitWorkspace
@@ -100,9 +100,14 @@ class AttentionPlan:
         """
         return replace(self, even_tokens=max(EVEN_TOKENS, longest_whole))
 
-    def config(self, batch: int) -> DecodeConfig:
-        """How a launch of `batch` sequences is cut where nothing better was measured for its lists."""
-        return _config(self.geometry, self.page_size, self.kv_dtype, batch, self.rows, even=self.even)
+    def config(self, batch: int, tokens: int = LISTED) -> DecodeConfig:
+        """How a launch of `batch` sequences is cut where nothing better was measured for its lists.
+
+        Args:
+            tokens: of the longest list that there is room for.
+        """
+        g, size = self.geometry, self.page_size
+        return _config(g, size, self.kv_dtype, batch, self.rows, even=self.even, tokens=tokens)
 
     def run(
         self,
@@ -135,12 +140,13 @@ class AttentionPlan:
             `[batch, q_head, value_dim]`.
         """
         g = self.geometry
+        config = config or self.config(len(q), pages.columns * pages.page_size)
         page_lse = page_mass = None
         if mass is not None:
             lse, page_lse, page_mass = mass.lse, mass.page_lse, mass.page_mass
         return paged_decode(
             q, k, v, pages.shared_by(self.rows),
-            workspace=self.workspace, config=config or self.config(len(q)), sm_scale=scale,
+            workspace=self.workspace, config=config, sm_scale=scale,
             kv_repeat=self.rows // g.kv_heads, value_in_key=g.is_mla, even_tokens=self.even_tokens,
             out=out, lse=lse, page_lse=page_lse, page_mass=page_mass,
         )  # fmt: skip
@@ -156,9 +162,19 @@ class AttentionPlan:
 
 
 def _config(
-    g: Geometry, page_size: int, kv_dtype: torch.dtype, batch: int, rows: int, *, even: bool
+    g: Geometry,
+    page_size: int,
+    kv_dtype: torch.dtype,
+    batch: int,
+    rows: int,
+    *,
+    even: bool,
+    tokens: int = LISTED,
 ) -> DecodeConfig:
     if g.is_mla:
         return mla_config(g.group, kv_dtype, page_size)
     group = g.q_heads // rows
-    return decode_config(g.head_dim, group, kv_dtype, page_size, batch * rows, even=even, alone=batch == 1)
+    alone = batch == 1
+    return decode_config(
+        g.head_dim, group, kv_dtype, page_size, batch * rows, even=even, alone=alone, tokens=tokens
+    )

@@ -20,7 +20,7 @@ from vortex_core.page_list import PageList
 
 
 def even_splits(
-    pages: PageList, max_tokens: int, workers: int, block_n: int, even_tokens: int = EVEN_TOKENS
+    pages: PageList, max_tokens: int, workers: int, least: int, even_tokens: int = EVEN_TOKENS
 ) -> int:
     """Pieces to cut each row into where all rows are cut alike; 0 where tiles are shared out by a plan.
 
@@ -29,12 +29,13 @@ def even_splits(
     uneven those are, it costs no more than the time of a few tiles.
 
     Args:
+        least: fewest tokens of a piece, if a row has them.
         even_tokens: the longest lists of several requests that count as short.
     """
     rows = pages.batch * pages.heads
     if rows > workers or (max_tokens > even_tokens and pages.batch > 1):
         return 0
-    return max(1, min(workers // rows, -(-max_tokens // block_n)))
+    return max(1, min(workers // rows, -(-max_tokens // least)))
 
 
 def launch_plan(

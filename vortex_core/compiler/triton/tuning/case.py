@@ -77,7 +77,7 @@ class TuneCase:
         )
         self.most_workers = dense.config(batch).workers_per_sm
         self.plan = dense.sharing(size, even=True)
-        self.attention = self.plan.config(batch)
+        self.attention = self.plan.config(batch, knobs.pages(context, 0, g.layers) * size)
         self.out = torch.empty(batch, g.kv_heads * g.group, g.value_dim, device=device, dtype=torch.bfloat16)
 
     def flow(self, config: FlowConfig) -> TritonFlow:
