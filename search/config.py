@@ -86,6 +86,8 @@ class Screen(Strict):
             says: an engine on a GPU costs more than what it is given to do. Where candidates take long to be ready it
             is more, up to half the CPU workers (`search.campaign.turns.Supply`). 0: an engine is given somebody before
             his turn only where it has nobody, as engines on a CPU share its cores with the screen.
+        references: of the references that a grid names so many answer, chosen as programs are, so that a grid may hold
+            the whole library at many budgets. Those named one by one always answer. 0: all.
     """
 
     accuracy: str = "screen_beyond"
@@ -99,6 +101,7 @@ class Screen(Strict):
     full: int = Field(5, ge=1)
     answers: int = Field(4, ge=1)
     ahead: int = Field(0, ge=0)
+    references: int = Field(0, ge=0)
 
     def objective(self, whole: Objective) -> Objective:
         """What is optimised on the screen; made once, as every look at a candidate asks for it."""
@@ -246,7 +249,8 @@ class Serving(Strict):
     """SGLang as last judge of finalists; see `evaluators.stages.serving`.
 
     Attributes:
-        finalists: programs that are served, the winner first, each beside SGLang's dense backend.
+        finalists: programs that are served, each beside SGLang's dense backend: the winner first, then what else was
+            found and kept the gates on fresh items, then the library's rival.
         batch: sequences decoded together.
         context: prompt tokens of each.
         rounds: times both are measured, order alternating.
@@ -305,7 +309,8 @@ class Reference(Strict):
     Attributes:
         flow: one, or several that are measured alike.
         knobs: settings that differ from the flow's own.
-        grid: knobs with several values each; every combination is measured.
+        grid: knobs with several values each; every combination is measured, or the best on the screen are
+            (`Screen.references`).
     """
 
     flow: str | Annotated[tuple[str, ...], Field(min_length=1)]

@@ -95,6 +95,9 @@ class Campaign:
             config, self.state, self.record, proposers, self.arms, self.pipeline, model, lessons, recording
         )
         self._handed: list[str] = []  # a user's, screened: they answer whatever their rank
+        self._named: set[str] = set()  # references that answer, whatever the screen says of others
+        self._answering: set[str] = set()  # of the others those that were chosen and are under way
+        self._ranked = False  # whether the screen has said which of the others are the best
         self._live: LiveView | None = None
         for record in run.store.read():
             self._apply(record)
@@ -275,32 +278,80 @@ class Campaign:
         Returns:
             Those whose answers are left: a screen does not wait for them.
         """
-        keys = []
-        for name, knobs in (each for reference in self.config.references for each in reference.each()):
-            flow, source = self.library(name, self.config.knobs | knobs)
-            if flow.key not in self.state.candidates:
-                self.pipeline.admit(flow, source, None)
-            keys.append(flow.key)
-        found = [self.state.candidates[key] for key in dict.fromkeys(keys)]
+        keys = dict[str, bool]()  # whether it answers whatever the screen says of others
+        for reference in self.config.references:
+            for name, knobs in reference.each():
+                flow, source = self.library(name, self.config.knobs | knobs)
+                if flow.key not in self.state.candidates:
+                    self.pipeline.admit(flow, source, None)
+                keys[flow.key] = keys.get(flow.key, False) or not (reference.grid and self._chosen)
+        self._named = {key for key, named in keys.items() if named}
+        found = [self.state.candidates[key] for key in keys]
         waiting = [c for c in found if c.status() == "waiting"]
         if self.config.screen is not None:
             await self.executor.record(self.pipeline.seed("search"))
-            unscreened = [c for c in found if not c.is_dense and c.status("screen") == "waiting"]
-            await together(
-                self.pipeline.evaluate(c, "screen", late=self._too_late_to_search) for c in unscreened
-            )
-            return waiting
+            await self._screen_references([c for c in found if c.key in self._named])
+            return found
         await self._answer_references(waiting)
         return []
 
-    async def _answer_references(self, waiting: list[Candidate]) -> None:
+    async def _screen_references(self, references: list[Candidate]) -> None:
+        unscreened = [c for c in references if not c.is_dense and c.status("screen") == "waiting"]
+        await together(self.pipeline.evaluate(c, "screen", late=self._too_late_to_search) for c in unscreened)
+
+    @property
+    def _chosen(self) -> int:
+        """How many of the references that a grid names answer; 0: all."""
+        return 0 if self.config.screen is None else self.config.screen.references
+
+    async def _answer_references(self, references: list[Candidate]) -> None:
         """Prefill the search's prompts, then have the library's flows answer."""
         unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
         if unfinished or self._limit(0) is None:
             await self.pipeline.dense_reference("search")
-        await together(
-            self.pipeline.evaluate(c, "search", late=self._too_late_for_references) for c in waiting
-        )
+        named = [c for c in references if c.key in self._named and c.status() == "waiting"]
+        others = [c for c in references if c.key not in self._named]
+        answers = (self.pipeline.evaluate(c, "search", late=self._too_late_for_references) for c in named)
+        await together([*answers, self._screen_references(others)])
+        if self.config.screen is None or self.ladder is None or not others:
+            return
+        for candidate in others:
+            if candidate.status() == "waiting":
+                self.ladder.may_answer(candidate)
+        self._ranked = True
+        lanes = self.executor.engines * (1 + self.config.screen.ahead)
+        await together(self._answer_the_best_of_them() for _ in range(lanes))
+
+    async def _answer_the_best_of_them(self) -> None:
+        """One reference after another, whoever promises most, until so many have answered."""
+        assert self.ladder is not None
+        library = self.ladder.library
+        while self._references_left() and (key := library.next(anyone=True)) is not None:
+            library.went(key)
+            self._answering.add(key)
+            try:
+                await self.pipeline.evaluate(
+                    self.state.candidates[key], "search", late=self._too_late_for_references
+                )
+            finally:
+                self._answering.discard(key)
+            if self._too_late_for_references():
+                return
+
+    def _references_left(self) -> int:
+        """References that are to answer and have not begun to, as far as it is known which."""
+        named, others, answered = 0, 0, 0
+        for c in self.state.candidates.values():
+            if not c.reference or c.status("screen") != "passed" or c.key in self._answering:
+                continue
+            waiting = c.status("search") == "waiting"
+            if c.key in self._named:
+                named += waiting
+            else:
+                others += waiting
+                answered += not waiting
+        left = min(others, max(0, self._chosen - answered - len(self._answering)))
+        return named + (left if self._ranked else 0)
 
     def _too_late_to_search(self) -> bool:
         """Whether the time for the search is used up: references would be compared with nothing."""
@@ -405,11 +456,7 @@ class Campaign:
         if not work.count("references"):
             return False
         ahead = self.executor.engines * self.config.screen.ahead
-        left = sum(
-            c.reference and c.status("search") == "waiting" and c.status("screen") == "passed"
-            for c in self.state.candidates.values()
-        )
-        return not ahead or left > ahead
+        return not ahead or self._references_left() + len(self._answering) > ahead
 
     def _promote_to_engines(self, work: Work) -> None:
         """An engine without work takes the best there is; a screen without work is none."""

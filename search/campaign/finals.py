@@ -94,16 +94,19 @@ class Finals:
             and not self._late("the library under its knobs")
         ):
             await self._matched(winner, library)
-        await self._serve(winner, finalists)
+        await self._serve(winner, library, finalists)
         self.record(ev.CampaignFinished(reason, winner.key, self._summary(winner, library)))
 
-    async def _serve(self, winner: Candidate, finalists: list[Candidate]) -> None:
-        """The winner and the next best of the found finalists inside SGLang, as far as the campaign asks for it."""
+    async def _serve(self, winner: Candidate, library: Candidate | None, finalists: list[Candidate]) -> None:
+        """The winner and the next best of the found finalists inside SGLang, as far as the campaign asks for it; where
+        fewer kept the gates, the library's rival in their place."""
         serving = self.config.serving
         if serving is None:
             return
         found = [c for c in finalists if not c.reference and c is not winner]
         others = [c for c in found if self._verdict(c, "fresh") is not Verdict.FAILED]
+        if library is not None and not library.is_dense:
+            others.append(library)
         for candidate in [winner, *others][: serving.finalists]:
             if candidate.status("serving") == "waiting" and not self._late(f"{candidate.label} in SGLang"):
                 await self.pipeline.evaluate(candidate, "serving")

@@ -39,11 +39,13 @@ class Rung:
     Args:
         keep: see above.
         learned: what this run has measured, where that says more than the screen.
+        again: whether programs go on by rank under further knobs once each has gone on.
     """
 
-    def __init__(self, keep: int, learned: Learned | None = None) -> None:
+    def __init__(self, keep: int, learned: Learned | None = None, *, again: bool = False) -> None:
         self.keep = keep
         self._learned = learned
+        self._again = again
         self.measured = 0
         self.gone = 0
         self._waiting: dict[str, _Waiting] = {}
@@ -101,6 +103,8 @@ class Rung:
         """By layer, one of a program, and after many of a cell those of others: near copies teach little, and a cell
         whose programs do not run where they go, or too slowly, less still."""
         waiting = [w for w in self._waiting.values() if w.program not in self._programs]
+        if not waiting and self._again:
+            waiting = list(self._waiting.values())
         layers = pareto_layers([w.score.point for w in waiting])
         placed = [
             (
@@ -127,6 +131,7 @@ class Ladder:
 
     Attributes:
         learned: what the campaign has measured, None where it measures no speed.
+        library: references that may answer, where not all do.
     """
 
     def __init__(self, screen: Screen, objective: Objective) -> None:
@@ -136,6 +141,7 @@ class Ladder:
         self._rungs: dict[Purpose, Rung] = {
             "full_screen": Rung(screen.full, self.learned), "search": Rung(screen.answers, self.learned)
         }  # fmt: skip
+        self.library = Rung(1, self.learned, again=True)
 
     def heard(self, candidate: Candidate) -> bool:
         """A candidate, a reference too, is done with the search's stages; see `Learned.heard`."""
@@ -150,10 +156,19 @@ class Ladder:
             if purpose == "search" and stopped is not None and STAGES.get(stopped).needs != "engine":
                 self._rungs["search"].stopped(candidate.cell)
             return
+        self._rungs[leads].add(*self._measured(candidate, purpose))
+
+    def may_answer(self, reference: Candidate) -> None:
+        """A reference was screened, and others may answer instead."""
+        self.library.add(*self._measured(reference, "screen"))
+
+    def _measured(
+        self, candidate: Candidate, purpose: Purpose
+    ) -> tuple[str, str, str, Score | None, Sort | None]:
         passed = candidate.status(purpose) == "passed"
         found = score(candidate, self._objective, purpose) if passed else None
         sort = None if self.learned is None else self.learned.sort(candidate)
-        self._rungs[leads].add(candidate.key, candidate.ir_hash, candidate.cell, found, sort)
+        return candidate.key, candidate.ir_hash, candidate.cell, found, sort
 
     def went(self, candidate: Candidate, purpose: Purpose) -> None:
         """A candidate was sent on."""

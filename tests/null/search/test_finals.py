@@ -59,6 +59,17 @@ def test_finalists_are_served_when_the_campaign_asks_for_it(tmp_path: Path):
     assert kinds(harness.store).count("winner_chosen") == 1
 
 
+def test_the_librarys_rival_is_served_where_nothing_else_was_found(tmp_path: Path):
+    harness = Harness(tmp_path, config(serving={"finalists": 2}, finals={"elites": 1}))
+    harness.config = harness.config.model_copy(
+        update={"arms": tuple(arm for arm in harness.config.arms if not arm.control)}
+    )
+    state = harness.go()
+    assert state.finished is not None and state.winner is not None
+    served = {c.key for c in state.candidates.values() if c.status("serving") == "passed"}
+    assert served == {state.winner.key, state.winner.library}
+
+
 def test_finals_say_what_they_had_no_time_for(tmp_path: Path):
     harness = Harness(tmp_path, config(limits={"candidates": 6, "seconds": 1000}))
     campaign = harness.campaign()

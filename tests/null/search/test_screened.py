@@ -446,3 +446,35 @@ def test_library_rivals_are_the_best_by_answers_and_the_best_by_the_screen(tmp_p
     assert rivals([], [c, d], 2) == [c, d]
     assert rivals([a], [a, b], 1) == [a]
     assert rivals([a], [c], 0) == []
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_of_a_grid_of_the_library_the_best_on_the_screen_answer(tmp_path: Path, crashes: bool):
+    grid = {"budget": ["192", "384", "768"], "page_size": [16, 32]}
+    references = ["dense", "quest", {"flow": ["quest", "block_topk"], "grid": grid}]
+    screen = {"programs": 40, "full": 4, "answers": 2, "references": 5}
+    harness = Harness(tmp_path, screened(references=references, screen=screen, finals={"matched": False}))
+
+    def crash(record: Record, state: CampaignState) -> None:
+        if sum(c.reference and c.status() == "passed" for c in state.candidates.values()) == 5:
+            raise Crash
+
+    if crashes:
+        with pytest.raises(Crash):
+            harness.go(crash)
+    state = harness.go()
+    library = [c for c in state.candidates.values() if c.reference]
+    assert len(library) == 14
+    assert all(c.status("screen") == "passed" for c in library if not c.is_dense)
+    answered = {c.name for c in library if c.status() == "passed"}
+    assert {"dense", "quest"} <= answered
+    chosen = [c for c in library if c.name.endswith("with knobs") and c.status() == "passed"]
+    assert len(chosen) == 5
+    assert {c.name.split()[0] for c in chosen} == {"quest", "block_topk"}, "each program before one again"
+
+
+def test_a_grid_that_no_screen_chooses_from_answers_whole(tmp_path: Path):
+    references = ["dense", {"flow": "quest", "grid": {"budget": ["256", "512"], "page_size": [16, 32]}}]
+    state = Harness(tmp_path, screened(references=references, finals={"matched": False})).go()
+    library = [c for c in state.candidates.values() if c.reference]
+    assert [c.status() for c in library] == ["passed"] * 5
