@@ -303,11 +303,22 @@ class Finals(Strict):
     second: SecondModel | None = None
 
 
+LIBRARY = "library"
+"""The name of all flows of the library together."""
+
+
+def _whole() -> tuple[str, ...]:
+    from vortex_core import library
+
+    return *(name for name in library.names() if name != "dense"), *library.found_names()
+
+
 class Reference(Strict):
     """Library flows, or paths of one's own, measured beside the candidates.
 
     Attributes:
-        flow: one, or several that are measured alike.
+        flow: one, or several that are measured alike; `library` is every flow of the library that needs no values of
+            its own, and every one that campaigns found.
         knobs: settings that differ from the flow's own.
         grid: knobs with several values each; every combination is measured, or the best on the screen are
             (`Screen.references`).
@@ -319,7 +330,8 @@ class Reference(Strict):
 
     def each(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every flow with its settings."""
-        for flow in (self.flow,) if isinstance(self.flow, str) else self.flow:
+        flows = (self.flow,) if isinstance(self.flow, str) else self.flow
+        for flow in (each for name in flows for each in (_whole() if name == LIBRARY else (name,))):
             for values in product(*self.grid.values()):
                 yield flow, self.knobs | dict(zip(self.grid, values, strict=True))
 

@@ -347,9 +347,10 @@ class Campaign:
             waiting = c.status("search") == "waiting"
             if c.key in self._named:
                 named += waiting
-            else:
-                others += waiting
-                answered += not waiting
+            elif waiting:
+                others += 1
+            else:  # who never came to an engine, for example as the target refuses it, takes nobody's place
+                answered += c.failure is None or self.executor.needs_engine(c.failure.stage)
         left = min(others, max(0, self._chosen - answered - len(self._answering)))
         return named + (left if self._ranked else 0)
 

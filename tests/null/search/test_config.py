@@ -61,6 +61,14 @@ def test_a_grid_is_every_combination_of_its_knobs(tmp_path: Path):
     assert all(k["page_size"] == 16 and k["keep_last"] == 2 for _, k in reference.each())
 
 
+def test_the_whole_library_has_a_name(tmp_path: Path):
+    text = "references: [dense, {flow: library, grid: {budget: ['64', '128']}}]\n"
+    _, whole = load_campaign(write(tmp_path, ARM + text)).references
+    flows = [flow for flow, _ in whole.each()]
+    assert {"quest", "locks", *library.found_names()} <= set(flows) and "dense" not in flows
+    assert len(flows) == 2 * (len(library.names()) - 1 + len(library.found_names()))
+
+
 @pytest.mark.parametrize("kind", ["campaign", "proposer"])
 def test_unknown_names_get_near_matches(kind: str):
     load = load_campaign if kind == "campaign" else load_proposer
