@@ -28,8 +28,8 @@ from vortex_core.compiler.triton.tuning.trials import Choice, Trial, choose
 from vortex_core.compiler.triton.tuning.tune import (
     SCORE_ERROR,
     Result,
-    _compare,
     attention_candidates,
+    compare,
     score_candidates,
 )
 from vortex_core.compiler.triton.tuning.tune import tune as tune_flow
@@ -123,10 +123,10 @@ def test_out_of_time_nothing_more_is_tried() -> None:
 def test_outputs_must_agree_and_be_written_in_the_same_places() -> None:
     nan = float("nan")
     want = [torch.tensor([1.0, 2.0, nan, float("-inf")])]
-    assert _compare(lambda: [want[0] * (1 + SCORE_ERROR / 2)], want, SCORE_ERROR) == ""
-    assert "relative difference" in _compare(lambda: [want[0] * 1.01], want, SCORE_ERROR)
+    assert compare(lambda: [want[0] * (1 + SCORE_ERROR / 2)], want, SCORE_ERROR) == ""
+    assert "relative difference" in compare(lambda: [want[0] * 1.01], want, SCORE_ERROR)
     for other in ([1.0, 2.0, 3.0, float("-inf")], [1.0, nan, nan, float("-inf")], [1.0, 2.0, nan, nan]):
-        assert "missing" in _compare(lambda got=other: [torch.tensor(got)], want, SCORE_ERROR)  # type: ignore[misc]
+        assert "missing" in compare(lambda got=other: [torch.tensor(got)], want, SCORE_ERROR)  # type: ignore[misc]
 
 
 def test_candidates_are_few_distinct_and_within_the_engines_scratch() -> None:

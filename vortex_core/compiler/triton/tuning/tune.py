@@ -194,7 +194,7 @@ def _tune_scores(
     view = case.view()
 
     def check(config: ScoreConfig) -> str:
-        return _compare(partial(case.scores, config), want, SCORE_ERROR)
+        return compare(partial(case.scores, config), want, SCORE_ERROR)
 
     def measure(config: ScoreConfig) -> float:
         flow = case.flow(FlowConfig(config))
@@ -225,7 +225,7 @@ def _tune_attention(
     want = run(case.attention)
 
     def check(config: DecodeConfig) -> str:
-        return _compare(partial(run, config), want, ATTENTION_ERROR)
+        return compare(partial(run, config), want, ATTENTION_ERROR)
 
     def measure(config: DecodeConfig) -> float:
         return timer([partial(case.attend, config, layer, lists) for layer in range(len(case.kv))])
@@ -236,7 +236,7 @@ def _tune_attention(
     )
 
 
-def _compare(run: Callable[[], list[torch.Tensor]], want: list[torch.Tensor], unit: float) -> str:
+def compare(run: Callable[[], list[torch.Tensor]], want: list[torch.Tensor], unit: float) -> str:
     """Empty if `run` gives `want`: the same places undefined, ||difference|| <= unit * ||want||; else why not."""
     try:
         got = run()

@@ -1,0 +1,227 @@
+"""Attention over the lists of one selection, timed alone under every cut that may be sensible (`tuning --sweep`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.kernels_timing import Report
+from vortex_core.compiler.triton.tuning.case import TuneCase
+from vortex_core.compiler.triton.tuning.timing import graph_time, relative_error
+from vortex_core.compiler.triton.tuning.tune import ATTENTION_ERROR, compare
+from vortex_core.kernels import paged_decode_workspace
+from vortex_core.kernels.compile_ahead import compiling_ahead
+from vortex_core.kernels.decode.config import DecodeConfig
+from vortex_core.kernels.decode.split_launch import even_splits
+from vortex_core.kernels.reference import gather_row
+from vortex_core.kernels.runtime import INTERPRETED, multiprocessors
+from vortex_core.page_list import PageList
+
+SHARED = 227 * 1024  # of a multiprocessor of Hopper and Blackwell
+BESIDE = 9 * 1024  # of a block: the query, what warps exchange, what the system keeps
+TILES: tuple[tuple[int, int], ...] = (  # tokens, warps
+    (32, 1), (32, 2), (32, 4), (64, 2), (64, 4), (128, 4), (128, 8), (256, 8),
+)  # fmt: skip
+FINALISTS = 6
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What is attended: `rows` lists of up to `tokens`, and how many programs there may be a multiprocessor."""
+
+    pages: PageList
+    token_bytes: int
+    multiprocessors: int
+    most_workers: int
+
+    @property
+    def rows(self) -> int:
+        return self.pages.batch * self.pages.heads
+
+    @property
+    def tokens(self) -> int:
+        return self.pages.columns * self.pages.page_size
+
+    def pieces(self, config: DecodeConfig) -> int:
+        """Pieces of a row; 0 where the launch is planned instead."""
+        workers = config.workers_per_sm * self.multiprocessors
+        return even_splits(self.pages, self.tokens, workers, config.block_n * config.min_tiles)
+
+    def key(self, config: DecodeConfig) -> tuple[Any, ...]:
+        """What tells launches apart: the same pieces in the same order are the same launch."""
+        pieces = self.pieces(config)
+        fused = config.fused_merge if pieces > 1 else None
+        early = config.workers_per_sm == 1
+        shape = config.block_n, config.num_warps, config.num_stages
+        return (*shape, pieces, early, fused, config.late_sums)
+
+
+def cuts(lists: Lists, tiles: Iterable[tuple[int, int]] = TILES) -> Iterator[DecodeConfig]:
+    """Tiles, stages, programs a multiprocessor and merges, as far as they fit shared memory and rows have tiles."""
+    for block_n, warps in tiles:
+        for stages in (2, 3, 4, 6):
+            for workers in range(1, lists.most_workers + 1):
+                held = (stages - 1) * block_n * lists.token_bytes + BESIDE
+                config = DecodeConfig(block_n, warps, stages, workers, fused_merge=True, even=True)
+                pieces = lists.pieces(config)
+                if workers * held > SHARED or pieces == 0:
+                    continue
+                if stages - 1 > max(1, -(-lists.tokens // (block_n * pieces))):
+                    continue  # more tiles in flight than a piece has
+                yield config
+                if pieces > 1:
+                    yield replace(config, fused_merge=False)
+
+
+def neighbours(config: DecodeConfig, lists: Lists) -> Iterator[DecodeConfig]:
+    """The same with sums at the end, in half as many pieces and whole, and both."""
+    yield replace(config, late_sums=True)
+    tiles, pieces = -(-lists.tokens // config.block_n), lists.pieces(config)
+    for fewer in sorted({pieces // 2, 1}) if pieces > 1 else ():
+        longer = replace(config, min_tiles=-(-tiles // fewer))
+        yield longer
+        yield replace(longer, late_sums=True)
+
+
+def exact(case: TuneCase, pages: PageList, request: int) -> torch.Tensor:
+    """fp64 attention of one sequence over its lists."""
+    (k, v), heads = case.kv[0].by_page, pages.heads
+    found = []
+    for h in range(heads):
+        n = int(pages.lengths[request, h])
+        keys, values = (gather_row(x, pages.page_ids[request, h], n, h) for x in (k, v))
+        q = case.q[request].view(heads, -1, k.shape[3])[h].double()
+        found.append(torch.softmax(q @ keys.T * k.shape[3] ** -0.5, -1) @ values)
+    return torch.cat(found)
+
+
+class Sweep:
+    """One case: launches under a cut, checked against the default, and the default against fp64.
+
+    Args:
+        workers: programs a multiprocessor that scratch is made for; 0: as many as that of the engines holds.
+    """
+
+    def __init__(self, case: TuneCase, workers: int = 0) -> None:
+        self.case = case
+        if case.geometry.is_mla or case.program.per_query_head:
+            raise ValueError("cuts are those of attention with lists of kv heads")
+        g = case.geometry
+        if workers:
+            config = replace(case.attention, workers_per_sm=workers)
+            space = paged_decode_workspace(case.batch, g.kv_heads, g.group, g.value_dim, case.device, config)
+            case.plan = replace(case.plan, workspace=space)
+        full = case.lists()
+        k = case.kv[0].k
+        sms = multiprocessors(case.device)
+        width = 2 * g.head_dim * k.element_size()
+        self.lists = Lists(full, width, sms, case.plan.workspace.plan.shape[0] // sms)
+        self.ragged = case.lists(ragged=True)
+        self.default = case.attention
+        self.want = self._run(self.default)
+        for request in {0, case.batch - 1}:
+            error = relative_error(self.want[0][request], exact(case, self.ragged, request))
+            if not error <= ATTENTION_ERROR:
+                raise AssertionError(f"the default's relative error is {error:.1e} against fp64")
+
+    def _run(self, config: DecodeConfig) -> list[torch.Tensor]:
+        self.case.out.fill_(float("nan"))
+        return [self.case.attend(config, 0, self.ragged).clone()]
+
+    def check(self, config: DecodeConfig) -> str:
+        """Empty where a cut computes what the default does, of lists of every length."""
+        return compare(partial(self._run, config), self.want, ATTENTION_ERROR)
+
+    def time(self, config: DecodeConfig, **how: Any) -> float:
+        """Microseconds of a launch (and its merge), layer by layer."""
+        layers = range(len(self.case.kv))
+        return graph_time([partial(self.case.attend, config, n, self.lists.pages) for n in layers], **how)
+
+    def tried(self, wanted: Iterable[DecodeConfig], seen: set[Any]) -> list[DecodeConfig]:
+        """Those that are launches of their own and not in `seen`, compiled side by side."""
+        found = []
+        for config in wanted:
+            key = self.lists.key(config)
+            if key not in seen:
+                seen.add(key)
+                found.append(config)
+        if not INTERPRETED:
+            with compiling_ahead():
+                for config in found:
+                    self._run(config)
+        return found
+
+    def rows(self, tiles: Sequence[tuple[int, int]] = TILES, *, timed: bool = True) -> list[dict[str, Any]]:
+        """Every cut with its time, the default first, then from the fastest on; what was refused at the end."""
+        seen: set[Any] = set()
+        first = self.tried([self.default, *cuts(self.lists, tiles)], seen)
+        results = {config: self._one(config, timed) for config in first}
+        for _ in range(2):  # from the best so far, and from what came of it
+            best = sorted((us, n) for n, (us, _) in enumerate(results.values()) if us is not None)
+            near = [list(results)[n] for _, n in best[:FINALISTS]] if timed else list(results)[:FINALISTS]
+            more = self.tried([c for config in near for c in neighbours(config, self.lists)], seen)
+            results |= {config: self._one(config, timed) for config in more}
+        finals: dict[DecodeConfig, list[float]] = {}
+        if timed:
+            order = sorted((us, n) for n, (us, _) in enumerate(results.values()) if us is not None)
+            kept = [list(results)[n] for _, n in order[:FINALISTS]]
+            for _ in range(3):
+                for config in dict.fromkeys([self.default, *kept]):
+                    finals.setdefault(config, []).append(self.time(config, replays=9))
+        made = [self._row(config, *found, finals.get(config)) for config, found in results.items()]
+        return sorted(
+            made, key=lambda r: (not r["default"], r["refused"], r["again_us"] or 1e9, r["us"] or 1e9)
+        )
+
+    def _one(self, config: DecodeConfig, timed: bool) -> tuple[float | None, str]:
+        refused = self.check(config)
+        if refused or not timed:
+            return None, refused
+        return self.time(config, replays=5, replay_ms=1.0), ""
+
+    def _row(
+        self, config: DecodeConfig, us: float | None, refused: str, again: list[float] | None
+    ) -> dict[str, Any]:
+        pieces = self.lists.pieces(config)
+        return {
+            "tile": config.block_n, "warps": config.num_warps, "stages": config.num_stages,
+            "workers": config.workers_per_sm, "min_tiles": config.min_tiles, "pieces": pieces,
+            "blocks": self.lists.rows * max(1, pieces),
+            "merge": "" if pieces < 2 else "fused" if config.fused_merge else "apart",
+            "late_sums": config.late_sums, "default": config == self.default, "us": us,
+            "again_us": sorted(again)[len(again) // 2] if again else None, "refused": refused,
+        }  # fmt: skip
+
+
+def text(row: dict[str, Any]) -> str:
+    """A cut in a line."""
+    late = ", late sums" if row["late_sums"] else ""
+    merge = f", merged {row['merge']}" if row["merge"] else ""
+    return (
+        f"tile {row['tile']}, {row['warps']} warps, {row['stages']} stages, {row['workers']} a multiprocessor, "
+        f"min_tiles {row['min_tiles']}: {row['pieces']} pieces, {row['blocks']} blocks{merge}{late}"
+    )
+
+
+def sweep(report: Report, case: TuneCase, keys: dict[str, Any], shown: int = 5) -> None:
+    """Time all cuts of a case; all rows to the report, the default and the fastest to the screen."""
+    made = Sweep(case)
+    lists = made.lists
+    floor = report.floor_us(lists.rows * lists.tokens * lists.token_bytes)
+    rows = made.rows()
+    for row in rows:
+        report.rows.append({"section": "attention cuts", **keys, "floor_us": floor, **row})
+    refused = [row for row in rows if row["refused"]]
+    head = " ".join(str(value) for value in keys.values())
+    print(f"SWEEP {head}: floor {floor:.1f} us, {len(rows)} cuts, {len(refused)} refused", flush=True)
+    default = rows[0]["again_us"]
+    for row in rows[: shown + 1]:
+        if row["again_us"] is not None:
+            mark = "DEFAULT" if row["default"] else f"{default / row['again_us']:.3f}x  "
+            print(f"  {row['again_us']:7.2f} us {mark} {text(row)}", flush=True)
+    for row in [row for row in refused if row["refused"].startswith("wrong")]:
+        print("  WRONG", text(row), row["refused"], flush=True)
