@@ -230,7 +230,7 @@ def select_variant(
     stochastic: bool = False,
     limit: str = "",
     marks: str = "",
-    sifts: bool = False,
+    sifts: bool | None = None,
 ) -> Variant:
     """Selection as `select_pages` launches it."""
     plan = select_plan(max_pages, capacity, sifts=sifts)
@@ -258,7 +258,7 @@ def select_variant(
         ),
     ]
     constants |= dict.fromkeys(absent)  # None, as launches pass them
-    special = ["stochastic"] * stochastic + ["sifted"] * sifts + [*filter(None, (limit, marks))]
+    special = ["stochastic"] * stochastic + ["sifted"] * bool(sifts) + [*filter(None, (limit, marks))]
     name = "-".join([f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}", *special])
     pointers = {"scores_ptr": dtype, "masses_ptr": torch.float32, "marks_ptr": torch.uint8}
     return _variant(

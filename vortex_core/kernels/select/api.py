@@ -29,6 +29,10 @@ SEGMENT = 4096
 MAX_FINAL_BLOCK = 4096
 # Most pages that a bound may leave of a block: a quarter of the smallest such block, and few to search.
 SIFT = 512
+# Pages of a row from which on blocks are sifted where nobody says whether: none, until a GPU has timed it.
+SIFTED_FROM: float = math.inf
+# Warps of a search: pages of the largest block, and how many (`python -m benchmarks.selections --sweep` tries others).
+SEARCH_WARPS = ((512, 4), (4096, 8), (math.inf, 16))
 Stage = Literal["begin", "add", "list"]
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -65,9 +69,19 @@ def launch_registers(plan: SelectPlan, limit: str = "", marks: str = "") -> int 
 
 
 def select_plan(
-    max_pages: int, capacity: int, max_block: int = MAX_BLOCK, segment: int = SEGMENT, *, sifts: bool = False
+    max_pages: int,
+    capacity: int,
+    max_block: int = MAX_BLOCK,
+    segment: int = SEGMENT,
+    *,
+    sifts: bool | None = None,
 ) -> SelectPlan:
-    """Rows within `max_block` take one program; longer ones a program for each `segment` pages."""
+    """Rows within `max_block` take one program; longer ones a program for each `segment` pages.
+
+    sifts: whether blocks of 2,048 pages and more are sifted; None: where the row has `SIFTED_FROM` pages.
+    """
+    if sifts is None:
+        sifts = max_pages >= SIFTED_FROM
     block = max(16, next_power_of_2(max_pages))
     if block > max_block:
         block = segment
@@ -77,10 +91,9 @@ def select_plan(
     largest = max(block, final_block)
     sift = SIFT if sifts and block >= 2048 else 0
     tiers = 3 if block >= 2048 else 2 if block >= 1024 else 1
-    if largest > 4096:
-        return SelectPlan(block, segments, candidates, final_block, 16, 64, tiers, sift)
-    warps = 4 if largest <= 512 else 8
-    return SelectPlan(block, segments, candidates, final_block, warps, tiers=tiers, sift=sift)
+    warps = next(warps for most, warps in SEARCH_WARPS if largest <= most)
+    registers = 64 if largest > 4096 else None
+    return SelectPlan(block, segments, candidates, final_block, warps, registers, tiers, sift)
 
 
 @dataclass(frozen=True)
@@ -156,10 +169,15 @@ class SelectWorkspace:
 
 
 def select_workspace(
-    rows: int, max_pages: int, capacity: int, device: torch.device, *, sifts: bool = False
+    rows: int, max_pages: int, capacity: int, device: torch.device, *, sifts: bool | None = None
 ) -> SelectWorkspace:
-    """Allocates scratch for at most `rows` rows; empty where `max_pages` fits one program a row."""
-    plan = select_plan(max_pages, capacity, sifts=sifts)
+    """Allocates scratch for at most `rows` rows; empty where `max_pages` fits one program a row. sifts: see
+    `select_plan`."""
+    return plan_workspace(rows, select_plan(max_pages, capacity, sifts=sifts), device)
+
+
+def plan_workspace(rows: int, plan: SelectPlan, device: torch.device) -> SelectWorkspace:
+    """Scratch of a plan."""
     shape = (rows, plan.candidates)
     long = plan.segments > 1
     sifted = [
