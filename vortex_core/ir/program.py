@@ -169,12 +169,13 @@ class Program:
 
     @cached_property
     def lowered(self) -> Program:
-        """The program as a step computes it: products with states one by one, and what a page can reduce by itself
-        reduced there."""
+        """The program as a step computes it: products with states one by one, functions of signs as such products, and
+        what a page can reduce by itself reduced there."""
         from vortex_core.ir.linear import distributed
         from vortex_core.ir.page_local import page_local
+        from vortex_core.ir.planes import in_planes
 
-        index = page_local(distributed(self.index))
+        index = page_local(in_planes(distributed(self.index), {s.name: s for s in self.states}))
         return self if index is self.index else replace(self, index=index)
 
     @cached_property

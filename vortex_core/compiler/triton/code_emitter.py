@@ -9,7 +9,16 @@ from functools import partial
 
 from vortex_core.compiler.triton.code_product import CodeProduct, view, widest
 from vortex_core.compiler.triton.emitter import Emitter
-from vortex_core.compiler.triton.fields import code_text, scale_text, state_column, stored_shape, unit_text
+from vortex_core.compiler.triton.fields import (
+    code_text,
+    flat_bytes,
+    flat_indices,
+    flat_text,
+    scale_text,
+    state_column,
+    stored_shape,
+    unit_text,
+)
 from vortex_core.compiler.triton.packing import BITS, Packing, packings
 from vortex_core.compiler.triton.tile import LANE, Axis, Env, Tile, order, powers_of_two
 from vortex_core.compiler.triton.whole_rows import LEAST_ROWS, MOST_HEADS, THREAD_ROWS, Columns, columns_of
@@ -30,13 +39,13 @@ class _Piece:
 
     Attributes:
         lanes: their axis; named `dim`, whatever the summed dimension is called, for it comes last.
-        channel: which one a lane is; padding has the last.
+        at: which one a lane is, an index of each summed dimension; padding has the last.
         inside: condition on real lanes, None if all are.
         packing: how the packed factor is read.
     """
 
     lanes: Axis
-    channel: Tile
+    at: Mapping[str, Tile]
     inside: str | None
     packing: Packing | None
 
@@ -57,8 +66,8 @@ class CodeEmitter:
     def emit(self, e: Emitter, c: CodeProduct, env: Env) -> Tile | None:
         """The product under an environment, or None where a shape does not suit it."""
         graph = e.graph
-        real = graph.nodes[c.codes[0]].type.extent(c.dim).resolve(e.sizes)
-        if any(e.needs_whole(i, c.dim) for i in c.query):
+        real = c.channels(graph, e.sizes)
+        if any(e.needs_whole(i, d) for i in c.query for d in c.dims):
             return None
         heads = next(
             (graph.nodes[i].type.extent("head") for i in c.query if "head" in graph.nodes[i].type.names), None
@@ -66,11 +75,11 @@ class CodeEmitter:
         head = None if heads is None else e.axis("head", heads.resolve(e.sizes))
         if head is not None and env["head"].text != head.index:
             return None
-        names = {n for i in c.codes for n in graph.nodes[i].type.names} - {c.dim}
+        names = {n for i in c.codes for n in graph.nodes[i].type.names} - set(c.dims)
         axes = order([a for n in names for a in env[n].axes])
         rows = math.prod(a.size for a in axes)
         first = widest(graph, c)
-        found = columns_of(graph, c, self.states, e.sizes, first)
+        found = columns_of(graph, c, self.states, e.sizes, first) if len(c.dims) == 1 else None
         asked = 1 if heads is None else heads.resolve(e.sizes)
         others = [i for i in c.codes if i != first]
         by_page = all(set(graph.nodes[i].type.names) <= {"page", c.dim} for i in others)
@@ -85,7 +94,10 @@ class CodeEmitter:
         if rows < LEAST or real < LEAST:
             return None
         total = ""
-        for piece in self._pieces(e, c, first, real):
+        pieces = self._pieces(e, c, first, real) if len(c.dims) == 1 else self._flat_pieces(e, c, first)
+        if not pieces:
+            return None
+        for piece in pieces:
             left = self._codes(e, c, first, env, axes, piece)
             for right in self._query(e, c, head, piece):
                 extra = f", {total}" if total else ""
@@ -172,7 +184,7 @@ class CodeEmitter:
             f"tl.minimum({start} + {two.index}, {last})" if start + 1 > last else f"{start} + {two.index}",
             (two,),
         )
-        env = {c.dim: piece.channel, "head": at}
+        env = {**piece.at, "head": at}
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
         target = [two, piece.lanes]
@@ -204,7 +216,7 @@ class CodeEmitter:
         start, count = group
         read = f"{found.bits}, {found.unit}, OPERAND"
         planes = [
-            [self._word(e, first, env, c.dim, found, start + n, plane) for n in range(count)]
+            [self._word(e, c, first, env, found, start + n, plane) for n in range(count)]
             for plane in range(found.planes)
         ]
         if len(c.codes) > 1:
@@ -222,15 +234,20 @@ class CodeEmitter:
         left = e.bind(text, (), True).text
         return e.bind(f"long_rows({left}, {rows}, {found.per * count}, {found.low})", (), True).text
 
-    def _word(self, e: Emitter, i: int, env: Env, dim: str, found: Columns, word: int, plane: int) -> Tile:
+    def _word(
+        self, e: Emitter, c: CodeProduct, first: int, env: Env, found: Columns, word: int, plane: int
+    ) -> Tile:
         """A word of each row, of one column or of several."""
         parts = []
         for at in found.parts(word):
-            state, row, indices = self.place(e, i, {**env, dim: Tile(str(at))}, dim)
-            own = order([*row.axes, *(a for t in indices for a in t.axes)])
-            mask = self.mask(own, True)
-            text, own = unit_text(state.name, state, e.sizes, row, indices, mask, found.column, plane)
-            parts.append(e.bind(text, own, True))
+            factors = []
+            for i in (first, *c.signs):
+                state, row, indices = self.place(e, i, {**env, c.dim: Tile(str(at))}, c.dim)
+                own = order([*row.axes, *(a for t in indices for a in t.axes)])
+                mask = self.mask(own, True)
+                text, own = unit_text(state.name, state, e.sizes, row, indices, mask, found.column, plane)
+                factors.append(self._once(e, text, own))
+            parts.append(self._signed(e, factors))
         if found.unit == found.column:
             return parts[0]
         least = 2**found.column - 1
@@ -257,11 +274,23 @@ class CodeEmitter:
         state, row, indices = self.place(e, i, env)
         own = order([*row.axes, *(a for t in indices for a in t.axes)])
         text, own = code_text(state.name, state, e.sizes, row, indices, self.mask(own, True))
-        text = f"({text}).to(OPERAND)"
+        return self._once(e, f"({text}).to(OPERAND)", own)
+
+    @staticmethod
+    def _once(e: Emitter, text: str, axes: Sequence[Axis]) -> Tile:
+        """A variable for what is read, the one that has it already where there is one."""
         found = next(
             (line.split(" = ", 1)[0] for line in e.inner or e.outer if line.endswith(f" = {text}")), None
         )
-        return e.bind(text, own, True) if found is None else Tile(found, own)
+        return e.bind(text, axes, True) if found is None else Tile(found, tuple(axes))
+
+    @staticmethod
+    def _signed(e: Emitter, words: Sequence[Tile]) -> Tile:
+        """Words of the products of signs: a bit says that a sign is not negative."""
+        found = words[0]
+        for word in words[1:]:
+            found = e.bind(f"~({found.text} ^ {word.text})", found.axes, True)
+        return found
 
     # ---- channels ------------------------------------------------------------------------------------------
 
@@ -275,7 +304,8 @@ class CodeEmitter:
         packed = self._packings(e, dim, first, real) if len(c.codes) == 1 else []
         if packed:
             return [
-                self._piece(e, dim, p.lanes, p.channel, (p.start + p.units) * p.per, real, p) for p in packed
+                self._piece(e, dim, p.lanes, p.channel, (p.start + p.units) * p.per, real, p)
+                for p in packed
             ]
         found = []
         for start, size in powers_of_two(real, MAX_LANES):
@@ -289,6 +319,24 @@ class CodeEmitter:
             found.append(self._piece(e, dim, size, channel, start + size, real, None))
             if rest:
                 break
+        return found
+
+    def _flat_pieces(self, e: Emitter, c: CodeProduct, first: int) -> list[_Piece]:
+        """The channels of several dimensions: the bits of a row as they lie."""
+        state, count = self._state(e.graph, first), len(c.dims)
+        width = flat_bytes(state, e.sizes, count)
+        last = state.stored[-1][1].resolve(e.sizes)
+        found = []
+        for p in packings(1, 8 * width, width, 0, MAX_LANES):
+            end = (p.start + p.units) * p.per
+            piece = self._piece(e, c.dim, p.lanes, p.channel, end, 8 * width, p)
+            texts = flat_indices(state, e.sizes, count, piece.at[c.dim].text)
+            inside = [] if piece.inside is None else [piece.inside]
+            if 8 * stored_shape(state, e.sizes)[-1] > last:
+                inside.append(f"({texts[-1]} < {last})")
+                texts[-1] = f"tl.minimum({texts[-1]}, {last - 1})"
+            at = {d: e.shared(text, (piece.lanes,)) for d, text in zip(c.dims, texts, strict=True)}
+            found.append(replace(piece, at=at, inside=" & ".join(inside) or None))
         return found
 
     def _piece(
@@ -305,9 +353,9 @@ class CodeEmitter:
         text = channel(lanes.index)
         if end > real:
             bound = e.shared(f"tl.minimum({text}, {real - 1})", (lanes,))
-            return _Piece(lanes, bound, f"(({text}) < {real})", packing)
+            return _Piece(lanes, {dim: bound}, f"(({text}) < {real})", packing)
         found = Tile(text, (lanes,)) if text == lanes.index else e.shared(text, (lanes,))
-        return _Piece(lanes, found, None, packing)
+        return _Piece(lanes, {dim: found}, None, packing)
 
     def _packings(self, e: Emitter, dim: str, first: int, real: int) -> list[Packing]:
         """How the packed numbers of a view are taken; none where it is not packed along `dim` in whole units."""
@@ -345,22 +393,22 @@ class CodeEmitter:
         rows = math.prod(a.size for a in axes)
         shape = [rows, piece.lanes.size]
         if piece.packing is None:
-            left = f"tl.reshape({self._plain(e, first, c.dim, env, axes, piece)}, {shape})"
+            left = f"tl.reshape({self._plain(e, first, env, axes, piece)}, {shape})"
         else:
-            left = piece.packing.operand(self._unpacked(e, first, c.dim, env, axes, piece.packing), rows)
+            left = piece.packing.operand(self._unpacked(e, c, first, env, axes, piece.packing), rows)
             for plane in range(1, self.planes(e, first)):
-                more = self._unpacked(e, first, c.dim, env, axes, piece.packing, plane)
+                more = self._unpacked(e, c, first, env, axes, piece.packing, plane)
                 left = f"{e.bind(left, (), True).text} + {piece.packing.operand(more, rows)} * {2**plane}.0"
         left = e.bind(left, (), True).text
         for i in c.codes:
             if i != first:
-                more = f"tl.reshape({self._plain(e, i, c.dim, env, axes, piece)}, {shape})"
+                more = f"tl.reshape({self._plain(e, i, env, axes, piece)}, {shape})"
                 left = e.bind(f"{left} * {more}", (), True).text
         return left
 
-    def _plain(self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], piece: _Piece) -> str:
+    def _plain(self, e: Emitter, i: int, env: Env, axes: Sequence[Axis], piece: _Piece) -> str:
         """One number a lane, with all axes."""
-        state, row, indices = self.place(e, i, {**env, dim: piece.channel})
+        state, row, indices = self.place(e, i, {**env, **piece.at})
         own = order([*row.axes, *(a for t in indices for a in t.axes)])
         text, own = code_text(state.name, state, e.sizes, row, indices, self.mask(own, True))
         found = e.bind(f"{text}.to(OPERAND)", own, True)
@@ -375,20 +423,34 @@ class CodeEmitter:
         return self.states[graph.nodes[view(graph, i)[-1]].attr["name"]]
 
     def _unpacked(
-        self, e: Emitter, i: int, dim: str, env: Env, axes: Sequence[Axis], p: Packing, plane: int = 0
+        self,
+        e: Emitter,
+        c: CodeProduct,
+        first: int,
+        env: Env,
+        axes: Sequence[Axis],
+        p: Packing,
+        plane: int = 0,
     ) -> str:
         """The numbers in the units of a piece, of one plane."""
-        units = e.axis(lane_name(dim), p.units)
-        first = p.offset + p.start
-        lane = Tile(units.index if not first else f"{first} + {units.index}", (units,))
-        state, row, indices = self.place(e, i, {**env, dim: lane}, dim)
-        own = order([*row.axes, *(a for t in indices for a in t.axes)])
-        mask = self.mask(own, True)
-        if p.real < p.units:
-            inside = Tile(f"({units.index} < {p.real})", (units,)).to(own)
-            mask = inside if mask is None else f"{mask} & {inside}"
-        text, own = unit_text(state.name, state, e.sizes, row, indices, mask, p.unit, plane)
-        words = spread(e.bind(text, own, True), [*axes, units])
+        units = e.axis(lane_name(c.dim), p.units)
+        start = p.offset + p.start
+        lane = Tile(units.index if not start else f"{start} + {units.index}", (units,))
+        factors = []
+        for i in (first, *c.signs):
+            state, row, indices = self.place(e, i, {**env, **{d: lane for d in c.dims}}, c.dim)
+            own = order([*row.axes, *(a for t in indices for a in t.axes)])
+            mask = self.mask(own, True)
+            if p.real < p.units:
+                inside = Tile(f"({units.index} < {p.real})", (units,)).to(own)
+                mask = inside if mask is None else f"{mask} & {inside}"
+            if len(c.dims) > 1:
+                outer = indices[: -len(c.dims)]
+                text, own = flat_text(state, e.sizes, row, outer, lane, mask, p.unit)
+            else:
+                text, own = unit_text(state.name, state, e.sizes, row, indices, mask, p.unit, plane)
+            factors.append(self._once(e, text, own))
+        words = spread(self._signed(e, factors), [*axes, units])
         rows = math.prod(a.size for a in axes)
         return f"unpack(tl.reshape({words}, {[rows, p.units]}), {p.bits}, {p.unit}, OPERAND)"
 
@@ -429,7 +491,7 @@ class CodeEmitter:
 
     def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> list[str]:
         """The right operands, `[heads, lanes]` each, or one with twice as many rows: two numbers hold a query's."""
-        env = {c.dim: piece.channel, **({} if head is None else {"head": Tile(head.index, (head,))})}
+        env = {**piece.at, **({} if head is None else {"head": Tile(head.index, (head,))})}
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
         target = [piece.lanes] if head is None else [head, piece.lanes]
@@ -471,7 +533,7 @@ class CodeEmitter:
             found = e.bind(f"tl.permute({found}, {tuple(full.index(a) for a in target)})", (), True).text
         result = Tile(found, target)
         for i in c.codes:
-            state, row, indices = self.place(e, i, {**env, c.dim: Tile("0")})
+            state, row, indices = self.place(e, i, {**env, **{d: Tile("0") for d in c.dims}})
             if state.dtype in SCALED:
                 own = order([*row.axes, *(a for t in indices[:-1] for a in t.axes)])
                 text, own = scale_text(state.name, state, e.sizes, row, indices[:-1], self.mask(own, True))

@@ -42,84 +42,126 @@ _VIEWS = ("slice", "split", "rename", "channels")
 
 @dataclass(frozen=True)
 class CodeProduct:
-    """`sum over dim of query * codes`, times what does not depend on `dim`.
+    """`sum over dims of query * codes`, times what does not depend on `dims`.
 
     Attributes:
-        dim: the summed dimension.
-        query: factors that are the same for every page; dims within head and `dim`.
-        codes: page-side factors with `dim`: states, or views of them.
-        rest: page-side factors without `dim`.
+        dims: the summed dimensions; several are those of a row of signs as it lies.
+        query: factors that are the same for every page; dims within head and `dims`.
+        codes: page-side factors with `dims`: states, or views of them.
+        rest: page-side factors without `dims`.
         exact: whether bf16 holds the query side.
         absorbed: nodes that need no value of their own.
+        signs: factors that lie as the only one of `codes` does, all of them signs: so is what is multiplied.
     """
 
-    dim: str
+    dims: tuple[str, ...]
     query: tuple[int, ...]
     codes: tuple[int, ...]
     rest: tuple[int, ...]
     exact: bool
     absorbed: tuple[int, ...]
+    signs: tuple[int, ...] = ()
+
+    @property
+    def dim(self) -> str:
+        """The last of the summed dimensions, most often the only one."""
+        return self.dims[-1]
+
+    def channels(self, graph: Graph, sizes: Mapping[str, int]) -> int:
+        """Numbers of a row that are summed."""
+        extents = (graph.nodes[self.codes[0]].type.extent(d) for d in self.dims)
+        return math.prod(e.resolve(sizes) for e in extents)
 
     def row_bytes(self, graph: Graph, states: Mapping[str, StateDecl], sizes: Mapping[str, int]) -> int:
         """Bytes of a row's codes, at least one."""
         bits = 0
-        for i in self.codes:
+        for i in (*self.codes, *self.signs):
             state = states[graph.nodes[view(graph, i)[-1]].attr["name"]]
-            bits += STORED_BITS[state.dtype] * graph.nodes[i].type.extent(self.dim).resolve(sizes)
+            bits += STORED_BITS[state.dtype] * self.channels(graph, sizes)
         return max(1, bits // 8)
 
 
-def find_code_products(graph: Graph, states: Mapping[str, StateDecl]) -> dict[int, CodeProduct]:
-    """The `sum` nodes that are products of a query with codes, by node."""
+def find_code_products(
+    graph: Graph, states: Mapping[str, StateDecl], before: Collection[int] = ()
+) -> dict[int, CodeProduct]:
+    """The `sum` nodes that are products of a query with codes, by node.
+
+    Args:
+        before: nodes that a launch before has computed.
+    """
     found = {}
     for i, node in enumerate(graph.nodes):
-        if node.op == "sum" and len(node.attr["dims"]) == 1 and node.attr["dims"][0] not in ("page", "head"):
-            made = _match(graph, states, node.inputs[0], node.attr["dims"][0])
+        if node.op == "sum" and not {"page", "head"} & set(node.attr["dims"]):
+            made = _match(graph, states, node.inputs[0], node.attr["dims"], before)
             if made is not None:
                 found[i] = made
     return found
 
 
-def _match(graph: Graph, states: Mapping[str, StateDecl], i: int, dim: str) -> CodeProduct | None:
-    factors, absorbed = factors_of(graph, i)
+def _match(
+    graph: Graph, states: Mapping[str, StateDecl], i: int, dims: tuple[str, ...], before: Collection[int]
+) -> CodeProduct | None:
+    factors, absorbed = factors_of(graph, i, before)
     query: list[int] = []
     codes: list[int] = []
     rest: list[int] = []
     bits = 0
     for f in factors:
-        names = graph.nodes[f].type.names
+        names = set(graph.nodes[f].type.names)
         if "page" not in names:
-            if not set(names) <= {"head", dim}:
+            if not names <= {"head", *dims}:
                 return None
             query.append(f)
-        elif dim not in names:
+        elif not names & set(dims):
             rest.append(f)
         else:
             chain = view(graph, f)
             state = states[graph.nodes[chain[-1]].attr["name"]] if chain else None
             if state is None or "head" in names or state.dtype not in SIGNIFICANT:
                 return None
-            if state.dtype in SCALED and loaded_dim(graph, chain, dim) != state.stored[-1][0]:
+            if state.dtype in SCALED and loaded_dim(graph, chain, dims[-1]) != state.stored[-1][0]:
                 return None  # a scale for each channel
             bits += SIGNIFICANT[state.dtype]
             codes.append(f)
             absorbed += chain
     if len(set(codes)) < len(codes):
         return None  # the square of a state: what is written tells codes apart by their node
-    if not codes or bits > HELD or not any(dim in graph.nodes[f].type.names for f in query):
+    if not codes or bits > HELD or not any(set(dims) & set(graph.nodes[f].type.names) for f in query):
         return None
+    same = all(_like(graph, states, codes[0], f) for f in codes)
+    signs = codes[1:] if same else []
+    if len(dims) > 1:
+        node = graph.nodes[codes[0]]
+        stored = states[node.attr["name"]].stored if same and node.op == "load" else ()
+        lies = tuple(n for n, _ in stored[-len(dims) :])
+        if set(lies) != set(dims):
+            return None
+        dims = lies
     held = len(query) == 1 and exact(graph, states, query[0])
-    return CodeProduct(dim, tuple(query), tuple(codes), tuple(rest), held, tuple(absorbed))
+    taken = codes[: len(codes) - len(signs)]
+    return CodeProduct(dims, tuple(query), tuple(taken), tuple(rest), held, tuple(absorbed), tuple(signs))
 
 
-def factors_of(graph: Graph, i: int) -> tuple[list[int], list[int]]:
-    """The factors of a product, and its `mul` nodes."""
+def _like(graph: Graph, states: Mapping[str, StateDecl], i: int, j: int) -> bool:
+    """Whether two codes are signs that lie in the same places of two states, or of one."""
+    chains = view(graph, i), view(graph, j)
+    found = [states[graph.nodes[c[-1]].attr["name"]] for c in chains]
+    views = [[(graph.nodes[k].op, graph.nodes[k].attrs) for k in c[:-1]] for c in chains]
+    return (
+        found[0].dtype == found[1].dtype == "bits"
+        and found[0].stored == found[1].stored
+        and views[0] == views[1]
+    )
+
+
+def factors_of(graph: Graph, i: int, whole: Collection[int] = ()) -> tuple[list[int], list[int]]:
+    """The factors of a product, and its `mul` nodes, but those of `whole`."""
     node = graph.nodes[i]
-    if node.op != "mul":
+    if node.op != "mul" or i in whole:
         return [i], []
     factors, inside = [], [i]
     for j in node.inputs:
-        more, nodes = factors_of(graph, j)
+        more, nodes = factors_of(graph, j, whole)
         factors += more
         inside += nodes
     return factors, inside
@@ -151,6 +193,8 @@ def by_columns(
     graph: Graph, states: Mapping[str, StateDecl], sizes: Mapping[str, int], product: CodeProduct
 ) -> bool:
     """Whether the codes of a product lie by columns: threads load them as they multiply them."""
+    if len(product.dims) > 1:
+        return False
     state = states[graph.nodes[view(graph, widest(graph, product))[-1]].attr["name"]]
     return column_bytes(state.dtype, [e.resolve(sizes) for _, e in state.stored]) > 0
 
@@ -177,7 +221,7 @@ def token_pages(
     if (inside or others) and all(by_columns(graph, states, sizes, products[i]) for i in inside):
         pages = [max(1, COLUMN_ROWS // rows[i]) for i in (*inside, *others)]
         return 1 << (min(pages).bit_length() - 1)
-    lanes = sum(graph.nodes[products[i].codes[0]].type.extent(products[i].dim).resolve(sizes) for i in inside)
+    lanes = sum(products[i].channels(graph, sizes) for i in inside)
     most = MAX_ROWS // (2 if lanes > MANY_LANES else 1)
     pages = [
         max(1, min(most, MAX_ROW_BYTES // products[i].row_bytes(graph, states, sizes)) // rows[i])

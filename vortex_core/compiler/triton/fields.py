@@ -149,6 +149,49 @@ def unit_text(
     return f"tl.load({pointer} + {place}{guard})", axes
 
 
+def flat_bytes(state: StateDecl, sizes: Mapping[str, int], count: int) -> int:
+    """Bytes of a row of signs along its last `count` dimensions."""
+    return math.prod(stored_shape(state, sizes)[-count:])
+
+
+def flat_indices(state: StateDecl, sizes: Mapping[str, int], count: int, bit: str) -> list[str]:
+    """Indices of the last `count` dimensions of the sign at a bit of a row along all of them. Bits that only fill a byte
+    have a last one that is none."""
+    *_, width = stored_shape(state, sizes)
+    outer = [e.resolve(sizes) for _, e in state.stored[-count:-1]]
+    column = state_column(state, sizes) or width
+    byte = f"({bit}) // 8"
+    part = f"{byte} % {column}"
+    if width > column:
+        part = f"{byte} // {column * outer[-1]} % {width // column} * {column} + {part}"
+    found = [f"{byte} // {column} % {outer[-1]}", f"({part}) * 8 + ({bit}) % 8"]
+    inner = width * outer[-1]
+    for extent in reversed(outer[:-1]):
+        found.insert(0, f"{byte} // {inner} % {extent}")
+        inner *= extent
+    return found
+
+
+def flat_text(
+    state: StateDecl,
+    sizes: Mapping[str, int],
+    row: Tile,
+    indices: Sequence[Tile],
+    unit: Tile,
+    mask: str | None,
+    bits: int,
+) -> tuple[str, tuple[Axis, ...]]:
+    """Expression that reads a row of signs `bits` bits at a time, along all dimensions after those of `indices`."""
+    stored = stored_shape(state, sizes)
+    count = len(stored) - len(indices)
+    units = (*stored[: len(indices)], flat_bytes(state, sizes, count) * 8 // bits)
+    axes = order([*row.axes, *unit.axes, *(a for t in indices for a in t.axes)])
+    pointer = f"{state.name}_ptr" if bits == 8 else f"{state.name}_ptr.to(tl.pointer_type(tl.int{bits}))"
+    guard = "" if mask is None else f", mask={mask}, other=0"
+    place = f"({row.to(axes)}) * {math.prod(units)} + {_offset([*indices, unit], units, axes)}"
+    return f"tl.load({pointer} + {place}{guard})", axes
+
+
 def scale_text(
     name: str,
     state: StateDecl,

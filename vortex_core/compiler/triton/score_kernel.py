@@ -36,7 +36,8 @@ class IndexKernel(KernelWriter):
         self.wide = wide
         self.schedule = schedule(program.index)
         self.contractions = find_contractions(program.index, self.states)
-        self.code_products = find_code_products(program.index, self.states)
+        self.before = query_work(program.index, self.sizes)
+        self.code_products = find_code_products(program.index, self.states, self.before)
         for i in self.code_products:
             # Rows inside pages: what follows works on as many heads as there are, not on those of a padded product.
             if i in self.contractions and _has_rows(program.index.nodes[i]):
@@ -59,13 +60,11 @@ class IndexKernel(KernelWriter):
         )
         self.anchored = _met_by_rows(program.index, self.sizes)
         self.summed = _summed(program.index, self.states, self.anchored)
-        self.before = query_work(program.index, self.sizes)
         self.writer = CodeEmitter(self.states, self.mask_text)
 
     def _suits(self, c: CodeProduct) -> bool:
         """Whether there are channels enough for a matrix product: a few of each row are multiplied and added faster."""
-        node = self.program.index.nodes[c.codes[0]]
-        few = node.type.extent(c.dim).resolve(self.sizes) < LEAST
+        few = c.channels(self.program.index, self.sizes) < LEAST
         return not few or by_columns(self.program.index, self.states, self.sizes, c)
 
     def index_args(self) -> list[str]:
