@@ -75,13 +75,13 @@ class _Rewriter:
         if not signs or len(signs) > MOST_SIGNS or not all(self._suits(j, dims) for j in signs):
             return None
         terms = self._polynomial(source)
-        for of, factor in terms.items():
-            names = set(self.out.nodes[factor].type.names)
-            # A product wants a factor for each channel, and one that rows do not share it has not.
-            if not names <= {"head", *dims} or (of and not set(dims) <= names):
-                return None
+        if any(not set(self.out.nodes[c].type.names) <= {"head", *dims} for c in terms.values()):
+            return None
         found = [self._total(terms.pop(frozenset()), dims)] if frozenset() in terms else []
         for of, factor in terms.items():
+            if not set(dims) & set(self.out.nodes[factor].type.names):  # a product wants a number for each channel
+                none = self._add("iota", dim=dims[-1], extent=str(self._extent(dims[-1])))
+                factor = self._add("add", factor, self._add("mul", self._const(0.0), none))
             parts = [factor, *(self.new[j] for j in sorted(of))]
             found.append(self._add("sum", self._joined("mul", parts), dims=dims))
         return self._joined("add", found) if found else None

@@ -289,7 +289,7 @@ class CodeEmitter:
         """Words of the products of signs: a bit says that a sign is not negative."""
         found = words[0]
         for word in words[1:]:
-            found = e.bind(f"~({found.text} ^ {word.text})", found.axes, True)
+            found = e.bind(f"~({found.text} ^ {word.text}).to(tl.int32)", found.axes, True)
         return found
 
     # ---- channels ------------------------------------------------------------------------------------------
