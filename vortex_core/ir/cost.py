@@ -180,12 +180,15 @@ def graph_flops(
         if only is not None and i not in only:
             continue
         size = max([elements(node), *(elements(graph.nodes[i]) for i in node.inputs)])
-        contraction = (
-            node.op == "sum" and graph.nodes[node.inputs[0]].op == "mul" and "dim" in node.attr["dims"]
-        )
+        contraction = node.op == "sum" and _over_channels(graph.nodes[node.inputs[0]], node.attr["dims"])
         if contraction:
             tensor += 2 * size
             vector -= size  # its products run with it
         else:
             vector += node.spec.flops * size
     return tensor, max(0.0, vector)
+
+
+def _over_channels(source: Node, dims: tuple[str, ...]) -> bool:
+    """Whether a sum is one of products over channels, whatever they are called."""
+    return source.op == "mul" and any(source.type.extent(d).symbol in ("D", "N", "R") for d in dims)

@@ -1,14 +1,14 @@
 """Sums over channels of a function of a query and of signs, in the form that matrix products take.
 
-A function of a sign is linear in it, `f(s) = (f(1) + f(-1)) / 2 + s (f(1) - f(-1)) / 2`, and one of two signs, which are
-a code of four levels, has a term for each of them, one for their product and one without. So a sum over channels of, say,
+A function of a sign is linear in it, `f(s) = (f(1) + f(-1)) / 2 + s (f(1) - f(-1)) / 2`, and one of two signs, a code
+of four levels, has a term for each of them, one for their product and one without. So a sum over channels of, say,
 `|q - s (2 + t)|` is a number of the query plus three products of what the query makes of itself with signs, and the
 product of two signs is a sign, too. Equal in real numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -23,7 +23,7 @@ _VIEWS = ("slice", "split", "rename", "channels")
 _BOUNDED = (
     "abs", "maximum", "minimum", "sign", "floor", "lt", "le", "eq", "not", "and", "or", "where", "sigmoid", "tanh",
 )  # fmt: skip
-_EXACT = {
+_EXACT: Mapping[str, Callable[..., float]] = {
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
@@ -79,7 +79,8 @@ class _Rewriter:
             return None
         found = [self._total(terms.pop(frozenset()), dims)] if frozenset() in terms else []
         for of, factor in terms.items():
-            if not set(dims) & set(self.out.nodes[factor].type.names):  # a product wants a number for each channel
+            if not set(dims) & set(self.out.nodes[factor].type.names):
+                # A product wants a number for each channel.
                 none = self._add("iota", dim=dims[-1], extent=str(self._extent(dims[-1])))
                 factor = self._add("add", factor, self._add("mul", self._const(0.0), none))
             parts = [factor, *(self.new[j] for j in sorted(of))]

@@ -1,4 +1,4 @@
-"""Functions of a query and of signs, summed over channels as products, score as the oracle does under Triton's interpreter."""
+"""Functions of a query and of signs, summed over channels as products, score as the oracle does when interpreted."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ FLOWS = {  # name: declaration of two states of signs, their values, sum over ch
     "levels that a query reaches": (ROWS, KEY, f'ops.where(q > {CODE} / 2, 1.0, q * cache["f"]).sum("dim")'),
     "a query times a code": (ROWS, KEY, f'(q * {CODE}).sum("dim")'),
     "a square": (ROWS, KEY, f'(q - {CODE}).square().sum("dim")'),
-    "of a page": ('dim="D"', ('page.k.mean("token")', 'page.k.min("token") + 1.5'), f'(q - {CODE}).abs().sum("dim")'),
-    "turned": ('row=page.size, block="D/16", code=16', (TURNED, TURNED + ".abs() - 0.5"), f'({TURNED_Q} - {CODE}).abs().sum("block", "code")'),
+    "of a page": ('dim="D"', (MEAN, 'page.k.min("token") + 1.5'), f'(q - {CODE}).abs().sum("dim")'),
+    "turned": (
+        'row=page.size, block="D/16", code=16',
+        (TURNED, TURNED + ".abs() - 0.5"),
+        f'({TURNED_Q} - {CODE}).abs().sum("block", "code")',
+    ),
     "turned, of a page": (
         'block="D/16", code=16',
         tuple(f'({x}).mean("row")' for x in (TURNED, TURNED + ".abs() - 0.5")),

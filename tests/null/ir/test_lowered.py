@@ -22,9 +22,13 @@ def graph_of(body: str) -> Graph:
     def create_cache(self, page):
         return {"a": page.state(row=page.size, dim=page.head_dim, dtype="bits"),
                 "b": page.state(row=page.size, dim=page.head_dim, dtype="int4"),
-                "c": page.state(dim=page.head_dim)}
+                "c": page.state(dim=page.head_dim), "norm": page.state(row=page.size),
+                "far": page.state(row=page.size, dim=page.head_dim, dtype="bits"),
+                "third": page.state(row=page.size, dim=page.head_dim, dtype="bits")}
     def forward_cache(self, page):
-        return {"a": page.k.rename(token="row"), "b": page.v.rename(token="row"), "c": page.k.mean("token")}
+        key = page.k.rename(token="row")
+        return {"a": key, "b": page.v.rename(token="row"), "c": page.k.mean("token"), "norm": key.norm("dim"),
+                "far": key.abs() - 1, "third": key.abs() - 2}
     def forward_indexer(self, q, cache):
 """
         + "".join(f"        {line}\n" for line in body.strip().splitlines())
@@ -80,3 +84,46 @@ def test_masks_of_the_query_are_computed_once_a_row(name: str, count: int) -> No
     work = query_work(graph, SIZES)
     assert bool(work) == bool(count)
     assert all("page" not in graph.nodes[i].type.names for i in work)
+
+
+SUMS = {  # a sum over channels of a function of the query and of signs, and how many products it is
+    '(q - cache["a"]).abs()': 1,
+    '(q - cache["a"] * (2 + cache["far"])).abs()': 3,
+    'ops.where(q < cache["a"], q, cache["far"])': 3,
+    'q * cache["a"] * (2 + cache["far"])': 2,
+    '(q - cache["a"]).square()': 1,
+    'q * (cache["a"] - 1).abs()': 1,
+}
+
+
+@pytest.mark.parametrize("function", SUMS)
+def test_functions_of_signs_are_products(function: str) -> None:
+    graph = graph_of(f'return ops.topk(({function}).sum("dim").max("row").max("head"))')
+    sums = [n for n in graph.nodes if n.op == "sum" and "page" in n.type.names]
+    assert len(sums) == SUMS[function]
+    assert all(graph.nodes[n.inputs[0]].op == "mul" for n in sums)
+    rows = [n.op for n in graph.nodes if {"page", "row", "dim"} <= set(n.type.names)]
+    assert set(rows) <= {"load", "mul"}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "q * cache['a']",  # a product already
+        "(q - cache['b']).abs()",  # a scale of each token
+        "(q - cache['a'] * cache['c']).abs()",
+        "(q - cache['a'] * cache['norm']).abs()",
+        "(q - cache['a'] * (2 + cache['far']) * (2 + cache['third'])).abs()",  # seven products
+        "((q + cache['a']).exp())",
+    ],
+)
+def test_functions_of_anything_else_stay(function: str) -> None:
+    graph = graph_of(f'return ops.topk(({function}).sum("dim").max("row").max("head"))')
+    assert sum(n.op == "sum" for n in graph.nodes) == 1
+
+
+def test_a_difference_of_codes_is_three_products() -> None:
+    graph = library.load("adamas").program.lowered.index
+    sums = [n for n in graph.nodes if n.op == "sum" and "page" in n.type.names]
+    assert len(sums) == 3
+    assert all(graph.nodes[n.inputs[0]].op == "mul" for n in sums)

@@ -304,8 +304,7 @@ class CodeEmitter:
         packed = self._packings(e, dim, first, real) if len(c.codes) == 1 else []
         if packed:
             return [
-                self._piece(e, dim, p.lanes, p.channel, (p.start + p.units) * p.per, real, p)
-                for p in packed
+                self._piece(e, dim, p.lanes, p.channel, (p.start + p.units) * p.per, real, p) for p in packed
             ]
         found = []
         for start, size in powers_of_two(real, MAX_LANES):
@@ -438,7 +437,7 @@ class CodeEmitter:
         lane = Tile(units.index if not start else f"{start} + {units.index}", (units,))
         factors = []
         for i in (first, *c.signs):
-            state, row, indices = self.place(e, i, {**env, **{d: lane for d in c.dims}}, c.dim)
+            state, row, indices = self.place(e, i, {**env, **dict.fromkeys(c.dims, lane)}, c.dim)
             own = order([*row.axes, *(a for t in indices for a in t.axes)])
             mask = self.mask(own, True)
             if p.real < p.units:
