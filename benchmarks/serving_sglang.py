@@ -18,6 +18,9 @@ computed: the step that would be left if dense attention lost exactly the time o
 bandwidth given by --bandwidth (or a copy's, where it is known of the GPU), over the step measured. `--profile` also
 records each arm's kernels at each shape, after its timing, and writes where a step's time goes
 (benchmarks/serving_profile.py).
+
+Every shape is written as soon as it is measured, and a run with the same options goes on where the one before it in the
+same folder ended (`--anew`: from the start): arms whose shapes are all there are not started.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +103,25 @@ class Arm:
 
 @dataclass
 class Run:
-    """One arm in one round. `gate`: the file that lets its processes on to the GPU."""
+    """One arm in one round. `gate`: the file that lets its processes on to the GPU. `before`: what an earlier call of
+    this program found."""
 
     arm: Arm
     log: Path
     folder: Path
     gate: Path | None
+    before: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the arm and the round."""
+        return self.log.stem
+
+    @property
+    def left(self) -> list[tuple[int, int]]:
+        """Shapes that were not measured."""
+        there = {(row["batch"], row["context"]) for row in self.before.get("results", ())}
+        return [shape for shape in self.arm.sets if shape not in there]
 
     def start(self, args: argparse.Namespace) -> EngineProcess:
         """The engine, once it is up."""
@@ -146,8 +162,11 @@ def await_file(path: Path | None) -> None:
         time.sleep(0.1)
 
 
-def run_all(runs: list[Run], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Results of the runs in turn; up to `--ahead` later ones are starting meanwhile, held at their gates."""
+Keep = Callable[[Run, dict[str, Any]], None]
+
+
+def run_all(runs: list[Run], args: argparse.Namespace, keep: Keep) -> None:
+    """Do the runs in turn; up to `--ahead` later ones are starting meanwhile, held at their gates."""
     with ThreadPoolExecutor(max_workers=args.ahead + 1) as pool:
         starting = [pool.submit(run.start, args) for run in runs[: args.ahead]]
         await_file(args.after)
@@ -156,13 +175,14 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> Iterator[dict[str, Any
                 starting.append(pool.submit(runs[at + args.ahead].start, args))
             if run.gate is not None:
                 run.gate.touch()
-            yield measured(run, starting[at], args)
+            measured(run, starting[at], args, keep)
 
 
-def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace) -> dict[str, Any]:
-    """What one run found; what it found before a failure is kept."""
+def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace, keep: Keep) -> None:
+    """Measure what is left of one run; `keep` is told what there is after every shape, and at a failure."""
     arm = run.arm
-    found: dict[str, Any] = {"arm": arm.name, "results": []}
+    found: dict[str, Any] = {"arm": arm.name, "results": [], **run.before}
+    found.pop("failure", None)
     vocabulary = json.loads((Path(arm.options["model_path"]) / "config.json").read_text())["vocab_size"]
     began = time.perf_counter()
     try:
@@ -170,26 +190,29 @@ def measured(run: Run, starting: Future[EngineProcess], args: argparse.Namespace
             found |= engine.facts | {"waited_s": round(time.perf_counter() - began, 1)}
             print(f"{arm.name}: up, waited {found['waited_s']} s", flush=True)
             try:
-                last = None
-                for batch, context in arm.sets:
+                last, new = None, []
+                for batch, context in run.left:
                     if last not in (None, context):
                         engine.flush()
                     last = context
                     row = measure(engine, vocabulary, batch, context, args)
+                    new.append(row)
                     found["results"].append(row)
+                    found["status"] = engine.status
+                    keep(run, found)
                     shown = {k: v for k, v in row.items() if k != "tokens"}
                     print(f"{arm.name}: {json.dumps(shown)}", flush=True)
                 if args.profile:  # after all timing: it may cost the engine
-                    found["pages"] = []
-                    for row in found["results"]:
-                        found["pages"].append(profiled(engine, arm.name, row, vocabulary, args.out))
+                    for row in new:
+                        page = profiled(engine, arm.name, row, vocabulary, args.out)
+                        found.setdefault("pages", []).append(page)
             finally:
                 found["status"] = engine.status
                 run.log.write_bytes(engine.log.read_bytes())
     except VortexError as error:
         found["failure"] = str(error)
         print(f"{arm.name}: {error}", flush=True)
-    return found
+    keep(run, found)
 
 
 def arms_of(args: argparse.Namespace, folder: Path) -> list[Arm]:
@@ -283,6 +306,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--bandwidth", type=float, help="bytes/s, for a sparse step's floor; known of some GPUs"
     )
+    found.add_argument("--anew", action="store_true", help="measure again what is there")
     found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return found
 
@@ -298,8 +322,7 @@ def main() -> int:
         needs.gpus(command_line, args.tp)
     args.bandwidth = args.bandwidth or COPY_BANDWIDTH.get(device_name(args))
     args.out.mkdir(parents=True, exist_ok=True)
-    arms: list[dict[str, Any]] = []
-    text = ""
+    journal = Journal(args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         planned = arms_of(args, folder)
@@ -309,25 +332,76 @@ def main() -> int:
                 name = f"{arm.name.replace(':', '-').replace(' ', '-')}-{round_}"
                 gate = folder / f"{name}.gate" if args.ahead else None
                 log = args.out / f"serving_sglang-{name}.log"
-                runs.append(Run(arm, log, folder / f"{name}.site", gate))
+                runs.append(Run(arm, log, folder / f"{name}.site", gate, journal.of(log.stem)))
         saved = saved_bytes(args, planned[0])
-        for found in run_all(runs, args):
-            arms.append(found)
-            rows, text = table(arms, saved, meaningful=not args.random_kv)
-            data = {
-                "model": args.model, "device": device_name(args), "versions": versions(arms), "tp": args.tp,
-                "note": note(args), "random_kv": args.random_kv, "bandwidth": args.bandwidth, "rows": rows,
-                "failures": {a["arm"]: a["failure"] for a in arms if "failure" in a},
-                "start_s": {a["arm"]: a.get("start_s") for a in arms},
-            }  # fmt: skip
-            (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
-            head = f"{args.model}, {data['device']} x {args.tp}, page {args.page}; {data['note']}"
-            (args.out / "serving_sglang.md").write_text(f"{head}\n\n{text}\n")
-            pages = [page for arm in arms for page in arm.get("pages", ())]
-            if pages:
-                (args.out / "serving_sglang_kernels.md").write_text("\n".join([f"{head}\n", *pages]))
-    print(text)
-    return int(any("failure" in arm for arm in arms))
+
+        def keep(run: Run, found: dict[str, Any]) -> None:
+            journal.keep(run.name, found)
+            write(args, journal.arms, saved)
+
+        run_all([run for run in runs if run.left], args, keep)
+        print(write(args, journal.arms, saved))
+    return int(any("failure" in arm for arm in journal.arms))
+
+
+class Journal:
+    """What arms found, whole, beside the results: `serving_sglang_arms.json`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        free = (
+            "out",
+            "anew",
+            "sets",
+            "dense",
+            "flows",
+            "rounds",
+            "ahead",
+            "after",
+            "limit",
+            "profile",
+            "bandwidth",
+        )
+        options = {name: str(value) for name, value in vars(args).items() if name not in free}
+        # Room for the longest sequence is part of every captured step.
+        options["longest"] = str(max(context for _, context in shapes(args.sets)))
+        self._path = args.out / "serving_sglang_arms.json"
+        self._data: dict[str, Any] = {"options": options, "device": device_name(args), "runs": {}}
+        if not args.anew and self._path.exists():
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if all(found.get(name) == self._data[name] for name in ("options", "device")):
+                self._data = found
+
+    @property
+    def arms(self) -> list[dict[str, Any]]:
+        """Of all runs, in the order in which they first had a result."""
+        return list(self._data["runs"].values())
+
+    def of(self, run: str) -> dict[str, Any]:
+        """What there is of a run."""
+        return dict(self._data["runs"].get(run, {}))
+
+    def keep(self, run: str, found: dict[str, Any]) -> None:
+        """Take what a run has found so far in place of what it had."""
+        self._data["runs"][run] = found
+        self._path.write_text(json.dumps(self._data) + "\n", encoding="utf-8")
+
+
+def write(args: argparse.Namespace, arms: list[dict[str, Any]], saved: Saved) -> str:
+    """`serving_sglang.json` and `.md` of what there is; the table."""
+    rows, text = table(arms, saved, meaningful=not args.random_kv)
+    data = {
+        "model": args.model, "device": device_name(args), "versions": versions(arms), "tp": args.tp,
+        "note": note(args), "random_kv": args.random_kv, "bandwidth": args.bandwidth, "rows": rows,
+        "failures": {a["arm"]: a["failure"] for a in arms if "failure" in a},
+        "start_s": {a["arm"]: a.get("start_s") for a in arms},
+    }  # fmt: skip
+    (args.out / "serving_sglang.json").write_text(json.dumps(data, indent=2) + "\n")
+    head = f"{args.model}, {data['device']} x {args.tp}, page {args.page}; {data['note']}"
+    (args.out / "serving_sglang.md").write_text(f"{head}\n\n{text}\n")
+    pages = [page for arm in arms for page in arm.get("pages", ())]
+    if pages:
+        (args.out / "serving_sglang_kernels.md").write_text("\n".join([f"{head}\n", *pages]))
+    return text
 
 
 def saved_bytes(args: argparse.Namespace, arm: Arm) -> Saved:
