@@ -131,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
     model, named = random_model(
         spec, device=args.device, dtype=torch.bfloat16 if on_gpu else torch.float32, ranks=None
     )
-    engine = Engine(model, spec=named, max_tokens=None if on_gpu else 8192)
+    engine = Engine(model, spec=named, max_tokens=args.tokens or (None if on_gpu else 8192))
+    print(f"room for {engine.cache.pool.slots:,} tokens, {time.perf_counter() - began:.0f} s", flush=True)
     failures = 0
     for batch, context in sorted(
         ((b, c) for c in args.context for b in args.batch), key=lambda s: (s[0] * s[1], s)
@@ -187,6 +188,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--budget", default="2048", help="tokens a step may attend, a number or an expression")
     found.add_argument("--batch", type=numbers, default=[1, 2, 4, 8, 16, 32, 64])
     found.add_argument("--context", type=numbers, default=[4096, 8192, 16384, 32768, 65536, 131072])
+    found.add_argument(
+        "--tokens", type=int, help="of the pool; by default, on a GPU, what fits beside states of an eighth of it"
+    )
     found.add_argument("--new-tokens", type=int, default=24)
     found.add_argument("--rounds", type=int, default=3)
     found.add_argument("--as-written", action="store_true", help="also without the crossover")
