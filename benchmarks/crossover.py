@@ -189,7 +189,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--batch", type=numbers, default=[1, 2, 4, 8, 16, 32, 64])
     found.add_argument("--context", type=numbers, default=[4096, 8192, 16384, 32768, 65536, 131072])
     found.add_argument(
-        "--tokens", type=int, help="of the pool; by default, on a GPU, what fits beside states of an eighth of it"
+        "--tokens",
+        type=int,
+        help="of the pool; by default, on a GPU, what fits beside states of an eighth of it",
     )
     found.add_argument("--new-tokens", type=int, default=24)
     found.add_argument("--rounds", type=int, default=3)

@@ -178,8 +178,12 @@ class Step:
     def run(self, layer: int) -> None:
         """One sparse layer."""
         self.score(layer)
+        self.attend(layer, self.select(layer))
+
+    def attend(self, layer: int, pages: PageList) -> None:
+        """Attention over some lists."""
         k, v = self.kv[layer]
-        self.plan.run(self.q, k, v, self.select(layer), SCALE, out=self.out)
+        self.plan.run(self.q, k, v, pages, SCALE, out=self.out)
 
     def check(self) -> dict[str, float]:
         """Scores and chosen pages of the last sequence's first kv head beside the oracle's."""
@@ -307,6 +311,9 @@ def measure(report: Report, kind: str, flow: Flow, shape: Shape, kv: Any, second
     layers = range(len(kv))
     us = graph_time([partial(step.run, n) for n in layers], replays=7)
     launches = count_launches(partial(step.run, 0))
+    step.score(0)
+    pages = step.select(0)  # lists stay as they are while nothing is selected
+    attend_us = graph_time([partial(step.attend, n, pages) for n in layers], replays=7)
     report.add(
         "programs",
         kind=kind,
@@ -319,6 +326,7 @@ def measure(report: Report, kind: str, flow: Flow, shape: Shape, kv: Any, second
         over_floor=us / floor,
         score_us=graph_time([partial(step.score, n) for n in layers], replays=7),
         select_us=graph_time([partial(step.select, n) for n in layers], replays=7),
+        attend_us=attend_us,
         state_mb=cost.state_bytes / 1e6,
         launches=launches,
         null_us=null_chain_time(launches),
