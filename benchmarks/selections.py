@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,28 @@ def graph_timer(run: Callable[[], object]) -> float:
     return graph_time([run])
 
 
+@lru_cache(maxsize=8)
+def drawn(shape: Shape, seed: int, device: str) -> inputs.Scores:
+    """Random scores of a shape, padded to its room."""
+    made = inputs.scores(
+        [shape.pages * PAGE - 5] * shape.rows, heads=1, page_size=PAGE, seed=seed, device=device
+    )
+    room = (0, shape.room - shape.pages)
+    return inputs.Scores(pad(made.scores * 2.0, room), made.n_tokens, pad(made.table, room))
+
+
+@lru_cache(maxsize=64)
+def defined(shape: Shape, seed: int, row: int, limit: Limit | None, device: str) -> tuple[int, ...]:
+    """The logical pages of a row that the definition chooses."""
+    case = drawn(shape, seed, device)
+    ends = {} if limit is None else {"top_p" if limit.kind == "top-p" else "threshold": limit.value}
+    found, _, _ = select_reference(
+        case.scores[row : row + 1].cpu(), case.n_tokens[:1].cpu(), torch.tensor([shape.chosen]),
+        case.table[row : row + 1].cpu(), heads=1, page_size=PAGE, keep_first=FIRST, keep_last=LAST, **ends,
+    )  # fmt: skip
+    return tuple(found[0])
+
+
 def measure(
     shape: Shape,
     name: str,
@@ -98,15 +121,7 @@ def measure(
     checks: without, launches are all that is done, for them to be compiled.
     """
     rows, pages, width, most = shape.rows, shape.pages, shape.room, shape.chosen
-    tokens = pages * PAGE - 5
-    cases = [
-        inputs.scores([tokens] * rows, heads=1, page_size=PAGE, seed=n, device=device.type)
-        for n in range(max(1, len(stages)))
-    ]
-    room = (0, width - pages)
-    cases = [
-        inputs.Scores(pad(case.scores * 2.0, room), case.n_tokens, pad(case.table, room)) for case in cases
-    ]
+    cases = [drawn(shape, n, device.type) for n in range(max(1, len(stages)))]
     table = cases[0].table
     budget = torch.tensor([most], dtype=torch.int32, device=device)
     ids = torch.zeros(rows, most * len(cases), dtype=torch.int32, device=device)
@@ -125,16 +140,9 @@ def measure(
     run()
     if not checks:
         return {}
-    ends = {} if limit is None else {"top_p" if limit.kind == "top-p" else "threshold": limit.value}
     count = 0
     for row in (0, rows - 1):
-        wanted: set[int] = set()
-        for case in cases:
-            found, _, _ = select_reference(
-                case.scores[row : row + 1].cpu(), torch.tensor([tokens]), budget.cpu(), table[row : row + 1].cpu(),
-                heads=1, page_size=PAGE, keep_first=FIRST, keep_last=LAST, **ends,
-            )  # fmt: skip
-            wanted |= set(found[0])
+        wanted = {page for n in range(len(cases)) for page in defined(shape, n, row, limit, device.type)}
         count = -(-int(lens[row]) // PAGE)
         got, want = ids[row, :count].tolist(), [int(table[row, page]) for page in sorted(wanted)]
         # Masses are summed in another order: the page at which a top-p ends may differ, one a stream.

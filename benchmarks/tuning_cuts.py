@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from triton.errors import TritonError
 
 from benchmarks.kernels_timing import Report
 from vortex_core.compiler.triton.tuning.case import TuneCase
@@ -178,10 +179,16 @@ class Sweep:
         )
 
     def _one(self, config: DecodeConfig, timed: bool) -> tuple[float | None, str]:
-        refused = self.check(config)
-        if refused or not timed:
-            return None, refused
-        return self.time(config, replays=5, replay_ms=1.0), ""
+        try:
+            refused = self.check(config)
+            if refused or not timed:
+                return None, refused
+            return self.time(config, replays=5, replay_ms=1.0), ""
+        except (
+            RuntimeError,
+            TritonError,
+        ) as error:  # what the driver refuses is no cut, and the others go on
+            return None, f"{type(error).__name__}: {error}"[:120]
 
     def _row(
         self, config: DecodeConfig, us: float | None, refused: str, again: list[float] | None
