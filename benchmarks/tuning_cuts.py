@@ -1,4 +1,9 @@
-"""Attention over the lists of one selection, timed alone under every cut that may be sensible (`tuning --sweep`)."""
+"""Attention over the lists of one selection, timed under every cut that may be sensible (`tuning --sweep`).
+
+After each launch stands a small one that starts when it has ended, as the model's own do: launches of attention one
+after the other overlap, those with a block a multiprocessor the most, and no step has two in a row. `alone_us` is
+without it.
+"""
 
 from __future__ import annotations
 
@@ -103,6 +108,9 @@ def exact(case: TuneCase, pages: PageList, request: int) -> torch.Tensor:
 class Sweep:
     """One case: launches under a cut, checked against the default, and the default against fp64.
 
+    Attributes:
+        between: what the small launch between two of attention writes.
+
     Args:
         workers: programs a multiprocessor that scratch is made for; 0: as many as that of the engines holds.
     """
@@ -123,6 +131,7 @@ class Sweep:
         self.lists = Lists(full, width, sms, case.plan.workspace.plan.shape[0] // sms)
         self.ragged = case.lists(ragged=True)
         self.default = case.attention
+        self.between = torch.zeros(1024, device=case.device)
         self.want = self._run(self.default)
         for request in {0, case.batch - 1}:
             error = relative_error(self.want[0][request], exact(case, self.ragged, request))
@@ -137,10 +146,16 @@ class Sweep:
         """Empty where a cut computes what the default does, of lists of every length."""
         return compare(partial(self._run, config), self.want, ATTENTION_ERROR)
 
-    def time(self, config: DecodeConfig, **how: Any) -> float:
-        """Microseconds of a launch (and its merge), layer by layer."""
-        layers = range(len(self.case.kv))
-        return graph_time([partial(self.case.attend, config, n, self.lists.pages) for n in layers], **how)
+    def time(self, config: DecodeConfig | None, *, alone: bool = False, **how: Any) -> float:
+        """Microseconds of a launch and its merge, layer by layer; None: of the small launch after it."""
+
+        def launch(layer: int) -> None:
+            if config is not None:
+                self.case.attend(config, layer, self.lists.pages)
+            if not alone:
+                self.between.add_(1.0)
+
+        return graph_time([partial(launch, n) for n in range(len(self.case.kv))], **how)
 
     def tried(self, wanted: Iterable[DecodeConfig], seen: set[Any]) -> list[DecodeConfig]:
         """Those that are launches of their own and not in `seen`, compiled side by side."""
@@ -167,13 +182,18 @@ class Sweep:
             more = self.tried([c for config in near for c in neighbours(config, self.lists)], seen)
             results |= {config: self._one(config, timed) for config in more}
         finals: dict[DecodeConfig, list[float]] = {}
+        alone: dict[DecodeConfig, float] = {}
         if timed:
             order = sorted((us, n) for n, (us, _) in enumerate(results.values()) if us is not None)
             kept = [list(results)[n] for _, n in order[:FINALISTS]]
             for _ in range(3):
                 for config in dict.fromkeys([self.default, *kept]):
                     finals.setdefault(config, []).append(self.time(config, replays=9))
-        made = [self._row(config, *found, finals.get(config)) for config, found in results.items()]
+            alone = {config: self.time(config, alone=True, replays=9) for config in finals}
+        made = [
+            {**self._row(config, *found, finals.get(config)), "alone_us": alone.get(config)}
+            for config, found in results.items()
+        ]
         return sorted(
             made, key=lambda r: (not r["default"], r["refused"], r["again_us"] or 1e9, r["us"] or 1e9)
         )
@@ -205,12 +225,13 @@ class Sweep:
 
 
 def text(row: dict[str, Any]) -> str:
-    """A cut in a line."""
-    late = ", late sums" if row["late_sums"] else ""
-    merge = f", merged {row['merge']}" if row["merge"] else ""
+    """A cut in a line, as `kernels.decode.config` would write it."""
+    late = ", late_sums=True" if row["late_sums"] else ""
+    numbers = (row["tile"], row["warps"], row["stages"], row["workers"], row["min_tiles"])
+    fused = row["merge"] != "apart"
     return (
-        f"tile {row['tile']}, {row['warps']} warps, {row['stages']} stages, {row['workers']} a multiprocessor, "
-        f"min_tiles {row['min_tiles']}: {row['pieces']} pieces, {row['blocks']} blocks{merge}{late}"
+        f"DecodeConfig({', '.join(map(str, numbers))}, fused_merge={fused}, even=True{late}): "
+        f"{row['pieces']} pieces, {row['blocks']} blocks"
     )
 
 
@@ -224,11 +245,16 @@ def sweep(report: Report, case: TuneCase, keys: dict[str, Any], shown: int = 5) 
         report.rows.append({"section": "attention cuts", **keys, "floor_us": floor, **row})
     refused = [row for row in rows if row["refused"]]
     head = " ".join(str(value) for value in keys.values())
-    print(f"SWEEP {head}: floor {floor:.1f} us, {len(rows)} cuts, {len(refused)} refused", flush=True)
+    between = made.time(None)
+    print(
+        f"SWEEP {head}: floor {floor:.1f} us, {len(rows)} cuts, {len(refused)} refused; "
+        f"times with a launch between of {between:.2f} us (alone)",
+        flush=True,
+    )
     default = rows[0]["again_us"]
     for row in rows[: shown + 1]:
         if row["again_us"] is not None:
             mark = "DEFAULT" if row["default"] else f"{default / row['again_us']:.3f}x  "
-            print(f"  {row['again_us']:7.2f} us {mark} {text(row)}", flush=True)
+            print(f"  {row['again_us']:7.2f} us ({row['alone_us']:.2f}) {mark} {text(row)}", flush=True)
     for row in [row for row in refused if row["refused"].startswith("wrong")]:
         print("  WRONG", text(row), row["refused"], flush=True)
