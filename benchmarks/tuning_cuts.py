@@ -30,8 +30,9 @@ from vortex_core.page_list import PageList
 SHARED = 227 * 1024  # of a multiprocessor of Hopper and Blackwell
 BESIDE = 9 * 1024  # of a block: the query, what warps exchange, what the system keeps
 TILES: tuple[tuple[int, int], ...] = (  # tokens, warps
-    (32, 1), (32, 2), (32, 4), (64, 2), (64, 4), (128, 4), (128, 8), (256, 8),
+    (32, 1), (32, 4), (64, 2), (64, 4), (128, 4), (128, 8), (256, 8),
 )  # fmt: skip
+IN_FLIGHT = 48 * 1024  # bytes a multiprocessor: 4.3 TB/s for a microsecond and a half, over 132 of them
 FINALISTS = 6
 
 
@@ -71,13 +72,14 @@ def cuts(lists: Lists, tiles: Iterable[tuple[int, int]] = TILES) -> Iterator[Dec
     for block_n, warps in tiles:
         for stages in (2, 3, 4, 6):
             for workers in range(1, lists.most_workers + 1):
-                held = (stages - 1) * block_n * lists.token_bytes + BESIDE
+                loading = (stages - 1) * block_n * lists.token_bytes
                 config = DecodeConfig(block_n, warps, stages, workers, fused_merge=True, even=True)
                 pieces = lists.pieces(config)
-                if workers * held > SHARED or pieces == 0:
+                if workers * (loading + BESIDE) > SHARED or pieces == 0:
                     continue
-                if stages - 1 > max(1, -(-lists.tokens // (block_n * pieces))):
-                    continue  # more tiles in flight than a piece has
+                tiles = max(1, -(-lists.tokens // (block_n * pieces)))
+                if stages - 1 > tiles or (stages - 1 < tiles and workers * loading < IN_FLIGHT):
+                    continue  # more tiles in flight than a piece has, or too few to keep memory busy
                 yield config
                 if pieces > 1:
                     yield replace(config, fused_merge=False)
