@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from triton.errors import TritonError
@@ -25,6 +26,7 @@ from vortex_core.kernels.decode.config import DecodeConfig
 from vortex_core.kernels.decode.split_launch import even_splits
 from vortex_core.kernels.reference import gather_row
 from vortex_core.kernels.runtime import INTERPRETED, multiprocessors
+from vortex_core.kernels.select import api as select
 from vortex_core.page_list import PageList
 
 SHARED = 227 * 1024  # of a multiprocessor of Hopper and Blackwell
@@ -34,6 +36,7 @@ TILES: tuple[tuple[int, int], ...] = (  # tokens, warps
 )  # fmt: skip
 IN_FLIGHT = 48 * 1024  # bytes a multiprocessor: 4.3 TB/s for a microsecond and a half, over 132 of them
 FINALISTS = 6
+ANY = 1 << 30  # programs of a launch
 
 
 @dataclass(frozen=True)
@@ -206,11 +209,41 @@ class Sweep:
             if refused or not timed:
                 return None, refused
             return self.time(config, replays=5, replay_ms=1.0), ""
-        except (
-            RuntimeError,
-            TritonError,
-        ) as error:  # what the driver refuses is no cut, and the others go on
+        except (RuntimeError, TritonError) as error:  # the others go on without what the driver refuses
             return None, f"{type(error).__name__}: {error}"[:120]
+
+    def steps(self, best: DecodeConfig) -> list[dict[str, Any]]:
+        """Whole steps of a layer: scores, selection, attention as by default and at its best, and the small launch;
+        with a selection that lets attention take its places at once, too."""
+        case, view = self.case, self.case.view()
+        kinds = [(cut, early) for cut in dict.fromkeys((self.default, best)) for early in (0, ANY)]
+        found: dict[tuple[DecodeConfig, int], list[float]] = {kind: [] for kind in kinds}
+        wanted: torch.Tensor | None = None
+        for _ in range(3):
+            for cut, early in kinds:
+
+                def launch(layer: int, cut: DecodeConfig = cut) -> None:
+                    case.step(case.default, cut, layer, view)
+                    self.between.add_(1.0)
+
+                with mock.patch.object(select, "EARLY_PROGRAMS", early):
+                    launch(0)
+                    wanted = case.out.clone() if wanted is None else wanted
+                    error = relative_error(case.out, wanted)
+                    if not error <= ATTENTION_ERROR:
+                        raise AssertionError(
+                            f"a step's relative error is {error:.1e}, released early: {early > 0}"
+                        )
+                    us = graph_time([partial(launch, n) for n in range(len(case.kv))], replays=9)
+                    found[cut, early].append(us)
+        return [
+            {
+                "cut": "default" if cut == self.default else "best",
+                "early": early > 0,
+                "step_us": sorted(us)[1],
+            }
+            for (cut, early), us in found.items()
+        ]
 
     def _row(
         self, config: DecodeConfig, us: float | None, refused: str, again: list[float] | None
@@ -221,9 +254,15 @@ class Sweep:
             "workers": config.workers_per_sm, "min_tiles": config.min_tiles, "pieces": pieces,
             "blocks": self.lists.rows * max(1, pieces),
             "merge": "" if pieces < 2 else "fused" if config.fused_merge else "apart",
-            "late_sums": config.late_sums, "default": config == self.default, "us": us,
+            "late_sums": config.late_sums, "default": config == self.default, "us": us,  # of a short look
             "again_us": sorted(again)[len(again) // 2] if again else None, "refused": refused,
         }  # fmt: skip
+
+
+def config_of(row: dict[str, Any]) -> DecodeConfig:
+    """The cut of a row."""
+    numbers = (row["tile"], row["warps"], row["stages"], row["workers"], row["min_tiles"])
+    return DecodeConfig(*numbers, fused_merge=row["merge"] != "apart", even=True, late_sums=row["late_sums"])
 
 
 def text(row: dict[str, Any]) -> str:
@@ -258,5 +297,10 @@ def sweep(report: Report, case: TuneCase, keys: dict[str, Any], shown: int = 5) 
         if row["again_us"] is not None:
             mark = "DEFAULT" if row["default"] else f"{default / row['again_us']:.3f}x  "
             print(f"  {row['again_us']:7.2f} us ({row['alone_us']:.2f}) {mark} {text(row)}", flush=True)
+    best = min((row for row in rows if row["again_us"] is not None), key=lambda r: r["again_us"])
+    for step in made.steps(config_of(best)):
+        report.rows.append({"section": "steps", **keys, **step})
+        early = ", selection released early" if step["early"] else ""
+        print(f"  step {step['step_us']:.2f} us, attention's {step['cut']} cut{early}", flush=True)
     for row in [row for row in refused if row["refused"].startswith("wrong")]:
         print("  WRONG", text(row), row["refused"], flush=True)

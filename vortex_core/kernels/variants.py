@@ -231,6 +231,7 @@ def select_variant(
     limit: str = "",
     marks: str = "",
     sifts: bool | None = None,
+    early: bool = False,
 ) -> Variant:
     """Selection as `select_pages` launches it."""
     plan = select_plan(max_pages, capacity, sifts=sifts)
@@ -247,6 +248,7 @@ def select_variant(
         "MARKS": SELECT_STAGES[marks] if marks else 0,
         "SIFT": plan.sift,
         "TIMES": 1,
+        "PDL": (EARLY if early else LATE).value,
     }
     absent = [
         *(() if marks else ("marks_ptr",)),
@@ -258,7 +260,12 @@ def select_variant(
         ),
     ]
     constants |= dict.fromkeys(absent)  # None, as launches pass them
-    special = ["stochastic"] * stochastic + ["sifted"] * bool(sifts) + [*filter(None, (limit, marks))]
+    special = (
+        ["stochastic"] * stochastic
+        + ["early"] * early
+        + ["sifted"] * bool(sifts)
+        + [*filter(None, (limit, marks))]
+    )
     name = "-".join([f"select-{max_pages}-k{capacity}-{TRITON_TYPES[dtype]}", *special])
     pointers = {"scores_ptr": dtype, "masses_ptr": torch.float32, "marks_ptr": torch.uint8}
     return _variant(
@@ -303,6 +310,7 @@ def variants() -> Iterator[Variant]:
     yield mla_variant(64, bf16, 64)
     yield mla_variant(20, e4m3, 64)
     yield select_variant(2048, 128, fp32)
+    yield select_variant(2048, 128, fp32, early=True)
     yield select_variant(2048, 128, bf16, stochastic=True)
     yield select_variant(4096, 256, fp32)
     yield select_variant(8192, 128, fp32)

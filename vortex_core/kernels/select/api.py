@@ -33,6 +33,9 @@ SIFT = 512
 SIFTED_FROM: float = math.inf
 # Warps of a search: pages of the largest block, and how many (`python -m benchmarks.selections --sweep` tries others).
 SEARCH_WARPS = ((512, 4), (4096, 8), (math.inf, 16))
+# Most programs of a launch that lets the next kernel take its places at once (`kernels.dependent`): where a search
+# leaves most multiprocessors free, attention's blocks need not crowd. None do until a GPU has timed it.
+EARLY_PROGRAMS = 0
 Stage = Literal["begin", "add", "list"]
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -312,6 +315,7 @@ def select_pages(
     stage = "" if marks is None else marks.stage
     at_key = _threshold_key(value) if kind == "threshold" else 0
     if rows:
+        early = rows * plan.segments <= EARLY_PROGRAMS
         select_kernel[(rows, plan.segments)](
             scores, n_tokens, budget, block_table, page_ids, kv_lens, keys, pages, masses, finished,
             None if marks is None else marks.pages, sifted_keys, sifted_pages,
@@ -324,6 +328,7 @@ def select_pages(
             # bf16 keys differ in their upper half only.
             LAST_SHIFT=16 if scores.dtype == torch.bfloat16 else 0, STOCHASTIC=tolerance > 0.0,
             LIMIT=SELECT_LIMITS.get(kind, 0), MARKS=SELECT_STAGES.get(stage, 0), SIFT=sift, TIMES=times,
-            num_warps=plan.num_warps, maxnreg=launch_registers(plan, kind, stage), **dependent_launch(scores.device),
+            num_warps=plan.num_warps, maxnreg=launch_registers(plan, kind, stage),
+            **dependent_launch(scores.device, early=early),
         )  # fmt: skip
     return one_list_a_head(page_ids, kv_lens, heads, page_size)
