@@ -331,25 +331,37 @@ class Numbers:
         )
 
     def do_mma(self, o: list[str], a: list[str], mask: Lanes | None, line: str) -> None:
-        if "m16n8k16" not in o or o.count("bf16") != 2:
+        wide = "m16n8k16" in o and o.count("bf16") == 2
+        if not wide and not ("m16n8k32" in o and o.count("s8") == 2):
             raise UnknownStatementError(line)
         results, lefts, rights, sums = (listed(k) for k in a)
         warps, lane = self.threads // 32, np.arange(32)
         group, thread = lane // 4, lane % 4
-        left, right = np.zeros((warps, 16, 16)), np.zeros((warps, 16, 8))
+        per = 2 if wide else 4  # numbers of a register
+        left, right = np.zeros((warps, 16, 8 * per)), np.zeros((warps, 8 * per, 8))
         total = np.zeros((warps, 16, 8))
+
+        def parts(name: str) -> list[Lanes]:
+            found = self.get(name).reshape(warps, 32)
+            if wide:
+                return [from_bf16(half) for half in halves(found)]
+            return [(found >> np.uint32(8 * n)).astype(np.uint8).view(np.int8) for n in range(4)]
+
         for n, name in enumerate(lefts):
-            for half, bits in enumerate(halves(self.get(name).reshape(warps, 32))):
-                left[:, group + 8 * (n & 1), thread * 2 + half + 8 * (n >> 1)] = from_bf16(bits)
+            for at, number in enumerate(parts(name)):
+                left[:, group + 8 * (n & 1), thread * per + at + 4 * per * (n >> 1)] = number
         for n, name in enumerate(rights):
-            for half, bits in enumerate(halves(self.get(name).reshape(warps, 32))):
-                right[:, thread * 2 + half + 8 * n, group] = from_bf16(bits)
+            for at, number in enumerate(parts(name)):
+                right[:, thread * per + at + 4 * per * n, group] = number
         for n, name in enumerate(sums):
             place = (slice(None), group + 8 * (n >> 1), thread * 2 + (n & 1))
-            total[place] = floats(self.get(name)).reshape(warps, 32)
-        found = (left @ right + total).astype(np.float32)
+            bits = self.get(name)
+            total[place] = (floats(bits) if wide else bits.view(np.int32)).reshape(warps, 32)
+        found = left @ right + total
         for n, name in enumerate(results):
-            self.put(name, bits_of(found[:, group + 8 * (n >> 1), thread * 2 + (n & 1)].reshape(-1)), None)
+            taken = found[:, group + 8 * (n >> 1), thread * 2 + (n & 1)].reshape(-1)
+            bits = bits_of(taken.astype(np.float32)) if wide else taken.astype(np.int32).view(np.uint32)
+            self.put(name, bits, None)
 
 
 def _plain(what: Callable[..., Lanes]) -> Callable[..., None]:

@@ -152,6 +152,19 @@ def unpack(w, BITS: tl.constexpr, UNIT: tl.constexpr, OPERAND: tl.constexpr, RAI
 
 
 @triton.jit
+def unpack_bytes(w):
+    """The bits of words `[rows, 4]` as bytes `[rows, 128]`: bit `n` of a byte is `2**(n % 4)` where it is set, so that
+    four of them need no shift. A lane's lowest bits say which byte of a word, the next which word, the others `n`:
+    what a thread holds of a left operand of bytes is its own word's."""
+    n = tl.arange(0, 8)
+    x = tl.expand_dims(w, 2)
+    m = (x >> (n & 4)) & (0x01010101 << (n & 3))
+    low = tl.join(m.to(tl.int8), (m >> 8).to(tl.int8))
+    high = tl.join((m >> 16).to(tl.int8), (m >> 24).to(tl.int8))
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1, 4, 3)), [w.shape[0], 128])
+
+
+@triton.jit
 def rows_in_order(both, ROWS: tl.constexpr):
     """`[ROWS, column, pair, 2]` as `[ROWS, numbers]`: half first, then the bits of the pair, lowest first, then the
     column."""

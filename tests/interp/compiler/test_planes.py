@@ -30,6 +30,21 @@ FLOWS = {  # name: declaration of two states of signs, their values, sum over ch
         (TURNED, TURNED + ".abs() - 0.5"),
         f'({TURNED_Q} - {CODE}).abs().sum("block", "code")',
     ),
+    "few values: codes apart": (
+        'row=page.size, block="D/16", code=16',
+        (TURNED, TURNED + ".abs() - 0.5"),
+        f'(({TURNED_Q}).sign() * (2 + (({TURNED_Q}).abs() - 0.5).sign()) - {CODE}).abs().sum("code", "block")',
+    ),
+    "few values: halves, of some channels": (
+        'row=page.size, block="D/16", code=16',
+        (TURNED, TURNED + ".abs() - 0.5"),
+        f'ops.where({TURNED_Q} > 0.3, {CODE}, 0.5 * cache["f"]).sum("block", "code") + q.mean("dim")',
+    ),
+    "few values, of a page": (
+        'few=8, ch="D"',
+        tuple(f'{MEAN}.slice("dim", {n}, {n + 8}).rename(dim="few") * {MEAN}.rename(dim="ch")' for n in (0, 8)),
+        f'(q.rename(dim="ch").sign() * q.slice("dim", 0, 8).rename(dim="few").sign() - {CODE}).abs().sum("few", "ch")',
+    ),
     "turned, of a page": (
         'block="D/16", code=16',
         tuple(f'({x}).mean("row")' for x in (TURNED, TURNED + ".abs() - 0.5")),
@@ -89,6 +104,7 @@ for name, (source, products) in json.load(sys.stdin).items():
         oracle, flow = (backends.get(b).compile(traced.program, traced.knobs, geometry) for b in ("oracle", "triton"))
         text = flow.code.text
         assert products < 0 or text.count("tl.dot(") >= products, (name, SIZE, DIM)
+        assert ("unpack_bytes(" in text) == (name.startswith("few values") and group <= 8), (name, SIZE, DIM, group)
         states, same = (f.new_states(pages, torch.device("cpu")) for f in (oracle, flow))
         oracle.update(states, LayerKV(k, v), torch.arange(pages), 0)
         for n, field in states.fields.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from vortex_core.compiler.triton.code_product import CodeProduct, view, widest
+from vortex_core.compiler.triton.code_product import CodeProduct, Total, view, widest
 from vortex_core.compiler.triton.emitter import Emitter
 from vortex_core.compiler.triton.fields import (
     code_text,
@@ -66,21 +66,15 @@ class CodeEmitter:
     def emit(self, e: Emitter, c: CodeProduct, env: Env) -> Tile | None:
         """The product under an environment, or None where a shape does not suit it."""
         graph = e.graph
+        at = self._axes(e, c, env)
+        if at is None:
+            return None
+        head, axes = at
         real = c.channels(graph, e.sizes)
-        if any(e.needs_whole(i, d) for i in c.query for d in c.dims):
-            return None
-        heads = next(
-            (graph.nodes[i].type.extent("head") for i in c.query if "head" in graph.nodes[i].type.names), None
-        )
-        head = None if heads is None else e.axis("head", heads.resolve(e.sizes))
-        if head is not None and env["head"].text != head.index:
-            return None
-        names = {n for i in c.codes for n in graph.nodes[i].type.names} - set(c.dims)
-        axes = order([a for n in names for a in env[n].axes])
         rows = math.prod(a.size for a in axes)
         first = widest(graph, c)
         found = columns_of(graph, c, self.states, e.sizes, first) if len(c.dims) == 1 else None
-        asked = 1 if heads is None else heads.resolve(e.sizes)
+        asked = 1 if head is None else head.real
         others = [i for i in c.codes if i != first]
         by_page = all(set(graph.nodes[i].type.names) <= {"page", c.dim} for i in others)
         if found is not None and others:
@@ -93,10 +87,17 @@ class CodeEmitter:
             return self._result(e, c, env, head, axes, total, double=False)
         if rows < LEAST or real < LEAST:
             return None
-        total = ""
-        pieces = self._pieces(e, c, first, real) if len(c.dims) == 1 else self._flat_pieces(e, c, first)
+        if self._suit_bytes(e, [c], head):
+            total = self._in_bytes(e, [c], env, head, axes)
+            return self._result(e, c, env, head, axes, total, double=False)
+        if len(c.dims) == 1:
+            pieces = self._pieces(e, c, first, real)
+        else:
+            packed = self._flat_packings(e, c, first)
+            pieces = [self._flat_piece(e, c, first, p, p.channel) for p in packed]
         if not pieces:
             return None
+        total = ""
         for piece in pieces:
             left = self._codes(e, c, first, env, axes, piece)
             for right in self._query(e, c, head, piece):
@@ -104,6 +105,38 @@ class CodeEmitter:
                 text = f'tl.dot({left}, tl.trans({right}){extra}, input_precision="tf32x3")'
                 total = e.bind(text, (), True).text
         return self._result(e, c, env, head, axes, total, double=self._side_by_side(c, head))
+
+    def emit_total(self, e: Emitter, t: Total, env: Env) -> Tile | None:
+        """A sum of products, which is added up as it is multiplied, or None where a shape does not suit that."""
+        at = self._axes(e, t.products[0], env)
+        if (
+            at is None
+            or math.prod(a.size for a in at[1]) < LEAST
+            or not self._suit_bytes(e, t.products, at[0])
+        ):
+            return None
+        total = self._in_bytes(e, t.products, env, *at)
+        result = self._result(e, t.products[0], env, *at, total, double=False)
+        for i in t.others:
+            other = e.at(i, env)
+            axes = order([*result.axes, *other.axes])
+            result = e.bind(f"{result.to(axes)} + {other.to(axes)}", axes, True)
+        return result
+
+    @staticmethod
+    def _axes(e: Emitter, c: CodeProduct, env: Env) -> tuple[Axis | None, tuple[Axis, ...]] | None:
+        """The axis of heads, if there is one, and those of rows; None where they are asked for otherwise."""
+        graph = e.graph
+        if any(e.needs_whole(i, d) for i in c.query for d in c.dims):
+            return None
+        heads = next(
+            (graph.nodes[i].type.extent("head") for i in c.query if "head" in graph.nodes[i].type.names), None
+        )
+        head = None if heads is None else e.axis("head", heads.resolve(e.sizes))
+        if head is not None and env["head"].text != head.index:
+            return None
+        names = {n for i in c.codes for n in graph.nodes[i].type.names} - set(c.dims)
+        return head, order([a for n in names for a in env[n].axes])
 
     # ---- columns -------------------------------------------------------------------------------------------
 
@@ -320,23 +353,72 @@ class CodeEmitter:
                 break
         return found
 
-    def _flat_pieces(self, e: Emitter, c: CodeProduct, first: int) -> list[_Piece]:
-        """The channels of several dimensions: the bits of a row as they lie."""
+    def _flat_packings(self, e: Emitter, c: CodeProduct, first: int) -> list[Packing]:
+        """How a row of signs along several dimensions is taken: its bits as they lie."""
+        width = flat_bytes(self._state(e.graph, first), e.sizes, len(c.dims))
+        return packings(1, 8 * width, width, 0, MAX_LANES)
+
+    def _flat_piece(
+        self, e: Emitter, c: CodeProduct, first: int, p: Packing, channel: Callable[[str], str]
+    ) -> _Piece:
+        """A piece of such a row; `channel` says which bit of it a lane is."""
         state, count = self._state(e.graph, first), len(c.dims)
-        width = flat_bytes(state, e.sizes, count)
+        bits = 8 * flat_bytes(state, e.sizes, count)
         last = state.stored[-1][1].resolve(e.sizes)
-        found = []
-        for p in packings(1, 8 * width, width, 0, MAX_LANES):
-            end = (p.start + p.units) * p.per
-            piece = self._piece(e, c.dim, p.lanes, p.channel, end, 8 * width, p)
-            texts = flat_indices(state, e.sizes, count, piece.at[c.dim].text)
-            inside = [] if piece.inside is None else [piece.inside]
-            if 8 * stored_shape(state, e.sizes)[-1] > last:
-                inside.append(f"({texts[-1]} < {last})")
-                texts[-1] = f"tl.minimum({texts[-1]}, {last - 1})"
-            at = {d: e.shared(text, (piece.lanes,)) for d, text in zip(c.dims, texts, strict=True)}
-            found.append(replace(piece, at=at, inside=" & ".join(inside) or None))
-        return found
+        piece = self._piece(e, c.dim, p.lanes, channel, (p.start + p.units) * p.per, bits, p)
+        texts = flat_indices(state, e.sizes, count, piece.at[c.dim].text)
+        inside = [] if piece.inside is None else [piece.inside]
+        if 8 * stored_shape(state, e.sizes)[-1] > last:
+            inside.append(f"({texts[-1]} < {last})")
+            texts[-1] = f"tl.minimum({texts[-1]}, {last - 1})"
+        at = {d: e.shared(text, (piece.lanes,)) for d, text in zip(c.dims, texts, strict=True)}
+        condition = f"({' & '.join(inside)})" if len(inside) > 1 else next(iter(inside), None)
+        return replace(piece, at=at, inside=condition)
+
+    def _suit_bytes(self, e: Emitter, products: Sequence[CodeProduct], head: Axis | None) -> bool:
+        """Whether products run on bytes: few values of the query, in no more columns than are free."""
+        return (head is None or head.size <= COLUMNS) and all(
+            c.step and all((p.unit, p.units) == (32, 4) for p in self._flat_packings(e, c, c.codes[0]))
+            for c in products
+        )
+
+    def _in_bytes(
+        self,
+        e: Emitter,
+        products: Sequence[CodeProduct],
+        env: Env,
+        head: Axis | None,
+        axes: Sequence[Axis],
+    ) -> str:
+        """The sums `[rows, heads]` for queries of few values: both sides are bytes, which is exact, and a number of the
+        state is not more than a bit. See `kernels.unpack.unpack_bytes`."""
+        rows, step = math.prod(a.size for a in axes), products[0].step
+        total, less = "", []
+        for c in products:
+            first = c.codes[0]
+            for p in self._flat_packings(e, c, first):
+
+                def channel(lane: str, start: int = p.start * p.per) -> str:
+                    at = f"(({lane} >> 2) & 3) * 32 + ({lane} & 3) * 8 + ({lane} >> 4)"
+                    return f"{start} + {at}" if start else at
+
+                piece = self._flat_piece(e, c, first, p, channel)
+                words = e.bind(self._words(e, c, first, env, axes, p), (), True).text
+                left = e.bind(f"unpack_bytes({words})", (), True).text
+                number = self._numbers(e, c, head, piece)
+                if piece.inside is not None or head is None:
+                    number = e.shared(number, ()).text
+                weight = f"({1.0 / step} * (8 >> (({piece.lanes.index} >> 4) & 3)).to(tl.float32))[None, :]"
+                right = e.shared(f"({number} * {weight}).to(tl.int8)", ()).text
+                less.append(number)
+                extra = f", {total}" if total else ""
+                text = f"tl.dot({left}, tl.trans({right}){extra}, out_dtype=tl.int32)"
+                total = e.bind(text, (), True).text
+        heads = 1 if head is None else head.size
+        every = e.shared(f"tl.sum({' + '.join(less)}, axis=1)", ()).text
+        # A sign is twice its bit, less 1.
+        text = f"tl.reshape({total}, {[rows, heads]}).to(tl.float32) * {step / 4} - {every}[None, :]"
+        return e.bind(text, (), True).text
 
     def _piece(
         self,
@@ -432,6 +514,19 @@ class CodeEmitter:
         plane: int = 0,
     ) -> str:
         """The numbers in the units of a piece, of one plane."""
+        return f"unpack({self._words(e, c, first, env, axes, p, plane)}, {p.bits}, {p.unit}, OPERAND)"
+
+    def _words(
+        self,
+        e: Emitter,
+        c: CodeProduct,
+        first: int,
+        env: Env,
+        axes: Sequence[Axis],
+        p: Packing,
+        plane: int = 0,
+    ) -> str:
+        """The units of a piece, `[rows, units]`."""
         units = e.axis(lane_name(c.dim), p.units)
         start = p.offset + p.start
         lane = Tile(units.index if not start else f"{start} + {units.index}", (units,))
@@ -450,8 +545,7 @@ class CodeEmitter:
                 text, own = unit_text(state.name, state, e.sizes, row, indices, mask, p.unit, plane)
             factors.append(self._once(e, text, own))
         words = spread(self._signed(e, factors), [*axes, units])
-        rows = math.prod(a.size for a in axes)
-        return f"unpack(tl.reshape({words}, {[rows, p.units]}), {p.bits}, {p.unit}, OPERAND)"
+        return f"tl.reshape({words}, {[math.prod(a.size for a in axes), p.units]})"
 
     def place(self, e: Emitter, i: int, env: Env, packed: str = "") -> tuple[StateDecl, Tile, list[Tile]]:
         """The state behind a view, its row, and its indices as stored.
@@ -488,8 +582,8 @@ class CodeEmitter:
         more Triton takes instructions that want the left operand in shared memory."""
         return not c.exact and 2 * (1 if head is None else head.size) <= COLUMNS
 
-    def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> list[str]:
-        """The right operands, `[heads, lanes]` each, or one with twice as many rows: two numbers hold a query's."""
+    def _numbers(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> str:
+        """What is multiplied with codes, `[heads, lanes]`; zero on padding."""
         env = {**piece.at, **({} if head is None else {"head": Tile(head.index, (head,))})}
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
@@ -498,6 +592,11 @@ class CodeEmitter:
         text = found.text if head is not None else f"{found.text}[None, :]"
         if piece.inside is not None:
             text = f"tl.where({piece.inside}[None, :], {text}, 0.0)"
+        return text
+
+    def _query(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> list[str]:
+        """The right operands, `[heads, lanes]` each, or one with twice as many rows: two numbers hold a query's."""
+        text = self._numbers(e, c, head, piece)
         if self._side_by_side(c, head):
             return [e.shared(f"two_parts({text}, OPERAND)", ()).text]
         high = e.shared(f"({text}).to(OPERAND)", ()).text

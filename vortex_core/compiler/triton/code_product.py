@@ -9,13 +9,15 @@ numbers hold 16 of its bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vortex_core.compiler.columns import column_bytes
 from vortex_core.compiler.triton.contraction import exact
 from vortex_core.compiler.triton.tile import MAX_PAGES_PER_PROGRAM, pow2
 from vortex_core.ir.graph import Graph, Node
+from vortex_core.ir.levels import levels
 from vortex_core.ir.program import SCALED, StateDecl
 from vortex_core.ir.types import STORED_BITS
 
@@ -36,6 +38,7 @@ HELD = 8  # by bf16
 MAX_ROWS = 256
 MAX_ROW_BYTES = 32768
 MANY_LANES = 256
+MOST_STEPS = 15  # a byte holds 8 of them: what `unpack_bytes` gives is up to 8
 COLUMN_ROWS = 512  # of codes that lie by columns: four of each thread
 _VIEWS = ("slice", "split", "rename", "channels")
 
@@ -52,6 +55,8 @@ class CodeProduct:
         exact: whether bf16 holds the query side.
         absorbed: nodes that need no value of their own.
         signs: factors that lie as the only one of `codes` does, all of them signs: so is what is multiplied.
+        step: of a query of few values, all of them small multiples of it; 0 for any other.
+        most: the largest of those multiples.
     """
 
     dims: tuple[str, ...]
@@ -61,6 +66,8 @@ class CodeProduct:
     exact: bool
     absorbed: tuple[int, ...]
     signs: tuple[int, ...] = ()
+    step: float = 0.0
+    most: int = 0
 
     @property
     def dim(self) -> str:
@@ -139,7 +146,62 @@ def _match(
         dims = lies
     held = len(query) == 1 and exact(graph, states, query[0])
     taken = codes[: len(codes) - len(signs)]
-    return CodeProduct(dims, tuple(query), tuple(taken), tuple(rest), held, tuple(absorbed), tuple(signs))
+    step, most = _step(graph, query) if len(dims) > 1 else (0.0, 0)
+    return CodeProduct(
+        dims, tuple(query), tuple(taken), tuple(rest), held, tuple(absorbed), tuple(signs), step, most
+    )
+
+
+def _step(graph: Graph, query: Sequence[int]) -> tuple[float, int]:
+    """What the values of the query's side are multiples of, and the largest of these, `MOST_STEPS` at most; nothing if
+    they are not."""
+    found = levels(graph, *query)
+    for power in range(-6, 7) if found is not None else ():
+        step = 2.0**-power
+        if all(v % step == 0 and abs(v) <= MOST_STEPS * step for v in found or ()):
+            return step, int(max(abs(v) for v in found or ()) / step)
+    return 0.0, 0
+
+
+@dataclass(frozen=True)
+class Total:
+    """A sum of products that run as one, and what else is added.
+
+    Attributes:
+        products: with a step each.
+        others: nodes.
+    """
+
+    products: tuple[CodeProduct, ...]
+    others: tuple[int, ...]
+
+
+def find_totals(graph: Graph, products: Mapping[int, CodeProduct]) -> dict[int, Total]:
+    """The additions of several products of signs with queries of few values, by node."""
+    uses = Counter([j for n in graph.nodes for j in n.inputs] + [j for _, j in graph.writes])
+    inside: set[int] = set()
+    found = {}
+
+    def terms(i: int, top: bool) -> list[int]:
+        node = graph.nodes[i]
+        if node.op != "add" or not (top or uses[i] == 1):
+            return [i]
+        inside.add(i)
+        return [k for j in node.inputs for k in terms(j, False)]
+
+    for i in reversed(range(len(graph.nodes))):
+        if graph.nodes[i].op != "add" or i in inside or "page" not in graph.nodes[i].type.names:
+            continue
+        added = terms(i, True)
+        taken = [j for j in added if uses[j] == 1 and j in products and products[j].step]
+        made = [products[j] for j in taken]
+        step = min((c.step for c in made), default=0.0)
+        same = len({(c.dims, c.rest, graph.nodes[j].type) for c, j in zip(made, taken, strict=True)}) == 1
+        if len(made) > 1 and same and all(c.most * c.step <= MOST_STEPS * step for c in made):
+            found[i] = Total(
+                tuple(replace(c, step=step) for c in made), tuple(j for j in added if j not in taken)
+            )
+    return found
 
 
 def _like(graph: Graph, states: Mapping[str, StateDecl], i: int, j: int) -> bool:

@@ -48,6 +48,7 @@ _HELPERS = {
     **dict.fromkeys(
         (
             "unpack",
+            "unpack_bytes",
             "unpack_columns",
             "unpack_planes",
             "unpack_times",

@@ -11,7 +11,13 @@ from typing import Any
 
 from vortex_core.compiler.columns import PACKED
 from vortex_core.compiler.triton.code_emitter import LEAST, CodeEmitter
-from vortex_core.compiler.triton.code_product import CodeProduct, by_columns, find_code_products, rows_of
+from vortex_core.compiler.triton.code_product import (
+    CodeProduct,
+    by_columns,
+    find_code_products,
+    find_totals,
+    rows_of,
+)
 from vortex_core.compiler.triton.contraction import find_contractions
 from vortex_core.compiler.triton.emitter import LEAST_ROWS, REDUCE, Emitter
 from vortex_core.compiler.triton.fields import load_text, store_lines
@@ -50,6 +56,7 @@ class IndexKernel(KernelWriter):
         self.contractions |= find_contractions(program.index, self.states, taken, inexact=True)
         if wide:  # no query is exact
             self.code_products = {i: replace(c, exact=False) for i, c in self.code_products.items()}
+        self.totals = find_totals(program.index, self.code_products)
         refined = program.index.refinement
         elsewhere = frozenset() if refined is None else refined.only
         found = {i: c for i, c in self.code_products.items() if i not in elsewhere}
@@ -275,10 +282,14 @@ class IndexKernel(KernelWriter):
 
     def product(self, e: Emitter, i: int, env: Env) -> Tile | None:
         """A sum as a product with codes, where it is one."""
+        if i in self.totals:
+            found = self.writer.emit_total(e, self.totals[i], env)
+            if found is not None:
+                return found
         if i in self.page_products:
             return PageEmitter(self.writer).emit(e, self.page_products[i], env)
-        found = self.code_products.get(i)
-        return None if found is None else self.writer.emit(e, found, env)
+        product = self.code_products.get(i)
+        return None if product is None else self.writer.emit(e, product, env)
 
     def score_text(self, block: int, channels: int) -> str:
         """`score_kernel`: one program for BLOCKS blocks of `block` pages of a row, `channels` a matrix product.
