@@ -268,8 +268,11 @@ class Numbers:
             x, y = (v.view(SIGNED[int(kind[1:])]) if kind[0] == "s" else v for v in (x, y))
         names = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal"}
         names |= {"ne": "not_equal", "lo": "less", "ls": "less_equal", "hi": "greater", "hs": "greater_equal"}
-        compared = unordered if o[1] == "nan" else getattr(np, names[o[1][:2]])(x, y)
-        if "f" in kind and o[1] != "nan":
+        if o[1] in ("nan", "num"):
+            compared = unordered if o[1] == "nan" else ~unordered
+        else:
+            compared = getattr(np, names[o[1][:2]])(x, y)
+        if "f" in kind and o[1] not in ("nan", "num"):
             compared = compared | unordered if o[1].endswith("u") else compared & ~unordered
         if len(a) > 3:
             more = self.get(a[3], 1)
@@ -277,6 +280,9 @@ class Numbers:
         self.put(a[0], compared, mask)
 
     def do_cvt(self, o: list[str], a: list[str], mask: Lanes | None, line: str) -> None:
+        if o[1:] == ["rna", "tf32", "f32"]:  # 10 bits after the first, half away from zero
+            self.put(a[0], (self.get(a[1]) + np.uint32(0x1000)) & np.uint32(0xFFFFE000), mask)
+            return
         kinds = [t for t in o[1:] if re.match(r"^(b?f|s|u)\d+(x2)?$", t) or t.startswith("e")]
         if len(kinds) < 2:
             raise UnknownStatementError(line)
@@ -331,20 +337,22 @@ class Numbers:
         )
 
     def do_mma(self, o: list[str], a: list[str], mask: Lanes | None, line: str) -> None:
-        wide = "m16n8k16" in o and o.count("bf16") == 2
-        if not wide and not ("m16n8k32" in o and o.count("s8") == 2):
+        shapes = {"m16n8k16": ("bf16", 2), "m16n8k32": ("s8", 4), "m16n8k8": ("tf32", 1)}
+        kind, per = next((shapes[k] for k in o if k in shapes), ("", 0))  # numbers of a register
+        if not kind or o.count(kind) != 2:
             raise UnknownStatementError(line)
         results, lefts, rights, sums = (listed(k) for k in a)
         warps, lane = self.threads // 32, np.arange(32)
         group, thread = lane // 4, lane % 4
-        per = 2 if wide else 4  # numbers of a register
         left, right = np.zeros((warps, 16, 8 * per)), np.zeros((warps, 8 * per, 8))
         total = np.zeros((warps, 16, 8))
 
         def parts(name: str) -> list[Lanes]:
             found = self.get(name).reshape(warps, 32)
-            if wide:
+            if kind == "bf16":
                 return [from_bf16(half) for half in halves(found)]
+            if kind == "tf32":
+                return [floats(found & np.uint32(0xFFFFE000))]
             return [(found >> np.uint32(8 * n)).astype(np.uint8).view(np.int8) for n in range(4)]
 
         for n, name in enumerate(lefts):
@@ -356,11 +364,12 @@ class Numbers:
         for n, name in enumerate(sums):
             place = (slice(None), group + 8 * (n >> 1), thread * 2 + (n & 1))
             bits = self.get(name)
-            total[place] = (floats(bits) if wide else bits.view(np.int32)).reshape(warps, 32)
+            total[place] = (bits.view(np.int32) if kind == "s8" else floats(bits)).reshape(warps, 32)
         found = left @ right + total
         for n, name in enumerate(results):
             taken = found[:, group + 8 * (n >> 1), thread * 2 + (n & 1)].reshape(-1)
-            bits = bits_of(taken.astype(np.float32)) if wide else taken.astype(np.int32).view(np.uint32)
+            whole = taken.astype(np.int32).view(np.uint32) if kind == "s8" else None
+            bits = bits_of(taken.astype(np.float32)) if whole is None else whole
             self.put(name, bits, None)
 
 

@@ -169,14 +169,17 @@ class Program:
 
     @cached_property
     def lowered(self) -> Program:
-        """The program as a step computes it: products with states one by one, functions of signs as such products, and
-        what a page can reduce by itself reduced there."""
+        """The program as a step computes it: sums from others that are known, products with states one by one,
+        functions of signs as such products, and what a page can reduce by itself reduced there."""
+        from vortex_core.ir.known_sums import with_known_sums
         from vortex_core.ir.linear import distributed
         from vortex_core.ir.page_local import page_local
         from vortex_core.ir.planes import in_planes
 
-        index = page_local(in_planes(distributed(self.index), {s.name: s for s in self.states}))
-        return self if index is self.index else replace(self, index=index)
+        cache, index = with_known_sums(self.cache, "cache"), with_known_sums(self.index, "index")
+        index = page_local(in_planes(distributed(index), {s.name: s for s in self.states}))
+        same = cache is self.cache and index is self.index
+        return self if same else replace(self, cache=cache, index=index)
 
     @cached_property
     def _canonical(self) -> Program:

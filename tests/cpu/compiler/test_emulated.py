@@ -10,6 +10,8 @@ import pytest
 from benchmarks.emulated import WHOLE, Sizes, emulate, emulate_states
 from benchmarks.programs import FOUND, programs
 from benchmarks.ptx_machine import BASE, Machine
+from tests.interp.compiler.test_planes import FLOW as PLANES_FLOW
+from tests.interp.compiler.test_planes import FLOWS as PLANES
 from vortex_core import library
 from vortex_core.compiler.triton import update_kernel
 from vortex_core.compiler.triton.generate import generate
@@ -156,6 +158,28 @@ def test_states_of_many_statements() -> None:
     assert done is not None and done.unlike == 0.0, done
     assert not done.hazards
     assert done.statements < 12_000  # 23,298 where numbers of a byte are computed apart
+
+
+@pytest.mark.parametrize(("page", "dim"), [(64, 128), (16, 64)])
+def test_states_of_turned_keys(page: int, dim: int) -> None:
+    """A matrix product, and the squares of what it gives: no number for each channel before and after the turn."""
+    done = emulate_states(library.load("adamas").flow, sizes=Sizes(2, dim, page))
+    assert done is not None and done.unlike == 0.0, done
+    assert not done.hazards
+    assert done.statements < 2_500
+
+
+@pytest.mark.parametrize("name", ["turned", "few values: halves, of some channels", "apart from a code"])
+def test_functions_of_a_query_and_of_signs(name: str) -> None:
+    """As products: of pairs, of bytes, of codes by columns."""
+    state, (first, second), total = PLANES[name]
+    source = PLANES_FLOW.format(
+        state=state, first=first, second=second, total=total, result='x.max("row", "head")'
+    )
+    for sizes in (Sizes(2, 128, 64), Sizes(5, 64, 16)):
+        done = emulate(run(source, "x.py").flow, sizes=sizes)
+        assert done.error < 1e-4, (sizes, done)
+        assert not done.hazards
 
 
 @pytest.mark.parametrize("name", ["adamas", "locks", "twilight", "nsa", "hisa"])

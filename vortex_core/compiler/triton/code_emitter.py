@@ -377,7 +377,7 @@ class CodeEmitter:
 
     def _suit_bytes(self, e: Emitter, products: Sequence[CodeProduct], head: Axis | None) -> bool:
         """Whether products run on bytes: few values of the query, in no more columns than are free."""
-        return (head is None or head.size <= COLUMNS) and all(
+        return (head is None or head.size <= MOST_HEADS) and all(
             c.step and all((p.unit, p.units) == (32, 4) for p in self._flat_packings(e, c, c.codes[0]))
             for c in products
         )
@@ -393,7 +393,11 @@ class CodeEmitter:
         """The sums `[rows, heads]` for queries of few values: both sides are bytes, which is exact, and a number of the
         state is not more than a bit. See `kernels.unpack.unpack_bytes`."""
         rows, step = math.prod(a.size for a in axes), products[0].step
-        total, less = "", []
+        parts = [head]
+        if head is not None and head.size > COLUMNS:
+            parts = [e.axis("EIGHT", COLUMNS)] * (head.size // COLUMNS)
+        totals = [""] * len(parts)
+        less: list[list[str]] = [[] for _ in parts]
         for c in products:
             first = c.codes[0]
             for p in self._flat_packings(e, c, first):
@@ -405,20 +409,27 @@ class CodeEmitter:
                 piece = self._flat_piece(e, c, first, p, channel)
                 words = e.bind(self._words(e, c, first, env, axes, p), (), True).text
                 left = e.bind(f"unpack_bytes({words})", (), True).text
-                number = self._numbers(e, c, head, piece)
-                if piece.inside is not None or head is None:
-                    number = e.shared(number, ()).text
                 weight = f"({1.0 / step} * (8 >> (({piece.lanes.index} >> 4) & 3)).to(tl.float32))[None, :]"
-                right = e.shared(f"({number} * {weight}).to(tl.int8)", ()).text
-                less.append(number)
-                extra = f", {total}" if total else ""
-                text = f"tl.dot({left}, tl.trans({right}){extra}, out_dtype=tl.int32)"
-                total = e.bind(text, (), True).text
-        heads = 1 if head is None else head.size
-        every = e.shared(f"tl.sum({' + '.join(less)}, axis=1)", ()).text
-        # A sign is twice its bit, less 1.
-        text = f"tl.reshape({total}, {[rows, heads]}).to(tl.float32) * {step / 4} - {every}[None, :]"
-        return e.bind(text, (), True).text
+                for n, part in enumerate(parts):
+                    number = self._numbers(e, c, part, piece, n * COLUMNS, 0 if head is None else head.real)
+                    if piece.inside is not None or head is None:
+                        number = e.shared(number, ()).text
+                    right = e.shared(f"({number} * {weight}).to(tl.int8)", ()).text
+                    less[n].append(number)
+                    extra = f", {totals[n]}" if totals[n] else ""
+                    text = f"tl.dot({left}, tl.trans({right}){extra}, out_dtype=tl.int32)"
+                    totals[n] = e.bind(text, (), True).text
+        found = []
+        for part, total, numbers in zip(parts, totals, less, strict=True):
+            every = e.shared(f"tl.sum({' + '.join(numbers)}, axis=1)", ()).text
+            shape = [rows, 1 if part is None else part.size]
+            # A sign is twice its bit, less 1.
+            text = f"tl.reshape({total}, {shape}).to(tl.float32) * {step / 4} - {every}[None, :]"
+            found.append(e.bind(text, (), True).text)
+        if len(found) == 1:
+            return found[0]
+        text = f"tl.permute(tl.join({found[0]}, {found[1]}), (0, 2, 1))"
+        return e.bind(f"tl.reshape({text}, {[rows, 2 * COLUMNS]})", (), True).text
 
     def _piece(
         self,
@@ -582,9 +593,19 @@ class CodeEmitter:
         more Triton takes instructions that want the left operand in shared memory."""
         return not c.exact and 2 * (1 if head is None else head.size) <= COLUMNS
 
-    def _numbers(self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece) -> str:
-        """What is multiplied with codes, `[heads, lanes]`; zero on padding."""
-        env = {**piece.at, **({} if head is None else {"head": Tile(head.index, (head,))})}
+    def _numbers(
+        self, e: Emitter, c: CodeProduct, head: Axis | None, piece: _Piece, start: int = 0, heads: int = 0
+    ) -> str:
+        """What is multiplied with codes, `[heads, lanes]`; zero on padding.
+
+        Args:
+            start: the first head.
+            heads: how many there are, where it is not the first.
+        """
+        env: dict[str, Tile] = dict(piece.at)
+        if head is not None:
+            at = f"tl.minimum({start} + {head.index}, {heads - 1})" if start else head.index
+            env["head"] = Tile(at, (head,))
         factors = [e.emit(i, {n: env[n] for n in e.graph.nodes[i].type.names}) for i in c.query]
         axes = order([a for t in factors for a in t.axes])
         target = [piece.lanes] if head is None else [head, piece.lanes]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vortex_core.compiler.triton.tile import Axis, Env, Tile, order, pow2, powers_of_two, unsupported
+from vortex_core.compiler.triton.tile import Axis, Env, Tile, atom, order, pow2, powers_of_two, unsupported
 from vortex_core.ir.definitions import NEGLIGIBLE, STEPS
 from vortex_core.ir.graph import Graph, Node
 
@@ -87,6 +87,47 @@ def coordinates(e: Emitter, node: Node, env: Env) -> Tile | None:
         extra = f", {total}" if total else ""
         total = e.bind(f"tl.dot({x.text}, {y.text}{extra}, {_TENSOR})", (), False).text
     return _arranged(e, Tile(total, (rows, columns)), order([rows, columns]))
+
+
+def turned(e: Emitter, node: Node, env: Env) -> Tile | None:
+    """A sum of products with a matrix that is the same everywhere as a matrix product; None where it is none.
+
+    The products themselves have a number for each number before and after: more than registers hold.
+    """
+    if len(node.attr["dims"]) != 1:
+        return None
+    (dim,), todo = node.attr["dims"], [*node.inputs]
+    sides: tuple[list[int], list[int]] = [], []  # by what it is turned, which is the smaller, and what is
+    while todo:
+        i = todo.pop()
+        factor = e.graph.nodes[i]
+        if factor.op == "mul":
+            todo += factor.inputs
+        else:
+            sides[factor.type.domain != "const" or dim not in factor.type.names].append(i)
+    real = e.graph.nodes[node.inputs[0]].type.extent(dim).resolve(e.sizes)
+    names = [{n for i in side for n in e.graph.nodes[i].type.names} for side in sides]
+    if dim not in names[0] & names[1] or names[0] & names[1] != {dim} or pow2(real) != real or real < _LEAST:
+        return None
+    lanes = e.axis(dim, real)
+    found = [order([a for n in own - {dim} for a in env[n].axes]) for own in names]
+    counts = [math.prod(a.size for a in axes) for axes in found]
+    if min(counts) < _LEAST or set(found[0]) & set(found[1]) or lanes in (*found[0], *found[1]):
+        return None
+    at, operands = {**env, dim: Tile(lanes.index, (lanes,))}, []
+    for side, axes, count in zip(sides, found, counts, strict=True):
+        parts = [e.at(i, at) for i in sorted(side)]
+        own = order([*axes, lanes])
+        product = " * ".join(atom(t.to(own)) for t in parts)
+        shape = [a.size for a in own]
+        if {a for t in parts for a in t.axes} != set(own):
+            product = f"tl.zeros({shape}, tl.float32) + {product}"
+        x = _arranged(e, e.bind(product, own, False), (*axes, lanes))
+        operands.append(f"tl.reshape({x.text}, {[count, real]})")
+    text = f"tl.dot({operands[0]}, tl.trans({operands[1]}), {_TENSOR})"
+    both = (*found[0], *found[1])
+    result = e.bind(f"tl.reshape({text}, {[a.size for a in both]})", both, False)
+    return _arranged(e, result, order(both))
 
 
 def _of_directions(graph: Graph) -> set[int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vortex_core.compiler.triton.contraction import Contraction
-from vortex_core.compiler.triton.decomposition import coordinates, principal
+from vortex_core.compiler.triton.decomposition import coordinates, principal, turned
 from vortex_core.compiler.triton.tile import (
     FEW_CHANNELS,
     MANY_CHANNELS,
@@ -253,7 +253,9 @@ class Emitter:
             return self.source(self, node, env)
         match node.op:
             case "sum" | "amax" | "amin":
-                found = coordinates(self, node, env) if node.op == "sum" and not inside else None
+                found = None
+                if node.op == "sum" and not inside:
+                    found = coordinates(self, node, env) or turned(self, node, env)
                 return self._reduce(node, env, inside) if found is None else found
             case "slice":
                 start = 0 if a["start"] == 0 else Extent.parse(a["start"]).resolve(self.sizes)

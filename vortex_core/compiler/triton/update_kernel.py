@@ -256,4 +256,4 @@ class UpdateKernel(KernelWriter):
 
 
 def _exchanges(text: str) -> int:
-    return sum(text.count(f"tl.{kind}(") for kind in ("sum", "max", "min"))
+    return sum(text.count(f"tl.{kind}(") for kind in ("sum", "max", "min", "dot"))
