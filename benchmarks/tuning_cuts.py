@@ -35,7 +35,8 @@ TILES: tuple[tuple[int, int], ...] = (  # tokens, warps
     (32, 1), (32, 4), (64, 2), (64, 4), (128, 4), (128, 8), (256, 8),
 )  # fmt: skip
 IN_FLIGHT = 48 * 1024  # bytes a multiprocessor: 4.3 TB/s for a microsecond and a half, over 132 of them
-FINALISTS = 6
+NEAR = 4  # so many of the fastest are varied, twice
+FINALISTS = 6  # so many are timed again beside the default, three times
 ANY = 1 << 30  # programs of a launch
 
 
@@ -183,7 +184,7 @@ class Sweep:
         results = {config: self._one(config, timed) for config in first}
         for _ in range(2):  # from the best so far, and from what came of it
             best = sorted((us, n) for n, (us, _) in enumerate(results.values()) if us is not None)
-            near = [list(results)[n] for _, n in best[:FINALISTS]] if timed else list(results)[:FINALISTS]
+            near = [list(results)[n] for _, n in best[:NEAR]] if timed else list(results)[:NEAR]
             more = self.tried([c for config in near for c in neighbours(config, self.lists)], seen)
             results |= {config: self._one(config, timed) for config in more}
         finals: dict[DecodeConfig, list[float]] = {}
