@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -122,6 +123,13 @@ def test_there_are_enough() -> None:
     assert len(FORGED) >= 250
 
 
+def _seconds(line: bytes) -> float:
+    began = time.process_time()
+    with suppress(VortexError):
+        answer.Heard(SOURCE, "flow.py").read(line, b"", None)
+    return time.process_time() - began
+
+
 def test_forged_answers_are_refused_or_legal() -> None:
     """Each is `VF009`, or a program that the parent verified: then name, source and warnings are the parent's own."""
     wrong, accepted = [], 0
@@ -137,7 +145,8 @@ def test_forged_answers_are_refused_or_legal() -> None:
             assert traced.source == SOURCE, what
             assert traced.name == "W" or traced.name == "x", what
             assert is_visible(traced.doc.replace("\n", " "), 4_000)
-        if time.process_time() - began > 2:  # of this process: the machine may be busy
+        # Of this process, as the machine may be busy; and twice, as a virtual machine may have stood still meanwhile.
+        if time.process_time() - began > 2 and _seconds(line) > 2:
             wrong.append(f"{what}: slow")
     assert not wrong
     assert accepted < 25  # such as no places, or another legal knob

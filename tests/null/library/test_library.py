@@ -97,12 +97,24 @@ def test_only_stated_equals_are_equal() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_check_takes_less_than_50_ms_of_computing(name: str) -> None:
     source, values = library.source(name), weights.values(name) if name in UNTRAINED else None
-    seconds = []
+    seconds, yardstick = [], []
     for _ in range(4):
         start = time.process_time()
         assert run(source, f"{name}.py", None, values).key
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.05
+        middle = time.process_time()
+        _work()
+        seconds.append(middle - start)
+        yardstick.append(time.process_time() - middle)
+    # Where the machine itself computes more slowly than a plain one just then, a check may take longer by as much.
+    assert min(seconds) < 0.05 * max(1.0, min(yardstick) / _PLAIN)
+
+
+_PLAIN = 0.007
+"""Seconds of `_work` on a plain machine."""
+
+
+def _work() -> dict[int, tuple[int, str]]:
+    return {n % 1000: (n, str(n)) for n in range(50_000)}
 
 
 def test_quest_stays_under_ten_lines() -> None:
