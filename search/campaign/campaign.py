@@ -27,6 +27,7 @@ from search.campaign.ladder import Ladder
 from search.campaign.lessons import Lessons
 from search.campaign.live import LiveView
 from search.campaign.pipeline import LibraryLoader, Pipeline
+from search.campaign.references import References
 from search.campaign.replay import Recording
 from search.campaign.work import Work
 from search.config import CampaignConfig
@@ -37,7 +38,6 @@ from search.log.run import Run
 from search.log.state import SEARCHING, USER, CampaignState, Candidate, Proposal
 from search.log.store import Record
 from search.machine import device_words
-from search.together import together
 from vortex_core.errors import VortexError
 
 _REFERENCES = 0.6
@@ -95,9 +95,7 @@ class Campaign:
             config, self.state, self.record, proposers, self.arms, self.pipeline, model, lessons, recording
         )
         self._handed: list[str] = []  # a user's, screened: they answer whatever their rank
-        self._named: set[str] = set()  # references that answer, whatever the screen says of others
-        self._answering: set[str] = set()  # of the others those that were chosen and are under way
-        self._ranked = False  # whether the screen has said which of the others are the best
+        self.references = References(config, self.state, executor, self.pipeline, self.ladder)
         self._live: LiveView | None = None
         for record in run.store.read():
             self._apply(record)
@@ -185,7 +183,12 @@ class Campaign:
             devices = await self.executor.start(self._noticed)
             self._take_up(devices)
             self._stop_gently()
-            reason = await self._search(await self._references())
+            references = self.references.admit(self.library)
+            if self.config.screen is None:
+                await self._answer_references(references)
+            else:
+                await self.references.screened(references, self._too_late_to_search)
+            reason = await self._search(references)
             finals = Finals(
                 self.pipeline, self.config, self.state, self.record, self.library, self._time_is_up
             )
@@ -272,87 +275,12 @@ class Campaign:
         self.pipeline.turns.changed()
         self._changed.set()
 
-    async def _references(self) -> list[Candidate]:
-        """Admit the library's flows and measure them, as far as nothing else could go on beside that.
-
-        Returns:
-            Those whose answers are left: a screen does not wait for them.
-        """
-        keys = dict[str, bool]()  # whether it answers whatever the screen says of others
-        for reference in self.config.references:
-            for name, knobs in reference.each():
-                flow, source = self.library(name, self.config.knobs | knobs)
-                if flow.key not in self.state.candidates:
-                    self.pipeline.admit(flow, source, None)
-                keys[flow.key] = keys.get(flow.key, False) or not (reference.grid and self._chosen)
-        self._named = {key for key, named in keys.items() if named}
-        found = [self.state.candidates[key] for key in keys]
-        waiting = [c for c in found if c.status() == "waiting"]
-        if self.config.screen is not None:
-            await self.executor.record(self.pipeline.seed("search"))
-            await self._screen_references([c for c in found if c.key in self._named])
-            return found
-        await self._answer_references(waiting)
-        return []
-
-    async def _screen_references(self, references: list[Candidate]) -> None:
-        unscreened = [c for c in references if not c.is_dense and c.status("screen") == "waiting"]
-        await together(self.pipeline.evaluate(c, "screen", late=self._too_late_to_search) for c in unscreened)
-
-    @property
-    def _chosen(self) -> int:
-        """How many of the references that a grid names answer; 0: all."""
-        return 0 if self.config.screen is None else self.config.screen.references
-
     async def _answer_references(self, references: list[Candidate]) -> None:
         """Prefill the search's prompts, then have the library's flows answer."""
         unfinished = any(c.status() == "waiting" for c in self.state.candidates.values())
         if unfinished or self._limit(0) is None:
             await self.pipeline.dense_reference("search")
-        named = [c for c in references if c.key in self._named and c.status() == "waiting"]
-        others = [c for c in references if c.key not in self._named]
-        answers = (self.pipeline.evaluate(c, "search", late=self._too_late_for_references) for c in named)
-        await together([*answers, self._screen_references(others)])
-        if self.config.screen is None or self.ladder is None or not others:
-            return
-        for candidate in others:
-            if candidate.status() == "waiting":
-                self.ladder.may_answer(candidate)
-        self._ranked = True
-        lanes = self.executor.engines * (1 + self.config.screen.ahead)
-        await together(self._answer_the_best_of_them() for _ in range(lanes))
-
-    async def _answer_the_best_of_them(self) -> None:
-        """One reference after another, whoever promises most, until so many have answered."""
-        assert self.ladder is not None
-        library = self.ladder.library
-        while self._references_left() and (key := library.next(anyone=True)) is not None:
-            library.went(key)
-            self._answering.add(key)
-            try:
-                await self.pipeline.evaluate(
-                    self.state.candidates[key], "search", late=self._too_late_for_references
-                )
-            finally:
-                self._answering.discard(key)
-            if self._too_late_for_references():
-                return
-
-    def _references_left(self) -> int:
-        """References that are to answer and have not begun to, as far as it is known which."""
-        named, others, answered = 0, 0, 0
-        for c in self.state.candidates.values():
-            if not c.reference or c.status("screen") != "passed" or c.key in self._answering:
-                continue
-            waiting = c.status("search") == "waiting"
-            if c.key in self._named:
-                named += waiting
-            elif waiting:
-                others += 1
-            else:  # who never came to an engine, for example as the target refuses it, takes nobody's place
-                answered += c.failure is None or self.executor.needs_engine(c.failure.stage)
-        left = min(others, max(0, self._chosen - answered - len(self._answering)))
-        return named + (left if self._ranked else 0)
+        await self.references.answer(references, self._too_late_to_search, self._too_late_for_references)
 
     def _too_late_to_search(self) -> bool:
         """Whether the time for the search is used up: references would be compared with nothing."""
@@ -457,7 +385,7 @@ class Campaign:
         if not work.count("references"):
             return False
         ahead = self.executor.engines * self.config.screen.ahead
-        return not ahead or self._references_left() + len(self._answering) > ahead
+        return not ahead or self.references.left + self.references.under_way > ahead
 
     def _promote_to_engines(self, work: Work) -> None:
         """An engine without work takes the best there is; a screen without work is none."""
