@@ -77,7 +77,7 @@ def _known(path: Path) -> list[Parts]:
     with suppress(OSError):
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # half of one, of a process that was killed
-                found.append(json.loads(line))
+                found.append(dict(json.loads(line)))
     return found
 
 

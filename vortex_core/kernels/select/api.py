@@ -29,12 +29,14 @@ SEGMENT = 4096
 MAX_FINAL_BLOCK = 4096
 # Most pages that a bound may leave of a block: a quarter of the smallest such block, and few to search.
 SIFT = 512
-# Pages of a row from which on blocks are sifted where nobody says whether: none, until a GPU has timed it.
+# Pages of a row from which on blocks are sifted where nobody says whether: none. On an H200 it gains a tenth for 256
+# rows of 8,192 pages and loses in unions and for few pages (`benchmarks/results/selections.md`).
 SIFTED_FROM: float = math.inf
 # Warps of a search: pages of the largest block, and how many (`python -m benchmarks.selections --sweep` tries others).
 SEARCH_WARPS = ((512, 4), (4096, 8), (math.inf, 16))
 # Most programs of a launch that lets the next kernel take its places at once (`kernels.dependent`): where a search
-# leaves most multiprocessors free, attention's blocks need not crowd. None do until a GPU has timed it.
+# leaves most multiprocessors free, attention's blocks need not crowd. None do: timed once on an H200, whole steps with
+# 32 such programs took 2 to 3% less (`benchmarks/results/programs.md`).
 EARLY_PROGRAMS = 0
 Stage = Literal["begin", "add", "list"]
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
